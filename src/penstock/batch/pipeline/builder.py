@@ -32,8 +32,8 @@ from penstock.batch.stages.engine import (
     SGLangEngineStage,
     vLLMEngineStage,
 )
-from penstock.batch.stages.http import HttpRequestStage
-from penstock.batch.stages.multimodal import PrepareMultimodalStage
+from penstock.batch.stages.http_worker import HttpRequests, HttpRequestStage
+from penstock.batch.stages.media import PrepareMultimodalStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.stages.text import (
     ChatTemplates,
@@ -43,7 +43,6 @@ from penstock.batch.stages.text import (
     TokenizeStage,
     Tokens,
 )
-from penstock.config import import_object
 from penstock.engines.base import engine_class, with_deterministic
 from penstock.engines.registry import EngineSource
 from penstock.errors import ConfigError, nearest
@@ -52,7 +51,6 @@ Builder = Callable[..., Processor]
 Stages = Callable[..., list[StatefulStage]]
 Override = Callable[[str, StatefulStage], Any]
 
-HTTP_WORKER = "penstock.batch.stages.http_worker:HttpRequests"
 _OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postprocess_map_kwargs")
 
 
@@ -287,10 +285,9 @@ def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:
         "tokens_per_minute": config.tokens_per_minute,
         "timeout_s": config.timeout_s,
     }
-    worker = import_object(HTTP_WORKER, "the HTTP request stage")
     given = {name: value for name, value in arguments.items() if value is not None}
-    worker(**given)  # what is wrong with them need not wait for the rows
-    return [HttpRequestStage(worker, given, placing)]
+    HttpRequests(**given)  # what is wrong with them need not wait for the rows
+    return [HttpRequestStage(None, given, placing)]
 
 
 def _deployment_stages(config: ServeDeploymentProcessorConfig) -> list[StatefulStage]:

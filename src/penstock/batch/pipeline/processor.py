@@ -12,11 +12,10 @@ from typing import Any, Literal, overload
 
 from penstock import runtimes
 from penstock.batch.pipeline.configs import ProcessorConfig
-from penstock.batch.pipeline.map_kwargs import workers
 from penstock.batch.pipeline.processor_rows import Held, ProcessorRows, RowFunction
 from penstock.batch.pipeline.stream import RowStream
 from penstock.batch.read.base import HasRows
-from penstock.batch.stages.base import StatefulStage, check_stage
+from penstock.batch.stages.base import StatefulStage, check_stage, workers
 from penstock.errors import ConfigError, UnknownStageError, nearest
 
 Listed = (

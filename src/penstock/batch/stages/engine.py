@@ -13,7 +13,7 @@ from penstock.batch.pipeline.pipeline import Asked
 from penstock.batch.rows.repair import Repair, Request, collect, invalid_json, misfit
 from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.rows.row import Outcome
-from penstock.batch.stages import sampling_params, tasks
+from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.registry import EngineSource
@@ -121,7 +121,7 @@ class EngineRequests:
 
     def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
         """The request of a row whose text is to be continued. Raises `RequestError`."""
-        sampling, n = sampling_params.parse(row.get("sampling_params"))
+        sampling, n = tasks.sampling_of(row.get("sampling_params"))
         if row.get("response_format") is not None:
             if sampling.structured is not None:
                 raise RequestError(

@@ -1,6 +1,4 @@
-"""The HTTP stage's worker: each row's payload is sent, and what the server answers becomes a
-column.
-"""
+"""The HTTP stage: each row's payload is sent, and what the server answers becomes a column."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock import lazy
+from penstock.batch.stages.base import StatefulStage
 from penstock.batch.values.plain import for_json
 from penstock.config import masked, parse_options
 from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
@@ -271,3 +270,12 @@ class _Tokens(Struct):
 
 class _Charged(Struct):
     usage: _Tokens = field(default_factory=_Tokens)
+
+
+class HttpRequestStage(StatefulStage):
+    """Sends `payload` and stores the answer in `http_response`."""
+
+    fn = HttpRequests
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {"payload": "What is sent, as JSON."}

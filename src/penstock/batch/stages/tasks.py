@@ -1,18 +1,30 @@
-"""Rows of the other tasks than generation: embed, classify, score, transcribe."""
+"""What a row asks of an engine: its `sampling_params`, in the names of vLLM (and SGLang), and the
+tasks other than generation: embed, classify, score, transcribe.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from penstock.batch.rows.repair import collect
+from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
-from penstock.batch.stages.sampling_params import parse
+from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.errors import ContextLengthError, EngineError, RequestError, UnsupportedError
+from penstock.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    RequestError,
+    UnsupportedError,
+)
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
@@ -55,14 +67,14 @@ Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
 _CUTS = 24
 _KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
-_NOT_OURS = ("mm_processor_kwargs", "tokenization_kwargs")
+_NO_COLUMNS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
     """Raise `UnsupportedError` for columns that would have a meaning elsewhere, and that nothing
     here would follow.
     """
-    for name in _NOT_OURS:
+    for name in _NO_COLUMNS:
         if row.get(name):
             raise UnsupportedError(f"the column '{name}' is not supported", param=name)
     if row.get("multimodal_data") is not None and row.get("messages") is None:
@@ -160,7 +172,7 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     schema = json.dumps(
         {"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]}
     )
-    given, _ = parse(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
+    given, _ = sampling_of(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
         messages=list(messages),
         sampling=replaced(given, structured=StructuredOutput("json_schema", schema)),
@@ -249,3 +261,136 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise RequestError(f"the row has no text in column '{name}'", param=name)
     return value
+
+
+# sampling_params
+class _Structured(Struct):
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    json_object: bool | None = None
+    grammar: str | None = None
+
+
+class _Params(Struct):
+    """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
+
+    n: int = 1
+    max_tokens: int | None = None
+    max_new_tokens: int | None = None
+    min_tokens: int = 0
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = field(default_factory=list)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    structured_outputs: _Structured | None = None
+    guided_decoding: _Structured | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    best_of: int | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    truncate_prompt_tokens: int | None = None
+
+
+_DEFAULTS = _Params()
+_NOT_OURS = (
+    *("skip_special_tokens", "include_stop_str_in_output", "best_of", "bad_words"),
+    *("prompt_logprobs", "logit_bias", "allowed_token_ids", "truncate_prompt_tokens"),
+)
+
+
+def sampling_of(params: Any) -> tuple[Sampling, int]:
+    """The sampling and the number of answers that `params` (a mapping, or None) ask for. Raises
+    `RequestError`.
+    """
+    if params is None:
+        return Sampling(), 1
+    if not isinstance(params, MAPPING):
+        raise RequestError(
+            f"sampling_params must be a dict, not a {type(params).__name__}",
+            param="sampling_params",
+        )
+    try:
+        return _known(**params)
+    except TypeError:  # no cache holds lists
+        return _parsed(params)
+
+
+def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
+    # Columnar data gives every row every key; the empty ones were never there.
+    given = {name: value for name, value in params.items() if value is not None}
+    try:
+        wanted = parse_options(_Params, given, "sampling_params")
+    except ConfigError as error:
+        raise RequestError(str(error), param=error.field) from None
+    for name in _NOT_OURS:
+        if getattr(wanted, name) != getattr(_DEFAULTS, name):
+            raise UnsupportedError(
+                f"sampling_params.{name} is not supported", param=f"sampling_params.{name}"
+            )
+    stop = wanted.stop or ()
+    sampling = Sampling(
+        max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
+        min_tokens=wanted.min_tokens or wanted.min_new_tokens,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        min_p=wanted.min_p,
+        seed=wanted.seed,
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+        repetition_penalty=wanted.repetition_penalty,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(wanted.stop_token_ids),
+        ignore_eos=wanted.ignore_eos,
+        logprobs=wanted.logprobs,
+        structured=_structured(wanted),
+    )
+    return sampling, wanted.n
+
+
+@lru_cache(maxsize=64, typed=True)
+def _known(**params: Any) -> tuple[Sampling, int]:
+    """Those of numbers and texts, which mostly are the same for all rows."""
+    return _parsed(params)
+
+
+def one_of(choices: list[str]) -> StructuredOutput:
+    """The constraint to one of some texts."""
+    return StructuredOutput("regex", "(" + "|".join(re.escape(choice) for choice in choices) + ")")
+
+
+def _structured(wanted: _Params) -> StructuredOutput | None:
+    said = wanted.structured_outputs or wanted.guided_decoding
+    if said is None:
+        said = _Structured(json=wanted.json_schema, regex=wanted.regex)
+    if said.json is not None:
+        text = (
+            said.json if isinstance(said.json, str) else json.dumps(said.json, ensure_ascii=False)
+        )
+        return StructuredOutput("json_schema", text)
+    if said.regex is not None:
+        return StructuredOutput("regex", said.regex)
+    if said.choice:
+        return one_of(said.choice)
+    if said.grammar is not None:
+        raise UnsupportedError(
+            "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
+        )
+    return StructuredOutput("json_object") if said.json_object else None
