@@ -20,13 +20,12 @@ from collections.abc import Awaitable, Callable
 
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.plan import Plan
-from penstock.batch.pipeline.pipeline import Pipeline
+from penstock.batch.pipeline.offload import ends_task
+from penstock.batch.pipeline.pipeline import ROW_LIMIT, Pipeline
 from penstock.batch.read.feed import read_ahead
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.replay import Replay, add_row, other_rows
-from penstock.batch.rows.retry import ROW_LIMIT
 from penstock.batch.rows.row import Outcome, Row, nbytes
-from penstock.batch.rows.user_code import ends_task
 from penstock.batch.rows.window import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.state.journal import Journal, digest_key
 from penstock.batch.state.manifest import StreamSum

@@ -29,11 +29,10 @@ from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.base import Source
-from penstock.batch.rows.form import EngineForm, RowForm
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
-from penstock.batch.rows.requests import ColumnRequests
-from penstock.batch.rows.template import Template
+from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
+from penstock.batch.rows.row import RowForm
 from penstock.batch.schemas import structured
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine

@@ -9,7 +9,7 @@ from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy, Limits
 from penstock.batch.pipeline.pipeline import Pipeline, Step
 from penstock.batch.read.base import Source
-from penstock.batch.rows.form import RowForm
+from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
 
 

@@ -14,8 +14,7 @@ import msgspec
 from penstock.batch.job.counts import Counts
 from penstock.batch.read.delimited import allow_long_fields
 from penstock.batch.read.files import filesystem, is_url
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.errors import InputError, OutputError
 
 if TYPE_CHECKING:

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.pipeline.offload import Offload
+from penstock.batch.pipeline.offload import Offload, is_ctrl_c, user_error
 from penstock.batch.read.base import Source
-from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.requests import conversation_text
-from penstock.batch.rows.row import FailedRow, Outcome, Row, RowError, Stage, nbytes
-from penstock.batch.rows.user_code import is_ctrl_c, user_error
+from penstock.batch.rows.row import FailedRow, Outcome, Row, RowError, RowForm, Stage, nbytes
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row

@@ -15,10 +15,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.batch.pipeline.offload import is_ctrl_c, user_error
 from penstock.batch.pipeline.processor_rows import OutputRows
 from penstock.batch.pipeline.stage_chain import StagePool
 from penstock.batch.rows.row import RowError, failed
-from penstock.batch.rows.user_code import is_ctrl_c, user_error
 from penstock.batch.stages.base import StatefulStage, workers
 from penstock.errors import JobError, UserCodeError, text_of
 

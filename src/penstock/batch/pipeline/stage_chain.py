@@ -19,11 +19,9 @@ from functools import partial
 from typing import Any
 
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.pipeline.offload import Offload
-from penstock.batch.pipeline.pipeline import Asked
-from penstock.batch.rows.retry import Tries
+from penstock.batch.pipeline.offload import Offload, ends_task, is_ctrl_c, user_error
+from penstock.batch.pipeline.pipeline import Asked, Tries
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.rows.user_code import ends_task, is_ctrl_c, user_error
 from penstock.batch.stages.base import StatefulStage, workers
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens

@@ -15,9 +15,9 @@ from collections.abc import (
 from itertools import chain, islice
 from typing import Any
 
+from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.read.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.rows.row import UNKNOWN_BYTES, FailedRow, Row, nbytes
-from penstock.batch.rows.user_code import ends_task
 from penstock.batch.values.plain import UnstorableError, key_text
 from penstock.parsing.text import MAX_NESTING, TOO_DEEP, is_too_deep
 

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.batch.rows.form import EngineForm
 from penstock.batch.rows.repair import collect
-from penstock.batch.rows.requests import conversation_text
+from penstock.batch.rows.requests import EngineForm, conversation_text
 from penstock.batch.rows.row import Outcome, Row, Stage
 from penstock.engines.base import LLMEngine
 from penstock.errors import (

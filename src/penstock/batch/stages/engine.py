@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.batch.pipeline.pipeline import Asked
+from penstock.batch.pipeline.pipeline import Asked, Attempts, Tries, rolling
 from penstock.batch.rows.repair import Repair, Request, collect, invalid_json, misfit
-from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.rows.row import Outcome
 from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage

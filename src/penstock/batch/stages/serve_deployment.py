@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from penstock.batch.pipeline.pipeline import Attempts, Tries
 from penstock.batch.rows.repair import collect
-from penstock.batch.rows.retry import Attempts, Tries
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import DEFAULT_APP, engines

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.state.journal import Journal, digest_key
 from penstock.batch.state.parts import Part
 from penstock.batch.state.ranges import RowSet, in_order, union
