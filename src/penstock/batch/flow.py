@@ -5,7 +5,7 @@ own.
                    prepared    sorted     asked         journaled, in order, written
 
 `filling` gathers prepared rows. When the window has run out, what has gathered becomes the next
-window, sorted (see `window`). `admit` keeps the engine full from the window. Everything is
+window, sorted (`in_order`). `admit` keeps the engine full from the window. Everything is
 bounded: `filling` by the window's size, which grows, so that the first rows start at once; rows
 that were read and not yet written by `MAX_ROWS` and `MAX_BYTES`. A new window waits for those
 bounds, never a row of an opened one: the row that holds up the order may be among them.
@@ -24,20 +24,25 @@ from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.pipeline.pipeline import ROW_LIMIT, Pipeline
 from penstock.batch.read.feed import read_ahead
 from penstock.batch.rows.dedupe import AnswerCache
-from penstock.batch.rows.replay import Replay, add_row, other_rows
+from penstock.batch.rows.intake import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    Replay,
+    add_row,
+    in_order,
+    other_rows,
+    prepare,
+)
 from penstock.batch.rows.row import Outcome, Row, nbytes
-from penstock.batch.rows.window import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.state.journal import Journal, digest_key
 from penstock.batch.state.manifest import StreamSum
 from penstock.batch.state.ranges import RowSet
 from penstock.batch.write.sinks import Sink
 from penstock.errors import (
     EngineTimeoutError,
-    InputError,
     JobError,
     JobLimitError,
     PenstockError,
-    RequestError,
     told,
 )
 from penstock.garbage import collected_seldom
@@ -189,7 +194,7 @@ class Flow:
                             if not resumes or row.index not in done:
                                 self._receive(row)
                             else:
-                                self._prepare(row)
+                                prepare(self._form, row)
                                 replay.compare(row)
                         self._admit()
                         while self._is_full():
@@ -206,7 +211,7 @@ class Flow:
             self.stop(error)
 
     def _receive(self, row: Row) -> None:
-        failure = self._prepare(row)
+        failure = prepare(self._form, row)
         self._rows_inside += 1
         self._bytes_inside += row.nbytes
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
@@ -222,24 +227,6 @@ class Flow:
         else:
             self._filling.append(row)
             self._filling_bytes += row.nbytes
-
-    def _prepare(self, row: Row) -> Outcome | None:
-        """The outcome of a row that fails before it is asked."""
-        if row.values is None:
-            return self._form.failure(
-                row, InputError(row.fault or "the row cannot be read"), "read", 0
-            )
-        if row.earlier is not None:
-            return Outcome(error=row.earlier)
-        try:
-            if row.failure is not None:
-                raise row.failure
-            self._form.prepare(row)
-        except PenstockError as error:
-            return self._form.failure(row, error, self._form.preparing, 0)
-        except Exception as error:  # values of the caller's own types can fail in any way
-            return self._form.failure(row, RequestError(told(error)), self._form.preparing, 0)
-        return None
 
     def _is_full(self) -> bool:
         return (

@@ -21,7 +21,7 @@ from penstock.batch.job.plan import Plan
 from penstock.batch.job.progress import Progress
 from penstock.batch.job.result import RunResult
 from penstock.batch.rows.dedupe import AnswerCache
-from penstock.batch.rows.replay import compare_stream, other_rows
+from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.state.directory import State
 from penstock.batch.state.journal import Journal
 from penstock.batch.state.manifest import StreamSum

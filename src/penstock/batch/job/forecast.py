@@ -16,6 +16,7 @@ from penstock.batch.job.plan import Plan
 from penstock.batch.job.progress import duration
 from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.feed import read_ahead
+from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
 from penstock.engines.base import LLMEngine
@@ -111,8 +112,10 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
             async for rows in plan.form.ready(batch):
                 for row in rows:
                     found.read += 1
-                    kind = _fault_of(plan, row)
-                    if kind is not None:
+                    failed = prepare(plan.form, row)
+                    if failed is not None:
+                        assert failed.error is not None
+                        kind = failed.error.type
                         found.unreadable[kind] = found.unreadable.get(kind, 0) + 1
                         continue
                     if row.shareable and row.digest in seen:
@@ -127,22 +130,6 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
             if found.read >= READ_ROWS or time.monotonic() - began > _READ_SECONDS:
                 return sample, False
     return sample, True
-
-
-def _fault_of(plan: Plan, row: Row) -> str | None:
-    if row.values is None:
-        return "input_error"
-    if row.earlier is not None:
-        return row.earlier.type
-    try:
-        if row.failure is not None:
-            raise row.failure
-        plan.form.prepare(row)
-    except PenstockError as error:
-        return error.kind
-    except Exception:
-        return "invalid_request_error"
-    return None
 
 
 async def _count_tokens(pipeline: Pipeline, sample: list[Row], found: Forecast) -> None:
