@@ -17,9 +17,9 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.plan import Plan
+from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.pipeline.pipeline import ROW_LIMIT, Pipeline
 from penstock.batch.read.feed import read_ahead
@@ -46,6 +46,9 @@ from penstock.errors import (
     told,
 )
 from penstock.garbage import collected_seldom
+
+if TYPE_CHECKING:
+    from penstock.batch.job.plan import Plan
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20

@@ -1,25 +1,27 @@
 """Carries a planned job out: takes up its state, starts the engine, moves the rows, puts the output
-together.
+together; and ends it early where a signal asks for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from penstock.balance.pauses import job_pauses
 from penstock.batch.flow import Flow
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.interrupts import Interrupts
 from penstock.batch.job.plan import Plan
-from penstock.batch.job.progress import Progress
-from penstock.batch.job.result import RunResult
+from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.state.directory import State
@@ -29,6 +31,7 @@ from penstock.batch.write.outputs import Output
 from penstock.batch.write.part_writers import JsonlWriter, ParquetWriter, PartWriter
 from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
 from penstock.errors import JobError, OutputError
+from penstock.stderr import say
 
 if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
@@ -140,7 +143,7 @@ async def _move(
     """Move the rows through the engine into the sink. Returns whether all are there, and what a
     stream gave.
     """
-    told = job_pauses.set(counts.pauses)
+    before = job_pauses.set(counts.pauses)
     try:
         async with plan.pipeline(counts).running() as pipeline:
             flow = Flow(plan, pipeline, sink, counts, answers, journal)
@@ -153,7 +156,80 @@ async def _move(
             counts.row_seconds = time.perf_counter() - began
             return finished, flow.stream
     finally:
-        job_pauses.reset(told)
+        job_pauses.reset(before)
         interrupts.on_first = None
         with contextlib.suppress(OutputError):  # that is already on its way up
             await sink.close()
+
+
+class JobInterrupted(KeyboardInterrupt):
+    """A job was stopped by a signal, whose number is `signal`. What it had done is kept, as the
+    text says.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class Interrupts:
+    """Handles the given signals from its making until `restore`, if made in the main thread; else
+    it does nothing.
+
+    The job runs inside `with`, in an event loop of any thread. A signal that comes before counts
+    from there on; one that comes after is ignored, as it would tear the loop that closes.
+
+    `received` is the number of the signal that came. Until `on_first` is set, and from the second
+    signal on, the task that entered is cancelled; else the first signal calls `on_first`.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self.received: int | None = None
+        self.on_first: Callable[[], None] | None = None
+        self._came: deque[int] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in numbers}
+            for number in numbers:
+                signal.signal(number, lambda number, _: self._pass_on(number))
+
+    def __enter__(self) -> Interrupts:
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._task = None
+
+    def restore(self) -> None:
+        """Give the signals back to those who handled them before."""
+        for number, handler in self._previous.items():
+            if handler is not None:  # None: it was not set from Python, and cannot be
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int) -> None:
+        self._came.append(number)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: the job is over
+                self._loop.call_soon_threadsafe(self._handle)
+
+    def _handle(self) -> None:
+        while self._came:
+            number = self._came.popleft()
+            if self._task is None:
+                continue
+            if self.received is None and self.on_first is not None:
+                self.received = number
+                say("Finishing the rows in flight; once more stops at once.")
+                self.on_first()
+            else:
+                self.received = self.received or number
+                self._task.cancel()

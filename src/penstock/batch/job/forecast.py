@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
-from penstock.batch.job.counts import Counts
 from penstock.batch.job.plan import Plan
-from penstock.batch.job.progress import duration
+from penstock.batch.job.result import Counts, duration
 from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.feed import read_ahead
 from penstock.batch.rows.intake import prepare

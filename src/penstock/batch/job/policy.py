@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Literal
 
 from penstock import errors
-from penstock.batch.job.counts import Counts
+from penstock.batch.job.result import Counts
 from penstock.errors import ConfigError, JobLimitError, PenstockError, nearest
 
 Action = Literal["keep", "fail", "skip", "retry"]

@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from msgspec import Struct
 
 from penstock.balance.retry import Retry
-from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
+from penstock.batch.job.result import Counts
 from penstock.batch.rows.repair import Repair, Request
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row, RowForm, Stage

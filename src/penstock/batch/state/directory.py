@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.batch.job.counts import Counts
+from penstock.batch.job.result import Counts
 from penstock.batch.state import manifest as manifests
 from penstock.batch.state.durable_files import remove, writing
 from penstock.batch.state.journal import Journal
