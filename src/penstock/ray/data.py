@@ -12,7 +12,8 @@ import pyarrow as pa
 from ray import serve
 
 from penstock.batch.pipeline.processor import Processor
-from penstock.batch.pipeline.row_transport import Beginning, Ending, StageProcess
+from penstock.batch.pipeline.processor_rows import Beginning, Ending
+from penstock.batch.pipeline.stage_chain import StageProcess
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.write.tables import block
 from penstock.engines.registry import DEFAULT_APP, engines

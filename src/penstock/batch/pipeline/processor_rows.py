@@ -1,28 +1,39 @@
-"""The rows of a processor in a job or a stream: preprocessed on their way in, postprocessed on
-their way out.
+"""The rows of a processor: preprocessed on their way in, postprocessed on their way out. In a job
+or a stream as its form; where stages are in different processes, as bytes between them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from base64 import b64decode
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from penstock.batch.pipeline.offload import Offload, is_ctrl_c, user_error
 from penstock.batch.read.base import Source
 from penstock.batch.rows.requests import conversation_text
-from penstock.batch.rows.row import FailedRow, Outcome, Row, RowError, RowForm, Stage, nbytes
+from penstock.batch.rows.row import (
+    FailedRow,
+    Outcome,
+    Row,
+    RowError,
+    RowForm,
+    Stage,
+    failed,
+    nbytes,
+)
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
-from penstock.errors import UserCodeError
+from penstock.errors import JobError, UserCodeError, text_of
 
 if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
@@ -298,3 +309,97 @@ class ProcessorRows(RowForm):
             if wrong is not None:
                 error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
         return self._rows.bad(values, error)
+
+
+class Carried(Struct):
+    """A row on its way: the columns that it came with, those it has now, and why it failed if it
+    did.
+    """
+
+    values: dict[str, Any]
+    columns: dict[str, Any]
+    error: RowError | None = None
+
+    def pack(self) -> bytes:
+        """As bytes, with every value as it is: columns of a table would change types on the way."""
+        return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack_row(data: bytes) -> Carried:
+    """The row that was packed, by a process of the same program."""
+    row: Carried = pickle.loads(data)
+    return row
+
+
+class Beginning:
+    """Preprocesses rows. With `keep` a row that fails is carried on as an error, else it raises
+    `JobError`.
+    """
+
+    def __init__(self, preprocess: RowFunction | None, *, keep: bool) -> None:
+        self._preprocess = preprocess
+        self._keep = keep
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[bytes]:
+        return [self._begin(row).pack() for row in rows]
+
+    def _begin(self, values: dict[str, Any]) -> Carried:
+        if self._preprocess is None:
+            return Carried(values, values)
+        try:
+            return Carried(
+                values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")}
+            )
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            return Carried(values, values, failure(error, "preprocess", self._keep))
+
+
+class Ending:
+    """Postprocesses rows, and makes the output rows (`OutputRows`), each batch by itself."""
+
+    def __init__(self, postprocess: RowFunction | None, *, keep: bool) -> None:
+        self._postprocess = postprocess
+        self._keep = keep
+
+    def __call__(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
+        ended = [self._end(unpack_row(data)) for data in rows]
+        output = OutputRows(keep=self._keep)
+        for row in ended:
+            if row.error is None:
+                output.learn(row.values, row.columns)
+        return [
+            output.good(row.values, row.columns)
+            if row.error is None
+            else output.bad(row.values, row.error)
+            for row in ended
+        ]
+
+    def _end(self, row: Carried) -> Carried:
+        if row.error is None and self._postprocess is not None:
+            try:
+                row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
+                row.error = failure(error, "postprocess", self._keep)
+        return row
+
+
+def failure(error: BaseException, stage: str, keep: bool) -> RowError:
+    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error
+    is not the row's.
+    """
+    known = user_error(error)
+    if not keep or isinstance(error, JobError):
+        raise JobError(f"a row failed at {stage}: {text_of(known)}") from error
+    said = failed(known, stage, 1).error
+    assert said is not None
+    return said
+
+
+def _mapping(made: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(made, Mapping):
+        raise UserCodeError(f"{what} gave a {type(made).__name__}, no dict")
+    return made

@@ -1,9 +1,12 @@
-"""Runs a processor's stages in this process: each row moves from stage to stage by itself."""
+"""Runs a processor's stages: each row moves from stage to stage by itself. All of them in this
+process, or one worker of one stage, which other processes have beside it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import logging
 from collections.abc import (
@@ -21,6 +24,7 @@ from typing import Any
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.offload import Offload, ends_task, is_ctrl_c, user_error
 from penstock.batch.pipeline.pipeline import Asked, Tries
+from penstock.batch.pipeline.processor_rows import failure, unpack_row
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.base import StatefulStage, workers
 from penstock.batch.stages.engine import EngineRequests
@@ -292,3 +296,34 @@ def usage_of(columns: Mapping[str, Any]) -> Usage | None:
 def _number(said: Mapping[str, Any], name: str) -> int:
     value = said.get(name)
     return value if isinstance(value, int) else 0
+
+
+class StageProcess:
+    """One worker of a stage, in an event loop of its process. Started by its first rows."""
+
+    def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
+        single = copy.copy(stage)
+        most = workers(stage.map_batches_kwargs, name)
+        single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1, "compute": None}
+        if getattr(stage.fn, "shares_rates", False):
+            single.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "processes": most}
+        self._pool = StagePool(name, single, batch_size)
+        self._name = name
+        self._keep = keep
+        self._starting: asyncio.Task[None] | None = None
+
+    async def __call__(self, rows: Sequence[bytes]) -> list[bytes]:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._pool.start())
+        await asyncio.shield(self._starting)
+        return list(await asyncio.gather(*(self._process(data) for data in rows)))
+
+    async def _process(self, data: bytes) -> bytes:
+        row = unpack_row(data)
+        if row.error is not None:
+            return data
+        try:
+            row.columns = {**row.columns, **await self._pool.process(dict(row.columns))}
+        except Exception as error:
+            row.error = failure(error, self._name, self._keep)
+        return row.pack()
