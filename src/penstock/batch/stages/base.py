@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from penstock.errors import ConfigError, nearest
 
@@ -83,6 +83,9 @@ class StatefulStage:
     fn: type[Any] | None = None
     fn_constructor_kwargs: dict[str, Any]
     map_batches_kwargs: dict[str, Any]
+    _required: ClassVar[Mapping[str, str]] = {}
+    _optional: ClassVar[Mapping[str, str]] = {}
+    _shareable = False
 
     def __init__(
         self,
@@ -99,17 +102,17 @@ class StatefulStage:
         """The columns that every row must have, each with its meaning. It is `process` that raises
         for one without.
         """
-        return {}
+        return dict(self._required)
 
     def get_optional_input_keys(self) -> dict[str, str]:
         """The columns that are read where a row has them, each with its meaning."""
-        return {}
+        return dict(self._optional)
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
         """Whether rows with equal columns, as far as this stage reads them, have equal results:
         asked once then.
         """
-        return False
+        return self._shareable
 
     def __repr__(self) -> str:
         return (

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -276,6 +276,4 @@ class HttpRequestStage(StatefulStage):
     """Sends `payload` and stores the answer in `http_response`."""
 
     fn = HttpRequests
-
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {"payload": "What is sent, as JSON."}
+    _required: ClassVar[Mapping[str, str]] = {"payload": "What is sent, as JSON."}

@@ -12,7 +12,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from functools import partial
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote, unquote_to_bytes
 
 from penstock import lazy
@@ -181,17 +181,13 @@ class PrepareMultimodalStage(StatefulStage):
     """Loads the images of `messages` and puts them in as data URIs."""
 
     fn = PrepareMultimodal
-
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {
-            "messages": (
-                "The conversation, in OpenAI's form; images by path, URL, data URI, as bytes or"
-                " Pillow's."
-            )
-        }
-
-    def shareable(self, row: Mapping[str, Any]) -> bool:
-        return True
+    _required: ClassVar[Mapping[str, str]] = {
+        "messages": (
+            "The conversation, in OpenAI's form; images by path, URL, data URI, as bytes or"
+            " Pillow's."
+        )
+    }
+    _shareable = True
 
 
 def _short(source: object) -> str:

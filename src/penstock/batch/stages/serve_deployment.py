@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -142,24 +142,20 @@ def _fields(made: Any) -> Mapping[str, Any]:
     if isinstance(made, Mapping):
         return made
     if hasattr(made, "model_dump"):
-        dumped: Mapping[str, Any] = made.model_dump(exclude_unset=True)
-        return dumped
+        return dict(made.model_dump(exclude_unset=True))
     if isinstance(made, msgspec.Struct):
         return msgspec.structs.asdict(made)
-    said: Mapping[str, Any] = vars(made)
-    return said
+    return dict(vars(made))
 
 
 class ServeDeploymentStage(StatefulStage):
     """A row to a served model."""
 
     fn = DeploymentRequests
-
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {
-            "method": f"What to call: {', '.join(METHODS)}.",
-            "request_kwargs": "The body of the request, as a dict.",
-        }
-
-    def get_optional_input_keys(self) -> dict[str, str]:
-        return {"dtype": "The name in `dtype_mapping` of the class that checks the request."}
+    _required: ClassVar[Mapping[str, str]] = {
+        "method": f"What to call: {', '.join(METHODS)}.",
+        "request_kwargs": "The body of the request, as a dict.",
+    }
+    _optional: ClassVar[Mapping[str, str]] = {
+        "dtype": "The name in `dtype_mapping` of the class that checks the request."
+    }

@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
+from penstock.batch.stages.text import text_in
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.errors import (
@@ -110,7 +111,7 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
 
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
-    text = _text(row, "prompt")
+    text = text_in(row, "prompt")
     dimensions = _pooling(row, "dimensions")
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
@@ -135,11 +136,11 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
 
 def _score(row: Mapping[str, Any]) -> Ask:
     names = ("text_1", "text_2") if row.get("text_1") is not None else ("query", "document")
-    query = _text(row, names[0])
+    query = text_in(row, names[0])
     several: Any = row.get("documents") if names[0] == "query" else row.get("text_2")
     if hasattr(several, "tolist"):
         several = several.tolist()
-    documents = list(several) if isinstance(several, list | tuple) else [_text(row, names[1])]
+    documents = list(several) if isinstance(several, list | tuple) else [text_in(row, names[1])]
     if not all(isinstance(document, str) for document in documents):
         raise RequestError("documents must be texts", param="documents")
 
@@ -160,8 +161,8 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     """
     labels = row.get("labels") or _pooling(row, "labels")
     if labels is None and row.get("messages") is None:
-        return _classified(_text(row, "prompt"))
-    text = None if row.get("messages") is not None else _text(row, "prompt")
+        return _classified(text_in(row, "prompt"))
+    text = None if row.get("messages") is not None else text_in(row, "prompt")
     messages = row.get("messages") or [{"role": "user", "content": text}]
     if (
         not isinstance(labels, list | tuple)
@@ -254,13 +255,6 @@ def _pooling(row: Mapping[str, Any], known: str) -> Any:
             param = f"pooling_params.{name}"
             raise UnsupportedError(f"{param} is not supported; {known} is", param=param)
     return params.get(known)
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise RequestError(f"the row has no text in column '{name}'", param=name)
-    return value
 
 
 # sampling_params
