@@ -107,33 +107,29 @@ class Flow:
     async def run(self) -> bool:
         """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
         with collected_seldom():
-            return await self._run()
-
-    async def _run(self) -> bool:
-        intake = asyncio.create_task(self._take_in())
-        alarm = None
-        if (seconds := self._plan.limits.seconds) is not None:
-            if seconds <= 0:
-                self._end_early(self._plan.limits.late())
-            alarm = asyncio.get_running_loop().call_later(
-                seconds, self._end_early, self._plan.limits.late()
-            )
-        try:
-            await self._over.wait()
-            if (
-                self._pipeline.ending
-                and self._error is None
-                and (under_way := self._tasks | self._concluding)
-            ):
-                await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-            self._pipeline.end()
-            leaving = [intake, *self._tasks, *self._concluding]
-            for task in leaving:
-                task.cancel()
-            await asyncio.gather(*leaving, return_exceptions=True)
+            intake = asyncio.create_task(self._take_in())
+            alarm = None
+            if (seconds := self._plan.limits.seconds) is not None:
+                late = JobLimitError("the deadline is reached")
+                if seconds <= 0:
+                    self._end_early(late)
+                alarm = asyncio.get_running_loop().call_later(seconds, self._end_early, late)
+            try:
+                await self._over.wait()
+                if (
+                    self._pipeline.ending
+                    and self._error is None
+                    and (under_way := self._tasks | self._concluding)
+                ):
+                    await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
+            finally:
+                if alarm is not None:
+                    alarm.cancel()
+                self._pipeline.end()
+                leaving = [intake, *self._tasks, *self._concluding]
+                for task in leaving:
+                    task.cancel()
+                await asyncio.gather(*leaving, return_exceptions=True)
         if self._error is not None:
             raise self._error
         complete = self._all_read and not self._rows_inside
@@ -162,7 +158,10 @@ class Flow:
     def stop(self, error: BaseException | None = None) -> None:
         """End at once, with `error`; with a `JobError` for what nobody foresaw."""
         if self._error is None and error is not None:
-            self._error = error if isinstance(error, PenstockError) else _fault(error)
+            self._error = error
+            if not isinstance(error, PenstockError):
+                self._error = JobError(told(error))
+                self._error.__cause__ = error
         self._pipeline.end()
         self._over.set()
         for task in self._tasks | self._concluding:
@@ -439,10 +438,3 @@ class Flow:
             and (why := self._plan.limits.exceeded(counts)) is not None
         ):
             self._end_early(why)
-
-
-def _fault(error: BaseException) -> JobError:
-    """A job error for what nobody foresaw."""
-    fault = JobError(told(error))
-    fault.__cause__ = error
-    return fault

@@ -89,9 +89,7 @@ async def _durable(
         return JsonlWriter(path, plan.form) if tables is None else ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    answers = AnswerCache(output.folder, key=state.manifest.key)
-    finished = False
-    try:
+    with contextlib.closing(AnswerCache(output.folder, key=state.manifest.key)) as answers:
         finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
@@ -108,8 +106,6 @@ async def _durable(
             await asyncio.to_thread(
                 state.publish, counts, stream, lambda: tables and tables.empty(), names
             )
-    finally:
-        answers.close()
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
 
 
@@ -119,11 +115,8 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
     sink: Sink = kept
     if plan.output is not None:
         sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
-    answers = AnswerCache(folder)
-    try:
+    with contextlib.closing(AnswerCache(folder)) as answers:
         finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
-    finally:
-        answers.close()
     result = RunResult(
         counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received
     )

@@ -120,10 +120,6 @@ class Limits:
             )
         return None
 
-    def late(self) -> JobLimitError:
-        """The error that says that time is up."""
-        return JobLimitError("the deadline is reached")
-
 
 def seconds_until(deadline: Any) -> float | None:
     """The seconds from now to a deadline: a number of them, a `timedelta`, text such as "90s",

@@ -51,6 +51,11 @@ Builder = Callable[..., Processor]
 Stages = Callable[..., list[StatefulStage]]
 Override = Callable[[str, StatefulStage], Any]
 
+_STAGES: dict[str, type[EngineStage]] = {
+    "openvino": OpenVINOEngineStage,
+    "vllm": vLLMEngineStage,
+    "sglang": SGLangEngineStage,
+}
 _OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postprocess_map_kwargs")
 
 
@@ -154,9 +159,9 @@ def _building(stages: Stages) -> Builder:
         **more: Any,
     ) -> Processor:
         _check_taken(stages, more, type(config).__name__)
-        made = stages(config, **more)
         return Processor(
-            config, made, preprocess, postprocess, preprocess_map_kwargs, postprocess_map_kwargs
+            *(config, stages(config, **more), preprocess, postprocess),
+            *(preprocess_map_kwargs, postprocess_map_kwargs),
         )
 
     return build
@@ -240,7 +245,7 @@ def _engine_stages(
         )
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
-        _stage_kind(config)(
+        _STAGES.get(config.engine_name, EngineStage)(
             None,
             {
                 "source": source,
@@ -307,17 +312,6 @@ _OURS: dict[type[ProcessorConfig], Builder] = {
     SGLangEngineProcessorConfig: _building(_engine_stages),
     ServeDeploymentProcessorConfig: _building(_deployment_stages),
 }
-
-
-_STAGES: dict[type[EngineProcessorConfig], type[EngineStage]] = {
-    OpenVINOEngineProcessorConfig: OpenVINOEngineStage,
-    vLLMEngineProcessorConfig: vLLMEngineStage,
-    SGLangEngineProcessorConfig: SGLangEngineStage,
-}
-
-
-def _stage_kind(config: EngineProcessorConfig) -> type[EngineStage]:
-    return next((_STAGES[kind] for kind in type(config).__mro__ if kind in _STAGES), EngineStage)
 
 
 def _legacy(given: Any, older: bool | None) -> Any:

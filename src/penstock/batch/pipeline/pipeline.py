@@ -137,7 +137,7 @@ class EngineStep:
             adapter_path(self.engine, self.adapter)
         supervisor = supervisor_of(self.engine)
         self._attempts = Attempts(
-            supervisor, lambda: self.ending, most=self.most_attempts, policy=self.policy
+            supervisor, lambda: not self.ending, most=self.most_attempts, policy=self.policy
         )
         async with supervisor.running() as engine:
             if self.adapter is not None:
@@ -170,7 +170,7 @@ class Tries(Struct):
 class Attempts:
     """Asks an engine, each request up to `most` times, deaths of the engine not counted.
 
-    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. While `is_ending`
+    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. Unless `goes_on`
     says so, nothing is tried again. `policy` says which failures may pass beyond those that say so
     themselves.
     """
@@ -178,14 +178,14 @@ class Attempts:
     def __init__(
         self,
         supervisor: Supervisor,
-        is_ending: Callable[[], bool],
+        goes_on: Callable[[], bool],
         *,
         most: int = 3,
         pause: float = 0.1,
         policy: ErrorPolicy | None = None,
     ) -> None:
         self._policy = policy or ErrorPolicy("keep")
-        self._is_ending = is_ending
+        self._goes_on = goes_on
         self._supervisor = supervisor
         self._retry = Retry(most=most, first_s=pause, longest_s=LONGEST_PAUSE)
 
@@ -209,7 +209,6 @@ class Attempts:
         attempts = 0
         with supervisor.quarantine.visit(key, self._goes_on) as visit:
             while True:
-                failure: PenstockError
                 if clock is not None and supervisor.quarantine.troubled:
                     clock.stop()
                 try:
@@ -228,23 +227,20 @@ class Attempts:
                     continue  # the engine died, and runs again
                 except QuarantinedError:
                     raise
-                except PenstockError as error:
-                    failure = error
                 except Exception as error:
-                    failure = EngineError(told(error))
-                if supervisor.phase == "failed" and not self._is_ending():
+                    failure = (
+                        error if isinstance(error, PenstockError) else EngineError(told(error))
+                    )
+                if supervisor.phase == "failed" and self._goes_on():
                     raise JobError(_beyond_help(supervisor)) from supervisor.error
                 if isinstance(failure, EngineDeadError):
                     raise failure
                 attempts += 1
                 # None where the row can be retried later.
                 pause = self._retry.pause(failure, attempts)
-                if pause is None or self._is_ending() or not self._policy.retries(failure):
+                if pause is None or not self._goes_on() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(pause)
-
-    def _goes_on(self) -> bool:
-        return not self._is_ending()
 
 
 def _beyond_help(supervisor: Supervisor) -> str:

@@ -73,7 +73,8 @@ class Processor:
         postprocess_map_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         for name, function in (("preprocess", preprocess), ("postprocess", postprocess)):
-            if function is not None and not _is_plain(function):
+            plain = callable(function) and not inspect.iscoroutinefunction(function)
+            if function is not None and not plain:
                 raise ConfigError(
                     "must be a plain function that takes a row and returns a dict", field=name
                 )
@@ -160,10 +161,6 @@ class Processor:
         return f"Processor({self.config!r}, stages={self.list_stage_names()})"
 
 
-def _is_plain(function: object) -> bool:
-    return callable(function) and not inspect.iscoroutinefunction(function)
-
-
 class RowStream:
     """The output rows of a processor, for `for` or `async for`. Nothing runs before; each iteration
     runs anew.
@@ -235,9 +232,11 @@ class RowStream:
         policy = ErrorPolicy("keep" if config.should_continue_on_error else "fail")
         chain = StageChain(processor.stages, config.batch_size, config.concurrency, policy=policy)
         plan = Plan(source=source, form=form, step=chain, policy=policy)
-        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
-            answers = AnswerCache(Path(folder))
-            try:
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="penstock-") as folder,
+                contextlib.closing(AnswerCache(Path(folder))) as answers,
+            ):
                 async with plan.pipeline(counts).running() as pipeline:
                     flow = Flow(plan, pipeline, sink, counts, answers)
                     flow.on_quiet = sink.release
@@ -250,9 +249,8 @@ class RowStream:
                     finally:
                         running.cancel()
                         await asyncio.wait([running])
-            finally:
-                answers.close()
-                await source.close()
+        finally:
+            await source.close()
 
 
 class _Outbox(Sink):
@@ -286,7 +284,7 @@ class _Outbox(Sink):
     async def take(self) -> list[dict[str, Any]]:
         """The rows that are ready, at least one; none after the last."""
         while not self._finished and not (
-            self._ready and (self._released or self._form.columns_known)
+            self._ready and (self._released or self._form.made.known)
         ):
             self._news.clear()
             await self._news.wait()

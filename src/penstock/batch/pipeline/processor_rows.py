@@ -97,9 +97,9 @@ class ProcessorRows(RowForm):
     """The form of such rows. Make it inside a running event loop.
 
     `preprocess` gets a row's columns and gives further ones. `postprocess` gets all of them and
-    gives the output row. Each runs in so many threads. With `keep_errors` rows that failed are
-    output rows too (`OutputRows`). Where results are `held` for an output, a row with a value that
-    no output can hold fails.
+    gives the output row. Each runs in so many threads. `made` makes the output rows, with
+    `keep_errors` also of rows that failed. Where results are `held` for an output, a row with a
+    value that no output can hold fails.
     """
 
     preparing: Stage = "preprocess"
@@ -122,7 +122,7 @@ class ProcessorRows(RowForm):
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
-        self._rows = OutputRows(keep=keep_errors)
+        self.made = OutputRows(keep=keep_errors)
         self._held = held
         self._opaque = False
         read = [
@@ -131,11 +131,6 @@ class ProcessorRows(RowForm):
         ]
         self._read = sorted(set().union(*read))
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=self._content).encode
-
-    @property
-    def columns_known(self) -> bool:
-        """Whether a row that fails would have all columns that good ones have."""
-        return self._rows.known
 
     # In
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
@@ -257,7 +252,7 @@ class ProcessorRows(RowForm):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
             if self._held == "values":  # a row that lasts says the same whatever ran before it
                 parsed: Any = dict(made)
-                self._rows.learn(row.values, parsed)
+                self.made.learn(row.values, parsed)
             else:
                 parsed = self._stored(row, made)
         except BaseException as error:
@@ -270,7 +265,7 @@ class ProcessorRows(RowForm):
     def _stored(self, row: Row, columns: Mapping[str, Any]) -> bytes:
         if self._held == "json":
             plain, wrong = plain_row(columns, json=True)
-            data = json_line(self._rows.good(row.values, plain), ready=True)
+            data = json_line(self.made.good(row.values, plain), ready=True)
         else:
             data, wrong = pack(columns)
         if wrong is not None:
@@ -295,20 +290,17 @@ class ProcessorRows(RowForm):
         self._after.close()
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        if outcome.error is not None:
-            return self._bad(row.values, outcome.error)
-        held = outcome.parsed
+        values, error, held = row.values, outcome.error, outcome.parsed
+        if error is not None:
+            # Stages may read what no output can hold.
+            if self._held != "values" and values is not None:
+                values, wrong = plain_row(values)
+                if wrong is not None:
+                    error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
+            return self.made.bad(values, error)
         if isinstance(held, str):  # as it comes from the journal
             held = b64decode(held)
-        made: dict[str, Any] = unpack(held) if isinstance(held, bytes) else held
-        return self._rows.good(row.values, made)
-
-    def _bad(self, values: dict[str, Any] | None, error: RowError) -> dict[str, Any]:
-        if self._held != "values" and values is not None:  # stages may read what no output can hold
-            values, wrong = plain_row(values)
-            if wrong is not None:
-                error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
-        return self._rows.bad(values, error)
+        return self.made.good(values, unpack(held) if isinstance(held, bytes) else held)
 
 
 class Carried(Struct):

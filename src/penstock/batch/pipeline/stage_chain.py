@@ -136,8 +136,8 @@ class _Worker:
         self.process: Callable[[dict[str, Any]], Awaitable[Any]] = instance.process
         self._offload: Offload | None = None
         if not inspect.iscoroutinefunction(instance.process):
-            self._offload = Offload()
-            self.process = self._in_thread
+            offload = self._offload = Offload()
+            self.process = lambda row: offload.submit(partial(instance.process, row))
 
     async def start(self) -> None:
         try:
@@ -146,10 +146,6 @@ class _Worker:
             if ends_task(error):
                 raise
             raise user_error(error, f"{type(self.instance).__name__} cannot be started") from error
-
-    def _in_thread(self, row: dict[str, Any]) -> Awaitable[Any]:
-        assert self._offload is not None
-        return self._offload.submit(partial(self.instance.process, row))
 
     async def stop(self) -> None:
         if self._offload is not None:

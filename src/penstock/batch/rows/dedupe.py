@@ -104,8 +104,8 @@ class _Spill:
             self._recover()
 
     def get(self, digest: bytes) -> bytes | None:
-        if not self._maybe(digest):
-            return None
+        if not all(self._filter[bit >> 3] >> (bit & 7) & 1 for bit in _bits(_key(digest))):
+            return None  # it was never there
         with self._failing():
             found = self._index.execute(
                 "SELECT place FROM answers WHERE key = ?", (_key(digest),)
@@ -149,9 +149,6 @@ class _Spill:
         for key, _ in places:
             for bit in _bits(key):
                 self._filter[bit >> 3] |= 1 << (bit & 7)
-
-    def _maybe(self, digest: bytes) -> bool:
-        return all(self._filter[bit >> 3] >> (bit & 7) & 1 for bit in _bits(_key(digest)))
 
     def _recover(self) -> None:
         """Index what an earlier run left, up to the record that its end cut short, or that is

@@ -70,19 +70,14 @@ class OpenAILines(EngineForm):
         adapter = None
         if isinstance(model, str) and model.startswith(f"{self._model}:"):
             adapter = model[len(self._model) + 1 :]
-        text = ""
+        text, base64 = "", False
+        asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
         if url == URLS[0]:
             chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
-            row.request = _Request(model or self._model, [chat], adapter)
-            row.shareable = chat.sampling.is_deterministic
-            row.longest = chat.sampling.max_tokens or 0
-            text = conversation_text(chat.messages)
+            text, asks = conversation_text(chat.messages), [chat]
         elif url == URLS[1]:
-            plain = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
-            row.request = _Request(model or self._model, plain, adapter)
-            row.shareable = plain[0].sampling.is_deterministic
-            row.longest = plain[0].sampling.max_tokens or 0
-            text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
+            asks = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
+            text = asks[0].prompt if isinstance(asks[0].prompt, str) else ""
         else:
             if adapter is not None:
                 raise UnsupportedError(
@@ -90,8 +85,11 @@ class OpenAILines(EngineForm):
                 )
             embedding = parse_body(EmbeddingBody, body)
             base64 = embedding.encoding_format == "base64"
-            row.request = _Request(model or self._model, [embedding.request()], None, base64)
-            row.shareable = True
+            asks = [embedding.request()]
+        sampling = getattr(asks[0], "sampling", None)
+        row.request = _Request(model or self._model, asks, adapter, base64)
+        row.shareable = sampling is None or sampling.is_deterministic
+        row.longest = sampling.max_tokens or 0 if sampling is not None else 0
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
         try:
             row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()

@@ -35,6 +35,9 @@ class EngineRequests:
     words. While `ending` is set, nothing is tried again.
     """
 
+    _supervisor: Supervisor
+    _attempts: Attempts
+
     def __init__(
         self,
         source: EngineSource,
@@ -63,8 +66,6 @@ class EngineRequests:
         self._max_attempts = max_attempts
         self.repair = repair or Repair()
         self._stack = contextlib.AsyncExitStack()
-        self._supervisor: Supervisor | None = None
-        self._attempts: Attempts | None = None
         self.ending = False
 
     async def start(self) -> None:
@@ -73,7 +74,7 @@ class EngineRequests:
         self._supervisor = supervisor = await self._stack.enter_async_context(running)
         capabilities = supervisor.engine.capabilities
         self._check_task(capabilities.tasks, supervisor.engine.name)
-        self._attempts = Attempts(supervisor, lambda: self.ending, most=self._max_attempts)
+        self._attempts = Attempts(supervisor, lambda: not self.ending, most=self._max_attempts)
         self.most_in_flight = self._most or rolling(capabilities)
 
     async def stop(self) -> None:
@@ -81,8 +82,6 @@ class EngineRequests:
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        assert self._supervisor is not None
-        assert self._attempts is not None
         tasks.check_columns(row)
         engine = self._supervisor.engine
         adapter = None if row.get("model") is None else self._adapter(row)
@@ -113,7 +112,6 @@ class EngineRequests:
 
         Raises `RequestError`.
         """
-        assert self._supervisor is not None
         if self._task != "generate":
             return None
         return Asked(self._supervisor.engine, self._request(row, None), self.repair)
@@ -260,14 +258,10 @@ class EngineStage(StatefulStage):
     fn = EngineRequests
 
     def get_required_input_keys(self) -> dict[str, str]:
-        task = self.fn_constructor_kwargs.get("task", "generate")
-        if task != "generate":
+        made_with = self.fn_constructor_kwargs
+        if made_with.get("task", "generate") != "generate" or made_with.get("chat", True):
             return {}
-        return (
-            {}
-            if self.fn_constructor_kwargs.get("chat", True)
-            else {"prompt": "The text to continue."}
-        )
+        return {"prompt": "The text to continue."}
 
     def get_optional_input_keys(self) -> dict[str, str]:
         task = self.fn_constructor_kwargs.get("task", "generate")

@@ -133,7 +133,10 @@ class HttpRequests:
         Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with
         `http_status` and `body`) and `EngineTimeoutError` for what the server did.
         """
-        payload = self._payload(row)
+        name = self.options.payload_column
+        payload = row.get(name)
+        if payload is None:
+            raise RequestError(f"the row has no '{name}'", param=name)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
         tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
         reply = await self._retries.run(self._send, body, tokens)
@@ -165,13 +168,6 @@ class HttpRequests:
                     limiter.refused()
                 raise client.without_keys(failure, self._endpoint)
         return reply
-
-    def _payload(self, row: Mapping[str, Any]) -> Any:
-        name = self.options.payload_column
-        payload = row.get(name)
-        if payload is None:
-            raise RequestError(f"the row has no '{name}'", param=name)
-        return payload
 
     def _json(self, payload: Any) -> bytes:
         if isinstance(payload, (str, bytes)):  # JSON already

@@ -63,7 +63,7 @@ class DeploymentRequests:
         if isinstance(self._handle, LLMEngine):
             supervisor = supervisor_of(self._handle)
             await self._stack.enter_async_context(supervisor.running())
-            self._attempts = Attempts(supervisor, lambda: self.ending)
+            self._attempts = Attempts(supervisor, lambda: not self.ending)
 
     async def stop(self) -> None:
         await self._stack.aclose()

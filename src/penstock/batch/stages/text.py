@@ -158,7 +158,7 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
 
 
 def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The row's `messages`, checked, without what columnar data left empty. Raises `RequestError`."""
+    """The row's `messages`, checked, without columnar data's empty parts. Raises `RequestError`."""
     messages = row.get("messages")
     if messages is None:
         raise RequestError("the row has no column 'messages'", param="messages")
