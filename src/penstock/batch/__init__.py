@@ -1,6 +1,4 @@
-"""Batch: jobs and processors that run a language model over every row of a data set, in bounded
-memory.
-"""
+"""Batch: a language model over every row of a data set, in jobs and processors."""
 
 from penstock import lazy
 

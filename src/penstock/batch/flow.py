@@ -305,9 +305,7 @@ class Flow:
         return True
 
     async def _work(self, row: Row | None) -> None:
-        """Have a row answered, then the next, as long as there are some: a task for each row would
-        cost more.
-        """
+        """Have rows answered one after another: a task for each row would cost more."""
         task = asyncio.current_task()
         assert task is not None
         answer = self._pipeline.outcome if self._plan.row_timeout is None else self._answer_in_time
@@ -365,9 +363,7 @@ class Flow:
         self._make_room()
 
     def _share(self, row: Row, outcome: Outcome, own: Outcome) -> None:
-        """A row was computed: `own` is what it came to, and those with the same request share the
-        `outcome`.
-        """
+        """Finish a computed row with its `own` outcome, and equal rows with the `outcome`."""
         usage = outcome.usage
         if usage is not None:
             self._counts.prompt_tokens += usage.prompt_tokens

@@ -133,9 +133,7 @@ async def _move(
     journal: Journal | None,
     interrupts: Interrupts,
 ) -> tuple[bool, StreamSum | None]:
-    """Move the rows through the engine into the sink. Returns whether all are there, and what a
-    stream gave.
-    """
+    """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
     before = job_pauses.set(counts.pauses)
     try:
         async with plan.pipeline(counts).running() as pipeline:
@@ -156,9 +154,7 @@ async def _move(
 
 
 class JobInterrupted(KeyboardInterrupt):
-    """A job was stopped by a signal, whose number is `signal`. What it had done is kept, as the
-    text says.
-    """
+    """A signal, whose number is `signal`, stopped a job. The text says what is kept."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)

@@ -81,9 +81,7 @@ class PromptLength(NamedTuple):
 
 
 async def forecast(plan: Plan, trial: int) -> Forecast:
-    """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the
-    job would.
-    """
+    """The forecast of a checked job, after asking for `trial` rows. Raises what the job would."""
     found = Forecast(rows=plan.total, read=0)
     sample, complete = await _read(plan, found)
     # Its first rows are those tried, and data may be sorted by length.

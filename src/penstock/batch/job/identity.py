@@ -235,9 +235,7 @@ def _code(code: CodeType) -> Any:
 
 
 def _constant(value: Any) -> Any:
-    """A value that cannot change, in a form whose repr is the same in each process; others by their
-    type.
-    """
+    """A constant, in a form whose repr is the same in each process; other values by their type."""
     if isinstance(value, CodeType):
         return _code(value)
     if isinstance(value, tuple):

@@ -160,9 +160,7 @@ class Job:
             interrupts.restore()
 
     async def arun(self) -> RunResult:
-        """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is
-        done.
-        """
+        """Do the job in the running loop. Raises `PenstockError`. Cancelling keeps what is done."""
         with Interrupts() as interrupts:
             return await execute(await plan_of(self), interrupts)
 
@@ -244,9 +242,7 @@ class Job:
             return result
 
     async def rows_to_read(self) -> Any:
-        """For a job as the source of another: what it makes, run first or taken up. Raises as
-        `arun`.
-        """
+        """What a job with this one as its source reads, once this one ran. Raises as `arun`."""
         return await (await self.arun()).rows_to_read()
 
 
@@ -259,9 +255,7 @@ class _Stopped(Exception):
 
 
 def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`, without writing
-    them again.
-    """
+    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`."""
 
     def decorate(function: Callable[..., T]) -> Callable[P, T]:
         @functools.wraps(function)

@@ -120,9 +120,7 @@ class Plan:
 
 
 async def plan_of(job: Job) -> Plan:
-    """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or
-    `OutputError`.
-    """
+    """Check what needs no engine. Raises `ConfigError`, `InputError` or `OutputError`."""
     _check_options(job)
     schema = structured.load(job.schema)
     sampling = _sampling(job, schema)
@@ -337,9 +335,7 @@ def _values_for(
 
 
 def _check_options(job: Job) -> None:
-    """Raise `ConfigError` for an option that has the wrong type, lies out of range, or does not go
-    with another.
-    """
+    """Raise `ConfigError` for options of a wrong type or range, or that exclude each other."""
     optional = {option.name for option in fields(job) if option.default is None}
     for kind, meant, names in _KINDS:
         for name in names:

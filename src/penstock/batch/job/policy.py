@@ -99,9 +99,7 @@ class Limits:
         return None if self._ends is None else self._ends - time.monotonic()
 
     def exceeded(self, counts: Counts, *, end: bool = False) -> JobLimitError | None:
-        """The limit that these counts have reached, if any. `end`: there are no more rows to
-        come.
-        """
+        """The limit that these counts have reached, if any. `end`: no more rows will come."""
         tokens = counts.prompt_tokens + counts.completion_tokens
         if self._tokens is not None and tokens >= self._tokens and not end:
             return JobLimitError(

@@ -114,9 +114,7 @@ class RunResult:
                 yield from python_rows(batch)
 
     async def rows_to_read(self) -> Any:
-        """What a job that has this result as its source reads. Raises `InputError` for what went to
-        standard output.
-        """
+        """What a job with this result as its source reads. Raises `InputError` for "-"."""
         if self.output == "-":
             raise InputError("rows that went to standard output cannot be read again")
         return self.output if self.output is not None else list(self.rows())
@@ -228,9 +226,7 @@ class Progress:
 
 
 def summary(result: RunResult) -> str:
-    """The lines that tell how a job went: rows, errors by type, tokens, time, where the output
-    is.
-    """
+    """How a job went, in lines: rows, errors by type, tokens, time, and the place of the output."""
     counts = result.counts
     if result.already_complete:
         return (

@@ -60,9 +60,7 @@ _OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postpro
 
 
 class ProcessorBuilder:
-    """Knows how a processor is made from each type of configuration. Your own types are registered
-    here.
-    """
+    """Makes processors of configurations. Register your own types of configurations here."""
 
     _builders: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
 
@@ -80,9 +78,7 @@ class ProcessorBuilder:
 
     @classmethod
     def clear_registry(cls) -> None:
-        """Forget all builders that were registered. Those of the configurations that come with
-        Penstock stay.
-        """
+        """Forget all registered builders. Those of Penstock's own configurations stay."""
         cls._builders.clear()
 
     @classmethod

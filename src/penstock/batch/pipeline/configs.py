@@ -14,9 +14,7 @@ from penstock.llm_config import PlacementGroupConfig
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Concurrency = Positive | Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
-"""Workers of a stage: so many, or from so many to so many. On one machine the most are taken at
-once.
-"""
+"""Workers of a stage: a number, or the least and the most. One machine takes the most."""
 
 
 def check_concurrency(given: int | tuple[int, ...] | None) -> None:

@@ -15,9 +15,7 @@ from typing import Any, TypeVar
 from penstock.errors import PenstockError, UserCodeError, told
 
 QUICK_SECONDS = 0.0002
-"""A call that takes no longer may be made on the event loop: changing threads would cost as
-much.
-"""
+"""A call this quick may run on the event loop: changing threads would cost as much."""
 _TRIAL = 32
 _QUICK_OF_TRIAL = 24
 """Not all: on a busy machine a call also waits for the interpreter's lock."""
@@ -59,9 +57,7 @@ class Offload:
             self._judge(time.perf_counter() - began)
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The future of what `call` returns or raises. Cancelling it lets a call that has begun run
-        on, unheard.
-        """
+        """The future of what `call` returns or raises. Cancelling it stops no call that runs."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.in_place:
             self._settle(_made(call, future))
@@ -173,9 +169,7 @@ def ends_task(error: BaseException) -> bool:
 
 
 def user_error(error: BaseException, what: str = "") -> PenstockError:
-    """The error as one of ours: itself if it is, else one that tells of it, after `what` it
-    means.
-    """
+    """The error itself if it is one of ours, else a `UserCodeError` that says `what` failed."""
     if isinstance(error, PenstockError):
         return error
     made = UserCodeError(f"{what}: {told(error)}" if what else told(error))

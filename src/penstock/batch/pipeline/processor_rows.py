@@ -304,9 +304,7 @@ class ProcessorRows(RowForm):
 
 
 class Carried(Struct):
-    """A row on its way: the columns that it came with, those it has now, and why it failed if it
-    did.
-    """
+    """A row on its way: the columns it came with, those it has now, and why it failed if it did."""
 
     values: dict[str, Any]
     columns: dict[str, Any]
@@ -324,9 +322,7 @@ def unpack_row(data: bytes) -> Carried:
 
 
 class Beginning:
-    """Preprocesses rows. With `keep` a row that fails is carried on as an error, else it raises
-    `JobError`.
-    """
+    """Preprocesses rows. A row that fails becomes an error with `keep`, else raises `JobError`."""
 
     def __init__(self, preprocess: RowFunction | None, *, keep: bool) -> None:
         self._preprocess = preprocess

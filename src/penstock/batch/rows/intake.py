@@ -45,9 +45,7 @@ def prepare(form: RowForm, row: Row) -> Outcome | None:
 
 
 class Replay:
-    """Checks that a stream which is read again, and has no fingerprint, is the one that the journal
-    knows.
-    """
+    """Compares a stream without fingerprint with the one that the journal knows, row by row."""
 
     def __init__(self, journal: Journal | None, source: Source) -> None:
         self._journal = journal
@@ -126,9 +124,7 @@ def by_prefix(rows: Sequence[Row]) -> list[Row]:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """The rows as they should be asked: by the size of their answers, and among those of one size
-    by prefix.
-    """
+    """The rows in the order to ask them: by the size of their answers, then by prefix."""
     arranged = by_prefix(rows)
     if len({row.longest.bit_length() for row in arranged}) > 1:
         arranged.sort(key=lambda row: -row.longest.bit_length())  # stable
@@ -148,9 +144,7 @@ def shared(first: str, second: str) -> int:
 
 
 def _gain(rows: Sequence[Row], common: int) -> tuple[int, int]:
-    """Characters that neighbours share beyond `common`, and all characters, over a sample of
-    neighbours.
-    """
+    """Over a sample of neighbours: characters they share beyond `common`, and all characters."""
     gain = total = 0
     pairs = len(rows) - 1
     samples = min(pairs, _SAMPLES)

@@ -168,9 +168,7 @@ def are_lines(first: Mapping[str, Any] | None) -> bool:
 
 
 def hash_key(text: str) -> int:
-    """A number that stands for an id: two ids in ten million share one with a chance of one in
-    400,000.
-    """
+    """A number for an id. Two ids in ten million share one with a chance of one in 400,000."""
     return int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
 
 

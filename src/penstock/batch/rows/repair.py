@@ -104,9 +104,7 @@ class Repair:
         usages: list[Usage],
         request: Request,
     ) -> tuple[Request, Outcome]:
-        """An answer, the prompt made shorter or the limit higher as need be; and the request that
-        brought it.
-        """
+        """An answer, with a shorter prompt or a higher limit if needed; and its request."""
         cuts = 0
         while True:
             try:
@@ -165,9 +163,7 @@ def invalid_json(why: str, finish_reason: str | None, usage: Usage | None) -> Ro
 
 
 async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
-    """Why an answer does not fit its constraint, if that is JSON. Raises `RequestError` for what is
-    no schema.
-    """
+    """Why an answer does not fit its JSON constraint, if it has one. Raises `RequestError`."""
     if structured is None or structured.kind == "regex":
         return None
     try:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 UNKNOWN_BYTES = 64
 """What a value is counted for that cannot be measured."""
 Stage = str
-"""Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its
-stages.
-"""
+"""Where a row is: "read", "prompt", "engine", "parse", or a stage of its processor."""
 
 
 class RowError(Struct, frozen=True, omit_defaults=True):

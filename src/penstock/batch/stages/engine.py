@@ -156,9 +156,7 @@ class EngineRequests:
         )
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """The LoRA adapter that the row's `model` names, and where it lies; None for the base
-        model.
-        """
+        """The LoRA adapter that the row's `model` names, and its place; None for the base model."""
         name = row.get("model")
         if name == "" or name == self._source.model_source:
             return None
@@ -194,9 +192,7 @@ def _outcome(deltas: list[Delta]) -> Outcome:
 
 
 def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitable[Outcome]]:
-    """What notes in an outcome that an answer is not the JSON that was asked for. A tool call need
-    not be.
-    """
+    """What notes an answer that is not the JSON asked for. A tool call need not be JSON."""
 
     async def check(outcome: Outcome) -> Outcome:
         for output in outcome.parsed:

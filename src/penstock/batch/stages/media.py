@@ -98,9 +98,7 @@ class Loader:
 
 
 class PrepareMultimodal:
-    """Makes `messages` hold their images themselves, and lists them in `multimodal_data` and
-    `multimodal_uuids`.
-    """
+    """Puts images into `messages`, and lists them in `multimodal_data` and `multimodal_uuids`."""
 
     def __init__(
         self,

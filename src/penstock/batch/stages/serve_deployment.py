@@ -1,6 +1,4 @@
-"""Sends rows to a model that is served in this process already, by its name, as requests of
-OpenAI's API.
-"""
+"""Sends rows, as requests of OpenAI's API, to a model that this process serves, by its name."""
 
 from __future__ import annotations
 
@@ -136,9 +134,7 @@ class DeploymentRequests:
 
 
 def _fields(made: Any) -> Mapping[str, Any]:
-    """What was said in a request object: a mapping, a pydantic model, a structure, or any plain
-    object.
-    """
+    """The fields set in a request object: a mapping, a pydantic model, a struct, or any object."""
     if isinstance(made, Mapping):
         return made
     if hasattr(made, "model_dump"):

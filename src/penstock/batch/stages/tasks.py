@@ -85,9 +85,7 @@ def check_columns(row: Mapping[str, Any]) -> None:
 
 
 def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask:
-    """What puts a row to an engine; with `truncate` a text to embed may be shortened. Raises
-    `RequestError`.
-    """
+    """What asks an engine; `truncate` may shorten a text to embed. Raises `RequestError`."""
     if task == "embed":
         return _embed(row, truncate)
     return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
@@ -156,9 +154,7 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 
 def _classify(row: Mapping[str, Any]) -> Ask:
-    """By a model that classifies; with `labels` a language model is made to answer with one of
-    them.
-    """
+    """By a model that classifies; with `labels`, by a language model that must answer with one."""
     labels = row.get("labels") or _pooling(row, "labels")
     if labels is None and row.get("messages") is None:
         return _classified(text_in(row, "prompt"))
@@ -240,9 +236,7 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
 
 
 def _pooling(row: Mapping[str, Any], known: str) -> Any:
-    """The one of the row's `pooling_params` that its task knows. Raises for others, unless they are
-    empty.
-    """
+    """The row's `pooling_params` entry that its task knows. Raises for others that have a value."""
     params = row.get("pooling_params")
     if params is None:
         return None
@@ -310,9 +304,7 @@ _NOT_OURS = (
 
 
 def sampling_of(params: Any) -> tuple[Sampling, int]:
-    """The sampling and the number of answers that `params` (a mapping, or None) ask for. Raises
-    `RequestError`.
-    """
+    """The sampling and the number of answers in `sampling_params`. Raises `RequestError`."""
     if params is None:
         return Sampling(), 1
     if not isinstance(params, MAPPING):

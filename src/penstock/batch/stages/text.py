@@ -21,9 +21,7 @@ from penstock.openai.requests import check_messages
 
 
 class _OnEngine:
-    """A worker that uses the processor's engine: its template and its tokenizer, which are those of
-    its requests.
-    """
+    """A worker that uses the template and the tokenizer of the processor's engine."""
 
     engine: LLMEngine
 
