@@ -188,8 +188,8 @@ def _processor_rows(
         job, _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
     )
     config = processor.config
-    expects_errors = job.dead_letter is not None or job.max_error_rate is not None
-    going_on = config.should_continue_on_error or expects_errors
+    expected = job.dead_letter is not None or job.max_error_rate is not None
+    going_on = expected or config.should_continue_on_error
     policy = ErrorPolicy(job.on_error or ("keep" if going_on else "fail"))
     keep_errors = going_on or job.on_error not in (None, "fail")
     columnar = isinstance(output, Output) and output.columnar
@@ -219,7 +219,15 @@ def _engine_rows(
         and job.messages is None
         and (source.first is None or are_lines(source.first))
     ):
-        _check_lines(job, output)
+        _check_unset(
+            job,
+            _ROW_OPTIONS | _SAMPLING,
+            "has no meaning for OpenAI batch lines, whose bodies say what is asked",
+        )
+        if isinstance(output, Output) and output.form != "jsonl":
+            raise ConfigError(
+                "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
+            )
         return OpenAILines(model=engine.model_source, created=int(time.time())), None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
@@ -261,18 +269,6 @@ def _engine(job: Job) -> LLMEngine:
         engine.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
     replicated: LLMEngine = runtimes.load(runtimes.ENGINES, job.runtime)(engine, job.replicas)
     return replicated
-
-
-def _check_lines(job: Job, output: Output | Literal["-"] | None) -> None:
-    _check_unset(
-        job,
-        _ROW_OPTIONS | _SAMPLING,
-        "has no meaning for OpenAI batch lines, whose bodies say what is asked",
-    )
-    if isinstance(output, Output) and output.form != "jsonl":
-        raise ConfigError(
-            "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
-        )
 
 
 def _check_unset(job: Job, names: frozenset[str], why: str) -> None:

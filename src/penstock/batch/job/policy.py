@@ -8,13 +8,12 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from penstock import errors
 from penstock.batch.job.result import Counts
 from penstock.errors import ConfigError, JobLimitError, PenstockError, nearest
 
-Action = Literal["keep", "fail", "skip", "retry"]
 ACTIONS = ("keep", "fail", "skip", "retry")
 OTHERS = "*"
 _ENOUGH_ROWS = 50

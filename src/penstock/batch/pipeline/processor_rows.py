@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 from msgspec import Struct
@@ -196,7 +196,15 @@ class ProcessorRows(RowForm):
                 break
         # Else nobody asks which rows are equal, or whether this is the same again.
         if row.shareable or self._held != "values":
-            self._identify(row, values)
+            read = self._read
+            asked = {name: values[name] for name in read if name in values} if read else values
+            self._opaque = False
+            try:
+                said = self._encode(asked)
+            except Exception:  # a number or a text that has no encoding
+                said, self._opaque = repr(asked).encode(errors="backslashreplace"), True
+            row.shareable = row.shareable and not self._opaque
+            row.digest = blake2b(said, digest_size=16).digest()
         params = values.get("sampling_params")
         if params is not None:
             longest = params.get("max_tokens") if isinstance(params, MAPPING) else None
@@ -210,18 +218,6 @@ class ProcessorRows(RowForm):
             )
         except Exception:  # no messages, as the stage that reads them will find
             row.prefix = ""
-
-    def _identify(self, row: Row, values: Mapping[str, Any]) -> None:
-        asked = (
-            {name: values[name] for name in self._read if name in values} if self._read else values
-        )
-        self._opaque = False
-        try:
-            said = self._encode(asked)
-        except Exception:  # a number or a text that has no encoding
-            said, self._opaque = repr(asked).encode(errors="backslashreplace"), True
-        row.shareable = row.shareable and not self._opaque
-        row.digest = blake2b(said, digest_size=16).digest()
 
     def _content(self, value: Any) -> Any:
         """What stands for a value of an unknown type in a digest: arrays as they are, else its
@@ -317,8 +313,7 @@ class Carried(Struct):
 
 def unpack_row(data: bytes) -> Carried:
     """The row that was packed, by a process of the same program."""
-    row: Carried = pickle.loads(data)
-    return row
+    return cast(Carried, pickle.loads(data))
 
 
 class Beginning:

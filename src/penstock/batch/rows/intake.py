@@ -49,10 +49,9 @@ class Replay:
 
     def __init__(self, journal: Journal | None, source: Source) -> None:
         self._journal = journal
-        self._expected = journal.check if journal is not None and journal.done.runs else None
-        self._last = (
-            journal.done.runs[-1][1] - 1 if journal is not None and journal.done.runs else -1
-        )
+        runs = journal.done.runs if journal is not None else ()
+        self._expected = journal.check if journal is not None and runs else None
+        self._last = runs[-1][1] - 1 if runs else -1
         self._sum = 0
         self.wanted = source.fingerprint is None and self._expected is not None
 

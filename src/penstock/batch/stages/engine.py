@@ -70,8 +70,8 @@ class EngineRequests:
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
-        running = self._source.running(apart=True)
-        self._supervisor = supervisor = await self._stack.enter_async_context(running)
+        supervisor = await self._stack.enter_async_context(self._source.running(apart=True))
+        self._supervisor = supervisor
         capabilities = supervisor.engine.capabilities
         self._check_task(capabilities.tasks, supervisor.engine.name)
         self._attempts = Attempts(supervisor, lambda: not self.ending, most=self._max_attempts)

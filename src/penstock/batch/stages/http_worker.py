@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 from penstock import lazy
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.values.plain import for_json
-from penstock.config import masked, parse_options
+from penstock.config import Options, parse_options
 from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _NO_FILES = frozenset({str, int, float, bool, list, type(None)})
 _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-class HttpRequestOptions(Struct, frozen=True, kw_only=True):
+class HttpRequestOptions(Options, frozen=True, kw_only=True):
     """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
 
     `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the
@@ -65,9 +65,6 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     max_response_bytes: Positive = 64 << 20
     payload_column: str = "payload"
     output_column: str = "http_response"
-
-    def __repr__(self) -> str:
-        return f"HttpRequestOptions({masked(msgspec.structs.asdict(self))!r})"
 
 
 class HttpRequests:
