@@ -404,12 +404,11 @@ class Flow:
         if error is not None:
             action = self._plan.policy.action(error.type)
             if action == "fail" and not journaled:
-                kept = self._journal is not None
                 raise JobError(
                     f"row {row.index} failed at stage {error.stage}: {error.message}"
                     + (
                         ". What was done before it is kept; the same command goes on with it"
-                        if kept
+                        if self._journal is not None
                         else ""
                     )
                 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import inspect
 import os
 import signal
@@ -258,14 +257,10 @@ def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], C
     """Give a function the parameters of `Job`, for type checkers, IDEs and `help`."""
 
     def decorate(function: Callable[..., T]) -> Callable[P, T]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            return function(*args, **kwargs)
-
-        call.__signature__ = inspect.signature(job).replace(  # type: ignore[attr-defined]
+        function.__signature__ = inspect.signature(job).replace(  # type: ignore[attr-defined]
             return_annotation=inspect.signature(function).return_annotation
         )
-        return call
+        return function
 
     return decorate
 

@@ -124,9 +124,8 @@ def nbytes(value: Any) -> int:
 
 def _opaque(value: Any) -> bytes:
     # An image of Pillow's, which tells no bytes.
-    pixels = getattr(value, "width", 0), getattr(value, "height", 0)
-    size = getattr(value, "nbytes", None) or 4 * pixels[0] * pixels[1] or 64
-    return bytes(size)
+    pixels = getattr(value, "width", 0) * getattr(value, "height", 0)
+    return bytes(getattr(value, "nbytes", None) or 4 * pixels or UNKNOWN_BYTES)
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from penstock.batch.pipeline.pipeline import Asked, Attempts, Tries, rolling
 from penstock.batch.rows.repair import Repair, Request, collect, invalid_json, misfit
 from penstock.batch.rows.row import Outcome
@@ -124,8 +126,9 @@ class EngineRequests:
                 raise RequestError(
                     "give response_format or structured outputs, not both", param="response_format"
                 )
-            structured = parse_response_format(row["response_format"])
-            sampling = tasks.replaced(sampling, structured=structured)
+            sampling = msgspec.structs.replace(
+                sampling, structured=parse_response_format(row["response_format"])
+            )
         tools = row.get("tools") or None
         # Only a conversation can be shortened without harm to its template, or gone on with.
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()

@@ -91,11 +91,6 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
     return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
 
 
-def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Sampling:
-    """The sampling under another constraint."""
-    return msgspec.structs.replace(sampling, structured=structured)
-
-
 def without_reasoning(text: str) -> tuple[str | None, str]:
     """What a model thought before it answered, and the answer. The first tag of `<think>…</think>`
     may be missing.
@@ -172,7 +167,7 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     given, _ = sampling_of(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
         messages=list(messages),
-        sampling=replaced(given, structured=StructuredOutput("json_schema", schema)),
+        sampling=msgspec.structs.replace(given, structured=StructuredOutput("json_schema", schema)),
         stream=False,
     )
 
@@ -357,11 +352,6 @@ def _known(**params: Any) -> tuple[Sampling, int]:
     return _parsed(params)
 
 
-def one_of(choices: list[str]) -> StructuredOutput:
-    """The constraint to one of some texts."""
-    return StructuredOutput("regex", "(" + "|".join(re.escape(choice) for choice in choices) + ")")
-
-
 def _structured(wanted: _Params) -> StructuredOutput | None:
     said = wanted.structured_outputs or wanted.guided_decoding
     if said is None:
@@ -374,7 +364,8 @@ def _structured(wanted: _Params) -> StructuredOutput | None:
     if said.regex is not None:
         return StructuredOutput("regex", said.regex)
     if said.choice:
-        return one_of(said.choice)
+        texts = "|".join(re.escape(choice) for choice in said.choice)
+        return StructuredOutput("regex", f"({texts})")
     if said.grammar is not None:
         raise UnsupportedError(
             "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
