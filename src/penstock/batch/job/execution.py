@@ -1,5 +1,5 @@
-"""Carries a planned job out: takes up its state, starts the engine, moves the rows, puts the output
-together; and ends it early where a signal asks for that.
+"""Carries a planned job out: takes up its state, starts the engine, moves the rows and publishes
+the output. A signal ends it early.
 """
 
 from __future__ import annotations

@@ -57,9 +57,8 @@ class Forecast(Struct, kw_only=True):
 
 
 class PromptLength(NamedTuple):
-    """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those
-    of both together that the model takes. `shortened`: a prompt that is too long is not refused,
-    but cut until it fits.
+    """In tokens: the prompt's, those that the answer needs at most (1 without a limit), and those
+    of both that the model takes. `shortened`: a prompt that is too long is cut until it fits.
     """
 
     tokens: int

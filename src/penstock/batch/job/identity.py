@@ -74,17 +74,17 @@ def job_identity(
 def processor_identity(processor: Processor) -> dict[str, Any]:
     """The deciding parts of a processor by name, in plain values, secrets masked."""
     config = processor.config
-    said = _deciding_fields(config)
+    fields = _deciding_fields(config)
     engine = getattr(config, "engine", None)
     if isinstance(engine, LLMEngine):
-        said["engine"] = {
+        fields["engine"] = {
             "engine": engine.name,
             "model": engine.model_source,
             **engine.deciding_kwargs,
         }
-    if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in said:
-        deciding = engine_class(config.engine_name).deciding_options(said.pop("engine_kwargs"))
-        said |= {"engine_kwargs": deciding} if deciding else {}
+    if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in fields:
+        deciding = engine_class(config.engine_name).deciding_options(fields.pop("engine_kwargs"))
+        fields |= {"engine_kwargs": deciding} if deciding else {}
     does = {
         name: [
             _worker_name(stage.fn),
@@ -95,7 +95,7 @@ def processor_identity(processor: Processor) -> dict[str, Any]:
     }
     return {
         "processor": type(config).__name__,
-        "processor config": masked(said),
+        "processor config": masked(fields),
         "stages": processor.list_stage_names(),
         "what stages do": masked(does),
         "preprocess": function_identity(processor.preprocess),
@@ -112,15 +112,15 @@ def _worker_name(worker: type) -> str:
 def _deciding_fields(config: ProcessorConfig) -> dict[str, Any]:
     """The deciding fields that are not at their defaults. A stage that says nothing else is on."""
     defaults = {part.name: part.default for part in msgspec.structs.fields(config)}
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in shown(config).items():
         if name in COSTS_ONLY:
             continue
         if name.endswith("_stage") and isinstance(value, Mapping):
             value = {part: given for part, given in value.items() if part not in COSTS_ONLY} or True
         if value != defaults[name]:
-            said[name] = value
-    return said
+            fields[name] = value
+    return fields
 
 
 def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
@@ -138,13 +138,13 @@ def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
 
 def shown(config: Options) -> dict[str, Any]:
     """What a configuration says beyond its defaults, in plain values: objects by their class."""
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for part in msgspec.structs.fields(config):
         value = getattr(config, part.name)
         default = part.default_factory() if callable(part.default_factory) else part.default
         if value != default:
-            said[part.name] = shown(value) if isinstance(value, Options) else _plain(value)
-    return said
+            fields[part.name] = shown(value) if isinstance(value, Options) else _plain(value)
+    return fields
 
 
 def _plain(value: Any) -> Any:
@@ -170,8 +170,8 @@ def function_identity(function: Callable[..., Any] | None) -> str | None:
         return None
     name = getattr(function, "__qualname__", type(function).__qualname__)
     module = getattr(function, "__module__", "")
-    said = repr(_meaning(function, set()))
-    digest = blake2b(said.encode(errors="backslashreplace"), digest_size=8).hexdigest()
+    meaning = repr(_meaning(function, set()))
+    digest = blake2b(meaning.encode(errors="backslashreplace"), digest_size=8).hexdigest()
     return f"{module}.{name} {digest}"
 
 

@@ -34,9 +34,9 @@ class ErrorPolicy:
         actions = {OTHERS: given} if isinstance(given, str) else dict(given)
         for kind, action in actions.items():
             if action not in ACTIONS:
-                said = f"{kind}: " if kind != OTHERS else ""
+                where = f"{kind}: " if kind != OTHERS else ""
                 raise ConfigError(
-                    f"{said}must be keep, fail, skip or retry, not {action!r}",
+                    f"{where}must be keep, fail, skip or retry, not {action!r}",
                     field="on_error",
                     value=action,
                 )

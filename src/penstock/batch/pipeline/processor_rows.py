@@ -27,8 +27,8 @@ from penstock.batch.rows.row import (
     RowError,
     RowForm,
     Stage,
-    failed,
     nbytes,
+    row_error,
 )
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.values.packed import pack, unpack
@@ -43,7 +43,6 @@ RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
 _AHEAD = 64
 """Rows that `preprocess` has made requests of, and nobody has counted: each may be large."""
 _TURN_SECONDS = 0.005
-_ERROR_FIELDS = RowError.__struct_fields__
 
 
 Held = Literal["values", "json", "packed"]
@@ -86,11 +85,10 @@ class OutputRows:
 
     def bad(self, values: Mapping[str, Any] | None, error: RowError) -> dict[str, Any]:
         """The output row of an input row that failed, or that could not be read."""
-        said = {name: getattr(error, name) for name in _ERROR_FIELDS}
         row = dict(values or {})
         for name in self._names:
             row.setdefault(name)
-        return FailedRow({**row, "status": "error", "error": said}, error)
+        return FailedRow({**row, "status": "error", "error": msgspec.structs.asdict(error)}, error)
 
 
 class ProcessorRows(RowForm):
@@ -200,11 +198,11 @@ class ProcessorRows(RowForm):
             asked = {name: values[name] for name in read if name in values} if read else values
             self._opaque = False
             try:
-                said = self._encode(asked)
+                encoded = self._encode(asked)
             except Exception:  # a number or a text that has no encoding
-                said, self._opaque = repr(asked).encode(errors="backslashreplace"), True
+                encoded, self._opaque = repr(asked).encode(errors="backslashreplace"), True
             row.shareable = row.shareable and not self._opaque
-            row.digest = blake2b(said, digest_size=16).digest()
+            row.digest = blake2b(encoded, digest_size=16).digest()
         params = values.get("sampling_params")
         if params is not None:
             longest = params.get("max_tokens") if isinstance(params, MAPPING) else None
@@ -377,9 +375,7 @@ def failure(error: BaseException, stage: str, keep: bool) -> RowError:
     known = user_error(error)
     if not keep or isinstance(error, JobError):
         raise JobError(f"a row failed at {stage}: {text_of(known)}") from error
-    said = failed(known, stage, 1).error
-    assert said is not None
-    return said
+    return row_error(known, stage)
 
 
 def _mapping(made: Any, what: str) -> Mapping[str, Any]:

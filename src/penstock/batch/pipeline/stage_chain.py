@@ -271,26 +271,26 @@ def usage_of(columns: Mapping[str, Any]) -> Usage | None:
             answer if isinstance(answer, int) else 0,
             cached if isinstance(cached, int) else 0,
         )
-    said = columns.get("usage")
-    if said is None and isinstance(answer := columns.get("http_response"), dict):
-        said = answer.get("usage")
-    if not isinstance(said, dict):
+    counted = columns.get("usage")
+    if counted is None and isinstance(answer := columns.get("http_response"), dict):
+        counted = answer.get("usage")
+    if not isinstance(counted, dict):
         return None
     cached = sum(
         _number(part, "cached_tokens")
         for name in _DETAILS
-        if isinstance(part := said.get(name), dict)
+        if isinstance(part := counted.get(name), dict)
     )
     usage = Usage(
-        sum(_number(said, name) for name in _PROMPT),
-        sum(_number(said, name) for name in _ANSWER),
+        sum(_number(counted, name) for name in _PROMPT),
+        sum(_number(counted, name) for name in _ANSWER),
         cached,
     )
     return usage if usage != Usage() else None
 
 
-def _number(said: Mapping[str, Any], name: str) -> int:
-    value = said.get(name)
+def _number(counted: Mapping[str, Any], name: str) -> int:
+    value = counted.get(name)
     return value if isinstance(value, int) else 0
 
 

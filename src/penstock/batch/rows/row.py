@@ -69,7 +69,7 @@ class Row(Struct, eq=False):
     names the request (16 bytes), `prefix` sorts rows that share the start of a prompt next to each
     other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
     row failed in the processor that it comes from. `longest` is how many tokens its answer may
-    have, 0 if nobody said.
+    have, 0 where no limit is set.
     """
 
     index: int
@@ -97,11 +97,11 @@ class FailedRow(dict[str, Any]):
         self.why = error
 
 
-def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
-    """The outcome of a row that `error` ended at `stage`."""
+def row_error(error: PenstockError, stage: Stage) -> RowError:
+    """The error of a row that `error` ended at `stage`."""
     body = getattr(error, "body", None)
     status = getattr(error, "http_status", None) if body is not None else None
-    said = RowError(
+    return RowError(
         error.kind,
         stage,
         error.retryable,
@@ -109,7 +109,11 @@ def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
         status,
         None if body is None else str(body),
     )
-    return Outcome(error=said, attempts=attempts)
+
+
+def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
+    """The outcome of a row that `error` ended at `stage`."""
+    return Outcome(error=row_error(error, stage), attempts=attempts)
 
 
 def nbytes(value: Any) -> int:

@@ -353,21 +353,23 @@ def _known(**params: Any) -> tuple[Sampling, int]:
 
 
 def _structured(wanted: _Params) -> StructuredOutput | None:
-    said = wanted.structured_outputs or wanted.guided_decoding
-    if said is None:
-        said = _Structured(json=wanted.json_schema, regex=wanted.regex)
-    if said.json is not None:
+    constraint = wanted.structured_outputs or wanted.guided_decoding
+    if constraint is None:
+        constraint = _Structured(json=wanted.json_schema, regex=wanted.regex)
+    if constraint.json is not None:
         text = (
-            said.json if isinstance(said.json, str) else json.dumps(said.json, ensure_ascii=False)
+            constraint.json
+            if isinstance(constraint.json, str)
+            else json.dumps(constraint.json, ensure_ascii=False)
         )
         return StructuredOutput("json_schema", text)
-    if said.regex is not None:
-        return StructuredOutput("regex", said.regex)
-    if said.choice:
-        texts = "|".join(re.escape(choice) for choice in said.choice)
+    if constraint.regex is not None:
+        return StructuredOutput("regex", constraint.regex)
+    if constraint.choice:
+        texts = "|".join(re.escape(choice) for choice in constraint.choice)
         return StructuredOutput("regex", f"({texts})")
-    if said.grammar is not None:
+    if constraint.grammar is not None:
         raise UnsupportedError(
             "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
         )
-    return StructuredOutput("json_object") if said.json_object else None
+    return StructuredOutput("json_object") if constraint.json_object else None
