@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.batch.pipeline.map_kwargs import workers
+from penstock.batch.stages.base import workers
 from penstock.errors import ConfigError
 
 

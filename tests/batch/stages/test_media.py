@@ -12,8 +12,7 @@ from PIL import Image
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
 from penstock.batch.rows.row import nbytes
 from penstock.batch.stages.images import FORMS, prepared as prepared_image
-from penstock.batch.stages.media import Loader
-from penstock.batch.stages.multimodal import PrepareMultimodalStage
+from penstock.batch.stages.media import Loader, PrepareMultimodalStage
 from penstock.errors import ConfigError, MissingExtraError, RequestError
 
 

@@ -1,13 +1,14 @@
-"""What of a processor decides the output of its job: compared when the job is taken up again."""
+"""What decides the output of a job: compared when the job is taken up again."""
 
 from __future__ import annotations
 
 import dis
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -15,40 +16,86 @@ from penstock.batch.pipeline.configs import (
     COSTS_ONLY,
     EngineProcessorConfig,
     ProcessorConfig,
-    plain_value,
-    shown,
 )
-from penstock.batch.pipeline.processor import Processor
+from penstock.batch.read.base import Source
+from penstock.batch.rows.row import RowForm
+from penstock.batch.schemas.structured import Schema
 from penstock.batch.stages.base import StatefulStage
-from penstock.config import masked
+from penstock.batch.write.outputs import Output
+from penstock.config import Options, masked
 from penstock.engines.base import LLMEngine, engine_class
+from penstock.types import Sampling
+
+if TYPE_CHECKING:
+    from penstock.batch.job.job import Job
+    from penstock.batch.pipeline.processor import Processor
 
 
-def identity(processor: Processor) -> dict[str, Any]:
-    """The deciding parts by name, in plain values, secrets masked."""
+def job_identity(
+    job: Job,
+    source: Source,
+    engine: LLMEngine | None,
+    schema: Schema | None,
+    sampling: Sampling,
+    form: RowForm,
+    output: Output | Literal["-"] | None,
+) -> dict[str, Any]:
+    """All that decides what the output will be, in plain values."""
+    data = source.fingerprint or {"input": source.name}
+    how = {
+        "limit": job.limit,
+        "order": job.order,
+        "output form": getattr(output, "form", None),
+        "dead letter": os.fspath(job.dead_letter) if job.dead_letter is not None else None,
+    }
+    if job.processor is not None:
+        return {**data, **processor_identity(job.processor), **how}
+    assert engine is not None
+    return {
+        **data,
+        "model": engine.model_source,
+        "engine": engine.name,
+        "engine options": engine.deciding_kwargs or None,
+        "deterministic": engine.deterministic or None,
+        "requests": form.kind,
+        "prompt": job.prompt,
+        "messages": job.messages,
+        "system": job.system,
+        "schema": schema.schema if schema is not None else None,
+        **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),
+        "adapter": job.adapter,
+        "result prefix": job.result_prefix,
+        "on_length": None if job.on_length == "keep" else job.on_length,
+        "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
+        **how,
+    }
+
+
+def processor_identity(processor: Processor) -> dict[str, Any]:
+    """The deciding parts of a processor by name, in plain values, secrets masked."""
     config = processor.config
-    said = _deciding_fields(config)
+    fields = _deciding_fields(config)
     engine = getattr(config, "engine", None)
     if isinstance(engine, LLMEngine):
-        said["engine"] = {
+        fields["engine"] = {
             "engine": engine.name,
             "model": engine.model_source,
             **engine.deciding_kwargs,
         }
-    if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in said:
-        deciding = engine_class(config.engine_name).deciding_options(said.pop("engine_kwargs"))
-        said |= {"engine_kwargs": deciding} if deciding else {}
+    if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in fields:
+        deciding = engine_class(config.engine_name).deciding_options(fields.pop("engine_kwargs"))
+        fields |= {"engine_kwargs": deciding} if deciding else {}
     does = {
         name: [
             _worker_name(stage.fn),
-            plain_value(_deciding_arguments(stage)),
+            _plain(_deciding_arguments(stage)),
         ]
         for name, stage in processor.stages.items()
         if stage.fn is not None
     }
     return {
         "processor": type(config).__name__,
-        "processor config": masked(said),
+        "processor config": masked(fields),
         "stages": processor.list_stage_names(),
         "what stages do": masked(does),
         "preprocess": function_identity(processor.preprocess),
@@ -65,15 +112,15 @@ def _worker_name(worker: type) -> str:
 def _deciding_fields(config: ProcessorConfig) -> dict[str, Any]:
     """The deciding fields that are not at their defaults. A stage that says nothing else is on."""
     defaults = {part.name: part.default for part in msgspec.structs.fields(config)}
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in shown(config).items():
         if name in COSTS_ONLY:
             continue
         if name.endswith("_stage") and isinstance(value, Mapping):
             value = {part: given for part, given in value.items() if part not in COSTS_ONLY} or True
         if value != defaults[name]:
-            said[name] = value
-    return said
+            fields[name] = value
+    return fields
 
 
 def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
@@ -89,6 +136,29 @@ def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
     }
 
 
+def shown(config: Options) -> dict[str, Any]:
+    """What a configuration says beyond its defaults, in plain values: objects by their class."""
+    fields: dict[str, Any] = {}
+    for part in msgspec.structs.fields(config):
+        value = getattr(config, part.name)
+        default = part.default_factory() if callable(part.default_factory) else part.default
+        if value != default:
+            fields[part.name] = shown(value) if isinstance(value, Options) else _plain(value)
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """A value as a manifest can hold it: objects by their class."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', '')}.{name}"
+
+
 def function_identity(function: Callable[..., Any] | None) -> str | None:
     """Its name and a digest of what it does, the same in each process until the function changes.
 
@@ -100,8 +170,8 @@ def function_identity(function: Callable[..., Any] | None) -> str | None:
         return None
     name = getattr(function, "__qualname__", type(function).__qualname__)
     module = getattr(function, "__module__", "")
-    said = repr(_meaning(function, set()))
-    digest = blake2b(said.encode(errors="backslashreplace"), digest_size=8).hexdigest()
+    meaning = repr(_meaning(function, set()))
+    digest = blake2b(meaning.encode(errors="backslashreplace"), digest_size=8).hexdigest()
     return f"{module}.{name} {digest}"
 
 
@@ -165,9 +235,7 @@ def _code(code: CodeType) -> Any:
 
 
 def _constant(value: Any) -> Any:
-    """A value that cannot change, in a form whose repr is the same in each process; others by their
-    type.
-    """
+    """A constant, in a form whose repr is the same in each process; other values by their type."""
     if isinstance(value, CodeType):
         return _code(value)
     if isinstance(value, tuple):

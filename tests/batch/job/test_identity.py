@@ -10,12 +10,14 @@ from penstock.batch import (
     build_processor,
     vLLMEngineProcessorConfig,
 )
-from penstock.batch.pipeline.identity import identity
+from penstock.batch.job.identity import processor_identity
 
 
 def same(kind, ours, theirs):
     """Whether two configurations make the same job."""
-    return identity(build_processor(kind(**ours))) == identity(build_processor(kind(**theirs)))
+    return processor_identity(build_processor(kind(**ours))) == processor_identity(
+        build_processor(kind(**theirs))
+    )
 
 
 @pytest.mark.parametrize(

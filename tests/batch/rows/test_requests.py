@@ -2,7 +2,7 @@ import datetime
 
 import pytest
 
-from penstock.batch.rows.template import Template, as_text
+from penstock.batch.rows.requests import Template, as_text
 from penstock.errors import ConfigError, RequestError
 
 

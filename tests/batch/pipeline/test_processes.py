@@ -5,7 +5,13 @@ import asyncio
 import pytest
 
 from penstock.batch import HttpRequestProcessorConfig, build_processor
-from penstock.batch.pipeline.row_transport import Beginning, Carried, Ending, StageProcess, unpack
+from penstock.batch.pipeline.processor_rows import (
+    Beginning,
+    Carried,
+    Ending,
+    unpack_row as unpack,
+)
+from penstock.batch.pipeline.stage_chain import StageProcess
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.write.tables import block
 from penstock.errors import JobError, UpstreamError

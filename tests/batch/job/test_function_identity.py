@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from penstock.batch.pipeline.identity import function_identity
+from penstock.batch.job.identity import function_identity
 
 
 def made(source, **names):

@@ -1,9 +1,7 @@
 import re
 
 import penstock
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.progress import Progress, duration, summary
-from penstock.batch.job.result import RunResult
+from penstock.batch.job.result import Counts, Progress, RunResult, duration, summary
 
 
 def test_durations():

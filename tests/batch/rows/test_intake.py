@@ -1,8 +1,8 @@
 import itertools
 import random
 
+from penstock.batch.rows.intake import by_prefix, shared
 from penstock.batch.rows.row import Row
-from penstock.batch.rows.window import by_prefix, shared
 
 
 def row(index, prefix):
