@@ -34,14 +34,9 @@ from penstock.batch.rows.intake import (
     prepare,
 )
 from penstock.batch.rows.row import Outcome, Row, nbytes
-from penstock.batch.rows.user_code import ends_task
-from penstock.batch.rows.window import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.parts import RowSet
-from penstock.batch.state.journal import Journal, digest_key
-from penstock.batch.state.manifest import StreamSum
-from penstock.batch.state.ranges import RowSet
 from penstock.batch.write.sinks import Sink
 from penstock.errors import (
     EngineTimeoutError,

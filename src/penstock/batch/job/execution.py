@@ -23,20 +23,16 @@ from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.rows.dedupe import AnswerCache
-from penstock.batch.rows.replay import compare_stream, other_rows
+from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
 from penstock.batch.write.manifest import StreamSum
-from penstock.batch.rows.intake import compare_stream, other_rows
-from penstock.batch.state.directory import State
-from penstock.batch.state.journal import Journal
-from penstock.batch.state.manifest import StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import PartWriter
 from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
 from penstock.batch.write.state import State
 from penstock.batch.write.text import JsonlWriter
 from penstock.errors import JobError, OutputError
-from penstock.stderr import say
+from penstock.observability import say
 
 if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables

@@ -17,10 +17,10 @@ from penstock.batch.pipeline.configs import (
     EngineProcessorConfig,
     ProcessorConfig,
 )
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.row import RowForm
-from penstock.batch.schemas.structured import Schema
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.structured import Schema
 from penstock.batch.write.outputs import Output
 from penstock.config import Options, masked
 from penstock.engines.base import LLMEngine, engine_class

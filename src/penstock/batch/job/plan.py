@@ -14,14 +14,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.policy import ErrorPolicy, Limits
-from penstock.batch.pipeline.pipeline import Pipeline, Step
-from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import RowForm
 import msgspec
 
 from penstock import runtimes
+from penstock.batch import structured
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -29,16 +25,15 @@ from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
-from penstock.batch.schemas import structured
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.registry import engine_for
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError, printable
 from penstock.types import Sampling, StructuredOutput
 

@@ -15,16 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from penstock.batch.job.counts import Counts
+from penstock.balance.backoff import Pauses, span
 from penstock.batch.read.files import filesystem, is_url
 from penstock.batch.read.text import allow_long_fields
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
-from penstock.balance.pauses import Pauses, span
-from penstock.batch.read.delimited import allow_long_fields
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.errors import InputError, OutputError
-from penstock.stderr import is_terminal
+from penstock.observability import is_terminal
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,21 +16,15 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
-from penstock.balance.retry import Retry
+from penstock.balance.backoff import Retry
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.job.result import Counts
 from penstock.batch.rows.repair import Repair, Request
-from penstock.batch.rows.retry import Attempts, Tries, rolling
-from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.base import LLMEngine
-from penstock.engines.model_files import adapter_path
-from penstock.engines.supervisor import supervisor_of
-from penstock.errors import JobError, PenstockError
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row, RowForm, Stage
-from penstock.engines.adapter_files import adapter_path
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.supervision.supervisor import Supervisor, supervisor_of
+from penstock.engines.model_files import adapter_path
+from penstock.engines.supervisor import Supervisor, supervisor_of
 from penstock.errors import (
     EngineDeadError,
     EngineError,

@@ -23,24 +23,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from penstock import lazy
-from penstock import background, runtimes
+from penstock import background, lazy
 from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.configs import ProcessorConfig
 from penstock.batch.pipeline.processor_rows import Held, ProcessorRows, RowFunction
-from penstock.batch.pipeline.stream import RowStream
-from penstock.batch.read.sources import HasRows
-from penstock.batch.stages.base import StatefulStage, check_stage
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
-from penstock.batch.read.base import HasRows
+from penstock.batch.read.sources import HasRows
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.base import StatefulStage, check_stage, workers
-from penstock.batch.state.ranges import RowSet
+from penstock.batch.write.parts import RowSet
 from penstock.batch.write.sinks import Reorder, Sink
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, UnknownStageError, nearest

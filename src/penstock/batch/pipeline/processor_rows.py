@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 from msgspec import Struct
 
-from penstock.batch.pipeline.offload import Offload
-from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import RowForm
 from penstock.batch.pipeline.offload import Offload, is_ctrl_c, user_error
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.requests import conversation_text
 from penstock.batch.rows.row import (
     FailedRow,

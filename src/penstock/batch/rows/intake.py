@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from operator import attrgetter
 
-from penstock.batch.read.base import Source
 from penstock.batch.read.feed import read_ahead
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.row import Outcome, Row, RowForm
-from penstock.batch.state.journal import Journal, digest_key
-from penstock.batch.state.manifest import StreamSum
 from penstock.batch.values.plain import json_line
+from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.manifest import StreamSum
 from penstock.errors import InputError, JobMismatchError, PenstockError, RequestError, told
 
 FIRST_WINDOW = 64

@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import EngineForm
-from penstock.batch.rows.repair import Repair, collect, invalid_json
-from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.rows.template import Template, as_text
-from penstock.batch.structured import Schema
-from penstock.batch.values.plain import plain_row
-from penstock.batch.read.base import Source
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row, RowForm
-from penstock.batch.schemas.structured import Schema
+from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling

@@ -18,7 +18,7 @@ from penstock.types import Usage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from penstock.batch.read.base import Source
+    from penstock.batch.read.sources import Source
     from penstock.batch.write.tables import Tables
 
 UNKNOWN_BYTES = 64

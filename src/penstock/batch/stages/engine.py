@@ -20,9 +20,6 @@ from penstock.batch.stages.text import conversation
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
-from penstock.errors import ConfigError, RequestError
-from penstock.engines.supervision.quarantine import digest_of
-from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
 from penstock.openai.responses import Answers, chat_logprobs, tool_call_list

@@ -19,10 +19,6 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.engines.supervisor import supervisor_of
-from penstock.engines.tasks import Batches, generated
-from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
-from penstock.engines.supervision.quarantine import digest_of
-from penstock.engines.supervision.supervisor import supervisor_of
 from penstock.errors import EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body

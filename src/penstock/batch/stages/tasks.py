@@ -26,6 +26,7 @@ from penstock.errors import (
     RequestError,
     UnsupportedError,
 )
+from penstock.openai.requests import bias_pairs
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
@@ -293,8 +294,8 @@ class _Params(Struct):
 
 _DEFAULTS = _Params()
 _NOT_OURS = (
-    *("skip_special_tokens", "include_stop_str_in_output", "best_of", "bad_words"),
-    *("prompt_logprobs", "logit_bias", "allowed_token_ids", "truncate_prompt_tokens"),
+    *("skip_special_tokens", "include_stop_str_in_output", "best_of"),
+    *("prompt_logprobs", "truncate_prompt_tokens"),
 )
 
 
@@ -342,6 +343,9 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
         ignore_eos=wanted.ignore_eos,
         logprobs=wanted.logprobs,
         structured=_structured(wanted),
+        logit_bias=bias_pairs(wanted.logit_bias),
+        allowed_token_ids=tuple(wanted.allowed_token_ids or ()),
+        bad_words=tuple(wanted.bad_words or ()),
     )
     return sampling, wanted.n
 

@@ -9,21 +9,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.batch.job.counts import Counts
+from penstock.batch.job.result import Counts
 from penstock.batch.write import manifest as manifests, outputs
 from penstock.batch.write.journal import Journal
 from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
-from penstock.batch.job.result import Counts
-from penstock.batch.state import manifest as manifests
-from penstock.batch.state.durable_files import remove, writing
-from penstock.batch.state.journal import Journal
-from penstock.batch.state.lock import FILE as LOCK_FILE, Lock
-from penstock.batch.state.manifest import Manifest, Stamp, StreamSum
-from penstock.batch.state.parts import Part
-from penstock.batch.state.ranges import union, without
-from penstock.batch.state.records import checksum_of
-from penstock.batch.write import outputs
-from penstock.batch.write.assemble import Segment, failed_segments, segments
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
 from penstock.batch.write.state_files import LOCK_FILE, Lock, checksum_of, remove, writing
