@@ -1,6 +1,4 @@
-"""The SGLang engine as Penstock sees it. Constructing it checks its options; SGLang is imported in
-the worker alone.
-"""
+"""The SGLang engine. Constructing it checks its options; only the worker imports SGLang."""
 
 from __future__ import annotations
 
@@ -11,17 +9,14 @@ from penstock.engines import huggingface
 from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.process.worker_engine import WorkerEngine
 from penstock.engines.sglang import options
-from penstock.engines.sglang.messages import Load
 from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
 
 _LORA_RANK = 64
-"""The largest rank that is taken where a `lora_config` asks for adapters and no rank is given."""
+"""The largest rank of adapters if a `lora_config` asks for adapters and states no rank."""
 
 
 class SGLangEngine(WorkerEngine):
-    """SGLang through its `Engine`. `engine_kwargs` are its own server arguments, under their Python
-    names.
-    """
+    """SGLang through its `Engine`. `engine_kwargs` are its server arguments, by Python names."""
 
     name: ClassVar[str] = "sglang"
     makes_ranks: ClassVar[bool] = True
@@ -63,10 +58,10 @@ class SGLangEngine(WorkerEngine):
         )
 
     # Life
-    async def _load_message(self) -> Load:
+    async def _load_message(self) -> options.Load:
         options.check_version()
         self._asleep = self._paused = False
-        return Load(huggingface.model_for(self.model_source), self.options)
+        return options.Load(huggingface.model_for(self.model_source), self.options)
 
     async def start(self) -> None:
         try:
@@ -126,8 +121,8 @@ class SGLangEngine(WorkerEngine):
     async def _collective_rpc(
         self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Call a method of every scheduler. SGLang takes arguments by name only, and says no more
-        than that it went well: the answer is None.
+        """Call a method of every scheduler. SGLang takes arguments by name only; it reports
+        success without a result, so the answer is None.
         """
         if args:
             raise UnsupportedError(

@@ -1,9 +1,8 @@
 """SGLang's own process, `python -m penstock.engines.sglang.worker FD PARENT`: its engine and the
 pipe, on one event loop.
 
-SGLang hands each output to the coroutine of its request; what those make in one turn of the loop
-leaves in one message. The process ends when the pipe closes, and SGLang's processes end with this
-one.
+SGLang gives each output to the coroutine of its request. The deltas of one turn of the loop leave
+in one message. The process ends when the pipe closes, and SGLang's processes end with it.
 """
 
 from __future__ import annotations
@@ -30,9 +29,12 @@ from penstock.engines.process.messages import (
     refusal_of,
 )
 from penstock.engines.process.parent_death import end_with_parent
-from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
+from penstock.engines.sglang.options import Load
 from penstock.errors import EngineError, EngineStartError, PenstockError
 from penstock.types import Delta
+
+ToWorker = Load | Submit | Abort | Call
+_decode = msgspec.msgpack.Decoder(ToWorker).decode
 
 
 class Worker:
@@ -98,7 +100,7 @@ async def read(reader: asyncio.StreamReader) -> ToWorker | Failed | None:
     except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
     try:
-        message: ToWorker = decode_to_worker(data)
+        message: ToWorker = _decode(data)
         return message
     except msgspec.ValidationError:
         return refusal_of(data)
