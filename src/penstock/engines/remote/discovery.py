@@ -12,9 +12,9 @@ from msgspec import Struct, field
 
 from penstock.engines.base import Capabilities
 from penstock.engines.remote import lenient
-from penstock.engines.remote.dialects import adapter_name, dialect_of
 from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
+from penstock.engines.remote.requests import adapter_name, dialect_of
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.errors import (
     EngineStartError,

@@ -15,13 +15,18 @@ from penstock.balance.policies.table import make_policy
 from penstock.balance.pool import Failover
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.deltas import Batches
-from penstock.engines.remote import answers, task_answers
-from penstock.engines.remote.bodies import chat_body, completion_body, task_body
-from penstock.engines.remote.dialects import spoken
+from penstock.engines.remote import answers
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
-from penstock.engines.remote.stream import AnswerStream, charge
+from penstock.engines.remote.requests import (
+    PATHS,
+    chat_body,
+    completion_body,
+    in_dialect,
+    task_body,
+)
+from penstock.engines.remote.stream import AnswerStream, StreamReader, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.engines.tasks import task_of
 from penstock.engines.text.sampling_checks import check_sampling
@@ -46,19 +51,6 @@ _NOTHING = Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1)
 Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
-
-PATHS = {
-    "chat": "/chat/completions",
-    "completions": "/completions",
-    "embeddings": "/embeddings",
-    "score": "/score",
-    "rerank": "/rerank",
-    "classify": "//classify",
-    "transcriptions": "/audio/transcriptions",
-    "tokenize": "//tokenize",
-    "detokenize": "//detokenize",
-}
-"""Where servers answer tasks. Two slashes lead beside "/v1"."""
 
 
 class RemoteEngine(LLMEngine):
@@ -149,7 +141,7 @@ class RemoteEngine(LLMEngine):
                 given = chat_body(request, model, self.options.max_tokens_field)
             else:
                 given = completion_body(request, model)
-            return spoken(upstream.dialect, given) | self.options.extra_body
+            return in_dialect(upstream.dialect, given) | self.options.extra_body
 
         task = task_of(request)
         path = PATHS[task]
@@ -181,7 +173,7 @@ class RemoteEngine(LLMEngine):
         if task == "transcriptions":
             file = request.audio
             path = path if request.task == "transcribe" else "/audio/translations"
-        read = partial(task_answers.read, task, request)
+        read = partial(answers.read_task, task, request)
         return await self._call(
             task, path, body, read, getattr(request, "request_id", ""), file=file
         )
@@ -210,7 +202,7 @@ class RemoteEngine(LLMEngine):
                 )
             )
             forward = isinstance(request, ChatRequest) and request.forward_chunks
-            reader = answers.StreamReader(request.n, to.shown, forward=forward)
+            reader = StreamReader(request.n, to.shown, forward=forward)
             stream = AnswerStream(held, pieces, reader, upstream, tokens)
             await stream.begin()
             upstreams.answered(upstream)

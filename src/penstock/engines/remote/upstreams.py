@@ -14,9 +14,9 @@ from penstock.balance.limiter import Limiter, Limits, shared_limiter
 from penstock.balance.pauses import PATIENCE_S
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.pool import Failover, Member, Pool
-from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.refusals import is_no_route, is_too_long
+from penstock.engines.remote.requests import OTHER_PATHS, Dialect, in_dialect, score_body
 from penstock.errors import (
     EngineDeadError,
     EngineStartError,
@@ -82,7 +82,7 @@ class Upstream(Member):
         """
         known = self._endpoints.get(path)
         if known is None:
-            base, path_there = self._base, PATHS.get(self.dialect, {}).get(path, path)
+            base, path_there = self._base, OTHER_PATHS.get(self.dialect, {}).get(path, path)
             if path_there.startswith("//"):
                 base, path_there = base.removesuffix("/v1"), path_there[1:]
             known = self._endpoints[path] = endpoint(method, base + path_there)
@@ -116,7 +116,7 @@ class Upstream(Member):
             "//classify": {"input": [text]},
         }
         body = bodies.get(path)
-        return None if body is None else spoken(self.dialect, {"model": self.model, **body})
+        return None if body is None else in_dialect(self.dialect, {"model": self.model, **body})
 
     @property
     def load(self) -> float:
