@@ -46,7 +46,6 @@ class StreamReader:
     """
 
     def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
-        self._missing = n
         self._n = n
         self._only: int | None = None  # the server's index of the answer, if `n` is 1
         self._open: set[int] = set()  # answers that have begun and not finished
@@ -71,8 +70,7 @@ class StreamReader:
                 found.append(Delta(chunks=tuple(forwarded)))
                 forwarded = []
             if event == DONE or (len(event) < 16 and event.strip() == DONE):
-                self.ended = True
-                return found + self._finish(done=True)
+                return found + self.close(done=True)
             chunk = parse_chunk(event, self._where)
             if chunk.error or not chunk.choices:
                 failure = error_inside(event, self._where, "broke off")
@@ -97,11 +95,11 @@ class StreamReader:
                         continue
                     self._ended.add(index)
                     self._open.discard(index)
-                    self._missing -= 1
-                    params = chunk.kv_transfer_params
                     self._finishing.append(
                         msgspec.structs.replace(
-                            delta, finish_reason=reason, kv_transfer_params=params
+                            delta,
+                            finish_reason=reason,
+                            kv_transfer_params=chunk.kv_transfer_params,
                         )
                     )
                     continue
@@ -120,9 +118,7 @@ class StreamReader:
         return found
 
     def _index(self, given: int | None, number: int) -> int | None:
-        """The index of the answer that the `number`th choice of a chunk belongs to; None for a
-        surplus choice.
-        """
+        """The answer that the `number`th choice of a chunk belongs to; None for a surplus one."""
         index = number if given is None else given
         if self._n == 1:
             if self._only is None:
@@ -165,8 +161,8 @@ class StreamReader:
             words = data.decode(errors="replace")
         raise as_error(words, self._where, data, "broke off")
 
-    def close(self, stray: bytes = b"") -> list[Delta]:
-        """The last deltas, when the connection has ended.
+    def close(self, stray: bytes = b"", *, done: bool = False) -> list[Delta]:
+        """The last deltas, when the connection has ended, or the server says that it is `done`.
 
         Raises `UpstreamError` if the answer is unfinished, with the text that came instead. `stray`
         holds the bytes outside of events.
@@ -174,15 +170,12 @@ class StreamReader:
         if self.ended:
             return []
         self.ended = True
-        return self._finish(stray=stray)
-
-    def _finish(self, *, done: bool = False, stray: bytes = b"") -> list[Delta]:
-        if done:  # the server has finished, with or without finish reasons
+        if done:  # with or without finish reasons
             self._finishing += [
                 Delta(index, "", finish_reason="stop") for index in sorted(self._open)
             ]
-            self._missing -= len(self._open)
-        if self._missing > 0:
+            self._ended |= self._open
+        if len(self._ended) < self._n:
             text = (
                 (stray or (b"" if self._open or self._ended else self._unread))[:4096]
                 .decode(errors="replace")
@@ -195,11 +188,11 @@ class StreamReader:
         for delta in self._finishing:
             deltas.append(msgspec.structs.replace(delta, usage=usage))
             usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
-        self._finishing = []
         return deltas
 
 
 def _add(found: list[Delta], delta: Delta) -> None:
+    """Append a delta, or merge it into the last one if both are text of the same answer."""
     last = found[-1] if found else None
     if (
         last is None
@@ -264,7 +257,7 @@ class AnswerStream:
                 raise
 
     async def aclose(self) -> None:
-        """End the request. Reads a finished stream to its very end first, so that its connection
+        """End the request. A finished stream is first read to its very end, so that its connection
         can be reused.
         """
         try:
@@ -293,8 +286,8 @@ class AnswerStream:
         return deltas
 
     def _last(self) -> list[Delta]:
-        """The deltas after the connection's end: of a last event without an end, or of an answer
-        that is no stream.
+        """The deltas after the connection's end: of an unterminated event, or of an answer that is
+        no stream.
         """
         rest, found = self._events.rest(), []
         if rest and not self._reader.ended:
