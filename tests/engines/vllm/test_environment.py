@@ -5,8 +5,7 @@ import os
 import signal
 import sys
 
-from penstock.engines.vllm.environment import processes_start
-from penstock.engines.vllm.guard import MARK
+from penstock.engines.vllm.processes import MARK, processes_start
 
 
 def test_they_are_marked_and_take_no_notice_of_ctrl_c(tmp_path):

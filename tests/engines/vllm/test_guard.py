@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engines.vllm import guard
-from penstock.engines.vllm.guard import MARK, Guard, marked, shared_memory_of
+from penstock.engines.vllm import processes
+from penstock.engines.vllm.processes import MARK, Guard, marked, shared_memory_of
 
 PATIENCE = 20.0
 HOLDER = """
@@ -24,7 +24,7 @@ time.sleep(600)
 """
 PARENT = """
 import subprocess, sys, time, os
-from penstock.engines.vllm.guard import MARK, Guard
+from penstock.engines.vllm.processes import MARK, Guard
 mark, folder, file, holder = sys.argv[1:]
 Guard(mark, folder)
 subprocess.Popen([sys.executable, "-c", holder, file], env={**os.environ, MARK: mark}).wait()
@@ -51,7 +51,7 @@ def wait_until(so):
 
 
 def test_what_carries_the_mark_ends_with_its_shared_memory(tmp_path, mark, shared, monkeypatch):
-    monkeypatch.setattr(guard, "_forget", lambda name: None)  # it was never told of this file
+    monkeypatch.setattr(processes, "_forget", lambda name: None)  # it was never told of this file
     standing_by = Guard(mark, str(tmp_path / "folder"))
     (tmp_path / "folder").mkdir()
     argv = [sys.executable, "-c", HOLDER, shared]

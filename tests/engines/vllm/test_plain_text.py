@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from penstock.engines.text.chat_template import ChatTemplate
-from penstock.engines.vllm.translation.plain_text import PlainText
+from penstock.engines.vllm.translation import PlainText
 from penstock.types import Message
 
 TEMPLATE = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.vllm.translation.outputs import DeltaMaker
+from penstock.engines.vllm.translation import DeltaMaker
 from penstock.errors import EngineError
 from penstock.types import TokenLogprob, Usage
 
