@@ -6,6 +6,7 @@ Servers omit and add fields, so only the necessary fields are read, and few are 
 
 from __future__ import annotations
 
+from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
 import msgspec
@@ -89,6 +90,9 @@ class _Message(Struct):
         return content or self.refusal or ""
 
 
+_NO_MESSAGE = _Message()
+
+
 class _Top(Struct):
     token: str
     logprob: float
@@ -120,16 +124,12 @@ class _Logprobs(Struct):
             )
         if self.tokens is None:
             return None
-        values = self.token_logprobs or []
-        tops = self.top_logprobs or []
-        found = []
-        for number, token in enumerate(self.tokens):
-            value = values[number] if number < len(values) else None
-            top = tops[number] if number < len(tops) else None
-            found.append(
-                TokenLogprob(token, 0.0 if value is None else value, tuple((top or {}).items()))
-            )
-        return tuple(found)
+        # Servers may send fewer probabilities than tokens, or more.
+        rows = zip_longest(self.tokens, self.token_logprobs or (), self.top_logprobs or ())
+        return tuple(
+            TokenLogprob(token, value or 0.0, tuple((top or {}).items()))
+            for token, value, top in islice(rows, len(self.tokens))
+        )
 
 
 class _Choice(Struct):
@@ -177,14 +177,10 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     """
     parsed = parse_chunk(body, where)
     if parsed.error or not parsed.choices:
-        if (failure := error_inside(body, where)) is not None:
-            raise failure
-        raise _unreadable(f"{where} answered without choices", body)
+        raise error_inside(body, where) or _unreadable(f"{where} answered without choices", body)
     usage = parsed.usage.neutral() if parsed.usage is not None else Usage()
     deltas = []
-    ordered = parsed.choices
-    if len(ordered) > 1:
-        ordered = sorted(ordered, key=lambda choice: choice.index or 0)
+    ordered = sorted(parsed.choices, key=lambda choice: choice.index or 0)
     for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
         if choice.error:
             raise as_error(choice.error, where, body)
@@ -202,14 +198,11 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
 
 def delta_of(choice: _Choice, index: int) -> Delta:
     """A choice as the delta of answer `index`, whether it ends the answer or not."""
-    message = choice.delta or choice.message
-    if choice.text is not None:
-        text = choice.text if choice.text.__class__ is str else as_text(choice.text)
-    else:
-        text = message.text if message is not None else ""
+    message = choice.delta or choice.message or _NO_MESSAGE
+    text = message.text if choice.text is None else as_text(choice.text)
     logprobs = choice.logprobs.neutral() if choice.logprobs is not None else None
     calls: tuple[ToolCallPart, ...] = ()
-    if message is not None and message.tool_calls:
+    if message.tool_calls:
         calls = tuple(
             ToolCallPart(
                 number if call.index is None else call.index,
@@ -220,9 +213,7 @@ def delta_of(choice: _Choice, index: int) -> Delta:
             for number, call in enumerate(message.tool_calls)
         )
     stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
-    reasoning = (
-        (message.reasoning or message.reasoning_content or "") if message is not None else ""
-    )
+    reasoning = message.reasoning or message.reasoning_content or ""
     return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 
 
@@ -292,8 +283,7 @@ def read_task(task: str, request: Any, body: bytes, where: str) -> Any:
         case "transcriptions":
             return _transcription(body, where)
         case "tokenize":
-            ids: list[int] = _as(_Ids, body, where).tokens
-            return ids
+            return _as(_Ids, body, where).tokens
         case _:
             return _prompt(body, where)
 

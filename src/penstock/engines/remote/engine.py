@@ -100,9 +100,11 @@ class RemoteEngine(LLMEngine):
             ]
         except ConfigError as error:
             raise EngineStartError(str(error)) from None
-        policy = make_policy(self.options.routing)
         upstreams = Upstreams(
-            members, policy, self.options.patience_s, lambda: self._retries.refused_s
+            members,
+            make_policy(self.options.routing),
+            self.options.patience_s,
+            lambda: self._retries.refused_s,
         )
         await upstreams.open()
         try:
@@ -134,10 +136,11 @@ class RemoteEngine(LLMEngine):
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
-            if isinstance(request, ChatRequest):
-                given = chat_body(request, model, self.options.max_tokens_field)
-            else:
-                given = completion_body(request, model)
+            given = (
+                chat_body(request, model, self.options.max_tokens_field)
+                if isinstance(request, ChatRequest)
+                else completion_body(request, model)
+            )
             return in_dialect(upstream.dialect, given) | self.options.extra_body
 
         task = task_of(request)

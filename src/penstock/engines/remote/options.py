@@ -114,12 +114,10 @@ def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[
             raise ConfigError(
                 "give base_url or upstreams, not both", field="engine_kwargs.upstreams"
             )
-        one = {
-            "base_url": options.base_url,
-            "api_key_env": options.api_key_env,
-            "headers": options.headers,
-        }
-        return options, [parse_options(UpstreamOptions, one, "engine_kwargs")]
+        one = UpstreamOptions(
+            base_url=options.base_url, api_key_env=options.api_key_env, headers=options.headers
+        )
+        return options, [one]
     if not options.upstreams:
         raise ConfigError(
             "say where the server is, as in 'http://127.0.0.1:8000/v1'",

@@ -94,9 +94,8 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
         body["logprobs"] = True
         if request.sampling.logprobs:
             body["top_logprobs"] = request.sampling.logprobs
-    for name in ("tools", "tool_choice", "chat_template", "chat_template_kwargs"):
-        if value := getattr(request, name):
-            body[name] = value
+    optional = ("tools", "tool_choice", "chat_template", "chat_template_kwargs")
+    body |= {name: value for name in optional if (value := getattr(request, name))}
     if not request.parallel_tool_calls and request.tools:
         body["parallel_tool_calls"] = False
     return body
@@ -146,10 +145,14 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
     sampling = request.sampling
-    body: dict[str, Any] = {"temperature": sampling.temperature}
-    for name in _SAME_NAME:
-        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name):
-            body[name] = value
+    body: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        **{
+            name: value
+            for name in _SAME_NAME
+            if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
+        },
+    }
     if sampling.max_tokens is not None:
         body[max_tokens_field] = sampling.max_tokens
     if sampling.structured is not None:

@@ -43,33 +43,37 @@ class Upstream(Member):
         self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str
     ) -> None:
         super().__init__(name, options.weight)
-        base = options.base_url.rstrip("/")
+        self._base = options.base_url.rstrip("/")
         self.options = options
-        self.shown = endpoint("GET", base, field=f"{field}.base_url").shown
+        self.shown = endpoint("GET", self._base, field=f"{field}.base_url").shown
         self.model = options.model or model
         self.dialect: Dialect = "openai"
-        key = bearer(options.api_key_env, field=f"{field}.api_key_env")
-        timeouts = Timeouts(connect_s=common.connect_timeout_s, idle_s=common.timeout_s, try_s=None)
         self.client = HttpClient(
-            Headers({**key, **options.headers}, field=f"{field}.headers"),
-            timeouts=timeouts,
+            Headers(
+                {**bearer(options.api_key_env, field=f"{field}.api_key_env"), **options.headers},
+                field=f"{field}.headers",
+            ),
+            timeouts=Timeouts(
+                connect_s=common.connect_timeout_s, idle_s=common.timeout_s, try_s=None
+            ),
             max_body_bytes=common.max_response_bytes,
         )
-        limits = Limits(
-            concurrency=common.concurrency,
-            requests_per_minute=common.requests_per_minute,
-            tokens_per_minute=common.tokens_per_minute,
-            adaptive=common.adaptive,
-        )
         # Two models of one server share its rates; two keys do not.
-        self.limiter: Limiter = shared_limiter(f"{self.shown} {options.api_key_env or ''}", limits)
+        self.limiter: Limiter = shared_limiter(
+            f"{self.shown} {options.api_key_env or ''}",
+            Limits(
+                concurrency=common.concurrency,
+                requests_per_minute=common.requests_per_minute,
+                tokens_per_minute=common.tokens_per_minute,
+                adaptive=common.adaptive,
+            ),
+        )
         self.suspected_path = ""
         self.complaint = ""
         self.breaker = CircuitBreaker(
             common.trip_after, common.cooldown_s, asyncio.get_running_loop().time
         )
         self.concurrency = common.concurrency
-        self._base = base
         self._common = common
         self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
         self._endpoints: dict[str, Endpoint] = {}
@@ -98,11 +102,10 @@ class Upstream(Member):
     def probe_body(self, path: str) -> dict[str, Any] | None:
         """The body of the smallest request to a path; None if none is known."""
         options, text = self._common, "Hi"
-        limit: dict[str, Any] = {options.max_tokens_field: 1}
         bodies: dict[str, dict[str, Any]] = {
             "/chat/completions": {
                 "messages": [{"role": "user", "content": text}],
-                **limit,
+                options.max_tokens_field: 1,
                 **options.extra_body,
             },
             "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
@@ -237,7 +240,6 @@ class Upstreams(Pool[Upstream]):
         return isinstance(error, UpstreamError) and error.retryable
 
     async def open(self) -> None:
-        self._closed = False
         for one in self.members:
             await one.client.open()
 

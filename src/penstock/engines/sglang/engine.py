@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from penstock.engines import huggingface
@@ -85,11 +84,10 @@ class SGLangEngine(WorkerEngine):
         match operation:
             case "sleep":
                 await self._sleep()
-            case "wakeup" if self._asleep:
-                await self._call(operation)
-                self._asleep = False
             case "wakeup":
-                pass
+                if self._asleep:
+                    await self._call(operation)
+                self._asleep = False
             case "is_sleeping":
                 return self._asleep
             case "pause":
@@ -103,7 +101,13 @@ class SGLangEngine(WorkerEngine):
             case "start_profile" | "stop_profile":
                 await self._call(operation)
             case "collective_rpc":
-                return await self._collective_rpc(**options)
+                if options["args"]:
+                    raise UnsupportedError(
+                        f"the {self.name} engine passes arguments by name only: use kwargs",
+                        param="args",
+                    )
+                # SGLang reports success without a result: this returns None.
+                return await self._call(operation, options["method"], dict(options["kwargs"]))
             case _:
                 return await super().control(operation, **options)
 
@@ -117,18 +121,6 @@ class SGLangEngine(WorkerEngine):
         copied = bool(self.options.get("enable_weights_cpu_backup"))
         await self._call("sleep", ["kv_cache", "weights"] if copied else ["kv_cache"])
         self._asleep = True
-
-    async def _collective_rpc(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Call a method of every scheduler. SGLang takes arguments by name only; it reports
-        success without a result, so the answer is None.
-        """
-        if args:
-            raise UnsupportedError(
-                f"the {self.name} engine passes arguments by name only: use kwargs", param="args"
-            )
-        return await self._call("collective_rpc", method, dict(kwargs))
 
     def _check_rank(self, name: str, path: str) -> None:
         rank, most = adapter_rank(name, path), self.options.get("max_lora_rank")

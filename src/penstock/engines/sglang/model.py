@@ -48,7 +48,6 @@ class Model:
     """One model. Constructing it loads; its coroutines answer requests and calls."""
 
     def __init__(self, load: Load) -> None:
-        self._arguments = load.arguments
         self._engine = Engine(
             model_path=load.model, incremental_streaming_output=True, **load.arguments
         )
@@ -57,7 +56,6 @@ class Model:
         self._prompt_limit: int = self._manager.max_req_input_len  # a prompt has fewer
         self._context_length = self._prompt_limit + _RESERVED_TOKENS
         self._vocabulary = max(self._manager.model_config.vocab_size, len(self._tokenizer))
-        self._info: dict[str, Any] = self._engine.get_server_info()
         self._rids = count(1)
         self._names = count(1)
         self._adapters: dict[str, str] = {}
@@ -71,7 +69,7 @@ class Model:
 
     def ready(self) -> Ready:
         generates = bool(self._manager.is_generation)
-        info = self._info
+        info: dict[str, Any] = self._engine.get_server_info()
         slots = sum(
             state.get("effective_max_running_requests_per_dp") or 0
             for state in info["internal_states"]
@@ -267,9 +265,10 @@ class Model:
             raise RequestError("the prompt is empty", param="prompt")
         room = self._context_length - length
         if length >= self._prompt_limit or (max_tokens or 0) > room:
-            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
             raise ContextLengthError(
-                f"this model's context is {self._context_length} tokens; {asked}", param="messages"
+                f"this model's context is {self._context_length} tokens; the prompt has {length}"
+                f" and {max_tokens or 1} more were asked for",
+                param="messages",
             )
         return max_tokens or room
 

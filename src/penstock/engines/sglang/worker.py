@@ -136,30 +136,26 @@ def main(fd: int, parent: int) -> None:
         # In the main thread and while the loop stands still: SGLang sets signal handlers, and runs
         # the loop itself.
         model = Model(load)
+        ready = model.ready()
     except Exception as error:
         writer.write(framed(_not_loaded(error, f"'{load.model}' could not be loaded: ")))
         writer.close()
         loop.run_until_complete(writer.wait_closed())
         os._exit(1)  # SGLang may have left threads behind
-    writer.write(framed(model.ready()))
+    writer.write(framed(ready))
     loop.run_until_complete(Worker(model, reader, writer).serve())
     model.close()
     os._exit(0)
 
 
 def _not_loaded(error: Exception, what: str = "") -> Failed:
-    kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
-    return Failed(0, kind, what + _one_line(error))
+    return _failed(0, error, EngineStartError.kind, what)
 
 
-def _failed(number: int, error: Exception) -> Failed:
-    if isinstance(error, PenstockError):
-        return Failed(number, error.kind, str(error))
-    return Failed(number, EngineError.kind, _one_line(error))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _failed(number: int, error: Exception, kind: str = EngineError.kind, what: str = "") -> Failed:
+    """The message about an error, which is of `kind` unless it is one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return Failed(number, error.kind if isinstance(error, PenstockError) else kind, what + text)
 
 
 if __name__ == "__main__":

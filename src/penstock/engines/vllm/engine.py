@@ -6,7 +6,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NOT_RUNNING = "the vllm engine is not running"
-
 
 class VLLMEngine(TokenEngine):
     """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's engine arguments, and its server's
@@ -66,7 +64,7 @@ class VLLMEngine(TokenEngine):
         self._setup: Setup | None = None
         self._counts: kv_cache.Counts | None = None
         self._running: Running | None = None
-        self._why_dead = _NOT_RUNNING
+        self._why_dead = "the vllm engine is not running"
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
@@ -95,21 +93,23 @@ class VLLMEngine(TokenEngine):
         loop = asyncio.get_running_loop()
         # The import takes seconds: in a thread, so that the event loop goes on.
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
-        model = huggingface.model_for(self.model_source)
-        given, setup = self.options, None
+        given, blocks = self.options, self.cached_blocks
         if self.connector is not None:
-            given, setup = await loop.run_in_executor(
+            given, self._setup = await loop.run_in_executor(
                 None, kv_cache.set_up, self.connector, self.options, self.site
             )
-            self._setup = setup
-        blocks = self.cached_blocks
+        setup = self._setup
         counts = kv_cache.Counts() if setup is not None or blocks is not None else None
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
         try:
             starting = module.Starting(
-                model, given, variables, tells_blocks=blocks is not None, counts=counts
+                huggingface.model_for(self.model_source),
+                given,
+                variables,
+                tells_blocks=blocks is not None,
+                counts=counts,
             )
             running: Running = await module.Running.start(starting, self.model_source, blocks)
         except BaseException:
@@ -159,14 +159,14 @@ class VLLMEngine(TokenEngine):
             if self.cached_blocks is not None:
                 running.note_blocks(self.cached_blocks, prepared, request.adapter)
             async with (
-                running.adapter(request.adapter) as lora,
+                running.adapters.use(request.adapter) if request.adapter else nullcontext() as lora,
                 aclosing(
                     running.llm.generate(
                         prepared.prompt,
                         prepared.params,
                         request.request_id or uuid.uuid4().hex,
                         lora_request=lora,
-                        priority=running.priority(request.priority),
+                        priority=request.priority if running.by_priority else 0,
                         **prepared.extras,
                     )
                 ) as outputs,
@@ -266,9 +266,10 @@ class VLLMEngine(TokenEngine):
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_completion(request)
         if request.echo:
-            prompt = request.prompt
             prepared.translate = Echo(
-                prompt if isinstance(prompt, str) else await self.detokenize(prompt)
+                request.prompt
+                if isinstance(request.prompt, str)
+                else await self.detokenize(request.prompt)
             )
         return prepared
 

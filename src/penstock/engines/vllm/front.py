@@ -125,8 +125,8 @@ class Front:
         self.config = llm.vllm_config
         self.died: asyncio.Future[None] | None = None
         self._guard = guard
-        manager = llm.engine_core.resources.engine_manager
-        self._processes = list(getattr(manager, "processes", ()))  # none where Ray holds them
+        # Empty if Ray holds them.
+        self._processes = list(getattr(llm.engine_core.resources.engine_manager, "processes", ()))
         self._watched: list[int] = []
 
     async def capabilities(self) -> Capabilities:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -181,7 +182,7 @@ class Counts:
     """Counts requests, cache hits and transfers. It replaces vLLM's loggers of statistics."""
 
     def __init__(self) -> None:
-        self.values: dict[str, float] = {}
+        self.values: defaultdict[str, float] = defaultdict(float)
         self._latest: dict[int, Any] = {}
 
     def __call__(self, vllm_config: Any, engine_index: int = 0) -> Counts:
@@ -199,17 +200,17 @@ class Counts:
         if scheduler_stats is None:
             return
         self._latest[engine_idx] = scheduler_stats
-        self._add("steps", 1)
+        self.values["steps"] += 1
         cache = scheduler_stats.prefix_cache_stats
-        self._add("prefix_cache_queries", cache.queries)
-        self._add("prefix_cache_hits", cache.hits)
+        self.values["prefix_cache_queries"] += cache.queries
+        self.values["prefix_cache_hits"] += cache.hits
         for stats in _nixl(scheduler_stats.kv_connector_stats or {}):
-            self._add("kv_transfers", len(stats.get("transfer_duration", ())))
-            self._add("kv_transfer_bytes", sum(stats.get("bytes_transferred", ())))
-            self._add("kv_transfer_seconds", sum(stats.get("transfer_duration", ())))
+            self.values["kv_transfers"] += len(stats.get("transfer_duration", ()))
+            self.values["kv_transfer_bytes"] += sum(stats.get("bytes_transferred", ()))
+            self.values["kv_transfer_seconds"] += sum(stats.get("transfer_duration", ()))
             failed = ("num_failed_transfers", "num_failed_handshakes", "num_failed_notifications")
-            self._add("kv_transfer_failures", sum(sum(stats.get(name, ())) for name in failed))
-            self._add("kv_expired_requests", sum(stats.get("num_kv_expired_reqs", ())))
+            self.values["kv_transfer_failures"] += sum(sum(stats.get(name, ())) for name in failed)
+            self.values["kv_expired_requests"] += sum(stats.get("num_kv_expired_reqs", ()))
 
     def now(self) -> dict[str, float]:
         """All counters, and the load at this moment."""
@@ -226,9 +227,6 @@ class Counts:
     def log(self) -> None: ...
 
     def record_sleep_state(self, is_awake: int, level: int) -> None: ...
-
-    def _add(self, name: str, amount: float) -> None:
-        self.values[name] = self.values.get(name, 0) + amount
 
 
 def _nixl(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:

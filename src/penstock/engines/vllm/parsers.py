@@ -54,9 +54,9 @@ class ParsedChats:
         self._renderer = state.online_renderer
         self._parser_class = self._renderer.parser
         self._model_config = front.config.model_config
-        self._has_reasoning = getattr(self._parser_class, "reasoning_parser_cls", None) is not None
+        has_reasoning = getattr(self._parser_class, "reasoning_parser_cls", None) is not None
         self._has_tools = getattr(self._parser_class, "tool_parser_cls", None) is not None
-        self._always = self._has_reasoning or self._renderer.use_harmony
+        self._always = has_reasoning or self._renderer.use_harmony
 
     def wants(self, request: ChatRequest) -> bool:
         """Whether the parsers must read the answer to the request."""

@@ -34,7 +34,7 @@ def processes_start(
     mark: str, folder: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
     """Processes started inside carry `mark`, keep their sockets in `folder`, have the variables of
-    `environment`, and ignore Ctrl-C.
+    `environment`, ignore Ctrl-C, and do not import the user's script, which needs no main guard.
 
     A Ctrl-C goes to the whole process group: vLLM would abort requests that this process still
     wants to finish. The context changes the state of this process, so one engine starts at a time.
@@ -46,30 +46,21 @@ def processes_start(
         before = {name: os.environ.get(name) for name in given}
         os.environ.update(given)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        main = sys.modules["__main__"]
+        spec, file = getattr(main, "__spec__", None), vars(main).pop("__file__", None)
+        main.__spec__ = None
         try:
-            with _without_main_module():
-                yield
+            yield
         finally:
+            main.__spec__ = spec
+            if file is not None:
+                main.__file__ = file
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep child processes from importing the user's script, which then needs no main guard."""
-    main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), vars(main).pop("__file__", None)
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__spec__ = spec
-        if file is not None:
-            main.__file__ = file
 
 
 class Guard:

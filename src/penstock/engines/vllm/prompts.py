@@ -119,16 +119,14 @@ class Prompts:
         # vLLM's core uses these ids as indices of its logits, and crashes beyond the end.
         self.check_ids(sampling.stop_token_ids, "stop_token_ids")
         transfer = request.kv_transfer_params
-        structured = None
-        if sampling.structured is not None:
-            structured = StructuredOutputsParams(**constraint(sampling.structured))
+        structured = sampling.structured
         params = SamplingParams(
             n=request.n,
             max_tokens=self.room(prompt, sampling.max_tokens),
             stop=list(sampling.stop) or None,
             stop_token_ids=list(sampling.stop_token_ids) or None,
             logprobs=sampling.logprobs,
-            structured_outputs=structured,
+            structured_outputs=structured and StructuredOutputsParams(**constraint(structured)),
             output_kind=output_kind(request),
             extra_args={"kv_transfer_params": transfer} if transfer else None,
             skip_clone=True,  # the object serves one request only
@@ -205,9 +203,10 @@ class Prompts:
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
         if room < 1 or (max_tokens or 0) > room:
-            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
             raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; {asked}", param="messages"
+                f"this model's context is {self.context_length} tokens; the prompt has {length} and"
+                f" {max_tokens or 1} more were asked for",
+                param="messages",
             )
         return max_tokens or room
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +55,10 @@ __all__ = ["Prepared", "Running", "Starting"]
 
 
 class Running:
-    """The parts of a running engine. `start` makes it, in the event loop that will use it."""
+    """The parts of a running engine. `start` makes it, in the event loop that will use it.
+
+    `by_priority`: vLLM schedules by priority; else it refuses any priority but 0.
+    """
 
     def __init__(self, front: Front, name: str) -> None:
         self.front = front
@@ -70,7 +72,7 @@ class Running:
         self.adapters = Adapters(
             slots - 1 if front.options.cpu else slots, self._load, self._unload
         )
-        self._by_priority = front.config.scheduler_config.policy == "priority"
+        self.by_priority = front.config.scheduler_config.policy == "priority"
         self.capabilities: Capabilities
 
     @classmethod
@@ -139,14 +141,6 @@ class Running:
                 return await llm.collective_rpc(options["method"], args=args, kwargs=kwargs)
             case _:  # the others have vLLM's own names
                 return await getattr(llm, operation)()
-
-    def adapter(self, name: str | None) -> AbstractAsyncContextManager[Any]:
-        """vLLM's request for an adapter, which stays loaded while the context lasts."""
-        return contextlib.nullcontext() if name is None else self.adapters.use(name)
-
-    def priority(self, wanted: int) -> int:
-        """The priority for vLLM, which refuses any but 0 unless it schedules by priority."""
-        return wanted if self._by_priority else 0
 
     def note_blocks(self, blocks: CachedBlocks, prepared: Prepared, adapter: str | None) -> None:
         """Record which blocks of tokens stand for the blocks that the request's router named."""

@@ -153,14 +153,13 @@ class DeltaMaker:
 
     def _logprob(self, token_id: int, step: Mapping[int, Any]) -> TokenLogprob:
         chosen = step[token_id]
-        top: Sequence[tuple[str, float]] = ()
-        if self._top:
-            ranked = sorted(step.values(), key=lambda entry: -entry.logprob)[: self._top]
-            top = [
-                (entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked
-            ]
+        ranked = sorted(step.values(), key=lambda entry: -entry.logprob)[: self._top]
         return TokenLogprob(
-            chosen.decoded_token or "", max(chosen.logprob, LEAST_LOGPROB), tuple(top)
+            chosen.decoded_token or "",
+            max(chosen.logprob, LEAST_LOGPROB),
+            tuple(
+                (entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked
+            ),
         )
 
 
