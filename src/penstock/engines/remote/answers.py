@@ -159,9 +159,7 @@ _decode = msgspec.json.Decoder(_Completion).decode
 
 
 def parse_chunk(body: bytes, where: str) -> _Completion:
-    """A whole body, or one chunk of a stream. Raises `UpstreamError`, which calls the server
-    `where`.
-    """
+    """A body, or a chunk of a stream. Raises `UpstreamError` about the server `where`."""
     try:
         return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -335,9 +333,7 @@ def _classifications(body: bytes, where: str, count: int) -> Classifications:
 
 
 def _transcription(body: bytes, where: str) -> Transcription:
-    """The answer of `/audio/transcriptions`; segments, language and duration only if the server
-    sends them.
-    """
+    """The answer of `/audio/transcriptions`. Only some servers send more than the text."""
     parsed: _Speech = _as(_Speech, body, where)
     segments = None if parsed.segments is None else tuple(parsed.segments)
     return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)

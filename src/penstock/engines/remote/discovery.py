@@ -34,9 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Card(Struct):
-    """An entry of `/v1/models`. `parent` and `max_model_len` are vLLM's additions, `engine` and
-    `metadata` ours.
-    """
+    """An entry of `/v1/models`: `parent`, `max_model_len` as in vLLM; `engine`, `metadata` ours."""
 
     id: str
     parent: str | None = None
@@ -154,9 +152,7 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
 def _capabilities(
     cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool
 ) -> Capabilities:
-    """The capabilities that all servers have. Servers that report none count as having all of
-    OpenAI's API.
-    """
+    """The capabilities that all servers have. A server that reports none counts as having all."""
     listed = [card for card in cards if card is not None]
     theirs = [
         abilities

@@ -257,9 +257,7 @@ class RemoteEngine(LLMEngine):
         ask: Callable[[Upstream], Awaitable[T]],
         route: RouteRequest,
     ) -> T:
-        """The first success. Asks the healthy servers one after the other, and after a pause once
-        more.
-        """
+        """The first success of the healthy servers in turn, and again after a pause."""
 
         async def sweep() -> T:
             failover = Failover(upstreams, route)

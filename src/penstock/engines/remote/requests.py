@@ -102,9 +102,7 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
 
 
 def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
-    """The body of `/completions`. Without `max_tokens` the server's default applies: 16 in OpenAI's
-    API.
-    """
+    """The body of `/completions`. OpenAI's API answers at most 16 tokens by default."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": request.prompt,

@@ -30,9 +30,7 @@ _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _TEXT, _CALLS = b'"content":"', b'"tool_calls"'
 _NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
-"""Chunks where a server sends an object or a list and clients expect text: they are parsed, not
-forwarded.
-"""
+"""Chunks with an object or a list where clients expect text: they are parsed, not forwarded."""
 TRAILER_S = 0.25
 """How long to read on after a finished answer, so that its connection can be reused."""
 
@@ -286,9 +284,7 @@ class AnswerStream:
         return deltas
 
     def _last(self) -> list[Delta]:
-        """The deltas after the connection's end: of an unterminated event, or of an answer that is
-        no stream.
-        """
+        """The deltas after the last event: of an unterminated one, or of an unstreamed answer."""
         rest, found = self._events.rest(), []
         if rest and not self._reader.ended:
             if self._events.is_json:

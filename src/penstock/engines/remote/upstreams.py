@@ -89,9 +89,7 @@ class Upstream(Member):
         return known
 
     async def probe(self, path: str) -> None:
-        """Send the smallest request to a path; ask for the models if none is known. Raises
-        `UpstreamError`, `EngineTimeoutError`.
-        """
+        """Send the smallest known request. Raises `UpstreamError`, `EngineTimeoutError`."""
         body = self.probe_body(path)
         to = self.to("/models", "GET") if body is None else self.to(path)
         data = None if body is None else msgspec.json.encode(body)
@@ -178,9 +176,7 @@ class Upstreams(Pool[Upstream]):
 
     @contextmanager
     def watch(self, upstream: Upstream, path: str, data: Any) -> Iterator[None]:
-        """Wraps one request to `path` with `data`: counts it, and reports its outcome to the
-        breaker.
-        """
+        """Wraps a request to `path` with `data`: counts it, and informs the breaker."""
         breaker = upstream.breaker
         upstream.running += 1
         try:

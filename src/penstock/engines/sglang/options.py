@@ -126,9 +126,7 @@ def version_note() -> str:
 
 
 def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete `engine_kwargs`. Raises `ConfigError` for an unknown key, `MissingExtraError`
-    without SGLang.
-    """
+    """Complete `engine_kwargs`. Raises `ConfigError`, `MissingExtraError` without SGLang."""
     known = argument_names(package())
     for name, value in given.items():
         where = f"engine_kwargs.{name}"

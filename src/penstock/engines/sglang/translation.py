@@ -21,9 +21,7 @@ _REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abo
 
 
 def sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
-    """The `sampling_params` of `Engine.async_generate`. Stop strings stay in the text: `DeltaMaker`
-    cuts them.
-    """
+    """The `sampling_params` of `async_generate`. `DeltaMaker` cuts stop strings."""
     params: dict[str, Any] = {
         "max_new_tokens": max_tokens,
         "min_new_tokens": sampling.min_tokens,
@@ -62,9 +60,7 @@ class DeltaMaker:
         self._begun = False
 
     def delta(self, output: Mapping[str, Any]) -> Delta | None:
-        """The delta of one output; None if it shows nothing. Raises `PenstockError` for a failed
-        request.
-        """
+        """The delta of an output; None if it shows nothing. Raises a failed request's error."""
         meta = output["meta_info"]
         ids = tuple(output["output_ids"])
         finish = meta["finish_reason"]

@@ -35,9 +35,7 @@ _TASKS = {
 """The methods that each of vLLM's tasks serves."""
 
 _CPU_STOP_SECONDS = 1.0
-"""How long a stop waits before it kills. A worker on the CPU takes seconds to end, but loses
-nothing.
-"""
+"""How long a stop waits before it kills. A CPU worker takes seconds to end, but loses nothing."""
 
 _REAP_SECONDS = 5.0
 

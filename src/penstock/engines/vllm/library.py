@@ -1,6 +1,4 @@
-"""The border to vLLM: all names that are imported from it, and its errors as ours. Importing this
-takes seconds.
-"""
+"""The border to vLLM: all names that come from it, and its errors as ours. Slow to import."""
 
 from __future__ import annotations
 
@@ -69,9 +67,7 @@ _TOO_LONG = frozenset({"input_tokens", "input_text", "max_tokens", "max_completi
 
 
 def as_penstock_error(error: Exception, why_dead: str, *, preparing: bool = False) -> PenstockError:
-    """Maps an error of vLLM's. In the preparation of a request a `ValueError` is the request's
-    fault.
-    """
+    """Maps an error of vLLM's. While `preparing`, a `ValueError` is the request's fault."""
     if isinstance(error, PenstockError):
         return error
     if isinstance(error, CoreDead):

@@ -99,9 +99,7 @@ _ENVIRONMENT: Mapping[str, str] = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads
 }
 BATCH_INVARIANT: Mapping[str, str] = {"VLLM_BATCH_INVARIANT": "1"}
-"""Kernels whose results do not depend on the batch. vLLM reads it in its own processes and in this
-one.
-"""
+"""Kernels whose results do not depend on the batch. vLLM reads it in every process."""
 _STRUCTURED = "structured_outputs_config"
 
 

@@ -1,6 +1,4 @@
-"""Chats whose answers vLLM's own parsers read: reasoning, and tool calls in the model's own
-format.
-"""
+"""vLLM's own parsers: reasoning, and tool calls in the model's own format, as parts of deltas."""
 
 from __future__ import annotations
 

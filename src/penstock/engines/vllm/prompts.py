@@ -1,6 +1,4 @@
-"""Turns requests into vLLM's inputs: prompts from templates, media and tokens, and sampling
-parameters.
-"""
+"""Turns requests into vLLM's inputs: prompts and sampling parameters."""
 
 from __future__ import annotations
 
@@ -197,9 +195,7 @@ class Prompts:
         return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """The most tokens that the answer may have. Raises `ContextLengthError` if the request asks
-        for more.
-        """
+        """The answer's most tokens. Raises `ContextLengthError` if the request asks for more."""
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
         if room < 1 or (max_tokens or 0) > room:

@@ -79,9 +79,7 @@ class Running:
     async def start(
         cls, starting: Starting, name: str, blocks: CachedBlocks | None = None
     ) -> Running:
-        """Start vLLM, whose application calls the model `name`. Its events go to `blocks`. Raises
-        `EngineStartError`.
-        """
+        """Start vLLM; its application calls the model `name`. Raises `EngineStartError`."""
         front = await starting.in_thread()
         loop = asyncio.get_running_loop()
         try:

@@ -114,9 +114,7 @@ class DeltaMaker:
         self._counts: dict[int, int] = {}
 
     def deltas(self, output: Any) -> list[Delta]:
-        """The deltas of one `RequestOutput`. Raises `EngineError` if the request failed inside the
-        engine.
-        """
+        """The deltas of a `RequestOutput`. Raises `EngineError` if the engine failed on it."""
         made = []
         for answer in output.outputs:
             index, ids, reason = answer.index, answer.token_ids, answer.finish_reason
