@@ -1,7 +1,9 @@
-"""The guard on processes of our own making, which carry its mark."""
+"""This process while vLLM's processes start, and the guard on processes that carry its mark."""
 
+import inspect
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engines.vllm import guard
-from penstock.engines.vllm.guard import MARK, Guard, marked, shared_memory_of
+from penstock.engines.vllm import processes
+from penstock.engines.vllm.processes import (
+    MARK,
+    Guard,
+    marked,
+    processes_start,
+    shared_memory_of,
+)
 
 PATIENCE = 20.0
 HOLDER = """
@@ -24,11 +32,34 @@ time.sleep(600)
 """
 PARENT = """
 import subprocess, sys, time, os
-from penstock.engines.vllm.guard import MARK, Guard
+from penstock.engines.vllm.processes import MARK, Guard
 mark, folder, file, holder = sys.argv[1:]
 Guard(mark, folder)
 subprocess.Popen([sys.executable, "-c", holder, file], env={**os.environ, MARK: mark}).wait()
 """
+
+
+def test_they_are_marked_and_take_no_notice_of_ctrl_c(tmp_path):
+    before = dict(os.environ)
+    with processes_start("a mark", str(tmp_path)):
+        assert os.environ[MARK] == "a mark"
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert dict(os.environ) == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_the_main_module_is_hidden_also_from_those_who_looked_at_it_before(tmp_path):
+    main = sys.modules["__main__"]
+    file, spec = main.__file__, main.__spec__
+    codes = []
+    for name in ("one.py", "other.py"):  # of no module: all modules are gone through
+        (tmp_path / name).touch()
+        codes.append(compile("", str(tmp_path / name), "exec"))
+    inspect.getmodule(codes[0])  # remembers where each module's file is
+    with processes_start("a mark", str(tmp_path)):
+        assert getattr(main, "__file__", None) is None
+        inspect.getmodule(codes[1])
+    assert (main.__file__, main.__spec__) == (file, spec)
 
 
 @pytest.fixture
@@ -51,7 +82,7 @@ def wait_until(so):
 
 
 def test_what_carries_the_mark_ends_with_its_shared_memory(tmp_path, mark, shared, monkeypatch):
-    monkeypatch.setattr(guard, "_forget", lambda name: None)  # it was never told of this file
+    monkeypatch.setattr(processes, "_forget", lambda name: None)  # it was never told of this file
     standing_by = Guard(mark, str(tmp_path / "folder"))
     (tmp_path / "folder").mkdir()
     argv = [sys.executable, "-c", HOLDER, shared]

@@ -1,4 +1,4 @@
-"""What SGLang's engine yields, as deltas."""
+"""Sampling parameters in SGLang's form, and SGLang's outputs as deltas."""
 
 from __future__ import annotations
 
@@ -8,18 +8,49 @@ from typing import Any
 
 from penstock.engines.sampling import StopStrings
 from penstock.errors import EngineError, OverloadedError, PenstockError, RequestError
-from penstock.types import Delta, FinishReason, Sampling, TokenLogprob, Usage
+from penstock.types import Delta, FinishReason, Sampling, StructuredOutput, TokenLogprob, Usage
 
 LEAST_LOGPROB = -9999.0
-"""What stands for minus infinity, which JSON does not have."""
+"""Stands for minus infinity, which JSON lacks."""
+_ANY_OBJECT = '{"type": "object"}'
+_SAME_NAME = (
+    *("temperature", "top_p", "min_p", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+def sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
+    """The `sampling_params` of `async_generate`. `DeltaMaker` cuts stop strings."""
+    params: dict[str, Any] = {
+        "max_new_tokens": max_tokens,
+        "min_new_tokens": sampling.min_tokens,
+        "top_k": sampling.top_k if sampling.top_k > 0 else -1,
+        "no_stop_trim": True,
+        **{name: getattr(sampling, name) for name in _SAME_NAME},
+    }
+    if sampling.stop:
+        params["stop"] = list(sampling.stop)
+    if sampling.stop_token_ids:
+        params["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.seed is not None:
+        params["sampling_seed"] = sampling.seed
+    if sampling.structured is not None:
+        params |= _constraint(sampling.structured)
+    return params
+
+
+def _constraint(structured: StructuredOutput) -> dict[str, Any]:
+    if structured.kind == "regex":
+        return {"regex": structured.spec}
+    return {"json_schema": structured.spec if structured.kind == "json_schema" else _ANY_OBJECT}
 
 
 class DeltaMaker:
     """Makes the deltas of one answer. `text_of` gives the text of one token.
 
-    Outputs are increments: each has the text and the ids of its own tokens. SGLang leaves stop
-    strings in the text, and sends their beginnings before it knows them for such, so they are cut
-    here.
+    Each output has the text and the ids of its own tokens. SGLang leaves stop strings in the text,
+    and sends their beginnings before it recognises them, so they are cut here.
     """
 
     def __init__(self, sampling: Sampling, text_of: Callable[[int], str]) -> None:
@@ -29,19 +60,18 @@ class DeltaMaker:
         self._begun = False
 
     def delta(self, output: Mapping[str, Any]) -> Delta | None:
-        """What one output adds; None where there is nothing to show. Raises `PenstockError` for a
-        failed request.
-        """
+        """The delta of an output; None if it shows nothing. Raises a failed request's error."""
         meta = output["meta_info"]
         ids = tuple(output["output_ids"])
         finish = meta["finish_reason"]
-        if finish is not None and (error := _failure(finish)) is not None:
-            raise error
+        # SGLang gave the request up. An abort without a status is ours.
+        if finish is not None and finish["type"] == "abort" and finish.get("status_code"):
+            raise error_of(int(finish["status_code"]), str(finish.get("message") or "aborted"))
         text = self._stop.push(output["text"])
         if finish is None:
             if not ids and not text:
                 return None
-            usage = None if self._begun else _usage(meta, 0)  # the first tells the prompt's length
+            usage = None if self._begun else _usage(meta, 0)  # the first has the prompt's length
             self._begun = True
             return Delta(
                 text=text, token_ids=ids, logprobs=self._logprobs(meta, len(ids)), usage=usage
@@ -74,18 +104,8 @@ class DeltaMaker:
         return TokenLogprob(self._text_of(chosen[1]), _finite(chosen[0]), ranked)
 
 
-_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
-
-
-def _failure(finish: Mapping[str, Any]) -> PenstockError | None:
-    """The error of a request that SGLang gave up; None where it ended, or was aborted by us."""
-    if finish["type"] != "abort" or finish.get("status_code") is None:
-        return None
-    return error_of(int(finish["status_code"]), str(finish.get("message") or "aborted"))
-
-
 def error_of(status: int, message: str) -> PenstockError:
-    """The error that stands for an HTTP status of SGLang's."""
+    """Maps an HTTP status of SGLang's to an error."""
     text = " ".join(message.split())
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         return OverloadedError(text)

@@ -150,7 +150,7 @@ ToolParserManager.register_module("of_our_own", module=Hermes2ProToolParser)
 
 
 async def test_a_plugin_brings_its_parsers(tmp_path):
-    from penstock.engines.vllm.translation.parsers import load_parsers
+    from penstock.engines.vllm.parsers import load_parsers
 
     none = SimpleNamespace(reasoning_parser="", reasoning_parser_plugin="")
     frontend = {"tool_call_parser": "of_our_own"}

@@ -1,5 +1,4 @@
-"""Builds bodies of OpenAI's API from neutral requests, with vLLM's names for parameters that OpenAI
-lacks.
+"""Paths and bodies of requests: OpenAI's API, with vLLM's additions and where other servers differ.
 
 Parameters at their defaults are omitted, so that servers which do not know them accept the request.
 The temperature is always sent, as servers have different defaults.
@@ -8,11 +7,31 @@ The temperature is always sent, as servers have different defaults.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from penstock.engines.remote.dialects import Dialect, score_body
+from penstock.errors import UnsupportedError
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
+Dialect = Literal["openai", "penstock", "sglang"]
+
+PATHS = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+    "score": "/score",
+    "rerank": "/rerank",
+    "classify": "//classify",
+    "transcriptions": "/audio/transcriptions",
+    "tokenize": "//tokenize",
+    "detokenize": "//detokenize",
+}
+"""The paths of tasks. Two slashes lead beside "/v1"."""
+OTHER_PATHS: Mapping[Dialect, Mapping[str, str]] = {
+    # SGLang's `/score` weighs tokens, and its `/classify` outside of "/v1" is its native API.
+    "sglang": {"/score": "/rerank", "//classify": "/classify"}
+}
+"""Paths that a dialect has elsewhere."""
 _DEFAULTS = Sampling()
 _SAME_NAME = (
     *(
@@ -29,10 +48,43 @@ _SAME_NAME = (
 )
 
 
-def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
-    """The body of `/chat/completions`. `max_tokens_field` is the server's name for the length
-    limit.
+def dialect_of(owned_by: str | None, engine: str | None) -> Dialect:
+    """The dialect of a server by its card: only Penstock's cards have an `engine`."""
+    if engine is not None:
+        return "penstock"
+    return "sglang" if owned_by == "sglang" else "openai"
+
+
+def adapter_name(dialect: Dialect, model: str, listed: str) -> str:
+    """The model name for requests to an adapter that `/models` lists. SGLang would answer the bare
+    name with its base model.
     """
+    return f"{model}:{listed}" if dialect == "sglang" else listed
+
+
+def in_dialect(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of a chat or completion in a dialect. Raises `UnsupportedError` for fields that the
+    server would silently ignore.
+    """
+    if dialect != "sglang":
+        return body
+    if "chat_template" in body:
+        raise UnsupportedError(
+            "SGLang's server takes no chat_template with a request", param="chat_template"
+        )
+    constraint = body.pop("structured_outputs", None)  # SGLang wants its keys in the body itself
+    return body if constraint is None else {**body, **constraint}
+
+
+def score_body(dialect: Dialect, query: str, documents: list[str]) -> dict[str, Any]:
+    """The body of a score request, without the model."""
+    if dialect == "sglang":
+        return {"query": query, "documents": documents}
+    return {"text_1": query, "text_2": documents}
+
+
+def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
+    """The body of `/chat/completions`. The server calls the length limit `max_tokens_field`."""
     body: dict[str, Any] = {
         "model": model,
         "messages": request.messages,
@@ -42,18 +94,15 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
         body["logprobs"] = True
         if request.sampling.logprobs:
             body["top_logprobs"] = request.sampling.logprobs
-    for name in ("tools", "tool_choice", "chat_template", "chat_template_kwargs"):
-        if value := getattr(request, name):
-            body[name] = value
+    optional = ("tools", "tool_choice", "chat_template", "chat_template_kwargs")
+    body |= {name: value for name in optional if (value := getattr(request, name))}
     if not request.parallel_tool_calls and request.tools:
         body["parallel_tool_calls"] = False
     return body
 
 
 def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
-    """The body of `/completions`. Without `max_tokens` the server's default applies: 16 in OpenAI's
-    API.
-    """
+    """The body of `/completions`. OpenAI's API answers at most 16 tokens by default."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": request.prompt,
@@ -69,7 +118,7 @@ def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
 
 
 def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
-    """Body of any other task, less the model."""
+    """The body of any other task, without the model."""
     match task:
         case "embeddings" if request.dimensions is not None:
             return {"input": request.inputs, "dimensions": request.dimensions}
@@ -94,10 +143,14 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
     sampling = request.sampling
-    body: dict[str, Any] = {"temperature": sampling.temperature}
-    for name in _SAME_NAME:
-        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name):
-            body[name] = value
+    body: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        **{
+            name: value
+            for name in _SAME_NAME
+            if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
+        },
+    }
     if sampling.max_tokens is not None:
         body[max_tokens_field] = sampling.max_tokens
     if sampling.structured is not None:
