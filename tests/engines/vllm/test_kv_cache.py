@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.text.prefix_index import block_hashes
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm import kv_cache
 from penstock.engines.vllm.kv_cache import Counts
 from penstock.engines.vllm.options import VLLMOptions

@@ -7,9 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from penstock.engines.chat_template import ChatTemplate
-from penstock.engines.vllm.translation.plain_text import PlainText
-from penstock.types import Message
-from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.vllm.translation import DeltaMaker, PlainText
 from penstock.errors import EngineError
 from penstock.types import Message, TokenLogprob, Usage

@@ -14,10 +14,6 @@ from penstock.balance.policies.base import ANYWHERE, RouteRequest
 from penstock.balance.policies.table import make_policy
 from penstock.balance.pool import Failover
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.remote import answers, task_answers
-from penstock.engines.remote.bodies import chat_body, completion_body, task_body
-from penstock.engines.remote.dialects import spoken
-from penstock.engines.deltas import Batches
 from penstock.engines.remote import answers
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
@@ -233,7 +229,11 @@ class RemoteEngine(LLMEngine):
 
         async def ask(upstream: Upstream) -> T:
             given, to, tokens = body(upstream), upstream.to(path), 0.0
-            data: Any = self._encode(given) if file is None else multipart({**given, "file": {"content": file, "filename": "audio"}})
+            data: Any = (
+                self._encode(given)
+                if file is None
+                else multipart({**given, "file": {"content": file, "filename": "audio"}})
+            )
             if file is None:
                 tokens = self._estimate(data, given.get(self.options.max_tokens_field))
             with upstreams.watch(upstream, path, data if file is None else file):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from penstock.engines import model_files as huggingface
+from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sglang import options
-from penstock.engines.sglang.messages import Load
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
 
@@ -54,14 +53,14 @@ class SGLangEngine(WorkerEngine):
         return (
             given
             if isinstance(given, int)
-            else huggingface.stated_context_length(self.model_source)
+            else model_files.stated_context_length(self.model_source)
         )
 
     # Life
     async def _load_message(self) -> options.Load:
         options.check_version()
         self._asleep = self._paused = False
-        return options.Load(huggingface.model_for(self.model_source), self.options)
+        return options.Load(model_files.model_for(self.model_source), self.options)
 
     async def start(self) -> None:
         try:

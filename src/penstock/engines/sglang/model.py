@@ -14,17 +14,6 @@ from typing import Any
 
 from penstock.engines.base import Capabilities
 from penstock.engines.process import Ready, Submit
-from penstock.engines.sglang.library import (
-    ContinueGenerationReqInput,
-    Engine,
-    PauseGenerationReqInput,
-    ReleaseMemoryOccupationReqInput,
-    ResumeMemoryOccupationReqInput,
-)
-from penstock.engines.sglang.messages import Load
-from penstock.engines.sglang.outputs import DeltaMaker, error_of
-from penstock.engines.sglang.sampling import sampling_params
-from penstock.engines.process.messages import Ready, Submit
 from penstock.engines.sglang.options import Load, version_note
 from penstock.engines.sglang.translation import DeltaMaker, error_of, sampling_params
 from penstock.errors import (

@@ -15,10 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from penstock.engines.base import Versions
 from msgspec import Struct
 
-from penstock.engines.versions import Versions
+from penstock.engines.base import Versions
 from penstock.errors import ConfigError, MissingExtraError, nearest
 
 VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))

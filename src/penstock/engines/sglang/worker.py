@@ -29,8 +29,6 @@ from penstock.engines.process import (
     end_with_parent,
     refusal_of,
 )
-from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
-from penstock.engines.process.parent_death import end_with_parent
 from penstock.engines.sglang.options import Load
 from penstock.errors import EngineError, EngineStartError, PenstockError
 from penstock.types import Delta

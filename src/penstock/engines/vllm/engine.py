@@ -10,16 +10,10 @@ from contextlib import aclosing, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from penstock.engines import model_files as huggingface
+from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
-from penstock.engines.tasks import Batches
-from penstock.engines import huggingface
-from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import task_of
-from penstock.engines.text.default_seed import with_seed
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.tasks import Batches, task_of
 from penstock.engines.token_engine import Echo, TokenEngine
 from penstock.engines.vllm import kv_cache, options
 from penstock.engines.vllm.translation import DeltaMaker
@@ -83,7 +77,7 @@ class VLLMEngine(TokenEngine):
         return (
             given
             if isinstance(given, int)
-            else huggingface.stated_context_length(self.model_source)
+            else model_files.stated_context_length(self.model_source)
         )
 
     # Life
@@ -109,7 +103,7 @@ class VLLMEngine(TokenEngine):
             variables |= options.BATCH_INVARIANT
         try:
             starting = module.Starting(
-                huggingface.model_for(self.model_source),
+                model_files.model_for(self.model_source),
                 given,
                 variables,
                 tells_blocks=blocks is not None,

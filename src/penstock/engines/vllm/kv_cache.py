@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.text.prefix_index import block_hashes
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.options import VLLMOptions, installed
 from penstock.errors import ConfigError
 from penstock.kv.base import Connector, Setup, Site, configured_connector

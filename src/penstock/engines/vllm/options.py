@@ -19,9 +19,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock import demo
-from penstock.engines import model_files as huggingface
 from penstock.engines.base import Versions
-from penstock.engines.versions import Versions
 from penstock.errors import ConfigError, MissingExtraError, nearest
 
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))

@@ -10,7 +10,6 @@ from msgspec import Struct
 
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
-from penstock.engines.text.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.library import (
     ChatParams,
     RequestOutputKind,

@@ -13,9 +13,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.prefix_index import block_hashes
 from penstock.engines.base import Capabilities
-from penstock.engines.text.prefix_index import block_hashes
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
 from penstock.engines.vllm.kv_cache import KVEvents, local_endpoints, ranks, token_root
