@@ -12,7 +12,13 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai.framing import event, merged_parts
-from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
+from penstock.openai.requests import (
+    Whole,
+    begun_by_assistant,
+    check_messages,
+    parse_response_format,
+    with_effort,
+)
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
@@ -60,8 +66,7 @@ class MessageBody(Struct, kw_only=True):
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
         output = self.output_config or OutputConfig()
-        last = messages[-1]  # the answer continues a text that the assistant began
-        prefilled = last["role"] == "assistant" and not last.get("tool_calls")
+        prefilled = begun_by_assistant(messages)
         check_tools(tools, choice)
         return ChatRequest(
             messages=messages,
