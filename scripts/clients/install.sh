@@ -44,6 +44,10 @@ if [[ -z $uv ]]; then
     fi
 fi
 
+# Where pip is told of packages on the disk (torch for the CPU), uv hears of it too.
+found=()
+if [[ -n ${PIP_FIND_LINKS:-} ]]; then found=(--find-links "$PIP_FIND_LINKS"); fi
+
 python_client() { # python_client LIST ENVIRONMENT
     local list="$1" venv="$2" asked without
     if [[ -n $update ]]; then
@@ -54,7 +58,7 @@ python_client() { # python_client LIST ENVIRONMENT
             echo "# $asked"
             tr ' ' '\n' <<<"${asked%% without *}" |
                 "$uv" pip compile -q --upgrade --no-header --no-annotate --python-version 3.11 - |
-                grep -vE "^(${without:-[]})[^=]*=="
+                grep -vE "^(${without:-=})[^=]*=="
         } >"$list.new"
         mv "$list.new" "$list"
     fi
@@ -62,7 +66,7 @@ python_client() { # python_client LIST ENVIRONMENT
     rm -rf "$venv"
     "${PYTHON:-python3}" -m venv --without-pip "$venv" &&
         # The list is complete, so nothing is resolved.
-        "$uv" pip install -q --no-deps --python "$venv/bin/python" -r "$list" &&
+        "$uv" pip install -q --no-deps "${found[@]}" --python "$venv/bin/python" -r "$list" &&
         cp "$list" "$venv/pinned"
 }
 
@@ -83,7 +87,7 @@ node_client() { # node_client FOLDER ENVIRONMENT
     rm -rf "$target"
     mkdir -p "$target"
     cp "$source"/package*.json "$target"
-    (cd "$target" && npm ci --silent --no-audit --no-fund --ignore-scripts) &&
+    (cd "$target" && npm ci --silent --no-audit --no-fund --ignore-scripts --omit=optional) &&
         cp "$source/package-lock.json" "$target/pinned"
 }
 

@@ -185,8 +185,7 @@ def responses():
     same(answer.output_text)
     with client.responses.stream(**ask) as events:
         seen = list(events)
-        final = events.get_final_response()
-    assert final.output_text == answer.output_text
+    assert seen[-1].response.output_text == answer.output_text
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert seen[0].type == "response.created"
     assert seen[0].response.output == []
