@@ -30,12 +30,14 @@ TOKENIZER = Path(demo.__file__).parent / "model" / "huggingface"
 SHOWN = 8000  # characters of what went over the wire
 MODELS = ["demo", "smol"]
 # These need the models beside the demo model, or its tokenizer.
-BESIDE = {"embeddings", "rerank", "choices", "choices_of_ids", "perplexity"}
+BESIDE = {
+    *("embeddings", "token_embeddings", "shorter_embeddings", "rerank"),
+    *("choices", "choices_of_ids", "perplexity"),
+}
 # Nobody calls home.
 QUIET = {
     "ANONYMIZED_TELEMETRY": "False",
     "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "PROMPTFOO_DISABLE_TELEMETRY": "1",
     "PROMPTFOO_DISABLE_UPDATE": "1",
@@ -127,7 +129,7 @@ def servers(request, tmp_path_factory):
         def server(model):
             if model == "smol":
                 args = [request.getfixturevalue("smollm2"), "--name", "smol"]
-                question, answer = "My parcel is late. What can I do?", ""
+                question, answer = "What is the capital of France? Answer in one word.", ""
             else:
                 args = [demo_models(tmp_path_factory.mktemp("models"))]
                 with demo.tickets_path().open(encoding="utf-8") as lines:

@@ -104,6 +104,41 @@ def streamed_tools():
 
 
 @check
+def tool_runner():
+    given = []
+
+    @anthropic.beta_tool
+    def route(category: Literal[CATEGORIES], priority: Literal[PRIORITIES]) -> str:
+        """Send a ticket to a team."""
+        given.append({"category": category, "priority": priority})
+        return "done"
+
+    choice = {"type": "any"}
+    runner = client.beta.messages.tool_runner(
+        **ASK, tools=[route], tool_choice=choice, max_iterations=2
+    )
+    assert runner.until_done().content
+    for call in given:
+        routed(call)
+    assert given
+
+
+@check
+def thinking():
+    """A model that cannot think answers without."""
+    budget = {"type": "enabled", "budget_tokens": 1024}
+    ask = {**ASK, "max_tokens": 2000, "extra_body": {}}
+    assert client.messages.create(**ask, thinking=budget).content[-1].text
+
+
+@check
+def much_to_say():
+    """A limit beyond the context is cut to what is left of it."""
+    with client.messages.stream(**{**ASK, "max_tokens": 32_000}) as events:
+        assert events.get_final_message().content[0].text
+
+
+@check
 def structured():
     answer = client.messages.parse(**ASK, output_format=Ticket)
     assert isinstance(answer.parsed_output, Ticket)

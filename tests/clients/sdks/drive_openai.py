@@ -16,6 +16,7 @@ from driver import (
     QUESTION,
     TOO_LONG,
     TOOL,
+    URL,
     V1,
     check,
     raises,
@@ -105,6 +106,51 @@ def streamed_tools():
     assert "tool_calls.function.arguments.done" in kinds
     assert final.choices[0].finish_reason == "tool_calls"
     told(final.choices[0].message)
+
+
+@check
+def allowed_tools():
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "route"}}]}
+    other = {"type": "function", "function": {**TOOL["function"], "name": "other"}}
+    answer = client.chat.completions.create(
+        **ASK,
+        tools=[other, TOOL],
+        tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+    )
+    told(answer.choices[0].message)
+
+
+@check
+def functions():
+    """What tools were before."""
+    answer = client.chat.completions.create(
+        **ASK, functions=[TOOL["function"]], function_call={"name": "route"}
+    )
+    assert answer.choices[0].finish_reason == "function_call"
+    routed(json.loads(answer.choices[0].message.function_call.arguments))
+
+
+@check
+def custom_tools():
+    tool = {"type": "custom", "custom": {"name": "say", "description": "Say something."}}
+    answer = client.chat.completions.create(**ASK, tools=[tool], tool_choice="required")
+    (call,) = answer.choices[0].message.tool_calls
+    assert (call.type, call.custom.name) == ("custom", "say")
+
+
+@check
+def several():
+    answer = client.chat.completions.create(**{**ASK, "temperature": 1}, n=3, seed=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    with client.chat.completions.create(**ASK, n=2, stream=True) as chunks:
+        assert {chunk.choices[0].index for chunk in chunks} == {0, 1}
+
+
+@check
+def much_to_say():
+    """A limit beyond the context is cut to what is left of it."""
+    answer = client.chat.completions.create(**{**ASK, "max_tokens": 100_000})
+    assert answer.choices[0].message.content
 
 
 @check
@@ -262,6 +308,19 @@ def embeddings():
             math.isclose(*pair, abs_tol=1e-6)
             for pair in zip(one.embedding, other.embedding, strict=True)
         )
+
+
+@check
+def token_embeddings():
+    ids = client.post(f"{URL}/tokenize", body={"model": EMBEDDER, "prompt": "red"}, cast_to=object)
+    answer = client.embeddings.create(model=EMBEDDER, input=[ids["tokens"]])
+    assert len(answer.data) == 1
+
+
+@check
+def shorter_embeddings():
+    answer = client.embeddings.create(model=EMBEDDER, input="red fox", dimensions=4)
+    assert len(answer.data[0].embedding) == 4
 
 
 @check
