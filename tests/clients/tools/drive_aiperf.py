@@ -45,7 +45,9 @@ def chunk_usage():
 
 @check
 def completions():
-    measured("completions", "--streaming")
+    # The question alone may be all that there is to say.
+    more = ["--extra-inputs", "ignore_eos:true", "--extra-inputs", "max_tokens:8"]
+    assert measured("completions", "--streaming", *more)["output_sequence_length"]["avg"] == 8
 
 
 @check
