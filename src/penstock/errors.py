@@ -202,7 +202,7 @@ class NotStoredError(RequestError):
     """The store has no such response, conversation or item, or none of this caller's."""
 
     status = 404
-    kind = "not_found"
+    kind = "not_stored"
 
 
 class MethodError(RequestError):
