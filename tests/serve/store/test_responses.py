@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -258,11 +259,11 @@ asyncio.run(main())
 """
 
 
-async def test_several_processes_write_to_one_file(opened: Open, tmp_path: Path) -> None:
+def test_several_processes_write_to_one_file(opened: Open, tmp_path: Path) -> None:
     path = str(tmp_path / "kept" / "store.db")
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, str(n)]) for n in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    assert len(await _objects(opened())) == 120
+    assert len(asyncio.run(_objects(opened()))) == 120
 
 
 async def _objects(store: ResponseStore) -> list[str]:
