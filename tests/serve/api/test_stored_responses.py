@@ -327,6 +327,14 @@ async def test_conversations(stored: Stored) -> None:
     assert (await client.get(path)).status_code == 404
 
 
+async def test_a_background_response_is_put_into_its_conversation(stored: Stored) -> None:
+    made = (await stored.client.post("/v1/conversations", json={})).json()
+    queued = (await stored.create("one", conversation=made["id"], background=True)).json()
+    await stored.ended(queued["id"])
+    await stored.create("two", conversation=made["id"])
+    assert stored.engine.prompts == ["one", "oneHello!two"]
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
