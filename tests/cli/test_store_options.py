@@ -22,12 +22,12 @@ def options(path: str | None = None, days: float | None = None, mb: float | None
     [
         (options(), None, None),
         (options(), IN_A_FILE, IN_A_FILE),
-        (options("b.db"), None, StoreSettings(path="b.db")),
-        (options("b.db"), IN_A_FILE, StoreSettings(path="b.db", ttl_s=5.0)),
+        (options("/b.db"), None, StoreSettings(path="/b.db")),
+        (options("/b.db"), IN_A_FILE, StoreSettings(path="/b.db", ttl_s=5.0)),
         (
-            options("b.db", 2.0, 0.5),
+            options("/b.db", 2.0, 0.5),
             None,
-            StoreSettings(path="b.db", ttl_s=172800.0, max_bytes=2**19),
+            StoreSettings(path="/b.db", ttl_s=172800.0, max_bytes=2**19),
         ),
     ],
 )

@@ -368,7 +368,8 @@ def _store(options: dict[str, Any], configured: StoreSettings | None) -> StoreSe
 
     given: dict[str, Any] = {}
     if options["store_path"] is not None:
-        given["path"] = options["store_path"]
+        # Another process may open it, with another current folder.
+        given["path"] = str(Path(options["store_path"]).expanduser().absolute())
     if options["store_days"] is not None:
         given["ttl_s"] = options["store_days"] * 86400
     if options["store_max_mb"] is not None:

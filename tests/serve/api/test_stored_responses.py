@@ -209,6 +209,9 @@ async def test_a_response_in_the_background(
     assert later == [one for one in every if one["sequence_number"] > 4]
     following = await stored.create(previous_response_id=queued["id"])
     assert following.status_code == 200
+    metrics = (await stored.client.get("/metrics")).text
+    for endpoint, times in (("/v1/responses", "2.0"), ("/v1/responses (background)", "1.0")):
+        assert f'{{endpoint="{endpoint}",model_name="m",status="200"}} {times}' in metrics
 
 
 async def test_a_stream_of_a_background_response_follows_it(

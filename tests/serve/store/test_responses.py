@@ -144,7 +144,9 @@ async def test_a_conversation_gets_the_items_of_its_responses(opened: Open) -> N
     # A response was shown what stood there before it.
     assert texts(await store.input_items("me", "a")) == ["first", "second"]
     assert texts(await store.items_before("me", "a")) == ["first", "second", "to second"]
-    assert (await store.delete_item("me", id, items[0]["id"]))["metadata"] == {"a": "b"}
+    assert (await store.delete_item("me", id, items[3]["id"]))["metadata"] == {"a": "b"}
+    await store.add_items("me", id, items_of("fourth"))  # not in the place of the third
+    assert (await store.conversation_items("me", id))[1] == 5
     assert (await store.conversation("me", id, {"c": "d"}))["metadata"] == {"c": "d"}
     assert (await store.conversation("me", id))["metadata"] == {"c": "d"}
     for attempt in (store.conversation, store.conversation_items, store.delete_conversation):

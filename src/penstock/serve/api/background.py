@@ -146,6 +146,7 @@ class BackgroundRuns:
             self._forget(run)
             run.ended = True
             run.notify()
+            work.status = work.status or ClientGoneError.status  # cancelled before it began
             work.finish()
             self._ingress.end()
 

@@ -184,7 +184,8 @@ class Exchange:
         work = Exchange(self.ingress, self.id)
         work.response_id, work.created = self.response_id, self.created
         work.rank, work.trusted = self.rank, self.trusted
-        work.endpoint, work.runs = self.endpoint, True
+        work.endpoint, work.runs = f"{self.endpoint} (background)", True
+        work.model = self.model
         work.request = Request(self.request.scope, _never_leaves)
         work._counted, self._counted = self._counted, False
         self.runs = False

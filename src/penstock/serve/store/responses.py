@@ -16,53 +16,22 @@ from penstock.errors import NotStoredError, RequestError
 from penstock.openai.stored_items import Item, items_of, with_new_id
 from penstock.serve.config.settings import StoreSettings
 from penstock.serve.store.lives import Lives
+from penstock.serve.store.tables import (
+    SCHEMA,
+    VERSION,
+    body_of,
+    chain_of,
+    items_of_conversation,
+    touch,
+)
 
 if TYPE_CHECKING:
     import sqlite3
 
-VERSION = 1
 RUNNING = ("queued", "in_progress")
 CONTINUED = ("completed", "incomplete")
 """States of a response from which a conversation goes on."""
 LOST = "the server that ran this response ended before it was complete"
-_SCHEMA = """
-CREATE TABLE object (
-    id TEXT PRIMARY KEY,
-    kind TEXT NOT NULL,             -- response or conversation
-    owner TEXT NOT NULL,
-    status TEXT NOT NULL,
-    body BLOB NOT NULL,             -- as clients read it
-    input BLOB NOT NULL,            -- a response's own items
-    events BLOB NOT NULL,           -- of a background response, with a NUL behind each
-    previous TEXT,                  -- the response that it continues
-    conversation TEXT,
-    upto INTEGER NOT NULL,          -- the last item of the conversation that it was shown
-    server TEXT,                    -- runs it in the background
-    size INTEGER NOT NULL,
-    used REAL NOT NULL
-);;
-CREATE INDEX object_used ON object (used);;
-CREATE INDEX object_server ON object (server) WHERE server IS NOT NULL;;
-CREATE TABLE item (
-    conversation TEXT NOT NULL REFERENCES object (id) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    body BLOB NOT NULL,
-    PRIMARY KEY (conversation, position),
-    UNIQUE (conversation, id)
-);;
-CREATE TABLE total (objects INTEGER NOT NULL, bytes INTEGER NOT NULL);;
-INSERT INTO total VALUES (0, 0);;
-CREATE TRIGGER object_made AFTER INSERT ON object BEGIN
-    UPDATE total SET objects = objects + 1, bytes = bytes + NEW.size;
-END;;
-CREATE TRIGGER object_sized AFTER UPDATE OF size ON object BEGIN
-    UPDATE total SET bytes = bytes + NEW.size - OLD.size;
-END;;
-CREATE TRIGGER object_gone AFTER DELETE ON object BEGIN
-    UPDATE total SET objects = objects - 1, bytes = bytes - OLD.size;
-END
-"""
 
 
 class Turn(Struct, kw_only=True):
@@ -105,7 +74,7 @@ class ResponseStore:
 
         path = Path(settings.path).expanduser().absolute()
         self._lives = Lives(path)
-        self._database = Database(path, _SCHEMA, VERSION)
+        self._database = Database(path, SCHEMA, VERSION)
         self.running: set[str] = set()
         """Responses that run in the background of this server."""
         self._database.run_now(self._make_room)
@@ -155,7 +124,7 @@ class ResponseStore:
     async def response(self, owner: str, id: str) -> StoredResponse:
         def work(db: sqlite3.Connection) -> StoredResponse:
             row = self._response(db, owner, id)
-            _touch(db, [id], self._clock())
+            touch(db, [id], self._clock())
             return _stored(row)
 
         return await self._database.run(work)
@@ -243,7 +212,7 @@ class ResponseStore:
         """A conversation as clients read it; with `metadata`, after it was changed."""
 
         def work(db: sqlite3.Connection) -> dict[str, Any]:
-            body = _body(self._conversation(db, owner, id))
+            body = body_of(self._conversation(db, owner, id))
             if metadata is not None:
                 body["metadata"] = metadata
                 db.execute(
@@ -266,11 +235,8 @@ class ResponseStore:
         """The items of a conversation, and the position of the last."""
 
         def work(db: sqlite3.Connection) -> tuple[list[Item], int]:
-            self._conversation(db, owner, id, param)
-            (last,) = db.execute(
-                "SELECT coalesce(max(position), 0) FROM item WHERE conversation = ?", (id,)
-            ).fetchone()
-            return _items(db, id, last), last
+            last = self._conversation(db, owner, id, param)["upto"]
+            return items_of_conversation(db, id, last), last
 
         return await self._database.run(work)
 
@@ -297,7 +263,7 @@ class ResponseStore:
             if not found:
                 raise NotStoredError(f"there is no item '{item[:100]}'", param="item_id")
             db.execute("UPDATE object SET size = size - ? WHERE id = ?", (found[0][0], id))
-            return _body(row)
+            return body_of(row)
 
         return await self._database.run(work)
 
@@ -324,7 +290,7 @@ class ResponseStore:
             ),
         )
         if turn.previous is not None:
-            _touch(db, [turn.id, *_chain(db, turn.previous)], self._clock())
+            touch(db, [turn.id, *chain_of(db, turn.previous)], self._clock())
 
     def _end(
         self, db: sqlite3.Connection, id: str, body: dict[str, Any], events: Sequence[bytes]
@@ -347,7 +313,7 @@ class ResponseStore:
     ) -> sqlite3.Row:
         row = self._object(db, owner, id, "response", param)
         if row["server"] is not None and self._is_lost(id, row["server"]):
-            body = _body(row)
+            body = body_of(row)
             body["status"], body["error"] = "failed", {"code": "server_error", "message": LOST}
             self._end(db, id, body, ())
             return self._object(db, owner, id, "response", param)
@@ -362,7 +328,7 @@ class ResponseStore:
         self, db: sqlite3.Connection, owner: str, id: str, param: str = "conversation_id"
     ) -> sqlite3.Row:
         row = self._object(db, owner, id, "conversation", param)
-        _touch(db, [id], self._clock())
+        touch(db, [id], self._clock())
         return row
 
     def _object(
@@ -391,11 +357,11 @@ class ResponseStore:
             row = self._object(
                 db, row["owner"], row["previous"], "response", "previous_response_id"
             )
-            turns.append([*msgspec.json.decode(row["input"]), *_body(row)["output"]])
+            turns.append([*msgspec.json.decode(row["input"]), *body_of(row)["output"]])
             chain.append(row["id"])
         if row["conversation"] is not None:
-            turns.append(_items(db, row["conversation"], row["upto"]))
-        _touch(db, chain, self._clock())
+            turns.append(items_of_conversation(db, row["conversation"], row["upto"]))
+        touch(db, chain, self._clock())
         return [item for turn in reversed(turns) for item in turn]
 
     def _append_turn(
@@ -418,9 +384,7 @@ class ResponseStore:
     def _append(
         self, db: sqlite3.Connection, conversation: str, items: Sequence[Item]
     ) -> list[Item]:
-        (last,) = db.execute(
-            "SELECT coalesce(max(position), 0) FROM item WHERE conversation = ?", (conversation,)
-        ).fetchone()
+        (last,) = db.execute("SELECT upto FROM object WHERE id = ?", (conversation,)).fetchone()
         known = {
             id
             for (id,) in db.execute("SELECT id FROM item WHERE conversation = ?", (conversation,))
@@ -437,8 +401,8 @@ class ResponseStore:
             added.append(item)
             size += len(body)
         db.execute(
-            "UPDATE object SET size = size + ?, used = ? WHERE id = ?",
-            (size, self._clock(), conversation),
+            "UPDATE object SET size = size + ?, upto = upto + ?, used = ? WHERE id = ?",
+            (size, len(added), self._clock(), conversation),
         )
         return added
 
@@ -470,42 +434,7 @@ class ResponseStore:
             db.execute("DELETE FROM object WHERE id = ?", (oldest["id"],))
 
 
-def _touch(db: sqlite3.Connection, ids: Sequence[str], now: float) -> None:
-    """Mark objects as used; each a little later than the one before, so that what a response
-    continues is evicted after it.
-    """
-    db.executemany(
-        "UPDATE object SET used = ? WHERE id = ?",
-        [(now + number * 1e-5, id) for number, id in enumerate(ids)],
-    )
-
-
-def _chain(db: sqlite3.Connection, id: str | None) -> list[str]:
-    """A response and those that it continues, newest first."""
-    found = []
-    while id is not None:
-        found.append(id)
-        row = db.execute("SELECT previous FROM object WHERE id = ?", (id,)).fetchone()
-        id = row[0] if row else None
-    return found
-
-
-def _items(db: sqlite3.Connection, conversation: str, upto: int) -> list[Item]:
-    return [
-        msgspec.json.decode(body)
-        for (body,) in db.execute(
-            "SELECT body FROM item WHERE conversation = ? AND position <= ? ORDER BY position",
-            (conversation, upto),
-        )
-    ]
-
-
-def _body(row: sqlite3.Row) -> dict[str, Any]:
-    body: dict[str, Any] = msgspec.json.decode(row["body"])
-    return body
-
-
 def _stored(row: sqlite3.Row) -> StoredResponse:
-    body = _body(row)
+    body = body_of(row)
     body["status"] = row["status"]
     return StoredResponse(body, row["events"].split(b"\0")[:-1])
