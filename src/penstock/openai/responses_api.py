@@ -1,6 +1,7 @@
-"""OpenAI's Responses API: a body becomes a chat request, and its answers the finished object (https://platform.openai.com/docs/api-reference/responses).
+"""OpenAI's Responses API: a body becomes a chat request, and its answers the finished object
+(https://platform.openai.com/docs/api-reference/responses).
 
-The server stores nothing between requests, so a reference to an earlier response is refused.
+Nothing is stored here: the input of a request that continues a stored conversation has all of it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class ResponseBody(Struct, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
     model: str = ""
-    input: str | list[dict[str, Any]]
+    input: str | list[dict[str, Any]] = field(default_factory=list)
     instructions: str | None = None
     max_output_tokens: Whole | None = None
     temperature: float | None = None
@@ -79,11 +80,6 @@ class ResponseBody(Struct, kw_only=True):
         return (self.reasoning or {}).get("summary") is not None
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        for name in ("previous_response_id", "conversation", "background"):
-            if getattr(self, name):
-                raise UnsupportedError(
-                    f"{name} is not supported: responses are not stored", param=name
-                )
         for name in self.include or ():
             if name not in _INCLUDABLE:
                 raise RequestError(
@@ -195,6 +191,13 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+def pending_response(
+    body: ResponseBody, status: str, *, id: str, created: int, model: str
+) -> dict[str, Any]:
+    """Body of a response without an answer: queued, in progress or failed."""
+    return response_object(body, id, created, model, status, [], None)
+
+
 def response_body(
     answers: Answers, body: ResponseBody, *, id: str, created: int, model: str
 ) -> dict[str, Any]:
@@ -258,6 +261,7 @@ def response_object(
     usage: Usage | None,
 ) -> dict[str, Any]:
     """A response as far as it is made; `usage` None while it is not complete."""
+    conversation = body.conversation
     return {
         "id": f"resp_{id}",
         "object": "response",
@@ -268,6 +272,10 @@ def response_object(
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
+        "background": bool(body.background),
+        "store": bool(body.store),
+        "previous_response_id": body.previous_response_id,
+        "conversation": {"id": conversation} if isinstance(conversation, str) else conversation,
         "model": model,
         "output": output,
         "parallel_tool_calls": body.parallel_tool_calls is not False,
