@@ -63,9 +63,7 @@ CALLS = [
     Transcript(("llama3_json", None), f"<|python_tag|>{_PARAMETERS}", calls=_ONE),
     Transcript(("llama3_json", None), f"{_PARAMETERS}; {_NOW}", calls=_BOTH),
     Transcript(("llama3_json", None), "In JSON {1, 2} is nothing.", "In JSON {1, 2} is nothing."),
-    Transcript(
-        ("pythonic", None), "[weather(city='Zürich <b>', days=3), now()]", calls=_BOTH
-    ),
+    Transcript(("pythonic", None), "[weather(city='Zürich <b>', days=3), now()]", calls=_BOTH),
     Transcript(
         ("llama4_pythonic", None),
         "<|python_start|>[weather(city='Zürich <b>', days=3)]<|python_end|>",
@@ -172,7 +170,9 @@ CALLS = [
 ]
 
 THOUGHTS = [
-    Transcript((None, "deepseek_r1"), "<think>\nHm < 4.\n</think>\n\nFour.", "Four.", (), "Hm < 4."),
+    Transcript(
+        (None, "deepseek_r1"), "<think>\nHm < 4.\n</think>\n\nFour.", "Four.", (), "Hm < 4."
+    ),
     Transcript((None, "deepseek_r1"), "Hm.\n</think>\n\nFour.", "Four.", (), "Hm."),
     Transcript((None, "deepseek_r1"), "Hm, what", "", (), "Hm, what"),
     Transcript((None, "qwen3"), "<think>\nHm.\n</think>\n\nFour.", "Four.", (), "Hm."),

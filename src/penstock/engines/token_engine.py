@@ -20,7 +20,12 @@ from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
-from penstock.openai.tools import ToolCallReader, call_constraint, check_tools
+from penstock.openai.parsers.harmony import HarmonyCalls
+from penstock.openai.parsers.reader import AnswerReader
+from penstock.openai.parsers.table import forms_of
+from penstock.openai.parsers.text import Offered
+from penstock.openai.parsers.thinking import Thinking
+from penstock.openai.tools import call_constraint, check_tools
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -28,6 +33,7 @@ from penstock.types import (
     FinishReason,
     Message,
     Sampling,
+    StructuredOutput,
 )
 
 MEDIA = ("image", "audio", "video", "file")
@@ -35,7 +41,8 @@ MEDIA = ("image", "audio", "video", "file")
 
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
-    BOS) to a text; `kv_transfer_params` are for the engine's KV connector.
+    BOS) to a text; `kv_transfer_params` are for the engine's KV connector. Special tokens that are
+    part of one of `marks` stay in the answer's text.
     """
 
     prompt: str | list[int]
@@ -44,13 +51,20 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     stream: bool = True
     special_tokens: bool = False
     kv_transfer_params: dict[str, Any] | None = None
+    marks: tuple[str, ...] = ()
 
 
 class TokenEngine(LLMEngine):
-    """An engine whose model continues token sequences. Errors name it by `model_kind`."""
+    """An engine whose model continues token sequences. Errors name it by `model_kind`.
+
+    `tool_call_parser` and `reasoning_parser` name the forms of calls and thoughts
+    (`openai.parsers.table`); None: what the chat template's marks say.
+    """
 
     template: ChatTemplate
     model_kind = "this model"
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
 
     def continue_prompt(self, request: GenerateRequest) -> Batches:
         """Continue one prompt. Closing the batches early aborts the request."""
@@ -75,31 +89,67 @@ class TokenEngine(LLMEngine):
                 " (tool_choice)",
                 param="tools",
             )
-        prompt: str | list[int]
-        if request.prompt_token_ids:
-            prompt = request.prompt_token_ids
-            check_token_ids(prompt, "prompt_token_ids")
-        else:
+        source = request.chat_template or self.template.source
+        forms = forms_of(source, self.tool_call_parser, self.reasoning_parser)
+        text = ""
+        if not request.prompt_token_ids or forms.thinking is not None:
             check_texts(request.messages, self.name)
-            prompt = self.template.render(
+            text = self.template.render(
                 request.messages,
                 tools=tools,
                 override=request.chat_template,
                 variables=request.chat_template_kwargs,
             )
+        if request.prompt_token_ids:
+            check_token_ids(request.prompt_token_ids, "prompt_token_ids")
+        prompt = request.prompt_token_ids or text
+        calls = forms.calls if tools or isinstance(forms.calls, HarmonyCalls) else None
+        if forms.thinking is not None and sampling.structured is not None:
+            sampling = self._after_thoughts(sampling, sampling.structured, forms.thinking, text)
         single = GenerateRequest(
             prompt,
             sampling,
             request.adapter,
             request.stream,
             kv_transfer_params=request.kv_transfer_params,
+            marks=(
+                *(forms.thinking.marks if forms.thinking is not None else ()),
+                *(calls.marks if calls is not None and not forced else ()),
+            ),
         )
         answers = self._answers(single, request.n)
-        if not tools:
+        if calls is None and forms.thinking is None:
             return answers
-        seed = request.request_id or str(prompt)
-        calls = ToolCallReader(seed, bare=forced, one_call=not request.parallel_tool_calls)
-        return mapped(answers, calls.translate)
+        reader = AnswerReader(
+            request.request_id or str(prompt),
+            calls=calls,
+            offered=Offered(tools or ()),
+            thinking=forms.thinking,
+            thinks=forms.thinking is not None and forms.thinking.begun(text),
+            forced=forced,
+            one_call=not request.parallel_tool_calls,
+        )
+        return mapped(answers, reader.translate)
+
+    def _after_thoughts(
+        self, sampling: Sampling, structured: StructuredOutput, thinking: Thinking, prompt: str
+    ) -> Sampling:
+        """Let the constraint begin after thoughts, which `prompt` may have begun. An engine that
+        cannot do that constrains the answer from its first token on.
+        """
+        begun = thinking.begun(prompt)
+        if not self.capabilities.thoughts_first and begun:
+            raise UnsupportedError(
+                f"the {self.name} engine cannot constrain an answer after its thoughts, which the"
+                " prompt begins",
+                param=structured.param,
+            )
+        if not self.capabilities.thoughts_first or thinking.closed(prompt):
+            return sampling
+        structured = msgspec.structs.replace(
+            structured, after=thinking.closers, openers=() if begun else thinking.openers
+        )
+        return msgspec.structs.replace(sampling, structured=structured)
 
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.table import forms_of
 from penstock.openai.parsers.text import Offered
 from penstock.openai.responses import Answers
 from penstock.types import Delta, Usage
-from tests.support.transcripts import BROKEN, CALLS, THOUGHTS, TOOLS, Transcript
+from transcripts import BROKEN, CALLS, THOUGHTS, TOOLS, Transcript
 
 ALL = [*CALLS, *THOUGHTS, *BROKEN]
 
@@ -48,7 +48,7 @@ def parsed(transcript: Transcript, pieces: list[str]) -> tuple[str, str, list[An
 
 def split(raw: str, cuts: list[int]) -> list[str]:
     places = [0, *sorted(cuts), len(raw)]
-    return [raw[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [raw[a:b] for a, b in pairwise(places)]
 
 
 @pytest.mark.parametrize("transcript", ALL, ids=lambda t: f"{t.parsers} {t.raw[:40]}")
@@ -72,7 +72,7 @@ def test_splits_change_nothing(data: st.DataObject) -> None:
 
 
 _MARKS = sorted({mark for t in ALL for mark in forms_of("", *t.parsers).calls.marks})
-_WORDS = [*_MARKS, *'{}[]()"\\:,;\n <=/>\'', '"name"', '"arguments"', "weather", "functions."]
+_WORDS = [*_MARKS, *"{}[]()\"\\:,;\n <=/>'", '"name"', '"arguments"', "weather", "functions."]
 
 
 @given(st.sampled_from(sorted({t.parsers for t in ALL}, key=str)), st.data())

@@ -5,7 +5,7 @@ Names are vLLM's, and SGLang's where they differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 from msgspec import Struct
@@ -87,7 +87,7 @@ CALLS: Mapping[str, CallForm] = {
     "gemma4": _GEMMA4,
     "openai": HARMONY,
 }
-_OTHER_NAMES = {
+_OTHER_CALLS = {
     "qwen": "hermes",
     "qwen25": "hermes",
     "llama3": "llama3_json",
@@ -97,9 +97,12 @@ _OTHER_NAMES = {
     "glm": "glm45",
     "minimax-m2": "minimax_m2",
     "gpt-oss": "openai",
+}
+_OTHER_THOUGHTS = {
     "deepseek-r1": "deepseek_r1",
     "deepseek-v3": "deepseek_v3",
-    "openai_gptoss": "openai_gptoss",
+    "qwen3-thinking": "qwen3",
+    "gpt-oss": "openai_gptoss",
 }
 
 _THINK = Thinking(("<think>",), ("</think>",))
@@ -140,11 +143,12 @@ class Forms(Struct, frozen=True):
 
 def check_names(calls: str | None, thinking: str | None) -> None:
     """Raise `ConfigError` for a parser that is not in the tables, naming the nearest."""
-    for field, name, known in (
-        ("tool_call_parser", calls, CALLS),
-        ("reasoning_parser", thinking, THINKING),
-    ):
-        if name is not None and _OTHER_NAMES.get(name, name) not in known:
+    tables: tuple[tuple[str, str | None, Collection[str]], ...] = (
+        ("tool_call_parser", calls, {*CALLS, *_OTHER_CALLS}),
+        ("reasoning_parser", thinking, {*THINKING, *_OTHER_THOUGHTS}),
+    )
+    for field, name, known in tables:
+        if name is not None and name not in known:
             raise ConfigError(
                 f"no parser is called '{name}'",
                 field=f"engine_kwargs.{field}",
@@ -159,9 +163,9 @@ def forms_of(template: str, calls: str | None = None, thinking: str | None = Non
 
     gpt-oss's messages hold both: naming one of the two names the other.
     """
-    found = CALLS[_OTHER_NAMES.get(calls, calls)] if calls else _calls_in(template)
+    found = CALLS[_OTHER_CALLS.get(calls, calls)] if calls else _calls_in(template)
     thoughts = (
-        THINKING[_OTHER_NAMES.get(thinking, thinking)] if thinking else _thinking_in(template)
+        THINKING[_OTHER_THOUGHTS.get(thinking, thinking)] if thinking else _thinking_in(template)
     )
     if thoughts is _HARMONY_THINKING or found is HARMONY:
         return Forms(HARMONY, _HARMONY_THINKING)

@@ -27,7 +27,11 @@ class Thinking(Struct, frozen=True):
         end = prompt.rstrip()
         if any(end.endswith(mark.rstrip()) for mark in self.openers):
             return True
-        return self.always and not any(end.endswith(mark) for mark in self.closers)
+        return self.always and not self.closed(prompt)
+
+    def closed(self, prompt: str) -> bool:
+        """Whether `prompt` ends with thoughts that are over, so that the answer has none."""
+        return prompt.rstrip().endswith(self.closers)
 
     def read(self, source: Source, begun: bool) -> Pieces:
         """The thoughts with which the answer begins. The text after them is left.
