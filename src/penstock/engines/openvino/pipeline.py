@@ -283,9 +283,18 @@ class Tokenizer:
             )
 
     def decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
-        filled = [s for s in sequences if s]
-        texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
-        return [next(texts) if s else "" for s in sequences]
+        """The text of each sequence. Shorter ones are padded, which shows where special tokens do:
+        then only those of one length go together.
+        """
+        sizes = {len(s) for s in sequences if s}
+        if skip_special_tokens or len(sizes) < 2:
+            filled = [s for s in sequences if s]
+            texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
+            return [next(texts) if s else "" for s in sequences]
+        parts = [[s if len(s) == size else [] for s in sequences] for size in sizes]
+        return [
+            "".join(found) for found in zip(*(self.decode(p, False) for p in parts), strict=True)
+        ]
 
     def shown(self, ids: list[int], marks: tuple[str, ...]) -> list[int]:
         """The tokens without the special ones that belong to none of `marks`, if there are any."""
@@ -300,15 +309,10 @@ class Tokenizer:
         """The texts of all sequences, `special` saying of each whether its special tokens show."""
         if not any(special):
             return self.decode(sequences)
-        split = {
-            kind: iter(
-                self.decode(
-                    [s for s, k in zip(sequences, special, strict=True) if k is kind], not kind
-                )
-            )
-            for kind in (False, True)
-        }
-        return [next(split[kind]) for kind in special]
+        pairs = list(zip(sequences, special, strict=True))
+        hidden = self.decode([[] if shows else s for s, shows in pairs])
+        shown = self.decode([s if shows else [] for s, shows in pairs], skip_special_tokens=False)
+        return [a or b for a, b in zip(hidden, shown, strict=True)]
 
     def chat_template(self) -> str | None:
         """The model's own template, before GenAI simplified it."""
