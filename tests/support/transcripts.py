@@ -75,7 +75,6 @@ CALLS = [
         'Yes.[TOOL_CALLS]weather[ARGS]{"city": "Zürich <b>", "days": 3}[TOOL_CALLS]now{}',
         "Yes.",
         _BOTH,
-        vllm=False,
     ),
     Transcript(("qwen3_coder", None), f"<tool_call>\n{_XML}\n</tool_call>", calls=_ONE),
     Transcript(
@@ -140,8 +139,7 @@ CALLS = [
         ("functiongemma", None),
         "<start_function_call>call:weather{city:<escape>Zürich <b><escape>,"
         "days:<escape>3<escape>}<end_function_call>",
-        calls=(("weather", {"city": "Zürich <b>", "days": "3"}),),
-        vllm=False,
+        calls=_ONE,
     ),
     Transcript(
         ("gemma4", "gemma4"),
@@ -186,7 +184,7 @@ THOUGHTS = [
         "Hm.",
     ),
     Transcript((None, "granite"), "Here it is.", "Here it is."),
-    Transcript((None, "mistral"), "[THINK]Hm.[/THINK]Four.", "Four.", (), "Hm.", vllm=False),
+    Transcript((None, "mistral"), "[THINK]Hm.[/THINK]Four.", "Four.", (), "Hm."),
     Transcript((None, "identity"), "<think>Hm.</think>", "<think>Hm.</think>", vllm=False),
     Transcript(
         ("hermes", "qwen3"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.openai.parsers.tag_calls import typed
 from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
 
 _HEAD = re.compile(r"(?:call)?:?\s*([\w.\-/]+)\s*\{")
@@ -49,7 +50,12 @@ class GemmaCalls(Struct, frozen=True):
         body = source.text[:at].lstrip()[head.end() :].rstrip()
         values = _Values(body.removesuffix("}"), self.quote)
         try:
-            arguments = values.members("", 0)
+            arguments = {
+                key: typed(value, types)
+                if isinstance(value, str) and (types := offered.types(head[1], key))
+                else value
+                for key, value in values.members("", 0).items()
+            }
         except ValueError:
             return False
         if not body.endswith("}"):
