@@ -130,3 +130,28 @@ async def test_an_engine_that_cannot_think_first_says_so_by_name():
         await asked(engine, sampling=sampling)
     assert caught.value.param == "response_format"
     await asked(engine, sampling=sampling, chat_template_kwargs={"off": True})
+
+
+@pytest.mark.parametrize(
+    ("begun", "answer", "text", "thought"),
+    [
+        ("<think>It is", " four.</think>Four.", "Four.", "four."),
+        ("<think>Hm.</think>It is", " four </think>.", " four </think>.", ""),
+        ("It is", " four.", " four.", ""),
+    ],
+)
+async def test_an_answer_that_continues_a_message_continues_its_thoughts(
+    begun, answer, text, thought
+):
+    engine = scripted("{% for m in messages %}{{ m['content'] }}{% endfor %}{# <think> #}", answer)
+    last = {"role": "assistant", "content": begun}
+    request = ChatRequest([*ASK, last], add_generation_prompt=False, continue_final_message=True)
+    deltas = [delta async for delta in engine.chat(request)]
+    assert "".join(delta.text for delta in deltas) == text
+    assert "".join(delta.reasoning for delta in deltas) == thought
+
+
+async def test_tools_that_stand_in_the_prompt_as_text_are_called_in_its_form():
+    answer = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+    engine = scripted("{% for m in messages %}{{ m['content'] }}{% endfor %}[TOOL_CALLS]", answer)
+    assert (await asked(engine, tools=TOOLS))[2] == [("now", "{}")]

@@ -5,12 +5,13 @@ request; answers, streams of events and errors go back.
 from __future__ import annotations
 
 import json
+from hashlib import blake2b
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
-from penstock.openai.framing import event
+from penstock.openai.framing import event, merged_parts
 from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.openai.tools import check_tools
@@ -59,6 +60,8 @@ class MessageBody(Struct, kw_only=True):
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
         output = self.output_config or OutputConfig()
+        last = messages[-1]  # the answer continues a text that the assistant began
+        prefilled = last["role"] == "assistant" and not last.get("tool_calls")
         check_tools(tools, choice)
         return ChatRequest(
             messages=messages,
@@ -78,6 +81,8 @@ class MessageBody(Struct, kw_only=True):
             request_id=request_id,
             parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use")
             is not True,
+            continue_final_message=prefilled,
+            add_generation_prompt=not prefilled,
         )
 
 
@@ -192,6 +197,9 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     ]
     if text or not calls:
         content.insert(0, {"type": "text", "text": text})
+    if thought := answers.reasoning.get(0):
+        signed = {"thinking": thought, "signature": _signature(thought)}
+        content.insert(0, {"type": "thinking", **signed})
     ending = _ending(answers.reasons.get(0), answers.stops.get(0))
     return _message(id, model, content, ending, answers.usage)
 
@@ -217,7 +225,8 @@ class MessageFramer:
         self._id = id
         self._model = model
         self._index = -1
-        self._open: str | None = None  # the kind of the open block: "text" or "tool_use"
+        self._open: str | None = None  # the kind of the open block
+        self._thought = ""
         self._total = UsageTotal()
         self._begun = False
         self._reason: str | None = None
@@ -231,15 +240,20 @@ class MessageFramer:
         self._reason = delta.finish_reason or self._reason
         self._stop = delta.stop or self._stop
         events = b"" if self._begun else self._start_message(delta.usage or Usage())
+        if delta.reasoning:
+            if self._open != "thinking":
+                events += self._start({"type": "thinking", "thinking": "", "signature": ""})
+            self._thought += delta.reasoning
+            events += self._delta({"type": "thinking_delta", "thinking": delta.reasoning})
         if delta.text:
             if self._open != "text":
                 events += self._start({"type": "text", "text": ""})
             events += self._delta({"type": "text_delta", "text": delta.text})
-        return events + b"".join(map(self._call, delta.tool_calls))
+        return events + b"".join(map(self._call, merged_parts(delta.tool_calls)))
 
     def close(self) -> bytes:
         events = b"" if self._begun else self._start_message(Usage())
-        if self._index < 0:
+        if self._index < 0 or self._open == "thinking":
             events += self._start({"type": "text", "text": ""})
         ending = {
             "type": "message_delta",
@@ -291,8 +305,21 @@ class MessageFramer:
     def _end(self) -> bytes:
         if self._open is None:
             return b""
+        events = b""
+        if self._open == "thinking":
+            signature = _signature(self._thought)
+            events = self._delta({"type": "signature_delta", "signature": signature})
+            self._thought = ""
         self._open = None
-        return event("content_block_stop", {"type": "content_block_stop", "index": self._index})
+        stop = {"type": "content_block_stop", "index": self._index}
+        return events + event("content_block_stop", stop)
+
+
+def _signature(thought: str) -> str:
+    """Stands where Anthropic's signature does, which clients keep and send back. Nobody checks it
+    here.
+    """
+    return blake2b(thought.encode(errors="replace"), digest_size=24).hexdigest()
 
 
 def _message(

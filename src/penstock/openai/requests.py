@@ -167,6 +167,9 @@ class ChatBody(SamplingBody, kw_only=True):
     parallel_tool_calls: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    echo: bool | None = None
     reasoning_effort: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -184,6 +187,11 @@ class ChatBody(SamplingBody, kw_only=True):
         """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
         check_tools(self.tools, self.tool_choice)
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
@@ -204,6 +212,10 @@ class ChatBody(SamplingBody, kw_only=True):
             request_id=request_id,
             priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False,
+            continue_final_message=bool(self.continue_final_message),
+            add_generation_prompt=self.add_generation_prompt is not False
+            and not self.continue_final_message,
+            echo=bool(self.echo),
         )
 
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from transcripts import CALLS, THOUGHTS, TOOLS
 
 from penstock.openai.parsers.table import forms_of
+from transcripts import CALLS, THOUGHTS, TOOLS
 
 pytest.importorskip("vllm")
 

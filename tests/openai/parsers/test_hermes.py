@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from penstock.openai.parsers.reader import AnswerReader
+from penstock.openai.parsers.text import Offered
 from penstock.openai.responses import Answers
 from penstock.types import Delta, Usage
+
+OFFERED = Offered([{"function": {"name": "a"}}, {"function": {"name": "b"}}])
 
 
 def read(text: str, size: int = 1, *, bare: bool = False, reason: Any = "stop") -> Answers:
@@ -119,3 +122,32 @@ def test_a_bare_answer_is_one_call(size: int) -> None:
 )
 def test_a_required_call_that_is_whole_was_not_cut_short(text: str, reason: str) -> None:
     assert read(text, bare=True, reason="length").reasons[0] == reason
+
+
+@pytest.mark.parametrize("size", [1, 3, 500])
+@pytest.mark.parametrize(
+    "call",
+    [
+        '<tool_call>\n{"name": "c", "arguments": {"x": "a"}}\n</tool_call>',
+        '<tool_call>\n{"arguments": {"x": 1}, "name": "c"}\n</tool_call>',
+        '<tool_call>\n{"name": ["a"], "arguments": {}}\n</tool_call>',
+    ],
+)
+def test_a_call_of_a_tool_that_nobody_offered_stays_text(call: str, size: int) -> None:
+    real = '<tool_call>{"name": "b", "arguments": {}}</tool_call>'
+    reader, answers = AnswerReader("seed", offered=OFFERED), Answers()
+    text = f"so: {call} and {real}"
+    for at in range(0, len(text), size):
+        answers.add(reader.translate(Delta(text=text[at : at + size])))
+    answers.add(reader.translate(Delta(finish_reason="stop", usage=Usage())))
+    assert answers.texts[0] == f"so: {call} and"
+    assert calls(answers) == [("b", {})]
+    assert answers.reasons[0] == "tool_calls"
+
+
+def test_an_answer_of_unknown_calls_ends_as_text_does() -> None:
+    reader = AnswerReader("seed", offered=OFFERED)
+    delta = reader.translate(
+        Delta(text='<tool_call>{"name": "c", "arguments": {}}</tool_call>', finish_reason="stop")
+    )
+    assert (delta.finish_reason, delta.tool_calls) == ("stop", ())

@@ -54,12 +54,16 @@ class _UsageBody(Struct):
     prompt_tokens: Any = None
     completion_tokens: Any = None
     prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
     def neutral(self) -> Usage:
         """As `Usage`; 0 for counts that are missing or unreadable."""
-        details = self.prompt_tokens_details
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        return Usage(count(self.prompt_tokens), count(self.completion_tokens), count(cached))
+        return Usage(
+            count(self.prompt_tokens),
+            count(self.completion_tokens),
+            _detail(self.prompt_tokens_details, "cached_tokens"),
+            _detail(self.completion_tokens_details, "reasoning_tokens"),
+        )
 
 
 class _Function(Struct):
@@ -219,6 +223,10 @@ def reason_of(choice: _Choice) -> FinishReason | None:
     """Why the answer ends; None while it goes on."""
     given = choice.finish_reason  # some servers send "" before the end
     return _REASONS.get(given, "stop") if given else None
+
+
+def _detail(details: Any, name: str) -> int:
+    return count(details.get(name)) if isinstance(details, dict) else 0
 
 
 class _Vector(Struct):

@@ -266,12 +266,7 @@ class SimulatedEngine(TokenEngine):
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
             check_texts(request.messages, self.name)
-            prompt = self.template.render(
-                request.messages,
-                tools=None if request.tool_choice == "none" else request.tools,
-                override=request.chat_template,
-                variables=request.chat_template_kwargs,
-            )
+            prompt = self.template.prompt(request)
             return list(prompt.encode())
         return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
 

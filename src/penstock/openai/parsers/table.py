@@ -158,12 +158,20 @@ def check_names(calls: str | None, thinking: str | None) -> None:
 
 
 @lru_cache(maxsize=64)
-def forms_of(template: str, calls: str | None = None, thinking: str | None = None) -> Forms:
-    """The forms with these names, else those whose marks the chat template holds.
+def forms_of(
+    template: str,
+    calls: str | None = None,
+    thinking: str | None = None,
+    asked_for: str | None = None,
+) -> Forms:
+    """The forms with these names, else those whose marks the chat template holds. `asked_for` names
+    the form of calls that the prompt asks for, where the template shows no tools.
 
     gpt-oss's messages hold both: naming one of the two names the other.
     """
-    found = CALLS[_OTHER_CALLS.get(calls, calls)] if calls else _calls_in(template)
+    found = _calls_in(template)
+    if (name := calls or (asked_for if found is not HARMONY else None)) is not None:
+        found = CALLS[_OTHER_CALLS.get(name, name)]
     thoughts = (
         THINKING[_OTHER_THOUGHTS.get(thinking, thinking)] if thinking else _thinking_in(template)
     )

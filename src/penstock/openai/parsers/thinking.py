@@ -29,6 +29,11 @@ class Thinking(Struct, frozen=True):
             return True
         return self.always and not self.closed(prompt)
 
+    def open_in(self, text: str) -> bool:
+        """Whether `text`, the beginning of an answer, ends within thoughts."""
+        last = max((text.rfind(mark) for mark in self.openers), default=-1)
+        return last > max((text.rfind(mark) for mark in self.closers), default=-1)
+
     def closed(self, prompt: str) -> bool:
         """Whether `prompt` ends with thoughts that are over, so that the answer has none."""
         return prompt.rstrip().endswith(self.closers)
