@@ -280,3 +280,35 @@ def test_message_blocks_open_and_close_in_order() -> None:
         ("message_stop", None),
     ]
     assert parsed(stream)[-2]["usage"]["input_tokens"] == 2
+
+
+THOUGHT_AND_CALLED = [
+    Delta(reasoning="h"),
+    Delta(text="a", logprobs=(TokenLogprob("a", -1.0, (("a", -1.0),)),)),
+    Delta(tool_calls=(ToolCallPart(0, "{}", "call_0", "f"),)),
+    Delta(finish_reason="tool_calls", usage=Usage(3, 3, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+def test_events_of_a_response_are_openais(summary: str | None) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    types = pytest.importorskip("openai.types.responses")
+    known = pydantic.TypeAdapter(types.ResponseStreamEvent)
+    framer = ResponseFramer(ResponseBody(input="q", reasoning={"summary": summary}), **ABOUT)
+    stream = framer.open() + b"".join(map(framer.frame, THOUGHT_AND_CALLED)) + framer.close()
+    for event in parsed(stream):
+        made = known.validate_python(event)
+        assert made.type == event["type"]
+        assert not made.model_extra or not set(made.model_extra) - {"name"}
+
+
+def test_events_of_a_message_are_anthropics() -> None:
+    pydantic = pytest.importorskip("pydantic")
+    types = pytest.importorskip("anthropic.types")
+    known = pydantic.TypeAdapter(types.RawMessageStreamEvent)
+    framer = MessageFramer(id="x", model="m")
+    stream = framer.open() + b"".join(map(framer.frame, THOUGHT_AND_CALLED)) + framer.close()
+    for event in parsed(stream):
+        made = known.validate_python(event)
+        assert (made.type, made.model_extra) == (event["type"], made.model_extra and {})

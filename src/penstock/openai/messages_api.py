@@ -12,8 +12,14 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai.framing import event, merged_parts
-from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
-from penstock.openai.responses import Answers, UsageTotal
+from penstock.openai.requests import (
+    Whole,
+    begun_by_assistant,
+    check_messages,
+    parse_response_format,
+    with_effort,
+)
+from penstock.openai.responses import Answers, UsageTotal, reasoning_fields
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
 
@@ -49,8 +55,6 @@ class MessageBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        if self.thinking is not None and self.thinking.get("type") not in ("disabled", "adaptive"):
-            raise UnsupportedError("thinking is not supported", param="thinking")
         messages: list[Message] = []
         if self.system:
             messages.append({"role": "system", "content": _texts(self.system, "system")})
@@ -60,8 +64,7 @@ class MessageBody(Struct, kw_only=True):
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
         output = self.output_config or OutputConfig()
-        last = messages[-1]  # the answer continues a text that the assistant began
-        prefilled = last["role"] == "assistant" and not last.get("tool_calls")
+        prefilled = begun_by_assistant(messages)
         check_tools(tools, choice)
         return ChatRequest(
             messages=messages,
@@ -75,7 +78,9 @@ class MessageBody(Struct, kw_only=True):
             ),
             tools=tools or None,
             tool_choice=choice,
-            chat_template_kwargs=with_effort(self.chat_template_kwargs, output.effort),
+            chat_template_kwargs=with_effort(
+                {**_thinking(self.thinking), **self.chat_template_kwargs}, output.effort
+            ),
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
@@ -84,6 +89,18 @@ class MessageBody(Struct, kw_only=True):
             continue_final_message=prefilled,
             add_generation_prompt=not prefilled,
         )
+
+
+def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
+    """The template's variable for `thinking`. A model that does not think answers without; the
+    budget is not held to, but `max_tokens` is.
+    """
+    kind = (given or {}).get("type")
+    if given is not None and kind not in ("enabled", "disabled", "adaptive"):
+        raise RequestError(
+            f"unknown thinking type {kind!r}: it is enabled, disabled or adaptive", param="thinking"
+        )
+    return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}
 
 
 def _turn(message: Message, where: str) -> list[Message]:
@@ -98,6 +115,7 @@ def _turn(message: Message, where: str) -> list[Message]:
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     results: list[Message] = []
+    thought = ""
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "text":
@@ -113,16 +131,17 @@ def _turn(message: Message, where: str) -> list[Message]:
             results.append(
                 {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
             )
-        elif kind not in (
-            "thinking",
-            "redacted_thinking",
-        ):  # clients send thinking back unchanged; templates have no place for it
+        elif kind == "thinking":
+            thought += str(block.get("thinking") or "")
+        elif kind != "redacted_thinking":
             raise RequestError(
                 f"{where}.content: blocks of type {kind!r} are not supported", param=where
             )
     turn: Message = {"role": role, "content": parts or (None if calls else "")}
     if calls:
         turn["tool_calls"] = calls
+    if role == "assistant":
+        turn |= reasoning_fields(thought)
     return [*results, turn] if parts or calls or not results else results
 
 

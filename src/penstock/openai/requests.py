@@ -382,6 +382,12 @@ def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ..
         ) from None
 
 
+def begun_by_assistant(messages: list[Message]) -> bool:
+    """Whether the last message is a text of the assistant, which an answer could continue."""
+    last = messages[-1]
+    return last.get("role") == "assistant" and not last.get("tool_calls")
+
+
 def check_messages(messages: list[Message]) -> None:
     """Raise `RequestError` naming the first message that no template could read."""
     for number, message in enumerate(messages):

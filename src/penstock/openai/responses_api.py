@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
-from penstock.openai.responses import Answers, token_logprobs
+from penstock.openai.responses import Answers, reasoning_fields, token_logprobs
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Message, Sampling, TokenLogprob, Usage
 
@@ -128,13 +128,16 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Message] = []
+    thought = ""
     for number, item in enumerate(given):
         where = f"input[{number}]"
         kind = item.get("type", "message")
         if kind == "message":
-            messages.append(
-                {"role": item.get("role"), "content": _content(item.get("content"), where)}
-            )
+            message = {"role": item.get("role"), "content": _content(item.get("content"), where)}
+            if message["role"] == "assistant":
+                message |= reasoning_fields(thought)
+            messages.append(message)
+            thought = ""
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -142,15 +145,18 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
             if messages and messages[-1].get("tool_calls"):
                 messages[-1]["tool_calls"].append(call)
             else:
-                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                said = {"role": "assistant", "content": None, "tool_calls": [call]}
+                messages.append({**said, **reasoning_fields(thought)})
+                thought = ""
         elif kind == "function_call_output":
             output = _content(item.get("output"), where)
             messages.append(
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
             )
-        elif (
-            kind != "reasoning"
-        ):  # clients send reasoning back unchanged; templates have no place for it
+        elif kind == "reasoning":  # of the message or call that follows
+            texts = item.get("content") or item.get("summary") or []
+            thought = "".join(str(part.get("text") or "") for part in texts)
+        else:
             hint = nearest(str(kind), ("message", "function_call", "function_call_output"))
             raise RequestError(f"{where}: unknown type {kind!r}. {hint}", param=where)
     return messages
@@ -274,7 +280,10 @@ def response_object(
         if usage is None
         else {
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "input_tokens_details": {
+                "cached_tokens": usage.cached_tokens,
+                "cache_write_tokens": 0,  # not counted; the types of OpenAI's client need it
+            },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,

@@ -1,8 +1,8 @@
 """Tools as text, for models whose chat template knows none.
 
 The system message gets the functions and the form of a call; calls stand in the assistant's text,
-results in the user's. The form is that of Hermes and Qwen models, which `openai.parsers` reads. The
-idea is llama.cpp's generic tool support (https://github.com/ggml-org/llama.cpp,
+results in the user's. The form is that of Hermes and Qwen models, in which calls
+are read. The idea is llama.cpp's generic tool support (https://github.com/ggml-org/llama.cpp,
 docs/function-calling.md).
 """
 
@@ -12,11 +12,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from penstock.openai.parsers.json_calls import HERMES
 from penstock.openai.tools import Tool
 from penstock.types import Message
 
-(OPEN,), CLOSE = HERMES.openers, HERMES.closer
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _PROMPT = f"""\
 # Tools
 

@@ -159,7 +159,6 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
         ("chat/completions", {**CHAT, **BEGUN, "tools": [TOOL], "tool_choice": "auto"}),
         ("chat/completions", {**CHAT, "messages": BEGUN["messages"]}),
         ("chat/completions", {**CHAT, "messages": BEGUN["messages"], "echo": True}),
-        ("chat/completions", {**CHAT, "add_generation_prompt": False}),
         ("completions", TEXT),
         ("completions", {**TEXT, "prompt": [5, 6, 7, 8]}),
         (

@@ -6,6 +6,7 @@ Servers omit and add fields, so only the necessary fields are read, and few are 
 
 from __future__ import annotations
 
+import uuid
 from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
@@ -188,7 +189,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
             raise as_error(choice.error, where, body)
         deltas.append(
             msgspec.structs.replace(
-                delta_of(choice, index),
+                with_ids(delta_of(choice, index), set()),
                 finish_reason=reason_of(choice) or "stop",
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
@@ -217,6 +218,24 @@ def delta_of(choice: _Choice, index: int) -> Delta:
     stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
     reasoning = message.reasoning or message.reasoning_content or ""
     return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
+
+
+def with_ids(delta: Delta, begun: set[tuple[int, int]]) -> Delta:
+    """The delta with an id and a name at the first piece of each call, and at no other: some
+    servers repeat them, or send no id. `begun` holds the calls of earlier deltas, and gets these.
+    """
+    if not delta.tool_calls:
+        return delta
+    parts = []
+    for part in delta.tool_calls:
+        call = (delta.index, part.number)
+        if call in begun:
+            parts.append(ToolCallPart(part.number, part.arguments))
+        else:
+            begun.add(call)
+            id = part.id or f"call_{uuid.uuid4().hex[:24]}"
+            parts.append(ToolCallPart(part.number, part.arguments, id, part.name or ""))
+    return msgspec.structs.replace(delta, tool_calls=tuple(parts))
 
 
 def reason_of(choice: _Choice) -> FinishReason | None:

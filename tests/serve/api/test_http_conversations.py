@@ -1,4 +1,4 @@
-"""Answers that continue the last message."""
+"""Answers that continue the last message; thoughts, and what a response includes."""
 
 from __future__ import annotations
 
@@ -88,3 +88,81 @@ async def test_anthropics_last_assistant_message_is_continued(
     answer = await client.post("/v1/messages", json=asked)
     assert talking.prompts == ["<user>hello<end><assistant>Well, "]
     assert answer.json()["content"] == [{"type": "text", "text": "then."}]
+
+
+ENABLED = {"type": "enabled", "budget_tokens": 1024}
+
+
+@pytest.mark.parametrize(
+    ("thinking", "shown"),
+    [(ENABLED, "True"), ({"type": "disabled"}, "False"), ({"type": "adaptive"}, ""), (None, "")],
+)
+async def test_thinking_is_a_variable_of_the_template(
+    talking: Any, client: Any, thinking: Any, shown: str
+) -> None:
+    talking.template = ChatTemplate("{{ enable_thinking }}")
+    asked = {"model": "sim", "max_tokens": 9, "messages": MESSAGES[:1], "thinking": thinking}
+    answer = await client.post("/v1/messages", json=asked)
+    assert (answer.status_code, talking.prompts) == (200, [shown])
+
+
+async def test_an_unknown_kind_of_thinking_is_refused(client: Any) -> None:
+    asked = {"model": "sim", "max_tokens": 9, "messages": MESSAGES, "thinking": {"type": "deep"}}
+    answer = await client.post("/v1/messages", json=asked)
+    assert answer.status_code == 400
+    assert "thinking" in answer.json()["error"]["message"]
+
+
+THOUGHTS = (
+    "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}:{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %};{% endfor %}{{ tools }}"
+)
+
+
+async def test_thoughts_that_come_back_reach_the_template(talking: Any, client: Any) -> None:
+    talking.template = ChatTemplate(THOUGHTS)
+    said = [
+        {"type": "thinking", "thinking": "hm", "signature": "x"},
+        {"type": "tool_use", "id": "1", "name": "look", "input": {}},
+    ]
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "done"}
+    messages = [
+        MESSAGES[0],
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": [result]},
+    ]
+    asked: dict[str, Any] = {"model": "sim", "max_tokens": 9, "messages": messages}
+    await client.post("/v1/messages", json=asked)
+    call = {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"}
+    items = [
+        MESSAGES[0],
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        call,
+        {"type": "function_call_output", "call_id": "1", "output": "done"},
+    ]
+    await client.post("/v1/responses", json={"model": "sim", "input": items})
+    assert talking.prompts == ["user::hello;assistant:hm:look;tool::done;None"] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_gives_log_probabilities(
+    client: Any, talking: Any, stream: bool, events: Any
+) -> None:
+    talking.pieces = None  # the simulated engine's own answers have some
+    asked = {"model": "sim", "input": "hello", "max_output_tokens": 4, "top_logprobs": 2}
+    include = ["message.output_text.logprobs", "reasoning.encrypted_content"]
+    answer = await client.post(
+        "/v1/responses", json={**asked, "include": include, "stream": stream}
+    )
+    body = json.loads(events(answer.text)[-1])["response"] if stream else answer.json()
+    (item,) = body["output"]
+    logprobs = item["content"][0]["logprobs"]
+    assert len(logprobs) == 4
+    assert all(len(token["top_logprobs"]) == 2 for token in logprobs)
+
+
+async def test_an_unknown_include_is_refused(client: Any) -> None:
+    answer = await client.post(
+        "/v1/responses", json={"model": "sim", "input": "hello", "include": ["everything"]}
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "include")
