@@ -24,13 +24,16 @@ class StructuredOutput(Struct, frozen=True):
     `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for
     "json_object"; engines derive a "grammar" from these. `checked`: the caller validates the answer
     too, so an engine may leave parts that it cannot enforce to the caller. `param`: the parameter
-    of the request that holds the constraint, for errors.
+    of the request that holds the constraint, for errors. `after`: thoughts may come first, which
+    end with one of these texts; they begin with one of `openers`, or, if there are none, at once.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     spec: str = ""
     checked: bool = False
     param: str = "response_format"
+    after: tuple[str, ...] = ()
+    openers: tuple[str, ...] = ()
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):

@@ -65,7 +65,7 @@ class ChatTemplate:
         tools gets them as text.
         """
         source = override or self.source
-        if not (tools or has_tools(messages)) or _takes_tools(source):
+        if not (tools or has_tools(messages)) or takes_tools(source):
             return messages, tools
         system = _shows(source, self._names, _SYSTEM_TURN, "SYSTEM")
         return tools_as_text(messages, tools, system=system), None
@@ -148,7 +148,8 @@ class ChatTemplate:
 
 
 @lru_cache(maxsize=64)
-def _takes_tools(source: str) -> bool:
+def takes_tools(source: str) -> bool:
+    """Whether a template shows tools to the model."""
     try:
         return "tools" in find_undeclared_variables(_environment().parse(source))
     except TemplateError:
@@ -177,7 +178,7 @@ _Names = tuple[tuple[str, Any], ...]
 @lru_cache(maxsize=64)
 def _takes_null(source: str, names: _Names) -> bool:
     """Whether the template takes assistants' messages whose content is null."""
-    turns = _NULL_TURNS if _takes_tools(source) else _NULL_TURNS[:1]
+    turns = _NULL_TURNS if takes_tools(source) else _NULL_TURNS[:1]
     return all("None" not in (_tried(source, names, turn) or "None") for turn in turns)
 
 

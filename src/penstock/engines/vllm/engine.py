@@ -26,7 +26,8 @@ from penstock.errors import (
 )
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
-from penstock.openai.tools import ToolCallReader
+from penstock.openai.parsers.reader import AnswerReader
+from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -281,10 +282,10 @@ class VLLMEngine(TokenEngine):
         prepared = await running.prompts.prepare_chat(request, sampling, tools)
         if tools:
             forced = sampling.structured is not request.sampling.structured
-            reader = ToolCallReader(
+            reader = AnswerReader(
                 request.request_id or uuid.uuid4().hex,
-                tools,
-                bare=forced,
+                offered=Offered(tools),
+                forced=forced,
                 one_call=not request.parallel_tool_calls,
             )
             prepared.translate = reader.translate
