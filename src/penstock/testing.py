@@ -283,6 +283,13 @@ class EngineContract:
         result = await answer(engine, chat_request(self.prompt, sampling))
         assert re.fullmatch("[ab]{3}-[0-9]{2}", result.texts[0])
 
+    async def test_a_grammar_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "grammar")
+        constraint = StructuredOutput("grammar", 'root ::= pair+ "."\npair ::= [a-c] "-"\n')
+        sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
+        result = await answer(engine, chat_request(self.prompt, sampling, n=4))
+        assert all(re.fullmatch(r"([a-c]-)+\.?", text) for text in result.texts.values())
+
     async def test_a_broken_constraint_is_refused_and_harms_nobody(self, engine: LLMEngine) -> None:
         _needs(engine, "json_schema")
         alone = await answer(engine, chat_request(self.prompt))
@@ -293,6 +300,8 @@ class EngineContract:
         ]
         if "regex" in kinds:
             broken += [StructuredOutput("regex", "[a"), StructuredOutput("regex", r"(a)\1")]
+        if "grammar" in kinds:
+            broken += [StructuredOutput("grammar", "root ::= missing")]
         neighbours = [
             asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)
         ]

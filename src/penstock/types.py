@@ -21,10 +21,10 @@ Message = dict[str, Any]
 class StructuredOutput(Struct, frozen=True):
     """A constraint on the generated text.
 
-    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for
-    "json_object"; engines derive a "grammar" from these. `checked`: the caller validates the answer
-    too, so an engine may leave parts that it cannot enforce to the caller. `param`: the parameter
-    of the request that holds the constraint, for errors.
+    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", EBNF in GBNF's form
+    (as XGrammar reads it) for "grammar", and is empty for "json_object". `checked`: the caller
+    validates the answer too, so an engine may leave parts that it cannot enforce to the caller.
+    `param`: the parameter of the request that holds the constraint, for errors.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]

@@ -8,7 +8,6 @@ extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
@@ -24,7 +24,6 @@ from penstock.types import (
     EmbeddingRequest,
     Message,
     Sampling,
-    StructuredOutput,
 )
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -43,14 +42,6 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class StructuredOutputs(Struct, forbid_unknown_fields=True):
-    """`structured_outputs`, vLLM's name for a constraint beyond `response_format`."""
-
-    json: dict[str, Any] | str | None = None
-    regex: str | None = None
-    json_object: bool | None = None
-
-
 class SamplingBody(Struct, kw_only=True):
     """Parameters that chat and plain completions share."""
 
@@ -67,6 +58,11 @@ class SamplingBody(Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None
     top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -115,7 +111,11 @@ class SamplingBody(Struct, kw_only=True):
             stop=stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
-            structured=self._structured(),
+            structured=one_constraint(
+                self.response_format,
+                self.structured_outputs,
+                {name: getattr(self, name) for name in GUIDED},
+            ),
             prompt_logprobs=self.prompt_logprobs,
             logit_bias=bias_pairs(self.logit_bias),
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
@@ -124,35 +124,6 @@ class SamplingBody(Struct, kw_only=True):
                 name: value for name, value in given.items() if value is not None
             },
         )
-
-    def _structured(self) -> StructuredOutput | None:
-        wanted, param = self.structured_outputs, "structured_outputs"
-        if wanted is None:
-            return parse_response_format(self.response_format)
-        if self.response_format is not None:
-            raise RequestError("give response_format or structured_outputs, not both", param=param)
-        given = [
-            name
-            for name in ("json", "json_object", "regex")
-            if getattr(wanted, name) not in (None, False)
-        ]
-        if len(given) > 1:
-            raise RequestError(
-                "structured_outputs takes one of json, json_object and regex, not"
-                f" {' and '.join(given)}",
-                param=param,
-            )
-        if wanted.regex is not None:
-            return StructuredOutput("regex", wanted.regex, param=param)
-        if wanted.json is not None:
-            if isinstance(wanted.json, str) and not _is_object(wanted.json):
-                raise RequestError(
-                    "structured_outputs.json must hold a JSON schema, an object, not"
-                    f" {ascii(wanted.json)[:80]}",
-                    param="structured_outputs.json",
-                )
-            return StructuredOutput("json_schema", _schema_text(wanted.json), param=param)
-        return StructuredOutput("json_object", param=param) if wanted.json_object else None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -317,45 +288,6 @@ def parse_body(form: type[Body], body: Any) -> Body:
 def _names(form: type[Struct]) -> dict[str, bool]:
     """Field name → whether it is required. Cached, because inspecting a form takes milliseconds."""
     return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
-
-
-def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
-    """`response_format` as a constraint. Its types: text, json_object, json_schema and regex
-    (`{"type": "regex", "pattern": …}`).
-    """
-    if given is None or given.get("type") == "text":
-        return None
-    kind = given.get("type")
-    if kind == "json_object":
-        return StructuredOutput("json_object")
-    if kind == "json_schema":
-        holder = given.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else given.get("schema")
-        if not isinstance(schema, dict):
-            raise RequestError(
-                "json_schema needs a 'schema' object", param="response_format.json_schema"
-            )
-        return StructuredOutput("json_schema", _schema_text(schema))
-    if kind == "regex":
-        pattern = given.get("pattern", given.get("regex"))
-        if not isinstance(pattern, str):
-            raise RequestError("regex needs a 'pattern' text", param="response_format.pattern")
-        return StructuredOutput("regex", pattern)
-    hint = nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
-    raise RequestError(
-        f"unknown response_format type {kind!r}. {hint}", param="response_format.type"
-    )
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _schema_text(schema: dict[str, Any] | str) -> str:
-    return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
 
 
 def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:

@@ -11,8 +11,9 @@ from typing import Any
 from msgspec import Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError, nearest
+from penstock.openai.constraints import parse_response_format
 from penstock.openai.framing import event
-from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
+from penstock.openai.requests import Whole, check_messages, with_effort
 from penstock.openai.responses import Answers, UsageTotal, error_body
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage

@@ -19,7 +19,7 @@ from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
 from penstock.errors import ConfigError, RequestError
-from penstock.openai.requests import parse_response_format
+from penstock.openai.constraints import parse_response_format
 from penstock.types import ChatRequest, CompletionRequest
 
 

@@ -5,7 +5,6 @@ engines.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,6 +14,7 @@ from msgspec import Struct, field
 from penstock.batch.stages.base import MAPPING
 from penstock.config import parse_options
 from penstock.errors import ConfigError, RequestError, UnsupportedError
+from penstock.openai.constraints import one_of
 from penstock.openai.requests import bias_pairs
 from penstock.types import Sampling, StructuredOutput
 
@@ -129,11 +129,6 @@ def _known(**params: Any) -> tuple[Sampling, int]:
     return _parsed(params)
 
 
-def one_of(choices: list[str]) -> StructuredOutput:
-    """The constraint to one of some texts."""
-    return StructuredOutput("regex", "(" + "|".join(re.escape(choice) for choice in choices) + ")")
-
-
 def _structured(wanted: _Params) -> StructuredOutput | None:
     said = wanted.structured_outputs or wanted.guided_decoding
     if said is None:
@@ -148,7 +143,5 @@ def _structured(wanted: _Params) -> StructuredOutput | None:
     if said.choice:
         return one_of(said.choice)
     if said.grammar is not None:
-        raise UnsupportedError(
-            "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
-        )
+        return StructuredOutput("grammar", said.grammar, param="structured_outputs")
     return StructuredOutput("json_object") if said.json_object else None

@@ -114,8 +114,8 @@ def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> 
 
 
 def _constraint(structured: StructuredOutput) -> dict[str, Any]:
-    if structured.kind == "regex":
-        return {"structured_outputs": {"regex": structured.spec}}
+    if structured.kind in ("regex", "grammar"):
+        return {"structured_outputs": {structured.kind: structured.spec}}
     if structured.kind == "json_object":
         return {"response_format": {"type": "json_object"}}
     schema = {"name": "answer", "schema": json.loads(structured.spec), "strict": True}

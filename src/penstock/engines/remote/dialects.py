@@ -45,7 +45,11 @@ def spoken(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
             "SGLang's server takes no chat_template with a request", param="chat_template"
         )
     constraint = body.pop("structured_outputs", None)  # SGLang wants its keys in the body itself
-    return body if constraint is None else {**body, **constraint}
+    if constraint is None:
+        return body
+    if "grammar" in constraint:
+        return {**body, "ebnf": constraint["grammar"]}
+    return {**body, **constraint}
 
 
 def score_body(dialect: Dialect, query: str, documents: list[str]) -> dict[str, Any]:

@@ -79,7 +79,9 @@ class Model:
             ),
             context_length=self._context_length,
             max_concurrency=slots or info.get("max_running_requests") or 1,
-            structured=frozenset({"json_schema", "json_object", "regex"} if constrained else ()),
+            structured=frozenset(
+                {"json_schema", "json_object", "regex", "grammar"} if constrained else ()
+            ),
             max_top_logprobs=_TOP_LOGPROBS if generates else -1,
             adapters=bool(info.get("enable_lora")),
             prefix_caching=generates and not info.get("disable_radix_cache"),

@@ -140,7 +140,7 @@ class Front:
             # Answers of one length end together: as many requests as have ended must be at hand in
             # that step.
             batch_in_flight=2 * concurrency,
-            structured=frozenset({"json_schema", "json_object", "regex"})
+            structured=frozenset({"json_schema", "json_object", "regex", "grammar"})
             if generates
             else frozenset(),
             max_top_logprobs=logprobs if generates else -1,

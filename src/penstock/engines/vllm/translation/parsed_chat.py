@@ -203,4 +203,6 @@ def _body(request: ChatRequest) -> dict[str, Any]:
 def _constraint(structured: StructuredOutput) -> dict[str, Any]:
     if structured.kind == "json_schema":
         return {"json": structured.spec}
-    return {"regex": structured.spec} if structured.kind == "regex" else {"json_object": True}
+    if structured.kind in ("regex", "grammar"):
+        return {structured.kind: structured.spec}
+    return {"json_object": True}

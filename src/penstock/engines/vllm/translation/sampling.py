@@ -47,4 +47,6 @@ def _constraint(structured: StructuredOutput | None) -> Any:
         return StructuredOutputsParams(json=structured.spec)
     if structured.kind == "regex":
         return StructuredOutputsParams(regex=structured.spec)
+    if structured.kind == "grammar":
+        return StructuredOutputsParams(grammar=structured.spec)
     return StructuredOutputsParams(json_object=True)
