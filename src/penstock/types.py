@@ -7,6 +7,7 @@ engine's own process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, field
@@ -120,9 +121,11 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
-    """Texts to embed. `dimensions` None gives the model's own width."""
+    """Texts to embed, or token ids as the model reads them: none are added. `dimensions` None gives
+    the model's own width.
+    """
 
-    inputs: list[str]
+    inputs: Sequence[str | list[int]]
     dimensions: int | None = None
     request_id: str = ""
 

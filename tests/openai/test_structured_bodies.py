@@ -34,7 +34,7 @@ def test_errors_name_the_field_the_value_and_what_is_expected(given, param, told
 
 
 def test_an_unknown_field_is_told_the_known_ones():
-    with pytest.raises(RequestError, match="is unknown, and was 'x'. Known: choice, disable_"):
+    with pytest.raises(RequestError, match=r"is unknown, and was 'x'\. Known: choice, disable_"):
         constraint(structured_outputs={"grammer": "x"})
 
 

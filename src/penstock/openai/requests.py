@@ -32,6 +32,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer of 64 bits, which every engine can hold; JSON allows thousands of digits."""
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TextsOrIds = str | list[str | TokenId | list[TokenId]]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -183,7 +184,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     request for each.
     """
 
-    prompt: str | list[str | TokenId | list[TokenId]]
+    prompt: TextsOrIds
     logprobs: Whole | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -220,32 +221,41 @@ class CompletionBody(SamplingBody, kw_only=True):
         ]
 
     def _prompts(self) -> list[str | list[int]]:
-        given = self.prompt
-        if isinstance(given, str):
-            return [given]
-        ids = [item for item in given if isinstance(item, int)]
-        if given and len(ids) == len(given):
-            return [ids]
-        prompts = [item for item in given if not isinstance(item, int)]
-        if not prompts or ids or len({type(item) for item in prompts}) > 1:
-            raise RequestError(
-                "prompt must be a text, token ids, a list of texts or a list of lists of ids",
-                param="prompt",
-            )
-        return prompts
+        return texts_or_ids(self.prompt, "prompt")
+
+
+def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:
+    """One text or many, or one list of token ids or many. Raises `RequestError` for a mixture."""
+    if isinstance(given, str):
+        return [given]
+    ids = [item for item in given if isinstance(item, int)]
+    if given and len(ids) == len(given):
+        return [ids]
+    several = [item for item in given if not isinstance(item, int)]
+    if not several or ids or len({type(item) for item in several}) > 1:
+        raise RequestError(
+            f"{param} must be a text, token ids, a list of texts or a list of lists of ids",
+            param=param,
+        )
+    return several
 
 
 class EmbeddingBody(Struct, kw_only=True):
-    """Body of `POST /v1/embeddings`: one text or many, or token ids."""
+    """Body of `POST /v1/embeddings`: one text or many, or token ids, which the model reads as they
+    are.
+    """
 
     model: str = ""
-    input: str | list[str]
+    input: TextsOrIds
     dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
-        return EmbeddingRequest(input_texts(self.input), self.dimensions, request_id)
+        inputs = texts_or_ids(self.input, "input") if self.input else []
+        if not inputs or not all(inputs):
+            raise RequestError("input must not be empty", param="input")
+        return EmbeddingRequest(inputs, self.dimensions, request_id)
 
 
 def input_texts(given: str | list[str]) -> list[str]:

@@ -26,6 +26,7 @@ from penstock.errors import (
     ModelNotFoundError,
     PenstockError,
     RequestError,
+    UnsupportedError,
 )
 from penstock.types import Delta, Embeddings, Usage
 
@@ -79,9 +80,7 @@ class Model:
             ),
             context_length=self._context_length,
             max_concurrency=slots or info.get("max_running_requests") or 1,
-            structured=frozenset(
-                {"json_schema", "json_object", "regex", "grammar"} if constrained else ()
-            ),
+            structured=frozenset({"json_schema", "json_object", "regex"} if constrained else ()),
             max_top_logprobs=_TOP_LOGPROBS if generates else -1,
             adapters=bool(info.get("enable_lora")),
             prefix_caching=generates and not info.get("disable_radix_cache"),
@@ -136,7 +135,11 @@ class Model:
             if not self._running:
                 self._idle.set()
 
-    async def embed(self, texts: list[str], dimensions: int | None) -> Embeddings:
+    async def embed(self, texts: list[Any], dimensions: int | None) -> Embeddings:
+        if not all(isinstance(text, str) for text in texts):
+            raise UnsupportedError(
+                "the sglang engine embeds texts, no lists of token ids", param="input"
+            )
         try:
             answers = await self._engine.async_encode(prompt=texts, dimensions=dimensions)
         except Exception as error:

@@ -40,6 +40,4 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
 def _constraint(structured: StructuredOutput) -> dict[str, Any]:
     if structured.kind == "regex":
         return {"regex": structured.spec}
-    if structured.kind == "grammar":
-        return {"ebnf": structured.spec}
     return {"json_schema": structured.spec if structured.kind == "json_schema" else ANY_OBJECT}

@@ -14,9 +14,13 @@ from penstock.types import Classification, Classifications, Embeddings, Usage
 
 
 async def embed(
-    front: Front, prompts: Prompts, texts: Sequence[str], dimensions: int | None, id: str
+    front: Front,
+    prompts: Prompts,
+    texts: Sequence[str | list[int]],
+    dimensions: int | None,
+    id: str,
 ) -> Embeddings:
-    """One vector a text. Passes on vLLM's errors."""
+    """One vector a text, or list of token ids. Passes on vLLM's errors."""
     rows, usage = await _pooled(front, prompts, texts, id, task="embed", dimensions=dimensions)
     return Embeddings(rows, usage)
 
@@ -35,12 +39,12 @@ async def classify(
 
 
 async def _pooled(
-    front: Front, prompts: Prompts, texts: Sequence[str], id: str, **params: Any
+    front: Front, prompts: Prompts, texts: Sequence[str | list[int]], id: str, **params: Any
 ) -> tuple[list[list[float]], Usage]:
     pooling = PoolingParams(**params)
     pooling.verify(front.config.model_config)
 
-    async def one(number: int, text: str) -> Any:
+    async def one(number: int, text: str | list[int]) -> Any:
         prompt = await prompts.completion(text)
         async with aclosing(front.llm.encode(prompt, pooling, f"{id}-{number}")) as outputs:
             async for output in outputs:
