@@ -337,12 +337,19 @@ class EngineContract:
         assert caught.value.param == param
         assert caught.value.status == 400
 
-    async def test_what_does_not_fit_the_context_is_refused(self, engine: LLMEngine) -> None:
+    async def test_a_prompt_that_does_not_fit_the_context_is_refused(
+        self, engine: LLMEngine
+    ) -> None:
         length = engine.capabilities.context_length
         with pytest.raises(ContextLengthError, match=str(length)):
             await answer(engine, chat_request("word " * (length + 10)))
-        with pytest.raises(ContextLengthError):
-            await answer(engine, chat_request(self.prompt, Sampling(max_tokens=length)))
+
+    async def test_an_answer_is_cut_to_what_the_context_leaves(self, engine: LLMEngine) -> None:
+        length, (token, *_) = engine.capabilities.context_length, await engine.tokenize("a")
+        sampling = Sampling(max_tokens=2 * length, ignore_eos=True)
+        cut = await answer(engine, CompletionRequest([token] * (length - 32), sampling))
+        assert cut.reasons == {0: "length"}
+        assert cut.usage.completion_tokens <= 32
 
     async def test_token_ids_out_of_range_are_refused(self, engine: LLMEngine) -> None:
         with pytest.raises(RequestError):

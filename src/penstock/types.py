@@ -206,7 +206,8 @@ class Delta(Struct, frozen=True, array_like=True):
     """One step's addition to one answer of a request.
 
     The last delta of an answer has a `finish_reason` and that answer's `usage`; `stop` is the stop
-    string that ended it, if any. The first of several deltas may have a `usage` of the prompt
+    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that
+    did. The first of several deltas may have a `usage` of the prompt
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
     of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
     answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
@@ -225,6 +226,7 @@ class Delta(Struct, frozen=True, array_like=True):
     reasoning: str = ""
     kv_transfer_params: dict[str, Any] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    stop_token: int | None = None
 
 
 class Embeddings(Struct, frozen=True):

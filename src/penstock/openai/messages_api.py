@@ -5,7 +5,7 @@ request; answers, streams of events and errors go back.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct, field
 
@@ -30,6 +30,7 @@ class OutputConfig(Struct):
 class MessageBody(Struct, kw_only=True):
     """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
 
+    names: ClassVar = {"stop": "stop_sequences", "response_format": "output_config.format"}
     model: str = ""
     max_tokens: Whole
     messages: Annotated[list[Message], Meta(min_length=1)]

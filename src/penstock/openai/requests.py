@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
+from penstock.openai.responses import BestOf
+from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
@@ -36,7 +38,9 @@ TextsOrIds = str | list[str | TokenId | list[TokenId]]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """`stream_options`: whether the last chunk carries the usage."""
+    """`stream_options`: whether the last chunk carries the usage, and with vLLM's
+    `continuous_usage_stats` each chunk the usage so far.
+    """
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -82,14 +86,19 @@ class SamplingBody(Struct, kw_only=True):
         """Whether the stream's last chunk carries the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of the stream carries the usage so far. vLLM asks for `include_usage`
+        too.
+        """
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """The sampling parameters. Omitted values take OpenAI's defaults."""
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
-        if self.stream_options is not None and self.stream_options.continuous_usage_stats:
-            raise UnsupportedError(
-                "continuous_usage_stats is not supported", param="stream_options"
-            )
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError(
                 "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
@@ -128,7 +137,10 @@ class SamplingBody(Struct, kw_only=True):
 
 
 class ChatBody(SamplingBody, kw_only=True):
-    """Body of `POST /v1/chat/completions`: messages, tools and sampling."""
+    """Body of `POST /v1/chat/completions`: messages, tools and sampling.
+
+    `names` are parameters under the names that the client sent, for errors; each body has them.
+    """
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Whole | None = None
@@ -137,6 +149,8 @@ class ChatBody(SamplingBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     reasoning_effort: str | None = None
@@ -155,28 +169,58 @@ class ChatBody(SamplingBody, kw_only=True):
     ) -> ChatRequest:
         """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
-        check_tools(self.tools, self.tool_choice)
+        messages = plain_messages(self.messages)
+        tools, choice = self._tools()
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
         elif self.top_logprobs is not None:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
-            messages=self.messages,
+            messages=messages,
             sampling=self.sampling(
-                max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=top
+                max_tokens=self.max_tokens
+                if self.max_completion_tokens is None
+                else self.max_completion_tokens,
+                logprobs=top,
             ),
             n=1 if self.n is None else self.n,
-            tools=self.tools or None,
-            tool_choice=self.tool_choice,
+            tools=tools,
+            tool_choice=choice,
             chat_template=self.chat_template,
             chat_template_kwargs=with_effort(self.chat_template_kwargs, self.reasoning_effort),
             adapter=adapter,
             stream=bool(self.stream) if stream is None else stream,
             request_id=request_id,
             priority=self.priority or 0,
-            parallel_tool_calls=self.parallel_tool_calls is not False,
+            parallel_tool_calls=self.parallel_tool_calls is not False and not self.functions,
         )
+
+    @property
+    def names(self) -> dict[str, str]:
+        if self.max_completion_tokens is None:
+            return {}
+        return {"max_tokens": "max_completion_tokens"}
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """The form of the calls in an answer."""
+        if self.functions:
+            return ToolForm(functions=True)
+        custom = (t.get("custom") for t in self.tools or () if t.get("type") == "custom")
+        return ToolForm(custom=frozenset(c["name"] for c in custom if c))
+
+    def _tools(self) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
+        if not self.functions:
+            if self.function_call not in (None, "none", "auto"):
+                raise RequestError("function_call needs functions", param="function_call")
+            tools, choice, _ = plain_tools(self.tools, self.tool_choice)
+        elif self.tools or self.tool_choice is not None:
+            raise RequestError("give tools or functions, not both", param="functions")
+        else:
+            tools, choice = of_functions(self.functions, self.function_call)
+        check_tools(tools, choice)
+        return tools, choice
 
 
 class CompletionBody(SamplingBody, kw_only=True):
@@ -187,6 +231,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     prompt: TextsOrIds
     logprobs: Whole | None = None
     echo: bool | None = None
+    names: ClassVar = {"top_logprobs": "logprobs", "messages": "prompt"}
     suffix: str | None = None
     best_of: Whole | None = None
     add_special_tokens: bool = True
@@ -199,17 +244,22 @@ class CompletionBody(SamplingBody, kw_only=True):
         """
         if self.suffix:
             raise UnsupportedError("suffix is not supported", param="suffix")
-        if self.best_of not in (None, 1, self.n):
-            raise UnsupportedError("best_of is not supported", param="best_of")
         prompts = self._prompts()
+        logprobs, n = self.logprobs, 1 if self.n is None else self.n
+        if self.best is not None:
+            assert self.best_of is not None
+            if self.best_of < n or self.stream:
+                why = "cannot be streamed" if self.stream else f"must be at least n, which is {n}"
+                raise RequestError(f"best_of {why}", param="best_of")
+            logprobs, n = logprobs or 0, self.best_of
         sampling = self.sampling(
-            max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=self.logprobs
+            max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=logprobs
         )
         return [
             CompletionRequest(
                 prompt=prompt,
                 sampling=sampling,
-                n=1 if self.n is None else self.n,
+                n=n,
                 echo=bool(self.echo),
                 special_tokens=self.add_special_tokens,
                 adapter=adapter,
@@ -219,6 +269,14 @@ class CompletionBody(SamplingBody, kw_only=True):
             )
             for number, prompt in enumerate(prompts)
         ]
+
+    @property
+    def best(self) -> BestOf | None:
+        """Which answers stay, where more were asked for than are wanted."""
+        n = 1 if self.n is None else self.n
+        if self.best_of is None or self.best_of == n:
+            return None
+        return BestOf(n, self.logprobs is not None)
 
     def _prompts(self) -> list[str | list[int]]:
         return texts_or_ids(self.prompt, "prompt")
@@ -248,6 +306,7 @@ class EmbeddingBody(Struct, kw_only=True):
     model: str = ""
     input: TextsOrIds
     dimensions: Count | None = None
+    names: ClassVar = {"messages": "input", "prompt": "input"}
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 

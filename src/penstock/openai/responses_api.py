@@ -6,7 +6,7 @@ The server stores nothing between requests, so a reference to an earlier respons
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
@@ -29,6 +29,11 @@ class TextOptions(Struct):
 class ResponseBody(Struct, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
+    names: ClassVar = {
+        "max_tokens": "max_output_tokens",
+        "messages": "input",
+        "response_format": "text.format",
+    }
     model: str = ""
     input: str | list[dict[str, Any]]
     instructions: str | None = None

@@ -31,6 +31,8 @@ from penstock.errors import (
 )
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.responses import BestOf
+from penstock.openai.tool_forms import ToolForm
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Usage
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
@@ -42,6 +44,8 @@ class _Request(NamedTuple):
     asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
     adapter: str | None
     base64: bool = False
+    form: ToolForm | BestOf | None = None
+    """What of the answers is written, and how, where that is not the usual."""
 
 
 class OpenAILines(EngineForm):
@@ -74,14 +78,17 @@ class OpenAILines(EngineForm):
             adapter = model[len(self._model) + 1 :]
         text = ""
         if url == URLS[0]:
-            chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
-            row.request = _Request(model or self._model, [chat], adapter)
+            asked = parse_body(ChatBody, body)
+            chat = asked.request(adapter=adapter, stream=False)
+            form = None if asked.tool_form.plain else asked.tool_form
+            row.request = _Request(model or self._model, [chat], adapter, form=form)
             row.shareable = chat.sampling.is_deterministic
             row.longest = chat.sampling.max_tokens or 0
             text = conversation_text(chat.messages)
         elif url == URLS[1]:
-            plain = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
-            row.request = _Request(model or self._model, plain, adapter)
+            completion = parse_body(CompletionBody, body)
+            plain = completion.requests(adapter=adapter, stream=False)
+            row.request = _Request(model or self._model, plain, adapter, form=completion.best)
             row.shareable = plain[0].sampling.is_deterministic
             row.longest = plain[0].sampling.max_tokens or 0
             text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
@@ -96,12 +103,13 @@ class OpenAILines(EngineForm):
             row.shareable = True
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
         try:
-            row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
+            content = row.request if row.request.form is not None else row.request[:-1]
+            row.digest = blake2b(self._encode((url, content)), digest_size=16).digest()
         except OverflowError:
             raise RequestError("the body holds an integer of more than 64 bits") from None
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        model, asks, _, base64 = row.request
+        model, asks, _, base64, form = row.request
         collected: list[responses.Answers] = []
         body: dict[str, Any] = {}
         for request in asks:
@@ -117,11 +125,11 @@ class OpenAILines(EngineForm):
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
         if isinstance(asks[0], ChatRequest):
             body = responses.chat_completion(
-                collected[0], id=f"chatcmpl-{name}", created=self.created, model=model
+                collected[0], id=f"chatcmpl-{name}", created=self.created, model=model, form=form
             )
         else:
             body = responses.completion(
-                collected, id=f"cmpl-{name}", created=self.created, model=model
+                collected, id=f"cmpl-{name}", created=self.created, model=model, best=form
             )
         usages = [answers.usage for answers in collected]
         usage = Usage(

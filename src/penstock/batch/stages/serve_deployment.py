@@ -119,20 +119,24 @@ class DeploymentRequests:
             base64 = embedding.encoding_format == "base64"
             return responses.embedding_list(vectors, model=model, base64=base64)
         if method == "chat":
-            chat = parse_body(ChatBody, body).request(
-                adapter=adapter, request_id=name, stream=False
-            )
+            asked = parse_body(ChatBody, body)
+            chat = asked.request(adapter=adapter, request_id=name, stream=False)
             answers = await _collected(generated(self._handle, chat), chat.n)
             return responses.chat_completion(
-                answers, id=f"chatcmpl-{name}", created=created, model=model
+                answers,
+                id=f"chatcmpl-{name}",
+                created=created,
+                model=model,
+                form=asked.tool_form,
             )
-        plain = parse_body(CompletionBody, body).requests(
-            adapter=adapter, request_id=name, stream=False
-        )
+        completion = parse_body(CompletionBody, body)
+        plain = completion.requests(adapter=adapter, request_id=name, stream=False)
         several = await asyncio.gather(
             *(_collected(generated(self._handle, one), one.n) for one in plain)
         )
-        return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
+        return responses.completion(
+            several, id=f"cmpl-{name}", created=created, model=model, best=completion.best
+        )
 
 
 async def _collected(batches: Batches, n: int) -> responses.Answers:

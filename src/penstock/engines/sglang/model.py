@@ -265,12 +265,12 @@ class Model:
         if not length:
             raise RequestError("the prompt is empty", param="prompt")
         room = self._context_length - length
-        if length >= self._prompt_limit or (max_tokens or 0) > room:
-            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
+        if length >= self._prompt_limit:
             raise ContextLengthError(
-                f"this model's context is {self._context_length} tokens; {asked}", param="messages"
+                f"this model's context is {self._context_length} tokens; the prompt has {length}",
+                param="messages",
             )
-        return max_tokens or room
+        return min(max_tokens or room, int(room))
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:

@@ -58,6 +58,7 @@ class DeltaMaker:
                     _usage(output, count),
                     stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
                     kv_transfer_params=output.kv_transfer_params,
+                    stop_token=answer.stop_reason if isinstance(answer.stop_reason, int) else None,
                 )
             )
         return made

@@ -135,17 +135,17 @@ class Prompts:
         return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """How many tokens the answer may have. Raises `ContextLengthError` if the request asks for
-        more.
+        """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
+        less. Raises `ContextLengthError` if it leaves nothing.
         """
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
-        if room < 1 or (max_tokens or 0) > room:
-            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
+        if room < 1:
             raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; {asked}", param="messages"
+                f"this model's context is {self.context_length} tokens; the prompt has {length}",
+                param="messages",
             )
-        return max_tokens or room
+        return min(max_tokens or room, room)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""
