@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.errors import RequestError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
+from penstock.openai.parameters import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
 from penstock.openai.tools import check_tools
@@ -242,8 +243,6 @@ class CompletionBody(SamplingBody, kw_only=True):
         """The neutral requests, in the order of the prompts. `max_tokens` defaults to 16, as
         in OpenAI's API.
         """
-        if self.suffix:
-            raise UnsupportedError("suffix is not supported", param="suffix")
         prompts = self._prompts()
         logprobs, n = self.logprobs, 1 if self.n is None else self.n
         if self.best is not None:
@@ -331,7 +330,8 @@ def with_effort(variables: dict[str, Any], effort: str | None) -> dict[str, Any]
 
 
 def parse_body(form: type[Body], body: Any) -> Body:
-    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter.
+    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter, for
+    a parameter of another server's API too (`penstock.openai.parameters`).
 
     Null counts as absent, for unknown names too: clients with typed bodies send the fields of
     every server's API.
@@ -339,18 +339,20 @@ def parse_body(form: type[Body], body: Any) -> Body:
     if not isinstance(body, Mapping):
         raise RequestError("the request body must be a JSON object")
     known = _names(form)
-    body = {name: value for name, value in body.items() if value is not None or known.get(name)}
-    for name in body:
-        if name not in known:
+    given = {name: value for name, value in body.items() if value is not None or known.get(name)}
+    for name in [name for name in given if name not in known]:
+        if not is_known(form, name, given.pop(name)):
             hint = nearest(str(name), known)
             raise RequestError(f"unknown parameter '{name}'. {hint}", param=str(name))
     try:
-        return msgspec.convert(body, form, strict=True)
+        checked = msgspec.convert(given, form, strict=True)
     except msgspec.ValidationError:
         from penstock.validation import mismatch  # imported only for an error
 
-        found = mismatch(form, body)
+        found = mismatch(form, given)
         raise RequestError(str(found), param=found.place or None) from None
+    check_only(checked)
+    return checked
 
 
 @cache

@@ -69,10 +69,6 @@ class ResponseBody(Struct, kw_only=True):
                 raise UnsupportedError(
                     f"{name} is not supported: responses are not stored", param=name
                 )
-        if self.top_logprobs:
-            raise UnsupportedError(
-                "top_logprobs is not supported here; use chat completions", param="top_logprobs"
-            )
         messages = _messages(self.input)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
