@@ -9,6 +9,7 @@ from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer
 from penstock.openai.requests import ChatBody, parse_body
 from penstock.openai.responses import Answers, chat_completion
+from penstock.openai.responses_api import ResponseBody
 from penstock.openai.tool_forms import ToolForm
 from penstock.types import Delta, ToolCallPart, Usage
 
@@ -75,6 +76,22 @@ def test_allowed_tools_leave_those_alone(mode):
     request = body(tools=TOOLS, tool_choice=choice).request()
     assert names(request) == ["route", "say"]
     assert request.tool_choice == mode
+
+
+def test_allowed_tools_of_a_response():
+    tools: list[Any] = [
+        {"type": "function", "name": name, "parameters": {}} for name in ("route", "stop")
+    ]
+    allowed = [{"type": "function", "name": "stop"}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": allowed}
+    asked = {"input": "q", "tools": tools, "tool_choice": choice}
+    request = parse_body(ResponseBody, asked).request()
+    assert names(request) == ["stop"]
+    assert request.tool_choice == "required"
+    wrong = {**choice, "tools": [{"type": "function", "name": "other"}]}
+    body = parse_body(ResponseBody, {**asked, "tool_choice": wrong})
+    with pytest.raises(RequestError, match="must name some of the tools"):
+        body.request()
 
 
 def test_a_custom_tool_takes_one_text():

@@ -15,6 +15,7 @@ from penstock.openai.constraints import parse_response_format
 from penstock.openai.framing import event
 from penstock.openai.requests import Whole, check_messages, with_effort
 from penstock.openai.responses import Answers, UsageTotal, error_body
+from penstock.openai.tool_forms import plain_tools
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
 
@@ -77,7 +78,12 @@ class ResponseBody(Struct, kw_only=True):
         check_messages(messages)
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = self.tool_choice
-        if isinstance(choice, dict):
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            allowed = [{"type": "function", "function": tool} for tool in choice.get("tools") or ()]
+            chosen = {"mode": choice.get("mode"), "tools": allowed}
+            made, choice, _ = plain_tools(tools, {**choice, "allowed_tools": chosen})
+            tools = made or []
+        elif isinstance(choice, dict):
             choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
         check_tools(tools, choice)
         return ChatRequest(
