@@ -97,18 +97,17 @@ class Pipelines:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        draft = options.draft_model and genai.draft_model(options.draft_model, options.device)
-        given = {
-            "KV_CACHE_PRECISION": options.kv_cache_precision,
-            "prompt_lookup": options.prompt_lookup or None,
-            "draft_model": draft or None,
-            "adapters": adapters,
-        }
-        properties = {
-            **options.device_properties(),
-            **{name: value for name, value in given.items() if value is not None},
-            **options.properties,
-        }
+        properties = options.device_properties()
+        if options.kv_cache_precision:
+            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        if options.prompt_lookup:
+            properties["prompt_lookup"] = True
+        if options.draft_model:
+            # The pipeline takes the draft model over: nothing else may hold it.
+            properties["draft_model"] = genai.draft_model(options.draft_model, options.device)
+        if adapters is not None:
+            properties["adapters"] = adapters
+        properties.update(options.properties)
         if options.tokenizer is None:
             return genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties
