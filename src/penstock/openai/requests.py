@@ -154,6 +154,9 @@ class ChatBody(SamplingBody, kw_only=True):
     function_call: str | dict[str, Any] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    echo: bool | None = None
     reasoning_effort: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -170,6 +173,11 @@ class ChatBody(SamplingBody, kw_only=True):
     ) -> ChatRequest:
         """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
         messages = plain_messages(self.messages)
         tools, choice = self._tools()
         top = None
@@ -195,6 +203,10 @@ class ChatBody(SamplingBody, kw_only=True):
             request_id=request_id,
             priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False and not self.functions,
+            continue_final_message=bool(self.continue_final_message),
+            add_generation_prompt=self.add_generation_prompt is not False
+            and not self.continue_final_message,
+            echo=bool(self.echo),
         )
 
     @property
@@ -371,6 +383,12 @@ def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ..
         raise RequestError(
             "logit_bias maps token ids to numbers; a key is no token id", param="logit_bias"
         ) from None
+
+
+def begun_by_assistant(messages: list[Message]) -> bool:
+    """Whether the last message is a text of the assistant, which an answer could continue."""
+    last = messages[-1]
+    return last.get("role") == "assistant" and not last.get("tool_calls")
 
 
 def check_messages(messages: list[Message]) -> None:
