@@ -35,7 +35,8 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source or PLAIN
-        self._special_tokens = dict(special_tokens or {})
+        self.names = dict(special_tokens or {})
+        """Special tokens by the names that templates use."""
 
     def takes_tools(self, override: str | None = None) -> bool:
         """Whether the template, or `override` in its place, shows tools to the model."""
@@ -56,7 +57,7 @@ class ChatTemplate:
         """
         names: dict[str, Any] = {
             "add_generation_prompt": True,
-            **self._special_tokens,
+            **self.names,
             **(variables or {}),
         }
         plain = list(map(_plain_content, arguments_as_objects(messages)))

@@ -28,6 +28,9 @@ from penstock.types import (
     FinishReason,
     Message,
     Sampling,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
 )
 
 MEDIA = ("image", "audio", "video", "file")
@@ -80,13 +83,7 @@ class TokenEngine(LLMEngine):
             prompt = request.prompt_token_ids
             check_token_ids(prompt, "prompt_token_ids")
         else:
-            check_texts(request.messages, self.name)
-            prompt = self.template.render(
-                request.messages,
-                tools=tools,
-                override=request.chat_template,
-                variables=request.chat_template_kwargs,
-            )
+            prompt = self._rendered(request)
         single = GenerateRequest(
             prompt,
             sampling,
@@ -100,6 +97,35 @@ class TokenEngine(LLMEngine):
         seed = request.request_id or str(prompt)
         calls = ToolCallReader(seed, bare=forced, one_call=not request.parallel_tool_calls)
         return mapped(answers, calls.translate)
+
+    def _rendered(self, request: ChatRequest) -> str:
+        """The prompt of a conversation. Raises `RequestError`."""
+        check_texts(request.messages, self.name)
+        return self.template.render(
+            request.messages,
+            tools=None if request.tool_choice == "none" else request.tools,
+            override=request.chat_template,
+            variables=request.chat_template_kwargs,
+        )
+
+    async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        """The tokens of a text, with their names if those are wanted."""
+        raise self._unsupported("tokens")
+
+    async def answer(self, task: str, request: Any) -> Any:
+        if task == "tokens":
+            return await self._tokens(request)
+        if task == "tokenizer_info":
+            template = self.template.source if "chat" in self.capabilities.tasks else None
+            return TokenizerInfo(self.name, template, self.template.names)
+        return await super().answer(task, request)
+
+    async def _tokens(self, request: TokenizeRequest) -> Tokens:
+        text = request.prompt
+        if request.chat is not None:
+            self._check_task("chat")
+            text = self._rendered(request.chat)
+        return await self.encoded(text, request.special_tokens, request.names)
 
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,16 @@ from penstock.engines.vllm.library import (
 )
 from penstock.engines.vllm.translation import PlainText
 from penstock.errors import ContextLengthError, RequestError
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling, StructuredOutput
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    Sampling,
+    StructuredOutput,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from penstock.engines.vllm.front import Front
@@ -79,6 +90,37 @@ class Prompts:
     def ids(self, text: str) -> list[int]:
         """The token ids of a text, none added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    async def tokens(self, request: TokenizeRequest) -> Tokens:
+        """The token ids of a text or a conversation, however many. Passes on vLLM's errors."""
+        chat = request.chat
+        wanted = partial(
+            replace,
+            max_total_tokens=None,
+            max_output_tokens=0,
+            add_special_tokens=request.special_tokens,
+        )
+        if chat is None:
+            params = wanted(self._renderer.default_cmpl_tok_params)
+            (made,) = await self._renderer.render_cmpl_async([{"prompt": request.prompt}], params)
+        else:
+            tools = None if chat.tool_choice == "none" else chat.tools
+            _, (made,) = await self._renderer.render_chat_async(
+                [chat.messages],
+                self._chat_params(chat.chat_template, chat.chat_template_kwargs, tools),
+                wanted(self._renderer.default_chat_tok_params),
+            )
+        ids = list(made.get("prompt_token_ids") or ())
+        names = self.tokenizer.convert_ids_to_tokens(ids) if request.names else None
+        return Tokens(ids, names)
+
+    def info(self) -> TokenizerInfo:
+        """What the tokenizer is."""
+        template = self.text_template()
+        names = getattr(self.tokenizer, "special_tokens_map", {})
+        special = {name: text for name, text in names.items() if isinstance(text, str)}
+        kind = type(self.tokenizer).__name__
+        return TokenizerInfo(kind, template.source if template else None, special)
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""

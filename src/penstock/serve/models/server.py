@@ -39,8 +39,10 @@ from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
 from penstock.types import ChatRequest, CompletionRequest
 
-SLOTLESS = frozenset({"tokenize", "detokenize"})
+SLOTLESS = frozenset({"tokenize", "detokenize", "tokens", "tokenizer_info"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
+_NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
+"""Tasks that an engine does that has another one."""
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to its concurrency: when one ends the next is at hand."""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -280,7 +282,7 @@ class LLMServer(Tasks, ControlPlane):
 
     def _check_task(self, task: str) -> None:
         tasks = self.engine.capabilities.tasks
-        if task not in tasks:
+        if _NEEDS.get(task, task) not in tasks:
             known = ", ".join(sorted(tasks))
             raise UnsupportedError(
                 f"the {self.engine.name} engine does not support {task} with this model, but"
