@@ -81,6 +81,12 @@ class MessageBody(Struct, kw_only=True):
         )
 
 
+class CountBody(MessageBody, kw_only=True):
+    """Body of `POST /v1/messages/count_tokens`: a message's, which nobody answers."""
+
+    max_tokens: Whole = 1
+
+
 def _turn(message: Message, where: str) -> list[Message]:
     """One message as chat messages. Anthropic puts tool results into the user's turn; here each
     becomes a message of its own.

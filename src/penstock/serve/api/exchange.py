@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from penstock.errors import PenstockError, ShuttingDownError
+from penstock.errors import PenstockError, RequestError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank
@@ -264,3 +264,11 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     _access.info(
         "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
     )
+
+
+def check_template(template: str | None, exchange: Exchange) -> None:
+    """Raise `RequestError` for a chat template from a client that may send none."""
+    if template is not None and not exchange.ingress.settings.trust_request_chat_template:
+        raise RequestError(
+            "this server takes no chat templates from requests", param="chat_template"
+        )
