@@ -141,13 +141,24 @@ _ACTIONS = (
 )
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
-        Endpoint("POST", f"/{name}", control.act(name), control.ControlBody, admin=True)
-        for name in _ACTIONS
+        Endpoint("POST", f"/{path}", control.act(name), forms=(control.ControlBody,), admin=True)
+        for path, name in (*zip(_ACTIONS, _ACTIONS, strict=True), ("wake_up", "wakeup"))
     ),
     *(
         Endpoint("GET", f"/{name}", control.ask(name), query=("model",), admin=True)
         for name in ("is_sleeping", "is_paused")
     ),
+    Endpoint(
+        "POST", "/v1/load_lora_adapter", control.load_adapter, control.LoadAdapterBody, admin=True
+    ),
+    Endpoint(
+        "POST",
+        "/v1/unload_lora_adapter",
+        control.unload_adapter,
+        control.UnloadAdapterBody,
+        admin=True,
+    ),
+    Endpoint("GET", "/server_info", control.server_info, admin=True),
 )
 
 _ERROR = {

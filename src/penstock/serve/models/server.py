@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from penstock.errors import (
     ConfigError,
     EngineStartError,
     PenstockError,
+    RequestError,
     UnavailableError,
     UnsupportedError,
 )
@@ -265,6 +266,41 @@ class LLMServer(Tasks, ControlPlane):
                         return await getattr(self.engine, task)(request)
         finally:
             self.admission.leave()
+
+    # Adapters
+    async def load_lora_adapter(
+        self, lora_name: str, lora_path: str, load_inplace: bool = False
+    ) -> None:
+        before = self.store.given.get(lora_name)
+        known = before is not None or lora_name in await self.store.names()
+        if known and not load_inplace:
+            raise RequestError(
+                f"the adapter '{lora_name}' is known already; load_inplace replaces it",
+                param="lora_name",
+            )
+        self.store.put(lora_name, lora_path)
+        try:
+            version = await self.store.fetch(lora_name)
+            if self.supervisor.phase == "ready":
+                async with self._adapters.use(version):
+                    pass
+        except BaseException:
+            self.store.put(lora_name, before)
+            raise
+
+    async def unload_lora_adapter(self, lora_name: str) -> None:
+        if lora_name not in self.store.given:
+            raise await self.store.unknown(lora_name)
+        self.store.put(lora_name, None)
+        await self._adapters.drop(lora_name)
+
+    async def set_adapters(self, wanted: Mapping[str, str | None]) -> None:
+        """Know these adapters by their paths, and those without one no more."""
+        for name, path in wanted.items():
+            if self.store.given.get(name) != path:
+                self.store.put(name, path)
+                if path is None:
+                    await self._adapters.drop(name)
 
     # What requests meet
     def _check_open(self) -> None:
