@@ -380,7 +380,7 @@ class Adapters:
 
     def __init__(self, engine: LLMEngine, limit: int) -> None:
         self._engine = engine
-        self._limit = limit
+        self.limit = limit
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._loading = asyncio.Lock()
         self._short_of_room = False
@@ -392,6 +392,11 @@ class Adapters:
     def names(self) -> list[str]:
         """The engine's names of its adapters, least recently used first."""
         return list(self._loaded)
+
+    @property
+    def plain_names(self) -> list[str]:
+        """Their names in requests, sorted."""
+        return sorted({held.version.name for held in self._loaded.values()})
 
     @asynccontextmanager
     async def use(self, version: AdapterVersion) -> AsyncIterator[str]:
@@ -450,7 +455,7 @@ class Adapters:
         for other, held in list(self._loaded.items()):
             if held.version.name == version.name and not held.users:
                 await self._remove(other)  # its content is outdated
-        while len(self._loaded) >= self._limit:
+        while len(self._loaded) >= self.limit:
             unused = next((other for other, held in self._loaded.items() if not held.users), None)
             if unused is not None:
                 await self._remove(unused)

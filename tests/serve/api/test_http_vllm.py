@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from penstock import __version__
+from penstock.serve.models.handle import ModelCard, ModelState
 
 CHAT = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -137,6 +138,52 @@ async def test_translations(scripted_client: Any) -> None:
     assert (await post(to_language="de")).json()["error"]["param"] == "to_language"
 
 
+async def test_no_name_means_the_only_model_that_generates(
+    served: Any, handle: Any, scripted: Any
+) -> None:
+    words, chats = handle("words", scripted()), handle("chats", scripted())
+    embeds = {"capabilities": {"tasks": ["embeddings"]}}
+    words.card = lambda: ModelCard(id="words", metadata=embeds)
+    async with served(words, chats).client() as client:
+        assert (await client.post("/tokenize", json={"prompt": "a", "model": None})).json()["count"]
+        assert (await client.get("/tokenizer_info")).status_code == 200
+    async with served(chats, handle("more", scripted())).client() as client:
+        assert (await client.get("/tokenizer_info")).json()["error"]["param"] == "model"
+
+
+# Metrics
+async def test_metrics_under_the_names_of_vllm(ingress: Any, served: Any) -> None:
+    (model,) = ingress.handles.values()
+    model.now = ModelState("ready", running=2, adapter_names=("german",), max_adapters=4)
+    async with served(model, vllm_metrics=True).client() as client:
+        asked = {"model": "sim", "messages": CHAT, "max_tokens": 3, "stream": True}
+        await client.post("/v1/chat/completions", json=asked)
+        page = (await client.get("/metrics")).text
+    found = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in page.splitlines()}
+    label = '{model_name="sim"}'
+    for name, value in (
+        ("num_requests_running", "2.0"),
+        ("num_requests_waiting", "0.0"),
+        ("generation_tokens_total", "3.0"),
+        ("time_to_first_token_seconds_count", "1.0"),
+        ("e2e_request_latency_seconds_count", "1.0"),
+        ("request_time_per_output_token_seconds_count", "1.0"),
+        ("request_generation_tokens_sum", "3.0"),
+    ):
+        assert found[f"vllm:{name}{label}"] == value, name
+    assert (
+        found[f"vllm:prompt_tokens_total{label}"] == found[f"penstock_prompt_tokens_total{label}"]
+    )
+    assert any(
+        line.startswith("vllm:lora_requests_info{")
+        and 'max_lora="4"' in line
+        and 'running_lora_adapters="german"' in line
+        for line in found
+    )
+    async with served(model).client() as client:
+        assert "vllm:" not in (await client.get("/metrics")).text
+
+
 # SageMaker
 @pytest.mark.parametrize(
     ("body", "kind"),
@@ -156,7 +203,8 @@ async def test_invocations_are_what_their_bodies_say(
 async def test_other_invocations(client: Any, served: Any, handle: Any, scripted: Any) -> None:
     ranks = await client.post("/invocations", json={"query": "a", "documents": ["b"]})
     assert ranks.json()["results"][0]["index"] == 0
-    for body in ({}, [], {"messages": CHAT, "nonsense": 1}):
+    bodies: tuple[Any, ...] = ({}, [], {"messages": CHAT, "nonsense": 1})
+    for body in bodies:
         assert (await client.post("/invocations", json=body)).status_code == 400
     stream = await client.post("/invocations", json={"messages": CHAT, "stream": True})
     assert stream.text.endswith("data: [DONE]\n\n")

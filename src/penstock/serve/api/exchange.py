@@ -44,7 +44,7 @@ class IngressState:
     def __init__(self, models: ModelNames, settings: HttpSettings) -> None:
         self.models = models
         self.settings = settings
-        self.metrics = Metrics(models.handles)
+        self.metrics = Metrics(models.handles, vllm=settings.vllm_metrics)
         self.sources = model_sources(models.handles.values())
         """Paths of models, which only operators may see."""
         self.openapi: dict[str, Any] = {}
@@ -208,6 +208,8 @@ class Exchange:
         if self.status != 200:  # a refusal's latency is not the model's
             return
         total = self.ended - self.started
+        metrics.request_prompt_tokens.observe(usage.prompt_tokens)
+        metrics.request_generation_tokens.observe(usage.completion_tokens)
         metrics.latency.observe(total)
         if self.queue_times:
             metrics.queue_time.observe(max(self.queue_times))

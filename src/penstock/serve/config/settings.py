@@ -36,7 +36,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     all. Without `api_keys` a web page of an origin outside `cors_origins` may change nothing, and
     over a loopback connection a request must name a loopback host or one of `allowed_hosts` ("*" is
     any). Clients may send chat templates, which are programs, only with
-    `trust_request_chat_template`.
+    `trust_request_chat_template`. With `vllm_metrics` /metrics has vLLM's names as well.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -46,6 +46,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     allowed_hosts: tuple[str, ...] = ()
     limits: Limits = Limits()
     trust_request_chat_template: bool = False
+    vllm_metrics: bool = False
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
 
     def __repr__(self) -> str:

@@ -44,7 +44,8 @@ class ModelState(Struct, frozen=True):
     counts the engine's starts since the process began, `restarts` those after a death,
     `adapter_loads` the adapters that it was given, `adapters` those that it holds. `handoffs`
     counts the outcomes of `serve.prefill_decode`, where a prefill side computes prompts.
-    `on_demand`: the first request loads the model, so a `cold` one answers too.
+    `on_demand`: the first request loads the model, so a `cold` one answers too. `adapter_names` are
+    those that the engine holds, of `max_adapters` at most (0: it is not known here).
     """
 
     state: StateName
@@ -57,6 +58,8 @@ class ModelState(Struct, frozen=True):
     adapters: int = 0
     handoffs: dict[str, int] = field(default_factory=dict)
     on_demand: bool = False
+    adapter_names: tuple[str, ...] = ()
+    max_adapters: int = 0
 
     @property
     def can_answer(self) -> bool:

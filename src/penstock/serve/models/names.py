@@ -11,6 +11,7 @@ from penstock.serve.models.handle import ModelCard, ModelHandle
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 """Names of adapters become names of folders, so no name may lead elsewhere."""
+_GENERATING = frozenset({"chat", "completions"})
 
 
 class Target(NamedTuple):
@@ -37,12 +38,15 @@ class ModelNames:
     async def find(self, name: str) -> Target:
         """The target of "base", of "base:adapter", or of "adapter" if only one model has it.
 
-        An empty name means the only model. Raises `ModelNotFoundError` with the nearest name.
+        An empty name means the only model, or the only one that generates. Raises
+        `ModelNotFoundError` with the nearest name.
         """
         if not name:
-            if len(self.handles) == 1:
-                ((model_id, handle),) = self.handles.items()
-                return Target(handle, None, model_id)
+            named = list(self.handles)
+            if len(named) > 1:
+                named = [model_id for model_id in named if _generates(self.handles[model_id])]
+            if len(named) == 1:
+                return Target(self.handles[named[0]], None, named[0])
             raise RequestError(
                 f"model is missing. {nearest('', self.handles)}".rstrip(), param="model"
             )
@@ -115,6 +119,12 @@ class ModelNames:
             "max_model_len": known if known is not None else card.context_length,
             "metadata": card.metadata,
         }
+
+
+def _generates(handle: ModelHandle) -> bool:
+    """Whether a model generates text. One that was never loaded may."""
+    capabilities = handle.card().metadata.get("capabilities")
+    return capabilities is None or not _GENERATING.isdisjoint(capabilities["tasks"])
 
 
 def _unknown_adapter(base: str, adapter: str, known: list[str]) -> ModelNotFoundError:

@@ -173,6 +173,8 @@ class LLMServer(Tasks, ControlPlane):
             restarts=self.supervisor.restarts,
             adapter_loads=self._adapters.loads,
             adapters=len(self._adapters.names),
+            adapter_names=tuple(self._adapters.plain_names),
+            max_adapters=self._adapters.limit if self.llm_config.lora_config else 0,
         )
 
     async def engine_metrics(self) -> dict[str, float]:
