@@ -184,7 +184,9 @@ _ERROR_SCHEMA = {
 }
 
 
-def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
+def describe(
+    endpoints: Sequence[Endpoint], *, with_keys: bool, root_path: str = ""
+) -> dict[str, Any]:
     """The OpenAPI document of these endpoints. `with_keys`: they need an API key."""
     forms = [form for endpoint in endpoints for form in endpoint.json_forms]
     references, schemas = msgspec.json.schema_components(
@@ -221,6 +223,8 @@ def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any
         "paths": paths,
         "components": {"schemas": {**schemas, "Error": _ERROR_SCHEMA}},
     }
+    if root_path:
+        document["servers"] = [{"url": root_path}]
     if with_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 from penstock.engines.tasks import Tasks
+from penstock.errors import UnsupportedError
 
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
@@ -91,6 +92,15 @@ class ModelHandle(Tasks, ABC):
     @abstractmethod
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Further names that requests may use."""
+        return ()
+
+    def engine_app(self) -> Any:
+        """The ASGI application of the model's own engine. Raises `UnsupportedError`."""
+        raise UnsupportedError(f"the {self.engine_name} engine is not in this process")
 
     async def engine_metrics(self) -> dict[str, float]:
         """`LLMEngine.metrics`; empty where no engine runs, or `log_engine_metrics` is off."""

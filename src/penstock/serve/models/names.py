@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from penstock.errors import ModelNotFoundError, RequestError, nearest
+from penstock.errors import ConfigError, ModelNotFoundError, RequestError, nearest
 from penstock.serve.models.handle import ModelCard, ModelHandle
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -32,6 +32,15 @@ class ModelNames:
         lora_paths: Mapping[str, str] | None = None,
     ) -> None:
         self.handles = dict(handles)
+        self._aliases: dict[str, str] = {}
+        for model_id, handle in self.handles.items():
+            for alias in getattr(handle, "aliases", ()):  # a user's handle may lack them
+                if self._aliases.setdefault(alias, model_id) != model_id or alias in self.handles:
+                    raise ConfigError(
+                        f"two models are called '{alias}'",
+                        field="model_loading_config.aliases",
+                        value=alias,
+                    )
         self._cards = dict(cards or {})
         self._lora_paths = dict(lora_paths or {})
 
@@ -50,9 +59,13 @@ class ModelNames:
             raise RequestError(
                 f"model is missing. {nearest('', self.handles)}".rstrip(), param="model"
             )
+        name = self._aliases.get(name, name)
         if name in self.handles:
             return Target(self.handles[name], None, name)
         base, colon, adapter = name.rpartition(":")
+        if base in self._aliases:
+            base = self._aliases[base]
+            name = f"{base}:{adapter}"
         if colon and base in self.handles:
             return await self._with_adapter(base, self.handles[base], adapter, name)
         return await self._adapter_alone(name)
@@ -62,6 +75,11 @@ class ModelNames:
         cards = []
         for model_id, handle in self.handles.items():
             cards.append(self._card(model_id, handle))
+            cards += [
+                {**cards[-1], "id": alias, "parent": model_id}
+                for alias, named in self._aliases.items()
+                if named == model_id
+            ]
             cards += [self._card(model_id, handle, adapter) for adapter in await handle.adapters()]
         return cards
 

@@ -75,6 +75,10 @@ class RemoteModel(ModelHandle):
     def engine_name(self) -> str:
         return self.config.engine_name
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return tuple(self.config.model_loading_config.aliases)
+
     def card(self) -> ModelCard:
         lengths = [
             info.context_length
