@@ -349,9 +349,10 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
 def _announce(url: str, model: str, settings: HttpSettings) -> None:
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
+    shown = url
     if url.startswith("unix:"):
         key, url = f"{key} --unix-socket {url.removeprefix('unix:')}", "http://localhost"
-    click.echo(f"Listening on {url}{settings.root_path} (API: {url}/v1, docs: {url}/docs). Try:")
+    click.echo(f"Listening on {shown} (API: {url}/v1, docs: {url}/docs). Try:")
     click.echo(
         f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
     )
