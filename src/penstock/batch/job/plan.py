@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock import runtimes
+from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
@@ -267,7 +267,8 @@ def _engine(job: Job) -> LLMEngine:
         )
     if job.adapter is not None and os.path.isdir(job.adapter):
         engine.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
-    replicated: LLMEngine = runtimes.load(runtimes.ENGINES, job.runtime)(engine, job.replicas)
+    spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
+    replicated: LLMEngine = spread(engine, job.replicas)
     return replicated
 
 
