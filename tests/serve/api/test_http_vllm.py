@@ -7,8 +7,10 @@ import struct
 from typing import Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from penstock import __version__
+from penstock.errors import ConfigError
 from penstock.serve.models.handle import ModelCard, ModelState
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -257,3 +259,41 @@ async def test_control_is_for_operators(ingress: Any, served: Any, method: str, 
         assert (await client.request(method, path, headers=headers)).status_code == 403
     async with served(*ingress.handles.values()).client() as client:
         assert (await client.request(method, path)).status_code == 404
+
+
+# Where it is
+async def test_a_root_path(ingress: Any, served: Any) -> None:
+    async with served(*ingress.handles.values(), root_path="/llm").client() as client:
+        for path in ("/llm/v1/models", "/v1/models"):
+            assert (await client.get(path)).status_code == 200
+        assert (await client.get("/llm/openapi.json")).json()["servers"] == [{"url": "/llm"}]
+        assert (await client.get("/llms/v1/models")).status_code == 404
+
+
+async def test_the_engine_s_own_application(ingress: Any, served: Any) -> None:
+    (model,) = ingress.handles.values()
+
+    async def own(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse(scope["path"].removeprefix(scope["root_path"]))(
+            scope, receive, send
+        )
+
+    model.engine_app = lambda: own
+    keyed = {"api_keys": frozenset({"user"}), "admin_keys": frozenset({"boss"})}
+    async with served(model, engine_app="/engine", **keyed).client() as client:
+        for key, status in ((None, 401), ("user", 403), ("boss", 200)):
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            answer = await client.get("/engine/v1/models", headers=headers)
+            assert answer.status_code == status
+        assert answer.text == "/v1/models"
+    async with served(model).client() as client:
+        assert (await client.get("/engine/v1/models")).status_code == 404
+
+
+def test_no_application_of_its_own(ingress: Any, served: Any) -> None:
+    (model,) = ingress.handles.values()
+    model.engine_app = model.engine.build_asgi_app
+    with pytest.raises(ConfigError, match="the simulated engine has no application"):
+        served(model, engine_app="/engine")
+    with pytest.raises(ConfigError, match="slash"):
+        served(model, engine_app="engine")
