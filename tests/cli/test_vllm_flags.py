@@ -133,6 +133,7 @@ def test_flags_of_other_engines(told: Any) -> None:
         ("./tiny --allowed-origins a", "--allowed-origins", "JSON list"),
         ("./tiny --ssl-keyfile a", "--ssl-certfile", "missing"),
         ("./tiny --runtime ray --uds a", "--uds", "local runtime"),
+        ("./tiny --runtime ray --engine-app /e", "--engine-app", "local runtime"),
         ("./tiny --root-path llm", "root_path", "slash"),
         ("models.yaml --max-model-len 5", "", "for a MODEL"),
     ],

@@ -7,7 +7,6 @@ ECHO = "echo gives no log-probabilities of the prompt"
 USAGE = "continuous_usage_stats is not supported"
 LIMIT = "max_tokens beyond the context is not cut to what is left"
 TOP = "the embedded engine has no top_logprobs"
-COUNT = "there is no /v1/messages/count_tokens"
 
 # Chance decides these: they may pass.
 SOMETIMES = {("openai", "responses")}
@@ -17,7 +16,6 @@ EXPECTED = {
     ("ai-js", "tools", "smol"): TURNS,
     ("aider", "long_prompt"): OVERFLOW,
     ("aiperf", "chunk_usage"): USAGE,
-    ("anthropic", "count_tokens"): COUNT,
     ("anthropic", "long_prompt"): OVERFLOW,
     ("anthropic", "much_to_say"): LIMIT,
     ("anthropic", "prefill", "demo"): "an assistant's last message is not continued",
@@ -36,7 +34,6 @@ EXPECTED = {
     ("inspect-ai", "logprobs"): TOP,
     ("inspect-ai", "long_prompt"): OVERFLOW,
     ("inspect-ai", "tools", "smol"): TURNS,
-    ("langchain-anthropic", "count_tokens"): COUNT,
     ("langchain-anthropic", "long_prompt"): OVERFLOW,
     ("langchain-anthropic", "page"): LIMIT,
     ("langchain-anthropic", "tools", "smol"): TURNS,
@@ -47,7 +44,6 @@ EXPECTED = {
     ("langchain-openai", "tools", "smol"): TURNS,
     ("litellm", "anthropic_tools", "smol"): TURNS,
     ("litellm", "long_prompt"): OVERFLOW,
-    ("litellm", "rerank"): "there is no /rerank",
     ("litellm", "tools", "smol"): TURNS,
     ("llama-index", "streamed_structured", "smol"): SHOWN,
     ("llama-index", "streamed_tools", "smol"): TURNS,
@@ -55,7 +51,6 @@ EXPECTED = {
     ("llm", "tools", "smol"): SHOWN,
     ("lm-eval", "choices"): ECHO,
     ("lm-eval", "choices_of_ids"): ECHO,
-    ("lm-eval", "choices_of_the_server"): "there is no /tokenizer_info",
     ("lm-eval", "perplexity"): ECHO,
     ("openai", "allowed_tools"): "allowed_tools are not known",
     ("openai", "custom_tools"): "custom tools are not known",

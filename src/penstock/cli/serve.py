@@ -221,6 +221,12 @@ def serve(
         )
     elif ssl_keyfile is not None or ssl_ca_certs is not None:
         raise ConfigError("is missing", field="--ssl-certfile")
+    if runtime == "ray" and options["engine_app"] is not None:
+        raise ConfigError(
+            "is for the local runtime",
+            field="--engine-app",
+            hint="The engines run in other processes.",
+        )
     if runtime == "ray" and (uds is not None or tls is not None):
         raise ConfigError(
             "is for the local runtime",
