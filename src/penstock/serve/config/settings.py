@@ -30,6 +30,21 @@ class Limits(Struct, frozen=True, kw_only=True):
     body_timeout_s: Seconds = 30.0
 
 
+class StoreSettings(Struct, frozen=True, kw_only=True):
+    """Where responses and conversations are stored, and for how long.
+
+    `path` is an SQLite file. What nobody has read or continued for `ttl_s` is deleted. Beyond
+    `max_objects` responses and conversations, or `max_bytes` of their content, the least recently
+    used ones are evicted. `max_background` responses run in the background of one server at once.
+    """
+
+    path: str
+    ttl_s: Seconds = 30 * 86400.0
+    max_objects: Positive = 100_000
+    max_bytes: Positive = 2**30
+    max_background: Positive = 256
+
+
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
@@ -41,7 +56,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     description says so. `engine_app` is a path under which admins reach the engine's own
     application (vLLM's), if there is one model, in this process. Clients may send chat templates,
     which are programs, only with `trust_request_chat_template`. With `vllm_metrics` /metrics has
-    vLLM's names as well.
+    vLLM's names as well. Responses are stored only with a `store`.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -55,6 +70,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     root_path: str = ""
     engine_app: str | None = None
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+    store: StoreSettings | None = None
 
     def __post_init__(self) -> None:
         for name in ("root_path", "engine_app"):
