@@ -127,6 +127,7 @@ class TokenizeBody(Struct, kw_only=True):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     tools: list[dict[str, Any]] | None = None
@@ -139,6 +140,10 @@ class TokenizeBody(Struct, kw_only=True):
         if self.prompt is not None:
             return TokenizeRequest(self.prompt, None, special is not False, names)
         assert self.messages is not None
+        if self.continue_final_message:
+            raise UnsupportedError(
+                "continue_final_message is not supported here", param="continue_final_message"
+            )
         check_messages(self.messages)
         check_tools(self.tools, None)
         variables = self.chat_template_kwargs
