@@ -126,7 +126,7 @@ class TokenizeBody(Struct, kw_only=True):
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -140,20 +140,21 @@ class TokenizeBody(Struct, kw_only=True):
         if self.prompt is not None:
             return TokenizeRequest(self.prompt, None, special is not False, names)
         assert self.messages is not None
-        if self.continue_final_message:
-            raise UnsupportedError(
-                "continue_final_message is not supported here", param="continue_final_message"
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
             )
         check_messages(self.messages)
         check_tools(self.tools, None)
-        variables = self.chat_template_kwargs
-        if not self.add_generation_prompt:
-            variables = {"add_generation_prompt": False, **variables}
         chat = ChatRequest(
             self.messages,
             tools=self.tools or None,
             chat_template=self.chat_template,
-            chat_template_kwargs=variables,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt is not False
+            and not self.continue_final_message,
+            continue_final_message=self.continue_final_message,
         )
         return TokenizeRequest("", chat, bool(special), names)
 

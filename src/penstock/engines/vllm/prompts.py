@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.vllm.library import (
     ChatParams,
     RequestOutputKind,
@@ -25,6 +25,7 @@ from penstock.types import (
     ChatRequest,
     CompletionRequest,
     Delta,
+    Message,
     Sampling,
     StructuredOutput,
     TokenizeRequest,
@@ -80,8 +81,9 @@ class Prompts:
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
         # Such a tokenizer serves the event loop while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._text_template = self.text_template()
         self._plain = (
-            PlainText(self.tokenizer.backend_tokenizer, self.text_template())
+            PlainText(self.tokenizer.backend_tokenizer, self._text_template)
             if self._at_once
             else None
         )
@@ -103,10 +105,12 @@ class Prompts:
             params = wanted(self._renderer.default_cmpl_tok_params)
             (made,) = await self._renderer.render_cmpl_async([{"prompt": request.prompt}], params)
         else:
-            tools = None if chat.tool_choice == "none" else chat.tools
+            messages, tools, kwargs = self._for_template(
+                chat, None if chat.tool_choice == "none" else chat.tools
+            )
             _, (made,) = await self._renderer.render_chat_async(
-                [chat.messages],
-                self._chat_params(chat.chat_template, chat.chat_template_kwargs, tools),
+                [messages],
+                self._chat_params(chat.chat_template, kwargs, tools),
                 wanted(self._renderer.default_chat_tok_params),
             )
         ids = list(made.get("prompt_token_ids") or ())
@@ -174,21 +178,40 @@ class Prompts:
         )
         return Prepared(prompt, params)
 
+    def _for_template(
+        self, request: ChatRequest, tools: list[dict[str, Any]] | None
+    ) -> tuple[list[Message], list[dict[str, Any]] | None, dict[str, Any]]:
+        """The messages, tools and variables that the template gets for a request."""
+        messages, kwargs = request.messages, request.chat_template_kwargs
+        if self._text_template is not None:
+            messages, tools = self._text_template.fitted(messages, tools, request.chat_template)
+        if not request.add_generation_prompt or request.continue_final_message:
+            kwargs = {
+                "add_generation_prompt": False,
+                "continue_final_message": request.continue_final_message,
+                **kwargs,
+            }
+        return messages, tools, kwargs
+
     async def _chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+        messages, tools, kwargs = self._for_template(request, tools)
         at_once = self._at_once and not tools and _is_short(request)
         try:
             if (
                 at_once
+                and kwargs is request.chat_template_kwargs
                 and self._plain is not None
-                and (ids := self._plain.chat(request.messages)) is not None
+                and (ids := self._plain.chat(messages)) is not None
             ):
                 return self._of_ids(ids)
-            params = self._chat_params(request.chat_template, request.chat_template_kwargs, tools)
+            params = self._chat_params(request.chat_template, kwargs, tools)
             if at_once:
-                _, (prompt,) = self._renderer.render_chat([request.messages], params)
+                _, (prompt,) = self._renderer.render_chat([messages], params)
             else:
-                _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
+                _, (prompt,) = await self._renderer.render_chat_async([messages], params)
         except Exception as error:
+            if request.continue_final_message and "continue_final_message" in str(error):
+                raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
         return prompt
 
@@ -231,22 +254,18 @@ class Prompts:
         own = found.get("default") if isinstance(found, dict) else found
         return ChatTemplate(own, {**special, **self.variables})
 
-    def takes_tools(self, override: str | None) -> bool:
-        """Whether the template (`override`, if given) shows tools to the model."""
-        source = override or self.template or getattr(self.tokenizer, "chat_template", None)
-        return not isinstance(source, str) or ChatTemplate(source).takes_tools()
-
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """The answer's most tokens. Raises `ContextLengthError` if the request asks for more."""
+        """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
+        less. Raises `ContextLengthError` if it leaves nothing.
+        """
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
-        if room < 1 or (max_tokens or 0) > room:
+        if room < 1:
             raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; the prompt has {length} and"
-                f" {max_tokens or 1} more were asked for",
+                f"this model's context is {self.context_length} tokens; the prompt has {length}",
                 param="messages",
             )
-        return max_tokens or room
+        return min(max_tokens or room, room)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""
@@ -319,4 +338,6 @@ def constraint(structured: StructuredOutput) -> dict[str, Any]:
     """A constraint as the arguments of vLLM's `StructuredOutputsParams`."""
     if structured.kind == "json_schema":
         return {"json": structured.spec}
-    return {"regex": structured.spec} if structured.kind == "regex" else {"json_object": True}
+    if structured.kind in ("regex", "grammar"):
+        return {structured.kind: structured.spec}
+    return {"json_object": True}

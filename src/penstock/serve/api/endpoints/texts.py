@@ -99,7 +99,10 @@ async def _pooled(
             return found.vectors, found.usage
     if request.dimensions is not None:
         raise RequestError("classes have no dimensions to choose", param="dimensions")
-    classes = await model.classify(ClassifyRequest(request.inputs, request.request_id))
+    texts = [one for one in request.inputs if isinstance(one, str)]
+    if len(texts) != len(request.inputs):
+        raise RequestError("classes are found for texts, not for token ids", param="input")
+    classes = await model.classify(ClassifyRequest(texts, request.request_id))
     return [one.probabilities for one in classes.items], classes.usage
 
 
