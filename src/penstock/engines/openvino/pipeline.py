@@ -17,7 +17,7 @@ import openvino_genai as genai
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
-from penstock.types import Sampling
+from penstock.types import Sampling, Tokens
 
 _MOST_COMPANIONS = 16
 _COMPANION_TOKENS = 24
@@ -248,6 +248,13 @@ class Tokenizer:
         token_ids = self.encode([text], special_tokens=False)[0]
         self.check_uncut(token_ids, "text", "prompt")
         return token_ids
+
+    def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        """As `tokenize`, with special tokens and each token's own text if they are wanted."""
+        (token_ids,) = self.encode([text], special_tokens)
+        self.check_uncut(token_ids, "text", "prompt")
+        each = [[one] for one in token_ids]
+        return Tokens(token_ids, self.decode(each, skip_special_tokens=False) if names else None)
 
     def detokenize(self, token_ids: list[int]) -> str:
         check_id_range(token_ids, self.vocabulary, "tokens")
