@@ -40,7 +40,9 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     `min_p` 0 are off. `logprobs` None is off, 0 gives the chosen token's log probability, k > 0 the
     k most likely tokens as well; `prompt_logprobs` is the same of the prompt's tokens. `logit_bias`
     has pairs of a token id and what is added to its logit, from -100 to 100. `allowed_token_ids`
-    empty allows all; `bad_words` are texts that the answer must not contain.
+    empty allows all; `bad_words` are texts that the answer must not contain. `unset` names the
+    parameters that the request leaves to the model's own defaults, where the engine knows those.
+    `extra` holds what only some engines understand, in vLLM's names: see `Capabilities.extra`.
     """
 
     max_tokens: int | None = None
@@ -62,6 +64,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+    extra: dict[str, Any] = {}
 
     @property
     def is_deterministic(self) -> bool:

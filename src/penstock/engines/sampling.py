@@ -83,6 +83,9 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
     if sampling.prompt_logprobs is not None:
         _check_prompt_logprobs(sampling.prompt_logprobs, capabilities, engine)
     _check_bias(sampling, capabilities, engine)
+    for name in sampling.extra:
+        if name not in capabilities.extra:
+            raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
 

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.openai.engine_parameters import EngineParameters, unset
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
@@ -51,7 +52,7 @@ class StructuredOutputs(Struct, forbid_unknown_fields=True):
     json_object: bool | None = None
 
 
-class SamplingBody(Struct, kw_only=True):
+class SamplingBody(EngineParameters, kw_only=True):
     """Parameters that chat and plain completions share."""
 
     model: str = ""
@@ -120,6 +121,8 @@ class SamplingBody(Struct, kw_only=True):
             logit_bias=bias_pairs(self.logit_bias),
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
             bad_words=tuple(self.bad_words or ()),
+            unset=unset(self),
+            extra=self.extra,
             **{  # type: ignore[arg-type]
                 name: value for name, value in given.items() if value is not None
             },

@@ -96,7 +96,7 @@ class ParsedChats:
                 "reasoning_parser_kwargs": {"chat_template_kwargs": variables},
             }
         chat = ParsedChat(body, ids, parsers, stream=request.stream)
-        return Prepared(prompt, params, chat.translate, extras)
+        return Prepared(prompt, params, request.sampling, chat.translate, extras)
 
 
 class ParsedChat:
@@ -188,6 +188,11 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "chat_template": request.chat_template,
         "chat_template_kwargs": request.chat_template_kwargs or None,
         "kv_transfer_params": request.kv_transfer_params,
+        "prompt_logprobs": sampling.prompt_logprobs,
+        "logit_bias": {str(token_id): value for token_id, value in sampling.logit_bias} or None,
+        "allowed_token_ids": list(sampling.allowed_token_ids) or None,
+        "bad_words": list(sampling.bad_words) or None,
+        **sampling.extra,
         "reasoning_effort": request.chat_template_kwargs.get("reasoning_effort"),
     }
     if sampling.logprobs is not None:
