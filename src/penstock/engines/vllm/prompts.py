@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from penstock.engines.chat_template import PLAIN, ChatTemplate
-from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import (
     ChatParams,
     RepetitionDetectionParams,
