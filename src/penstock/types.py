@@ -211,7 +211,8 @@ class Delta(Struct, frozen=True, array_like=True):
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
     of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
     answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
-    connector to another engine's. `prompt_logprobs` come with an answer's first delta.
+    connector to another engine's. `prompt_logprobs` come with an answer's first delta,
+    and `prompt_token_ids` where the request asked for token ids.
     """
 
     index: int = 0
@@ -226,6 +227,7 @@ class Delta(Struct, frozen=True, array_like=True):
     reasoning: str = ""
     kv_transfer_params: dict[str, Any] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
 
 
 class Embeddings(Struct, frozen=True):

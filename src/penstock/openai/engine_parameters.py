@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from penstock.types import Sampling
 
 _Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+_NOTHING: tuple[Any, ...] = (None, {}, [])
 _Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -51,7 +52,7 @@ class EngineParameters(Struct, kw_only=True):
         return {
             name: value
             for name, default in DEFAULTS.items()
-            if (value := getattr(self, name)) is not None and value != default
+            if (value := getattr(self, name)) != default and value not in _NOTHING
         }
 
 

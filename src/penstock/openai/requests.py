@@ -98,6 +98,10 @@ class SamplingBody(EngineParameters, kw_only=True):
             raise RequestError(
                 "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
             )
+        if self.return_token_ids and self.stream:
+            raise RequestError(
+                "token ids come with an answer that is not streamed", param="return_token_ids"
+            )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "min_tokens": self.min_tokens,
@@ -171,6 +175,7 @@ class ChatBody(SamplingBody, kw_only=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     reasoning_effort: str | None = None
+    add_special_tokens: bool | None = False
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -187,10 +192,14 @@ class ChatBody(SamplingBody, kw_only=True):
         """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
         check_tools(self.tools, self.tool_choice)
+        if self.add_special_tokens:
+            raise UnsupportedError(
+                "a chat template adds the special tokens itself", param="add_special_tokens"
+            )
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
-        elif self.top_logprobs is not None:
+        elif self.top_logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
             messages=self.messages,
@@ -396,9 +405,13 @@ def check_messages(messages: list[Message]) -> None:
             raise RequestError(
                 f"{where}.content must be a text or a list of parts", param=f"{where}.content"
             )
-        if isinstance(content, list) and not all(
-            isinstance(part, dict) and "type" in part for part in content
-        ):
-            raise RequestError(
-                f"{where}.content: every part needs a 'type'", param=f"{where}.content"
-            )
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or "type" not in part:
+                raise RequestError(
+                    f"{where}.content: every part needs a 'type'", param=f"{where}.content"
+                )
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
+                raise RequestError(
+                    f"{where}.content: a part of type 'text' needs a 'text'",
+                    param=f"{where}.content",
+                )

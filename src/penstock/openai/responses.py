@@ -71,6 +71,9 @@ class Answers(UsageTotal):
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
         self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        self.prompt_token_ids: tuple[int, ...] | None = None
+        self.token_ids: dict[int, list[int]] = {}
+        self.kv_transfer_params: dict[str, Any] | None = None
         for delta in deltas:
             self.add(delta)
 
@@ -92,6 +95,12 @@ class Answers(UsageTotal):
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs[index] = delta.prompt_logprobs
+        if delta.prompt_token_ids is not None:
+            self.prompt_token_ids = delta.prompt_token_ids
+        if self.prompt_token_ids is not None:
+            self.token_ids.setdefault(index, []).extend(delta.token_ids)
+        if delta.kv_transfer_params is not None:
+            self.kv_transfer_params = delta.kv_transfer_params
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
         if delta.stop is not None:
@@ -110,7 +119,7 @@ class Answers(UsageTotal):
 
 def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of an unstreamed chat answer. `created` is in Unix seconds."""
-    choices = [
+    choices: list[dict[str, Any]] = [
         {
             "index": index,
             "message": _message(text, answers.tool_calls.get(index), answers.reasoning.get(index)),
@@ -122,6 +131,12 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
     body = _body(id, "chat.completion", created, model, choices, answers.usage)
     if answers.prompt_logprobs:  # the answers share their prompt
         body["prompt_logprobs"] = prompt_logprob_list(next(iter(answers.prompt_logprobs.values())))
+    if answers.prompt_token_ids is not None:
+        body["prompt_token_ids"] = answers.prompt_token_ids
+        for choice, (_, ids) in zip(choices, sorted(answers.token_ids.items()), strict=True):
+            choice["token_ids"] = ids
+    if answers.kv_transfer_params:
+        body["kv_transfer_params"] = answers.kv_transfer_params
     return body
 
 
@@ -140,6 +155,9 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
             }
             if index in one.prompt_logprobs:
                 choice["prompt_logprobs"] = prompt_logprob_list(one.prompt_logprobs[index])
+            if one.prompt_token_ids is not None:
+                choice["prompt_token_ids"] = one.prompt_token_ids
+                choice["token_ids"] = one.token_ids[index]
             choices.append(choice)
     return _body(id, "text_completion", created, model, choices, usage)
 

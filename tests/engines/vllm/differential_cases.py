@@ -28,7 +28,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
 CHAT: dict[str, Any] = {"messages": USER, "temperature": 0, "max_tokens": 8}
 TEXT: dict[str, Any] = {"prompt": TICKET, "temperature": 0, "max_tokens": 8}
 
-NUMBER = [None, "warm", [], {}, True]
+NUMBER: list[Any] = [None, "warm", [], {}, True]
 """What no number is."""
 SAMPLING: dict[str, list[Any]] = {
     "temperature": [0, 1, 0.5, 2, -1, 2.5, *NUMBER],
@@ -232,7 +232,11 @@ def others() -> Iterator[Case]:
                 "stop_sequences": [["e"], [], None],
                 "top_k": [3, None],
                 "top_p": [0.5, None],
-                "messages": [[], "x", [{"role": "user", "content": [{"type": "text", "text": "a"}]}]],
+                "messages": [
+                    [],
+                    "x",
+                    [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+                ],
                 "metadata": [None, {"user_id": "a"}],
             },
         ),

@@ -293,12 +293,6 @@ class VLLMEngine(TokenEngine):
     def _check_chat(self, request: ChatRequest) -> None:
         """Raise `RequestError` for what the options do not let a chat have."""
         given = self.options.frontend
-        if request.chat_template and given.get("trust_request_chat_template") is False:
-            raise RequestError(
-                "this model takes no chat template from a request"
-                " (engine_kwargs.trust_request_chat_template)",
-                param="chat_template",
-            )
         if (
             request.tools
             and request.tool_choice in (None, "auto")

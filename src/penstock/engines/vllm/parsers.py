@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -49,7 +50,9 @@ class ParsedChats:
 
     def __init__(self, front: Front, state: Any, prompts: Prompts) -> None:
         self._prompts = prompts
-        self._renderer = state.online_renderer
+        self._renderer = copy(state.online_renderer)
+        # Whoever serves the model decides on that.
+        self._renderer.trust_request_chat_template = True
         self._parser_class = self._renderer.parser
         self._model_config = front.config.model_config
         has_reasoning = getattr(self._parser_class, "reasoning_parser_cls", None) is not None

@@ -280,7 +280,6 @@ def _arguments(front: Front, name: str) -> Any:
     args.structured_outputs_config = front.config.structured_outputs_config
     args.served_model_name = [name]
     args.enable_prompt_tokens_details = True
-    args.trust_request_chat_template = True
     for key, value in front.options.frontend.items():
         setattr(args, key, value)
     return args

@@ -12,6 +12,7 @@ _VLLM_ONLY = "Only vLLM's own server has that endpoint."
 _REFUSED: Mapping[str, tuple[Any, str]] = {
     "lora_modules": (None, "Name adapters by lora_config or `adapters`."),
     "response_role": ("assistant", "Answers have the role 'assistant'."),
+    "trust_request_chat_template": (False, "Set trust_request_chat_template of the server."),
     "enable_force_include_usage": (False, "Clients ask by stream_options.include_usage."),
     "tool_server": (None, "Tools run in the client."),
     "sse_keep_alive_interval": (0, "Set it at the proxy in front of Penstock."),

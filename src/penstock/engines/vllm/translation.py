@@ -110,14 +110,8 @@ class DeltaMaker:
     """
 
     __slots__ = (
-        "_as_ids",
-        "_begun",
-        "_counts",
-        "_decode",
-        "_extra_ids",
-        "_prompt",
-        "_prompt_top",
-        "_top",
+        *("_as_ids", "_begun", "_counts", "_decode", "_extra_ids", "_prompt", "_prompt_ids"),
+        *("_prompt_top", "_returns_ids", "_top"),
     )
 
     def __init__(
@@ -129,6 +123,8 @@ class DeltaMaker:
         self._prompt_top = sampling.prompt_logprobs
         self._prompt: tuple[TokenLogprob, ...] | None = None
         self._as_ids = as_ids or bool(sampling.extra.get("return_tokens_as_token_ids"))
+        self._prompt_ids: tuple[int, ...] | None = None
+        self._returns_ids = bool(sampling.extra.get("return_token_ids"))
         self._begun = False
         self._counts: dict[int, int] = {}
 
@@ -137,9 +133,12 @@ class DeltaMaker:
         made = []
         if output.prompt_logprobs is not None and self._prompt is None:
             self._prompt = self._of_prompt(output)
+        if self._returns_ids and self._prompt_ids is None:
+            self._prompt_ids = tuple(output.prompt_token_ids or ())
         for answer in output.outputs:
             index, ids, reason = answer.index, answer.token_ids, answer.finish_reason
             count = self._counts[index] = self._counts.get(index, 0) + len(ids)
+            first = count == len(ids)
             if reason is None:
                 if ids or answer.text:
                     # The first delta has the prompt's length: some protocols start with it.
@@ -152,7 +151,8 @@ class DeltaMaker:
                             tuple(ids),
                             self._logprobs(answer),
                             usage=usage,
-                            prompt_logprobs=self._prompt if count == len(ids) else None,
+                            prompt_logprobs=self._prompt if first else None,
+                            prompt_token_ids=self._prompt_ids if first else None,
                         )
                     )
                 continue
@@ -168,7 +168,8 @@ class DeltaMaker:
                     _usage(output, count),
                     stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
                     kv_transfer_params=output.kv_transfer_params,
-                    prompt_logprobs=self._prompt if count == len(ids) else None,
+                    prompt_logprobs=self._prompt if first else None,
+                    prompt_token_ids=self._prompt_ids if first else None,
                 )
             )
         return made
@@ -193,7 +194,9 @@ class DeltaMaker:
 
     def _logprob(self, token_id: int, step: Mapping[int, Any], most: int | None) -> TokenLogprob:
         chosen = step[token_id]
-        ranked = sorted(step.items(), key=lambda pair: -pair[1].logprob)[:most]
+        ranked = list(step.items())
+        if most is not None:
+            ranked = sorted(ranked, key=lambda pair: -pair[1].logprob)[:most]
         return TokenLogprob(
             self._name(token_id, chosen.decoded_token),
             max(chosen.logprob, LEAST_LOGPROB),
@@ -202,6 +205,7 @@ class DeltaMaker:
                 for number, entry in ranked
             ),
             id=token_id,
+            raw=(chosen.decoded_token or "").encode() if self._as_ids else None,
             rank=chosen.rank,
             top_ids=tuple(number for number, _ in ranked),
         )
