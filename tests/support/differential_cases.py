@@ -250,7 +250,7 @@ def others() -> Iterator[Case]:
         ),
         "../detokenize": (
             {"tokens": [5, 6, 7]},
-            {"tokens": [[], [300, 301], [-1], [10**7], ["a"], None, 5]},
+            {"tokens": [[], [300, 301], [1, 300, 2], [-1], [10**7], ["a"], None, 5]},
         ),
     }
     for path, (base, table) in tables.items():

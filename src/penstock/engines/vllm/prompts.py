@@ -102,9 +102,9 @@ class Prompts:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, special tokens included, as vLLM's server gives it."""
         self.check_ids(ids, "tokens")
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token."""
