@@ -1,4 +1,4 @@
-"""Arguments of vLLM's own server that would be dropped are refused by name, but not their defaults."""
+"""Arguments of vLLM's own server that would be dropped are refused by name, defaults are not."""
 
 import pytest
 
