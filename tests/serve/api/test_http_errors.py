@@ -176,7 +176,7 @@ async def test_null_is_no_value_of_what_must_be_given(client: Any) -> None:
         ("/v1/responses", {"input": []}, 400),
         ("/v1/responses", {"input": [{"type": "image"}]}, 400),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, 400),
-        ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, 501),
+        ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, 400),
         ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, 501),
         ("/v1/responses", {"input": "a", "text": {"format": {"type": "yaml"}}}, 400),
     ],

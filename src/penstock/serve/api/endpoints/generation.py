@@ -56,7 +56,7 @@ async def responses(exchange: Exchange, body: ResponseBody) -> Response:
     target = await exchange.target(body.model)
     request = body.request(adapter=target.adapter, request_id=exchange.id)
     batches = generated(target.handle, within_limits(request, exchange.limits))
-    about = exchange.about("", target)
+    about = {**exchange.about("", target), "id": exchange.response_id}
     if body.stream:
         return EventStream(exchange, batches, ResponseFramer(body, **about))
     (answers,) = await collect(exchange, [batches])
