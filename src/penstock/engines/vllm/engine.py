@@ -274,7 +274,9 @@ class VLLMEngine(TokenEngine):
             )
         request = msgspec.structs.replace(request, sampling=given)
         request = with_seed(request) if self.deterministic else request
-        sampling, only_prompt = prompt_sampling(request)
+        sampling, only_prompt = given, False
+        if request.echo or given.prompt_logprobs is not None:
+            sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_completion(request, sampling)
         if request.echo:
