@@ -6,6 +6,7 @@ Source: vLLM 0.32, `vllm/entrypoints/openai/*/protocol.py`.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -49,25 +50,32 @@ class EngineParameters(Struct, kw_only=True):
     @property
     def extra(self) -> dict[str, Any]:
         """The parameters that were given another value than their default, by name."""
+        values = _values(self)
+        if values == _DEFAULT_VALUES:  # nearly always
+            return {}
         return {
             name: value
-            for name, default in DEFAULTS.items()
-            if (value := getattr(self, name)) != default and value not in _NOTHING
+            for (name, default), value in zip(DEFAULTS.items(), values, strict=True)
+            if value != default and value not in _NOTHING
         }
 
 
 DEFAULTS = msgspec.structs.asdict(EngineParameters())
 """The parameters' names and default values."""
+_DEFAULT_VALUES = tuple(DEFAULTS.values())
+_values = attrgetter(*DEFAULTS)
 MODEL_DEFAULTS = (
     *("temperature", "top_p", "top_k", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 """The sampling parameters for which a model's files may state defaults."""
+_defaulted = attrgetter(*MODEL_DEFAULTS)
 
 
 def unset(given: object) -> tuple[str, ...]:
     """Those of `MODEL_DEFAULTS` that a body leaves open, for `Sampling.unset`."""
-    return tuple(name for name in MODEL_DEFAULTS if getattr(given, name) is None)
+    values = zip(MODEL_DEFAULTS, _defaulted(given), strict=True)
+    return tuple([name for name, value in values if value is None])
 
 
 def with_model_defaults(sampling: Sampling, defaults: dict[str, Any]) -> Sampling:
