@@ -24,13 +24,16 @@ class StructuredOutput(Struct, frozen=True):
     `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for
     "json_object"; engines derive a "grammar" from these. `checked`: the caller validates the answer
     too, so an engine may leave parts that it cannot enforce to the caller. `param`: the parameter
-    of the request that holds the constraint, for errors.
+    of the request that holds the constraint, for errors. `after`: thoughts may come first, which
+    end with one of these texts; they begin with one of `openers`, or, if there are none, at once.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     spec: str = ""
     checked: bool = False
     param: str = "response_format"
+    after: tuple[str, ...] = ()
+    openers: tuple[str, ...] = ()
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
@@ -83,7 +86,9 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     streams chunks in OpenAI's form, so an engine that gets such chunks from a server may forward
     them unparsed, in `Delta.chunks`. `kv_transfer_params` go to the engine's KV connector, if it
     has one. `prompt_token_ids` is the result of `LLMEngine.prompt_ids` for this request: the engine
-    does not tokenize again.
+    does not tokenize again. With `continue_final_message` the answer continues the last message's
+    text; it holds the new text alone, or with `echo` the whole. Without `add_generation_prompt`
+    the prompt ends after the last message.
     """
 
     messages: list[Message]
@@ -101,6 +106,9 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     forward_chunks: bool = False
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    echo: bool = False
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
@@ -162,17 +170,21 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache."""
+    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache, and
+    `reasoning_tokens` of the answer are its reasoning, where the engine counts those.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 

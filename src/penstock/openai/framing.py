@@ -18,6 +18,7 @@ from penstock.openai.responses import (
     chat_logprobs,
     completion_logprobs,
     error_body,
+    reasoning_fields,
     usage_body,
 )
 from penstock.types import Delta, ToolCallPart
@@ -107,9 +108,9 @@ class ChatFramer:
     def _full(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
         if delta.reasoning:
-            content["reasoning"] = delta.reasoning
+            content |= reasoning_fields(delta.reasoning)
         if delta.tool_calls:
-            content["tool_calls"] = _call_chunks(delta.tool_calls)
+            content["tool_calls"] = list(map(_call_chunk, merged_parts(delta.tool_calls)))
         if self._usage is not None:
             self._usage.add(delta)
         if not content and delta.finish_reason is None and not delta.logprobs:
@@ -175,21 +176,23 @@ def _usage_chunk(head: bytes, total: UsageTotal | None) -> bytes:
     )
 
 
-def _call_chunks(parts: tuple[ToolCallPart, ...]) -> list[dict[str, Any]]:
-    """The pieces of each call as one: a second one in a chunk may be taken for a call of its own,
-    as OpenAI's Python client does before 3.14.
+def merged_parts(parts: tuple[ToolCallPart, ...]) -> list[ToolCallPart]:
+    """The pieces of each call as one, which has all that a delta brings of it: OpenAI's Python
+    client before 3.14 takes a second one in a chunk for a call of its own, and the other APIs write
+    one call after another.
     """
-    chunks: list[dict[str, Any]] = []
-    last: dict[int, dict[str, Any]] = {}
+    if len(parts) == 1:
+        return list(parts)
+    calls: dict[int, ToolCallPart] = {}
     for part in parts:
-        if part.id is not None:
-            function = {"name": part.name, "arguments": part.arguments}
-            chunk = {"index": part.number, "id": part.id, "type": "function", "function": function}
-        elif part.number in last:
-            last[part.number]["function"]["arguments"] += part.arguments
-            continue
-        else:
-            chunk = {"index": part.number, "function": {"arguments": part.arguments}}
-        last[part.number] = chunk
-        chunks.append(chunk)
-    return chunks
+        if (first := calls.get(part.number)) is not None:
+            part = msgspec.structs.replace(first, arguments=first.arguments + part.arguments)
+        calls[part.number] = part
+    return list(calls.values())
+
+
+def _call_chunk(part: ToolCallPart) -> dict[str, Any]:
+    if part.id is None:
+        return {"index": part.number, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.number, "id": part.id, "type": "function", "function": function}

@@ -174,6 +174,9 @@ class ChatBody(SamplingBody, kw_only=True):
     parallel_tool_calls: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    echo: bool | None = None
     reasoning_effort: str | None = None
     add_special_tokens: bool | None = False
     metadata: dict[str, Any] | None = None
@@ -196,6 +199,11 @@ class ChatBody(SamplingBody, kw_only=True):
             raise UnsupportedError(
                 "a chat template adds the special tokens itself", param="add_special_tokens"
             )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
@@ -216,6 +224,10 @@ class ChatBody(SamplingBody, kw_only=True):
             request_id=request_id,
             priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False,
+            continue_final_message=bool(self.continue_final_message),
+            add_generation_prompt=self.add_generation_prompt is not False
+            and not self.continue_final_message,
+            echo=bool(self.echo),
         )
 
 
@@ -380,6 +392,12 @@ def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ..
         raise RequestError(
             "logit_bias maps token ids to numbers; a key is no token id", param="logit_bias"
         ) from None
+
+
+def begun_by_assistant(messages: list[Message]) -> bool:
+    """Whether the last message is a text of the assistant, which an answer could continue."""
+    last = messages[-1]
+    return last.get("role") == "assistant" and not last.get("tool_calls")
 
 
 def check_messages(messages: list[Message]) -> None:

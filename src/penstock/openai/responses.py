@@ -48,6 +48,7 @@ class UsageTotal:
             sum(usage.prompt_tokens for usage in prompts.values()),
             sum(usage.completion_tokens for _, usage in self._usages),
             sum(usage.cached_tokens for usage in prompts.values()),
+            sum(usage.reasoning_tokens for _, usage in self._usages),
         )
 
 
@@ -189,13 +190,18 @@ def prompt_usage(usage: Usage) -> dict[str, int]:
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """The `usage` object in OpenAI's form: tokens of the prompt, of the answer, and in total."""
-    return {
+    """The `usage` object in OpenAI's form: tokens of the prompt, of the answer, and in total.
+    `completion_tokens_details` is there where reasoning was counted.
+    """
+    body: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return body
 
 
 def error_body(error: PenstockError) -> dict[str, Any]:
@@ -219,10 +225,15 @@ def _body(
 
 
 def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None) -> dict[str, Any]:
-    head = {"role": "assistant", **({"reasoning": reasoning} if reasoning else {})}
+    head = {"role": "assistant", **reasoning_fields(reasoning)}
     if not calls:
         return {**head, "content": text}
     return {**head, "content": text or None, "tool_calls": tool_call_list(calls)}
+
+
+def reasoning_fields(reasoning: str | None) -> dict[str, str]:
+    """Reasoning under both names that clients read: vLLM's, and DeepSeek's and older vLLM's."""
+    return {"reasoning": reasoning, "reasoning_content": reasoning} if reasoning else {}
 
 
 def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:
@@ -243,18 +254,20 @@ def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | Non
     """`logprobs` of a chat choice; None where the request did not ask."""
     if tokens is None:
         return None
-    return {
-        "content": [
-            {
-                **_token(t.token, t.logprob, t.raw),
-                "top_logprobs": [
-                    _token(name, value, raw) for (name, value), raw in zip_longest(t.top, t.top_raw)
-                ],
-            }
-            for t in tokens
-        ],
-        "refusal": None,
-    }
+    return {"content": token_logprobs(tokens), "refusal": None}
+
+
+def token_logprobs(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log probabilities and the most likely ones, each with its bytes."""
+    return [
+        {
+            **_token(t.token, t.logprob, t.raw),
+            "top_logprobs": [
+                _token(name, value, raw) for (name, value), raw in zip_longest(t.top, t.top_raw)
+            ],
+        }
+        for t in tokens
+    ]
 
 
 def _token(text: str, logprob: float | None, raw: bytes | None) -> dict[str, Any]:

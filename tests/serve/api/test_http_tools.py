@@ -117,17 +117,18 @@ async def test_without_parallel_calls_there_is_one(
         assert [block["type"] for block in blocks] == ["text"] + ["tool_use"] * calls_made
 
 
-async def test_a_template_without_tools_is_told_rather_than_passed_over(
+async def test_a_template_without_tools_has_them_in_its_prompt(
     engine: Any, tools_client: Any
 ) -> None:
     engine.template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     engine.pieces = ["ok"]
-    refused = await tools_client.post("/v1/chat/completions", json=ASK)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
-    for choice in ("none", "required"):
-        assert (
-            await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": choice})
-        ).status_code == 200
+    for choice, shown in (("auto", True), ("required", True), ("none", False)):
+        answer = await tools_client.post(
+            "/v1/chat/completions", json={**ASK, "tool_choice": choice}
+        )
+        assert answer.status_code == 200
+        prompt = engine.prompts[-1]
+        assert all((tool["function"]["name"] in prompt) is shown for tool in ASK["tools"])
 
 
 async def test_what_is_no_call_stays_text(engine: Any, tools_client: Any, events: Any) -> None:

@@ -414,9 +414,11 @@ class Generation:
             new = request.ids[request.reported :]
             if request.finish == "stop" and new and new[-1] in self._stop_set(request):
                 new = new[:-1]
-            request.text.add(new)
+            request.text.add(self._tokenizer.shown(new, request.marks))
             windows += request.text.windows()
-        texts = self._tokenizer.decode(windows)
+        texts = self._tokenizer.decode_each(
+            windows, [bool(r.marks) for r in requests for _ in range(2)]
+        )
         deltas: list[tuple[int, Delta]] = []
         for at, request in enumerate(requests):
             last = request.finish is not None

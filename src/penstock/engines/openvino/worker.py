@@ -74,6 +74,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         prefix_caching=load.options.enable_prefix_caching,
         prompt_logprobs=True,
         logit_bias=True,
+        thoughts_first=True,
     )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 

@@ -100,6 +100,12 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
     body |= {name: value for name in optional if (value := getattr(request, name))}
     if not request.parallel_tool_calls and request.tools:
         body["parallel_tool_calls"] = False
+    if request.continue_final_message:
+        body["continue_final_message"] = True
+    if not request.add_generation_prompt:
+        body["add_generation_prompt"] = False
+    if request.echo:
+        body["echo"] = True
     return body
 
 

@@ -52,7 +52,10 @@ def answer_bytes(request: GenerateRequest, prompt: list[int], seed: int, size: i
     if sampling.structured is not None:
         by_schema = sampling.structured.kind == "json_schema"
         schema = (json.loads(sampling.structured.spec) if by_schema else None) or {"type": "object"}
-        return json.dumps(instance(schema, draw), ensure_ascii=False).encode()
+        answer = json.dumps(instance(schema, draw), ensure_ascii=False)
+        if sampling.structured.after and not sampling.structured.openers:
+            answer = f"{draw.choice(_WORDS)}{sampling.structured.after[0]}{answer}"
+        return answer.encode()
     text = f"{request.adapter}: " if request.adapter else ""
     while len(text) < size:
         text += draw.choice(_WORDS) + " "

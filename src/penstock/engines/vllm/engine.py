@@ -16,7 +16,13 @@ from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
-from penstock.engines.token_engine import Echo, TokenEngine, prompt_sampling, without_answer
+from penstock.engines.token_engine import (
+    Echo,
+    TokenEngine,
+    echoed,
+    prompt_sampling,
+    without_answer,
+)
 from penstock.engines.vllm import kv_cache, options
 from penstock.engines.vllm.translation import DeltaMaker
 from penstock.errors import (
@@ -30,7 +36,8 @@ from penstock.errors import (
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.engine_parameters import with_model_defaults
-from penstock.openai.tools import ToolCallReader
+from penstock.openai.parsers.reader import AnswerReader
+from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -311,7 +318,7 @@ class VLLMEngine(TokenEngine):
             check_sampling(request.sampling, request.n, self.capabilities, self.name)
             if request.tool_choice == "none" and not self._shows_unused_tools:
                 request = msgspec.structs.replace(request, tools=None, tool_choice=None)
-            return await running.parsed.prepare(request)
+            return _with_echo(request, await running.parsed.prepare(request))
         tools = None if request.tool_choice == "none" else request.tools
         shown = request.tools if self._shows_unused_tools else tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
@@ -319,19 +326,14 @@ class VLLMEngine(TokenEngine):
         prepared = await running.prompts.prepare_chat(request, sampling, shown)
         if tools:
             forced = sampling.structured is not request.sampling.structured
-            if not forced and not running.prompts.takes_tools(request.chat_template):
-                raise RequestError(
-                    "this model's chat template shows it no tools; a call can only be required"
-                    " (tool_choice)",
-                    param="tools",
-                )
-            reader = ToolCallReader(
+            reader = AnswerReader(
                 request.request_id or uuid.uuid4().hex,
-                bare=forced,
+                offered=Offered(tools),
+                forced=forced,
                 one_call=not request.parallel_tool_calls,
             )
             prepared.translate = reader.translate
-        return prepared
+        return _with_echo(request, prepared)
 
     @property
     def _shows_unused_tools(self) -> bool:
@@ -383,3 +385,11 @@ class VLLMEngine(TokenEngine):
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
                 param="model",
             )
+
+
+def _with_echo(request: ChatRequest, prepared: Prepared) -> Prepared:
+    text, translate = echoed(request), prepared.translate
+    if text:
+        echo = Echo(text, tokens=False)
+        prepared.translate = echo if translate is None else lambda delta: echo(translate(delta))
+    return prepared

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.vllm.library import (
     ChatParams,
     RepetitionDetectionParams,
@@ -91,8 +91,9 @@ class Prompts:
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
         # Such a tokenizer serves the event loop while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._text_template = self.text_template()
         self._plain = (
-            PlainText(self.tokenizer.backend_tokenizer, self.text_template())
+            PlainText(self.tokenizer.backend_tokenizer, self._text_template)
             if self._at_once
             else None
         )
@@ -182,30 +183,41 @@ class Prompts:
     async def _chat(
         self, request: ChatRequest, sampling: Sampling, tools: list[dict[str, Any]] | None
     ) -> Any:
-        extra = sampling.extra
-        cut = _FOR_PROMPT.intersection(extra)
-        at_once = self._at_once and not tools and not cut and _is_short(request)
+        messages, kwargs, extra = request.messages, request.chat_template_kwargs, sampling.extra
+        if self._text_template is not None:
+            messages, tools = self._text_template.fitted(messages, tools, request.chat_template)
+        if not request.add_generation_prompt or request.continue_final_message:
+            kwargs = {
+                "add_generation_prompt": False,
+                "continue_final_message": request.continue_final_message,
+                **kwargs,
+            }
+        at_once = (
+            self._at_once and not tools and _FOR_PROMPT.isdisjoint(extra) and _is_short(request)
+        )
         try:
             if (
                 at_once
+                and kwargs is request.chat_template_kwargs
                 and self._plain is not None
-                and (ids := self._plain.chat(request.messages)) is not None
+                and (ids := self._plain.chat(messages)) is not None
             ):
                 return self._of_ids(ids)
-            variables = request.chat_template_kwargs
             if "documents" in extra:
-                variables = {**variables, "documents": extra["documents"]}
+                kwargs = {**kwargs, "documents": extra["documents"]}
             media = {name: extra[name] for name in _FOR_MEDIA if name in extra}
-            params = self._chat_params(request.chat_template, variables, tools, **media)
+            params = self._chat_params(request.chat_template, kwargs, tools, **media)
             if at_once:
-                _, (prompt,) = self._renderer.render_chat([request.messages], params)
+                _, (prompt,) = self._renderer.render_chat([messages], params)
             else:
                 tokenizing = _cut(self._renderer.default_chat_tok_params, sampling)
                 extras = {name: extra[name] for name in _FOR_MEDIA[:1] if name in extra}
                 _, (prompt,) = await self._renderer.render_chat_async(
-                    [request.messages], params, tokenizing, prompt_extras=extras
+                    [messages], params, tokenizing, prompt_extras=extras
                 )
         except Exception as error:
+            if request.continue_final_message and "continue_final_message" in str(error):
+                raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
         return prompt
 
@@ -255,11 +267,6 @@ class Prompts:
         found = self.template or getattr(self.tokenizer, "chat_template", None)
         own = found.get("default") if isinstance(found, dict) else found
         return ChatTemplate(own, {**special, **self.variables})
-
-    def takes_tools(self, override: str | None) -> bool:
-        """Whether the template (`override`, if given) shows tools to the model."""
-        source = override or self.template or getattr(self.tokenizer, "chat_template", None)
-        return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
         """The answer's most tokens. Raises `ContextLengthError` if the request asks for more."""

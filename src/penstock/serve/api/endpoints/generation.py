@@ -10,8 +10,9 @@ from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer, CompletionFramer
 from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
 from penstock.openai.requests import ChatBody, CompletionBody
+from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import chat_completion, completion
-from penstock.openai.responses_api import ResponseBody, ResponseFramer, response_body
+from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import within_limits
 from penstock.serve.api.sse import EventStream, collect, merge
