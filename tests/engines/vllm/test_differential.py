@@ -37,7 +37,7 @@ _VLLMS_ALONE = frozenset(
     {"created_cache_tokens", "cache_write_tokens", "tool_output_tokens", "background"}
     | {"frequency_penalty", "presence_penalty", "service_tier", "truncation"}
 )
-_OF_RESPONSES = frozenset({"status", "tool_choice", "top_p", "max_output_tokens"})
+_OF_RESPONSES = frozenset({"status", "tool_choice", "top_p", "max_output_tokens", "store"})
 
 Asked = dict[str, Any]
 """What a body has that the plain request of its path has not."""

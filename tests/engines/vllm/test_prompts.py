@@ -56,7 +56,7 @@ async def test_what_a_request_leaves_out_has_the_models_defaults(engine):
 
 
 async def test_an_echo_has_the_log_probabilities_of_the_prompt(engine):
-    asked = completion(echo=True, logprobs=1, max_tokens=2)
+    asked = completion(echo=True, logprobs=1, max_tokens=2, ignore_eos=True)
     echoed = await answer(engine, asked)
     alone = await answer(engine, completion(prompt_logprobs=1, max_tokens=2))
     prompt = alone.prompt_logprobs[0]
