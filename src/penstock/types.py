@@ -45,7 +45,9 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     `min_p` 0 are off. `logprobs` None is off, 0 gives the chosen token's log probability, k > 0 the
     k most likely tokens as well; `prompt_logprobs` is the same of the prompt's tokens. `logit_bias`
     has pairs of a token id and what is added to its logit, from -100 to 100. `allowed_token_ids`
-    empty allows all; `bad_words` are texts that the answer must not contain.
+    empty allows all; `bad_words` are texts that the answer must not contain. `unset` names the
+    parameters that the request leaves to the model's own defaults, where the engine knows those.
+    `extra` holds what only some engines understand, in vLLM's names: see `Capabilities.extra`.
     """
 
     max_tokens: int | None = None
@@ -67,6 +69,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+    extra: dict[str, Any] = {}
 
     @property
     def is_deterministic(self) -> bool:
@@ -255,7 +259,8 @@ class Delta(Struct, frozen=True, array_like=True):
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
     of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
     answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
-    connector to another engine's. `prompt_logprobs` come with an answer's first delta.
+    connector to another engine's. `prompt_logprobs` come with an answer's first delta,
+    and `prompt_token_ids` where the request asked for token ids.
     """
 
     index: int = 0
@@ -271,6 +276,7 @@ class Delta(Struct, frozen=True, array_like=True):
     kv_transfer_params: dict[str, Any] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     stop_token: int | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
 
 
 class Embeddings(Struct, frozen=True):

@@ -149,6 +149,6 @@ def _logprobs(told: Mapping[str, Any] | None) -> list[Any]:
             for token, value, top in entries
         ]
     return [
-        (token, round(value, 3))
+        (token, None if value is None else round(value, 3))
         for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)
     ]

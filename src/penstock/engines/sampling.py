@@ -84,6 +84,9 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
         _check_prompt_logprobs(sampling.prompt_logprobs, capabilities, engine)
     if sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_words:
         _check_bias(sampling, capabilities, engine)
+    for name in sampling.extra:
+        if name not in capabilities.extra:
+            raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
 

@@ -176,7 +176,7 @@ class TokenEngine(LLMEngine):
         request = with_seed(request) if self.deterministic else request
         sampling, only_prompt = request.sampling, False
         if request.echo or sampling.prompt_logprobs is not None:
-            sampling, only_prompt = _prompt_sampling(request)
+            sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = request.prompt_token_ids or request.prompt
@@ -192,7 +192,7 @@ class TokenEngine(LLMEngine):
         )
         answers = self._answers(single, request.n)
         if only_prompt:
-            answers = mapped(answers, _without_answer)
+            answers = mapped(answers, without_answer)
         return self._with_echo(request, answers) if request.echo else answers
 
     async def _with_echo(self, request: CompletionRequest, answers: Batches) -> Batches:
@@ -318,7 +318,7 @@ def _last(request: ChatRequest) -> str:
     return "".join(str(part.get("text", "")) for part in content)
 
 
-def _prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
+def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
     """The sampling with what an echo needs, and whether the prompt alone is asked for.
 
     A prompt alone (`max_tokens` 0) is asked for as one token more, which is dropped.
@@ -332,7 +332,8 @@ def _prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
     return sampling, alone
 
 
-def _without_answer(delta: Delta) -> Delta:
+def without_answer(delta: Delta) -> Delta:
+    """A delta of a request for the prompt alone: what was generated is dropped."""
     usage = delta.usage and msgspec.structs.replace(delta.usage, completion_tokens=0)
     reason: FinishReason | None = delta.finish_reason and "length"
     logprobs = None if delta.logprobs is None else ()

@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.errors import RequestError, nearest
+from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
+from penstock.openai.engine_parameters import EngineParameters, unset
 from penstock.openai.parameters import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
@@ -48,7 +49,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class SamplingBody(Struct, kw_only=True):
+class SamplingBody(EngineParameters, kw_only=True):
     """Parameters that chat and plain completions share."""
 
     model: str = ""
@@ -104,6 +105,10 @@ class SamplingBody(Struct, kw_only=True):
             raise RequestError(
                 "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
             )
+        if self.return_token_ids and self.stream:
+            raise RequestError(
+                "token ids come with an answer that is not streamed", param="return_token_ids"
+            )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "min_tokens": self.min_tokens,
@@ -131,6 +136,8 @@ class SamplingBody(Struct, kw_only=True):
             logit_bias=bias_pairs(self.logit_bias),
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
             bad_words=tuple(self.bad_words or ()),
+            unset=unset(self),
+            extra=self.extra,
             **{  # type: ignore[arg-type]
                 name: value for name, value in given.items() if value is not None
             },
@@ -158,6 +165,7 @@ class ChatBody(SamplingBody, kw_only=True):
     add_generation_prompt: bool | None = None
     echo: bool | None = None
     reasoning_effort: str | None = None
+    add_special_tokens: bool | None = False
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -173,6 +181,10 @@ class ChatBody(SamplingBody, kw_only=True):
     ) -> ChatRequest:
         """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
+        if self.add_special_tokens:
+            raise UnsupportedError(
+                "a chat template adds the special tokens itself", param="add_special_tokens"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError(
                 "continue_final_message and add_generation_prompt cannot both be true",
@@ -183,7 +195,7 @@ class ChatBody(SamplingBody, kw_only=True):
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
-        elif self.top_logprobs is not None:
+        elif self.top_logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
             messages=messages,
@@ -414,9 +426,13 @@ def check_messages(messages: list[Message]) -> None:
             raise RequestError(
                 f"{where}.content must be a text or a list of parts", param=f"{where}.content"
             )
-        if isinstance(content, list) and not all(
-            isinstance(part, dict) and "type" in part for part in content
-        ):
-            raise RequestError(
-                f"{where}.content: every part needs a 'type'", param=f"{where}.content"
-            )
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or "type" not in part:
+                raise RequestError(
+                    f"{where}.content: every part needs a 'type'", param=f"{where}.content"
+                )
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
+                raise RequestError(
+                    f"{where}.content: a part of type 'text' needs a 'text'",
+                    param=f"{where}.content",
+                )

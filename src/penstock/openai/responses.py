@@ -74,6 +74,9 @@ class Answers(UsageTotal):
         self.stop_tokens: dict[int, int] = {}
         self.reasoning: dict[int, str] = {}
         self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        self.prompt_token_ids: tuple[int, ...] | None = None
+        self.token_ids: dict[int, list[int]] = {}
+        self.kv_transfer_params: dict[str, Any] | None = None
         for delta in deltas:
             self.add(delta)
 
@@ -95,6 +98,12 @@ class Answers(UsageTotal):
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs[index] = delta.prompt_logprobs
+        if delta.prompt_token_ids is not None:
+            self.prompt_token_ids = delta.prompt_token_ids
+        if self.prompt_token_ids is not None:
+            self.token_ids.setdefault(index, []).extend(delta.token_ids)
+        if delta.kv_transfer_params is not None:
+            self.kv_transfer_params = delta.kv_transfer_params
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
         if delta.stop is not None:
@@ -141,7 +150,7 @@ def chat_completion(
     where it is not the usual one.
     """
     form = form or ToolForm()
-    choices = [
+    choices: list[dict[str, Any]] = [
         {
             "index": index,
             "message": form.message(
@@ -156,6 +165,12 @@ def chat_completion(
     body = _body(id, "chat.completion", created, model, choices, answers.usage)
     if answers.prompt_logprobs:  # the answers share their prompt
         body["prompt_logprobs"] = prompt_logprob_list(next(iter(answers.prompt_logprobs.values())))
+    if answers.prompt_token_ids is not None:
+        body["prompt_token_ids"] = answers.prompt_token_ids
+        for choice, (_, ids) in zip(choices, sorted(answers.token_ids.items()), strict=True):
+            choice["token_ids"] = ids
+    if answers.kv_transfer_params:
+        body["kv_transfer_params"] = answers.kv_transfer_params
     return body
 
 
@@ -178,6 +193,9 @@ def completion(
             }
             if index in one.prompt_logprobs:
                 choice["prompt_logprobs"] = prompt_logprob_list(one.prompt_logprobs[index])
+            if one.prompt_token_ids is not None:
+                choice["prompt_token_ids"] = one.prompt_token_ids
+                choice["token_ids"] = one.token_ids[index]
             choices.append(choice)
     return _body(id, "text_completion", created, model, choices, usage)
 

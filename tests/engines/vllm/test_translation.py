@@ -9,7 +9,7 @@ import pytest
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.vllm.translation import DeltaMaker, PlainText
 from penstock.errors import EngineError
-from penstock.types import Message, TokenLogprob, Usage
+from penstock.types import Message, Sampling, TokenLogprob, Usage
 
 TEMPLATE = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 STRICT = ChatTemplate(
@@ -119,12 +119,13 @@ def output(*answers):
         prompt_token_ids=[1, 2, 3],
         encoder_prompt_token_ids=None,
         num_cached_tokens=2,
+        prompt_logprobs=None,
         kv_transfer_params={"block": 7},
     )
 
 
 def test_deltas_count_the_tokens_of_each_answer():
-    maker = DeltaMaker(None)
+    maker = DeltaMaker(Sampling())
     assert maker.deltas(output(answer())) == []  # a chunk of the prompt
     made = maker.deltas(output(answer("a", [5]), answer("b", [6, 7], index=1)))
     assert [(delta.index, delta.text, delta.token_ids, delta.usage) for delta in made] == [
@@ -141,16 +142,43 @@ def test_deltas_count_the_tokens_of_each_answer():
 
 def test_a_request_that_failed_inside_is_an_error():
     with pytest.raises(EngineError):
-        DeltaMaker(None).deltas(output(answer(reason="error")))
+        DeltaMaker(Sampling()).deltas(output(answer(reason="error")))
 
 
 def test_the_top_log_probabilities_are_the_likeliest_whatever_was_chosen():
     step = {
-        5: SimpleNamespace(decoded_token="e", logprob=float("-inf")),
-        1: SimpleNamespace(decoded_token="a", logprob=-0.1),
-        2: SimpleNamespace(decoded_token="b", logprob=-2.0),
+        5: SimpleNamespace(decoded_token="e", logprob=float("-inf"), rank=3),
+        1: SimpleNamespace(decoded_token="a", logprob=-0.1, rank=1),
+        2: SimpleNamespace(decoded_token="b", logprob=-2.0, rank=2),
     }
-    (delta,) = DeltaMaker(2).deltas(output(answer("e", [5], logprobs=[step])))
-    assert delta.logprobs == (TokenLogprob("e", -9999.0, (("a", -0.1), ("b", -2.0))),)
-    (delta,) = DeltaMaker(0).deltas(output(answer("e", [5], logprobs=[step])))
-    assert delta.logprobs == (TokenLogprob("e", -9999.0),)
+    (delta,) = DeltaMaker(Sampling(logprobs=2)).deltas(output(answer("e", [5], logprobs=[step])))
+    top = (("a", -0.1), ("b", -2.0))
+    assert delta.logprobs == (TokenLogprob("e", -9999.0, top, id=5, rank=3, top_ids=(1, 2)),)
+    (delta,) = DeltaMaker(Sampling(logprobs=0)).deltas(output(answer("e", [5], logprobs=[step])))
+    assert delta.logprobs == (TokenLogprob("e", -9999.0, id=5, rank=3),)
+
+
+def test_log_probabilities_of_a_prompt_come_with_each_answers_first_delta():
+    made = output(answer("a", [5]), answer("b", [6], index=1))
+    entry = SimpleNamespace(decoded_token="x", logprob=-0.5, rank=1)
+    made.prompt_token_ids = [1, 2]
+    made.prompt_logprobs = [None, {2: entry}]
+    maker = DeltaMaker(Sampling(prompt_logprobs=0), "<{}>".format)
+    of_prompt = (TokenLogprob("<1>", None, id=1), TokenLogprob("x", -0.5, id=2, rank=1))
+    assert [delta.prompt_logprobs for delta in maker.deltas(made)] == [of_prompt] * 2
+    made = output(answer("c", [7], reason="stop"))
+    assert maker.deltas(made)[0].prompt_logprobs is None
+
+
+def test_tokens_are_named_by_their_ids_where_the_request_wants_it():
+    step = {5: SimpleNamespace(decoded_token="e", logprob=-0.5, rank=1)}
+    sampling = Sampling(logprobs=1, extra={"return_tokens_as_token_ids": True})
+    (delta,) = DeltaMaker(sampling).deltas(output(answer("e", [5], logprobs=[step])))
+    (token,) = delta.logprobs or ()
+    assert (token.token, token.raw, token.top) == ("token_id:5", b"e", (("token_id:5", -0.5),))
+
+
+def test_a_request_that_asks_for_token_ids_gets_those_of_the_prompt_once():
+    maker = DeltaMaker(Sampling(extra={"return_token_ids": True}))
+    first, second = output(answer("a", [5])), output(answer("b", [6], reason="stop"))
+    assert [maker.deltas(one)[0].prompt_token_ids for one in (first, second)] == [(1, 2, 3), None]

@@ -26,6 +26,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.constraints import one_of
+from penstock.openai.engine_parameters import EngineParameters
 from penstock.openai.requests import bias_pairs
 from penstock.openai.responses import Answers
 from penstock.types import (
@@ -256,7 +257,7 @@ class _Structured(Struct):
     grammar: str | None = None
 
 
-class _Params(Struct):
+class _Params(EngineParameters):
     """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
 
     n: int = 1
@@ -281,22 +282,11 @@ class _Params(Struct):
     json_schema: str | dict[str, Any] | None = None
     regex: str | None = None
     detokenize: bool = True
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
     best_of: int | None = None
     bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
-    truncate_prompt_tokens: int | None = None
-
-
-_DEFAULTS = _Params()
-_NOT_OURS = (
-    *("skip_special_tokens", "include_stop_str_in_output", "best_of"),
-    *("prompt_logprobs", "truncate_prompt_tokens"),
-)
 
 
 def sampling_of(params: Any) -> tuple[Sampling, int]:
@@ -321,11 +311,10 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
         wanted = parse_options(_Params, given, "sampling_params")
     except ConfigError as error:
         raise RequestError(str(error), param=error.field) from None
-    for name in _NOT_OURS:
-        if getattr(wanted, name) != getattr(_DEFAULTS, name):
-            raise UnsupportedError(
-                f"sampling_params.{name} is not supported", param=f"sampling_params.{name}"
-            )
+    if wanted.best_of not in (None, wanted.n):
+        raise UnsupportedError(
+            "sampling_params.best_of is not supported", param="sampling_params.best_of"
+        )
     stop = wanted.stop or ()
     sampling = Sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
@@ -346,6 +335,8 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
         logit_bias=bias_pairs(wanted.logit_bias),
         allowed_token_ids=tuple(wanted.allowed_token_ids or ()),
         bad_words=tuple(wanted.bad_words or ()),
+        prompt_logprobs=wanted.prompt_logprobs,
+        extra=wanted.extra,
     )
     return sampling, wanted.n
 

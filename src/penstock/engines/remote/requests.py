@@ -41,6 +41,8 @@ OTHER_PATHS: Mapping[Dialect, Mapping[str, str]] = {
 }
 """Paths that a dialect has elsewhere."""
 _DEFAULTS = Sampling()
+_OPENAIS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+"""What every server knows, so that it may be sent where it is its default."""
 _SAME_NAME = (
     *(
         "top_p",
@@ -178,13 +180,13 @@ def _tokens_body(request: TokenizeRequest) -> dict[str, Any]:
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
     sampling = request.sampling
     body: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        **{
-            name: value
-            for name in _SAME_NAME
-            if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
-        },
+        name: value
+        for name in _SAME_NAME
+        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
     }
+    # The server's model may have defaults of its own for what the request leaves out.
+    stated = _OPENAIS if sampling.unset else _OPENAIS[:1]
+    body |= {name: getattr(sampling, name) for name in stated if name not in sampling.unset}
     if sampling.max_tokens is not None:
         body[max_tokens_field] = sampling.max_tokens
     if sampling.structured is not None:

@@ -10,11 +10,19 @@ from contextlib import aclosing, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import msgspec
+
 from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
-from penstock.engines.token_engine import Echo, TokenEngine, echoed
+from penstock.engines.token_engine import (
+    Echo,
+    TokenEngine,
+    echoed,
+    prompt_sampling,
+    without_answer,
+)
 from penstock.engines.vllm import kv_cache, options
 from penstock.engines.vllm.translation import DeltaMaker
 from penstock.errors import (
@@ -22,10 +30,12 @@ from penstock.errors import (
     EngineError,
     ModelNotFoundError,
     PenstockError,
+    RequestError,
     UnsupportedError,
 )
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
+from penstock.openai.engine_parameters import with_model_defaults
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest
@@ -149,10 +159,14 @@ class VLLMEngine(TokenEngine):
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         running = self._alive()
-        maker = DeltaMaker(request.sampling.logprobs)
         begun = False
         try:
             prepared = await self._prepare(running, request)
+            maker = DeltaMaker(
+                prepared.sampling,
+                running.prompts.token_text,
+                as_ids=bool(self.options.frontend.get("return_tokens_as_token_ids")),
+            )
             translate = prepared.translate
             if self.cached_blocks is not None:
                 running.note_blocks(self.cached_blocks, prepared, request.adapter)
@@ -266,28 +280,58 @@ class VLLMEngine(TokenEngine):
     ) -> Prepared:
         self._check_task(task_of(request))
         self._check_adapter(request.adapter)
+        given = with_model_defaults(request.sampling, running.prompts.defaults)
         if isinstance(request, ChatRequest):
-            return await self._prepare_chat(running, request)
-        request = with_seed(request) if self.deterministic else request
-        check_sampling(request.sampling, request.n, self.capabilities, self.name)
-        prepared = await running.prompts.prepare_completion(request)
-        if request.echo:
-            prepared.translate = Echo(
-                request.prompt
-                if isinstance(request.prompt, str)
-                else await self.detokenize(request.prompt)
+            request = msgspec.structs.replace(request, sampling=given)
+            self._check_chat(request)
+            return await self._prepare_chat(
+                running, with_seed(request) if self.deterministic else request
             )
+        request = msgspec.structs.replace(request, sampling=given)
+        request = with_seed(request) if self.deterministic else request
+        sampling, only_prompt = given, False
+        if request.echo or given.prompt_logprobs is not None:
+            sampling, only_prompt = prompt_sampling(request)
+        check_sampling(sampling, request.n, self.capabilities, self.name)
+        prepared = await running.prompts.prepare_completion(request, sampling)
+        if request.echo:
+            prompt = request.prompt
+            echo = Echo(
+                prompt if isinstance(prompt, str) else await self.detokenize(prompt),
+                keep=given.prompt_logprobs is not None,
+            )
+            prepared.translate = (
+                (lambda delta: echo(without_answer(delta))) if only_prompt else echo
+            )
+        elif only_prompt:
+            prepared.translate = without_answer
         return prepared
 
+    def _check_chat(self, request: ChatRequest) -> None:
+        """Raise `RequestError` for what the options do not let a chat have."""
+        given = self.options.frontend
+        if (
+            request.tools
+            and request.tool_choice in (None, "auto")
+            and given.get("enable_auto_tool_choice") is False
+        ):
+            raise RequestError(
+                "this model makes no tool call by its own choice"
+                " (engine_kwargs.enable_auto_tool_choice)",
+                param="tool_choice",
+            )
+
     async def _prepare_chat(self, running: Running, request: ChatRequest) -> Prepared:
-        request = with_seed(request) if self.deterministic else request
         if running.parsed is not None and running.parsed.wants(request):
             check_sampling(request.sampling, request.n, self.capabilities, self.name)
+            if request.tool_choice == "none" and not self._shows_unused_tools:
+                request = msgspec.structs.replace(request, tools=None, tool_choice=None)
             return _with_echo(request, await running.parsed.prepare(request))
         tools = None if request.tool_choice == "none" else request.tools
+        shown = request.tools if self._shows_unused_tools else tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
-        prepared = await running.prompts.prepare_chat(request, sampling, tools)
+        prepared = await running.prompts.prepare_chat(request, sampling, shown)
         if tools:
             forced = sampling.structured is not request.sampling.structured
             reader = AnswerReader(
@@ -298,6 +342,11 @@ class VLLMEngine(TokenEngine):
             )
             prepared.translate = reader.translate
         return _with_echo(request, prepared)
+
+    @property
+    def _shows_unused_tools(self) -> bool:
+        """Whether the model sees tools that it must not call."""
+        return self.options.frontend.get("exclude_tools_when_tool_choice_none") is False
 
     def _alive(self) -> Running:
         running = self._running

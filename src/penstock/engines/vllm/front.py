@@ -34,6 +34,17 @@ _TASKS = {
 }
 """The methods that each of vLLM's tasks serves."""
 
+_EXTRA = frozenset(
+    {
+        *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
+        *("truncate_prompt_tokens", "truncation_side", "cache_salt", "documents"),
+        *("return_tokens_as_token_ids", "return_token_ids", "logprob_token_ids"),
+        *("thinking_token_budget", "repetition_detection", "stream_interval", "watermarking"),
+        *("mm_processor_kwargs", "media_io_kwargs", "vllm_xargs", "kv_transfer_params"),
+    }
+)
+"""The parameters of `Sampling.extra` that vLLM's engine honours."""
+
 _CPU_STOP_SECONDS = 1.0
 """How long a stop waits before it kills. A CPU worker takes seconds to end, but loses nothing."""
 
@@ -152,8 +163,20 @@ class Front:
             else frozenset(),
             max_top_logprobs=logprobs if generates else -1,
             adapters=config.lora_config is not None,
+            prompt_logprobs=generates,
+            logit_bias=generates,
+            extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
         )
+
+    def _untrusted(self) -> frozenset[str]:
+        """The parameters that these options do not let requests have."""
+        names: set[str] = set()
+        if not self.options.frontend.get("trust_request_mm_kwargs"):
+            names |= {"mm_processor_kwargs", "media_io_kwargs"}
+        if self.config.kv_transfer_config is None:
+            names.add("kv_transfer_params")
+        return frozenset(names)
 
     # Death
     def watch(self) -> None:

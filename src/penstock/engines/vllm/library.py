@@ -26,7 +26,12 @@ try:
     from vllm.pooling_params import PoolingParams
     from vllm.reasoning import ReasoningParserManager
     from vllm.renderers import ChatParams
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
     from vllm.tokenizers.hf import ThreadSafeHFTokenizerMixin
     from vllm.tool_parsers import ToolParserManager
     from vllm.usage.usage_lib import UsageContext
@@ -49,6 +54,7 @@ __all__ = [
     "LoRARequest",
     "PoolingParams",
     "ReasoningParserManager",
+    "RepetitionDetectionParams",
     "RequestOutputKind",
     "SamplingParams",
     "StructuredOutputsParams",

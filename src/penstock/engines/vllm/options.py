@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from penstock import demo
 from penstock.engines.base import Versions
+from penstock.engines.vllm.server_options import check_server_options
 from penstock.errors import ConfigError, MissingExtraError, nearest
 
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
@@ -199,6 +200,7 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         # engine's processes are traced all the same.
         engine["profiler_config"] = {"ignore_frontend": True, **profiler}
     frontend = {name: value for name, value in given.items() if name in frontend_names}
+    check_server_options(frontend)
     return VLLMOptions(engine, frontend, found.cpu, deterministic)
 
 

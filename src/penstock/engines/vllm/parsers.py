@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -49,7 +50,9 @@ class ParsedChats:
 
     def __init__(self, front: Front, state: Any, prompts: Prompts) -> None:
         self._prompts = prompts
-        self._renderer = state.online_renderer
+        self._renderer = copy(state.online_renderer)
+        # Whoever serves the model decides on that.
+        self._renderer.trust_request_chat_template = True
         self._parser_class = self._renderer.parser
         self._model_config = front.config.model_config
         has_reasoning = getattr(self._parser_class, "reasoning_parser_cls", None) is not None
@@ -96,7 +99,7 @@ class ParsedChats:
                 "reasoning_parser_kwargs": {"chat_template_kwargs": variables},
             }
         chat = ParsedChat(body, ids, parsers, stream=request.stream)
-        return Prepared(prompt, params, chat.translate, extras)
+        return Prepared(prompt, params, request.sampling, chat.translate, extras)
 
 
 class ParsedChat:
@@ -198,6 +201,11 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "chat_template": request.chat_template,
         "chat_template_kwargs": request.chat_template_kwargs or None,
         "kv_transfer_params": request.kv_transfer_params,
+        "prompt_logprobs": sampling.prompt_logprobs,
+        "logit_bias": {str(token_id): value for token_id, value in sampling.logit_bias} or None,
+        "allowed_token_ids": list(sampling.allowed_token_ids) or None,
+        "bad_words": list(sampling.bad_words) or None,
+        **sampling.extra,
         "add_generation_prompt": request.add_generation_prompt,
         "continue_final_message": request.continue_final_message,
         "reasoning_effort": request.chat_template_kwargs.get("reasoning_effort"),

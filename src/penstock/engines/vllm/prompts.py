@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from msgspec import Struct
 from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.vllm.library import (
     ChatParams,
+    RepetitionDetectionParams,
     RequestOutputKind,
     SamplingParams,
     StructuredOutputsParams,
@@ -41,18 +43,32 @@ _SHORT = 4096
 times as much as the work.
 """
 _TOO_LONG = frozenset({"input_tokens", "input_text"})
+_FOR_PROMPT = frozenset(
+    {"truncate_prompt_tokens", "truncation_side", "documents", "mm_processor_kwargs"}
+    | {"media_io_kwargs"}
+)
+_NEUTRAL = Sampling()
+_FOR_MEDIA = ("mm_processor_kwargs", "media_io_kwargs")
 SAME_NAME = (
     *("min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
 """The fields of `Sampling` that vLLM has under the same name."""
+_SAME_EXTRA = (
+    *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
+    *("logprob_token_ids", "thinking_token_budget", "stream_interval", "watermarking"),
+)
+"""The parameters of `Sampling.extra` that are fields of vLLM's `SamplingParams`."""
 
 
 class Prepared(Struct):
-    """A request for `AsyncLLM.generate`. `translate` splits the text of each delta, if needed."""
+    """A request for `AsyncLLM.generate`. `sampling` is what `params` were made of. `translate`
+    splits the text of each delta, if needed.
+    """
 
     prompt: Any
     params: Any
+    sampling: Sampling = _NEUTRAL
     translate: Callable[[Delta], Delta] | None = None
     extras: dict[str, Any] = {}
 
@@ -64,16 +80,22 @@ class Prepared(Struct):
 
 class Prompts:
     """Renders prompts for one model, which may have no tokenizer. Passes on vLLM's errors, but
-    raises `ContextLengthError` for a prompt that is too long.
+    raises `ContextLengthError` for a prompt that is too long. `defaults`: the sampling parameters
+    that the model's `generation_config.json` or the options state, as under `vllm serve`.
     """
 
     def __init__(self, front: Front) -> None:
-        self.context_length: int = front.config.model_config.max_model_len
+        model = front.config.model_config
+        self.context_length: int = model.max_model_len
+        self.defaults: dict[str, Any] = dict(model.get_diff_sampling_param())
+        self._longest: int = self.defaults.pop("max_tokens", self.context_length)
+        self._most: int = model.override_generation_config.get(
+            "max_new_tokens",
+            self.context_length if model.generation_config in ("auto", "vllm") else self._longest,
+        )
         self.tokenizer = front.llm.tokenizer
         self._renderer = front.llm.renderer
-        self._vocabulary = max(
-            front.config.model_config.get_vocab_size(), len(self.tokenizer or ())
-        )
+        self._vocabulary = max(model.get_vocab_size(), len(self.tokenizer or ()))
         frontend = front.options.frontend
         self.template = _template(frontend.get("chat_template"), self.tokenizer)
         self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}
@@ -126,9 +148,13 @@ class Prompts:
         return TokenizerInfo(kind, template.source if template else None, special)
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, special tokens included, as vLLM's server gives it."""
         self.check_ids(ids, "tokens")
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token."""
+        return "" if self.tokenizer is None else str(self.tokenizer.decode([token_id]))
 
     def learn(self) -> None:
         """Enable shortcuts for plain text. Takes a while, and warms the renderer up."""
@@ -148,35 +174,56 @@ class Prompts:
         `ContextLengthError`, and vLLM's errors.
         """
         ids = request.prompt_token_ids
-        prompt = await (self.completion(ids) if ids else self._chat(request, tools))
+        if ids:
+            prompt = await self.completion(ids)
+        else:
+            prompt = await self._chat(request, sampling, tools)
         return self._prepared(prompt, request, sampling)
 
-    async def prepare_completion(self, request: CompletionRequest) -> Prepared:
-        """Prepare a text or token ids. Raises as `completion`."""
+    async def prepare_completion(self, request: CompletionRequest, sampling: Sampling) -> Prepared:
+        """Prepare a text or token ids; `sampling` replaces the request's own. Raises as
+        `completion`.
+        """
         given = request.prompt_token_ids or request.prompt
-        prompt = await self.completion(given, special_tokens=request.special_tokens)
-        return self._prepared(prompt, request, request.sampling)
+        prompt = await self.completion(
+            given, special_tokens=request.special_tokens, sampling=sampling
+        )
+        return self._prepared(prompt, request, sampling)
 
     def _prepared(
         self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling
     ) -> Prepared:
         # vLLM's core uses these ids as indices of its logits, and crashes beyond the end.
         self.check_ids(sampling.stop_token_ids, "stop_token_ids")
-        transfer = request.kv_transfer_params
-        structured = sampling.structured
+        self.check_ids(sampling.allowed_token_ids, "allowed_token_ids")
+        self.check_ids([token_id for token_id, _ in sampling.logit_bias], "logit_bias")
+        extra, structured = sampling.extra, sampling.structured
+        self.check_ids(extra.get("logprob_token_ids", ()), "logprob_token_ids")
+        arguments = dict(extra.get("vllm_xargs", {}))
+        if transfer := request.kv_transfer_params or extra.get("kv_transfer_params"):
+            arguments["kv_transfer_params"] = transfer
+        repetition = extra.get("repetition_detection")
+        if "cache_salt" in extra:
+            prompt["cache_salt"] = extra["cache_salt"]
         params = SamplingParams(
             n=request.n,
             max_tokens=self.room(prompt, sampling.max_tokens),
             stop=list(sampling.stop) or None,
             stop_token_ids=list(sampling.stop_token_ids) or None,
-            logprobs=sampling.logprobs,
+            logprobs=None if extra.get("logprob_token_ids") else sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
+            logit_bias=dict(sampling.logit_bias) or None,
+            allowed_token_ids=list(sampling.allowed_token_ids) or None,
+            bad_words=list(sampling.bad_words) or None,
+            repetition_detection=repetition and RepetitionDetectionParams(**repetition),
             structured_outputs=structured and StructuredOutputsParams(**constraint(structured)),
             output_kind=output_kind(request),
-            extra_args={"kv_transfer_params": transfer} if transfer else None,
+            extra_args=arguments or None,
             skip_clone=True,  # the object serves one request only
             **{name: getattr(sampling, name) for name in SAME_NAME},
+            **{name: extra[name] for name in _SAME_EXTRA if name in extra},
         )
-        return Prepared(prompt, params)
+        return Prepared(prompt, params, sampling)
 
     def _for_template(
         self, request: ChatRequest, tools: list[dict[str, Any]] | None
@@ -193,9 +240,14 @@ class Prompts:
             }
         return messages, tools, kwargs
 
-    async def _chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+    async def _chat(
+        self, request: ChatRequest, sampling: Sampling, tools: list[dict[str, Any]] | None
+    ) -> Any:
         messages, tools, kwargs = self._for_template(request, tools)
-        at_once = self._at_once and not tools and _is_short(request)
+        extra = sampling.extra
+        at_once = (
+            self._at_once and not tools and _FOR_PROMPT.isdisjoint(extra) and _is_short(request)
+        )
         try:
             if (
                 at_once
@@ -204,22 +256,37 @@ class Prompts:
                 and (ids := self._plain.chat(messages)) is not None
             ):
                 return self._of_ids(ids)
-            params = self._chat_params(request.chat_template, kwargs, tools)
+            if "documents" in extra:
+                kwargs = {**kwargs, "documents": extra["documents"]}
+            media = {name: extra[name] for name in _FOR_MEDIA if name in extra}
+            params = self._chat_params(request.chat_template, kwargs, tools, **media)
             if at_once:
                 _, (prompt,) = self._renderer.render_chat([messages], params)
             else:
-                _, (prompt,) = await self._renderer.render_chat_async([messages], params)
+                tokenizing = _cut(self._renderer.default_chat_tok_params, sampling)
+                extras = {name: extra[name] for name in _FOR_MEDIA[:1] if name in extra}
+                _, (prompt,) = await self._renderer.render_chat_async(
+                    [messages], params, tokenizing, prompt_extras=extras
+                )
         except Exception as error:
             if request.continue_final_message and "continue_final_message" in str(error):
                 raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
         return prompt
 
-    async def completion(self, prompt: str | list[int], *, special_tokens: bool = True) -> Any:
+    async def completion(
+        self,
+        prompt: str | list[int],
+        *,
+        special_tokens: bool = True,
+        sampling: Sampling = _NEUTRAL,
+    ) -> Any:
         """The engine input of a text or of token ids. Raises `RequestError`, `ContextLengthError`,
         and vLLM's errors.
         """
         params = self._text_params(special_tokens)
+        if cut := bool(_FOR_PROMPT.intersection(sampling.extra)):
+            params = _cut(params, sampling)
         if isinstance(prompt, str):
             given: dict[str, Any] = {"prompt": prompt}
         else:
@@ -228,7 +295,7 @@ class Prompts:
             self.check_ids(prompt, "prompt")
             given = {"prompt_token_ids": prompt}
         try:
-            if self._at_once and len(prompt) <= _SHORT:
+            if self._at_once and len(prompt) <= _SHORT and not cut:
                 if (
                     isinstance(prompt, str)
                     and self._plain is not None
@@ -265,7 +332,7 @@ class Prompts:
                 f"this model's context is {self.context_length} tokens; the prompt has {length}",
                 param="messages",
             )
-        return min(max_tokens or room, room)
+        return min(max_tokens or self._longest, room, self._most)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""
@@ -283,7 +350,11 @@ class Prompts:
         return params if special_tokens else params.with_kwargs(add_special_tokens=False)
 
     def _chat_params(
-        self, template: str | None, kwargs: Mapping[str, Any], tools: list[dict[str, Any]] | None
+        self,
+        template: str | None,
+        kwargs: Mapping[str, Any],
+        tools: list[dict[str, Any]] | None,
+        **media: Any,
     ) -> Any:
         variables = {
             **self.variables,
@@ -297,6 +368,7 @@ class Prompts:
             chat_template=template or self.template,
             chat_template_content_format=self._content_format,
             chat_template_kwargs=variables,
+            **media,
         )
 
     def _too_long(self, error: Exception) -> ContextLengthError | None:
@@ -306,6 +378,18 @@ class Prompts:
             f"this model's context is {self.context_length} tokens, and the prompt alone is longer",
             param="messages",
         )
+
+
+def _cut(params: Any, sampling: Sampling) -> Any:
+    """Parameters of tokenizing that cut a long prompt as the request wants it."""
+    if "truncate_prompt_tokens" not in sampling.extra:
+        return params
+    return dataclasses.replace(
+        params,
+        truncate_prompt_tokens=sampling.extra["truncate_prompt_tokens"],
+        truncation_side=sampling.extra.get("truncation_side"),
+        max_output_tokens=sampling.max_tokens or 0,
+    )
 
 
 def _is_short(request: ChatRequest) -> bool:

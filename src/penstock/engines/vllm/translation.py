@@ -7,7 +7,7 @@ from typing import Any
 
 from penstock.engines.chat_template import ChatTemplate
 from penstock.errors import EngineError, RequestError
-from penstock.types import Delta, FinishReason, Message, TokenLogprob, Usage
+from penstock.types import Delta, FinishReason, Message, Sampling, TokenLogprob, Usage
 
 _REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
@@ -58,7 +58,9 @@ class PlainText:
 
     def chat(self, messages: list[Message]) -> list[int] | None:
         """The ids of a conversation; None if the renderer must make them, or raise an error."""
-        if not self._chats or not all(message.keys() == _KEYS for message in messages):
+        if not self._chats or not all(
+            message.keys() == _KEYS and message["role"] != "developer" for message in messages
+        ):
             return None
         return self._chat(messages)
 
@@ -101,31 +103,57 @@ def _is(made: Any, ids: list[int] | None) -> bool:
 
 
 class DeltaMaker:
-    """Turns vLLM's outputs into the deltas of one request. `top_logprobs` is `Sampling.logprobs`.
+    """Turns vLLM's outputs into the deltas of one request. `decode` gives the text of a token.
+    Log probabilities name tokens by their ids where `as_ids`.
 
     Every token passes here, so only the delta is built.
     """
 
-    __slots__ = ("_begun", "_counts", "_top")
+    __slots__ = (
+        *("_as_ids", "_begun", "_counts", "_decode", "_extra_ids", "_prompt", "_prompt_ids"),
+        *("_prompt_top", "_returns_ids", "_top"),
+    )
 
-    def __init__(self, top_logprobs: int | None) -> None:
-        self._top = top_logprobs
+    def __init__(
+        self, sampling: Sampling, decode: Callable[[int], str] = str, *, as_ids: bool = False
+    ) -> None:
+        self._decode = decode
+        self._top = sampling.logprobs
+        self._extra_ids = bool(sampling.extra.get("logprob_token_ids"))
+        self._prompt_top = sampling.prompt_logprobs
+        self._prompt: tuple[TokenLogprob, ...] | None = None
+        self._as_ids = as_ids or bool(sampling.extra.get("return_tokens_as_token_ids"))
+        self._prompt_ids: tuple[int, ...] | None = None
+        self._returns_ids = bool(sampling.extra.get("return_token_ids"))
         self._begun = False
         self._counts: dict[int, int] = {}
 
     def deltas(self, output: Any) -> list[Delta]:
         """The deltas of a `RequestOutput`. Raises `EngineError` if the engine failed on it."""
         made = []
+        if output.prompt_logprobs is not None and self._prompt is None:
+            self._prompt = self._of_prompt(output)
+        if self._returns_ids and self._prompt_ids is None:
+            self._prompt_ids = tuple(output.prompt_token_ids or ())
         for answer in output.outputs:
             index, ids, reason = answer.index, answer.token_ids, answer.finish_reason
             count = self._counts[index] = self._counts.get(index, 0) + len(ids)
+            first = count == len(ids)
             if reason is None:
                 if ids or answer.text:
                     # The first delta has the prompt's length: some protocols start with it.
                     usage = None if self._begun else _usage(output, 0)
                     self._begun = True
                     made.append(
-                        Delta(index, answer.text, tuple(ids), self._logprobs(answer), usage=usage)
+                        Delta(
+                            index,
+                            answer.text,
+                            tuple(ids),
+                            self._logprobs(answer),
+                            usage=usage,
+                            prompt_logprobs=self._prompt if first else None,
+                            prompt_token_ids=self._prompt_ids if first else None,
+                        )
                     )
                 continue
             if reason == "error":
@@ -141,6 +169,8 @@ class DeltaMaker:
                     stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
                     stop_token=answer.stop_reason if isinstance(answer.stop_reason, int) else None,
                     kv_transfer_params=output.kv_transfer_params,
+                    prompt_logprobs=self._prompt if first else None,
+                    prompt_token_ids=self._prompt_ids if first else None,
                 )
             )
         return made
@@ -148,18 +178,41 @@ class DeltaMaker:
     def _logprobs(self, answer: Any) -> tuple[TokenLogprob, ...] | None:
         if self._top is None or answer.logprobs is None:
             return None
-        return tuple(map(self._logprob, answer.token_ids, answer.logprobs))
+        most = None if self._extra_ids else self._top
+        return tuple(
+            self._logprob(token_id, step, most)
+            for token_id, step in zip(answer.token_ids, answer.logprobs, strict=False)
+        )
 
-    def _logprob(self, token_id: int, step: Mapping[int, Any]) -> TokenLogprob:
+    def _of_prompt(self, output: Any) -> tuple[TokenLogprob, ...]:
+        """The log probabilities of the prompt's tokens; vLLM has none for the first."""
+        return tuple(
+            TokenLogprob(self._name(token_id, self._decode(token_id)), None, id=token_id)
+            if step is None
+            else self._logprob(token_id, step, self._prompt_top)
+            for token_id, step in zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
+        )
+
+    def _logprob(self, token_id: int, step: Mapping[int, Any], most: int | None) -> TokenLogprob:
         chosen = step[token_id]
-        ranked = sorted(step.values(), key=lambda entry: -entry.logprob)[: self._top]
+        ranked = list(step.items())
+        if most is not None:
+            ranked = sorted(ranked, key=lambda pair: -pair[1].logprob)[:most]
         return TokenLogprob(
-            chosen.decoded_token or "",
+            self._name(token_id, chosen.decoded_token),
             max(chosen.logprob, LEAST_LOGPROB),
             tuple(
-                (entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked
+                (self._name(number, entry.decoded_token), max(entry.logprob, LEAST_LOGPROB))
+                for number, entry in ranked
             ),
+            id=token_id,
+            raw=(chosen.decoded_token or "").encode() if self._as_ids else None,
+            rank=chosen.rank,
+            top_ids=tuple(number for number, _ in ranked),
         )
+
+    def _name(self, token_id: int, text: str | None) -> str:
+        return f"token_id:{token_id}" if self._as_ids else text or ""
 
 
 def _usage(output: Any, count: int) -> Usage:
