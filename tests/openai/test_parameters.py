@@ -66,10 +66,10 @@ def test_a_refused_field_is_named_and_its_defaults_are_accepted(
 
 
 def test_a_value_is_no_default_of_another_type() -> None:
-    with pytest.raises(RequestError, match="echo is not supported but for false"):
-        parsed("/v1/chat/completions", echo=0)
+    with pytest.raises(RequestError, match="use_beam_search is not supported but for false"):
+        parsed("/v1/chat/completions", use_beam_search=0)
     with pytest.raises(RequestError, match="skip_special_tokens is not supported but for true"):
-        parsed("/v1/completions", skip_special_tokens=False)
+        parsed("/v1/responses", skip_special_tokens=False)
 
 
 @pytest.mark.parametrize(
