@@ -13,6 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from penstock.errors import RequestError
+from penstock.openai.engine_parameters import DEFAULTS
 
 Verdict = Literal["honoured", "harmless", "refused"]
 _CACHE = "prefixes are cached by content"
@@ -20,7 +21,6 @@ _SHARED = {"request_id": "the header `x-request-id` names a request"}
 _GENERATING = {
     **_SHARED,
     "session_id": "a hint for routing",
-    "stream_interval": "the server joins chunks where a client lags",
     "user": "for the provider's records",
 }
 _OPENAI = {
@@ -48,6 +48,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "ResponseBody": {
         **_GENERATING,
         **_OPENAI,
+        "stream_interval": "the server joins chunks where a client lags",
         "include": "what it could add, the answer has, or the server has not",
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },
@@ -72,37 +73,20 @@ _OF_ENGINES: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": _NOTHING,
     "watermarking": (False,),
 }
-_SAMPLED: dict[str, tuple[Any, ...]] = {
-    **_OF_ENGINES,
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1.0,),
-    "logprob_token_ids": _NOTHING,
-    "repetition_detection": _NOTHING,
-    "return_token_ids": (False,),
+_PASSED_BY: dict[str, tuple[Any, ...]] = {
+    "mm_payload": _NOTHING,
+    "return_mm_kwargs": (False,),
     "return_token_offsets": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "routed_experts_prompt_start": (0,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "thinking_token_budget": _NOTHING,
-    "truncate_prompt_tokens": _NOTHING,
-    "truncation_side": _NOTHING,
-    "use_beam_search": (False,),
 }
 _MEDIA: dict[str, tuple[Any, ...]] = {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING}
 REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": {
-        **_SAMPLED,
-        **_MEDIA,
-        "add_special_tokens": (False,),
+        **_PASSED_BY,
         "audio": _NOTHING,
-        "documents": _NOTHING,
-        "include_reasoning": (True,),
         "moderation": _NOTHING,
-        "return_prompt_text": (False,),
         "web_search_options": (),
     },
-    "CompletionBody": {**_SAMPLED, "prompt_embeds": _NOTHING},
+    "CompletionBody": {**_PASSED_BY, "prompt_embeds": _NOTHING},
     "EmbeddingBody": {
         **_MEDIA,
         "add_generation_prompt": (False,),
@@ -166,7 +150,7 @@ has is not looked up here.
 """
 ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "CompletionBody": {"suffix": ("",)},
-    "ResponseBody": {"top_logprobs": (0,), "truncation": ("disabled",)},
+    "ResponseBody": {"truncation": ("disabled",)},
 }
 """As `REFUSED`, of fields that a form has."""
 
@@ -198,7 +182,7 @@ def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
         return "harmless", why
     values = ONLY.get(key, {}).get(name)
     if values is None and name in form.__struct_fields__:
-        return "honoured", ""
+        return "honoured", "vLLM" if name in DEFAULTS else ""
     if values is None:
         values = REFUSED[key][name]
     return "refused", "" if values is _NOTHING or not values else f"but for {_told(values)}"
