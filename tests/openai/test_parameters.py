@@ -66,8 +66,8 @@ def test_a_refused_field_is_named_and_its_defaults_are_accepted(
 
 
 def test_a_value_is_no_default_of_another_type() -> None:
-    with pytest.raises(RequestError, match="use_beam_search is not supported but for false"):
-        parsed("/v1/chat/completions", use_beam_search=0)
+    with pytest.raises(RequestError, match="moderation is not supported"):
+        parsed("/v1/chat/completions", moderation=0)
     with pytest.raises(RequestError, match="skip_special_tokens is not supported but for true"):
         parsed("/v1/responses", skip_special_tokens=False)
 
