@@ -7,6 +7,7 @@ engine's own process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, field
@@ -21,11 +22,12 @@ Message = dict[str, Any]
 class StructuredOutput(Struct, frozen=True):
     """A constraint on the generated text.
 
-    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for
-    "json_object"; engines derive a "grammar" from these. `checked`: the caller validates the answer
-    too, so an engine may leave parts that it cannot enforce to the caller. `param`: the parameter
-    of the request that holds the constraint, for errors. `after`: thoughts may come first, which
-    end with one of these texts; they begin with one of `openers`, or, if there are none, at once.
+    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", EBNF in GBNF's form
+    (as XGrammar reads it) for "grammar", and is empty for "json_object". `checked`: the caller
+    validates the answer too, so an engine may leave parts that it cannot enforce to the caller.
+    `param`: the parameter of the request that holds the constraint, for errors. `after`: thoughts
+    may come first, which end with one of these texts; they begin with one of `openers`, or, if
+    there are none, at once.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
@@ -132,9 +134,11 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
-    """Texts to embed. `dimensions` None gives the model's own width."""
+    """Texts to embed, or token ids as the model reads them: none are added. `dimensions` None gives
+    the model's own width.
+    """
 
-    inputs: list[str]
+    inputs: Sequence[str | list[int]]
     dimensions: int | None = None
     request_id: str = ""
 
@@ -219,7 +223,8 @@ class Delta(Struct, frozen=True, array_like=True):
     """One step's addition to one answer of a request.
 
     The last delta of an answer has a `finish_reason` and that answer's `usage`; `stop` is the stop
-    string that ended it, if any. The first of several deltas may have a `usage` of the prompt
+    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that
+    did. The first of several deltas may have a `usage` of the prompt
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
     of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
     answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
@@ -239,6 +244,7 @@ class Delta(Struct, frozen=True, array_like=True):
     reasoning: str = ""
     kv_transfer_params: dict[str, Any] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    stop_token: int | None = None
     prompt_token_ids: tuple[int, ...] | None = None
 
 

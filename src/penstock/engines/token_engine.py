@@ -19,7 +19,7 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate, takes_tools
 from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
-from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
+from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.table import forms_of
@@ -227,15 +227,13 @@ class TokenEngine(LLMEngine):
         tools: list[dict[str, Any]] | None,
         choice: str | dict[str, Any] | None,
     ) -> Sampling:
-        """A call that must be made is a constraint on the answer."""
+        """A call that must be made is a constraint on the answer. It takes the place of the
+        request's own (`response_format`), as in OpenAI's API and vLLM: that is for answers in text.
+        """
         check_tools(tools, choice)
         constraint = call_constraint(tools, choice) if tools else None
         if constraint is None:
             return sampling
-        if sampling.structured is not None:
-            raise RequestError(
-                "a tool call cannot be required together with response_format", param="tool_choice"
-            )
         if constraint.kind not in self.capabilities.structured:
             raise UnsupportedError(
                 f"the {self.name} engine cannot require tool calls", param="tool_choice"

@@ -6,19 +6,14 @@ from __future__ import annotations
 
 import json
 from hashlib import blake2b
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
+from penstock.openai.constraints import parse_response_format
 from penstock.openai.framing import event, merged_parts
-from penstock.openai.requests import (
-    Whole,
-    begun_by_assistant,
-    check_messages,
-    parse_response_format,
-    with_effort,
-)
+from penstock.openai.requests import Whole, begun_by_assistant, check_messages, with_effort
 from penstock.openai.responses import Answers, UsageTotal, reasoning_fields
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
@@ -36,6 +31,7 @@ class OutputConfig(Struct):
 class MessageBody(Struct, kw_only=True):
     """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
 
+    names: ClassVar = {"stop": "stop_sequences", "response_format": "output_config.format"}
     model: str = ""
     max_tokens: Whole
     messages: Annotated[list[Message], Meta(min_length=1)]

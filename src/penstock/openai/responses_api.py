@@ -7,13 +7,15 @@ Nothing is stored here: the input of a request that continues a stored conversat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
-from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
+from penstock.openai.constraints import parse_response_format
+from penstock.openai.requests import Whole, check_messages, with_effort
 from penstock.openai.responses import Answers, reasoning_fields, token_logprobs
+from penstock.openai.tool_forms import plain_tools
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Message, Sampling, TokenLogprob, Usage
 
@@ -45,6 +47,11 @@ class TextOptions(Struct):
 class ResponseBody(Struct, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
+    names: ClassVar = {
+        "max_tokens": "max_output_tokens",
+        "messages": "input",
+        "response_format": "text.format",
+    }
     model: str = ""
     input: str | list[dict[str, Any]] = field(default_factory=list)
     instructions: str | None = None
@@ -96,7 +103,12 @@ class ResponseBody(Struct, kw_only=True):
         check_messages(messages)
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = self.tool_choice
-        if isinstance(choice, dict):
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            allowed = [{"type": "function", "function": tool} for tool in choice.get("tools") or ()]
+            chosen = {"mode": choice.get("mode"), "tools": allowed}
+            made, choice, _ = plain_tools(tools, {**choice, "allowed_tools": chosen})
+            tools = made or []
+        elif isinstance(choice, dict):
             choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
         check_tools(tools, choice)
         return ChatRequest(

@@ -34,7 +34,7 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "many digits": (chat().replace(b"}]}", b'}], "seed": ' + b"9" * 10_000 + b"}"), 400),
     "huge seed": (chat(seed=10**40), 400),
     "huge float": (chat(temperature=10**400), 400),
-    "huge max_tokens": (chat(max_tokens=10**18), 400),
+    "huge max_tokens": (chat(max_tokens=10**19), 400),
     "negative max_tokens": (chat(max_tokens=-1), 400),
     "zero max_tokens": (chat(max_tokens=0), 400),
     "n zero": (chat(n=0), 400),

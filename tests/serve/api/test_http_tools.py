@@ -186,6 +186,18 @@ async def test_a_required_call_is_a_constraint(
     )
 
 
+async def test_a_required_call_is_held_to_its_tool_not_to_the_response_format(
+    engine: Any, tools_client: Any
+) -> None:
+    formed = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}
+    request = {**ASK, "tool_choice": "required", "response_format": formed}
+    answer = await tools_client.post("/v1/chat/completions", json=request)
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert "weather" in engine.sampled[-1].structured.spec
+    await tools_client.post("/v1/chat/completions", json={**request, "tool_choice": "none"})
+    assert engine.sampled[-1].structured.spec == '{"type": "null"}'
+
+
 async def test_earlier_calls_reach_the_template_as_objects(engine: Any, tools_client: Any) -> None:
     engine.pieces = ["ok"]
     call = {
@@ -213,7 +225,6 @@ async def test_earlier_calls_reach_the_template_as_objects(engine: Any, tools_cl
         ({"tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "wether"}}}, "tool_choice"),
         ({"tools": None, "tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
     ],
 )
 async def test_wrong_tools_name_the_parameter(

@@ -21,7 +21,8 @@ from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
-from penstock.openai.requests import begun_by_assistant, parse_response_format
+from penstock.openai.constraints import parse_response_format
+from penstock.openai.requests import begun_by_assistant
 from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
 from penstock.types import ChatRequest, CompletionRequest, Delta, StructuredOutput
 

@@ -458,7 +458,14 @@ class Generation:
             usage,
             stop=request.stop.found,
             prompt_logprobs=prompt_logprobs(scored, self._tokenizer) if start == 0 else None,
+            stop_token=self._stop_token(request),
         )
+
+    def _stop_token(self, request: Request) -> int | None:
+        if request.finish != "stop" or request.stop.stopped or not request.ids:
+            return None
+        last = request.ids[-1]
+        return last if last in request.sampling.stop_token_ids and last != self._eos else None
 
     def _stop_set(self, request: Request) -> set[int]:
         extra = request.sampling.stop_token_ids

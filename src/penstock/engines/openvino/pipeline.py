@@ -125,7 +125,7 @@ def generation_config(
     """GenAI's settings for one request. `stop_ids` are the model's own end tokens."""
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
-        min_new_tokens=sampling.min_tokens,
+        min_new_tokens=min(sampling.min_tokens, max_new_tokens),
         ignore_eos=sampling.ignore_eos,
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,

@@ -68,7 +68,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         tasks=frozenset({"chat", "completions", "tokenize", "detokenize"}),
         context_length=load.context_length,
         max_concurrency=load.options.max_num_seqs,
-        structured=frozenset({"json_schema", "json_object", "regex"}),
+        structured=frozenset({"json_schema", "json_object", "regex", "grammar"}),
         max_top_logprobs=MAX_TOP_LOGPROBS,
         adapters=True,
         prefix_caching=load.options.enable_prefix_caching,

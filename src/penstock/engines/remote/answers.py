@@ -215,9 +215,19 @@ def delta_of(choice: _Choice, index: int) -> Delta:
             )
             for number, call in enumerate(message.tool_calls)
         )
-    stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
+    ended_by = (choice.stop_reason, choice.matched_stop)
+    stop = next((s for s in ended_by if isinstance(s, str)), None)
+    token = choice.stop_reason if type(choice.stop_reason) is int else None
     reasoning = message.reasoning or message.reasoning_content or ""
-    return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
+    return Delta(
+        index,
+        text,
+        logprobs=logprobs,
+        tool_calls=calls,
+        stop=stop,
+        reasoning=reasoning,
+        stop_token=token,
+    )
 
 
 def with_ids(delta: Delta, begun: set[tuple[int, int]]) -> Delta:

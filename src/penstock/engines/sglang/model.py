@@ -24,6 +24,7 @@ from penstock.errors import (
     ModelNotFoundError,
     PenstockError,
     RequestError,
+    UnsupportedError,
 )
 from penstock.types import Delta, Embeddings, Usage
 
@@ -149,7 +150,11 @@ class Model:
             if not self._running:
                 self._idle.set()
 
-    async def embed(self, texts: list[str], dimensions: int | None) -> Embeddings:
+    async def embed(self, texts: list[Any], dimensions: int | None) -> Embeddings:
+        if not all(isinstance(text, str) for text in texts):
+            raise UnsupportedError(
+                "the sglang engine embeds texts, no lists of token ids", param="input"
+            )
         try:
             answers = await self._engine.async_encode(prompt=texts, dimensions=dimensions)
         except Exception as error:
@@ -273,13 +278,12 @@ class Model:
         if not length:
             raise RequestError("the prompt is empty", param="prompt")
         room = self._context_length - length
-        if length >= self._prompt_limit or (max_tokens or 0) > room:
+        if length >= self._prompt_limit:
             raise ContextLengthError(
-                f"this model's context is {self._context_length} tokens; the prompt has {length}"
-                f" and {max_tokens or 1} more were asked for",
+                f"this model's context is {self._context_length} tokens; the prompt has {length}",
                 param="messages",
             )
-        return max_tokens or room
+        return min(max_tokens or room, int(room))
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:

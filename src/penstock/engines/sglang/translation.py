@@ -64,6 +64,7 @@ class DeltaMaker:
         self._hidden = hidden
         self._top = sampling.logprobs
         self._stop = StopStrings(sampling.stop)
+        self._stop_ids = sampling.stop_token_ids
         self._text_of = text_of
         self._begun = False
 
@@ -96,6 +97,9 @@ class DeltaMaker:
             finish_reason=reason,
             usage=_usage(meta, meta["completion_tokens"]),
             stop=self._stop.found,
+            stop_token=matched
+            if isinstance(matched := finish.get("matched"), int) and matched in self._stop_ids
+            else None,
         )
 
     def _shown(self, text: str) -> str:

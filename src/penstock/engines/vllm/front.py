@@ -39,7 +39,7 @@ _EXTRA = frozenset(
         *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
         *("truncate_prompt_tokens", "truncation_side", "cache_salt", "documents"),
         *("return_tokens_as_token_ids", "return_token_ids", "logprob_token_ids"),
-        *("thinking_token_budget", "repetition_detection", "stream_interval", "watermarking"),
+        *("thinking_token_budget", "repetition_detection", "watermarking"),
         *("mm_processor_kwargs", "media_io_kwargs", "vllm_xargs", "kv_transfer_params"),
     }
 )
@@ -158,7 +158,7 @@ class Front:
             max_concurrency=concurrency,
             # Answers of one length end in the same step, which then needs as many new requests.
             batch_in_flight=2 * concurrency,
-            structured=frozenset({"json_schema", "json_object", "regex"})
+            structured=frozenset({"json_schema", "json_object", "regex", "grammar"})
             if generates
             else frozenset(),
             max_top_logprobs=logprobs if generates else -1,

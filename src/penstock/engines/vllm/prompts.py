@@ -44,7 +44,7 @@ SAME_NAME = (
 """The fields of `Sampling` that vLLM has under the same name."""
 _SAME_EXTRA = (
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
-    *("logprob_token_ids", "thinking_token_budget", "stream_interval", "watermarking"),
+    *("logprob_token_ids", "thinking_token_budget", "watermarking"),
 )
 """The parameters of `Sampling.extra` that are fields of vLLM's `SamplingParams`."""
 
@@ -269,13 +269,14 @@ class Prompts:
         return ChatTemplate(own, {**special, **self.variables})
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """The answer's most tokens. Raises `ContextLengthError` if the request asks for more."""
+        """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
+        less. Raises `ContextLengthError` if it leaves nothing.
+        """
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
-        if room < 1 or (max_tokens or 0) > room:
+        if room < 1:
             raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; the prompt has {length} and"
-                f" {max_tokens or 1} more were asked for",
+                f"this model's context is {self.context_length} tokens; the prompt has {length}",
                 param="messages",
             )
         return min(max_tokens or self._longest, room, self._most)
@@ -368,4 +369,6 @@ def constraint(structured: StructuredOutput) -> dict[str, Any]:
     """A constraint as the arguments of vLLM's `StructuredOutputsParams`."""
     if structured.kind == "json_schema":
         return {"json": structured.spec}
-    return {"regex": structured.spec} if structured.kind == "regex" else {"json_object": True}
+    if structured.kind in ("regex", "grammar"):
+        return {structured.kind: structured.spec}
+    return {"json_object": True}

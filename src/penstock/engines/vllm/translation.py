@@ -167,6 +167,7 @@ class DeltaMaker:
                     _REASONS.get(reason, "stop"),
                     _usage(output, count),
                     stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
+                    stop_token=answer.stop_reason if isinstance(answer.stop_reason, int) else None,
                     kv_transfer_params=output.kv_transfer_params,
                     prompt_logprobs=self._prompt if first else None,
                     prompt_token_ids=self._prompt_ids if first else None,

@@ -47,6 +47,20 @@ def as_penstock_error(caught: BaseException, request_id: str) -> PenstockError:
     return PenstockError("the server failed to answer this request; its log says why")
 
 
+def name_as_sent(error: PenstockError, names: Mapping[str, str]) -> None:
+    """Let an error name the parameter that the client sent. `names` maps the neutral names to
+    those of the request's API.
+    """
+    neutral = error.param if isinstance(error, RequestError) else None
+    sent = names.get(neutral or "")
+    if neutral is None or sent is None:
+        return
+    assert isinstance(error, RequestError)
+    error.param = sent
+    if "_" in neutral:  # others are words of plain text, too
+        error.args = (re.sub(rf"\b{neutral}\b", sent, str(error)),)
+
+
 def error_response(path: str, error: PenstockError) -> Response:
     """The response to a request on `path` that failed with `error`."""
     body = message_error(error) if path == ANTHROPIC_PATH else error_body(error)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from penstock.errors import PenstockError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
-from penstock.serve.api.errors import as_penstock_error, model_sources, public
+from penstock.serve.api.errors import as_penstock_error, model_sources, name_as_sent, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
@@ -153,10 +153,13 @@ class Exchange:
         self.queue_times = gather_queue_times()
         self.request: Request
         self._counted = False
+        self._names: Mapping[str, str] = {}
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
-        return parse_body(form, decode_body(await self.read_json(), Any))
+        body = parse_body(form, decode_body(await self.read_json(), Any))
+        self._names = getattr(body, "names", self._names)
+        return body
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
@@ -223,6 +226,7 @@ class Exchange:
         them get no file paths.
         """
         error = override if override is not None else as_penstock_error(caught, self.id)
+        name_as_sent(error, self._names)
         self.error = error.kind
         if self.trusted:
             return error

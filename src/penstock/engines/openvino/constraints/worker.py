@@ -115,6 +115,8 @@ class Prover:
 
 def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str:
     """The grammar of a constraint of `types.StructuredOutput`'s kinds. Raises `RequestError`."""
+    if kind == "grammar":  # EBNF already
+        return spec
     try:
         if kind == "regex":
             grammar = Grammar(tables)
