@@ -94,12 +94,9 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": {
         **_SAMPLED,
         **_MEDIA,
-        "add_generation_prompt": (True,),
         "add_special_tokens": (False,),
         "audio": _NOTHING,
-        "continue_final_message": (False,),
         "documents": _NOTHING,
-        "echo": (False,),
         "include_reasoning": (True,),
         "moderation": _NOTHING,
         "return_prompt_text": (False,),

@@ -154,7 +154,7 @@ async def test_null_is_no_value_of_what_must_be_given(client: Any) -> None:
         ("/v1/completions", {"prompt": [1, "a"]}, 400),
         ("/v1/completions", {"prompt": [10**12]}, 400),
         ("/v1/completions", {"prompt": [-1]}, 400),
-        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 501),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400),
         ("/v1/completions", {"prompt": ["a"] * 200}, 400),
         ("/v1/completions", {}, 400),
         ("/v1/embeddings", {"input": []}, 400),

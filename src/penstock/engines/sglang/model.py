@@ -26,7 +26,7 @@ from penstock.errors import (
     RequestError,
     UnsupportedError,
 )
-from penstock.types import Delta, Embeddings, Usage
+from penstock.types import Delta, Embeddings, Tokens, Usage
 
 try:
     from sglang.srt.entrypoints.engine import Engine
@@ -167,6 +167,11 @@ class Model:
     async def tokenize(self, text: str) -> list[int]:
         """Ids of a text, none added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        """Ids of a text, with the text of each if `names` are wanted."""
+        ids = list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+        return Tokens(ids, list(map(self._text_of, ids)) if names else None)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         self._check_ids(token_ids, "tokens")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from msgspec.structs import replace
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
@@ -16,6 +16,7 @@ from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
+from penstock.serve.api.engine_app import EngineApp
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import (
     UNTRUSTED,
@@ -48,7 +49,9 @@ class IngressApp:
         if settings.store is not None and ingress.store is None:
             ingress.store = ResponseStore(settings.store)
             ingress.background = BackgroundRuns(ingress, ingress.store)
-        ingress.openapi = describe(endpoints, with_keys=bool(settings.api_keys))
+        ingress.openapi = describe(
+            endpoints, with_keys=bool(settings.api_keys), root_path=settings.root_path
+        )
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
                 replace(one, answer=forward, body=None)
@@ -56,7 +59,10 @@ class IngressApp:
                 else one
                 for one in endpoints
             )
-        routes = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        routes: list[BaseRoute] = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        if settings.engine_app is not None:
+            own = EngineApp(ingress.models, settings.engine_app)
+            routes.append(Mount(settings.engine_app, own))
         app: ASGIApp = ExchangeMiddleware(
             Router(routes, redirect_slashes=False),
             ingress,
@@ -75,6 +81,9 @@ class IngressApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router then raises for an unknown path instead of answering itself.
         scope["app"] = self
+        root = self.ingress.settings.root_path
+        if root and scope["type"] == "http" and scope["path"].startswith(root + "/"):
+            scope = {**scope, "path": scope["path"].removeprefix(root)}
         await self._app(scope, receive, send)
 
 
