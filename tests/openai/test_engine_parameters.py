@@ -52,7 +52,6 @@ def test_an_empty_one_says_nothing(empty):
         ("truncate_prompt_tokens", -2),
         ("truncation_side", "up"),
         ("cache_salt", ""),
-        ("stream_interval", 0),
         ("logprob_token_ids", [-1]),
         ("documents", ["text"]),
     ],

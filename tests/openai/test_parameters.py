@@ -66,10 +66,10 @@ def test_a_refused_field_is_named_and_its_defaults_are_accepted(
 
 
 def test_a_value_is_no_default_of_another_type() -> None:
-    with pytest.raises(RequestError, match="moderation is not supported"):
-        parsed("/v1/chat/completions", moderation=0)
-    with pytest.raises(RequestError, match="skip_special_tokens is not supported but for true"):
-        parsed("/v1/responses", skip_special_tokens=False)
+    with pytest.raises(RequestError, match="return_token_offsets is not supported but for false"):
+        parsed("/v1/chat/completions", return_token_offsets=0)
+    with pytest.raises(RequestError, match="return_mm_kwargs is not supported but for false"):
+        parsed("/v1/completions", return_mm_kwargs=True)
 
 
 @pytest.mark.parametrize(

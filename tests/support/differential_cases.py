@@ -84,7 +84,7 @@ SAMPLING: dict[str, list[Any]] = {
         {},
     ],
     "repetition_detection": [None, {"max_pattern_size": 2, "min_pattern_size": 1, "min_count": 2}],
-    "stream_interval": [None, 1, 4, 0],
+    "stream_interval": [None, 1, 4],
     "length_penalty": [1.0],
     "use_beam_search": [False],
     "unheard_of": [None],

@@ -14,7 +14,6 @@ from msgspec import Meta, Struct
 
 from penstock.types import Sampling
 
-_Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 _NOTHING: tuple[Any, ...] = (None, {}, [])
 _Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -33,7 +32,6 @@ class EngineParameters(Struct, kw_only=True):
     logprob_token_ids: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]] | None = None
     thinking_token_budget: _Whole | None = None
     repetition_detection: dict[str, Any] | None = None
-    stream_interval: _Positive | None = None
     watermarking: bool | None = None
     documents: list[dict[str, str]] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None

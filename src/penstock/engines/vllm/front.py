@@ -39,7 +39,7 @@ _EXTRA = frozenset(
         *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
         *("truncate_prompt_tokens", "truncation_side", "cache_salt", "documents"),
         *("return_tokens_as_token_ids", "return_token_ids", "logprob_token_ids"),
-        *("thinking_token_budget", "repetition_detection", "stream_interval", "watermarking"),
+        *("thinking_token_budget", "repetition_detection", "watermarking"),
         *("mm_processor_kwargs", "media_io_kwargs", "vllm_xargs", "kv_transfer_params"),
     }
 )

@@ -56,7 +56,7 @@ SAME_NAME = (
 """The fields of `Sampling` that vLLM has under the same name."""
 _SAME_EXTRA = (
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
-    *("logprob_token_ids", "thinking_token_budget", "stream_interval", "watermarking"),
+    *("logprob_token_ids", "thinking_token_budget", "watermarking"),
 )
 """The parameters of `Sampling.extra` that are fields of vLLM's `SamplingParams`."""
 
