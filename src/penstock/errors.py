@@ -157,9 +157,39 @@ class RequestError(PenstockError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt, or the prompt with the answer asked for, is longer than the model's context."""
+    """The prompt, or the prompt with the answer asked for, is longer than the model's context.
+    Without a `param` it is about the prompt, whatever the API calls it.
+    """
 
     kind = "context_length_exceeded"
+
+
+def context_overflow(
+    context: int,
+    prompt: int | None,
+    answer: int | None = None,
+    *,
+    what: str = "the prompt",
+    param: str | None = None,
+) -> ContextLengthError:
+    """The error for a prompt of `prompt` tokens (None: too many), and for `answer` more tokens that
+    were asked for, in a context of `context` tokens. `what` names the text.
+
+    Clients know an overflow by these words only: litellm by the second sentence, LangChain and
+    Anthropic's clients by the first.
+    """
+    too_long = ""
+    if prompt is None:
+        has = f"{what} alone has more"
+        too_long = f"prompt is too long: more than {context} tokens. "
+    else:
+        has = f"{what} has {prompt}" + (f" and {answer} more were asked for" if answer else "")
+        if prompt >= context:
+            most = min(context, prompt - 1)  # an answer needs a token
+            too_long = f"prompt is too long: {prompt} tokens > {most} maximum. "
+    return ContextLengthError(
+        f"{too_long}This model's maximum context length is {context} tokens; {has}.", param=param
+    )
 
 
 class ModelNotFoundError(RequestError):
@@ -172,7 +202,6 @@ class ModelNotFoundError(RequestError):
 class UnsupportedError(RequestError):
     """The engine has no such ability. The message names the engine."""
 
-    status = 501
     kind = "unsupported"
 
 
@@ -414,8 +443,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(words)}" if words else ""
 
 
-def by_kind(kind: str, message: str) -> PenstockError:
-    """Rebuild an error from its `kind` and text, after it crossed a process border."""
+def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:
+    """Rebuild an error from its `kind`, text and `param`, after it crossed a process border."""
     pending: list[type[PenstockError]] = [PenstockError]
     while pending:
         cls = pending.pop()
@@ -423,7 +452,7 @@ def by_kind(kind: str, message: str) -> PenstockError:
             error = cls.__new__(cls)
             Exception.__init__(error, message)
             if isinstance(error, RequestError):
-                error.param = None
+                error.param = param
             if isinstance(error, (OverloadedError, UnavailableError)):
                 error.retry_after = 1.0
             return error

@@ -345,7 +345,7 @@ class EngineContract:
         with pytest.raises(RequestError):
             await answer(engine, CompletionRequest([], GREEDY))
 
-    async def test_what_the_engine_cannot_do_is_a_501_that_names_it(
+    async def test_what_the_engine_cannot_do_is_a_refusal_that_names_it(
         self, engine: LLMEngine
     ) -> None:
         calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -358,7 +358,7 @@ class EngineContract:
             if task not in engine.capabilities.tasks:
                 with pytest.raises(UnsupportedError, match=engine.name) as caught:
                     await call()
-                assert caught.value.status == 501
+                assert caught.value.status == 400
 
     # Many at once
     async def test_more_requests_than_slots_all_get_their_own_answer(

@@ -95,6 +95,12 @@ class Failed(Struct, tag="failed", array_like=True):
     id: int
     kind: str
     message: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, id: int, error: PenstockError) -> Failed:
+        """The message for an error of ours."""
+        return cls(id, error.kind, str(error), getattr(error, "param", None))
 
 
 ToParent = Ready | Step | Reply | Failed

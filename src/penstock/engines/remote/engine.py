@@ -341,7 +341,8 @@ class RemoteEngine(LLMEngine):
             length and wanted is not None and wanted >= length
         ):  # which some servers cut short without a word
             raise ContextLengthError(
-                f"this model's context is {length} tokens; {wanted} for the answer leave no room",
+                f"This model's maximum context length is {length} tokens; {wanted} for the answer"
+                " leave no room.",
                 param="max_tokens",
             )
 

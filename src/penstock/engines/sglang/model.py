@@ -17,15 +17,16 @@ from penstock.engines.sglang.library import (
     ReleaseMemoryOccupationReqInput,
     ResumeMemoryOccupationReqInput,
 )
+from penstock.engines.sampling import most_new_tokens
 from penstock.engines.sglang.messages import Load
 from penstock.engines.sglang.outputs import DeltaMaker, error_of
 from penstock.engines.sglang.sampling import sampling_params
 from penstock.errors import (
-    ContextLengthError,
     EngineError,
     ModelNotFoundError,
     PenstockError,
     RequestError,
+    context_overflow,
 )
 from penstock.types import Delta, Embeddings, Usage
 
@@ -257,15 +258,9 @@ class Model:
         return submit.prompt
 
     def _room(self, length: int, max_tokens: int | None) -> int:
-        if not length:
-            raise RequestError("the prompt is empty", param="prompt")
-        room = self._context_length - length
-        if length >= self._prompt_limit or (max_tokens or 0) > room:
-            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
-            raise ContextLengthError(
-                f"this model's context is {self._context_length} tokens; {asked}", param="messages"
-            )
-        return max_tokens or room
+        if length >= self._prompt_limit:
+            raise context_overflow(self._context_length, length, max_tokens)
+        return most_new_tokens(length, max_tokens, self._context_length)
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:

@@ -152,7 +152,7 @@ def _not_loaded(error: Exception, what: str = "") -> Failed:
 
 def _failed(number: int, error: Exception) -> Failed:
     if isinstance(error, PenstockError):
-        return Failed(number, error.kind, str(error))
+        return Failed.of(number, error)
     return Failed(number, EngineError.kind, _one_line(error))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.sampling import most_new_tokens
 from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import (
     ChatParams,
@@ -14,7 +15,7 @@ from penstock.engines.vllm.library import (
     is_mistral_tokenizer,
 )
 from penstock.engines.vllm.translation.plain_text import PlainText
-from penstock.errors import ContextLengthError, RequestError
+from penstock.errors import ContextLengthError, RequestError, context_overflow
 from penstock.types import ChatRequest
 
 _SHORT = 4096
@@ -139,13 +140,7 @@ class Prompts:
         more.
         """
         length = len(prompt.get("prompt_token_ids") or ())
-        room = self.context_length - length
-        if room < 1 or (max_tokens or 0) > room:
-            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
-            raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; {asked}", param="messages"
-            )
-        return max_tokens or room
+        return most_new_tokens(length, max_tokens, self.context_length)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""
@@ -182,10 +177,10 @@ class Prompts:
     def _too_long(self, error: Exception) -> ContextLengthError | None:
         if getattr(error, "parameter", None) not in _TOO_LONG:
             return None
-        return ContextLengthError(
-            f"this model's context is {self.context_length} tokens, and the prompt alone is longer",
-            param="messages",
-        )
+        # vLLM counts no further than one token beyond the context.
+        count = getattr(error, "value", None)
+        known = isinstance(count, int) and count > self.context_length + 1
+        return context_overflow(self.context_length, count if known else None)
 
 
 def _is_short(request: ChatRequest) -> bool:
