@@ -41,6 +41,7 @@ PenstockError
 `kind` is its name in result rows and in OpenAI-shaped error bodies. `retry_after` is the number of
 seconds until a retry is worth it, if known. `given_up`: the request has used up its retries, though
 it may succeed later. `ends_connection`: the server does not read the rest of the client's request.
+`param` names the parameter that is wrong, if one is.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class PenstockError(Exception):
     retry_after: float | None = None
     given_up: bool = False
     ends_connection: bool = False
+    param: str | None = None
 
 
 class ConfigError(PenstockError):
@@ -146,7 +148,7 @@ class UserCodeError(PenstockError):
 
 
 class RequestError(PenstockError):
-    """The request is invalid: a parameter is wrong or out of range. `param` names it."""
+    """The request is invalid: a parameter is wrong or out of range."""
 
     status = 400
     kind = "invalid_request_error"
@@ -227,10 +229,15 @@ class NoRouteError(RequestError):
 
 
 class MethodError(RequestError):
-    """The path has no such method."""
+    """The path has no such method. `allow` lists those that it has, separated by commas."""
 
     status = 405
     kind = "method_not_allowed"
+    allow: str = ""
+
+    def __init__(self, message: str, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class BodyTooLargeError(RequestError):
@@ -451,8 +458,7 @@ def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:
         if cls.__dict__.get("kind") == kind:
             error = cls.__new__(cls)
             Exception.__init__(error, message)
-            if isinstance(error, RequestError):
-                error.param = param
+            error.param = param
             if isinstance(error, (OverloadedError, UnavailableError)):
                 error.retry_after = 1.0
             return error

@@ -196,12 +196,13 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     return _message(id, model, content, ending, answers.usage)
 
 
-def message_error(error: PenstockError) -> dict[str, Any]:
-    """The body of a failed request: `{"type": "error", "error": {type, message}}`."""
+def message_error(error: PenstockError, request_id: str | None = None) -> dict[str, Any]:
+    """The body of a failed request: `{"type": "error", "error": {type, message}, "request_id"}`."""
     fallback = "invalid_request_error" if error.status < 500 else "api_error"
     return {
         "type": "error",
         "error": {"type": _ERROR_TYPES.get(error.status, fallback), "message": str(error)},
+        "request_id": request_id,
     }
 
 

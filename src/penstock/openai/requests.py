@@ -192,7 +192,12 @@ class ChatBody(SamplingBody, kw_only=True):
         return ChatRequest(
             messages=self.messages,
             sampling=self.sampling(
-                max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=top
+                max_tokens=(
+                    self.max_tokens
+                    if self.max_completion_tokens is None
+                    else self.max_completion_tokens
+                ),
+                logprobs=top,
             ),
             n=1 if self.n is None else self.n,
             tools=self.tools or None,

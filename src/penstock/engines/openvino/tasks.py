@@ -28,6 +28,7 @@ from penstock.errors import (
     EngineStartError,
     RequestError,
     UnsupportedError,
+    context_overflow,
 )
 from penstock.types import Embeddings, Scores, Transcription, TranscriptionSegment, Usage
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from penstock.engines.base import Capabilities
 from penstock.engines.process import Ready, Submit
+from penstock.engines.sampling import most_new_tokens
 from penstock.engines.sglang.library import (
     ContinueGenerationReqInput,
     Engine,
@@ -17,7 +18,6 @@ from penstock.engines.sglang.library import (
     ReleaseMemoryOccupationReqInput,
     ResumeMemoryOccupationReqInput,
 )
-from penstock.engines.sampling import most_new_tokens
 from penstock.engines.sglang.messages import Load
 from penstock.engines.sglang.outputs import DeltaMaker, error_of
 from penstock.engines.sglang.sampling import sampling_params

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from penstock.errors import PenstockError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
+from penstock.openai.names import in_words_of
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
@@ -114,7 +115,12 @@ class Exchange:
     def __init__(self, ingress: IngressState, given_id: str | None) -> None:
         self.ingress = ingress
         self.limits = ingress.settings.limits
-        self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
+        self.id = self.answer_id = uuid4().hex
+        """`id` is the caller's, where one is given. Callers repeat theirs, so the answer's id has
+        an end of its own.
+        """
+        if given_id and _REQUEST_ID.fullmatch(given_id):
+            self.id, self.answer_id = given_id, f"{given_id}-{self.answer_id[:12]}"
         self.created = int(time.time())
         self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
@@ -131,11 +137,13 @@ class Exchange:
         self.engine_seconds = 0.0
         self.queue_times = gather_queue_times()
         self.request: Request
+        self._form: msgspec.Struct | None = None
         self._counted = False
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
-        return parse_body(form, decode_body(await self.read_json(), Any))
+        self._form = parse_body(form, decode_body(await self.read_json(), Any))
+        return self._form
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
@@ -173,8 +181,8 @@ class Exchange:
                 self.engine_seconds += time.perf_counter() - start
 
     def about(self, prefix: str, target: Target) -> dict[str, Any]:
-        """The fields that most answers begin with. The id is `prefix` and the request's id."""
-        return {"id": prefix + self.id, "created": self.created, "model": target.name}
+        """The fields that most answers begin with. The id is `prefix` and the answer's id."""
+        return {"id": prefix + self.answer_id, "created": self.created, "model": target.name}
 
     def json(self, body: Any) -> Response:
         return Response(msgspec.json.encode(body), media_type="application/json")
@@ -186,6 +194,8 @@ class Exchange:
         """
         error = override if override is not None else as_penstock_error(caught, self.id)
         self.error = error.kind
+        if self._form is not None:
+            error = in_words_of(self._form, error)
         if self.trusted:
             return error
         shown = public(error, self.ingress.sources)
@@ -250,6 +260,8 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         "status": exchange.status,
         "seconds": round(exchange.ended - exchange.started, 6),
     }
+    if exchange.answer_id != exchange.id:
+        fields["answer_id"] = exchange.answer_id
     if exchange.model:
         fields |= {
             "model": exchange.model,

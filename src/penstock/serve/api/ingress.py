@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
 from penstock.errors import RequestError, ShuttingDownError
 from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
-from penstock.serve.api.errors import error_response
+from penstock.serve.api.errors import error_response, is_anthropic
 from penstock.serve.api.exchange import (
     UNTRUSTED,
     Exchange,
@@ -28,6 +29,9 @@ from penstock.serve.models.handle import ModelCard, ModelHandle
 from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
+
+_PREFLIGHT_S = 86400
+"""How long a browser may keep the answer to a preflight."""
 
 
 class IngressApp:
@@ -47,19 +51,21 @@ class IngressApp:
             endpoints = tuple(
                 replace(one, answer=forward, body=None) if one.runs else one for one in endpoints
             )
-        routes = [Route(one.path, one, methods=[one.method]) for one in endpoints]
         app: ASGIApp = ExchangeMiddleware(
-            Router(routes, redirect_slashes=False),
+            _Router(endpoints),
             ingress,
             frozenset(one.path for one in endpoints if one.public),
         )
-        if settings.cors_origins:
+        # A page needs a key, where there are keys, so any page may try one.
+        if origins := settings.cors_origins or (("*",) if settings.api_keys else ()):
             app = CORSMiddleware(
                 app,
-                allow_origins=settings.cors_origins,
+                allow_origins=origins,
                 allow_methods=sorted({one.method for one in endpoints}),
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after"],
+                allow_private_network=True,
+                expose_headers=["x-request-id", "request-id", "retry-after", "x-should-retry"],
+                max_age=_PREFLIGHT_S,
             )
         self._app = app
 
@@ -67,6 +73,24 @@ class IngressApp:
         # Starlette's router then raises for an unknown path instead of answering itself.
         scope["app"] = self
         await self._app(scope, receive, send)
+
+
+class _Router(Router):
+    """Routes requests to endpoints. A 405 names the methods of all endpoints of the path."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._all = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        super().__init__(self._all, redirect_slashes=False)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().app(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code == 405:
+                matching = [one for one in self._all if one.matches(scope)[0] is not Match.NONE]
+                methods = {method for one in matching for method in one.methods or ()}
+                error.headers = {"Allow": ", ".join(sorted(methods))}
+            raise
 
 
 class OpenAiIngress(IngressApp):
@@ -113,10 +137,12 @@ class ExchangeMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                id = exchange.id.encode()
                 message["headers"] = [
                     *message.get("headers", ()),
                     *self._ingress.reply_headers(),
-                    (b"x-request-id", exchange.id.encode()),
+                    (b"x-request-id", id),
+                    *(((b"request-id", id),) if is_anthropic(scope) else ()),
                 ]
             await send(message)
 
@@ -161,4 +187,4 @@ class ExchangeMiddleware:
             error = exchange.failed(caught)
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(scope, error, exchange.id)(scope, receive, send)

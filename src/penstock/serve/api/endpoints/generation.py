@@ -25,7 +25,7 @@ async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
         raise RequestError(
             "this server takes no chat templates from requests", param="chat_template"
         )
-    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)
     if body.stream:
@@ -39,7 +39,7 @@ async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
 async def completions(exchange: Exchange, body: CompletionBody) -> Response:
     """Continue one prompt or several."""
     target = await exchange.target(body.model)
-    requests = body.requests(adapter=target.adapter, request_id=exchange.id)
+    requests = body.requests(adapter=target.adapter, request_id=exchange.answer_id)
     requests = [within_limits(one, exchange.limits, prompts=len(requests)) for one in requests]
     n = requests[0].n
     about = exchange.about("cmpl-", target)
@@ -54,7 +54,7 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
 async def responses(exchange: Exchange, body: ResponseBody) -> Response:
     """Continue a conversation, in OpenAI's Responses form."""
     target = await exchange.target(body.model)
-    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     batches = generated(target.handle, within_limits(request, exchange.limits))
     about = exchange.about("", target)
     if body.stream:
@@ -66,9 +66,11 @@ async def responses(exchange: Exchange, body: ResponseBody) -> Response:
 async def messages(exchange: Exchange, body: MessageBody) -> Response:
     """Continue a conversation, in Anthropic's form."""
     target = await exchange.target(body.model)
-    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     batches = generated(target.handle, within_limits(request, exchange.limits))
     if body.stream:
-        return EventStream(exchange, batches, MessageFramer(id=exchange.id, model=target.name))
+        return EventStream(
+            exchange, batches, MessageFramer(id=exchange.answer_id, model=target.name)
+        )
     (answers,) = await collect(exchange, [batches])
-    return exchange.json(message_body(answers, id=exchange.id, model=target.name))
+    return exchange.json(message_body(answers, id=exchange.answer_id, model=target.name))

@@ -26,7 +26,7 @@ from penstock.types import Usage
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
     """Embed texts, one vector each."""
     target = await exchange.target(body.model)
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     result = await exchange.wait(target.handle.embeddings(request))
     exchange.usage = result.usage
@@ -38,7 +38,7 @@ async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
 async def score(exchange: Exchange, body: ScoreBody) -> Response:
     """Score pairs of texts by their relevance."""
     target = await exchange.target(body.model)
-    requests = body.requests(request_id=exchange.id)
+    requests = body.requests(request_id=exchange.answer_id)
     texts = (text for one in requests for text in (one.query, *one.documents))
     check_texts(texts, exchange.limits, "text_2")
     results = await exchange.wait(asyncio.gather(*map(target.handle.score, requests)))
@@ -49,17 +49,19 @@ async def score(exchange: Exchange, body: ScoreBody) -> Response:
 async def rerank(exchange: Exchange, body: RerankBody) -> Response:
     """Order documents by their relevance to a query."""
     target = await exchange.target(body.model)
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts((request.query, *request.documents), exchange.limits, "documents")
     result = await exchange.wait(target.handle.rerank(request))
     exchange.usage = result.usage
-    return exchange.json(rerank_list(result, body, id=f"rerank-{exchange.id}", model=target.name))
+    return exchange.json(
+        rerank_list(result, body, id=f"rerank-{exchange.answer_id}", model=target.name)
+    )
 
 
 async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
     """Sort texts into the model's classes."""
     target = await exchange.target(body.model)
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     result = await exchange.wait(target.handle.classify(request))
     exchange.usage = result.usage

@@ -64,7 +64,7 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
         await upload.read(),
         language=_text(form, "language") or None,
         max_tokens=_max_tokens(form),
-        request_id=exchange.id,
+        request_id=exchange.answer_id,
         timestamps=timed,
     )
     result = await exchange.wait(target.handle.transcriptions(request))
