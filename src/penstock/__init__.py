@@ -13,8 +13,7 @@ lazy.RUNTIME_DATASETS["ray"] = "penstock.ray.data:process_dataset"
 # Type checkers know this name; importing typing takes longer than importing this package.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from penstock.batch.job.job import Job as Job
-    from penstock.batch.job.run import arun as arun, run as run
+    from penstock.batch.job.job import Job as Job, arun as arun, run as run
     from penstock.errors import (
         ConfigError as ConfigError,
         MissingExtraError as MissingExtraError,
@@ -24,8 +23,7 @@ else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
-            "penstock.batch.job.job": ("Job",),
-            "penstock.batch.job.run": ("arun", "run"),
+            "penstock.batch.job.job": ("Job", "arun", "run"),
             "penstock.errors": ("ConfigError", "MissingExtraError", "PenstockError"),
         },
         eager=("__version__",),

@@ -113,7 +113,7 @@ def ctrl_c():
 def small_parts(monkeypatch):
     """Output in several parts, and no pauses before another try."""
     monkeypatch.setattr(sinks, "PART_ROWS", 40)
-    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.pipeline.pipeline.LONGEST_PAUSE", 0.0)
 
 
 @pytest.fixture

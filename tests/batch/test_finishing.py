@@ -37,7 +37,7 @@ FORMS = ("out.jsonl", "out.csv", "out.parquet", "out/")
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
     monkeypatch.setattr(sinks, "PART_ROWS", 8)
-    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.pipeline.pipeline.LONGEST_PAUSE", 0.0)
     clock = SimpleNamespace(perf_counter_ns=lambda: 0)
     monkeypatch.setattr("penstock.batch.pipeline.pipeline.time", clock)
 

@@ -21,7 +21,7 @@ from penstock.types import Delta, Usage
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.pipeline.pipeline.LONGEST_PAUSE", 0.0)
 
 
 def rows(*texts):

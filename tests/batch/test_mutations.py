@@ -46,7 +46,7 @@ def _exact(monkeypatch):
 def make_exact(patch):
     """Several parts, a spill file, and nothing in the output that differs between two runs."""
     patch.setattr(sinks, "PART_ROWS", 40)
-    patch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    patch.setattr("penstock.batch.pipeline.pipeline.LONGEST_PAUSE", 0.0)
     patch.setattr(
         "penstock.batch.pipeline.pipeline.time", SimpleNamespace(perf_counter_ns=lambda: 0)
     )

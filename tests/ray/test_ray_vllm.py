@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.vllm.guard import MARK, SHARED_MEMORY
+from penstock.engines.vllm.processes import MARK, SHARED_MEMORY
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -1,16 +1,13 @@
-"""Batch: jobs and processors that run a language model over every row of a data set, in bounded
-memory.
-"""
+"""Batch: a language model over every row of a data set, in jobs and processors."""
 
 from penstock import lazy
 
 TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this face
 if TYPE_CHECKING:
-    from penstock.batch.job.counts import Counts as Counts
+    from penstock.batch.job.execution import JobInterrupted as JobInterrupted
     from penstock.batch.job.forecast import Forecast as Forecast
-    from penstock.batch.job.interrupts import JobInterrupted as JobInterrupted
     from penstock.batch.job.job import Job as Job
-    from penstock.batch.job.result import RunResult as RunResult
+    from penstock.batch.job.result import Counts as Counts, RunResult as RunResult
     from penstock.batch.pipeline.builder import (
         ProcessorBuilder as ProcessorBuilder,
         build_processor as build_processor,
@@ -28,8 +25,7 @@ if TYPE_CHECKING:
         TokenizerStageConfig as TokenizerStageConfig,
         vLLMEngineProcessorConfig as vLLMEngineProcessorConfig,
     )
-    from penstock.batch.pipeline.processor import Processor as Processor
-    from penstock.batch.pipeline.stream import RowStream as RowStream
+    from penstock.batch.pipeline.processor import Processor as Processor, RowStream as RowStream
     from penstock.batch.stages.base import StatefulStage as StatefulStage
     from penstock.engines.registry import engines as engines, stop_engines as stop_engines
 else:
@@ -50,14 +46,12 @@ else:
                 "TokenizerStageConfig",
                 "vLLMEngineProcessorConfig",
             ),
-            "penstock.batch.job.counts": ("Counts",),
-            "penstock.batch.job.interrupts": ("JobInterrupted",),
+            "penstock.batch.job.execution": ("JobInterrupted",),
             "penstock.batch.job.job": ("Job",),
             "penstock.batch.job.forecast": ("Forecast",),
-            "penstock.batch.pipeline.processor": ("Processor",),
-            "penstock.batch.job.result": ("RunResult",),
+            "penstock.batch.job.result": ("Counts", "RunResult"),
             "penstock.batch.stages.base": ("StatefulStage",),
-            "penstock.batch.pipeline.stream": ("RowStream",),
+            "penstock.batch.pipeline.processor": ("Processor", "RowStream"),
             "penstock.engines.registry": ("engines", "stop_engines"),
         },
     )

@@ -5,7 +5,7 @@ own.
                    prepared    sorted     asked         journaled, in order, written
 
 `filling` gathers prepared rows. When the window has run out, what has gathered becomes the next
-window, sorted (see `window`). `admit` keeps the engine full from the window. Everything is
+window, sorted (`in_order`). `admit` keeps the engine full from the window. Everything is
 bounded: `filling` by the window's size, which grows, so that the first rows start at once; rows
 that were read and not yet written by `MAX_ROWS` and `MAX_BYTES`. A new window waits for those
 bounds, never a row of an opened one: the row that holds up the order may be among them.
@@ -17,31 +17,38 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.plan import Plan
-from penstock.batch.pipeline.pipeline import Pipeline
+from penstock.batch.job.result import Counts
+from penstock.batch.pipeline.offload import ends_task
+from penstock.batch.pipeline.pipeline import ROW_LIMIT, Pipeline
 from penstock.batch.read.feed import read_ahead
 from penstock.batch.rows.dedupe import AnswerCache
-from penstock.batch.rows.replay import Replay, add_row, other_rows
-from penstock.batch.rows.retry import ROW_LIMIT
+from penstock.batch.rows.intake import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    Replay,
+    add_row,
+    in_order,
+    other_rows,
+    prepare,
+)
 from penstock.batch.rows.row import Outcome, Row, nbytes
-from penstock.batch.rows.user_code import ends_task
-from penstock.batch.rows.window import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.parts import RowSet
 from penstock.batch.write.sinks import Sink
 from penstock.errors import (
     EngineTimeoutError,
-    InputError,
     JobError,
     JobLimitError,
     PenstockError,
-    RequestError,
     told,
 )
 from penstock.garbage import collected_seldom
+
+if TYPE_CHECKING:
+    from penstock.batch.job.plan import Plan
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
@@ -100,33 +107,29 @@ class Flow:
     async def run(self) -> bool:
         """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
         with collected_seldom():
-            return await self._run()
-
-    async def _run(self) -> bool:
-        intake = asyncio.create_task(self._take_in())
-        alarm = None
-        if (seconds := self._plan.limits.seconds) is not None:
-            if seconds <= 0:
-                self._end_early(self._plan.limits.late())
-            alarm = asyncio.get_running_loop().call_later(
-                seconds, self._end_early, self._plan.limits.late()
-            )
-        try:
-            await self._over.wait()
-            if (
-                self._pipeline.ending
-                and self._error is None
-                and (under_way := self._tasks | self._concluding)
-            ):
-                await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-            self._pipeline.end()
-            leaving = [intake, *self._tasks, *self._concluding]
-            for task in leaving:
-                task.cancel()
-            await asyncio.gather(*leaving, return_exceptions=True)
+            intake = asyncio.create_task(self._take_in())
+            alarm = None
+            if (seconds := self._plan.limits.seconds) is not None:
+                late = JobLimitError("the deadline is reached")
+                if seconds <= 0:
+                    self._end_early(late)
+                alarm = asyncio.get_running_loop().call_later(seconds, self._end_early, late)
+            try:
+                await self._over.wait()
+                if (
+                    self._pipeline.ending
+                    and self._error is None
+                    and (under_way := self._tasks | self._concluding)
+                ):
+                    await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
+            finally:
+                if alarm is not None:
+                    alarm.cancel()
+                self._pipeline.end()
+                leaving = [intake, *self._tasks, *self._concluding]
+                for task in leaving:
+                    task.cancel()
+                await asyncio.gather(*leaving, return_exceptions=True)
         if self._error is not None:
             raise self._error
         complete = self._all_read and not self._rows_inside
@@ -155,7 +158,10 @@ class Flow:
     def stop(self, error: BaseException | None = None) -> None:
         """End at once, with `error`; with a `JobError` for what nobody foresaw."""
         if self._error is None and error is not None:
-            self._error = error if isinstance(error, PenstockError) else _fault(error)
+            self._error = error
+            if not isinstance(error, PenstockError):
+                self._error = JobError(told(error))
+                self._error.__cause__ = error
         self._pipeline.end()
         self._over.set()
         for task in self._tasks | self._concluding:
@@ -190,7 +196,7 @@ class Flow:
                             if not resumes or row.index not in done:
                                 self._receive(row)
                             else:
-                                self._prepare(row)
+                                prepare(self._form, row)
                                 replay.compare(row)
                         self._admit()
                         while self._is_full():
@@ -207,7 +213,7 @@ class Flow:
             self.stop(error)
 
     def _receive(self, row: Row) -> None:
-        failure = self._prepare(row)
+        failure = prepare(self._form, row)
         self._rows_inside += 1
         self._bytes_inside += row.nbytes
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
@@ -223,24 +229,6 @@ class Flow:
         else:
             self._filling.append(row)
             self._filling_bytes += row.nbytes
-
-    def _prepare(self, row: Row) -> Outcome | None:
-        """The outcome of a row that fails before it is asked."""
-        if row.values is None:
-            return self._form.failure(
-                row, InputError(row.fault or "the row cannot be read"), "read", 0
-            )
-        if row.earlier is not None:
-            return Outcome(error=row.earlier)
-        try:
-            if row.failure is not None:
-                raise row.failure
-            self._form.prepare(row)
-        except PenstockError as error:
-            return self._form.failure(row, error, self._form.preparing, 0)
-        except Exception as error:  # values of the caller's own types can fail in any way
-            return self._form.failure(row, RequestError(told(error)), self._form.preparing, 0)
-        return None
 
     def _is_full(self) -> bool:
         return (
@@ -317,9 +305,7 @@ class Flow:
         return True
 
     async def _work(self, row: Row | None) -> None:
-        """Have a row answered, then the next, as long as there are some: a task for each row would
-        cost more.
-        """
+        """Have rows answered one after another: a task for each row would cost more."""
         task = asyncio.current_task()
         assert task is not None
         answer = self._pipeline.outcome if self._plan.row_timeout is None else self._answer_in_time
@@ -377,9 +363,7 @@ class Flow:
         self._make_room()
 
     def _share(self, row: Row, outcome: Outcome, own: Outcome) -> None:
-        """A row was computed: `own` is what it came to, and those with the same request share the
-        `outcome`.
-        """
+        """Finish a computed row with its `own` outcome, and equal rows with the `outcome`."""
         usage = outcome.usage
         if usage is not None:
             self._counts.prompt_tokens += usage.prompt_tokens
@@ -420,12 +404,11 @@ class Flow:
         if error is not None:
             action = self._plan.policy.action(error.type)
             if action == "fail" and not journaled:
-                kept = self._journal is not None
                 raise JobError(
                     f"row {row.index} failed at stage {error.stage}: {error.message}"
                     + (
                         ". What was done before it is kept; the same command goes on with it"
-                        if kept
+                        if self._journal is not None
                         else ""
                     )
                 )
@@ -450,10 +433,3 @@ class Flow:
             and (why := self._plan.limits.exceeded(counts)) is not None
         ):
             self._end_early(why)
-
-
-def _fault(error: BaseException) -> JobError:
-    """A job error for what nobody foresaw."""
-    fault = JobError(told(error))
-    fault.__cause__ = error
-    return fault

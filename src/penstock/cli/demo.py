@@ -79,7 +79,7 @@ async def _demo(output: str) -> None:
 
 
 def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
-    from penstock.batch.job.progress import summary
+    from penstock.batch.job.result import summary
 
     rows = list(result.rows())
     # A CSV has text only, so compare texts.

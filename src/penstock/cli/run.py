@@ -206,9 +206,9 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     INPUT is a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV, or '-' for JSON lines
     on stdin. A job that was interrupted, however hard, is resumed by the same command.
     """
-    from penstock.batch.job.interrupts import JobInterrupted
+    from penstock.batch.job.execution import JobInterrupted
     from penstock.batch.job.job import Job
-    from penstock.batch.job.progress import summary
+    from penstock.batch.job.result import summary
 
     kwargs = json_object(engine_kwargs, "engine_kwargs")
     options["on_error"] = _policy(options["on_error"])

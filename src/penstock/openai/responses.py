@@ -62,7 +62,7 @@ class ToolCall(Struct):
 class Answers(UsageTotal):
     """Collects the deltas of one request into its finished answers, by index."""
 
-    def __init__(self) -> None:
+    def __init__(self, deltas: Iterable[Delta] = ()) -> None:
         super().__init__()
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[TokenLogprob]] = {}
@@ -71,6 +71,8 @@ class Answers(UsageTotal):
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
         self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+        for delta in deltas:
+            self.add(delta)
 
     @classmethod
     async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:

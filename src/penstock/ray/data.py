@@ -11,7 +11,8 @@ import ray.data
 from ray import serve
 
 from penstock.batch.pipeline.processor import Processor
-from penstock.batch.pipeline.row_transport import Beginning, Ending, StageProcess
+from penstock.batch.pipeline.processor_rows import Beginning, Ending
+from penstock.batch.pipeline.stage_chain import StageProcess
 from penstock.batch.stages.engine import EngineStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.write.tables import block

@@ -16,7 +16,8 @@ from penstock.batch import (
     build_processor,
     vLLMEngineProcessorConfig,
 )
-from penstock.batch.pipeline.configs import shown, stage_config
+from penstock.batch.job.identity import shown
+from penstock.batch.pipeline.configs import stage_config
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError
 

@@ -16,7 +16,7 @@ from penstock.batch import (
     ProcessorConfig,
     StatefulStage,
 )
-from penstock.batch.pipeline.stream import AHEAD_ROWS
+from penstock.batch.pipeline.processor import AHEAD_ROWS
 from penstock.errors import ConfigError
 
 

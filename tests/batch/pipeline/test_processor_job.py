@@ -32,7 +32,7 @@ from penstock.errors import ConfigError, JobError, JobMismatchError
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(sinks, "PART_ROWS", 40)
-    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.pipeline.pipeline.LONGEST_PAUSE", 0.0)
 
 
 class World:

@@ -127,7 +127,7 @@ async def test_cancellation_frees_the_model():
 
 
 async def test_an_engine_that_dies_is_started_and_asked_again(monkeypatch):
-    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.pipeline.pipeline.LONGEST_PAUSE", 0.0)
     engine = SimulatedEngine(engine_kwargs={"die_after": 5})
     await engine.start()
     engines().put("llm", engine, "app")

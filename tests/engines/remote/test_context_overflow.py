@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.engines.remote.context_overflow import says_too_long
+from penstock.engines.remote.refusals import says_too_long
 from penstock.errors import context_overflow
 
 TOO_LONG = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.engines.sglang.options import _NOT_HERE, argument_names
-from penstock.engines.sglang.sampling import sampling_params
+from penstock.engines.sglang.translation import sampling_params
 from penstock.types import Sampling, StructuredOutput
 
 pytestmark = pytest.mark.sglang
@@ -127,11 +127,9 @@ def test_structures_have_the_fields(real, file, names):
 
 
 def test_everything_that_is_imported_is_there(real):
-    library = Path(sampling_params.__code__.co_filename).with_name("library.py")
+    model = Path(sampling_params.__code__.co_filename).with_name("model.py")
     found = [
-        node
-        for node in ast.walk(ast.parse(library.read_text()))
-        if isinstance(node, ast.ImportFrom)
+        node for node in ast.walk(ast.parse(model.read_text())) if isinstance(node, ast.ImportFrom)
     ]
     ours = {
         node.module: node.names

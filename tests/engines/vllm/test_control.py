@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.engines.vllm import VLLMEngine
-from penstock.engines.vllm.guard import marked
+from penstock.engines.vllm.processes import marked
 from penstock.errors import EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import build_local_handles

@@ -17,7 +17,7 @@ import pytest
 
 from penstock import demo
 from penstock.engines.vllm import VLLMEngine
-from penstock.engines.vllm.guard import SHARED_MEMORY, marked
+from penstock.engines.vllm.processes import SHARED_MEMORY, marked
 from penstock.errors import EngineDeadError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import build_local_handles

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm import kv_cache
-from penstock.engines.vllm.counts import Counts
+from penstock.engines.vllm.kv_cache import Counts
 from penstock.engines.vllm.options import VLLMOptions
 from penstock.errors import ConfigError
 from penstock.kv.cached_blocks import CachedBlocks
@@ -131,8 +132,8 @@ class TestBlockNames:
     @pytest.fixture
     def told(self):
         """Blocks, and a function that takes an event."""
-        events = import_module("penstock.engines.vllm.kv_events")
-        blocks, names = CachedBlocks(), events.BlockNames()
+        events = import_module("vllm.distributed.kv_events")
+        blocks, names = CachedBlocks(), kv_cache.BlockNames()
         return events, blocks, lambda event: names.apply(event, blocks)
 
     def stored(self, events, hashes, parent, tokens, **changed):
@@ -141,12 +142,12 @@ class TestBlockNames:
             block_hashes=hashes, parent_block_hash=parent, token_ids=tokens, **{**given, **changed}
         )
 
-    def names(self, events, tokens, adapter=None):
-        return events.block_hashes(tokens, 2, events.token_root(adapter))
+    def names(self, tokens, adapter=None):
+        return block_hashes(tokens, 2, kv_cache.token_root(adapter))
 
     def test_blocks_are_those_of_the_prompts_tokens(self, told):
         events, blocks, tell = told
-        blocks.asked([1, 2, 3], self.names(events, [1, 2, 3, 4, 5, 6]))
+        blocks.asked([1, 2, 3], self.names([1, 2, 3, 4, 5, 6]))
         tell(self.stored(events, [b"a", b"b"], None, [1, 2, 3, 4]))
         assert blocks.held() == [1, 2]
         tell(self.stored(events, [b"c"], b"b", [5, 6]))
@@ -158,8 +159,8 @@ class TestBlockNames:
 
     def test_adapters_and_pictures_have_blocks_of_their_own(self, told):
         events, blocks, tell = told
-        blocks.asked([1], self.names(events, [1, 2]))
-        blocks.asked([2], self.names(events, [1, 2], "a"))
+        blocks.asked([1], self.names([1, 2]))
+        blocks.asked([2], self.names([1, 2], "a"))
         tell(self.stored(events, [b"p"], None, [1, 2], extra_keys=[("picture",)]))
         assert blocks.held() == []
         tell(self.stored(events, [b"a"], None, [1, 2], lora_name="a", extra_keys=[("a",)]))
@@ -169,15 +170,14 @@ class TestBlockNames:
 
     def test_what_is_elsewhere_or_without_a_beginning_is_not_held(self, told):
         events, blocks, tell = told
-        blocks.asked([1], self.names(events, [1, 2]))
+        blocks.asked([1], self.names([1, 2]))
         tell(self.stored(events, [b"a"], None, [1, 2], medium="CPU"))
         tell(self.stored(events, [b"b"], b"unknown", [1, 2]))
         tell(self.stored(events, [b"c"], None, [1, 2], group_idx=1))
         assert blocks.held() == []
 
-    def test_each_rank_has_an_endpoint(self, told):
-        events, _, _ = told
-        assert events.local_endpoints({"endpoint": "tcp://*:5557"}, 2) == [
+    def test_each_rank_has_an_endpoint(self):
+        assert kv_cache.local_endpoints({"endpoint": "tcp://*:5557"}, 2) == [
             "tcp://127.0.0.1:5557",
             "tcp://127.0.0.1:5558",
         ]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from penstock import demo
-from penstock.engines.vllm.guard import SHARED_MEMORY
+from penstock.engines.vllm.processes import SHARED_MEMORY
 
 openai = pytest.importorskip("openai")
 

@@ -1,27 +1,29 @@
-"""Carries a planned job out: takes up its state, starts the engine, moves the rows, puts the output
-together.
+"""Carries a planned job out: takes up its state, starts the engine, moves the rows and publishes
+the output. A signal ends it early.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.interrupts import Interrupts
 from penstock.batch.job.plan import Plan
-from penstock.batch.job.progress import Progress
-from penstock.batch.job.result import RunResult
+from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.rows.dedupe import AnswerCache
-from penstock.batch.rows.replay import compare_stream, other_rows
+from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
@@ -30,6 +32,7 @@ from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
 from penstock.batch.write.state import State
 from penstock.batch.write.text import JsonlWriter
 from penstock.errors import JobError, OutputError
+from penstock.observability import say
 
 if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
@@ -91,9 +94,7 @@ async def _durable(
         return ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    answers = AnswerCache(output.folder, key=state.manifest.key)
-    finished = False
-    try:
+    with contextlib.closing(AnswerCache(output.folder, key=state.manifest.key)) as answers:
         finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
@@ -110,8 +111,6 @@ async def _durable(
             await asyncio.to_thread(
                 state.publish, counts, stream, lambda: tables and tables.empty(), names
             )
-    finally:
-        answers.close()
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
 
 
@@ -121,11 +120,8 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
     sink: Sink = kept
     if plan.output is not None:
         sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
-    answers = AnswerCache(folder)
-    try:
+    with contextlib.closing(AnswerCache(folder)) as answers:
         finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
-    finally:
-        answers.close()
     result = RunResult(
         counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received
     )
@@ -142,10 +138,8 @@ async def _move(
     journal: Journal | None,
     interrupts: Interrupts,
 ) -> tuple[bool, StreamSum | None]:
-    """Move the rows through the engine into the sink. Returns whether all are there, and what a
-    stream gave.
-    """
-    told = job_pauses.set(counts.pauses)
+    """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
+    before = job_pauses.set(counts.pauses)
     try:
         async with plan.pipeline(counts).running() as pipeline:
             flow = Flow(plan, pipeline, sink, counts, answers, journal)
@@ -158,7 +152,78 @@ async def _move(
             counts.row_seconds = time.perf_counter() - began
             return finished, flow.stream
     finally:
-        job_pauses.reset(told)
+        job_pauses.reset(before)
         interrupts.on_first = None
         with contextlib.suppress(OutputError):  # that is already on its way up
             await sink.close()
+
+
+class JobInterrupted(KeyboardInterrupt):
+    """A signal, whose number is `signal`, stopped a job. The text says what is kept."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class Interrupts:
+    """Handles the given signals from its making until `restore`, if made in the main thread; else
+    it does nothing.
+
+    The job runs inside `with`, in an event loop of any thread. A signal that comes before counts
+    from there on; one that comes after is ignored, as it would tear the loop that closes.
+
+    `received` is the number of the signal that came. Until `on_first` is set, and from the second
+    signal on, the task that entered is cancelled; else the first signal calls `on_first`.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self.received: int | None = None
+        self.on_first: Callable[[], None] | None = None
+        self._came: deque[int] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in numbers}
+            for number in numbers:
+                signal.signal(number, lambda number, _: self._pass_on(number))
+
+    def __enter__(self) -> Interrupts:
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._task = None
+
+    def restore(self) -> None:
+        """Give the signals back to those who handled them before."""
+        for number, handler in self._previous.items():
+            if handler is not None:  # None: it was not set from Python, and cannot be
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int) -> None:
+        self._came.append(number)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: the job is over
+                self._loop.call_soon_threadsafe(self._handle)
+
+    def _handle(self) -> None:
+        while self._came:
+            number = self._came.popleft()
+            if self._task is None:
+                continue
+            if self.received is None and self.on_first is not None:
+                self.received = number
+                say("Finishing the rows in flight; once more stops at once.")
+                self.on_first()
+            else:
+                self.received = self.received or number
+                self._task.cancel()

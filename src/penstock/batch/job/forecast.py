@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
-from penstock.batch.job.counts import Counts
 from penstock.batch.job.plan import Plan
-from penstock.batch.job.progress import duration
+from penstock.batch.job.result import Counts, duration
 from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.feed import read_ahead
+from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
 from penstock.engines.base import LLMEngine
@@ -57,9 +57,8 @@ class Forecast(Struct, kw_only=True):
 
 
 class PromptLength(NamedTuple):
-    """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those
-    of both together that the model takes. `shortened`: a prompt that is too long is not refused,
-    but cut until it fits.
+    """In tokens: the prompt's, those that the answer needs at most (1 without a limit), and those
+    of both that the model takes. `shortened`: a prompt that is too long is cut until it fits.
     """
 
     tokens: int
@@ -81,9 +80,7 @@ class PromptLength(NamedTuple):
 
 
 async def forecast(plan: Plan, trial: int) -> Forecast:
-    """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the
-    job would.
-    """
+    """The forecast of a checked job, after asking for `trial` rows. Raises what the job would."""
     found = Forecast(rows=plan.total, read=0)
     sample, complete = await _read(plan, found)
     # Its first rows are those tried, and data may be sorted by length.
@@ -111,8 +108,10 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
             async for rows in plan.form.ready(batch):
                 for row in rows:
                     found.read += 1
-                    kind = _fault_of(plan, row)
-                    if kind is not None:
+                    failed = prepare(plan.form, row)
+                    if failed is not None:
+                        assert failed.error is not None
+                        kind = failed.error.type
                         found.unreadable[kind] = found.unreadable.get(kind, 0) + 1
                         continue
                     if row.shareable and row.digest in seen:
@@ -127,22 +126,6 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
             if found.read >= READ_ROWS or time.monotonic() - began > _READ_SECONDS:
                 return sample, False
     return sample, True
-
-
-def _fault_of(plan: Plan, row: Row) -> str | None:
-    if row.values is None:
-        return "input_error"
-    if row.earlier is not None:
-        return row.earlier.type
-    try:
-        if row.failure is not None:
-            raise row.failure
-        plan.form.prepare(row)
-    except PenstockError as error:
-        return error.kind
-    except Exception:
-        return "invalid_request_error"
-    return None
 
 
 async def _count_tokens(pipeline: Pipeline, sample: list[Row], found: Forecast) -> None:

@@ -4,62 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
+import inspect
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import AsyncIterable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-import msgspec
-
-from penstock import background, lazy
-from penstock.batch import structured
-from penstock.batch.job import option_checks as choices
-from penstock.batch.job.execution import execute
-from penstock.batch.job.interrupts import Interrupts, JobInterrupted
-from penstock.batch.job.plan import Plan
-from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
+from penstock import background
+from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
+from penstock.batch.job.plan import plan_of
 from penstock.batch.job.result import RunResult
-from penstock.batch.pipeline.pipeline import EngineStep, Step
-from penstock.batch.pipeline.processor import Processor
-from penstock.batch.pipeline.processor_rows import Held
-from penstock.batch.pipeline.stage_chain import StageChain
-from penstock.batch.read import open_source
-from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import EngineForm, RowForm
-from penstock.batch.rows.openai_lines import OpenAILines, are_lines
-from penstock.batch.rows.repair import Repair
-from penstock.batch.rows.requests import ColumnRequests
-from penstock.batch.rows.template import Template
-from penstock.batch.write.outputs import Output
+from penstock.batch.pipeline.processor import Processor, in_event_loop
 from penstock.engines.base import LLMEngine
-from penstock.engines.registry import engine_for
-from penstock.errors import ConfigError, OutputError, printable
-from penstock.types import Sampling, StructuredOutput
+from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
-# Options that say what is asked of a row; OpenAI batch lines say that themselves.
-_REPAIRS = frozenset({"on_length", "on_invalid_json"})
-_ROW_OPTIONS = _REPAIRS | {
-    "prompt",
-    "messages",
-    "system",
-    "schema",
-    "adapter",
-    "result_prefix",
-    "max_tokens",
-}
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
-_SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
+P = ParamSpec("P")
 
 
 @dataclass
@@ -177,26 +151,17 @@ class Job:
 
     def run(self) -> RunResult:
         """Do the job. Raises `PenstockError`, or `KeyboardInterrupt` when a signal stopped it."""
+        signals = (signal.SIGINT,) if in_event_loop() else (signal.SIGINT, signal.SIGTERM)
+        interrupts = Interrupts(*signals)
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            interrupts = Interrupts(signal.SIGINT, signal.SIGTERM)
-            call = self._main
-        else:
-            self._check_may_wait("await penstock.arun(...)")
-            interrupts = Interrupts(signal.SIGINT)
-            call = self._main_in_thread
-        try:
-            return call(self._run(interrupts))
+            return self._wait_for(partial(self._run, interrupts), "await penstock.arun(...)")
         finally:
             interrupts.restore()
 
     async def arun(self) -> RunResult:
-        """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is
-        done.
-        """
+        """Do the job in the running loop. Raises `PenstockError`. Cancelling keeps what is done."""
         with Interrupts() as interrupts:
-            return await execute(await self._plan(), interrupts)
+            return await execute(await plan_of(self), interrupts)
 
     def plan(self, *, trial: int = 32) -> Forecast:
         """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its
@@ -205,12 +170,7 @@ class Job:
         Reads the data, starts the engine, and asks for `trial` rows. Writes nothing. Raises
         `PenstockError`.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._main(self.aplan(trial=trial))
-        self._check_may_wait("await job.aplan()")
-        return self._main_in_thread(self.aplan(trial=trial))
+        return self._wait_for(partial(self.aplan, trial=trial), "await job.aplan()")
 
     async def aplan(self, *, trial: int = 32) -> Forecast:
         """Like `plan`, for a running event loop."""
@@ -222,45 +182,27 @@ class Job:
             raise ConfigError(
                 "can be read once only, and the job itself must read it", field="source"
             )
-        return await forecast(await self._plan(), trial)
+        return await forecast(await plan_of(self), trial)
 
-    @property
-    def _engine_object(self) -> LLMEngine | None:
-        """The engine that the caller has made, if it is one."""
-        given = (
-            self.engine
-            if self.processor is None
-            else getattr(self.processor.config, "engine", None)
-        )
-        return given if isinstance(given, LLMEngine) else None
-
-    def _check_may_wait(self, instead: str) -> None:
-        """Whether a running event loop can wait for the job. Raises `ConfigError`."""
-        if self._engine_object is not None:
+    def _wait_for(self, work: Callable[[], Coroutine[Any, Any, T]], instead: str) -> T:
+        """The result of `work`, done in an event loop of its own; from inside a running one by a
+        thread that has none. Raises `ConfigError`, which names what to use `instead`, where the
+        running loop must not wait.
+        """
+        if not in_event_loop():
+            return self._main(work())
+        asks = self if self.processor is None else self.processor.config
+        if isinstance(getattr(asks, "engine", None), LLMEngine):
             raise ConfigError(
                 f"an engine object belongs to its event loop; use `{instead}`", field="engine"
             )
         if self.processor is not None:
             background.check_may_wait()
-
-    def _main(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, done in an event loop; a stop by signal raised as `JobInterrupted`.
-
-        A processor's is that of all work that has no event loop of its own: there are the engines
-        that it names.
-        """
-        try:
-            return asyncio.run(work) if self.processor is None else background.run(work)
-        except _Stopped as stopped:
-            raise JobInterrupted(str(stopped), stopped.number) from None
-
-    def _main_in_thread(self, work: Coroutine[Any, Any, T]) -> T:
-        """The same from inside a running event loop, by a thread that has none."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def main() -> None:
             try:
-                future.set_result(self._main(work))
+                future.set_result(self._main(work()))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -270,10 +212,19 @@ class Job:
             concurrent.futures.wait([future], 0.2)
         return future.result()
 
+    def _main(self, work: Coroutine[Any, Any, T]) -> T:
+        """A processor's loop is that of all work that has no event loop of its own: there are the
+        engines that it names. A stop by signal is raised as `JobInterrupted`.
+        """
+        try:
+            return asyncio.run(work) if self.processor is None else background.run(work)
+        except _Stopped as stopped:
+            raise JobInterrupted(str(stopped), stopped.number) from None
+
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
             try:
-                result = await execute(await self._plan(), interrupts)
+                result = await execute(await plan_of(self), interrupts)
             except asyncio.CancelledError:
                 if interrupts.received is None:
                     raise
@@ -290,280 +241,8 @@ class Job:
             return result
 
     async def rows_to_read(self) -> Any:
-        """For a job as the source of another: what it makes, run first or taken up. Raises as
-        `arun`.
-        """
+        """What a job with this one as its source reads, once this one ran. Raises as `arun`."""
         return await (await self.arun()).rows_to_read()
-
-    async def _plan(self) -> Plan:
-        """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or
-        `OutputError`.
-        """
-        self._check_choices()
-        schema = structured.load(self.schema)
-        sampling = self._sampling(schema)
-        choices.check_sampling_choices(sampling)
-        output = self._open_output()
-        engine = self._engine() if self.processor is None else None
-        source = await open_source(self.source)
-        try:
-            return self._plan_for(source, engine, output, schema, sampling)
-        except BaseException:
-            await source.close()
-            raise
-
-    def _plan_for(
-        self,
-        source: Source,
-        engine: LLMEngine | None,
-        output: Output | Literal["-"] | None,
-        schema: structured.Schema | None,
-        sampling: Sampling,
-    ) -> Plan:
-        if isinstance(output, Output):
-            for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
-                if path is not None and source.reads(path):
-                    raise ConfigError(
-                        f"{path} is part of the input, or would be read as such",
-                        field=field,
-                        value=path,
-                    )
-        policy = ErrorPolicy(self.on_error or "keep")
-        if self.processor is not None:
-            form, step, policy = self._processor_rows(self.processor, output)
-        else:
-            assert engine is not None
-            form, constant = self._engine_rows(source, engine, output, schema, sampling)
-            step = EngineStep(engine, form, constant, self.max_attempts, policy)
-        return Plan(
-            source=source,
-            output=output,
-            form=form,
-            step=step,
-            identity=self._identity(source, engine, schema, sampling, form, output),
-            limit=self.limit,
-            keep_order=self.order == "input",
-            policy=policy,
-            limits=Limits(
-                tokens=self.max_tokens_total,
-                error_rate=self.max_error_rate,
-                seconds=seconds_until(self.deadline),
-            ),
-            retry_failed=self.retry_failed,
-            fresh=self.fresh,
-            row_timeout=self.row_timeout,
-            progress=self.progress,
-        )
-
-    def _processor_rows(
-        self, processor: Processor, output: Output | Literal["-"] | None
-    ) -> tuple[RowForm, Step, ErrorPolicy]:
-        self._check_unset(
-            _REPAIRS, "is said in the configuration of the processor, in a field of this name"
-        )
-        self._check_unset(
-            _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
-        )
-        config = processor.config
-        expects_errors = self.dead_letter is not None or self.max_error_rate is not None
-        going_on = config.should_continue_on_error or expects_errors
-        policy = ErrorPolicy(self.on_error or ("keep" if going_on else "fail"))
-        keep_errors = going_on or self.on_error not in (None, "fail")
-        columnar = isinstance(output, Output) and output.columnar
-        held: Held = "values" if output is None else "packed" if columnar else "json"
-        form = processor.rows(held=held, keep_errors=keep_errors)
-        chain = StageChain(
-            processor.stages,
-            config.batch_size,
-            config.concurrency,
-            policy=policy,
-            max_attempts=self.max_attempts,
-        )
-        return form, chain, policy
-
-    def _engine_rows(
-        self,
-        source: Source,
-        engine: LLMEngine,
-        output: Output | Literal["-"] | None,
-        schema: structured.Schema | None,
-        sampling: Sampling,
-    ) -> tuple[EngineForm, str | None]:
-        """The form of rows that ask the engine, and the one adapter of all of them."""
-        if (
-            self.prompt is None
-            and self.messages is None
-            and (source.first is None or are_lines(source.first))
-        ):
-            self._check_lines(output)
-            return OpenAILines(model=engine.model_source, created=int(time.time())), None
-        in_column = self.adapter is not None and self.adapter in source.columns
-        constant = None if in_column else self.adapter
-        form = ColumnRequests(
-            template=Template(self.prompt) if self.prompt is not None else None,
-            messages=self.messages,
-            system=self.system,
-            sampling=sampling,
-            schema=schema,
-            adapter=constant,
-            adapter_column=self.adapter if in_column else None,
-            prefix=self.result_prefix,
-            repair=self._repair(),
-            values_for=_values_for(source, output),
-        )
-        if self.prompt is None and self.messages is None:
-            raise ConfigError(
-                "say what to ask: give a prompt with {column} in it, or a column of messages",
-                field="prompt",
-            )
-        if self.prompt is not None and not form.columns and 1 not in (self.limit, source.rows):
-            known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
-            _log.warning(
-                "The prompt names no {column}, so all rows ask the same.%s", printable(known)
-            )
-        if source.columns:
-            flat = isinstance(output, Output) and output.form == "csv"
-            form.check(source.columns, source.every_column(), flat=flat)
-        return form, constant
-
-    def _engine(self) -> LLMEngine:
-        engine = engine_for(
-            self.model, self.engine, self.engine_kwargs, deterministic=self.deterministic
-        )
-        if self.runtime == "local":
-            return engine
-        if self._engine_object is not None:
-            raise ConfigError(
-                "an engine object is in this process, and no replica on Ray", field="engine"
-            )
-        if self.adapter is not None and os.path.isdir(self.adapter):
-            engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
-        spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, self.runtime)
-        replicated: LLMEngine = spread(engine, self.replicas)
-        return replicated
-
-    def _check_choices(self) -> None:
-        choices.check(self)
-        if self.runtime == "local" and self.replicas != 1:
-            raise ConfigError("is for the runtime 'ray'", field="replicas", value=self.replicas)
-        if self.runtime == "ray" and self.processor is not None:
-            raise ConfigError(
-                "a processor runs on Ray when it is called on a Ray data set", field="runtime"
-            )
-        if self.prompt is not None and self.messages is not None:
-            raise ConfigError("give a prompt or a column of messages, not both", field="messages")
-
-    def _check_lines(self, output: Output | Literal["-"] | None) -> None:
-        self._check_unset(
-            _ROW_OPTIONS | _SAMPLING,
-            "has no meaning for OpenAI batch lines, whose bodies say what is asked",
-        )
-        if isinstance(output, Output) and output.form != "jsonl":
-            raise ConfigError(
-                "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
-            )
-
-    def _check_unset(self, names: frozenset[str], why: str) -> None:
-        for option in fields(self):
-            if option.name in names and getattr(self, option.name) != option.default:
-                raise ConfigError(why, field=option.name)
-
-    def _open_output(self) -> Output | Literal["-"] | None:
-        if self.dead_letter is not None and (self.output is None or os.fspath(self.output) == "-"):
-            raise ConfigError("needs an output whose job is kept", field="dead_letter")
-        if self.output is None:
-            if self.retry_failed or self.fresh:
-                name = "retry_failed" if self.retry_failed else "fresh"
-                raise ConfigError("needs an output whose job is kept", field=name)
-            return None
-        path = os.fspath(self.output)
-        if path == "-":
-            if sys.stdout is None:
-                raise OutputError("standard output is closed")
-            return "-"
-        return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
-
-    def _repair(self) -> Repair:
-        repair = Repair.of(self.on_length, self.on_invalid_json, self.max_attempts)
-        if self.on_invalid_json == "retry" and self.schema is None:
-            raise ConfigError("has no meaning without a schema", field="on_invalid_json")
-        if repair.raise_limit and self.max_tokens is None:
-            raise ConfigError("there is no max_tokens to raise", field="on_length")
-        return repair
-
-    def _sampling(self, schema: structured.Schema | None) -> Sampling:
-        return Sampling(
-            max_tokens=self.max_tokens,
-            min_tokens=self.min_tokens,
-            temperature=0.0 if self.temperature is None else self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            seed=self.seed,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids),
-            ignore_eos=self.ignore_eos,
-            structured=(
-                StructuredOutput("json_schema", schema.text, checked=True)
-                if schema is not None
-                else None
-            ),
-        )
-
-    def _identity(
-        self,
-        source: Source,
-        engine: LLMEngine | None,
-        schema: structured.Schema | None,
-        sampling: Sampling,
-        form: RowForm,
-        output: Output | Literal["-"] | None,
-    ) -> dict[str, Any]:
-        """All that decides what the output will be."""
-        data = source.fingerprint or {"input": source.name}
-        how = {
-            "limit": self.limit,
-            "order": self.order,
-            "output form": getattr(output, "form", None),
-            "dead letter": os.fspath(self.dead_letter) if self.dead_letter is not None else None,
-        }
-        if engine is None:
-            from penstock.batch.pipeline.identity import identity
-
-            assert self.processor is not None
-            return {**data, **identity(self.processor), **how}
-        return {
-            **data,
-            "model": engine.model_source,
-            "engine": engine.name,
-            "engine options": engine.deciding_kwargs or None,
-            "deterministic": engine.deterministic or None,
-            "requests": form.kind,
-            "prompt": self.prompt,
-            "messages": self.messages,
-            "system": self.system,
-            "schema": schema.schema if schema is not None else None,
-            **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),
-            "adapter": self.adapter,
-            "result prefix": self.result_prefix,
-            "on_length": None if self.on_length == "keep" else self.on_length,
-            "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
-            **how,
-        }
-
-
-def _values_for(
-    source: Source, output: Output | Literal["-"] | None
-) -> Literal["json", "parquet"] | None:
-    if output is None or source.json_values:
-        return None
-    if isinstance(output, Output) and output.columnar:
-        # Columns of a schema pass through in Arrow form.
-        return "parquet" if source.schema is None else None
-    return "json"
 
 
 class _Stopped(Exception):
@@ -572,3 +251,35 @@ class _Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`."""
+
+    def decorate(function: Callable[..., T]) -> Callable[P, T]:
+        function.__signature__ = inspect.signature(job).replace(  # type: ignore[attr-defined]
+            return_annotation=inspect.signature(function).return_annotation
+        )
+        return function
+
+    return decorate
+
+
+@_with_parameters_of(Job)
+def run(*args: Any, **kwargs: Any) -> RunResult:
+    """Run a language model over a data set and return when all rows are done. Takes what `Job`
+    takes.
+
+    Works inside a running event loop too (as in a notebook), except with an engine object: use
+    `arun` there. Ctrl-C and SIGTERM finish the rows in flight, keep what is done and raise
+    `KeyboardInterrupt`; the same call resumes.
+    """
+    return Job(*args, **kwargs).run()
+
+
+@_with_parameters_of(Job)
+def arun(*args: Any, **kwargs: Any) -> Awaitable[RunResult]:
+    """Like `run`, for a running event loop: `result = await penstock.arun(...)`. Cancelling it
+    keeps what is done.
+    """
+    return Job(*args, **kwargs).arun()

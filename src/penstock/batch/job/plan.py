@@ -1,16 +1,83 @@
-"""A checked job: what is read, asked and written, and how."""
+"""A checked job: what is read, asked and written, and how; and the checks that make it of a `Job`,
+before anything is loaded.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal
 
-from penstock.batch.job.counts import Counts
-from penstock.batch.job.policy import ErrorPolicy, Limits
-from penstock.batch.pipeline.pipeline import Pipeline, Step
+import msgspec
+
+from penstock import lazy
+from penstock.batch import structured
+from penstock.batch.job.identity import job_identity
+from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
+from penstock.batch.job.result import Counts
+from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
+from penstock.batch.pipeline.processor_rows import Held
+from penstock.batch.pipeline.stage_chain import StageChain
+from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import RowForm
+from penstock.batch.rows.openai_lines import OpenAILines, are_lines
+from penstock.batch.rows.repair import Repair
+from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
+from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
+from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.registry import engine_for
+from penstock.engines.sampling import check_sampling
+from penstock.errors import ConfigError, OutputError, RequestError, printable
+from penstock.types import Sampling, StructuredOutput
+
+if TYPE_CHECKING:
+    from penstock.batch.job.job import Job
+    from penstock.batch.pipeline.processor import Processor
+
+_log = logging.getLogger(__name__)
+
+# Options that say what is asked of a row; OpenAI batch lines say that themselves.
+_REPAIRS = frozenset({"on_length", "on_invalid_json"})
+_ROW_OPTIONS = _REPAIRS | {
+    *("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")
+}
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
+_SAMPLING = frozenset(Sampling.__struct_fields__)
+
+_PATH: Any = str | os.PathLike
+_WHOLE = (
+    *("max_tokens", "top_k", "seed", "min_tokens"),
+    *("limit", "max_attempts", "max_tokens_total", "replicas"),
+)
+_REAL = (
+    *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "row_timeout", "max_error_rate"),
+)
+_KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
+    (str, "text", ("model", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (Integral, "a whole number", _WHOLE),
+    (Real, "a number", _REAL),
+    (_PATH, "a path", ("output",)),
+    (Mapping | _PATH, "a mapping or a path", ("schema",)),
+    (_PATH, "a path", ("dead_letter",)),
+    (str | Mapping, "an action, or a mapping of them", ("on_error",)),
+    (str, "text", ("on_length",)),
+    (Mapping, "a mapping", ("engine_kwargs",)),
+    (bool, "true or false", ("deterministic",)),
+)
+_ALLOWED = {
+    "runtime": ("local", "ray"),
+    "order": ("input", "done"),
+    "on_invalid_json": ("keep", "retry"),
+}
+_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1, "replicas": 1}
 
 
 @dataclass(kw_only=True)
@@ -50,3 +117,294 @@ class Plan:
         return (
             self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
         )
+
+
+async def plan_of(job: Job) -> Plan:
+    """Check what needs no engine. Raises `ConfigError`, `InputError` or `OutputError`."""
+    _check_options(job)
+    schema = structured.load(job.schema)
+    sampling = _sampling(job, schema)
+    output = _open_output(job)
+    engine = _engine(job) if job.processor is None else None
+    source = await open_source(job.source)
+    try:
+        return _plan(job, source, engine, output, schema, sampling)
+    except BaseException:
+        await source.close()
+        raise
+
+
+def _plan(
+    job: Job,
+    source: Source,
+    engine: LLMEngine | None,
+    output: Output | Literal["-"] | None,
+    schema: structured.Schema | None,
+    sampling: Sampling,
+) -> Plan:
+    if isinstance(output, Output):
+        for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
+            if path is not None and source.reads(path):
+                raise ConfigError(
+                    f"{path} is part of the input, or would be read as such",
+                    field=field,
+                    value=path,
+                )
+    policy = ErrorPolicy(job.on_error or "keep")
+    if job.processor is not None:
+        form, step, policy = _processor_rows(job, job.processor, output)
+    else:
+        assert engine is not None
+        form, constant = _engine_rows(job, source, engine, output, schema, sampling)
+        step = EngineStep(engine, form, constant, job.max_attempts, policy)
+    return Plan(
+        source=source,
+        output=output,
+        form=form,
+        step=step,
+        identity=job_identity(job, source, engine, schema, sampling, form, output),
+        limit=job.limit,
+        keep_order=job.order == "input",
+        policy=policy,
+        limits=Limits(
+            tokens=job.max_tokens_total,
+            error_rate=job.max_error_rate,
+            seconds=seconds_until(job.deadline),
+        ),
+        retry_failed=job.retry_failed,
+        fresh=job.fresh,
+        row_timeout=job.row_timeout,
+        progress=job.progress,
+    )
+
+
+def _processor_rows(
+    job: Job, processor: Processor, output: Output | Literal["-"] | None
+) -> tuple[RowForm, Step, ErrorPolicy]:
+    _check_unset(
+        job, _REPAIRS, "is said in the configuration of the processor, in a field of this name"
+    )
+    _check_unset(
+        job, _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
+    )
+    config = processor.config
+    expected = job.dead_letter is not None or job.max_error_rate is not None
+    going_on = expected or config.should_continue_on_error
+    policy = ErrorPolicy(job.on_error or ("keep" if going_on else "fail"))
+    keep_errors = going_on or job.on_error not in (None, "fail")
+    columnar = isinstance(output, Output) and output.columnar
+    held: Held = "values" if output is None else "packed" if columnar else "json"
+    form = processor.rows(held=held, keep_errors=keep_errors)
+    chain = StageChain(
+        processor.stages,
+        config.batch_size,
+        config.concurrency,
+        policy=policy,
+        max_attempts=job.max_attempts,
+    )
+    return form, chain, policy
+
+
+def _engine_rows(
+    job: Job,
+    source: Source,
+    engine: LLMEngine,
+    output: Output | Literal["-"] | None,
+    schema: structured.Schema | None,
+    sampling: Sampling,
+) -> tuple[EngineForm, str | None]:
+    """The form of rows that ask the engine, and the one adapter of all of them."""
+    if (
+        job.prompt is None
+        and job.messages is None
+        and (source.first is None or are_lines(source.first))
+    ):
+        _check_unset(
+            job,
+            _ROW_OPTIONS | _SAMPLING,
+            "has no meaning for OpenAI batch lines, whose bodies say what is asked",
+        )
+        if isinstance(output, Output) and output.form != "jsonl":
+            raise ConfigError(
+                "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
+            )
+        return OpenAILines(model=engine.model_source, created=int(time.time())), None
+    in_column = job.adapter is not None and job.adapter in source.columns
+    constant = None if in_column else job.adapter
+    form = ColumnRequests(
+        template=Template(job.prompt) if job.prompt is not None else None,
+        messages=job.messages,
+        system=job.system,
+        sampling=sampling,
+        schema=schema,
+        adapter=constant,
+        adapter_column=job.adapter if in_column else None,
+        prefix=job.result_prefix,
+        repair=_repair(job),
+        values_for=_values_for(source, output),
+    )
+    if job.prompt is None and job.messages is None:
+        raise ConfigError(
+            "say what to ask: give a prompt with {column} in it, or a column of messages",
+            field="prompt",
+        )
+    if job.prompt is not None and not form.columns and 1 not in (job.limit, source.rows):
+        known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
+        _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
+    if source.columns:
+        flat = isinstance(output, Output) and output.form == "csv"
+        form.check(source.columns, source.every_column(), flat=flat)
+    return form, constant
+
+
+def _engine(job: Job) -> LLMEngine:
+    engine = engine_for(job.model, job.engine, job.engine_kwargs, deterministic=job.deterministic)
+    if job.runtime == "local":
+        return engine
+    if isinstance(job.engine, LLMEngine):
+        raise ConfigError(
+            "an engine object is in this process, and no replica on Ray", field="engine"
+        )
+    if job.adapter is not None and os.path.isdir(job.adapter):
+        engine.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
+    spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
+    replicated: LLMEngine = spread(engine, job.replicas)
+    return replicated
+
+
+def _check_unset(job: Job, names: frozenset[str], why: str) -> None:
+    for option in fields(job):
+        if option.name in names and getattr(job, option.name) != option.default:
+            raise ConfigError(why, field=option.name)
+
+
+def _open_output(job: Job) -> Output | Literal["-"] | None:
+    if job.dead_letter is not None and (job.output is None or os.fspath(job.output) == "-"):
+        raise ConfigError("needs an output whose job is kept", field="dead_letter")
+    if job.output is None:
+        if job.retry_failed or job.fresh:
+            name = "retry_failed" if job.retry_failed else "fresh"
+            raise ConfigError("needs an output whose job is kept", field=name)
+        return None
+    path = os.fspath(job.output)
+    if path == "-":
+        if sys.stdout is None:
+            raise OutputError("standard output is closed")
+        return "-"
+    return Output(path, os.fspath(job.dead_letter) if job.dead_letter is not None else None)
+
+
+def _repair(job: Job) -> Repair:
+    repair = Repair.of(job.on_length, job.on_invalid_json, job.max_attempts)
+    if job.on_invalid_json == "retry" and job.schema is None:
+        raise ConfigError("has no meaning without a schema", field="on_invalid_json")
+    if repair.raise_limit and job.max_tokens is None:
+        raise ConfigError("there is no max_tokens to raise", field="on_length")
+    return repair
+
+
+def _sampling(job: Job, schema: structured.Schema | None) -> Sampling:
+    given = {name: getattr(job, name) for name in _SAMPLING if hasattr(job, name)}
+    given["temperature"] = 0.0 if job.temperature is None else job.temperature
+    given["stop"] = (job.stop,) if isinstance(job.stop, str) else tuple(job.stop)
+    given["stop_token_ids"] = tuple(job.stop_token_ids)
+    plain = Sampling(**given)
+    try:  # what no engine can follow; what one engine lacks shows when it has started
+        check_sampling(plain, 1, Capabilities(frozenset(), 0, 0), "")
+    except RequestError as error:
+        name = error.param or ""
+        raise ConfigError(str(error).removeprefix(f"{name} "), field=name) from None
+    if schema is None:
+        return plain
+    answer = StructuredOutput("json_schema", schema.text, checked=True)
+    return msgspec.structs.replace(plain, structured=answer)
+
+
+def _values_for(
+    source: Source, output: Output | Literal["-"] | None
+) -> Literal["json", "parquet"] | None:
+    if output is None or source.json_values:
+        return None
+    if isinstance(output, Output) and output.columnar:
+        # Columns of a schema pass through in Arrow form.
+        return "parquet" if source.schema is None else None
+    return "json"
+
+
+def _check_options(job: Job) -> None:
+    """Raise `ConfigError` for options of a wrong type or range, or that exclude each other."""
+    optional = {option.name for option in fields(job) if option.default is None}
+    for kind, meant, names in _KINDS:
+        for name in names:
+            value = getattr(job, name)
+            if value is None and name in optional:
+                continue
+            is_flag = isinstance(value, bool) and kind is not bool
+            _require(isinstance(value, kind) and not is_flag, name, value, meant)
+            if kind is str:
+                _require_unicode(name, value)
+    _require(
+        job.processor is None or hasattr(job.processor, "stages"),
+        *("processor", job.processor, "a Processor"),
+    )
+    stops = [job.stop] if isinstance(job.stop, str) else job.stop
+    _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
+    for stop in stops:
+        _require_unicode("stop", stop)
+    ids = job.stop_token_ids
+    _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
+    _check_ranges(job)
+    if job.runtime == "local" and job.replicas != 1:
+        raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
+    if job.runtime == "ray" and job.processor is not None:
+        raise ConfigError(
+            "a processor runs on Ray when it is called on a Ray data set", field="runtime"
+        )
+    if job.prompt is not None and job.messages is not None:
+        raise ConfigError("give a prompt or a column of messages, not both", field="messages")
+
+
+def _check_ranges(job: Job) -> None:
+    for name, allowed in _ALLOWED.items():
+        value = getattr(job, name)
+        if value not in allowed:
+            raise ConfigError(
+                f"must be {' or '.join(allowed)}, not {value!r}", field=name, value=value
+            )
+    for name, least in _LEAST.items():
+        number = getattr(job, name)
+        if number is not None and number < least:
+            raise ConfigError(f"must be at least {least}, not {number}", field=name, value=number)
+    for name in _REAL:
+        value = getattr(job, name)
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"must be a finite number, not {value}", field=name)
+    if job.row_timeout is not None and job.row_timeout <= 0:
+        raise ConfigError(
+            f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout
+        )
+    if job.max_error_rate is not None and not 0 <= job.max_error_rate <= 1:
+        raise ConfigError(f"must be from 0 to 1, not {job.max_error_rate}", field="max_error_rate")
+    if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
+        raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
+
+
+def _require(holds: bool, name: str, value: object, meant: str) -> None:
+    if not holds:
+        raise ConfigError(f"must be {meant}, not a {type(value).__name__}", field=name, value=value)
+
+
+def _require_unicode(name: str, value: object) -> None:
+    """A byte on the command line that is no UTF-8 comes as half of a surrogate pair, which no
+    engine can be sent.
+    """
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"is no UTF-8 at character {error.start + 1}", field=name, value=value
+        ) from None
+
+
+def _is_list_of(values: object, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)

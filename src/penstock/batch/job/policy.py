@@ -8,13 +8,12 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from penstock import errors
-from penstock.batch.job.counts import Counts
+from penstock.batch.job.result import Counts
 from penstock.errors import ConfigError, JobLimitError, PenstockError, nearest
 
-Action = Literal["keep", "fail", "skip", "retry"]
 ACTIONS = ("keep", "fail", "skip", "retry")
 OTHERS = "*"
 _ENOUGH_ROWS = 50
@@ -35,9 +34,9 @@ class ErrorPolicy:
         actions = {OTHERS: given} if isinstance(given, str) else dict(given)
         for kind, action in actions.items():
             if action not in ACTIONS:
-                said = f"{kind}: " if kind != OTHERS else ""
+                where = f"{kind}: " if kind != OTHERS else ""
                 raise ConfigError(
-                    f"{said}must be keep, fail, skip or retry, not {action!r}",
+                    f"{where}must be keep, fail, skip or retry, not {action!r}",
                     field="on_error",
                     value=action,
                 )
@@ -99,9 +98,7 @@ class Limits:
         return None if self._ends is None else self._ends - time.monotonic()
 
     def exceeded(self, counts: Counts, *, end: bool = False) -> JobLimitError | None:
-        """The limit that these counts have reached, if any. `end`: there are no more rows to
-        come.
-        """
+        """The limit that these counts have reached, if any. `end`: no more rows will come."""
         tokens = counts.prompt_tokens + counts.completion_tokens
         if self._tokens is not None and tokens >= self._tokens and not end:
             return JobLimitError(
@@ -119,10 +116,6 @@ class Limits:
                 f" max_error_rate is {rate:.1%}"
             )
         return None
-
-    def late(self) -> JobLimitError:
-        """The error that says that time is up."""
-        return JobLimitError("the deadline is reached")
 
 
 def seconds_until(deadline: Any) -> float | None:

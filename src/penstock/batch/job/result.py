@@ -1,27 +1,75 @@
-"""What a job returns."""
+"""What a job has done: its counts, the line that shows them on a terminal, and its result."""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import glob
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 
-from penstock.batch.job.counts import Counts
+from penstock.balance.backoff import Pauses, span
 from penstock.batch.read.files import filesystem, is_url
 from penstock.batch.read.text import allow_long_fields
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.errors import InputError, OutputError
+from penstock.observability import is_terminal
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from penstock.batch.write.tables import Tables
+
+_INTERVAL = 0.2
+
+
+class Counts(Struct):
+    """`rows` are all finished rows of the output, `ok` and `errors` (by type) among them.
+
+    Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in
+    all and `row_seconds` of them after the engine was loaded, and rows answered without computing:
+    `deduplicated` from an equal request, `resumed` from an earlier run. `total` is the number of
+    rows to do, if known. `pauses` are those that servers asked for.
+    """
+
+    rows: int = 0
+    errors: dict[str, int] = msgspec.field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    engine_calls: int = 0
+    deduplicated: int = 0
+    resumed: int = 0
+    seconds: float = 0.0
+    row_seconds: float = 0.0
+    total: int | None = None
+    pauses: Pauses = msgspec.field(default_factory=Pauses)
+
+    @property
+    def failed(self) -> int:
+        """Rows that ended in an error."""
+        return sum(self.errors.values())
+
+    @property
+    def ok(self) -> int:
+        return self.rows - self.failed
+
+    @property
+    def cached_share(self) -> float:
+        """The share of the prompts' tokens that the engine had in its prefix cache, from 0 to 1."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens generated in a second, loading the engine not counted."""
+        return self.completion_tokens / self.row_seconds if self.row_seconds > 0 else 0.0
 
 
 @dataclass
@@ -66,9 +114,7 @@ class RunResult:
                 yield from python_rows(batch)
 
     async def rows_to_read(self) -> Any:
-        """What a job that has this result as its source reads. Raises `InputError` for what went to
-        standard output.
-        """
+        """What a job with this result as its source reads. Raises `InputError` for "-"."""
         if self.output == "-":
             raise InputError("rows that went to standard output cannot be read again")
         return self.output if self.output is not None else list(self.rows())
@@ -117,3 +163,117 @@ def _parquet_files(path: str) -> list[str]:
         if os.path.isdir(path)
         else [path]
     )
+
+
+class Progress:
+    """A line on standard error: rows, rows/s, tokens/s, errors, time left. `async with` shows it.
+
+    `shown` None means: where standard error is a terminal.
+    """
+
+    def __init__(self, counts: Counts, shown: bool | None) -> None:
+        self._counts = counts
+        self._shown = is_terminal() if shown is None else shown
+        self._bar: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._began = time.monotonic()
+        self._rows_before = counts.rows
+
+    async def __aenter__(self) -> Progress:
+        if self._shown:
+            from tqdm import tqdm
+
+            tqdm.monitor_interval = 0  # else it would start a thread
+            total = self._counts.total
+            shape = "{desc}" if total is None else "{bar:24} {desc}"
+            self._bar = tqdm(total=total, bar_format=shape, leave=False, dynamic_ncols=True)
+            self._task = asyncio.create_task(self._refresh())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._bar.close()
+
+    async def _refresh(self) -> None:
+        while True:
+            self._bar.n = self._counts.rows
+            self._bar.set_description_str(self._line())
+            await asyncio.sleep(_INTERVAL)
+
+    def _line(self) -> str:
+        counts = self._counts
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rate = (counts.rows - self._rows_before) / seconds
+        parts = [f"{rate:,.0f} rows/s", f"{counts.completion_tokens / seconds:,.0f} tokens/s"]
+        rows = f"{counts.rows:,} rows"
+        if counts.total is not None:
+            rows = f"{counts.rows:,}/{counts.total:,} rows"
+            if rate > 0:
+                parts.append(f"{duration((counts.total - counts.rows) / rate)} left")
+        if counts.failed:
+            parts.append(f"{counts.failed:,} errors")
+        if counts.pauses.is_now:
+            parts.append(f"a pause of {span(counts.pauses.last_s)} for {counts.pauses.server}")
+        if counts.pauses.given_up:
+            parts.append(f"{counts.pauses.given_up:,} given up after refusals")
+        return " · ".join([rows, *parts])
+
+
+def summary(result: RunResult) -> str:
+    """How a job went, in lines: rows, errors by type, tokens, time, and the place of the output."""
+    counts = result.counts
+    if result.already_complete:
+        return (
+            f"Complete already: {_rows(counts)} in {result.output}. Nothing to do; --fresh computes"
+            " it again."
+        )
+    lines = [_rows(counts)]
+    taken = [
+        f"{number:,} {what}"
+        for number, what in (
+            (counts.resumed, "from an earlier run"),
+            (counts.deduplicated, "from an equal request"),
+        )
+        if number
+    ]
+    if taken:
+        lines[0] += f" ({', '.join(taken)})"
+    lines += [f"  {number:,} × {kind}" for kind, number in sorted(counts.errors.items())]
+    lines.append(
+        f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached),"
+        f" {counts.completion_tokens:,} out, {duration(counts.seconds)},"
+        f" {counts.tokens_per_second:,.0f} tokens/s"
+    )
+    pauses = counts.pauses
+    if pauses.count:
+        lines.append(
+            f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for"
+            f" {pauses.server}"
+        )
+    if pauses.given_up:
+        lines.append(f"Given up after a server's refusals: {pauses.given_up:,}")
+    if result.output not in (None, "-"):
+        lines.append(f"Output: {result.output}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """A time span in two units at most."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def _rows(counts: Counts) -> str:
+    failed = f", {counts.failed:,} failed" if counts.failed else ""
+    return f"{counts.rows:,} rows{failed}"

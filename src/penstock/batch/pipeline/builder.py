@@ -32,8 +32,8 @@ from penstock.batch.stages.engine import (
     SGLangEngineStage,
     vLLMEngineStage,
 )
-from penstock.batch.stages.http import HttpRequestStage
-from penstock.batch.stages.multimodal import PrepareMultimodalStage
+from penstock.batch.stages.http_worker import HttpRequests, HttpRequestStage
+from penstock.batch.stages.media import PrepareMultimodalStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.stages.text import (
     ChatTemplates,
@@ -43,7 +43,6 @@ from penstock.batch.stages.text import (
     TokenizeStage,
     Tokens,
 )
-from penstock.config import import_object
 from penstock.engines.base import engine_class, with_deterministic
 from penstock.engines.registry import EngineSource
 from penstock.errors import ConfigError, nearest
@@ -52,14 +51,16 @@ Builder = Callable[..., Processor]
 Stages = Callable[..., list[StatefulStage]]
 Override = Callable[[str, StatefulStage], Any]
 
-HTTP_WORKER = "penstock.batch.stages.http_worker:HttpRequests"
+_STAGES: dict[str, type[EngineStage]] = {
+    "openvino": OpenVINOEngineStage,
+    "vllm": vLLMEngineStage,
+    "sglang": SGLangEngineStage,
+}
 _OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postprocess_map_kwargs")
 
 
 class ProcessorBuilder:
-    """Knows how a processor is made from each type of configuration. Your own types are registered
-    here.
-    """
+    """Makes processors of configurations. Register your own types of configurations here."""
 
     _builders: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
 
@@ -77,9 +78,7 @@ class ProcessorBuilder:
 
     @classmethod
     def clear_registry(cls) -> None:
-        """Forget all builders that were registered. Those of the configurations that come with
-        Penstock stay.
-        """
+        """Forget all registered builders. Those of Penstock's own configurations stay."""
         cls._builders.clear()
 
     @classmethod
@@ -156,9 +155,9 @@ def _building(stages: Stages) -> Builder:
         **more: Any,
     ) -> Processor:
         _check_taken(stages, more, type(config).__name__)
-        made = stages(config, **more)
         return Processor(
-            config, made, preprocess, postprocess, preprocess_map_kwargs, postprocess_map_kwargs
+            *(config, stages(config, **more), preprocess, postprocess),
+            *(preprocess_map_kwargs, postprocess_map_kwargs),
         )
 
     return build
@@ -242,7 +241,7 @@ def _engine_stages(
         )
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
-        _stage_kind(config)(
+        _STAGES.get(config.engine_name, EngineStage)(
             None,
             {
                 "source": source,
@@ -287,10 +286,9 @@ def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:
         "tokens_per_minute": config.tokens_per_minute,
         "timeout_s": config.timeout_s,
     }
-    worker = import_object(HTTP_WORKER, "the HTTP request stage")
     given = {name: value for name, value in arguments.items() if value is not None}
-    worker(**given)  # what is wrong with them need not wait for the rows
-    return [HttpRequestStage(worker, given, placing)]
+    HttpRequests(**given)  # what is wrong with them need not wait for the rows
+    return [HttpRequestStage(None, given, placing)]
 
 
 def _deployment_stages(config: ServeDeploymentProcessorConfig) -> list[StatefulStage]:
@@ -310,17 +308,6 @@ _OURS: dict[type[ProcessorConfig], Builder] = {
     SGLangEngineProcessorConfig: _building(_engine_stages),
     ServeDeploymentProcessorConfig: _building(_deployment_stages),
 }
-
-
-_STAGES: dict[type[EngineProcessorConfig], type[EngineStage]] = {
-    OpenVINOEngineProcessorConfig: OpenVINOEngineStage,
-    vLLMEngineProcessorConfig: vLLMEngineStage,
-    SGLangEngineProcessorConfig: SGLangEngineStage,
-}
-
-
-def _stage_kind(config: EngineProcessorConfig) -> type[EngineStage]:
-    return next((_STAGES[kind] for kind in type(config).__mro__ if kind in _STAGES), EngineStage)
 
 
 def _legacy(given: Any, older: bool | None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import msgspec
 from msgspec import Meta, field
 
 from penstock.config import Options, parse_options
@@ -15,9 +14,7 @@ from penstock.llm_config import PlacementGroupConfig
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Concurrency = Positive | Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
-"""Workers of a stage: so many, or from so many to so many. On one machine the most are taken at
-once.
-"""
+"""Workers of a stage: a number, or the least and the most. One machine takes the most."""
 
 
 def check_concurrency(given: int | tuple[int, ...] | None) -> None:
@@ -286,26 +283,3 @@ def stage_config(kind: type[C], given: Any, where: str) -> C | None:
             field=where,
         )
     return given if given.enabled else None
-
-
-def shown(config: Options) -> dict[str, Any]:
-    """What a configuration says beyond its defaults, in plain values: objects by their class."""
-    said: dict[str, Any] = {}
-    for part in msgspec.structs.fields(config):
-        value = getattr(config, part.name)
-        default = part.default_factory() if callable(part.default_factory) else part.default
-        if value != default:
-            said[part.name] = shown(value) if isinstance(value, Options) else plain_value(value)
-    return said
-
-
-def plain_value(value: Any) -> Any:
-    """A value as a manifest can hold it: objects by their class."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_value(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    return f"{getattr(value, '__module__', '')}.{name}"

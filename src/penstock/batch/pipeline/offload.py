@@ -1,5 +1,5 @@
-"""Calls that may take long, kept off the event loop; those that prove quick are made in place,
-which is cheaper.
+"""Calls of code that is not ours, functions, stages and iterators, which may take long and end with
+anything. Slow calls are kept off the event loop; quick ones are made in place, which is cheaper.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from penstock.batch.rows.user_code import is_ctrl_c, user_error
+from penstock.errors import PenstockError, UserCodeError, told
 
 QUICK_SECONDS = 0.0002
-"""A call that takes no longer may be made on the event loop: changing threads would cost as
-much.
-"""
+"""A call this quick may run on the event loop: changing threads would cost as much."""
 _TRIAL = 32
 _QUICK_OF_TRIAL = 24
 """Not all: on a busy machine a call also waits for the interpreter's lock."""
@@ -59,9 +57,7 @@ class Offload:
             self._judge(time.perf_counter() - began)
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The future of what `call` returns or raises. Cancelling it lets a call that has begun run
-        on, unheard.
-        """
+        """The future of what `call` returns or raises. Cancelling it stops no call that runs."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.in_place:
             self._settle(_made(call, future))
@@ -146,3 +142,36 @@ def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
             raise
         error = user_error(caught)
     return future, result, error, time.perf_counter() - began
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether a signal may have raised it: that happens in the main thread alone.
+
+    Everything else that such code raises is its own failure. In a thread or a task a `SystemExit`,
+    a `KeyboardInterrupt` or a class of its own under `BaseException` would end that, with nobody to
+    tell who waits.
+    """
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+    )
+
+
+def ends_task(error: BaseException) -> bool:
+    """Whether it ends the task that awaits such code, and does not come out of the code itself."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no loop runs: the coroutine is thrown away
+            return True
+        return task is None or bool(task.cancelling())
+    return is_ctrl_c(error)
+
+
+def user_error(error: BaseException, what: str = "") -> PenstockError:
+    """The error itself if it is one of ours, else a `UserCodeError` that says `what` failed."""
+    if isinstance(error, PenstockError):
+        return error
+    made = UserCodeError(f"{what}: {told(error)}" if what else told(error))
+    made.__cause__ = error
+    return made

@@ -1,26 +1,47 @@
-"""Gets the rows of a job answered by one step: an engine, or the stages of a processor."""
+"""Gets the rows of a job answered by one step, an engine or the stages of a processor: tries again
+what may pass, and finds the request that kills the engine.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
-from penstock.batch.job.counts import Counts
+from msgspec import Struct
+
+from penstock.balance.backoff import Retry
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.rows.form import EngineForm, RowForm
+from penstock.batch.job.result import Counts
 from penstock.batch.rows.repair import Repair, Request
-from penstock.batch.rows.retry import Attempts, Tries, rolling
-from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.base import LLMEngine
+from penstock.batch.rows.requests import EngineForm
+from penstock.batch.rows.row import Outcome, Row, RowForm, Stage
+from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.model_files import adapter_path
-from penstock.engines.supervisor import supervisor_of
-from penstock.errors import JobError, PenstockError
+from penstock.engines.supervisor import Supervisor, supervisor_of
+from penstock.errors import (
+    EngineDeadError,
+    EngineError,
+    JobError,
+    PenstockError,
+    QuarantinedError,
+    told,
+)
 from penstock.types import ChatRequest
+
+LONGEST_PAUSE = 5.0
+ROW_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("row_limit", default=None)
+"""The limit on the row's time, if it has one. It stands still while the row waits for an engine
+that others killed.
+"""
+
+T = TypeVar("T")
 
 
 class Asked(NamedTuple):
@@ -116,7 +137,7 @@ class EngineStep:
             adapter_path(self.engine, self.adapter)
         supervisor = supervisor_of(self.engine)
         self._attempts = Attempts(
-            supervisor, lambda: self.ending, most=self.most_attempts, policy=self.policy
+            supervisor, lambda: not self.ending, most=self.most_attempts, policy=self.policy
         )
         async with supervisor.running() as engine:
             if self.adapter is not None:
@@ -137,3 +158,123 @@ class EngineStep:
 
     def end(self) -> None:
         self.ending = True
+
+
+class Tries(Struct):
+    """How often a row was asked, and at which stage it is."""
+
+    count: int = 0
+    stage: Stage = "engine"
+
+
+class Attempts:
+    """Asks an engine, each request up to `most` times, deaths of the engine not counted.
+
+    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. Unless `goes_on`
+    says so, nothing is tried again. `policy` says which failures may pass beyond those that say so
+    themselves.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        goes_on: Callable[[], bool],
+        *,
+        most: int = 3,
+        pause: float = 0.1,
+        policy: ErrorPolicy | None = None,
+    ) -> None:
+        self._policy = policy or ErrorPolicy("keep")
+        self._goes_on = goes_on
+        self._supervisor = supervisor
+        self._retry = Retry(most=most, first_s=pause, longest_s=LONGEST_PAUSE)
+
+    async def answer(
+        self,
+        ask: Callable[[], Awaitable[T]],
+        adapter: tuple[str, str | None] | None,
+        tries: Tries,
+        key: Callable[[], bytes],
+    ) -> T:
+        """What `ask` returns, with the adapter (its name, and where it lies if known) made ready.
+        `key` gives the digest that names the request.
+
+        Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine,
+        or `JobError` if the engine is beyond help. A death of the engine spends no attempt:
+        `Quarantine` finds out whose fault it was.
+        """
+        supervisor = self._supervisor
+        limit = ROW_LIMIT.get()
+        clock = None if limit is None else _RowClock(limit)
+        attempts = 0
+        with supervisor.quarantine.visit(key, self._goes_on) as visit:
+            while True:
+                if clock is not None and supervisor.quarantine.troubled:
+                    clock.stop()
+                try:
+                    async with visit:
+                        if clock is not None:
+                            clock.go_on()
+                        tries.count += 1
+                        try:
+                            if adapter is not None:
+                                await supervisor.adapter(*adapter)
+                            return await ask()
+                        except EngineDeadError:
+                            if clock is not None:
+                                clock.stop()
+                            raise
+                    continue  # the engine died, and runs again
+                except QuarantinedError:
+                    raise
+                except Exception as error:
+                    failure = (
+                        error if isinstance(error, PenstockError) else EngineError(told(error))
+                    )
+                if supervisor.phase == "failed" and self._goes_on():
+                    raise JobError(_beyond_help(supervisor)) from supervisor.error
+                if isinstance(failure, EngineDeadError):
+                    raise failure
+                attempts += 1
+                # None where the row can be retried later.
+                pause = self._retry.pause(failure, attempts)
+                if pause is None or not self._goes_on() or not self._policy.retries(failure):
+                    raise failure
+                await asyncio.sleep(pause)
+
+
+def _beyond_help(supervisor: Supervisor) -> str:
+    if not isinstance(supervisor.error, EngineDeadError):
+        return f"the engine died and does not start again: {supervisor.error}"
+    return (
+        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least"
+        f" that can be asked: {supervisor.error}"
+    )
+
+
+class _RowClock:
+    """Stops a row's limit while the row waits for what is not its own fault."""
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        self._limit = limit
+        self._left: float | None = None
+
+    def stop(self) -> None:
+        limit = self._limit
+        if self._left is not None or limit.expired():
+            return
+        when = limit.when()
+        if when is not None:
+            self._left = when - asyncio.get_running_loop().time()
+            limit.reschedule(None)
+
+    def go_on(self) -> None:
+        if self._left is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._left)
+            self._left = None
+
+
+def rolling(capabilities: Capabilities) -> int:
+    """How many requests keep an engine full."""
+    concurrency = capabilities.max_concurrency
+    return capabilities.batch_in_flight or max(concurrency + 2, concurrency + concurrency // 4)

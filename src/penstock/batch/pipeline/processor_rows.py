@@ -1,30 +1,39 @@
-"""The rows of a processor in a job or a stream: preprocessed on their way in, postprocessed on
-their way out.
+"""The rows of a processor: preprocessed on their way in, postprocessed on their way out. In a job
+or a stream as its form; where stages are in different processes, as bytes between them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from base64 import b64decode
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
+from msgspec import Struct
 
-from penstock.batch.pipeline.offload import Offload
+from penstock.batch.pipeline.offload import Offload, is_ctrl_c, user_error
 from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.requests import conversation_text
-from penstock.batch.rows.row import FailedRow, Outcome, Row, RowError, Stage, nbytes
-from penstock.batch.rows.user_code import is_ctrl_c, user_error
+from penstock.batch.rows.row import (
+    FailedRow,
+    Outcome,
+    Row,
+    RowError,
+    RowForm,
+    Stage,
+    nbytes,
+    row_error,
+)
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
-from penstock.errors import UserCodeError
+from penstock.errors import JobError, UserCodeError, text_of
 
 if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
@@ -34,7 +43,6 @@ RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
 _AHEAD = 64
 """Rows that `preprocess` has made requests of, and nobody has counted: each may be large."""
 _TURN_SECONDS = 0.005
-_ERROR_FIELDS = RowError.__struct_fields__
 
 
 Held = Literal["values", "json", "packed"]
@@ -77,20 +85,19 @@ class OutputRows:
 
     def bad(self, values: Mapping[str, Any] | None, error: RowError) -> dict[str, Any]:
         """The output row of an input row that failed, or that could not be read."""
-        said = {name: getattr(error, name) for name in _ERROR_FIELDS}
         row = dict(values or {})
         for name in self._names:
             row.setdefault(name)
-        return FailedRow({**row, "status": "error", "error": said}, error)
+        return FailedRow({**row, "status": "error", "error": msgspec.structs.asdict(error)}, error)
 
 
 class ProcessorRows(RowForm):
     """The form of such rows. Make it inside a running event loop.
 
     `preprocess` gets a row's columns and gives further ones. `postprocess` gets all of them and
-    gives the output row. Each runs in so many threads. With `keep_errors` rows that failed are
-    output rows too (`OutputRows`). Where results are `held` for an output, a row with a value that
-    no output can hold fails.
+    gives the output row. Each runs in so many threads. `made` makes the output rows, with
+    `keep_errors` also of rows that failed. Where results are `held` for an output, a row with a
+    value that no output can hold fails.
     """
 
     preparing: Stage = "preprocess"
@@ -113,7 +120,7 @@ class ProcessorRows(RowForm):
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
-        self._rows = OutputRows(keep=keep_errors)
+        self.made = OutputRows(keep=keep_errors)
         self._held = held
         self._opaque = False
         read = [
@@ -122,11 +129,6 @@ class ProcessorRows(RowForm):
         ]
         self._read = sorted(set().union(*read))
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=self._content).encode
-
-    @property
-    def columns_known(self) -> bool:
-        """Whether a row that fails would have all columns that good ones have."""
-        return self._rows.known
 
     # In
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
@@ -192,7 +194,15 @@ class ProcessorRows(RowForm):
                 break
         # Else nobody asks which rows are equal, or whether this is the same again.
         if row.shareable or self._held != "values":
-            self._identify(row, values)
+            read = self._read
+            asked = {name: values[name] for name in read if name in values} if read else values
+            self._opaque = False
+            try:
+                encoded = self._encode(asked)
+            except Exception:  # a number or a text that has no encoding
+                encoded, self._opaque = repr(asked).encode(errors="backslashreplace"), True
+            row.shareable = row.shareable and not self._opaque
+            row.digest = blake2b(encoded, digest_size=16).digest()
         params = values.get("sampling_params")
         if params is not None:
             longest = params.get("max_tokens") if isinstance(params, MAPPING) else None
@@ -206,18 +216,6 @@ class ProcessorRows(RowForm):
             )
         except Exception:  # no messages, as the stage that reads them will find
             row.prefix = ""
-
-    def _identify(self, row: Row, values: Mapping[str, Any]) -> None:
-        asked = (
-            {name: values[name] for name in self._read if name in values} if self._read else values
-        )
-        self._opaque = False
-        try:
-            said = self._encode(asked)
-        except Exception:  # a number or a text that has no encoding
-            said, self._opaque = repr(asked).encode(errors="backslashreplace"), True
-        row.shareable = row.shareable and not self._opaque
-        row.digest = blake2b(said, digest_size=16).digest()
 
     def _content(self, value: Any) -> Any:
         """What stands for a value of an unknown type in a digest: arrays as they are, else its
@@ -248,7 +246,7 @@ class ProcessorRows(RowForm):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
             if self._held == "values":  # a row that lasts says the same whatever ran before it
                 parsed: Any = dict(made)
-                self._rows.learn(row.values, parsed)
+                self.made.learn(row.values, parsed)
             else:
                 parsed = self._stored(row, made)
         except BaseException as error:
@@ -261,7 +259,7 @@ class ProcessorRows(RowForm):
     def _stored(self, row: Row, columns: Mapping[str, Any]) -> bytes:
         if self._held == "json":
             plain, wrong = plain_row(columns, json=True)
-            data = json_line(self._rows.good(row.values, plain), ready=True)
+            data = json_line(self.made.good(row.values, plain), ready=True)
         else:
             data, wrong = pack(columns)
         if wrong is not None:
@@ -286,17 +284,101 @@ class ProcessorRows(RowForm):
         self._after.close()
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        if outcome.error is not None:
-            return self._bad(row.values, outcome.error)
-        held = outcome.parsed
+        values, error, held = row.values, outcome.error, outcome.parsed
+        if error is not None:
+            # Stages may read what no output can hold.
+            if self._held != "values" and values is not None:
+                values, wrong = plain_row(values)
+                if wrong is not None:
+                    error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
+            return self.made.bad(values, error)
         if isinstance(held, str):  # as it comes from the journal
             held = b64decode(held)
-        made: dict[str, Any] = unpack(held) if isinstance(held, bytes) else held
-        return self._rows.good(row.values, made)
+        return self.made.good(values, unpack(held) if isinstance(held, bytes) else held)
 
-    def _bad(self, values: dict[str, Any] | None, error: RowError) -> dict[str, Any]:
-        if self._held != "values" and values is not None:  # stages may read what no output can hold
-            values, wrong = plain_row(values)
-            if wrong is not None:
-                error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
-        return self._rows.bad(values, error)
+
+class Carried(Struct):
+    """A row on its way: the columns it came with, those it has now, and why it failed if it did."""
+
+    values: dict[str, Any]
+    columns: dict[str, Any]
+    error: RowError | None = None
+
+    def pack(self) -> bytes:
+        """As bytes, with every value as it is: columns of a table would change types on the way."""
+        return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack_row(data: bytes) -> Carried:
+    """The row that was packed, by a process of the same program."""
+    return cast(Carried, pickle.loads(data))
+
+
+class Beginning:
+    """Preprocesses rows. A row that fails becomes an error with `keep`, else raises `JobError`."""
+
+    def __init__(self, preprocess: RowFunction | None, *, keep: bool) -> None:
+        self._preprocess = preprocess
+        self._keep = keep
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[bytes]:
+        return [self._begin(row).pack() for row in rows]
+
+    def _begin(self, values: dict[str, Any]) -> Carried:
+        if self._preprocess is None:
+            return Carried(values, values)
+        try:
+            return Carried(
+                values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")}
+            )
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            return Carried(values, values, failure(error, "preprocess", self._keep))
+
+
+class Ending:
+    """Postprocesses rows, and makes the output rows (`OutputRows`), each batch by itself."""
+
+    def __init__(self, postprocess: RowFunction | None, *, keep: bool) -> None:
+        self._postprocess = postprocess
+        self._keep = keep
+
+    def __call__(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
+        ended = [self._end(unpack_row(data)) for data in rows]
+        output = OutputRows(keep=self._keep)
+        for row in ended:
+            if row.error is None:
+                output.learn(row.values, row.columns)
+        return [
+            output.good(row.values, row.columns)
+            if row.error is None
+            else output.bad(row.values, row.error)
+            for row in ended
+        ]
+
+    def _end(self, row: Carried) -> Carried:
+        if row.error is None and self._postprocess is not None:
+            try:
+                row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
+                row.error = failure(error, "postprocess", self._keep)
+        return row
+
+
+def failure(error: BaseException, stage: str, keep: bool) -> RowError:
+    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error
+    is not the row's.
+    """
+    known = user_error(error)
+    if not keep or isinstance(error, JobError):
+        raise JobError(f"a row failed at {stage}: {text_of(known)}") from error
+    return row_error(known, stage)
+
+
+def _mapping(made: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(made, Mapping):
+        raise UserCodeError(f"{what} gave a {type(made).__name__}, no dict")
+    return made

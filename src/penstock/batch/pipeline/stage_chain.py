@@ -1,9 +1,12 @@
-"""Runs a processor's stages in this process: each row moves from stage to stage by itself."""
+"""Runs a processor's stages: each row moves from stage to stage by itself. All of them in this
+process, or one worker of one stage, which other processes have beside it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import logging
 from collections.abc import (
@@ -19,13 +22,11 @@ from functools import partial
 from typing import Any
 
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.pipeline.map_kwargs import workers
-from penstock.batch.pipeline.offload import Offload
-from penstock.batch.pipeline.pipeline import Asked
-from penstock.batch.rows.retry import Tries
+from penstock.batch.pipeline.offload import Offload, ends_task, is_ctrl_c, user_error
+from penstock.batch.pipeline.pipeline import Asked, Tries
+from penstock.batch.pipeline.processor_rows import failure, unpack_row
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.rows.user_code import ends_task, is_ctrl_c, user_error
-from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.base import StatefulStage, workers
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens
 from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
@@ -135,8 +136,8 @@ class _Worker:
         self.process: Callable[[dict[str, Any]], Awaitable[Any]] = instance.process
         self._offload: Offload | None = None
         if not inspect.iscoroutinefunction(instance.process):
-            self._offload = Offload()
-            self.process = self._in_thread
+            offload = self._offload = Offload()
+            self.process = lambda row: offload.submit(partial(instance.process, row))
 
     async def start(self) -> None:
         try:
@@ -145,10 +146,6 @@ class _Worker:
             if ends_task(error):
                 raise
             raise user_error(error, f"{type(self.instance).__name__} cannot be started") from error
-
-    def _in_thread(self, row: dict[str, Any]) -> Awaitable[Any]:
-        assert self._offload is not None
-        return self._offload.submit(partial(self.instance.process, row))
 
     async def stop(self) -> None:
         if self._offload is not None:
@@ -274,24 +271,55 @@ def usage_of(columns: Mapping[str, Any]) -> Usage | None:
             answer if isinstance(answer, int) else 0,
             cached if isinstance(cached, int) else 0,
         )
-    said = columns.get("usage")
-    if said is None and isinstance(answer := columns.get("http_response"), dict):
-        said = answer.get("usage")
-    if not isinstance(said, dict):
+    counted = columns.get("usage")
+    if counted is None and isinstance(answer := columns.get("http_response"), dict):
+        counted = answer.get("usage")
+    if not isinstance(counted, dict):
         return None
     cached = sum(
         _number(part, "cached_tokens")
         for name in _DETAILS
-        if isinstance(part := said.get(name), dict)
+        if isinstance(part := counted.get(name), dict)
     )
     usage = Usage(
-        sum(_number(said, name) for name in _PROMPT),
-        sum(_number(said, name) for name in _ANSWER),
+        sum(_number(counted, name) for name in _PROMPT),
+        sum(_number(counted, name) for name in _ANSWER),
         cached,
     )
     return usage if usage != Usage() else None
 
 
-def _number(said: Mapping[str, Any], name: str) -> int:
-    value = said.get(name)
+def _number(counted: Mapping[str, Any], name: str) -> int:
+    value = counted.get(name)
     return value if isinstance(value, int) else 0
+
+
+class StageProcess:
+    """One worker of a stage, in an event loop of its process. Started by its first rows."""
+
+    def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
+        single = copy.copy(stage)
+        most = workers(stage.map_batches_kwargs, name)
+        single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1, "compute": None}
+        if getattr(stage.fn, "shares_rates", False):
+            single.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "processes": most}
+        self._pool = StagePool(name, single, batch_size)
+        self._name = name
+        self._keep = keep
+        self._starting: asyncio.Task[None] | None = None
+
+    async def __call__(self, rows: Sequence[bytes]) -> list[bytes]:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._pool.start())
+        await asyncio.shield(self._starting)
+        return list(await asyncio.gather(*(self._process(data) for data in rows)))
+
+    async def _process(self, data: bytes) -> bytes:
+        row = unpack_row(data)
+        if row.error is not None:
+            return data
+        try:
+            row.columns = {**row.columns, **await self._pool.process(dict(row.columns))}
+        except Exception as error:
+            row.error = failure(error, self._name, self._keep)
+        return row.pack()

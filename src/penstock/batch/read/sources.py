@@ -15,8 +15,8 @@ from collections.abc import (
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.rows.row import UNKNOWN_BYTES, FailedRow, Row, nbytes
-from penstock.batch.rows.user_code import ends_task
 from penstock.batch.values.plain import UnstorableError, key_text
 from penstock.errors import InputError, told
 from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep

@@ -57,9 +57,7 @@ class AnswerCache:
             self._spill = _Spill(folder, key)
 
     def get(self, digest: bytes) -> Outcome | None:
-        """The answer to the request with this digest, if it was given: an object of the caller's
-        own.
-        """
+        """The answer to the request with this digest, if there is one: the caller's own object."""
         packed = self._recent.get(digest)
         if packed is None and self._spill is not None:
             packed = self._spill.get(digest)
@@ -104,8 +102,8 @@ class _Spill:
             self._recover()
 
     def get(self, digest: bytes) -> bytes | None:
-        if not self._maybe(digest):
-            return None
+        if not all(self._filter[bit >> 3] >> (bit & 7) & 1 for bit in _bits(_key(digest))):
+            return None  # it was never there
         with self._failing():
             found = self._index.execute(
                 "SELECT place FROM answers WHERE key = ?", (_key(digest),)
@@ -150,13 +148,8 @@ class _Spill:
             for bit in _bits(key):
                 self._filter[bit >> 3] |= 1 << (bit & 7)
 
-    def _maybe(self, digest: bytes) -> bool:
-        return all(self._filter[bit >> 3] >> (bit & 7) & 1 for bit in _bits(_key(digest)))
-
     def _recover(self) -> None:
-        """Index what an earlier run left, up to the record that its end cut short, or that is
-        damaged.
-        """
+        """Index what an earlier run left, up to a record that is cut short or damaged."""
         size = os.fstat(self._file.fileno()).st_size
         places: list[tuple[int, int]] = []
         with open(self._path, "rb", buffering=1 << 18) as file:
@@ -189,9 +182,7 @@ class _Spill:
 
 
 def _new_index(path: Path) -> sqlite3.Connection:
-    """An index can be made anew at any time, so it needs neither a journal nor a lock of its
-    own.
-    """
+    """A new index. It can be made again at any time, so it needs no journal and no lock."""
     import sqlite3
 
     path.unlink(missing_ok=True)

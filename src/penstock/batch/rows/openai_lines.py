@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.batch.rows.form import EngineForm
-from penstock.batch.rows.requests import conversation_text
+from penstock.batch.rows.repair import collect
+from penstock.batch.rows.requests import EngineForm, conversation_text
 from penstock.batch.rows.row import Outcome, Row, Stage
 from penstock.engines.base import LLMEngine
-from penstock.engines.tasks import generated
 from penstock.errors import (
     DuplicateIdError,
-    EngineError,
     LineError,
     PenstockError,
     RequestError,
@@ -72,19 +70,14 @@ class OpenAILines(EngineForm):
         adapter = None
         if isinstance(model, str) and model.startswith(f"{self._model}:"):
             adapter = model[len(self._model) + 1 :]
-        text = ""
+        text, base64 = "", False
+        asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
         if url == URLS[0]:
             chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
-            row.request = _Request(model or self._model, [chat], adapter)
-            row.shareable = chat.sampling.is_deterministic
-            row.longest = chat.sampling.max_tokens or 0
-            text = conversation_text(chat.messages)
+            text, asks = conversation_text(chat.messages), [chat]
         elif url == URLS[1]:
-            plain = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
-            row.request = _Request(model or self._model, plain, adapter)
-            row.shareable = plain[0].sampling.is_deterministic
-            row.longest = plain[0].sampling.max_tokens or 0
-            text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
+            asks = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
+            text = asks[0].prompt if isinstance(asks[0].prompt, str) else ""
         else:
             if adapter is not None:
                 raise UnsupportedError(
@@ -92,8 +85,11 @@ class OpenAILines(EngineForm):
                 )
             embedding = parse_body(EmbeddingBody, body)
             base64 = embedding.encoding_format == "base64"
-            row.request = _Request(model or self._model, [embedding.request()], None, base64)
-            row.shareable = True
+            asks = [embedding.request()]
+        sampling = getattr(asks[0], "sampling", None)
+        row.request = _Request(model or self._model, asks, adapter, base64)
+        row.shareable = sampling is None or sampling.is_deterministic
+        row.longest = sampling.max_tokens or 0 if sampling is not None else 0
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
         try:
             row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
@@ -109,10 +105,7 @@ class OpenAILines(EngineForm):
                 vectors = await engine.embeddings(request)
                 body = responses.embedding_list(vectors, model=model, base64=base64)
                 return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
-            answers = await responses.Answers.of(generated(engine, request))
-            if len(answers.reasons) < request.n:
-                raise EngineError("the engine ended the request before its answer was complete")
-            collected.append(answers)
+            collected.append(await collect(engine, request, responses.Answers))
         # Equal requests that share one computation share its id; others must not.
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
         if isinstance(asks[0], ChatRequest):
@@ -123,12 +116,7 @@ class OpenAILines(EngineForm):
             body = responses.completion(
                 collected, id=f"cmpl-{name}", created=self.created, model=model
             )
-        usages = [answers.usage for answers in collected]
-        usage = Usage(
-            sum(u.prompt_tokens for u in usages),
-            sum(u.completion_tokens for u in usages),
-            sum(u.cached_tokens for u in usages),
-        )
+        usage = sum((answers.usage for answers in collected), Usage())
         return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
@@ -180,9 +168,7 @@ def are_lines(first: Mapping[str, Any] | None) -> bool:
 
 
 def hash_key(text: str) -> int:
-    """A number that stands for an id: two ids in ten million share one with a chance of one in
-    400,000.
-    """
+    """A number for an id. Two ids in ten million share one with a chance of one in 400,000."""
     return int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
 
 

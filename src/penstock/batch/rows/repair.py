@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,7 +22,7 @@ from penstock.errors import (
     EngineError,
     RequestError,
 )
-from penstock.types import ChatRequest, CompletionRequest, Message, StructuredOutput, Usage
+from penstock.types import ChatRequest, CompletionRequest, Delta, Message, StructuredOutput, Usage
 
 _CUTS = 8
 _KEPT_EACH_CUT = 0.75
@@ -29,6 +30,8 @@ _AGAIN = (
     "That answer cannot be used: {why}. Answer again, with nothing but JSON that follows the"
     " schema."
 )
+
+T = TypeVar("T")
 
 Request = ChatRequest | CompletionRequest
 Ask = Callable[[LLMEngine, Request], Awaitable[Outcome]]
@@ -91,11 +94,7 @@ class Repair:
                     break  # the conversation has no room for another answer
                 outcome = await read(answer)
         if len(usages) > 1:
-            outcome.usage = Usage(
-                sum(usage.prompt_tokens for usage in usages),
-                sum(usage.completion_tokens for usage in usages),
-                sum(usage.cached_tokens for usage in usages),
-            )
+            outcome.usage = sum(usages, Usage())
         return outcome
 
     async def _fitting(
@@ -105,9 +104,7 @@ class Repair:
         usages: list[Usage],
         request: Request,
     ) -> tuple[Request, Outcome]:
-        """An answer, the prompt made shorter or the limit higher as need be; and the request that
-        brought it.
-        """
+        """An answer, with a shorter prompt or a higher limit if needed; and its request."""
         cuts = 0
         while True:
             try:
@@ -166,9 +163,7 @@ def invalid_json(why: str, finish_reason: str | None, usage: Usage | None) -> Ro
 
 
 async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
-    """Why an answer does not fit its constraint, if that is JSON. Raises `RequestError` for what is
-    no schema.
-    """
+    """Why an answer does not fit its JSON constraint, if it has one. Raises `RequestError`."""
     if structured is None or structured.kind == "regex":
         return None
     try:
@@ -203,16 +198,25 @@ def _follow_up(request: Request, outcome: Outcome) -> Request | None:
     return msgspec.structs.replace(request, messages=[*request.messages, *turns])
 
 
-async def collect(engine: LLMEngine, request: Request) -> Outcome:
-    """The whole of one answer."""
-    text = ""
-    reason: str | None = None
-    usage: Usage | None = None
-    async for batch in generated(engine, request):
+async def collect(model: Any, request: Request, made: Callable[[list[Delta]], T]) -> T:
+    """What `made` makes of the deltas of an engine or a handle for one request. Raises what these
+    raise, and `EngineError` where the request was ended early.
+    """
+    deltas: list[Delta] = []
+    finished = 0
+    async for batch in generated(model, request):
         for delta in batch:
-            text += delta.text
             if delta.finish_reason is not None:
-                reason, usage = delta.finish_reason, delta.usage
-    if reason in (None, "abort", "error"):
+                finished += delta.finish_reason not in ("abort", "error")
+        deltas += batch
+    if finished < request.n:
         raise EngineError("the engine ended the request before its answer was complete")
-    return Outcome(text, None, reason, usage)
+    return made(deltas)
+
+
+def one_text(deltas: list[Delta]) -> Outcome:
+    """The outcome of a request for one text."""
+    text = ""
+    for delta in deltas:
+        text += delta.text
+    return Outcome(text, None, deltas[-1].finish_reason, deltas[-1].usage)

@@ -1,22 +1,24 @@
-"""From a row to a chat request, and from its answer to an output row: jobs with a prompt or a
-messages column.
+"""Forms whose rows are one request each to one engine: jobs with a prompt or a messages column.
+From a row to a chat request, and from its answer to an output row.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+import math
+import re
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from penstock.batch.read.sources import Source
-from penstock.batch.rows.form import EngineForm
-from penstock.batch.rows.repair import Repair, collect, invalid_json
-from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.rows.template import Template, as_text
+from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.structured import Schema
-from penstock.batch.values.plain import plain_row
+from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, nearest
@@ -33,6 +35,27 @@ _OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("error", ERROR_FIELDS),
     ("usage", Usage.__struct_fields__),
 )
+_ASK = partial(collect, made=one_text)
+_TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+_JSON_MARKS = frozenset('":,\n')  # in braces, rather a JSON object than the name of a column
+_DOUBLE = "Write '{{' or '}}' for a brace in the text"
+
+
+class EngineForm(RowForm):
+    """A form whose rows are one request each to one engine.
+
+    `repair` says when a row is asked again with other words.
+    """
+
+    repair = Repair()
+
+    @abstractmethod
+    def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
+        """The row's outcome. Raises what the engine raises."""
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        """Raise `PenstockError` for what a running engine could not do for any row."""
 
 
 class ColumnRequests(EngineForm):
@@ -165,7 +188,7 @@ class ColumnRequests(EngineForm):
 
     def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
         return self.repair.answer(
-            row.request, engine, collect, None if self.schema is None else self._read
+            row.request, engine, _ASK, None if self.schema is None else self._read
         )
 
     async def _read(self, answer: Outcome) -> Outcome:
@@ -247,3 +270,81 @@ def conversation_text(messages: Sequence[Message]) -> str:
             for message in messages
         ]
     )
+
+
+class Template:
+    """A prompt's template: text with `{column}` in it, and nothing else that acts. `columns` are
+    those that it uses, in order of their first use.
+
+    Unlike `str.format` there are no attributes, indexes, conversions or format codes, so that a
+    template from anywhere can only place a row's values. `{{` and `}}` stand for single braces.
+    Raises `ConfigError` for a lone brace or an empty field.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._parts: list[tuple[str, str | None]] = []  # literal text, then the column after it
+        literal, end = "", 0
+        for token in _TOKENS.finditer(source):
+            literal += source[end : token.start()]
+            end = token.end()
+            if token[0] in ("{{", "}}"):
+                literal += token[0][0]
+            elif token[1]:
+                self._parts.append((literal, token[1]))
+                literal = ""
+            else:
+                raise ConfigError(
+                    f"'{token[0]}' at character {token.start() + 1} names no column",
+                    field="prompt",
+                    value=source,
+                    hint=_DOUBLE,
+                )
+        self._parts.append((literal + source[end:], None))
+        self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column))
+
+    def check(self, columns: Iterable[str], *, complete: bool = True) -> None:
+        """Raise `ConfigError` if the data lacks a column of the template.
+
+        Where `columns` are not `complete`, only what can be no name of a column is missed.
+        """
+        known = list(columns)
+        for column in self.columns:
+            if column not in known and (complete or '"' in column):
+                hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
+                raise ConfigError(
+                    f"the data has no column '{column}'", field="prompt", value=column, hint=hint
+                )
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The text for one row. Raises `RequestError` if the row lacks a column."""
+        pieces = []
+        for literal, column in self._parts:
+            pieces.append(literal)
+            if column is not None:
+                try:
+                    value = values[column]
+                except KeyError:
+                    raise RequestError(f"the row has no column '{column}'", param=column) from None
+                pieces.append(value if isinstance(value, str) else as_text(value))
+        return "".join(pieces)
+
+
+def as_text(value: Any) -> str:
+    """A value as it stands in a prompt: text as it is, null as nothing, numbers and dates plainly,
+    the rest as JSON.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise RequestError("a prompt can hold no binary value") from None
+    try:
+        return plain_text(value) or ""
+    except UnstorableError as error:
+        raise RequestError(f"a prompt cannot hold it: {error}") from None

@@ -1,24 +1,30 @@
-"""What flows through a job: a row on its way in, and what became of it."""
+"""What flows through a job: a row, its outcome, and the form that makes a request of the one and an
+output row of the other.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
-from penstock.errors import PenstockError, text_of
+from penstock.batch.values.plain import UnstorableError, json_line
+from penstock.errors import OutputError, PenstockError, text_of
 from penstock.types import Usage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from penstock.batch.read.sources import Source
+    from penstock.batch.write.tables import Tables
+
 UNKNOWN_BYTES = 64
 """What a value is counted for that cannot be measured."""
 Stage = str
-"""Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its
-stages.
-"""
+"""Where a row is: "read", "prompt", "engine", "parse", or a stage of its processor."""
 
 
 class RowError(Struct, frozen=True, omit_defaults=True):
@@ -63,7 +69,7 @@ class Row(Struct, eq=False):
     names the request (16 bytes), `prefix` sorts rows that share the start of a prompt next to each
     other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
     row failed in the processor that it comes from. `longest` is how many tokens its answer may
-    have, 0 if nobody said.
+    have, 0 where no limit is set.
     """
 
     index: int
@@ -91,11 +97,11 @@ class FailedRow(dict[str, Any]):
         self.why = error
 
 
-def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
-    """The outcome of a row that `error` ended at `stage`."""
+def row_error(error: PenstockError, stage: Stage) -> RowError:
+    """The error of a row that `error` ended at `stage`."""
     body = getattr(error, "body", None)
     status = getattr(error, "http_status", None) if body is not None else None
-    said = RowError(
+    return RowError(
         error.kind,
         stage,
         error.retryable,
@@ -103,7 +109,11 @@ def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
         status,
         None if body is None else str(body),
     )
-    return Outcome(error=said, attempts=attempts)
+
+
+def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
+    """The outcome of a row that `error` ended at `stage`."""
+    return Outcome(error=row_error(error, stage), attempts=attempts)
 
 
 def nbytes(value: Any) -> int:
@@ -118,9 +128,65 @@ def nbytes(value: Any) -> int:
 
 def _opaque(value: Any) -> bytes:
     # An image of Pillow's, which tells no bytes.
-    pixels = getattr(value, "width", 0), getattr(value, "height", 0)
-    size = getattr(value, "nbytes", None) or 4 * pixels[0] * pixels[1] or 64
-    return bytes(size)
+    pixels = getattr(value, "width", 0) * getattr(value, "height", 0)
+    return bytes(getattr(value, "nbytes", None) or 4 * pixels or UNKNOWN_BYTES)
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode
+
+
+class RowForm(ABC):
+    """The form of a job's rows.
+
+    `columns` are those a request is made of (None: any). `every_row`: rows done earlier must be
+    prepared again when a job resumes, because later rows depend on them. `flat_columns` are the
+    result columns, objects taken apart. `preparing` names the stage of rows that cannot be
+    prepared. `concludes`: a row's outcome is more than that of its request. `json_ready`: output
+    rows hold what `values.for_json` makes. `kind` is the form's name in a job's identity. `created`
+    is when the job began, in Unix seconds.
+    """
+
+    columns: tuple[str, ...] | None = None
+    every_row: bool = False
+    flat_columns: tuple[str, ...] = ()
+    preparing: Stage = "prompt"
+    concludes: bool = False
+    json_ready: bool = True
+    kind: str = "columns"
+    created: int = 0
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        """The rows in lists, each as soon as it can be prepared.
+
+        What would hold up the event loop is done here.
+        """
+        yield rows
+
+    @abstractmethod
+    def prepare(self, row: Row) -> None:
+        """Set the row's request, digest and prefix. Raises `RequestError`."""
+
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
+        """The row's outcome, given that of its request, which rows with equal requests share."""
+        return outcome
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        """The outcome of a row that failed for good."""
+        return failed(error, stage, attempts)
+
+    @abstractmethod
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]: ...
+
+    def line(self, row: Row, outcome: Outcome) -> bytes:
+        """The output row as a line of JSON. Raises `OutputError`."""
+        try:
+            return json_line(self.output(row, outcome), ready=self.json_ready)
+        except UnstorableError as error:  # a type of Arrow's that others have added
+            raise OutputError(f"row {row.index} cannot be stored: {error}") from error
+
+    def tables(self, source: Source) -> Tables | None:
+        """What makes Arrow tables of the output rows; None where they are as their values are."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to close)
+        """No more rows will come."""

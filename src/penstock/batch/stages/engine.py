@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.batch.pipeline.pipeline import Asked
-from penstock.batch.rows.repair import Repair, Request
-from penstock.batch.rows.retry import Attempts, Tries, rolling
-from penstock.batch.stages import answers, sampling_params, tasks
+import msgspec
+
+from penstock.batch.pipeline.pipeline import Asked, Attempts, Tries, rolling
+from penstock.batch.rows.repair import Repair, Request, collect, invalid_json, misfit
+from penstock.batch.rows.row import Outcome
+from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
+from penstock.types import ChatRequest, CompletionRequest, Delta, StructuredOutput
 
 
 class EngineRequests:
@@ -33,6 +36,9 @@ class EngineRequests:
     by name. `most` limits the rows in flight. `repair` says when a row is asked again with other
     words. While `ending` is set, nothing is tried again.
     """
+
+    _supervisor: Supervisor
+    _attempts: Attempts
 
     def __init__(
         self,
@@ -62,17 +68,15 @@ class EngineRequests:
         self._max_attempts = max_attempts
         self.repair = repair or Repair()
         self._stack = contextlib.AsyncExitStack()
-        self._supervisor: Supervisor | None = None
-        self._attempts: Attempts | None = None
         self.ending = False
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
-        running = self._source.running(apart=True)
-        self._supervisor = supervisor = await self._stack.enter_async_context(running)
+        supervisor = await self._stack.enter_async_context(self._source.running(apart=True))
+        self._supervisor = supervisor
         capabilities = supervisor.engine.capabilities
         self._check_task(capabilities.tasks, supervisor.engine.name)
-        self._attempts = Attempts(supervisor, lambda: self.ending, most=self._max_attempts)
+        self._attempts = Attempts(supervisor, lambda: not self.ending, most=self._max_attempts)
         self.most_in_flight = self._most or rolling(capabilities)
 
     async def stop(self) -> None:
@@ -80,8 +84,6 @@ class EngineRequests:
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        assert self._supervisor is not None
-        assert self._attempts is not None
         tasks.check_columns(row)
         engine = self._supervisor.engine
         adapter = None if row.get("model") is None else self._adapter(row)
@@ -93,16 +95,12 @@ class EngineRequests:
             text = self._text
             if text is None:
                 text = (row.get("sampling_params") or {}).get("detokenize") is not False
-            read = (
-                answers.checked(request.sampling.structured)
-                if self.repair.json_attempts > 1
-                else None
-            )
-            ask = partial(self.repair.answer, request, engine, answers.ask, read)
+            read = _checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
+            ask = partial(self.repair.answer, request, engine, _ASK, read)
             outcome = await self._attempts.answer(
                 ask, adapter, Tries(), partial(digest_of, request)
             )
-            columns = answers.columns(outcome, row.get("prompt"), text=text)
+            columns = _columns(outcome, row.get("prompt"), text=text)
         else:
             read_columns = (*tasks.COLUMNS[self._task], "prompt", "messages")
             asked = self._task, {name: row.get(name) for name in read_columns}
@@ -116,21 +114,21 @@ class EngineRequests:
 
         Raises `RequestError`.
         """
-        assert self._supervisor is not None
         if self._task != "generate":
             return None
         return Asked(self._supervisor.engine, self._request(row, None), self.repair)
 
     def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
         """The request of a row whose text is to be continued. Raises `RequestError`."""
-        sampling, n = sampling_params.parse(row.get("sampling_params"))
+        sampling, n = tasks.sampling_of(row.get("sampling_params"))
         if row.get("response_format") is not None:
             if sampling.structured is not None:
                 raise RequestError(
                     "give response_format or structured outputs, not both", param="response_format"
                 )
-            structured = parse_response_format(row["response_format"])
-            sampling = tasks.replaced(sampling, structured=structured)
+            sampling = msgspec.structs.replace(
+                sampling, structured=parse_response_format(row["response_format"])
+            )
         tools = row.get("tools") or None
         # Only a conversation can be shortened without harm to its template, or gone on with.
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
@@ -161,9 +159,7 @@ class EngineRequests:
         )
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """The LoRA adapter that the row's `model` names, and where it lies; None for the base
-        model.
-        """
+        """The LoRA adapter that the row's `model` names, and its place; None for the base model."""
         name = row.get("model")
         if name == "" or name == self._source.model_source:
             return None
@@ -186,20 +182,85 @@ class EngineRequests:
             )
 
 
+def _outcome(deltas: list[Delta]) -> Outcome:
+    """The outcome of one request; `parsed` are the columns of each of its answers."""
+    found = Answers(deltas)
+    tokens: dict[int, list[int]] = {}
+    for delta in deltas:
+        tokens.setdefault(delta.index, []).extend(delta.token_ids)
+    reasons = found.reasons
+    reason = "length" if "length" in reasons.values() else reasons[min(reasons)]
+    outputs = [_output(found, index, tokens[index]) for index in sorted(reasons)]
+    return Outcome(None, None, reason, found.usage, parsed=outputs)
+
+
+def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitable[Outcome]]:
+    """What notes an answer that is not the JSON asked for. A tool call need not be JSON."""
+
+    async def check(outcome: Outcome) -> Outcome:
+        for output in outcome.parsed:
+            text = output["generated_text"]
+            if not output["tool_calls"] and (why := await misfit(structured, text)) is not None:
+                outcome.response = text
+                outcome.error = invalid_json(why, output["finish_reason"], outcome.usage)
+                break
+        return outcome
+
+    return check
+
+
+def _columns(outcome: Outcome, prompt: Any, *, text: bool) -> dict[str, Any]:
+    """The columns of a row's answers, and its prompt as it was; without `text` only their tokens.
+
+    Raises `AnswerFormError`.
+    """
+    if outcome.error is not None:
+        raise AnswerFormError(outcome.error.message)
+    outputs, usage = outcome.parsed, outcome.usage
+    assert usage is not None
+    if not text:
+        for output in outputs:
+            output["generated_text"] = None
+    return {
+        "prompt": prompt,
+        **outputs[0],
+        "num_input_tokens": usage.prompt_tokens,
+        "num_generated_tokens": usage.completion_tokens,
+        "num_cached_tokens": usage.cached_tokens,
+        "outputs": outputs if len(outputs) > 1 else None,
+    }
+
+
+def _output(found: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
+    reasoning: str | None = found.reasoning.get(index)
+    text = found.texts.get(index, "")
+    if reasoning is None and "think>" in text:  # not every engine tells it from the answer
+        reasoning, text = tasks.without_reasoning(text)
+    calls = found.tool_calls.get(index)
+    logprobs = chat_logprobs(found.logprobs.get(index))
+    return {
+        "generated_text": text,
+        "generated_tokens": tokens,
+        "finish_reason": found.reasons[index],
+        "reasoning_content": reasoning,
+        "tool_calls": tool_call_list(calls) if calls else None,
+        "logprobs": None if logprobs is None else logprobs["content"],
+    }
+
+
+_ASK = partial(collect, made=_outcome)
+
+
 class EngineStage(StatefulStage):
     """A row to the engine."""
 
     fn = EngineRequests
 
     def get_required_input_keys(self) -> dict[str, str]:
-        task = self.fn_constructor_kwargs.get("task", "generate")
-        if task != "generate":
+        made_with = self.fn_constructor_kwargs
+        if made_with.get("task", "generate") != "generate" or made_with.get("chat", True):
             return {}
-        return (
-            {}
-            if self.fn_constructor_kwargs.get("chat", True)
-            else {"prompt": "The text to continue."}
-        )
+        return {"prompt": "The text to continue."}
 
     def get_optional_input_keys(self) -> dict[str, str]:
         task = self.fn_constructor_kwargs.get("task", "generate")

@@ -1,6 +1,4 @@
-"""The HTTP stage's worker: each row's payload is sent, and what the server answers becomes a
-column.
-"""
+"""The HTTP stage: each row's payload is sent, and what the server answers becomes a column."""
 
 from __future__ import annotations
 
@@ -8,14 +6,15 @@ import codecs
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock import lazy
+from penstock.batch.stages.base import StatefulStage
 from penstock.batch.values.plain import for_json
-from penstock.config import masked, parse_options
+from penstock.config import Options, parse_options
 from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _NO_FILES = frozenset({str, int, float, bool, list, type(None)})
 _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-class HttpRequestOptions(Struct, frozen=True, kw_only=True):
+class HttpRequestOptions(Options, frozen=True, kw_only=True):
     """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
 
     `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the
@@ -66,9 +65,6 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     max_response_bytes: Positive = 64 << 20
     payload_column: str = "payload"
     output_column: str = "http_response"
-
-    def __repr__(self) -> str:
-        return f"HttpRequestOptions({masked(msgspec.structs.asdict(self))!r})"
 
 
 class HttpRequests:
@@ -135,7 +131,10 @@ class HttpRequests:
         Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with
         `http_status` and `body`) and `EngineTimeoutError` for what the server did.
         """
-        payload = self._payload(row)
+        name = self.options.payload_column
+        payload = row.get(name)
+        if payload is None:
+            raise RequestError(f"the row has no '{name}'", param=name)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
         tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
         reply = await self._retries.run(self._send, body, tokens)
@@ -167,13 +166,6 @@ class HttpRequests:
                     limiter.refused()
                 raise client.without_keys(failure, self._endpoint)
         return reply
-
-    def _payload(self, row: Mapping[str, Any]) -> Any:
-        name = self.options.payload_column
-        payload = row.get(name)
-        if payload is None:
-            raise RequestError(f"the row has no '{name}'", param=name)
-        return payload
 
     def _json(self, payload: Any) -> bytes:
         if isinstance(payload, (str, bytes)):  # JSON already
@@ -272,3 +264,10 @@ class _Tokens(Struct):
 
 class _Charged(Struct):
     usage: _Tokens = field(default_factory=_Tokens)
+
+
+class HttpRequestStage(StatefulStage):
+    """Sends `payload` and stores the answer in `http_response`."""
+
+    fn = HttpRequests
+    _required: ClassVar[Mapping[str, str]] = {"payload": "What is sent, as JSON."}

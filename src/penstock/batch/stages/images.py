@@ -1,6 +1,4 @@
-"""Looks into images, so that a damaged one is an error of its row and not of the engine. The home
-of Pillow.
-"""
+"""Decodes images, so that a damaged one fails its row and not the engine. Home of Pillow."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ class PreparedImage(NamedTuple):
 
 
 def prepared(data: bytes) -> PreparedImage:
-    """An image, once all of it was decoded, which may take long. Raises `RequestError` if it cannot
-    be.
-    """
+    """An image, decoded in full, which may take long. Raises `RequestError` if it cannot be."""
     try:
         with Image.open(BytesIO(data), formats=FORMS) as image:
             image.load()  # what is cut short shows only here
@@ -48,9 +44,7 @@ def is_image(value: Any) -> bool:
 
 
 def written(image: Image.Image) -> PreparedImage:
-    """An image of Pillow's as a PNG file, which may take long. Raises `RequestError` if it cannot
-    be written.
-    """
+    """An image of Pillow's as a PNG file, which may take long. Raises `RequestError`."""
     file = BytesIO()
     try:
         plain = (

@@ -1,6 +1,4 @@
-"""Sends rows to a model that is served in this process already, by its name, as requests of
-OpenAI's API.
-"""
+"""Sends rows, as requests of OpenAI's API, to a model that this process serves, by its name."""
 
 from __future__ import annotations
 
@@ -10,18 +8,18 @@ import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
-from penstock.batch.rows.retry import Attempts, Tries
+from penstock.batch.pipeline.pipeline import Attempts, Tries
+from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.engines.supervisor import supervisor_of
-from penstock.engines.tasks import Batches, generated
-from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
+from penstock.errors import EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 
@@ -63,7 +61,7 @@ class DeploymentRequests:
         if isinstance(self._handle, LLMEngine):
             supervisor = supervisor_of(self._handle)
             await self._stack.enter_async_context(supervisor.running())
-            self._attempts = Attempts(supervisor, lambda: self.ending)
+            self._attempts = Attempts(supervisor, lambda: not self.ending)
 
     async def stop(self) -> None:
         await self._stack.aclose()
@@ -122,7 +120,7 @@ class DeploymentRequests:
             chat = parse_body(ChatBody, body).request(
                 adapter=adapter, request_id=name, stream=False
             )
-            answers = await _collected(generated(self._handle, chat), chat.n)
+            answers = await collect(self._handle, chat, responses.Answers)
             return responses.chat_completion(
                 answers, id=f"chatcmpl-{name}", created=created, model=model
             )
@@ -130,43 +128,30 @@ class DeploymentRequests:
             adapter=adapter, request_id=name, stream=False
         )
         several = await asyncio.gather(
-            *(_collected(generated(self._handle, one), one.n) for one in plain)
+            *(collect(self._handle, one, responses.Answers) for one in plain)
         )
         return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
 
 
-async def _collected(batches: Batches, n: int) -> responses.Answers:
-    answers = await responses.Answers.of(batches)
-    if len(answers.reasons) < n:
-        raise EngineError("the engine ended the request before its answer was complete")
-    return answers
-
-
 def _fields(made: Any) -> Mapping[str, Any]:
-    """What was said in a request object: a mapping, a pydantic model, a structure, or any plain
-    object.
-    """
+    """The fields set in a request object: a mapping, a pydantic model, a struct, or any object."""
     if isinstance(made, Mapping):
         return made
     if hasattr(made, "model_dump"):
-        dumped: Mapping[str, Any] = made.model_dump(exclude_unset=True)
-        return dumped
+        return dict(made.model_dump(exclude_unset=True))
     if isinstance(made, msgspec.Struct):
         return msgspec.structs.asdict(made)
-    said: Mapping[str, Any] = vars(made)
-    return said
+    return dict(vars(made))
 
 
 class ServeDeploymentStage(StatefulStage):
     """A row to a served model."""
 
     fn = DeploymentRequests
-
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {
-            "method": f"What to call: {', '.join(METHODS)}.",
-            "request_kwargs": "The body of the request, as a dict.",
-        }
-
-    def get_optional_input_keys(self) -> dict[str, str]:
-        return {"dtype": "The name in `dtype_mapping` of the class that checks the request."}
+    _required: ClassVar[Mapping[str, str]] = {
+        "method": f"What to call: {', '.join(METHODS)}.",
+        "request_kwargs": "The body of the request, as a dict.",
+    }
+    _optional: ClassVar[Mapping[str, str]] = {
+        "dtype": "The name in `dtype_mapping` of the class that checks the request."
+    }

@@ -1,18 +1,32 @@
-"""Rows of the other tasks than generation: embed, classify, score, transcribe."""
+"""What a row asks of an engine: its `sampling_params`, in the names of vLLM (and SGLang), and the
+tasks other than generation: embed, classify, score, transcribe.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
+from penstock.batch.rows.repair import collect
+from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
-from penstock.batch.stages.sampling_params import parse
+from penstock.batch.stages.text import text_in
+from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.engines.tasks import generated
-from penstock.errors import ContextLengthError, EngineError, RequestError, UnsupportedError
+from penstock.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    RequestError,
+    UnsupportedError,
+)
+from penstock.openai.requests import bias_pairs
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
@@ -55,14 +69,14 @@ Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
 _CUTS = 24
 _KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
-_NOT_OURS = ("mm_processor_kwargs", "tokenization_kwargs")
+_NO_COLUMNS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
     """Raise `UnsupportedError` for columns that would have a meaning elsewhere, and that nothing
     here would follow.
     """
-    for name in _NOT_OURS:
+    for name in _NO_COLUMNS:
         if row.get(name):
             raise UnsupportedError(f"the column '{name}' is not supported", param=name)
     if row.get("multimodal_data") is not None and row.get("messages") is None:
@@ -72,17 +86,10 @@ def check_columns(row: Mapping[str, Any]) -> None:
 
 
 def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask:
-    """What puts a row to an engine; with `truncate` a text to embed may be shortened. Raises
-    `RequestError`.
-    """
+    """What asks an engine; `truncate` may shorten a text to embed. Raises `RequestError`."""
     if task == "embed":
         return _embed(row, truncate)
     return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
-
-
-def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Sampling:
-    """The sampling under another constraint."""
-    return msgspec.structs.replace(sampling, structured=structured)
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
@@ -98,7 +105,7 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
 
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
-    text = _text(row, "prompt")
+    text = text_in(row, "prompt")
     dimensions = _pooling(row, "dimensions")
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
@@ -123,11 +130,11 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
 
 def _score(row: Mapping[str, Any]) -> Ask:
     names = ("text_1", "text_2") if row.get("text_1") is not None else ("query", "document")
-    query = _text(row, names[0])
+    query = text_in(row, names[0])
     several: Any = row.get("documents") if names[0] == "query" else row.get("text_2")
     if hasattr(several, "tolist"):
         several = several.tolist()
-    documents = list(several) if isinstance(several, list | tuple) else [_text(row, names[1])]
+    documents = list(several) if isinstance(several, list | tuple) else [text_in(row, names[1])]
     if not all(isinstance(document, str) for document in documents):
         raise RequestError("documents must be texts", param="documents")
 
@@ -143,13 +150,11 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 
 def _classify(row: Mapping[str, Any]) -> Ask:
-    """By a model that classifies; with `labels` a language model is made to answer with one of
-    them.
-    """
+    """By a model that classifies; with `labels`, by a language model that must answer with one."""
     labels = row.get("labels") or _pooling(row, "labels")
     if labels is None and row.get("messages") is None:
-        return _classified(_text(row, "prompt"))
-    text = None if row.get("messages") is not None else _text(row, "prompt")
+        return _classified(text_in(row, "prompt"))
+    text = None if row.get("messages") is not None else text_in(row, "prompt")
     messages = row.get("messages") or [{"role": "user", "content": text}]
     if (
         not isinstance(labels, list | tuple)
@@ -160,15 +165,15 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     schema = json.dumps(
         {"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]}
     )
-    given, _ = parse(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
+    given, _ = sampling_of(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
         messages=list(messages),
-        sampling=replaced(given, structured=StructuredOutput("json_schema", schema)),
+        sampling=msgspec.structs.replace(given, structured=StructuredOutput("json_schema", schema)),
         stream=False,
     )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        answers = await Answers.of(generated(engine, chat))
+        answers = await collect(engine, chat, Answers)
         answer, usage = answers.texts.get(0, ""), answers.usage
         try:
             label = json.loads(answer)["label"]
@@ -227,9 +232,7 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
 
 
 def _pooling(row: Mapping[str, Any], known: str) -> Any:
-    """The one of the row's `pooling_params` that its task knows. Raises for others, unless they are
-    empty.
-    """
+    """The row's `pooling_params` entry that its task knows. Raises for others that have a value."""
     params = row.get("pooling_params")
     if params is None:
         return None
@@ -244,8 +247,133 @@ def _pooling(row: Mapping[str, Any], known: str) -> Any:
     return params.get(known)
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise RequestError(f"the row has no text in column '{name}'", param=name)
-    return value
+# sampling_params
+class _Structured(Struct):
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    json_object: bool | None = None
+    grammar: str | None = None
+
+
+class _Params(Struct):
+    """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
+
+    n: int = 1
+    max_tokens: int | None = None
+    max_new_tokens: int | None = None
+    min_tokens: int = 0
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = field(default_factory=list)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    structured_outputs: _Structured | None = None
+    guided_decoding: _Structured | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    best_of: int | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    truncate_prompt_tokens: int | None = None
+
+
+_DEFAULTS = _Params()
+_NOT_OURS = (
+    *("skip_special_tokens", "include_stop_str_in_output", "best_of"),
+    *("prompt_logprobs", "truncate_prompt_tokens"),
+)
+
+
+def sampling_of(params: Any) -> tuple[Sampling, int]:
+    """The sampling and the number of answers in `sampling_params`. Raises `RequestError`."""
+    if params is None:
+        return Sampling(), 1
+    if not isinstance(params, MAPPING):
+        raise RequestError(
+            f"sampling_params must be a dict, not a {type(params).__name__}",
+            param="sampling_params",
+        )
+    try:
+        return _known(**params)
+    except TypeError:  # no cache holds lists
+        return _parsed(params)
+
+
+def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
+    # Columnar data gives every row every key; the empty ones were never there.
+    given = {name: value for name, value in params.items() if value is not None}
+    try:
+        wanted = parse_options(_Params, given, "sampling_params")
+    except ConfigError as error:
+        raise RequestError(str(error), param=error.field) from None
+    for name in _NOT_OURS:
+        if getattr(wanted, name) != getattr(_DEFAULTS, name):
+            raise UnsupportedError(
+                f"sampling_params.{name} is not supported", param=f"sampling_params.{name}"
+            )
+    stop = wanted.stop or ()
+    sampling = Sampling(
+        max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
+        min_tokens=wanted.min_tokens or wanted.min_new_tokens,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        min_p=wanted.min_p,
+        seed=wanted.seed,
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+        repetition_penalty=wanted.repetition_penalty,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(wanted.stop_token_ids),
+        ignore_eos=wanted.ignore_eos,
+        logprobs=wanted.logprobs,
+        structured=_structured(wanted),
+        logit_bias=bias_pairs(wanted.logit_bias),
+        allowed_token_ids=tuple(wanted.allowed_token_ids or ()),
+        bad_words=tuple(wanted.bad_words or ()),
+    )
+    return sampling, wanted.n
+
+
+@lru_cache(maxsize=64, typed=True)
+def _known(**params: Any) -> tuple[Sampling, int]:
+    """Those of numbers and texts, which mostly are the same for all rows."""
+    return _parsed(params)
+
+
+def _structured(wanted: _Params) -> StructuredOutput | None:
+    constraint = wanted.structured_outputs or wanted.guided_decoding
+    if constraint is None:
+        constraint = _Structured(json=wanted.json_schema, regex=wanted.regex)
+    if constraint.json is not None:
+        text = (
+            constraint.json
+            if isinstance(constraint.json, str)
+            else json.dumps(constraint.json, ensure_ascii=False)
+        )
+        return StructuredOutput("json_schema", text)
+    if constraint.regex is not None:
+        return StructuredOutput("regex", constraint.regex)
+    if constraint.choice:
+        texts = "|".join(re.escape(choice) for choice in constraint.choice)
+        return StructuredOutput("regex", f"({texts})")
+    if constraint.grammar is not None:
+        raise UnsupportedError(
+            "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
+        )
+    return StructuredOutput("json_object") if constraint.json_object else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from penstock.batch.pipeline.offload import Offload
 from penstock.batch.stages.base import MAPPING, StatefulStage
@@ -21,9 +21,7 @@ from penstock.openai.requests import check_messages
 
 
 class _OnEngine:
-    """A worker that uses the processor's engine: its template and its tokenizer, which are those of
-    its requests.
-    """
+    """A worker that uses the template and the tokenizer of the processor's engine."""
 
     engine: LLMEngine
 
@@ -74,25 +72,17 @@ class ChatTemplates(_OnEngine):
             # the images.
             return {}
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
-        filled = partial(
-            self._render,
-            messages,
-            override=self._template,
-            variables=variables,
-        )
-        return {"prompt": await self._offload.submit(filled)}
+        fill = partial(self._render, messages, override=self._template, variables=variables)
+        return {"prompt": await self._offload.submit(fill)}
 
 
 class Tokens(_OnEngine):
     """Token ids of the prompt."""
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        prompt = row.get("prompt")
-        if prompt is None and row.get("messages") is not None:
+        if row.get("prompt") is None and row.get("messages") is not None:
             return {}
-        if not isinstance(prompt, str):
-            raise RequestError("the row has no text in column 'prompt'", param="prompt")
-        return {"tokenized_prompt": await self.engine.tokenize(prompt)}
+        return {"tokenized_prompt": await self.engine.tokenize(text_in(row, "prompt"))}
 
 
 class Texts(_OnEngine):
@@ -118,40 +108,33 @@ class Texts(_OnEngine):
 class ChatTemplateStage(StatefulStage):
     """Renders `messages` to the column `prompt`."""
 
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {"messages": "The conversation, a list of messages in OpenAI's form."}
-
-    def get_optional_input_keys(self) -> dict[str, str]:
-        return {
-            "tools": "Functions that the model may call, in OpenAI's form.",
-            "chat_template_kwargs": "Further variables of the chat template.",
-        }
-
-    def shareable(self, row: Mapping[str, Any]) -> bool:
-        return True
+    _required: ClassVar[Mapping[str, str]] = {
+        "messages": "The conversation, a list of messages in OpenAI's form."
+    }
+    _optional: ClassVar[Mapping[str, str]] = {
+        "tools": "Functions that the model may call, in OpenAI's form.",
+        "chat_template_kwargs": "Further variables of the chat template.",
+    }
+    _shareable = True
 
 
 class TokenizeStage(StatefulStage):
     """Encodes `prompt` into the column `tokenized_prompt`."""
 
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {"prompt": "The text to tokenize."}
-
-    def shareable(self, row: Mapping[str, Any]) -> bool:
-        return True
+    _required: ClassVar[Mapping[str, str]] = {"prompt": "The text to tokenize."}
+    _shareable = True
 
 
 class DetokenizeStage(StatefulStage):
     """Decodes `generated_tokens` into the column `generated_text`."""
 
-    def get_required_input_keys(self) -> dict[str, str]:
-        return {"generated_tokens": "Token ids that the engine has generated."}
-
-    def get_optional_input_keys(self) -> dict[str, str]:
-        return {"outputs": "All answers, where the row has asked for several."}
-
-    def shareable(self, row: Mapping[str, Any]) -> bool:
-        return True
+    _required: ClassVar[Mapping[str, str]] = {
+        "generated_tokens": "Token ids that the engine has generated."
+    }
+    _optional: ClassVar[Mapping[str, str]] = {
+        "outputs": "All answers, where the row has asked for several."
+    }
+    _shareable = True
 
 
 def _is_text(messages: list[dict[str, Any]]) -> bool:
@@ -164,10 +147,16 @@ def _is_text(messages: list[dict[str, Any]]) -> bool:
     )
 
 
+def text_in(row: Mapping[str, Any], name: str) -> str:
+    """The text in a column. Raises `RequestError`."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise RequestError(f"the row has no text in column '{name}'", param=name)
+    return value
+
+
 def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The row's `messages`, checked, what columnar data left empty taken out. Raises
-    `RequestError`.
-    """
+    """The row's `messages`, checked, without columnar data's empty parts. Raises `RequestError`."""
     messages = row.get("messages")
     if messages is None:
         raise RequestError("the row has no column 'messages'", param="messages")

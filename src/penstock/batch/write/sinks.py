@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.parts import Part, PartWriter, RowSet, in_order, union
 from penstock.batch.write.state_files import checksum_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.batch.job.counts import Counts
+from penstock.batch.job.result import Counts
 from penstock.batch.write import manifest as manifests, outputs
 from penstock.batch.write.journal import Journal
 from penstock.batch.write.manifest import Manifest, Stamp, StreamSum

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.structured import Schema
 from penstock.batch.values.arrow import array, kind_of, texts
-from penstock.batch.values.common_type import as_text, conform, unify, unify_tables
+from penstock.batch.values.common_type import (
+    as_text,
+    conform,
+    unify,
+    unify_tables,
+)
 from penstock.batch.values.plain import LEAVES, UnstorableError
 from penstock.errors import OutputError
 

@@ -15,8 +15,7 @@ import msgspec
 
 from penstock import private_files
 from penstock.batch.read.text import allow_long_fields
-from penstock.batch.rows.form import RowForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.write.parts import PartWriter, Segment, unwritten
 from penstock.batch.write.state_files import to_disk
 from penstock.errors import OutputError

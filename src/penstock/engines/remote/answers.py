@@ -1,34 +1,36 @@
-"""Parses chats and completions of OpenAI-compatible servers into deltas: whole bodies and chunks.
+"""Parses the answers of OpenAI-compatible servers: bodies and chunks of chats and completions into
+deltas, and the results of the other tasks.
 
 Servers omit and add fields, so only the necessary fields are read, and few are required.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn
+from itertools import islice, zip_longest
+from typing import Any, ClassVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from penstock.engines.remote import lenient
-from penstock.engines.remote.lenient import as_text
+from penstock.engines.remote.lenient import as_text, count
 from penstock.errors import UpstreamError
 from penstock.http.complaints import as_error, error_inside
-from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usage
+from penstock.types import (
+    Classification,
+    Classifications,
+    Delta,
+    Embeddings,
+    FinishReason,
+    Scores,
+    TokenLogprob,
+    ToolCallPart,
+    Transcription,
+    TranscriptionSegment,
+    Usage,
+)
 
-DONE = b"[DONE]"
-_SHOWN_CHARS = 200
-# These never match inside an answer's text, where quotes are escaped.
-_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
-_REASON = b'"finish_reason"'
-_UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
-_TEXT, _CALLS = b'"content":"', b'"tool_calls"'
-_NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
-"""Chunks where a server sends an object or a list and clients expect text: they are parsed, not
-forwarded.
-"""
+SHOWN_CHARS = 200
 _REASONS: dict[str, FinishReason] = {
     **{
         "stop": "stop",
@@ -46,7 +48,7 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
-class UsageBody(Struct):
+class _UsageBody(Struct):
     """`usage`, with whatever values the server sends."""
 
     prompt_tokens: Any = None
@@ -57,16 +59,12 @@ class UsageBody(Struct):
         """As `Usage`; 0 for counts that are missing or unreadable."""
         details = self.prompt_tokens_details
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        return Usage(_tokens(self.prompt_tokens), _tokens(self.completion_tokens), _tokens(cached))
+        return Usage(count(self.prompt_tokens), count(self.completion_tokens), count(cached))
 
 
 class _Function(Struct):
     name: str | None = None
     arguments: Any = None
-
-    @property
-    def text(self) -> str:
-        return as_text(self.arguments)
 
 
 class _Call(Struct):
@@ -90,6 +88,9 @@ class _Message(Struct):
         if content.__class__ is not str:
             content = as_text(content)
         return content or self.refusal or ""
+
+
+_NO_MESSAGE = _Message()
 
 
 class _Top(Struct):
@@ -123,16 +124,12 @@ class _Logprobs(Struct):
             )
         if self.tokens is None:
             return None
-        values = self.token_logprobs or []
-        tops = self.top_logprobs or []
-        found = []
-        for number, token in enumerate(self.tokens):
-            value = values[number] if number < len(values) else None
-            top = tops[number] if number < len(tops) else None
-            found.append(
-                TokenLogprob(token, 0.0 if value is None else value, tuple((top or {}).items()))
-            )
-        return tuple(found)
+        # Servers may send fewer probabilities than tokens, or more.
+        rows = zip_longest(self.tokens, self.token_logprobs or (), self.top_logprobs or ())
+        return tuple(
+            TokenLogprob(token, value or 0.0, tuple((top or {}).items()))
+            for token, value, top in islice(rows, len(self.tokens))
+        )
 
 
 class _Choice(Struct):
@@ -152,7 +149,7 @@ class _Completion(Struct):
     """A whole body, or one chunk of a stream."""
 
     choices: list[_Choice] | None = None
-    usage: UsageBody | None = None
+    usage: _UsageBody | None = None
     error: Any = None
     kv_transfer_params: dict[str, Any] | None = None
     needed: ClassVar = ("choices",)
@@ -161,30 +158,34 @@ class _Completion(Struct):
 _decode = msgspec.json.Decoder(_Completion).decode
 
 
+def parse_chunk(body: bytes, where: str) -> _Completion:
+    """A body, or a chunk of a stream. Raises `UpstreamError` about the server `where`."""
+    try:
+        return _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found: _Completion = _leniently(_Completion, body, where)
+        return found
+
+
 def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     """The `n` answers of an unstreamed request, one delta each. The first delta carries the usage
     of all answers.
 
     Raises `UpstreamError`.
     """
-    parsed = _parsed(body, where)
+    parsed = parse_chunk(body, where)
     if parsed.error or not parsed.choices:
-        if (failure := error_inside(body, where)) is not None:
-            raise failure
-        raise _unreadable(f"{where} answered without choices", body)
+        raise error_inside(body, where) or _unreadable(f"{where} answered without choices", body)
     usage = parsed.usage.neutral() if parsed.usage is not None else Usage()
     deltas = []
-    ordered = parsed.choices
-    if len(ordered) > 1:
-        ordered = sorted(ordered, key=lambda choice: choice.index or 0)
+    ordered = sorted(parsed.choices, key=lambda choice: choice.index or 0)
     for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
         if choice.error:
             raise as_error(choice.error, where, body)
-        reason = _reason(choice.finish_reason) or "stop"
         deltas.append(
             msgspec.structs.replace(
-                _delta(choice, index),
-                finish_reason=reason,
+                delta_of(choice, index),
+                finish_reason=reason_of(choice) or "stop",
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
             )
@@ -193,248 +194,181 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     return deltas
 
 
-class StreamReader:
-    """Turns chunks into deltas, for a request with `n` answers.
-
-    All chunks of one network read become one delta an answer. Usage follows the last chunk, so the
-    deltas that finish an answer wait for it. With `forward`, chunks that only continue the answer
-    are passed on unparsed.
-    """
-
-    def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
-        self._missing = n
-        self._n = n
-        self._only: int | None = None  # the server's index of the answer, if `n` is 1
-        self._open: set[int] = set()  # answers that have begun and not finished
-        self._ended: set[int] = set()
-        self._where = where
-        self._forward = forward and n == 1
-        self._head = self._unfinished = b""
-        self._finishing: list[Delta] = []
-        self._usage = Usage()
-        self._unread = b""
-        self.ended = False
-
-    def feed(self, events: Sequence[bytes]) -> list[Delta]:
-        """The deltas of some events. Raises `UpstreamError` if one of them is an error."""
-        found: list[Delta] = []
-        forwarded: list[bytes] = []
-        for event in events:
-            if self._head and self._forward and self._continues(event):
-                forwarded.append(event[len(self._head) :])
-                continue
-            if forwarded:
-                found.append(Delta(chunks=tuple(forwarded)))
-                forwarded = []
-            if event == DONE or (len(event) < 16 and event.strip() == DONE):
-                self.ended = True
-                return found + self._finish(done=True)
-            chunk = _parsed(event, self._where)
-            if chunk.error or not chunk.choices:
-                failure = error_inside(event, self._where, "broke off")
-                if failure is not None:
-                    raise failure
-                if chunk.usage is None and not (self._open or self._ended):
-                    self._unread = event  # may explain why there is no answer
-            if chunk.usage is not None:
-                self._usage = chunk.usage.neutral()
-            for number, choice in enumerate(chunk.choices or ()):
-                if choice.error:
-                    raise as_error(choice.error, self._where, event, "broke off")
-                index = self._index(choice.index, number)
-                if index is None:
-                    continue
-                if index not in self._ended:
-                    self._open.add(index)
-                delta = _delta(choice, index)
-                reason = _reason(choice.finish_reason)
-                if reason is not None:
-                    if index in self._ended:
-                        continue
-                    self._ended.add(index)
-                    self._open.discard(index)
-                    self._missing -= 1
-                    params = chunk.kv_transfer_params
-                    self._finishing.append(
-                        msgspec.structs.replace(
-                            delta, finish_reason=reason, kv_transfer_params=params
-                        )
-                    )
-                elif (
-                    self._forward
-                    and not self._head
-                    and choice.index == 0
-                    and self._learn_head(event)
-                ):
-                    if _has_content(delta):
-                        forwarded.append(event[len(self._head) :])
-                elif _has_content(delta):
-                    # Parse from now on: forwarded chunks must come before text.
-                    self._forward = False
-                    _add(found, delta)
-        if forwarded:
-            found.append(Delta(chunks=tuple(forwarded)))
-        return found
-
-    def _index(self, given: int | None, number: int) -> int | None:
-        """The index of the answer that the `number`th choice of a chunk belongs to; None for a
-        surplus choice.
-        """
-        index = number if given is None else given
-        if self._n == 1:
-            if self._only is None:
-                self._only = index
-            return 0 if index == self._only else None
-        return index if 0 <= index < self._n else None
-
-    def _continues(self, event: bytes) -> bool:
-        """Whether a chunk has the stream's head, and only continues the answer."""
-        return (
-            event.startswith(self._head)
-            and self._unfinished in event
-            and event.count(_REASON) == 1
-            and b"\n" not in event  # a newline would end the event when it is written again
-            and ((_TEXT in event and _CALLS not in event) or _NO_TEXT.search(event) is None)
-        )
-
-    def _learn_head(self, event: bytes) -> bool:
-        """Learn the head of this stream's chunks: everything before the content of `choices`.
-        Returns whether chunks can be forwarded.
-        """
-        head, unfinished = _CHOICES.search(event), _UNFINISHED.search(event)
-        if head is None or unfinished is None:
-            self._forward = False
-        else:
-            self._head, self._unfinished = event[: head.end()], unfinished[0]
-            self._forward = self._continues(event)
-        return self._forward
-
-    def whole(self, body: bytes) -> list[Delta]:
-        """The deltas of an answer that the server did not stream. Raises `UpstreamError`."""
-        self.ended = True
-        return whole(body, self._where, self._n)
-
-    def fail(self, data: bytes) -> NoReturn:
-        """Raise the `UpstreamError` of an event named "error"."""
-        try:
-            words = msgspec.json.decode(data)
-        except (ValueError, RecursionError):
-            words = data.decode(errors="replace")
-        raise as_error(words, self._where, data, "broke off")
-
-    def close(self, stray: bytes = b"") -> list[Delta]:
-        """The last deltas, when the connection has ended.
-
-        Raises `UpstreamError` if the answer is unfinished, with the text that came instead. `stray`
-        holds the bytes outside of events.
-        """
-        if self.ended:
-            return []
-        self.ended = True
-        return self._finish(stray=stray)
-
-    def _finish(self, *, done: bool = False, stray: bytes = b"") -> list[Delta]:
-        if done:  # the server has finished, with or without finish reasons
-            self._finishing += [
-                Delta(index, "", finish_reason="stop") for index in sorted(self._open)
-            ]
-            self._missing -= len(self._open)
-        if self._missing > 0:
-            text = (
-                (stray or (b"" if self._open or self._ended else self._unread))[:4096]
-                .decode(errors="replace")
-                .strip()
-            )
-            words = " ".join(text.split())[:_SHOWN_CHARS]
-            what = f"{self._where}: the answer broke off"
-            raise UpstreamError(f"{what}: {words}" if words else what, body=text, retryable=True)
-        usage, deltas = self._usage, []
-        for delta in self._finishing:
-            deltas.append(msgspec.structs.replace(delta, usage=usage))
-            usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
-        self._finishing = []
-        return deltas
-
-
-def _add(found: list[Delta], delta: Delta) -> None:
-    last = found[-1] if found else None
-    if (
-        last is None
-        or last.index != delta.index
-        or last.chunks
-        or last.tool_calls
-        or delta.tool_calls
-    ):
-        found.append(delta)
-        return
-    logprobs = last.logprobs
-    if delta.logprobs is not None:
-        logprobs = (*(logprobs or ()), *delta.logprobs)
-    found[-1] = Delta(
-        delta.index,
-        last.text + delta.text,
-        logprobs=logprobs,
-        reasoning=last.reasoning + delta.reasoning,
-    )
-
-
-def _has_content(delta: Delta) -> bool:
-    """Whether the delta has any content."""
-    return bool(delta.text or delta.tool_calls or delta.logprobs or delta.reasoning)
-
-
-def _delta(choice: _Choice, index: int) -> Delta:
-    message = choice.delta or choice.message
-    if choice.text is not None:
-        text = choice.text if choice.text.__class__ is str else as_text(choice.text)
-    else:
-        text = message.text if message is not None else ""
+def delta_of(choice: _Choice, index: int) -> Delta:
+    """A choice as the delta of answer `index`, whether it ends the answer or not."""
+    message = choice.delta or choice.message or _NO_MESSAGE
+    text = message.text if choice.text is None else as_text(choice.text)
     logprobs = choice.logprobs.neutral() if choice.logprobs is not None else None
     calls: tuple[ToolCallPart, ...] = ()
-    if message is not None and message.tool_calls:
+    if message.tool_calls:
         calls = tuple(
             ToolCallPart(
                 number if call.index is None else call.index,
-                call.function.text if call.function else "",
+                as_text(call.function.arguments) if call.function else "",
                 call.id or None,
                 (call.function.name if call.function else None) or None,
             )
             for number, call in enumerate(message.tool_calls)
         )
     stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
-    reasoning = (
-        (message.reasoning or message.reasoning_content or "") if message is not None else ""
-    )
+    reasoning = message.reasoning or message.reasoning_content or ""
     return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 
 
-def _reason(given: str | None) -> FinishReason | None:
-    return _REASONS.get(given, "stop") if given else None  # some servers send "" before the end
+def reason_of(choice: _Choice) -> FinishReason | None:
+    """Why the answer ends; None while it goes on."""
+    given = choice.finish_reason  # some servers send "" before the end
+    return _REASONS.get(given, "stop") if given else None
 
 
-def _tokens(value: Any) -> int:
-    return value if value.__class__ is int and value >= 0 else lenient.count(value)
+class _Vector(Struct):
+    embedding: list[float]
+    index: int | None = None
 
 
-def _parsed(body: bytes, where: str) -> _Completion:
+class _Vectors(Struct):
+    data: list[_Vector]
+    usage: _UsageBody = field(default_factory=_UsageBody)
+
+
+class _Scored(Struct):
+    index: int
+    score: float | None = None
+    relevance_score: float | None = None
+
+
+class _ScoreData(Struct):
+    data: list[_Scored] = field(default_factory=list)
+    results: list[_Scored] = field(default_factory=list)
+    usage: _UsageBody = field(default_factory=_UsageBody)
+
+
+class _Class(Struct):
+    label: str | None = None
+    probs: list[float] = field(default_factory=list)
+
+
+class _Classes(Struct):
+    data: list[_Class]
+    usage: _UsageBody = field(default_factory=_UsageBody)
+
+
+class _Speech(Struct):
+    text: str
+    segments: list[TranscriptionSegment] | None = None
+    language: str | None = None
+    duration: float | None = None
+
+
+class _Ids(Struct):
+    tokens: list[int]
+
+
+class _Prompt(Struct):
+    prompt: str | None = None
+    text: str | None = None  # SGLang's name for `prompt`
+
+
+def read_task(task: str, request: Any, body: bytes, where: str) -> Any:
+    """The result of `task` in a body. Raises `UpstreamError`, which calls the server `where`."""
+    match task:
+        case "embeddings":
+            return _embeddings(body, where, len(request.inputs))
+        case "score" | "rerank":
+            return _scores(body, where, len(request.documents))
+        case "classify":
+            return _classifications(body, where, len(request.inputs))
+        case "transcriptions":
+            return _transcription(body, where)
+        case "tokenize":
+            return _as(_Ids, body, where).tokens
+        case _:
+            return _prompt(body, where)
+
+
+def _embeddings(body: bytes, where: str, count: int) -> Embeddings:
+    """The answer of `/embeddings` to `count` texts, one vector each."""
+    parsed = _as(_Vectors, body, where)
+    ordered = sorted(
+        enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index
+    )
+    if len(ordered) != count:
+        raise UpstreamError(
+            f"{where} answered with {len(ordered)} vectors to {count} texts", http_status=200
+        )
+    return Embeddings([vector.embedding for _, vector in ordered], parsed.usage.neutral())
+
+
+def _scores(body: bytes, where: str, count: int) -> Scores:
+    """The answer of `/score` or `/rerank` to `count` documents, in the documents' order."""
+    parsed = _as(_ScoreData | list[_Scored], body, where)
+    if isinstance(parsed, list):  # SGLang sends a bare list
+        parsed = _ScoreData(parsed)
+    found: dict[int, float] = {}
+    for item in parsed.data or parsed.results:
+        value = item.score if item.score is not None else item.relevance_score
+        if value is not None:
+            found[item.index] = value
+    if sorted(found) != list(range(count)):
+        raise UpstreamError(
+            f"{where} answered with {len(found)} scores to {count} documents", http_status=200
+        )
+    return Scores([found[number] for number in range(count)], parsed.usage.neutral())
+
+
+def _classifications(body: bytes, where: str, count: int) -> Classifications:
+    """The answer of vLLM's `/classify` to `count` texts, one class each."""
+    parsed: _Classes = _as(_Classes, body, where)
+    if len(parsed.data) != count:
+        raise UpstreamError(
+            f"{where} answered with {len(parsed.data)} classes to {count} texts", http_status=200
+        )
+    items = []
+    for one in parsed.data:
+        likeliest = max(range(len(one.probs)), key=one.probs.__getitem__, default=0)
+        items.append(
+            Classification(one.label if one.label is not None else str(likeliest), one.probs)
+        )
+    return Classifications(items, parsed.usage.neutral())
+
+
+def _transcription(body: bytes, where: str) -> Transcription:
+    """The answer of `/audio/transcriptions`. Only some servers send more than the text."""
+    parsed: _Speech = _as(_Speech, body, where)
+    segments = None if parsed.segments is None else tuple(parsed.segments)
+    return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
+
+
+def _prompt(body: bytes, where: str) -> str:
+    """The text in the answer of `/detokenize`."""
+    parsed: _Prompt = _as(_Prompt, body, where)
+    text = parsed.prompt if parsed.prompt is not None else parsed.text
+    if text is None:
+        raise UpstreamError(f"{where} answered without a text", http_status=200)
+    return text
+
+
+def _as(form: Any, body: bytes, where: str) -> Any:
+    if (failure := error_inside(body, where)) is not None:
+        raise failure
     try:
-        return _decode(body)
+        # OpenAI's API has sent numbers as text.
+        return msgspec.json.decode(body, type=form, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
+        return _leniently(form, body, where)
+
+
+def _leniently(form: Any, body: bytes, where: str) -> Any:
     try:
-        found: _Completion = lenient.read(body, _Completion)
+        return lenient.read(body, form)
     except ValueError as error:
-        raise error_inside(body, where) or not_openai(body, where, error) from None
-    return found
-
-
-def not_openai(body: bytes, where: str, error: Exception) -> UpstreamError:
-    """The error of an answer that cannot be parsed."""
-    return _unreadable(f"{where} did not answer in OpenAI's form, {error}", body)
+        raise error_inside(body, where) or _unreadable(
+            f"{where} did not answer in OpenAI's form, {error}", body
+        ) from None
 
 
 def _unreadable(what: str, body: bytes) -> UpstreamError:
     """The error of an unusable answer, with the server's words: they may explain it."""
     text = body[:4096].decode(errors="replace")
-    words = " ".join(text.split())[:_SHOWN_CHARS]
+    words = " ".join(text.split())[:SHOWN_CHARS]
     return UpstreamError(f"{what}: {words or 'nothing'}", http_status=200, body=text)

@@ -12,9 +12,9 @@ from msgspec import Struct, field
 
 from penstock.engines.base import Capabilities
 from penstock.engines.remote import lenient
-from penstock.engines.remote.dialects import adapter_name, dialect_of
 from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
+from penstock.engines.remote.requests import adapter_name, dialect_of
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.errors import (
     EngineStartError,
@@ -34,9 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Card(Struct):
-    """An entry of `/v1/models`. `parent` and `max_model_len` are vLLM's additions, `engine` and
-    `metadata` ours.
-    """
+    """An entry of `/v1/models`: `parent`, `max_model_len` as in vLLM; `engine`, `metadata` ours."""
 
     id: str
     parent: str | None = None
@@ -66,8 +64,7 @@ class Found(Struct):
 async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> Found:
     """Ask every server for its models. Opens the breaker of a server that does not answer.
 
-    Raises `EngineStartError` if a server lacks the model or refuses the key, or if no server
-    answers.
+    Raises `EngineStartError` if a server lacks the model or refuses the key, or if none answers.
     """
     members = upstreams.members
     given: list[list[Card] | PenstockError | None] = [None] * len(members)
@@ -75,10 +72,10 @@ async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> 
         given = await asyncio.gather(*(_ask(one, options.connect_timeout_s) for one in members))
     cards: list[Card | None] = []
     adapters: dict[str, str] = {}
-    absent: list[PenstockError] = []
+    absent: list[tuple[Upstream, PenstockError]] = []
     for one, answer in zip(members, given, strict=True):
         if isinstance(answer, PenstockError):
-            absent.append(answer)
+            absent.append((one, answer))
             continue
         card = None
         if answer is not None:
@@ -91,11 +88,10 @@ async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> 
                     adapters[name] = adapter_name(one.dialect, card.id, other.id)
         cards.append(card)
     if not cards:
-        raise EngineStartError(str(absent[0]))
-    for one, answer in zip(members, given, strict=True):
-        if isinstance(answer, PenstockError):
-            upstreams.trip(one)
-            _log.warning("%s; the other servers go on without it", answer)
+        raise EngineStartError(str(absent[0][1]))
+    for one, error in absent:
+        upstreams.trip(one)
+        _log.warning("%s; the other servers go on without it", error)
     complete = not any(
         card.engine and "capabilities" not in (card.metadata or {}) for card in cards if card
     )
@@ -156,9 +152,7 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
 def _capabilities(
     cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool
 ) -> Capabilities:
-    """The capabilities that all servers have in common. Where servers report none, they count as
-    all of OpenAI's API.
-    """
+    """The capabilities that all servers have. A server that reports none counts as having all."""
     listed = [card for card in cards if card is not None]
     theirs = [
         abilities
@@ -179,12 +173,11 @@ def _capabilities(
         return min(values) if values and len(values) == len(cards) else otherwise
 
     lengths = [card.max_model_len for card in listed if card.max_model_len]
-    structured = (
-        {"json_schema", "json_object", "regex"} if regex else {"json_schema", "json_object"}
-    )
-    tasks = common("tasks", _ALL_TASKS) & _ALL_TASKS
+    structured = {"json_schema", "json_object"} | ({"regex"} if regex else set())
     return Capabilities(
-        tasks=tasks if options.tasks is None else frozenset(map(str, options.tasks)),
+        tasks=common("tasks", _ALL_TASKS) & _ALL_TASKS
+        if options.tasks is None
+        else frozenset(map(str, options.tasks)),
         context_length=options.max_model_len or min(lengths, default=0),
         max_concurrency=options.concurrency * servers,
         structured=common("structured", frozenset(structured))

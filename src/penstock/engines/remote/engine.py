@@ -14,13 +14,18 @@ from penstock.balance.policies.base import ANYWHERE, RouteRequest
 from penstock.balance.policies.table import make_policy
 from penstock.balance.pool import Failover
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.remote import answers, task_answers
-from penstock.engines.remote.bodies import chat_body, completion_body, task_body
-from penstock.engines.remote.dialects import spoken
+from penstock.engines.remote import answers
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
-from penstock.engines.remote.stream import AnswerStream, charge
+from penstock.engines.remote.requests import (
+    PATHS,
+    chat_body,
+    completion_body,
+    in_dialect,
+    task_body,
+)
+from penstock.engines.remote.stream import AnswerStream, StreamReader, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.engines.sampling import check_sampling
 from penstock.engines.tasks import Batches, task_of
@@ -42,31 +47,16 @@ from penstock.http.retries import Retries, is_throttling
 from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
-_NOTHING = Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1)
 Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
 
-PATHS = {
-    "chat": "/chat/completions",
-    "completions": "/completions",
-    "embeddings": "/embeddings",
-    "score": "/score",
-    "rerank": "/rerank",
-    "classify": "//classify",
-    "transcriptions": "/audio/transcriptions",
-    "tokenize": "//tokenize",
-    "detokenize": "//detokenize",
-}
-"""Where servers answer tasks. Two slashes lead beside "/v1"."""
-
 
 class RemoteEngine(LLMEngine):
-    """Asks OpenAI-compatible servers. `model_source` is the model's name there, or "auto" where
-    they have one.
+    """Asks OpenAI-compatible servers. `model_source` is the model's name there, or "auto" if they
+    have only one.
 
-    Knows no tokens: deltas carry no token ids, and `tokenize` asks the server, if that has such a
-    route.
+    Deltas carry no token ids, and `tokenize` asks the server, if it has such a route.
     """
 
     name: ClassVar[str] = "remote"
@@ -84,10 +74,10 @@ class RemoteEngine(LLMEngine):
         self._retries = Retries(
             max_retries=self.options.max_retries,
             base_wait_s=self.options.base_retry_wait_s,
-            pause=self._pause,
+            pause=lambda error, seconds: self._running().pause(error, seconds),
         )
         self._upstreams: Upstreams | None = None
-        self._found = Found(_NOTHING)
+        self._found = Found(Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1))
         self._answered: set[str] = set()  # tasks
         self._doubted: str | None = None
         self._learning: asyncio.Task[None] | None = None
@@ -110,16 +100,17 @@ class RemoteEngine(LLMEngine):
             ]
         except ConfigError as error:
             raise EngineStartError(str(error)) from None
-        policy = make_policy(self.options.routing)
         upstreams = Upstreams(
-            members, policy, self.options.patience_s, lambda: self._retries.refused_s
+            members,
+            make_policy(self.options.routing),
+            self.options.patience_s,
+            lambda: self._retries.refused_s,
         )
         await upstreams.open()
         try:
             self._know(await discover(self.model_source, upstreams, self.options))
-            if (
-                self._doubted is not None
-            ):  # that a server lists its models says little of how it runs them
+            # A server that lists its models may still fail to run them.
+            if self._doubted is not None:
                 await upstreams.prove(self._doubted)
         except BaseException:
             await upstreams.close()
@@ -145,11 +136,12 @@ class RemoteEngine(LLMEngine):
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
-            if isinstance(request, ChatRequest):
-                given = chat_body(request, model, self.options.max_tokens_field)
-            else:
-                given = completion_body(request, model)
-            return spoken(upstream.dialect, given) | self.options.extra_body
+            given = (
+                chat_body(request, model, self.options.max_tokens_field)
+                if isinstance(request, ChatRequest)
+                else completion_body(request, model)
+            )
+            return in_dialect(upstream.dialect, given) | self.options.extra_body
 
         task = task_of(request)
         path = PATHS[task]
@@ -181,7 +173,7 @@ class RemoteEngine(LLMEngine):
         if task == "transcriptions":
             file = request.audio
             path = path if request.task == "transcribe" else "/audio/translations"
-        read = partial(task_answers.read, task, request)
+        read = partial(answers.read_task, task, request)
         return await self._call(
             task, path, body, read, getattr(request, "request_id", ""), file=file
         )
@@ -202,15 +194,18 @@ class RemoteEngine(LLMEngine):
         to = upstream.to(path)
         async with AsyncExitStack() as held:
             held.enter_context(upstreams.watch(upstream, path, data))
-            headers = _headers(request.request_id)
             tokens = self._estimate(data, request.sampling.max_tokens)
             pieces = await held.enter_async_context(
                 upstream.client.stream(
-                    to, upstream.limiter, data=data, headers=headers, tokens=tokens
+                    to,
+                    upstream.limiter,
+                    data=data,
+                    headers=_headers(request.request_id),
+                    tokens=tokens,
                 )
             )
             forward = isinstance(request, ChatRequest) and request.forward_chunks
-            reader = answers.StreamReader(request.n, to.shown, forward=forward)
+            reader = StreamReader(request.n, to.shown, forward=forward)
             stream = AnswerStream(held, pieces, reader, upstream, tokens)
             await stream.begin()
             upstreams.answered(upstream)
@@ -233,19 +228,17 @@ class RemoteEngine(LLMEngine):
         upstreams = self._running()
 
         async def ask(upstream: Upstream) -> T:
-            given = body(upstream)
-            headers = _headers(request_id)
-            data: Any
-            tokens = 0.0
+            given, to, tokens = body(upstream), upstream.to(path), 0.0
+            data: Any = (
+                self._encode(given)
+                if file is None
+                else multipart({**given, "file": {"content": file, "filename": "audio"}})
+            )
             if file is None:
-                data = self._encode(given)
                 tokens = self._estimate(data, given.get(self.options.max_tokens_field))
-            else:
-                data = multipart({**given, "file": {"content": file, "filename": "audio"}})
-            to = upstream.to(path)
             with upstreams.watch(upstream, path, data if file is None else file):
                 reply = await upstream.client.send(
-                    to, upstream.limiter, data=data, headers=headers, tokens=tokens
+                    to, upstream.limiter, data=data, headers=_headers(request_id), tokens=tokens
                 )
                 try:
                     result = read(reply.body, to.shown)
@@ -268,9 +261,7 @@ class RemoteEngine(LLMEngine):
         ask: Callable[[Upstream], Awaitable[T]],
         route: RouteRequest,
     ) -> T:
-        """The first success: of the servers that are well one after the other, and after a pause
-        once more.
-        """
+        """The first success of the healthy servers in turn, and again after a pause."""
 
         async def sweep() -> T:
             failover = Failover(upstreams, route)
@@ -294,29 +285,24 @@ class RemoteEngine(LLMEngine):
             self._learning = asyncio.create_task(self._learn_more(upstreams))
         return result
 
-    async def _pause(self, error: Exception, seconds: float) -> None:
-        await self._running().pause(error, seconds)
-
     async def _without_route(
         self, upstreams: Upstreams, upstream: Upstream, task: str, path: str, error: UpstreamError
     ) -> PenstockError:
-        """What it means that a server says that it has no such path. Proxies say that now and then
-        of any path, so it is believed only where the path has never answered, and does not answer
-        the smallest request either.
+        """The error of a server that denies having a path. Proxies deny any path now and then, so
+        the denial counts only if the path has never answered, and a probe of it fails too.
         """
         has_route = task in self._answered or await upstreams.has_route(upstream, path)
         if has_route:
             error.retryable = True
             return error
         if has_route is False:
-            capabilities = self.capabilities
             self.capabilities = msgspec.structs.replace(
-                capabilities, tasks=capabilities.tasks - {task}
+                self.capabilities, tasks=self.capabilities.tasks - {task}
             )
         return self._unsupported(f"{task}: its server has no such route")
 
     async def _learn_more(self, upstreams: Upstreams) -> None:
-        """A model that loads on demand is loaded now: its server knows what it can do."""
+        """Discover again: a model that loads on demand is loaded now, so its server knows more."""
         with suppress(PenstockError):
             self._know(await discover(self.model_source, upstreams, self.options))
 
@@ -337,9 +323,8 @@ class RemoteEngine(LLMEngine):
             raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         length, wanted = self.capabilities.context_length, request.sampling.max_tokens
-        if (
-            length and wanted is not None and wanted >= length
-        ):  # which some servers cut short without a word
+        # Some servers would cut the answer short without an error.
+        if length and wanted is not None and wanted >= length:
             raise ContextLengthError(
                 f"This model's maximum context length is {length} tokens; {wanted} for the answer"
                 " leave no room.",
@@ -365,7 +350,7 @@ class RemoteEngine(LLMEngine):
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Inside, what the servers say against a request becomes the caller's error."""
+    """Inside, a server's refusal becomes the caller's error."""
     try:
         yield
     except UpstreamError as error:
@@ -373,7 +358,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _headers(request_id: str) -> dict[str, str] | None:
-    """The request's own: its id, where that can be a header."""
+    """The headers of a request: its id, if that can be a header."""
     return (
         {"X-Request-Id": request_id}
         if request_id and request_id.isascii() and request_id.isprintable()

@@ -55,9 +55,9 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     answer that, left alone for `cooldown_s`, then twice that, and so on; while all are, requests
     wait up to `patience_s`; then the engine counts as dead.
 
-    What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`,
-    `structured`. With `discover` false they are not asked. `max_tokens_field` is how they call the
-    limit of a chat answer; `stream_usage` false is for servers that refuse `stream_options`.
+    `tasks`, `max_model_len`, `max_top_logprobs` and `structured` state what the servers do not.
+    With `discover` false they are not asked. The servers call the length limit of a chat answer
+    `max_tokens_field`; `stream_usage` false is for servers that refuse `stream_options`.
     `extra_body` is added to every body of a chat or completion.
     """
 
@@ -114,12 +114,10 @@ def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[
             raise ConfigError(
                 "give base_url or upstreams, not both", field="engine_kwargs.upstreams"
             )
-        one = {
-            "base_url": options.base_url,
-            "api_key_env": options.api_key_env,
-            "headers": options.headers,
-        }
-        return options, [parse_options(UpstreamOptions, one, "engine_kwargs")]
+        one = UpstreamOptions(
+            base_url=options.base_url, api_key_env=options.api_key_env, headers=options.headers
+        )
+        return options, [one]
     if not options.upstreams:
         raise ConfigError(
             "say where the server is, as in 'http://127.0.0.1:8000/v1'",

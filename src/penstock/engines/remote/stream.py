@@ -1,20 +1,215 @@
-"""Reads one streamed answer from a server."""
+"""Reads one streamed answer from a server: bytes into events, events into deltas."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, NoReturn
 
-from penstock.engines.remote.answers import StreamReader
+import msgspec
+
+from penstock.engines.remote.answers import (
+    SHOWN_CHARS,
+    delta_of,
+    parse_chunk,
+    reason_of,
+    whole,
+)
 from penstock.engines.remote.upstreams import Upstream
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
+from penstock.http.complaints import as_error, error_inside
 from penstock.http.event_stream import EventReader
-from penstock.types import Delta
+from penstock.types import Delta, Usage
 
+DONE = b"[DONE]"
+# These never match inside an answer's text, where quotes are escaped.
+_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
+_REASON = b'"finish_reason"'
+_UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
+_TEXT, _CALLS = b'"content":"', b'"tool_calls"'
+_NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
+"""Chunks with an object or a list where clients expect text: they are parsed, not forwarded."""
 TRAILER_S = 0.25
 """How long to read on after a finished answer, so that its connection can be reused."""
+
+
+class StreamReader:
+    """Turns chunks into deltas, for a request with `n` answers.
+
+    All chunks of one network read become one delta an answer. Usage follows the last chunk, so the
+    deltas that finish an answer wait for it. With `forward`, chunks that only continue the answer
+    are passed on unparsed.
+    """
+
+    def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
+        self._n = n
+        self._only: int | None = None  # the server's index of the answer, if `n` is 1
+        self._open: set[int] = set()  # answers that have begun and not finished
+        self._ended: set[int] = set()
+        self._where = where
+        self._forward = forward and n == 1
+        self._head = self._unfinished = b""
+        self._finishing: list[Delta] = []
+        self._usage = Usage()
+        self._unread = b""
+        self.ended = False
+
+    def feed(self, events: Sequence[bytes]) -> list[Delta]:
+        """The deltas of some events. Raises `UpstreamError` if one of them is an error."""
+        found: list[Delta] = []
+        forwarded: list[bytes] = []
+        for event in events:
+            if self._head and self._forward and self._continues(event):
+                forwarded.append(event[len(self._head) :])
+                continue
+            if forwarded:
+                found.append(Delta(chunks=tuple(forwarded)))
+                forwarded = []
+            if event == DONE or (len(event) < 16 and event.strip() == DONE):
+                return found + self.close(done=True)
+            chunk = parse_chunk(event, self._where)
+            if chunk.error or not chunk.choices:
+                failure = error_inside(event, self._where, "broke off")
+                if failure is not None:
+                    raise failure
+                if chunk.usage is None and not (self._open or self._ended):
+                    self._unread = event  # may explain why there is no answer
+            if chunk.usage is not None:
+                self._usage = chunk.usage.neutral()
+            for number, choice in enumerate(chunk.choices or ()):
+                if choice.error:
+                    raise as_error(choice.error, self._where, event, "broke off")
+                index = self._index(choice.index, number)
+                if index is None:
+                    continue
+                if index not in self._ended:
+                    self._open.add(index)
+                delta = delta_of(choice, index)
+                reason = reason_of(choice)
+                if reason is not None:
+                    if index in self._ended:
+                        continue
+                    self._ended.add(index)
+                    self._open.discard(index)
+                    self._finishing.append(
+                        msgspec.structs.replace(
+                            delta,
+                            finish_reason=reason,
+                            kv_transfer_params=chunk.kv_transfer_params,
+                        )
+                    )
+                    continue
+                may_forward = self._forward and not self._head and choice.index == 0
+                may_forward = may_forward and self._learn_head(event)
+                if not (delta.text or delta.tool_calls or delta.logprobs or delta.reasoning):
+                    continue
+                if may_forward:
+                    forwarded.append(event[len(self._head) :])
+                else:
+                    # Parse from now on: forwarded chunks must come before text.
+                    self._forward = False
+                    _add(found, delta)
+        if forwarded:
+            found.append(Delta(chunks=tuple(forwarded)))
+        return found
+
+    def _index(self, given: int | None, number: int) -> int | None:
+        """The answer that the `number`th choice of a chunk belongs to; None for a surplus one."""
+        index = number if given is None else given
+        if self._n == 1:
+            if self._only is None:
+                self._only = index
+            return 0 if index == self._only else None
+        return index if 0 <= index < self._n else None
+
+    def _continues(self, event: bytes) -> bool:
+        """Whether a chunk has the stream's head, and only continues the answer."""
+        return (
+            event.startswith(self._head)
+            and self._unfinished in event
+            and event.count(_REASON) == 1
+            and b"\n" not in event  # a newline would end the event when it is written again
+            and ((_TEXT in event and _CALLS not in event) or _NO_TEXT.search(event) is None)
+        )
+
+    def _learn_head(self, event: bytes) -> bool:
+        """Learn the head of this stream's chunks: everything before the content of `choices`.
+        Returns whether chunks can be forwarded.
+        """
+        head, unfinished = _CHOICES.search(event), _UNFINISHED.search(event)
+        if head is None or unfinished is None:
+            self._forward = False
+        else:
+            self._head, self._unfinished = event[: head.end()], unfinished[0]
+            self._forward = self._continues(event)
+        return self._forward
+
+    def whole(self, body: bytes) -> list[Delta]:
+        """The deltas of an answer that the server did not stream. Raises `UpstreamError`."""
+        self.ended = True
+        return whole(body, self._where, self._n)
+
+    def fail(self, data: bytes) -> NoReturn:
+        """Raise the `UpstreamError` of an event named "error"."""
+        try:
+            words = msgspec.json.decode(data)
+        except (ValueError, RecursionError):
+            words = data.decode(errors="replace")
+        raise as_error(words, self._where, data, "broke off")
+
+    def close(self, stray: bytes = b"", *, done: bool = False) -> list[Delta]:
+        """The last deltas, when the connection has ended, or the server says that it is `done`.
+
+        Raises `UpstreamError` if the answer is unfinished, with the text that came instead. `stray`
+        holds the bytes outside of events.
+        """
+        if self.ended:
+            return []
+        self.ended = True
+        if done:  # with or without finish reasons
+            self._finishing += [
+                Delta(index, "", finish_reason="stop") for index in sorted(self._open)
+            ]
+            self._ended |= self._open
+        if len(self._ended) < self._n:
+            text = (
+                (stray or (b"" if self._open or self._ended else self._unread))[:4096]
+                .decode(errors="replace")
+                .strip()
+            )
+            words = " ".join(text.split())[:SHOWN_CHARS]
+            what = f"{self._where}: the answer broke off"
+            raise UpstreamError(f"{what}: {words}" if words else what, body=text, retryable=True)
+        usage, deltas = self._usage, []
+        for delta in self._finishing:
+            deltas.append(msgspec.structs.replace(delta, usage=usage))
+            usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
+        return deltas
+
+
+def _add(found: list[Delta], delta: Delta) -> None:
+    """Append a delta, or merge it into the last one if both are text of the same answer."""
+    last = found[-1] if found else None
+    if (
+        last is None
+        or last.index != delta.index
+        or last.chunks
+        or last.tool_calls
+        or delta.tool_calls
+    ):
+        found.append(delta)
+        return
+    logprobs = last.logprobs
+    if delta.logprobs is not None:
+        logprobs = (*(logprobs or ()), *delta.logprobs)
+    found[-1] = Delta(
+        delta.index,
+        last.text + delta.text,
+        logprobs=logprobs,
+        reasoning=last.reasoning + delta.reasoning,
+    )
 
 
 class AnswerStream:
@@ -60,7 +255,7 @@ class AnswerStream:
                 raise
 
     async def aclose(self) -> None:
-        """End the request. Reads a finished stream to its very end first, so that its connection
+        """End the request. A finished stream is first read to its very end, so that its connection
         can be reused.
         """
         try:
@@ -68,16 +263,13 @@ class AnswerStream:
                 if self._error is not None:
                     raise self._error
                 if self._reader.ended:
-                    await self._read_trailer()
+                    with suppress(TimeoutError, UpstreamError, EngineTimeoutError, EngineDeadError):
+                        async with asyncio.timeout(TRAILER_S):
+                            async for _ in self._pieces:
+                                pass
         except Exception as error:
             if error is not self._error:
                 raise
-
-    async def _read_trailer(self) -> None:
-        with suppress(TimeoutError, UpstreamError, EngineTimeoutError, EngineDeadError):
-            async with asyncio.timeout(TRAILER_S):
-                async for _ in self._pieces:
-                    pass
 
     async def _more(self) -> list[Delta]:
         piece = await anext(self._pieces, None)
@@ -92,9 +284,7 @@ class AnswerStream:
         return deltas
 
     def _last(self) -> list[Delta]:
-        """The deltas after the connection's end: of a last event without an end, or of an answer
-        that is no stream.
-        """
+        """The deltas after the last event: of an unterminated one, or of an unstreamed answer."""
         rest, found = self._events.rest(), []
         if rest and not self._reader.ended:
             if self._events.is_json:

@@ -1,10 +1,10 @@
-"""The servers of one model: which one gets the next request, and what its outcome says of it."""
+"""The servers of one model: which one gets the next request, and which ones are healthy."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -14,9 +14,9 @@ from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.pool import Failover, Member, Pool
-from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.refusals import is_no_route, is_too_long
+from penstock.engines.remote.requests import OTHER_PATHS, Dialect, in_dialect, score_body
 from penstock.errors import (
     EngineDeadError,
     EngineStartError,
@@ -31,67 +31,65 @@ from penstock.http.retries import is_throttling
 
 LATELY_S = 1.0
 PROBE_S = 30.0
-"""How long a server may take for the smallest request before it counts as ill."""
+"""A server that takes longer for the smallest request is unhealthy."""
 
 
 class Upstream(Member):
-    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running
-    event loop.
-
-    `name` tells it from the other servers of the model.
+    """One server. The constructor checks addresses and reads keys, and opens no connection; it
+    needs a running event loop. `name` is unique among the servers of the model.
     """
 
     def __init__(
         self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str
     ) -> None:
         super().__init__(name, options.weight)
-        base = options.base_url.rstrip("/")
+        self._base = options.base_url.rstrip("/")
         self.options = options
-        self.shown = endpoint("GET", base, field=f"{field}.base_url").shown
+        self.shown = endpoint("GET", self._base, field=f"{field}.base_url").shown
         self.model = options.model or model
         self.dialect: Dialect = "openai"
-        key = bearer(options.api_key_env, field=f"{field}.api_key_env")
-        timeouts = Timeouts(connect_s=common.connect_timeout_s, idle_s=common.timeout_s, try_s=None)
         self.client = HttpClient(
-            Headers({**key, **options.headers}, field=f"{field}.headers"),
-            timeouts=timeouts,
+            Headers(
+                {**bearer(options.api_key_env, field=f"{field}.api_key_env"), **options.headers},
+                field=f"{field}.headers",
+            ),
+            timeouts=Timeouts(
+                connect_s=common.connect_timeout_s, idle_s=common.timeout_s, try_s=None
+            ),
             max_body_bytes=common.max_response_bytes,
         )
-        limits = Limits(
-            concurrency=common.concurrency,
-            requests_per_minute=common.requests_per_minute,
-            tokens_per_minute=common.tokens_per_minute,
-            adaptive=common.adaptive,
-        )
         # Two models of one server share its rates; two keys do not.
-        self.limiter: Limiter = shared_limiter(f"{self.shown} {options.api_key_env or ''}", limits)
+        self.limiter: Limiter = shared_limiter(
+            f"{self.shown} {options.api_key_env or ''}",
+            Limits(
+                concurrency=common.concurrency,
+                requests_per_minute=common.requests_per_minute,
+                tokens_per_minute=common.tokens_per_minute,
+                adaptive=common.adaptive,
+            ),
+        )
         self.suspected_path = ""
         self.complaint = ""
         self.breaker = CircuitBreaker(
             common.trip_after, common.cooldown_s, asyncio.get_running_loop().time
         )
         self.concurrency = common.concurrency
-        self._base = base
         self._common = common
         self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
         self._endpoints: dict[str, Endpoint] = {}
 
     def to(self, path: str, method: str = "POST") -> Endpoint:
-        """The address of a path such as "/chat/completions". One that begins with "//" is beside
-        "/v1", not in it.
-        """
+        """The address of a path such as "/chat/completions". Two slashes lead beside "/v1"."""
         known = self._endpoints.get(path)
         if known is None:
-            base, path_there = self._base, PATHS.get(self.dialect, {}).get(path, path)
+            base, path_there = self._base, OTHER_PATHS.get(self.dialect, {}).get(path, path)
             if path_there.startswith("//"):
                 base, path_there = base.removesuffix("/v1"), path_there[1:]
             known = self._endpoints[path] = endpoint(method, base + path_there)
         return known
 
     async def probe(self, path: str) -> None:
-        """Send the smallest request to a path, or ask for the models where none is known. Raises
-        `UpstreamError`, `EngineTimeoutError`.
-        """
+        """Send the smallest known request. Raises `UpstreamError`, `EngineTimeoutError`."""
         body = self.probe_body(path)
         to = self.to("/models", "GET") if body is None else self.to(path)
         data = None if body is None else msgspec.json.encode(body)
@@ -100,13 +98,12 @@ class Upstream(Member):
             raise error
 
     def probe_body(self, path: str) -> dict[str, Any] | None:
-        """The body that asks a path for as little as there is; None where it is not known."""
+        """The body of the smallest request to a path; None if none is known."""
         options, text = self._common, "Hi"
-        limit: dict[str, Any] = {options.max_tokens_field: 1}
         bodies: dict[str, dict[str, Any]] = {
             "/chat/completions": {
                 "messages": [{"role": "user", "content": text}],
-                **limit,
+                options.max_tokens_field: 1,
                 **options.extra_body,
             },
             "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
@@ -116,11 +113,11 @@ class Upstream(Member):
             "//classify": {"input": [text]},
         }
         body = bodies.get(path)
-        return None if body is None else spoken(self.dialect, {"model": self.model, **body})
+        return None if body is None else in_dialect(self.dialect, {"model": self.model, **body})
 
     @property
     def load(self) -> float:
-        """Requests under way for its weight, and the more for each that it cannot bear now."""
+        """Running requests per weight, scaled up while the limiter's window is narrow."""
         return self.running / self.weight * self.concurrency / self.limiter.window
 
     def is_ready(self, now: float) -> bool:
@@ -128,8 +125,8 @@ class Upstream(Member):
 
 
 class Upstreams(Pool[Upstream]):
-    """All servers of a model. `patience_s` is how long a request waits while none is well;
-    `refused_s` tells for how long they have done nothing but refuse for load.
+    """All servers of a model. A request waits up to `patience_s` while none is healthy.
+    `refused_s` gives the seconds for which they have only refused for load.
     """
 
     def __init__(
@@ -157,8 +154,8 @@ class Upstreams(Pool[Upstream]):
         return super().choose(route, tried)
 
     async def obtain(self, failover: Failover[Upstream]) -> Upstream:
-        """The first that gets well. Raises `EngineDeadError` if none does in time, and when they
-        are closed.
+        """The first server that recovers. Raises `EngineDeadError` if none does in time, or when
+        the servers are closed.
         """
         while True:
             left = failover.patience_left(self._patience_s)
@@ -166,24 +163,20 @@ class Upstreams(Pool[Upstream]):
                 raise self._none_well()
             soonest = min(one.breaker.wait_s for one in self.members)
             self._changed.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(min(soonest, left)):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
             if (chosen := self.choose(failover.route)) is not None:
                 return chosen
 
     def trip(self, upstream: Upstream) -> None:
-        """Leave a server alone until a probe finds that it is well."""
+        """Open a server's breaker until a probe succeeds."""
         upstream.breaker.trip()
         self._some_away = True
 
     @contextmanager
     def watch(self, upstream: Upstream, path: str, data: Any) -> Iterator[None]:
-        """Around one request, which goes to `path` with `data`: counts it, and lets its outcome
-        speak for or against the server.
-        """
+        """Wraps a request to `path` with `data`: counts it, and informs the breaker."""
         breaker = upstream.breaker
         upstream.running += 1
         try:
@@ -209,7 +202,7 @@ class Upstreams(Pool[Upstream]):
             self._changed.set()
 
     def answered(self, upstream: Upstream) -> None:
-        """Its answer has begun to come: that proves it well, long before the answer ends."""
+        """Record that an answer has begun: this proves the server healthy before it ends."""
         upstream.breaker.answered()
         self._last_answer = self._time()
         if self._next_answer is not None:
@@ -218,9 +211,8 @@ class Upstreams(Pool[Upstream]):
         self._changed.set()
 
     async def pause(self, error: Exception, seconds: float) -> None:
-        """Before a request that failed is sent again. What a server that is well has refused need
-        not wait for it to get well, so an answer to anybody, lately or now, leaves a tenth of the
-        pause.
+        """Wait before a failed request is sent again. An answer to any request, recent or during
+        the pause, proves a server healthy, and cuts the pause to a tenth.
         """
         if is_throttling(error) or getattr(error, "retry_after", None) is not None:
             await asyncio.sleep(seconds)
@@ -233,9 +225,9 @@ class Upstreams(Pool[Upstream]):
         await asyncio.wait([self._next_answer], timeout=seconds * 0.9)
 
     def is_failure(self, error: Any) -> bool:
-        """Whether an error speaks against the server, if different requests meet it: not one of the
-        request, nor its being busy, unless it wants to be left alone for longer than anybody waits,
-        or has been busy for so long.
+        """Whether an error counts against the server. The fault of a request does not, nor a
+        refusal for load, unless it asks for a longer pause than anybody waits, or has lasted as
+        long.
         """
         if isinstance(error, EngineTimeoutError):
             return True
@@ -244,7 +236,6 @@ class Upstreams(Pool[Upstream]):
         return isinstance(error, UpstreamError) and error.retryable
 
     async def open(self) -> None:
-        self._closed = False
         for one in self.members:
             await one.client.open()
 
@@ -262,19 +253,17 @@ class Upstreams(Pool[Upstream]):
             await one.client.close()
 
     def check(self) -> None:
-        """Raise `EngineDeadError` if no server is well."""
+        """Raise `EngineDeadError` if no server is healthy."""
         if not self.ready():
             raise self._none_well()
 
     @property
     def doubted_path(self) -> str | None:
-        """Where to ask before anything else is asked of servers none of which is well; None if one
-        is.
-        """
+        """The path to probe before anything else if no server is healthy; None if one is."""
         return None if self.ready() else self.members[0].suspected_path
 
     async def prove(self, path: str) -> None:
-        """Probe all servers there. Raises `EngineStartError` if none is well."""
+        """Probe a path of all servers. Raises `EngineStartError` if none is healthy."""
         for one in self.members:
             one.suspected_path = path
         await asyncio.gather(*(self._probe(one) for one in self.members))
@@ -282,9 +271,7 @@ class Upstreams(Pool[Upstream]):
             raise EngineStartError(str(self._none_well()))
 
     async def has_route(self, upstream: Upstream, path: str) -> bool | None:
-        """Whether the server has a path at all, as the smallest request there finds out; None if
-        there is none.
-        """
+        """Whether a probe finds the path on the server; None if no probe of it is known."""
         if upstream.probe_body(path) is None:
             return None
         try:
@@ -315,7 +302,7 @@ class Upstreams(Pool[Upstream]):
         except TimeoutError:
             upstream.complaint = f"{upstream.shown}: no answer within {PROBE_S:g} s"
             well = False
-        except EngineDeadError:  # the servers are being left
+        except EngineDeadError:  # the servers are being closed
             pass
         finally:
             if well:
@@ -326,5 +313,5 @@ class Upstreams(Pool[Upstream]):
             self._changed.set()
 
     def _none_well(self) -> EngineDeadError:
-        said = [one.complaint or one.shown for one in self.members]
-        return EngineDeadError(f"no server answers: {'; '.join(said)}", suspects=False)
+        complaints = "; ".join(one.complaint or one.shown for one in self.members)
+        return EngineDeadError(f"no server answers: {complaints}", suspects=False)

@@ -1,27 +1,21 @@
-"""The SGLang engine as Penstock sees it. Constructing it checks its options; SGLang is imported in
-the worker alone.
-"""
+"""The SGLang engine. Constructing it checks its options; only the worker imports SGLang."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from penstock.engines import model_files as huggingface
+from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sglang import options
-from penstock.engines.sglang.messages import Load
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
 
 _LORA_RANK = 64
-"""The largest rank that is taken where a `lora_config` asks for adapters and no rank is given."""
+"""The largest rank of adapters if a `lora_config` asks for adapters and states no rank."""
 
 
 class SGLangEngine(WorkerEngine):
-    """SGLang through its `Engine`. `engine_kwargs` are its own server arguments, under their Python
-    names.
-    """
+    """SGLang through its `Engine`. `engine_kwargs` are its server arguments, by Python names."""
 
     name: ClassVar[str] = "sglang"
     makes_ranks: ClassVar[bool] = True
@@ -59,14 +53,14 @@ class SGLangEngine(WorkerEngine):
         return (
             given
             if isinstance(given, int)
-            else huggingface.stated_context_length(self.model_source)
+            else model_files.stated_context_length(self.model_source)
         )
 
     # Life
-    async def _load_message(self) -> Load:
+    async def _load_message(self) -> options.Load:
         options.check_version()
         self._asleep = self._paused = False
-        return Load(huggingface.model_for(self.model_source), self.options)
+        return options.Load(model_files.model_for(self.model_source), self.options)
 
     async def start(self) -> None:
         try:
@@ -90,11 +84,10 @@ class SGLangEngine(WorkerEngine):
         match operation:
             case "sleep":
                 await self._sleep()
-            case "wakeup" if self._asleep:
-                await self._call(operation)
-                self._asleep = False
             case "wakeup":
-                pass
+                if self._asleep:
+                    await self._call(operation)
+                self._asleep = False
             case "is_sleeping":
                 return self._asleep
             case "pause":
@@ -108,7 +101,13 @@ class SGLangEngine(WorkerEngine):
             case "start_profile" | "stop_profile":
                 await self._call(operation)
             case "collective_rpc":
-                return await self._collective_rpc(**options)
+                if options["args"]:
+                    raise UnsupportedError(
+                        f"the {self.name} engine passes arguments by name only: use kwargs",
+                        param="args",
+                    )
+                # SGLang reports success without a result: this returns None.
+                return await self._call(operation, options["method"], dict(options["kwargs"]))
             case _:
                 return await super().control(operation, **options)
 
@@ -122,18 +121,6 @@ class SGLangEngine(WorkerEngine):
         copied = bool(self.options.get("enable_weights_cpu_backup"))
         await self._call("sleep", ["kv_cache", "weights"] if copied else ["kv_cache"])
         self._asleep = True
-
-    async def _collective_rpc(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """Call a method of every scheduler. SGLang takes arguments by name only, and says no more
-        than that it went well: the answer is None.
-        """
-        if args:
-            raise UnsupportedError(
-                f"the {self.name} engine passes arguments by name only: use kwargs", param="args"
-            )
-        return await self._call("collective_rpc", method, dict(kwargs))
 
     def _check_rank(self, name: str, path: str) -> None:
         rank, most = adapter_rank(name, path), self.options.get("max_lora_rank")

@@ -1,4 +1,8 @@
-"""The running SGLang engine inside the worker process."""
+"""The running SGLang engine inside the worker process.
+
+Importing this module takes seconds, needs what SGLang needs, such as a GPU, and raises
+`EngineStartError` for an unusable SGLang.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,11 @@ from typing import Any
 from penstock.engines.base import Capabilities
 from penstock.engines.process import Ready, Submit
 from penstock.engines.sampling import most_new_tokens
-from penstock.engines.sglang.library import (
-    ContinueGenerationReqInput,
-    Engine,
-    PauseGenerationReqInput,
-    ReleaseMemoryOccupationReqInput,
-    ResumeMemoryOccupationReqInput,
-)
-from penstock.engines.sglang.messages import Load
-from penstock.engines.sglang.outputs import DeltaMaker, error_of
-from penstock.engines.sglang.sampling import sampling_params
+from penstock.engines.sglang.options import Load, version_note
+from penstock.engines.sglang.translation import DeltaMaker, error_of, sampling_params
 from penstock.errors import (
     EngineError,
+    EngineStartError,
     ModelNotFoundError,
     PenstockError,
     RequestError,
@@ -30,18 +27,28 @@ from penstock.errors import (
 )
 from penstock.types import Delta, Embeddings, Usage
 
+try:
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.managers.io_struct import (
+        ContinueGenerationReqInput,
+        PauseGenerationReqInput,
+        ReleaseMemoryOccupationReqInput,
+        ResumeMemoryOccupationReqInput,
+    )
+except ImportError as error:
+    raise EngineStartError(
+        f"the installed SGLang cannot be used: {error}{version_note()}"
+    ) from error
+
 _TOP_LOGPROBS = 20  # SGLang has no limit; this is that of OpenAI's API
 _RESERVED_TOKENS = 4
-"""A prompt and its answer may have this many tokens more than SGLang's longest prompt, in its own
-arithmetic.
-"""
+"""By SGLang's own arithmetic a prompt with its answer may exceed its longest prompt by this."""
 
 
 class Model:
     """One model. Constructing it loads; its coroutines answer requests and calls."""
 
     def __init__(self, load: Load) -> None:
-        self._arguments = load.arguments
         self._engine = Engine(
             model_path=load.model, incremental_streaming_output=True, **load.arguments
         )
@@ -50,7 +57,6 @@ class Model:
         self._prompt_limit: int = self._manager.max_req_input_len  # a prompt has fewer
         self._context_length = self._prompt_limit + _RESERVED_TOKENS
         self._vocabulary = max(self._manager.model_config.vocab_size, len(self._tokenizer))
-        self._info: dict[str, Any] = self._engine.get_server_info()
         self._rids = count(1)
         self._names = count(1)
         self._adapters: dict[str, str] = {}
@@ -64,7 +70,7 @@ class Model:
 
     def ready(self) -> Ready:
         generates = bool(self._manager.is_generation)
-        info = self._info
+        info: dict[str, Any] = self._engine.get_server_info()
         slots = sum(
             state.get("effective_max_running_requests_per_dp") or 0
             for state in info["internal_states"]
@@ -96,7 +102,7 @@ class Model:
 
     # Requests
     async def generate(self, submit: Submit) -> AsyncIterator[Delta]:
-        """Continue a prompt. A cancelled task gives the request up."""
+        """Continue a prompt. Cancelling the task aborts the request."""
         sampling = submit.sampling
         prompt = self._prompt(submit)
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
@@ -155,8 +161,8 @@ class Model:
 
     # Adapters
     async def add_adapter(self, name: str, path: str) -> None:
-        """Load an adapter. One of the same name leaves once its requests have ended; the cache
-        knows them apart.
+        """Load an adapter. An earlier one of the same name leaves once its requests have ended;
+        SGLang's cache keeps the two apart.
         """
         loaded = f"{name}#{next(self._names)}"
         answer = await self._engine.async_load_lora_adapter(lora_name=loaded, lora_path=path)
@@ -199,7 +205,7 @@ class Model:
             )
 
     async def sleep(self, tags: list[str]) -> None:
-        """Free what the tags name. SGLang does that while nothing runs."""
+        """Free what the tags name. SGLang can do that only while it is idle."""
         if self._kept and self._running:
             raise EngineError(
                 "requests are held where they are by a pause; resume before putting the engine to"
@@ -240,9 +246,7 @@ class Model:
         await self._manager.stop_profile()
 
     async def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
-        """Call a method of every scheduler. SGLang waits for them by blocking, so a thread
-        waits.
-        """
+        """Call a method of every scheduler, in a thread: SGLang blocks until they answer."""
         try:
             await asyncio.to_thread(self._engine.collective_rpc, method, **kwargs)
         except AssertionError as error:
@@ -279,13 +283,13 @@ class Model:
 
 
 def _error(error: Exception) -> PenstockError:
-    """What SGLang raises for a request: `ValueError` for what the request got wrong, FastAPI's for
-    a status.
+    """Maps what SGLang raises for a request: `ValueError` for a faulty request, FastAPI's
+    exception for an HTTP status.
     """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         return error_of(status, str(getattr(error, "detail", "") or error))
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     if isinstance(error, ValueError):
-        return RequestError(f"SGLang refuses the request: {said}")
-    return EngineError(f"SGLang failed: {said}")
+        return RequestError(f"SGLang refuses the request: {text}")
+    return EngineError(f"SGLang failed: {text}")

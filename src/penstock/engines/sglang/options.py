@@ -1,9 +1,8 @@
 """`engine_kwargs` of the SGLang engine: SGLang's own server arguments, checked by name without
 importing SGLang.
 
-Their names are read from its source, because importing it takes seconds, loads torch and looks for
-a GPU, which a configuration that is only looked at must not do. Values are checked by SGLang when
-the engine starts.
+Importing SGLang takes seconds, loads torch and looks for a GPU; checking a configuration must not.
+So the names are read from its source. SGLang checks values when the engine starts.
 """
 
 from __future__ import annotations
@@ -16,15 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from penstock.engines.base import Versions
 from penstock.errors import ConfigError, MissingExtraError, nearest
 
 VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))
-"""Those whose source was compared with what is used of it."""
+"""The versions whose source was compared with what is used of it."""
 
 _ARGUMENTS = "srt/arg_groups/fields"
 _NAMESPACE = "_NS_PATH"
-"""What the classes have whose fields are arguments."""
+"""An attribute of the classes whose fields are arguments."""
 
 _NOT_HERE = {
     "model_path": "is the model that the engine is made for",
@@ -87,12 +88,19 @@ COSTS_ONLY = frozenset(
         *("watchdog_timeout", "soft_watchdog_timeout", "kv_events_config", "enable_cache_report"),
     }
 )
-"""Arguments that cost memory or time and decide no answer. Those that are not named decide."""
+"""Arguments that cost memory or time and decide no answer. All others decide."""
+
+
+class Load(Struct, tag="load", array_like=True):
+    """The worker's first message. `model` is a directory or a hub id, `arguments` are SGLang's."""
+
+    model: str
+    arguments: dict[str, Any]
 
 
 @cache
 def package() -> Path:
-    """The folder of SGLang's package, found without importing it. Raises `MissingExtraError`."""
+    """The folder of SGLang's package, found without an import. Raises `MissingExtraError`."""
     spec = find_spec("sglang")
     if spec is None or spec.origin is None:
         raise MissingExtraError("sglang", "sglang", "The sglang engine")
@@ -100,7 +108,7 @@ def package() -> Path:
 
 
 def version() -> str:
-    """The installed version, empty where no package says it (a source tree)."""
+    """The installed version; empty for a source tree, which states none."""
     try:
         return metadata.version("sglang")
     except metadata.PackageNotFoundError:
@@ -113,14 +121,12 @@ def check_version() -> None:
 
 
 def version_note() -> str:
-    """What to add to an error that a version outside the range may explain; else empty."""
+    """An addition to errors if the installed version is outside the range; else empty."""
     return VERSIONS.note(version())
 
 
 def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete `engine_kwargs`. Raises `ConfigError` for an unknown key, `MissingExtraError`
-    without SGLang.
-    """
+    """Complete `engine_kwargs`. Raises `ConfigError`, `MissingExtraError` without SGLang."""
     known = argument_names(package())
     for name, value in given.items():
         where = f"engine_kwargs.{name}"
@@ -142,22 +148,21 @@ def argument_names(root: Path) -> frozenset[str]:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except (OSError, SyntaxError):
             return frozenset()
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and _is_namespace(node):
-                names |= {
-                    statement.target.id
-                    for statement in node.body
-                    if isinstance(statement, ast.AnnAssign)
-                    and isinstance(statement.target, ast.Name)
-                }
+        names |= {
+            statement.target.id
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and _is_namespace(node)
+            for statement in node.body
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        }
     return frozenset(names)
 
 
 def _is_namespace(node: ast.ClassDef) -> bool:
-    return any(
-        isinstance(statement, ast.Assign)
-        and any(
-            isinstance(target, ast.Name) and target.id == _NAMESPACE for target in statement.targets
-        )
+    targets = [
+        target
         for statement in node.body
-    )
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+    ]
+    return any(isinstance(target, ast.Name) and target.id == _NAMESPACE for target in targets)

@@ -1,9 +1,8 @@
 """SGLang's own process, `python -m penstock.engines.sglang.worker FD PARENT`: its engine and the
 pipe, on one event loop.
 
-SGLang hands each output to the coroutine of its request; what those make in one turn of the loop
-leaves in one message. The process ends when the pipe closes, and SGLang's processes end with this
-one.
+SGLang gives each output to the coroutine of its request. The deltas of one turn of the loop leave
+in one message. The process ends when the pipe closes, and SGLang's processes end with it.
 """
 
 from __future__ import annotations
@@ -30,9 +29,12 @@ from penstock.engines.process import (
     end_with_parent,
     refusal_of,
 )
-from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
+from penstock.engines.sglang.options import Load
 from penstock.errors import EngineError, EngineStartError, PenstockError
 from penstock.types import Delta
+
+ToWorker = Load | Submit | Abort | Call
+_decode = msgspec.msgpack.Decoder(ToWorker).decode
 
 
 class Worker:
@@ -98,7 +100,7 @@ async def read(reader: asyncio.StreamReader) -> ToWorker | Failed | None:
     except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
     try:
-        message: ToWorker = decode_to_worker(data)
+        message: ToWorker = _decode(data)
         return message
     except msgspec.ValidationError:
         return refusal_of(data)
@@ -134,30 +136,28 @@ def main(fd: int, parent: int) -> None:
         # In the main thread and while the loop stands still: SGLang sets signal handlers, and runs
         # the loop itself.
         model = Model(load)
+        ready = model.ready()
     except Exception as error:
         writer.write(framed(_not_loaded(error, f"'{load.model}' could not be loaded: ")))
         writer.close()
         loop.run_until_complete(writer.wait_closed())
         os._exit(1)  # SGLang may have left threads behind
-    writer.write(framed(model.ready()))
+    writer.write(framed(ready))
     loop.run_until_complete(Worker(model, reader, writer).serve())
     model.close()
     os._exit(0)
 
 
 def _not_loaded(error: Exception, what: str = "") -> Failed:
-    kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
-    return Failed(0, kind, what + _one_line(error))
+    return _failed(0, error, EngineStartError.kind, what)
 
 
-def _failed(number: int, error: Exception) -> Failed:
+def _failed(number: int, error: Exception, kind: str = EngineError.kind, what: str = "") -> Failed:
+    """The message about an error, which is of `kind` unless it is one of ours."""
+    text = what + (" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, PenstockError):
-        return Failed.of(number, error)
-    return Failed(number, EngineError.kind, _one_line(error))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return Failed(number, error.kind, text, error.param)
+    return Failed(number, kind, text)
 
 
 if __name__ == "__main__":

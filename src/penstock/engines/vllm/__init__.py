@@ -1,8 +1,8 @@
 """vLLM: its engine core in processes of its own, its asynchronous front in this one.
 
-`engine` is what Penstock sees. `front` holds the running `AsyncLLM`; `translation` translates for
-it, `native` is its own HTTP application. Everything that is imported from vLLM stands in `library`,
-and is loaded when an engine starts.
+`engine` is the engine. `front` holds the running `AsyncLLM`, `running` what translates for it, with
+vLLM's own HTTP application. `prompts` and `parsers` translate requests and answers. Only `library`
+imports vLLM; it is loaded when an engine starts.
 """
 
 from penstock.engines.vllm.engine import VLLMEngine

@@ -20,14 +20,13 @@ class _Adapter:
 
 
 class Adapters:
-    """Loads adapters into vLLM before requests use them, `limit` at once; the least recently used
-    leaves.
+    """Loads adapters into vLLM before requests use them, at most `limit`; evicts the least recently
+    used.
 
-    vLLM would load them itself, but in the middle of a step, where a file that cannot be read ends
-    the engine; and its CPU kernels are wrong for rows without an adapter once every slot is taken.
-    `load` gives vLLM's request for a name, number and path after loading it; `unload` takes the
-    number. A name that is given again gets another number, so that nothing cached for the old
-    content is used for the new.
+    vLLM would load them itself, but within a step, where an unreadable file ends the engine; and
+    its CPU kernels are wrong for rows without an adapter once every slot is taken. `load` loads an
+    adapter (name, number, path) and returns vLLM's request for it; `unload` takes the number. A
+    name that is added again gets another number, so that the cache keeps old and new content apart.
     """
 
     def __init__(
@@ -46,9 +45,7 @@ class Adapters:
         self._released = asyncio.Event()
 
     async def add(self, name: str, path: str) -> None:
-        """Know the adapter under `name`, and load it. Raises what loading it raises, and then does
-        not know it.
-        """
+        """Load an adapter and register it. Raises what `load` raises, without registering it."""
         adapter = _Adapter(name, next(self._numbers), path)
         await self._ensure(adapter)
         replaced, self._known[name] = self._known.get(name), adapter
@@ -56,20 +53,20 @@ class Adapters:
             await self._drop(replaced)
 
     def know(self, name: str, path: str) -> None:
-        """Know an adapter, and load it when it is first used."""
+        """Register an adapter. It is loaded on first use."""
         self._known[name] = _Adapter(name, next(self._numbers), path)
 
     async def remove(self, name: str) -> None:
-        """Forget an adapter. Requests that use it finish."""
+        """Forget an adapter. Requests that use it run to their end."""
         await self._drop(self._known.pop(name))
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Any]:
-        """vLLM's request for a known adapter, which stays loaded while the context lasts."""
+        """vLLM's request for a registered adapter, which stays loaded while the context lasts."""
         adapter = self._known[name]
-        while adapter.request is None:  # it may leave again before its turn comes
+        while adapter.request is None:  # it may be evicted before this task goes on
             await self._ensure(adapter)
-        adapter.users += 1  # not before: who only waits must not keep it from making room
+        adapter.users += 1  # not before: a waiting request must not prevent its eviction
         try:
             self._loaded.move_to_end(adapter.number)
             yield adapter.request

@@ -1,6 +1,4 @@
-"""The vLLM engine as Penstock sees it. Constructing it checks its options; vLLM is imported when it
-starts.
-"""
+"""The vLLM engine. Constructing it checks its options; `start` imports vLLM."""
 
 from __future__ import annotations
 
@@ -8,18 +6,17 @@ import asyncio
 import os
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from penstock.engines import model_files as huggingface
+from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
-from penstock.engines.tasks import Batches
+from penstock.engines.tasks import Batches, task_of
 from penstock.engines.token_engine import Echo, TokenEngine
-from penstock.engines.vllm import environment, kv_cache, options
-from penstock.engines.vllm.counts import Counts
-from penstock.engines.vllm.translation.outputs import DeltaMaker
+from penstock.engines.vllm import kv_cache, options
+from penstock.engines.vllm.translation import DeltaMaker
 from penstock.errors import (
     EngineDeadError,
     EngineError,
@@ -34,18 +31,15 @@ from penstock.openai.tools import ToolCallReader
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from penstock.engines.vllm.front import Starting
     from penstock.engines.vllm.running import Prepared, Running
 
 T = TypeVar("T")
 
-_NOT_RUNNING = "the vllm engine is not running"
-
 
 class VLLMEngine(TokenEngine):
-    """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's own engine arguments, and those of
-    its server's that concern requests (`tool_call_parser`, `enable_auto_tool_choice`,
-    `chat_template` …).
+    """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's engine arguments, and its server's
+    arguments that concern requests (`tool_call_parser`, `enable_auto_tool_choice`, `chat_template`
+    …).
     """
 
     name: ClassVar[str] = "vllm"
@@ -66,9 +60,9 @@ class VLLMEngine(TokenEngine):
             self._check_adapter_files(name, path)
         self.connector = kv_cache.checked_connector(self.options)
         self._setup: Setup | None = None
-        self._counts: Counts | None = None
+        self._counts: kv_cache.Counts | None = None
         self._running: Running | None = None
-        self._why_dead = _NOT_RUNNING
+        self._why_dead = "the vllm engine is not running"
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
@@ -79,7 +73,12 @@ class VLLMEngine(TokenEngine):
         return {"enable_lora": True, "max_loras": most}
 
     def stated_context_length(self) -> int | None:
-        return options.stated_context_length(self.options, self.model_source)
+        given = self.options.engine.get("max_model_len")
+        return (
+            given
+            if isinstance(given, int)
+            else model_files.stated_context_length(self.model_source)
+        )
 
     # Life
     async def start(self) -> None:
@@ -88,46 +87,38 @@ class VLLMEngine(TokenEngine):
                 return
             await self.stop()
         options.check_version()
-        environment.set_defaults(self.options)
+        options.set_environment(self.options)
         loop = asyncio.get_running_loop()
-        # Importing vLLM and starting it take seconds each: in a thread, so that others are served
-        # meanwhile.
+        # The import takes seconds: in a thread, so that the event loop goes on.
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
-        model = huggingface.model_for(self.model_source)
-        given, setup = self.options, None
+        given, blocks = self.options, self.cached_blocks
         if self.connector is not None:
-            given, setup = await loop.run_in_executor(
+            given, self._setup = await loop.run_in_executor(
                 None, kv_cache.set_up, self.connector, self.options, self.site
             )
-            self._setup = setup
-        blocks = self.cached_blocks
-        counts = Counts() if setup is not None or blocks is not None else None
+        setup = self._setup
+        counts = kv_cache.Counts() if setup is not None or blocks is not None else None
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
-            variables |= environment.BATCH_INVARIANT
+            variables |= options.BATCH_INVARIANT
         try:
-            front = await _in_thread(
-                module.Starting(
-                    model, given, variables, tells_blocks=blocks is not None, counts=counts
-                )
+            starting = module.Starting(
+                model_files.model_for(self.model_source),
+                given,
+                variables,
+                tells_blocks=blocks is not None,
+                counts=counts,
             )
-            try:
-                running: Running = await module.Running.open(front, self.model_source, blocks)
-                self.capabilities = await front.capabilities()
-            except BaseException:
-                await loop.run_in_executor(None, front.close)
-                raise
+            running: Running = await module.Running.start(starting, self.model_source, blocks)
         except BaseException:
             self._release()
             raise
         self._counts = counts
+        self.capabilities = running.capabilities
         self.identity = setup.identity if setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
-        if (
-            running.prompts is not None
-            and (template := running.prompts.text_template()) is not None
-        ):
+        if (template := running.prompts.text_template()) is not None:
             self.template = template
         self._running = running
         self.loop = loop
@@ -147,7 +138,7 @@ class VLLMEngine(TokenEngine):
         self._release()
 
     def _release(self) -> None:
-        """Give back what was taken for the KV connector."""
+        """Release the setup of the KV connector."""
         setup, self._setup, self.identity = self._setup, None, None
         if setup is not None:
             setup.release()
@@ -166,14 +157,14 @@ class VLLMEngine(TokenEngine):
             if self.cached_blocks is not None:
                 running.note_blocks(self.cached_blocks, prepared, request.adapter)
             async with (
-                running.adapter(request.adapter) as lora,
+                running.adapters.use(request.adapter) if request.adapter else nullcontext() as lora,
                 aclosing(
                     running.llm.generate(
                         prepared.prompt,
                         prepared.params,
                         request.request_id or uuid.uuid4().hex,
                         lora_request=lora,
-                        priority=running.priority(request.priority),
+                        priority=request.priority if running.by_priority else 0,
                         **prepared.extras,
                     )
                 ) as outputs,
@@ -192,7 +183,7 @@ class VLLMEngine(TokenEngine):
     async def answer(self, task: str, request: Any) -> Any:
         prompts = self._alive().prompts
         if task in ("tokenize", "detokenize"):
-            if prompts is None:
+            if prompts.tokenizer is None:
                 raise self._unsupported(f"{task} without a tokenizer")
             return prompts.ids(request) if task == "tokenize" else prompts.text(request)
         self._check_task("rerank" if task == "score" else task)
@@ -249,7 +240,7 @@ class VLLMEngine(TokenEngine):
             )
         result = await self._ask(lambda running: running.control(operation, **options))
         if operation == "reset_prefix_cache" and self.cached_blocks is not None:
-            # An idle engine makes no step, with which vLLM would tell of it.
+            # vLLM sends the event with its next step, which an idle engine does not make.
             self.cached_blocks.clear()
         return result
 
@@ -261,28 +252,37 @@ class VLLMEngine(TokenEngine):
 
         return app
 
-    # The way of a request
+    # How
     async def _prepare(
         self, running: Running, request: ChatRequest | CompletionRequest
     ) -> Prepared:
+        self._check_task(task_of(request))
+        self._check_adapter(request.adapter)
         if isinstance(request, ChatRequest):
             return await self._prepare_chat(running, request)
-        return await self._prepare_completion(running, request)
+        request = with_seed(request) if self.deterministic else request
+        check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        prepared = await running.prompts.prepare_completion(request)
+        if request.echo:
+            prepared.translate = Echo(
+                request.prompt
+                if isinstance(request.prompt, str)
+                else await self.detokenize(request.prompt)
+            )
+        return prepared
 
     async def _prepare_chat(self, running: Running, request: ChatRequest) -> Prepared:
-        self._check_task("chat")
-        self._check_adapter(request.adapter)
         request = with_seed(request) if self.deterministic else request
-        if running.wants_parsers(request):
+        if running.parsed is not None and running.parsed.wants(request):
             check_sampling(request.sampling, request.n, self.capabilities, self.name)
-            return await running.prepare_parsed(request)
+            return await running.parsed.prepare(request)
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
-        prepared = await running.prepare_chat(request, sampling, tools)
+        prepared = await running.prompts.prepare_chat(request, sampling, tools)
         if tools:
             forced = sampling.structured is not request.sampling.structured
-            if not forced and not running.takes_tools(request.chat_template):
+            if not forced and not running.prompts.takes_tools(request.chat_template):
                 raise RequestError(
                     "this model's chat template shows it no tools; a call can only be required"
                     " (tool_choice)",
@@ -296,21 +296,6 @@ class VLLMEngine(TokenEngine):
             prepared.translate = reader.translate
         return prepared
 
-    async def _prepare_completion(self, running: Running, request: CompletionRequest) -> Prepared:
-        self._check_task("completions")
-        check_sampling(request.sampling, request.n, self.capabilities, self.name)
-        self._check_adapter(request.adapter)
-        request = with_seed(request) if self.deterministic else request
-        prepared = await running.prepare_completion(request)
-        if request.echo:
-            text = (
-                request.prompt
-                if isinstance(request.prompt, str)
-                else await self.detokenize(request.prompt)
-            )
-            prepared.translate = Echo(text)
-        return prepared
-
     def _alive(self) -> Running:
         running = self._running
         if running is None:
@@ -320,9 +305,7 @@ class VLLMEngine(TokenEngine):
         return running
 
     async def _ask(self, call: Callable[[Running], Awaitable[T]]) -> T:
-        """Ask vLLM for something that it answers once. Does not wait for an answer that will not
-        come.
-        """
+        """Await a call of vLLM's; raise `EngineDeadError` when the engine dies first."""
         running = self._alive()
         died = running.front.died
         assert died is not None
@@ -336,9 +319,8 @@ class VLLMEngine(TokenEngine):
                 )
             return asked.result()
         except PenstockError as error:
-            if (
-                isinstance(error, EngineError) and not running.front.alive
-            ):  # as vLLM's own application tells a death
+            # vLLM's own application reports a death as any other failure.
+            if isinstance(error, EngineError) and not running.front.alive:
                 raise EngineDeadError(running.front.why_dead()) from None
             raise
         except Exception as error:
@@ -359,20 +341,3 @@ class VLLMEngine(TokenEngine):
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
                 param="model",
             )
-
-
-async def _in_thread(starting: Starting) -> Any:
-    """The front that was started. Given up at once when this is cancelled."""
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, starting.run)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await loop.run_in_executor(None, starting.give_up)
-        future.add_done_callback(_close_late)
-        raise
-
-
-def _close_late(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled() and future.exception() is None:  # it had just succeeded
-        future.get_loop().run_in_executor(None, future.result().close)

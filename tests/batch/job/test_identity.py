@@ -1,0 +1,91 @@
+"""What of a processor's configuration decides its job's output."""
+
+import pytest
+
+from penstock.batch import (
+    ChatTemplateStageConfig,
+    HttpRequestProcessorConfig,
+    OpenVINOEngineProcessorConfig,
+    SGLangEngineProcessorConfig,
+    build_processor,
+    vLLMEngineProcessorConfig,
+)
+from penstock.batch.job.identity import processor_identity
+
+
+def same(kind, ours, theirs):
+    """Whether two configurations make the same job."""
+    return processor_identity(build_processor(kind(**ours))) == processor_identity(
+        build_processor(kind(**theirs))
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (
+            OpenVINOEngineProcessorConfig,
+            {"engine_kwargs": {"num_threads": 2, "properties": {"CACHE_DIR": "c"}}},
+        ),
+        (
+            vLLMEngineProcessorConfig,
+            {"engine_kwargs": {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2}},
+        ),
+        (
+            SGLangEngineProcessorConfig,
+            {"engine_kwargs": {"mem_fraction_static": 0.5, "tp_size": 2}},
+        ),
+        (OpenVINOEngineProcessorConfig, {"batch_size": 3, "concurrency": 2}),
+    ],
+)
+def test_what_costs_memory_or_time_makes_no_other_job(kind, options):
+    assert same(kind, {"model_source": "demo"}, {"model_source": "demo", **options})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (OpenVINOEngineProcessorConfig, {"engine_kwargs": {"inference_precision": "f32"}}),
+        (
+            OpenVINOEngineProcessorConfig,
+            {"engine_kwargs": {"properties": {"KV_CACHE_PRECISION": "u8"}}},
+        ),
+        (OpenVINOEngineProcessorConfig, {"deterministic": True}),
+        (vLLMEngineProcessorConfig, {"engine_kwargs": {"dtype": "float16"}}),
+        (SGLangEngineProcessorConfig, {"deterministic": True}),
+        (
+            OpenVINOEngineProcessorConfig,
+            {"chat_template_stage": {"chat_template": "{{ messages }}"}},
+        ),
+        (OpenVINOEngineProcessorConfig, {"chat_template_stage": False}),
+    ],
+)
+def test_what_decides_makes_another_job(kind, options):
+    assert not same(kind, {"model_source": "demo"}, {"model_source": "demo", **options})
+
+
+def test_how_many_workers_a_stage_has_makes_no_other_job():
+    given = [
+        ChatTemplateStageConfig(batch_size=3, num_cpus=1),
+        {"concurrency": 2, "memory": 1e9},
+        {},
+    ]
+    ours, *theirs = ({"model_source": "demo", "chat_template_stage": stage} for stage in given)
+    for other in theirs:
+        assert same(OpenVINOEngineProcessorConfig, ours, other)
+
+
+def test_a_stage_that_is_switched_on_with_a_time_limit_is_on():
+    off, on, patient = (
+        {"model_source": "demo", "prepare_multimodal_stage": stage}
+        for stage in (False, True, {"timeout_s": 9})
+    )
+    assert same(vLLMEngineProcessorConfig, on, patient)
+    assert not same(vLLMEngineProcessorConfig, off, patient)
+
+
+def test_how_an_endpoint_is_reached_makes_no_other_job():
+    url = {"url": "http://127.0.0.1/"}
+    assert same(
+        HttpRequestProcessorConfig, url, {**url, "qps": 3, "timeout_s": 9, "headers": {"a": "b"}}
+    )
