@@ -275,6 +275,19 @@ class EngineContract:
         for value in ended:
             assert jsonschema_rs.is_valid(dict(self.schema), value)
 
+    async def test_required_calls_follow_the_definitions_of_their_own_tool(
+        self, engine: LLMEngine
+    ) -> None:
+        _needs(engine, "json_schema")
+        tools = [_tool("left", ["l", "e"]), _tool("right", ["r", "i"])]
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+        limit = Sampling(temperature=0.0, max_tokens=100)
+        for choice in ("required", {"type": "function", "function": {"name": "right"}}):
+            asked = chat_request(self.prompt, limit, tools=tools, tool_choice=choice)
+            (call, *_) = (await answer(engine, asked)).tool_calls[0]
+            assert choice == "required" or call.name == "right"
+            assert jsonschema_rs.is_valid(schemas[call.name], json.loads(call.arguments))
+
     async def test_regex_is_obeyed(self, engine: LLMEngine) -> None:
         _needs(engine, "regex")
         sampling = Sampling(
@@ -470,6 +483,17 @@ def _endless(engine: LLMEngine, prompt: str) -> ChatRequest:
     """A request with an answer of half the context."""
     most = engine.capabilities.context_length // 2
     return chat_request(prompt, Sampling(temperature=0.0, max_tokens=most, ignore_eos=True))
+
+
+def _tool(name: str, words: list[str]) -> dict[str, Any]:
+    """A tool whose definitions refer to each other, as clients make them of nested classes."""
+    item = {"properties": {"word": {"$ref": "#/$defs/Word"}}, "required": ["word"]}
+    parameters = {
+        "properties": {"one": {"$ref": "#/$defs/Item"}},
+        "required": ["one"],
+        "$defs": {"Item": item, "Word": {"enum": words}},
+    }
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
 def _needs(engine: LLMEngine, kind: str) -> None:
