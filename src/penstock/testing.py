@@ -284,9 +284,11 @@ class EngineContract:
         limit = Sampling(temperature=0.0, max_tokens=100)
         for choice in ("required", {"type": "function", "function": {"name": "right"}}):
             asked = chat_request(self.prompt, limit, tools=tools, tool_choice=choice)
-            (call, *_) = (await answer(engine, asked)).tool_calls[0]
+            found = await answer(engine, asked)
+            (call, *_) = found.tool_calls[0]
             assert choice == "required" or call.name == "right"
-            assert jsonschema_rs.is_valid(schemas[call.name], json.loads(call.arguments))
+            if found.reasons[0] != "length":  # it may be full of white space
+                assert jsonschema_rs.is_valid(schemas[call.name], json.loads(call.arguments))
 
     async def test_regex_is_obeyed(self, engine: LLMEngine) -> None:
         _needs(engine, "regex")
@@ -493,7 +495,8 @@ def _tool(name: str, words: list[str]) -> dict[str, Any]:
         "required": ["one"],
         "$defs": {"Item": item, "Word": {"enum": words}},
     }
-    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+    function = {"name": name, "parameters": parameters, "strict": True}
+    return {"type": "function", "function": function}
 
 
 def _needs(engine: LLMEngine, kind: str) -> None:
