@@ -85,7 +85,9 @@ def test_errors_cross_a_process_border_by_their_kind(cls):
     ],
 )
 def test_a_context_overflow_has_the_words_that_clients_know(prompt, answer, message):
-    assert str(context_overflow(4096, prompt, answer)) == message
+    error = context_overflow(4096, prompt, answer)
+    assert str(error) == message
+    assert error.param == ("max_tokens" if prompt == 15 else None)
 
 
 def test_kinds_are_unique():

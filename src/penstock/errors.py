@@ -189,6 +189,8 @@ def context_overflow(
         if prompt >= context:
             most = min(context, prompt - 1)  # an answer needs a token
             too_long = f"prompt is too long: {prompt} tokens > {most} maximum. "
+        elif answer:
+            param = param or "max_tokens"
     return ContextLengthError(
         f"{too_long}This model's maximum context length is {context} tokens; {has}.", param=param
     )

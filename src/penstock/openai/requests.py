@@ -187,7 +187,7 @@ class ChatBody(SamplingBody, kw_only=True):
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
-        elif self.top_logprobs is not None:
+        elif self.top_logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
             messages=self.messages,

@@ -120,6 +120,7 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
                 **dict.fromkeys(
                     ("skip_special_tokens", "chat_template_kwargs", "audio", "metadata")
                 ),
+                "top_logprobs": 0,
                 "messages": [{"role": "user", "content": "hi", "name": None, "tool_calls": None}],
             },
         ),
