@@ -82,7 +82,8 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
         _check_logprobs(sampling, capabilities, engine)
     if sampling.prompt_logprobs is not None:
         _check_prompt_logprobs(sampling.prompt_logprobs, capabilities, engine)
-    _check_bias(sampling, capabilities, engine)
+    if sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_words:
+        _check_bias(sampling, capabilities, engine)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
 

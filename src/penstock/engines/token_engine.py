@@ -104,7 +104,9 @@ class TokenEngine(LLMEngine):
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
         request = with_seed(request) if self.deterministic else request
-        sampling, only_prompt = _prompt_sampling(request)
+        sampling, only_prompt = request.sampling, False
+        if request.echo or sampling.prompt_logprobs is not None:
+            sampling, only_prompt = _prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = request.prompt_token_ids or request.prompt
@@ -235,7 +237,7 @@ def _prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
     sampling = request.sampling
     if request.echo and sampling.logprobs is not None and sampling.prompt_logprobs is None:
         sampling = msgspec.structs.replace(sampling, prompt_logprobs=sampling.logprobs)
-    alone = sampling.max_tokens == 0 and (request.echo or sampling.prompt_logprobs is not None)
+    alone = sampling.max_tokens == 0
     if alone:
         sampling = msgspec.structs.replace(sampling, max_tokens=1, min_tokens=0)
     return sampling, alone

@@ -123,7 +123,9 @@ async def test_echo_and_token_ids(client: Any) -> None:
     choice = (await client.post("/v1/completions", json=request)).json()["choices"][0]
     assert choice["text"].startswith("abc")
     assert choice["finish_reason"] == "length"
-    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
+    assert choice["logprobs"]["tokens"][:3] == ["a", "b", "c"]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4, 5, 6]
 
 
 async def test_a_failing_prompt_fails_the_request_with_its_own_status(client: Any) -> None:

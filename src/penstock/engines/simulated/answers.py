@@ -15,7 +15,15 @@ from typing import Any
 import msgspec
 
 from penstock.engines.token_engine import GenerateRequest
-from penstock.types import EmbeddingRequest, Embeddings, RerankRequest, Scores, TokenLogprob, Usage
+from penstock.types import (
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Sampling,
+    Scores,
+    TokenLogprob,
+    Usage,
+)
 
 _WORDS = (
     *("water", "gate", "turbine", "flow", "head", "valve", "sluice", "river", "basin", "pressure"),
@@ -66,6 +74,15 @@ def logprob(token: int, top: int) -> TokenLogprob:
     text = bytes([token]).decode(errors="replace")
     others = tuple((chr(97 + k), -2.0 - k) for k in range(max(top - 1, 0)))
     return TokenLogprob(text, -0.1, ((text, -0.1), *others) if top else ())
+
+
+def prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
+    """The log probabilities of a prompt's tokens; None where nobody asked."""
+    top = sampling.prompt_logprobs
+    if top is None:
+        return None
+    first = msgspec.structs.replace(logprob(prompt[0], 0), logprob=None)
+    return (first, *(logprob(token, top) for token in prompt[1:]))
 
 
 def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:

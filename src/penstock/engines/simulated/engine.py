@@ -24,6 +24,7 @@ from penstock.engines.simulated.answers import (
     answer_bytes,
     embeddings,
     logprob,
+    prompt_logprobs,
     scores,
     seeded,
     text_of_each,
@@ -118,6 +119,7 @@ class _Running:
         reason: FinishReason,
     ) -> None:
         self.request = request
+        self.prompt = prompt
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
         self.answer = answer
@@ -156,6 +158,7 @@ class SimulatedEngine(TokenEngine):
             max_top_logprobs=5,
             adapters=True,
             prefix_caching=True,
+            prompt_logprobs=True,
         )
         self.requests_served = 0
         self.kv_transfers = self.kv_transfer_failures = 0
@@ -372,9 +375,11 @@ class SimulatedEngine(TokenEngine):
             text += item.stop.flush()
         top = item.request.sampling.logprobs
         logprobs = None if top is None else tuple(logprob(token, top) for token in ids)
+        begun = item.request.stream and item.emitted > 1
+        before = None if begun else prompt_logprobs(item.prompt, item.request.sampling)
         if not done:
             usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
-            return Delta(text=text, token_ids=ids, logprobs=logprobs, usage=usage)
+            return Delta(0, text, ids, logprobs, usage=usage, prompt_logprobs=before)
         self._finished()
         return Delta(
             text=text,
@@ -384,6 +389,7 @@ class SimulatedEngine(TokenEngine):
             usage=Usage(item.prompt_tokens, item.emitted, item.cached),
             stop=item.stop.found,
             kv_transfer_params=self._hold(item),
+            prompt_logprobs=before,
         )
 
     def _finished(self) -> None:
