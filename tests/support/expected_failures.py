@@ -1,6 +1,5 @@
 """Checks of tests/clients that are known to fail, and why."""
 
-OVERFLOW = "an overflow of the context is not told in the words that the client knows"
 TURNS = "templates without tools cannot take an assistant's turn that only calls a tool"
 SHOWN = "templates without tools are refused unless a call is forced"
 ECHO = "echo gives no log-probabilities of the prompt"
@@ -15,18 +14,13 @@ SOMETIMES = {("openai", "responses")}
 EXPECTED = {
     ("ai-js", "streamed_tools", "smol"): TURNS,
     ("ai-js", "tools", "smol"): TURNS,
-    ("aider", "long_prompt"): OVERFLOW,
     ("aiperf", "chunk_usage"): USAGE,
     ("anthropic", "count_tokens"): COUNT,
-    ("anthropic", "long_prompt"): OVERFLOW,
     ("anthropic", "much_to_say"): LIMIT,
     ("anthropic", "prefill", "demo"): "an assistant's last message is not continued",
-    ("anthropic", "request_id"): "Anthropic's request-id header is not sent",
     ("anthropic", "streamed_tools", "smol"): TURNS,
-    ("anthropic", "thinking"): "thinking is refused by a 501",
-    ("anthropic", "tool_runner"): "threads are not refused in the way that the client knows",
+    ("anthropic", "thinking"): "thinking is refused",
     ("anthropic", "tools", "smol"): TURNS,
-    ("anthropic", "unknown_path"): "errors of Anthropic's unknown paths have OpenAI's form",
     ("autogen", "streamed_tools", "smol"): TURNS,
     ("autogen", "tools", "smol"): TURNS,
     ("guidellm", "completions"): USAGE,
@@ -34,19 +28,15 @@ EXPECTED = {
     ("haystack", "streamed_tools", "smol"): TURNS,
     ("haystack", "tools", "smol"): TURNS,
     ("inspect-ai", "logprobs"): TOP,
-    ("inspect-ai", "long_prompt"): OVERFLOW,
     ("inspect-ai", "tools", "smol"): TURNS,
     ("langchain-anthropic", "count_tokens"): COUNT,
-    ("langchain-anthropic", "long_prompt"): OVERFLOW,
     ("langchain-anthropic", "page"): LIMIT,
     ("langchain-anthropic", "tools", "smol"): TURNS,
     ("langchain-openai", "logprobs"): TOP,
-    ("langchain-openai", "long_prompt"): OVERFLOW,
     ("langchain-openai", "responses_tools", "smol"): TURNS,
     ("langchain-openai", "streamed_tools", "smol"): TURNS,
     ("langchain-openai", "tools", "smol"): TURNS,
     ("litellm", "anthropic_tools", "smol"): TURNS,
-    ("litellm", "long_prompt"): OVERFLOW,
     ("litellm", "rerank"): "there is no /rerank",
     ("litellm", "tools", "smol"): TURNS,
     ("llama-index", "streamed_structured", "smol"): SHOWN,
@@ -63,9 +53,7 @@ EXPECTED = {
     ("openai", "functions"): "functions, the older form of tools, are not known",
     ("openai", "logit_bias"): "logit_bias is not supported",
     ("openai", "logprobs"): TOP,
-    ("openai", "long_prompt"): OVERFLOW,
     ("openai", "much_to_say"): LIMIT,
-    ("openai", "refused"): "a permanent refusal is a 501",
     ("openai", "responses"): "the numbers of events in a response's stream are out of order",
     ("openai", "responses_tools", "smol"): TURNS,
     ("openai", "stored_responses"): "responses are not stored",

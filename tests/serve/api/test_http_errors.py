@@ -455,6 +455,19 @@ async def test_anthropics_clients_get_their_own_shape_everywhere(
     assert body["request_id"] == "r-1"
 
 
+@pytest.mark.parametrize("kind", ["create", "continue"])
+async def test_a_thread_is_refused_so_that_the_sdk_sends_all_messages(
+    client: Any, kind: str
+) -> None:
+    body = {**CHAT, "max_tokens": 5, "thread": {"type": kind}}
+    answer = await client.post("/v1/messages", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
+
+
 async def test_anthropics_limits_have_its_shape(ingress: Any, served: Any) -> None:
     from penstock.serve.config.settings import Limits
 
