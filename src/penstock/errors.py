@@ -17,6 +17,7 @@ PenstockError
 │   ├── NoKeyError           no API key, or a wrong one
 │   ├── ForbiddenError       the key is known, but not for this
 │   ├── NoRouteError         no such path
+│   ├── NotStoredError       no such response or conversation
 │   ├── MethodError          the path has no such method
 │   ├── BodyTooLargeError    the body is larger than the server takes
 │   ├── ContentTypeError     the body is in a form that the path does not read
@@ -228,6 +229,13 @@ class NoRouteError(RequestError):
 
     status = 404
     kind = "not_found"
+
+
+class NotStoredError(RequestError):
+    """The store has no such response, conversation or item, or none of this caller's."""
+
+    status = 404
+    kind = "not_stored"
 
 
 class MethodError(RequestError):

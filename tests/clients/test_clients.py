@@ -142,7 +142,8 @@ def servers(request, tmp_path_factory):
                 "SERVER_QUESTION": question,
                 "SERVER_ANSWER": answer,
             }
-            started = stack.enter_context(serving(*args))
+            store = tmp_path_factory.mktemp("store") / "responses.db"
+            started = stack.enter_context(serving(*args, "--store", str(store)))
             stack.callback(lambda: check_log(started))
             return started, variables
 

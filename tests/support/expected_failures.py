@@ -56,7 +56,6 @@ EXPECTED = {
     ("openai", "much_to_say"): LIMIT,
     ("openai", "responses"): "the numbers of events in a response's stream are out of order",
     ("openai", "responses_tools", "smol"): TURNS,
-    ("openai", "stored_responses"): "responses are not stored",
     ("openai", "token_embeddings"): "token ids are not embedded",
     ("openai", "tools", "smol"): TURNS,
     ("openai-agents", "free_tools", "demo"): "a free call may name a tool that is not offered",

@@ -17,10 +17,9 @@ from penstock.errors import ConfigError
 from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
-    from penstock.llm_config import LLMConfig
     from penstock.serve.client import Client
     from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.settings import HttpSettings
+    from penstock.serve.config.settings import HttpSettings, StoreSettings
 
 _log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
@@ -129,6 +128,22 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
     "--trust-request-chat-template", is_flag=True, help="Accept chat templates in requests."
 )
 @click.option(
+    "--store",
+    "store_path",
+    type=click.Path(dir_okay=False),
+    help="Store responses and conversations in this SQLite file.  [default: store nothing]",
+)
+@click.option(
+    "--store-days",
+    type=click.FloatRange(0, min_open=True),
+    help="Days until what nobody used is deleted from the store.  [default: 30]",
+)
+@click.option(
+    "--store-max-mb",
+    type=click.FloatRange(0, min_open=True),
+    help="Most content in the store; the least recently used is evicted.  [default: 1024]",
+)
+@click.option(
     "--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True
 )
 @click.option(
@@ -172,7 +187,7 @@ def serve(
     if tracing:
         enable_tracing()
     args = _args(model, engine, engine_kwargs, deterministic, name, runtime)
-    settings = _settings(options, args.llm_configs)
+    settings = _settings(options, args)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
@@ -319,7 +334,7 @@ def _args(
     return LLMServingArgs.from_dict({"llm_configs": [config]})
 
 
-def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings:
+def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
     from penstock.serve.api.auth import load_keys
     from penstock.serve.config.settings import HttpSettings, Limits
 
@@ -329,7 +344,9 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
     drain = options["drain_timeout_s"]
     if drain is None:
-        drain = max(config.deployment_config.graceful_shutdown_timeout_s for config in configs)
+        drain = max(
+            config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
+        )
     return HttpSettings(
         api_keys=load_keys(options["api_key_file"], env.api_keys()),
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
@@ -339,7 +356,31 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
         limits=Limits(**limits),
         trust_request_chat_template=options["trust_request_chat_template"],
         drain_timeout_s=drain,
+        store=_store(options, args.http.store),
     )
+
+
+def _store(options: dict[str, Any], configured: StoreSettings | None) -> StoreSettings | None:
+    """The store of the options; what they leave out is as configured."""
+    from msgspec import structs
+
+    from penstock.serve.config.settings import StoreSettings
+
+    given: dict[str, Any] = {}
+    if options["store_path"] is not None:
+        # Another process may open it, with another current folder.
+        given["path"] = str(Path(options["store_path"]).expanduser().absolute())
+    if options["store_days"] is not None:
+        given["ttl_s"] = options["store_days"] * 86400
+    if options["store_max_mb"] is not None:
+        given["max_bytes"] = max(int(options["store_max_mb"] * 2**20), 1)
+    if not given:
+        return configured
+    if configured is not None:
+        return structs.replace(configured, **given)
+    if "path" not in given:
+        raise ConfigError("--store-days and --store-max-mb need --store", field="--store")
+    return StoreSettings(**given)
 
 
 # chat and models

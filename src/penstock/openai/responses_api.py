@@ -1,7 +1,7 @@
 """OpenAI's Responses API: a body becomes a chat request; the finished object or a stream of events
 goes back (https://platform.openai.com/docs/api-reference/responses).
 
-The server stores nothing between requests, so a reference to an earlier response is refused.
+Nothing is stored here: the input of a request that continues a stored conversation has all of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ResponseBody(Struct, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
     model: str = ""
-    input: str | list[dict[str, Any]]
+    input: str | list[dict[str, Any]] = field(default_factory=list)
     instructions: str | None = None
     max_output_tokens: Whole | None = None
     temperature: float | None = None
@@ -58,11 +58,6 @@ class ResponseBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        for name in ("previous_response_id", "conversation", "background"):
-            if getattr(self, name):
-                raise UnsupportedError(
-                    f"{name} is not supported: responses are not stored", param=name
-                )
         if self.top_logprobs:
             raise UnsupportedError(
                 "top_logprobs is not supported here; use chat completions", param="top_logprobs"
@@ -161,6 +156,13 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
         if tool.get(key) is not None
     }
     return {"type": "function", "function": function}
+
+
+def pending_response(
+    body: ResponseBody, status: str, *, id: str, created: int, model: str
+) -> dict[str, Any]:
+    """Body of a response without an answer: queued, in progress or failed."""
+    return _response(body, id, created, model, status, [], None)
 
 
 def response_body(
@@ -333,6 +335,7 @@ def _response(
     output: list[dict[str, Any]],
     usage: Usage | None,
 ) -> dict[str, Any]:
+    conversation = body.conversation
     return {
         "id": f"resp_{id}",
         "object": "response",
@@ -343,6 +346,10 @@ def _response(
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
+        "background": bool(body.background),
+        "store": bool(body.store),
+        "previous_response_id": body.previous_response_id,
+        "conversation": {"id": conversation} if isinstance(conversation, str) else conversation,
         "model": model,
         "output": output,
         "parallel_tool_calls": body.parallel_tool_calls is not False,

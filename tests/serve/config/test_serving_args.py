@@ -1,8 +1,12 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.config.settings import StoreSettings
 
 
 def test_objects_may_be_given():
@@ -26,6 +30,16 @@ def test_where_and_how_the_ingress_listens() -> None:
             LLMServingArgs.from_dict({"llm_configs": [model], "listen": wrong})
     with pytest.raises(ConfigError, match=r"http\.limits.*Did you mean 'max_tokens'"):
         LLMServingArgs.from_dict({"llm_configs": [model], "http": {"limits": {"max_token": 5}}})
+
+
+def test_where_responses_are_stored(tmp_path: Path) -> None:
+    store = {"path": "a.db", "ttl_s": 60, "max_bytes": 1000, "max_objects": 5}
+    args = {"llm_configs": [PLAIN], "http": {"store": store}}
+    expected = StoreSettings(path="a.db", ttl_s=60.0, max_bytes=1000, max_objects=5)
+    assert LLMServingArgs.from_dict(args).http.store == expected
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"applications": [{"args": args}]}))  # JSON is YAML
+    assert load_serving_args(file).http.store == expected
 
 
 PLAIN = {"model_loading_config": {"model_id": "m"}}

@@ -7,6 +7,7 @@ name in `Host`. Programs send no `Origin`, and put the server's real name into `
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from ipaddress import ip_address
 from typing import Literal
@@ -54,6 +55,15 @@ def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
     if any(admin):
         return "admin"
     return "user" if any(user) else "stranger"
+
+
+def owner_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str:
+    """Whose stored responses a caller sees: the hash of a known key. Callers without a key share
+    theirs, and so do all of a server without keys.
+    """
+    if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
+        return ""
+    return hashlib.sha256(b"penstock stored responses\0" + _key_of(headers).encode()).hexdigest()
 
 
 def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:

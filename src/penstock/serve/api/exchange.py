@@ -7,19 +7,19 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
 from penstock.errors import PenstockError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.names import in_words_of
 from penstock.openai.requests import parse_body
-from penstock.serve.api.auth import Rank
+from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
@@ -28,12 +28,20 @@ from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.names import ModelNames, Target
 from penstock.types import Usage
 
+if TYPE_CHECKING:
+    from penstock.serve.api.background import BackgroundRuns
+    from penstock.serve.store.responses import ResponseStore
+
 _log = logging.getLogger("penstock.serve")
 _access = logging.getLogger("penstock.access")
 T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
 """Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
+RESPONSE_ID = "x-penstock-response-id"
+"""Header from an ingress with a store to a replica: the response's id. Its input has all of the
+conversation.
+"""
 LAST_WORDS_S = 1.0
 """How long aborted requests may take to send their errors."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -50,6 +58,10 @@ class IngressState:
         """Paths of models, which only operators may see."""
         self.openapi: dict[str, Any] = {}
         """The OpenAPI document of the ingress's endpoints."""
+        self.store: ResponseStore | None = None
+        self.background: BackgroundRuns | None = None
+        self.is_replica = False
+        """Whether other ingresses are in front, which store for it."""
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
         """Gives headers for every reply."""
         self.draining = False
@@ -79,6 +91,13 @@ class IngressState:
 
         `hurry`, once set, ends the wait.
         """
+        try:
+            return await self._drain(timeout_s, hurry)
+        finally:
+            if self.store is not None:
+                self.store.close()
+
+    async def _drain(self, timeout_s: float, hurry: asyncio.Event | None) -> bool:
         self.draining = True
         _fire(self.watchers)
         if await self._wait_idle(timeout_s, hurry):
@@ -116,8 +135,8 @@ class Exchange:
         self.ingress = ingress
         self.limits = ingress.settings.limits
         self.id = self.answer_id = uuid4().hex
-        """`id` is the caller's, where one is given. Callers repeat theirs, so the answer's id has
-        an end of its own.
+        """`id` is the caller's, where one is given. Callers repeat theirs, so the answer's id,
+        which follows a prefix such as "resp_", has an end of its own.
         """
         if given_id and _REQUEST_ID.fullmatch(given_id):
             self.id, self.answer_id = given_id, f"{given_id}-{self.answer_id[:12]}"
@@ -160,6 +179,24 @@ class Exchange:
             self.ingress.answering += 1
             check_inflight(self.ingress.answering, self.limits)
         return body
+
+    @property
+    def owner(self) -> str:
+        """Whose stored responses the caller sees."""
+        return owner_of(self.request.headers, self.rank, self.ingress.settings)
+
+    def detached(self) -> Exchange:
+        """An exchange for work that goes on when this one has ended, in whose place it counts."""
+        work = Exchange(self.ingress, self.id)
+        work.answer_id, work.created = self.answer_id, self.created
+        work.rank, work.trusted = self.rank, self.trusted
+        work.endpoint, work.runs = f"{self.endpoint} (background)", True
+        work.model = self.model
+        work.request = Request(self.request.scope, _never_leaves)
+        work._form = self._form
+        work._counted, self._counted = self._counted, False
+        self.runs = False
+        return work
 
     async def target(self, model: str) -> Target:
         """The model and adapter that a request names. Raises `ModelNotFoundError`."""
@@ -227,6 +264,10 @@ class Exchange:
             metrics.first_token.observe(self.first_token_at - self.started)
             if (between := usage.completion_tokens - 1) > 0:
                 metrics.per_token.observe((self.ended - self.first_token_at) / between)
+
+
+async def _never_leaves() -> Message:
+    return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
 
 def note_on_span(current: Span, exchange: Exchange, scope: Scope) -> None:

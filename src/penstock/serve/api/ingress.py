@@ -15,6 +15,8 @@ from penstock.balance.backoff import is_served
 from penstock.errors import RequestError, ShuttingDownError
 from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
+from penstock.serve.api.background import BackgroundRuns
+from penstock.serve.api.endpoints import responses
 from penstock.serve.api.errors import error_response, is_anthropic
 from penstock.serve.api.exchange import (
     UNTRUSTED,
@@ -29,6 +31,7 @@ from penstock.serve.models.handle import ModelCard, ModelHandle
 from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.store.responses import ResponseStore
 
 _PREFLIGHT_S = 86400
 """How long a browser may keep the answer to a preflight."""
@@ -46,10 +49,16 @@ class IngressApp:
         self.ingress = ingress
         settings = ingress.settings
         endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *more)
+        if settings.store is not None and ingress.store is None:
+            ingress.store = ResponseStore(settings.store)
+            ingress.background = BackgroundRuns(ingress, ingress.store)
         ingress.openapi = describe(endpoints, with_keys=bool(settings.api_keys))
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
-                replace(one, answer=forward, body=None) if one.runs else one for one in endpoints
+                replace(one, answer=forward, body=None)
+                if one.runs and not (ingress.store is not None and one.answer is responses.create)
+                else one
+                for one in endpoints
             )
         app: ASGIApp = ExchangeMiddleware(
             _Router(endpoints),

@@ -24,7 +24,20 @@ from penstock.openai.messages_api import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
-from penstock.serve.api.endpoints import control, generation, site, texts, transcriptions
+from penstock.serve.api.endpoints import (
+    control,
+    conversations,
+    generation,
+    responses,
+    site,
+    texts,
+    transcriptions,
+)
+from penstock.serve.api.endpoints.conversations import (
+    ConversationBody,
+    ConversationItems,
+    ConversationUpdate,
+)
 from penstock.serve.api.exchange import Exchange
 
 
@@ -67,12 +80,41 @@ class Endpoint(Struct, frozen=True):
         await response(scope, receive, send)
 
 
+_PAGE = ("limit", "order", "after")
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/v1/models", site.list_models),
     Endpoint("GET", "/v1/models/{id:path}", site.show_model),
     Endpoint("POST", "/v1/chat/completions", generation.chat_completions, ChatBody, runs=True),
     Endpoint("POST", "/v1/completions", generation.completions, CompletionBody, runs=True),
-    Endpoint("POST", "/v1/responses", generation.responses, ResponseBody, runs=True),
+    Endpoint("POST", "/v1/responses", responses.create, ResponseBody, runs=True),
+    Endpoint(
+        "GET",
+        "/v1/responses/{response_id}",
+        responses.retrieve,
+        query=("stream", "starting_after"),
+    ),
+    Endpoint("DELETE", "/v1/responses/{response_id}", responses.delete),
+    Endpoint("POST", "/v1/responses/{response_id}/cancel", responses.cancel),
+    Endpoint("GET", "/v1/responses/{response_id}/input_items", responses.input_items, query=_PAGE),
+    Endpoint("POST", "/v1/conversations", conversations.create, ConversationBody),
+    Endpoint("GET", "/v1/conversations/{conversation_id}", conversations.retrieve),
+    Endpoint(
+        "POST", "/v1/conversations/{conversation_id}", conversations.update, ConversationUpdate
+    ),
+    Endpoint("DELETE", "/v1/conversations/{conversation_id}", conversations.delete),
+    Endpoint(
+        "POST",
+        "/v1/conversations/{conversation_id}/items",
+        conversations.add_items,
+        ConversationItems,
+    ),
+    Endpoint(
+        "GET", "/v1/conversations/{conversation_id}/items", conversations.list_items, query=_PAGE
+    ),
+    Endpoint("GET", "/v1/conversations/{conversation_id}/items/{item_id}", conversations.show_item),
+    Endpoint(
+        "DELETE", "/v1/conversations/{conversation_id}/items/{item_id}", conversations.delete_item
+    ),
     Endpoint("POST", "/v1/messages", generation.messages, MessageBody, runs=True),
     Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingBody, runs=True),
     Endpoint("POST", "/v1/score", texts.score, ScoreBody, runs=True),

@@ -19,7 +19,7 @@ from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import Exchange
 from penstock.types import Delta, Usage
 
-_HEADERS = [
+STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # asks nginx not to buffer events
@@ -87,7 +87,9 @@ class EventStream(Response):
                     chunk += framer.close()
                     interrupt.finished()
                 if not self._begun:
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    await send(
+                        {"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS}
+                    )
                     self._begun = True
                     exchange.first_token_at = now
                     chunk = framer.open() + chunk

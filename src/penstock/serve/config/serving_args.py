@@ -195,6 +195,7 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
         llm_configs=[config for args in found for config in args.llm_configs],
         ingress_cls_config=found[0].ingress_cls_config,
         ingress_deployment_config=found[0].ingress_deployment_config,
+        http=found[0].http,
     )
 
 

@@ -28,6 +28,21 @@ class Limits(Struct, frozen=True, kw_only=True):
     body_timeout_s: Seconds = 30.0
 
 
+class StoreSettings(Struct, frozen=True, kw_only=True):
+    """Where responses and conversations are stored, and for how long.
+
+    `path` is an SQLite file. What nobody has read or continued for `ttl_s` is deleted. Beyond
+    `max_objects` responses and conversations, or `max_bytes` of their content, the least recently
+    used ones are evicted. `max_background` responses run in the background of one server at once.
+    """
+
+    path: str
+    ttl_s: Seconds = 30 * 86400.0
+    max_objects: Positive = 100_000
+    max_bytes: Positive = 2**30
+    max_background: Positive = 256
+
+
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
@@ -36,7 +51,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     all. Without `api_keys` a web page of an origin outside `cors_origins` may change nothing, and
     over a loopback connection a request must name a loopback host or one of `allowed_hosts` ("*" is
     any). Clients may send chat templates, which are programs, only with
-    `trust_request_chat_template`.
+    `trust_request_chat_template`. Responses are stored only with a `store`.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -47,6 +62,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     trust_request_chat_template: bool = False
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+    store: StoreSettings | None = None
 
     def __repr__(self) -> str:
         return (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -18,7 +19,7 @@ from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
 from penstock.openai.responses_api import response_error_events
 from penstock.serve.api.errors import error_response
-from penstock.serve.api.exchange import UNTRUSTED, Exchange
+from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange
 from penstock.serve.api.limits import decode_body
 from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
@@ -46,15 +47,19 @@ class _Head(Struct):
     input: Raw | UnsetType = UNSET
 
 
-async def forward(exchange: Exchange) -> Response:
-    """Forward the request to a replica and its answer to the client."""
+async def forward(exchange: Exchange, body: bytes | None = None) -> Response:
+    """Forward the request to a replica and its answer to the client. `body` takes the place of the
+    request's own, which has been read: a response with its whole conversation.
+    """
     kind = exchange.request.headers.get("content-type", "")
-    if kind.lower().startswith("multipart/form-data"):
+    whole_response = body is not None
+    if body is None and kind.lower().startswith("multipart/form-data"):
         body = await exchange.read()
         found = _FORM_MODEL.search(body)
         model, prompt = found[1].decode(errors="replace") if found else "", b""
     else:
-        body = await exchange.read_json()
+        if body is None:
+            body = await exchange.read_json()
         head = decode_body(body, _Head)
         model = head.model
         text = next(
@@ -66,7 +71,8 @@ async def forward(exchange: Exchange) -> Response:
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
     pool, session = target.handle.pool, exchange.request.headers.get("x-session-id", "")
     route = pool.route(prompt, session=session, adapter=target.adapter or "")
-    return Forwarded(exchange, pool, body, route)
+    extra = [(RESPONSE_ID, exchange.answer_id)] if whole_response else []
+    return Forwarded(exchange, pool, body, route, extra)
 
 
 class Forwarded(Response):
@@ -77,12 +83,18 @@ class Forwarded(Response):
     """
 
     def __init__(
-        self, exchange: Exchange, pool: ReplicaPool, body: bytes, route: RouteRequest
+        self,
+        exchange: Exchange,
+        pool: ReplicaPool,
+        body: bytes,
+        route: RouteRequest,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._exchange = exchange
         self._pool = pool
         self._body = body
         self._route = route
+        self._extra = headers
         self._begun = False
         self._streams = False
 
@@ -111,7 +123,7 @@ class Forwarded(Response):
         path = scope["path"] + (f"?{query.decode('latin-1')}" if query else "")
         given = exchange.request.headers
         headers = [(name, given[name]) for name in _PASSED_ON if name in given]
-        headers.append(("x-request-id", exchange.id))
+        headers += [("x-request-id", exchange.id), *self._extra]
         if not exchange.trusted:
             headers.append((UNTRUSTED, "1"))
         async with exchange.interrupt() as interrupt:

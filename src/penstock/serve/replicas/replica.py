@@ -56,6 +56,7 @@ class ReplicaApp(IngressApp):
 
     def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
         super().__init__(IngressState(names, settings), ENDPOINTS)
+        self.ingress.is_replica = True
         self._admission = model.server.admission
         self.ingress.reply_headers = self._load
 

@@ -1,0 +1,187 @@
+"""`/v1/responses`: answers, what is stored of them, and what they continue."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from penstock.errors import RequestError
+from penstock.openai.responses_api import ResponseBody, pending_response
+from penstock.openai.stored_items import Item, item_page, items_of
+from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
+from penstock.serve.api.endpoints import generation
+from penstock.serve.api.exchange import RESPONSE_ID, Exchange
+from penstock.serve.api.limits import within_limits
+from penstock.serve.replicas.forward import forward
+from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.store.responses import ResponseStore, Turn
+
+SWITCH_ON = "this server stores no responses; `penstock serve --store FILE` makes it"
+
+
+async def create(exchange: Exchange, body: ResponseBody) -> Response:
+    """Continue a conversation, in OpenAI's Responses form."""
+    store, background = exchange.ingress.store, exchange.ingress.background
+    if store is None or background is None:
+        return await _without_store(exchange, body)
+    keep = body.store is not False
+    _check(body, keep=keep)
+    body = replace(body, store=keep)
+    target = await exchange.target(body.model)
+    earlier, conversation, upto = await _earlier(store, exchange.owner, body)
+    given = items_of(body.input)
+    if earlier:
+        if given:
+            body.request()  # an error names an item by its place in the client's own list
+        body = replace(body, input=[*earlier, *given])
+    within_limits(body.request(), exchange.limits)
+    exchange.answer_id = uuid4().hex
+    about = exchange.about("", target)
+    turn = Turn(
+        id=f"resp_{exchange.answer_id}",
+        owner=exchange.owner,
+        body=pending_response(body, "queued", **about),
+        input=given,
+        previous=body.previous_response_id,
+        conversation=conversation,
+        upto=upto,
+    )
+    remote = isinstance(target.handle, RemoteModel)
+    if not body.background:
+        answer = await _answer(exchange, body, remote=remote)
+        if not keep and conversation is None:
+            return answer
+        return Kept(answer, turn, store, whole=not body.stream)
+    background.check_room()
+    work = exchange.detached()
+    answer = await _answer(work, replace(body, stream=True), remote=remote)
+    await background.start(work, answer, turn)
+    if not body.stream:
+        return exchange.json(turn.body)
+    stored = await store.response(turn.owner, turn.id)
+    return EventsOf(exchange, background.events(turn.owner, stored, -1))
+
+
+async def retrieve(exchange: Exchange) -> Response:
+    """A stored response; with `?stream=true` the events of a background response."""
+    store, background = opened(exchange)
+    query = exchange.request.query_params
+    stored = await store.response(exchange.owner, exchange.request.path_params["response_id"])
+    if query.get("stream", "false").lower() not in ("true", "1"):
+        return exchange.json(stored.body)
+    if not stored.body.get("background"):
+        raise RequestError("only background responses keep their events", param="stream")
+    after = whole_number(query.get("starting_after", "-1"), "starting_after", least=-1)
+    return EventsOf(exchange, background.events(exchange.owner, stored, after))
+
+
+async def delete(exchange: Exchange) -> Response:
+    """Delete a stored response; one that runs in the background ends."""
+    store, background = opened(exchange)
+    id = exchange.request.path_params["response_id"]
+    await store.delete_response(exchange.owner, id)
+    background.stop(id)
+    return exchange.json({"id": id, "object": "response", "deleted": True})
+
+
+async def cancel(exchange: Exchange) -> Response:
+    """Cancel a background response. One that has ended stays as it is."""
+    store, background = opened(exchange)
+    id = exchange.request.path_params["response_id"]
+    stored = await store.cancel(exchange.owner, id)
+    if stored.status == "cancelled":
+        background.stop(id)
+    return exchange.json(stored.body)
+
+
+async def input_items(exchange: Exchange) -> Response:
+    """The items that a stored response answers, those of its conversation included."""
+    store, _ = opened(exchange)
+    id = exchange.request.path_params["response_id"]
+    return page_of(exchange, await store.input_items(exchange.owner, id))
+
+
+def opened(exchange: Exchange) -> tuple[ResponseStore, BackgroundRuns]:
+    """The store, and what runs in the background. Raises `RequestError` without a store."""
+    ingress = exchange.ingress
+    if ingress.store is None or ingress.background is None:
+        raise RequestError(SWITCH_ON)
+    return ingress.store, ingress.background
+
+
+def page_of(exchange: Exchange, items: list[Item]) -> Response:
+    """A page of the items, by the query's `limit`, `order` and `after`."""
+    query = exchange.request.query_params
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError("order must be asc or desc", param="order")
+    return exchange.json(
+        item_page(
+            items,
+            limit=whole_number(query.get("limit", "20"), "limit", least=1),
+            ascending=order == "asc",
+            after=query.get("after", ""),
+        )
+    )
+
+
+def whole_number(text: str, name: str, *, least: int) -> int:
+    """The value of a parameter of the URL. Raises `RequestError`."""
+    try:
+        number = int(text[:12])
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise RequestError(f"{name} must be a whole number of at least {least}", param=name)
+    return number
+
+
+async def _without_store(exchange: Exchange, body: ResponseBody) -> Response:
+    id = exchange.request.headers.get(RESPONSE_ID)
+    if exchange.ingress.is_replica and id is not None:
+        exchange.answer_id = id  # the ingress in front has a store
+        return await generation.responses(exchange, body)
+    for name in ("previous_response_id", "conversation", "background"):
+        if getattr(body, name):
+            raise RequestError(f"{name}: {SWITCH_ON}", param=name)
+    return await generation.responses(exchange, replace(body, store=False))
+
+
+def _check(body: ResponseBody, *, keep: bool) -> None:
+    if body.background and not keep:
+        raise RequestError("a background response must be stored", param="background")
+    if body.previous_response_id and body.conversation:
+        raise RequestError(
+            "a response continues another one or a conversation, not both",
+            param="previous_response_id",
+        )
+
+
+async def _earlier(
+    store: ResponseStore, owner: str, body: ResponseBody
+) -> tuple[list[Item], str | None, int]:
+    """The items that a request continues; the id of its conversation, if any, and the position of
+    the last item there.
+    """
+    if body.previous_response_id:
+        return await store.items_before(owner, body.previous_response_id), None, 0
+    if not body.conversation:
+        return [], None, 0
+    given: Any = body.conversation
+    id = given if isinstance(given, str) else given.get("id")
+    if not isinstance(id, str):
+        raise RequestError(
+            "conversation must be an id, or an object with one", param="conversation"
+        )
+    items, last = await store.conversation_items(owner, id)
+    return items, id, last
+
+
+async def _answer(exchange: Exchange, body: ResponseBody, *, remote: bool) -> Response:
+    if remote:
+        return await forward(exchange, msgspec.json.encode(body))
+    return await generation.responses(exchange, body)

@@ -1,0 +1,1 @@
+"""What an ingress keeps between requests: responses and conversations, in one SQLite file."""

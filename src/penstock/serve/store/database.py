@@ -1,0 +1,92 @@
+"""One SQLite file, used by a thread of its own, so that the event loop never waits for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from penstock import private_files
+from penstock.errors import ConfigError, UnavailableError
+
+T = TypeVar("T")
+BUSY_S = 10.0
+"""How long a transaction waits for another process's."""
+
+
+class Database:
+    """`run(work)` calls `work` with the connection, in a transaction.
+
+    Several processes of one machine may use a file at once (write-ahead log). What a transaction
+    has written survives the death of the process. Deleted content is overwritten with zeros.
+
+    `schema` makes the tables of a new file, and `version` is its number, at least 1. The file gets
+    mode 0600, a new folder 0700. Raises `ConfigError` for a file that cannot be used.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int) -> None:
+        self.path = path
+        self._thread = ThreadPoolExecutor(1, "penstock-store")
+        try:
+            private_files.make_folder(path.parent)
+            os.close(private_files.opener(path, os.O_RDWR | os.O_CREAT))
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("PRAGMA secure_delete = ON")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            found = self.run_now(lambda db: _prepare(db, schema, version))
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{path} cannot be used: {error}", field="store") from None
+        if found != version:
+            self._connection.close()
+            raise ConfigError(
+                f"{path} has version {found} of the tables; this Penstock reads version {version}",
+                field="store",
+            )
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of `work`. What it wrote is undone if it raises. Raises `UnavailableError` if
+        the file cannot be read or written.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, self.run_now, work
+            )
+        except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: it is closed
+            raise UnavailableError(f"the store does not work: {error}") from error
+
+    def close(self) -> None:
+        """Finish the transactions under way, and close the file."""
+        self._thread.shutdown()
+        self._connection.close()
+
+    def run_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """As `run`, in the calling thread, before any `run`. Raises SQLite's own errors."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(self._connection)
+            self._connection.execute("COMMIT")
+            return result
+        except BaseException:
+            if self._connection.in_transaction:  # SQLite itself ends it when the disk is full
+                self._connection.execute("ROLLBACK")
+            raise
+
+
+def _prepare(db: sqlite3.Connection, schema: str, version: int) -> int:
+    """Make the tables of a new file. Returns the version that the file has."""
+    (found,) = db.execute("PRAGMA user_version").fetchone()
+    if found == 0:
+        for statement in schema.split(";;"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {version}")
+        return version
+    return int(found)
