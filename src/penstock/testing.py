@@ -298,6 +298,13 @@ class EngineContract:
         result = await answer(engine, chat_request(self.prompt, sampling))
         assert re.fullmatch("[ab]{3}-[0-9]{2}", result.texts[0])
 
+    async def test_a_grammar_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "grammar")
+        constraint = StructuredOutput("grammar", 'root ::= pair+ "."\npair ::= [a-c] "-"\n')
+        sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
+        result = await answer(engine, chat_request(self.prompt, sampling, n=4))
+        assert all(re.fullmatch(r"([a-c]-)+\.?", text) for text in result.texts.values())
+
     async def test_a_broken_constraint_is_refused_and_harms_nobody(self, engine: LLMEngine) -> None:
         _needs(engine, "json_schema")
         alone = await answer(engine, chat_request(self.prompt))
@@ -308,6 +315,8 @@ class EngineContract:
         ]
         if "regex" in kinds:
             broken += [StructuredOutput("regex", "[a"), StructuredOutput("regex", r"(a)\1")]
+        if "grammar" in kinds:
+            broken += [StructuredOutput("grammar", "root ::= missing")]
         neighbours = [
             asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)
         ]
@@ -343,12 +352,19 @@ class EngineContract:
         assert caught.value.param == param
         assert caught.value.status == 400
 
-    async def test_what_does_not_fit_the_context_is_refused(self, engine: LLMEngine) -> None:
+    async def test_a_prompt_that_does_not_fit_the_context_is_refused(
+        self, engine: LLMEngine
+    ) -> None:
         length = engine.capabilities.context_length
         with pytest.raises(ContextLengthError, match=str(length)):
             await answer(engine, chat_request("word " * (length + 10)))
-        with pytest.raises(ContextLengthError):
-            await answer(engine, chat_request(self.prompt, Sampling(max_tokens=length)))
+
+    async def test_an_answer_is_cut_to_what_the_context_leaves(self, engine: LLMEngine) -> None:
+        length, (token, *_) = engine.capabilities.context_length, await engine.tokenize("a")
+        sampling = Sampling(max_tokens=2 * length, ignore_eos=True)
+        cut = await answer(engine, CompletionRequest([token] * (length - 32), sampling))
+        assert cut.reasons == {0: "length"}
+        assert cut.usage.completion_tokens <= 32
 
     async def test_token_ids_out_of_range_are_refused(self, engine: LLMEngine) -> None:
         with pytest.raises(RequestError):

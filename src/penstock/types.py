@@ -7,6 +7,7 @@ engine's own process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, field
@@ -21,16 +22,20 @@ Message = dict[str, Any]
 class StructuredOutput(Struct, frozen=True):
     """A constraint on the generated text.
 
-    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for
-    "json_object"; engines derive a "grammar" from these. `checked`: the caller validates the answer
-    too, so an engine may leave parts that it cannot enforce to the caller. `param`: the parameter
-    of the request that holds the constraint, for errors.
+    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", EBNF in GBNF's form
+    (as XGrammar reads it) for "grammar", and is empty for "json_object". `checked`: the caller
+    validates the answer too, so an engine may leave parts that it cannot enforce to the caller.
+    `param`: the parameter of the request that holds the constraint, for errors. `after`: thoughts
+    may come first, which end with one of these texts; they begin with one of `openers`, or, if
+    there are none, at once.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     spec: str = ""
     checked: bool = False
     param: str = "response_format"
+    after: tuple[str, ...] = ()
+    openers: tuple[str, ...] = ()
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
@@ -79,7 +84,9 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     streams chunks in OpenAI's form, so an engine that gets such chunks from a server may forward
     them unparsed, in `Delta.chunks`. `kv_transfer_params` go to the engine's KV connector, if it
     has one. `prompt_token_ids` is the result of `LLMEngine.prompt_ids` for this request: the engine
-    does not tokenize again.
+    does not tokenize again. With `continue_final_message` the answer continues the last message's
+    text; it holds the new text alone, or with `echo` the whole. Without `add_generation_prompt`
+    the prompt ends after the last message.
     """
 
     messages: list[Message]
@@ -97,6 +104,9 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     forward_chunks: bool = False
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    echo: bool = False
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
@@ -120,9 +130,11 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
-    """Texts to embed. `dimensions` None gives the model's own width."""
+    """Texts to embed, or token ids as the model reads them: none are added. `dimensions` None gives
+    the model's own width.
+    """
 
-    inputs: list[str]
+    inputs: Sequence[str | list[int]]
     dimensions: int | None = None
     request_id: str = ""
 
@@ -158,17 +170,21 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache."""
+    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache, and
+    `reasoning_tokens` of the answer are its reasoning, where the engine counts those.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 
@@ -203,7 +219,8 @@ class Delta(Struct, frozen=True, array_like=True):
     """One step's addition to one answer of a request.
 
     The last delta of an answer has a `finish_reason` and that answer's `usage`; `stop` is the stop
-    string that ended it, if any. The first of several deltas may have a `usage` of the prompt
+    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that
+    did. The first of several deltas may have a `usage` of the prompt
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
     of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
     answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
@@ -222,6 +239,7 @@ class Delta(Struct, frozen=True, array_like=True):
     reasoning: str = ""
     kv_transfer_params: dict[str, Any] | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    stop_token: int | None = None
 
 
 class Embeddings(Struct, frozen=True):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from penstock.engines.chat_template import ChatTemplate
@@ -7,7 +9,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-HELLO = [{"role": "user", "content": "hello"}]
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
 
 def test_renders_with_the_generation_prompt():
@@ -75,19 +77,9 @@ def test_templates_run_in_a_sandbox():
             "the chat template cannot be filled: it needs 'undefined', which is not given",
         ),
         (
-            "{% for m in messages %}{{ m.content + '!' }}{% endfor %}",
-            [*HELLO, {"role": "assistant", "content": None}],
-            "the chat template cannot use messages[1]: its content is null",
-        ),
-        (
-            "{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}",
-            [*HELLO, {"role": "assistant", "tool_calls": []}],
-            "the chat template cannot use messages[1]: it has no 'content'",
-        ),
-        (
             (
-                "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name.x }}{% endfor"
-                " %}{% endfor %}"
+                "{{ tools }}{% for m in messages %}{% for c in m.tool_calls %}"
+                "{{ c.function.name.x }}{% endfor %}{% endfor %}"
             ),
             [
                 *HELLO,
@@ -123,3 +115,145 @@ def test_what_is_not_there_is_no_error_where_templates_ask_for_it():
         " endif %}"
     )
     assert ChatTemplate(template).render(HELLO) == "nobody"
+
+
+CALLED: list[dict[str, Any]] = [
+    *HELLO,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "look", "arguments": '{"x": 1}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "done"},
+]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+TALKS = (  # as SmolLM2's, it adds contents up and knows no tools
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("answer", [{"content": None}, {}, {"content": ""}])
+@pytest.mark.parametrize("content", ["m['content'] + '!'", "m.content", "'' ~ m.content"])
+def test_a_missing_content_is_an_empty_one_where_the_template_needs_a_text(content, answer):
+    template = ChatTemplate(f"{{% for m in messages %}}{{{{ {content} }}}};{{% endfor %}}")
+    filled = template.render([*HELLO, {"role": "assistant", **answer}, *HELLO])
+    assert filled.replace("!", "") == "hello;;hello;"
+
+
+def test_a_template_that_knows_null_gets_it():
+    template = (
+        "{% for m in messages %}{{ 'null' if m.content is none else m.content }};{% endfor %}"
+    )
+    assert ChatTemplate(template).render([*HELLO, {"role": "assistant"}]) == "hello;null;"
+
+
+def test_a_template_that_shows_tools_gets_calls_as_they_are():
+    template = (
+        "{{ tools }}{% for m in messages %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{{ c.function.arguments.x }}{% endfor %};{% endfor %}"
+    )
+    assert ChatTemplate(template).render(CALLED) == "Nonehello;look1;done;"
+
+
+def test_a_template_without_tools_gets_them_and_their_calls_as_text():
+    filled = ChatTemplate(TALKS).render(CALLED, tools=[TOOL])
+    system, talk = filled.split("<end>", 1)
+    assert system.startswith("<system># Tools")
+    assert '<tools>\n{"type": "function", "function": {"name": "look", "par' in system
+    assert talk == (
+        '<user>hello<end><assistant><tool_call>\n{"name": "look", "arguments": {"x": 1}}\n'
+        "</tool_call><end><user><tool_response>\ndone\n</tool_response><end><assistant>"
+    )
+
+
+def test_calls_are_text_without_tools_in_the_request_too():
+    filled = ChatTemplate(TALKS).render(CALLED)
+    assert filled.startswith("<user>hello<end><assistant><tool_call>")
+
+
+def test_a_template_without_a_system_role_has_the_tools_in_the_first_users_message():
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TALKS
+    )
+    filled = ChatTemplate(source).render(CALLED, tools=[TOOL])
+    assert filled.startswith("<user># Tools")
+    assert "</tool_call>\n\nhello<end>" in filled
+
+
+def test_the_tools_follow_a_given_system_message():
+    system = {"role": "system", "content": "Be brief."}
+    filled = ChatTemplate(TALKS).render([system, *HELLO], tools=[TOOL])
+    assert filled.startswith("<system>Be brief.\n\n# Tools")
+    assert filled.count("<system>") == 1
+
+
+def test_results_and_what_the_user_says_then_are_one_turn():
+    second = {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "too"}]}
+    filled = ChatTemplate(TALKS).render([*CALLED, second, {"role": "user", "content": "well?"}])
+    assert filled.endswith(
+        "<user><tool_response>\ndone\n</tool_response>\n<tool_response>\ntoo\n</tool_response>\n"
+        "well?<end><assistant>"
+    )
+
+
+BEGUN: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": "The answer "}]
+
+
+def test_an_answer_continues_the_last_message():
+    assert (
+        ChatTemplate(TALKS).render(BEGUN, continue_final_message=True)
+        == "<user>hello<end><assistant>The answer "
+    )
+
+
+def test_a_template_that_strips_blanks_takes_those_of_the_text_too():
+    source = TALKS.replace("m['content']", "m['content'].strip()")
+    filled = ChatTemplate(source).render(BEGUN, continue_final_message=True)
+    assert filled == "<user>hello<end><assistant>The answer"
+
+
+def test_a_text_that_stands_before_as_well_is_continued_at_its_end():
+    again = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    assert (
+        ChatTemplate(TALKS).render(again, continue_final_message=True) == "<user>a<end><assistant>a"
+    )
+
+
+def test_parts_and_an_empty_text_can_be_continued():
+    for content in ([{"type": "text", "text": ""}], "", None):
+        begun = [*HELLO, {"role": "assistant", "content": content}]
+        filled = ChatTemplate(TALKS).render(begun, continue_final_message=True)
+        assert filled == "<user>hello<end><assistant>"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TALKS.replace("m['content']", "m['content'].split('answer')[0]"),
+        TALKS.replace("m['content']", "(m['content'] | upper)"),
+        TALKS.replace("m['content']", "m['content'].split('</think>')[-1]"),
+    ],
+)
+def test_a_text_that_the_template_changes_cannot_be_continued(source):
+    begun = [*HELLO, {"role": "assistant", "content": "<think>x</think>The answer"}]
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate(source).render(begun, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_a_call_cannot_be_continued():
+    called = [*HELLO, {**CALLED[1], "content": "so: "}]
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate("{{ tools or '' }}" + TALKS).render(called, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_a_prompt_may_end_after_the_last_message():
+    assert ChatTemplate(TALKS).render(HELLO, add_generation_prompt=False) == "<user>hello<end>"

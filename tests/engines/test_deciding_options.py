@@ -26,9 +26,13 @@ DECIDE = {
         ),
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
+        *("tool_call_parser", "reasoning_parser"),
     },
     "remote": {"tasks", "max_model_len", "max_top_logprobs", "structured", "extra_body"},
-    "simulated": {"seed", "output_tokens", "max_model_len", "deterministic"},
+    "simulated": {
+        *("seed", "output_tokens", "max_model_len", "deterministic"),
+        *("tool_call_parser", "reasoning_parser"),
+    },
 }
 OPTIONS: dict[str, type[msgspec.Struct]] = {
     "openvino": OpenVINOOptions,

@@ -7,9 +7,10 @@ import pytest
 
 from penstock.errors import EngineError
 from penstock.openai.framing import ChatFramer, CompletionFramer, Framer
-from penstock.openai.messages_api import MessageFramer
-from penstock.openai.responses import Answers, chat_completion
-from penstock.openai.responses_api import ResponseBody, ResponseFramer
+from penstock.openai.messages_api import MessageFramer, message_body
+from penstock.openai.response_events import ResponseFramer
+from penstock.openai.responses import Answers, chat_completion, usage_body
+from penstock.openai.responses_api import ResponseBody
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 ABOUT: Any = {"id": "x", "created": 7, "model": 'a "model"'}
@@ -79,12 +80,13 @@ def test_the_fast_path_and_the_full_one_agree() -> None:
 def test_reasoning_has_a_key_of_its_own() -> None:
     framer = ChatFramer(**ABOUT)
     (thought,) = parsed(framer.frame(Delta(reasoning="hm")))
-    assert thought["choices"][0]["delta"] == {"reasoning": "hm"}
+    assert thought["choices"][0]["delta"] == {"reasoning": "hm", "reasoning_content": "hm"}
     answers = Answers()
     for delta in (Delta(reasoning="h"), Delta(reasoning="m"), Delta(text="a"), LAST):
         answers.add(delta)
     message = chat_completion(answers, **ABOUT)["choices"][0]["message"]
-    assert message == {"role": "assistant", "reasoning": "hm", "content": "a"}
+    named = {"reasoning": "hm", "reasoning_content": "hm"}
+    assert message == {"role": "assistant", **named, "content": "a"}
 
 
 def test_a_delta_without_text_makes_no_chunk() -> None:
@@ -164,6 +166,103 @@ def test_response_items_open_and_close_in_order() -> None:
     assert events[-1]["response"]["usage"]["total_tokens"] == 5
 
 
+def test_pieces_of_two_calls_in_one_delta_are_two_calls_in_every_api() -> None:
+    pieces = [call(0, name="a"), call(0, "{"), call(1, name="b"), call(0, "}"), call(1, "{}")]
+    delta = Delta(tool_calls=tuple(part for piece in pieces for part in piece.tool_calls))
+    framer: Framer = ResponseFramer(ResponseBody(input="q"), **ABOUT)
+    stream = framer.open() + framer.frame(delta) + framer.frame(LAST) + framer.close()
+    output = parsed(stream)[-1]["response"]["output"]
+    assert [(item["name"], item["arguments"]) for item in output] == [("a", "{}"), ("b", "{}")]
+    framer = MessageFramer(id="x", model="m")
+    stream = framer.open() + framer.frame(delta) + framer.frame(LAST) + framer.close()
+    told = [e for e in parsed(stream) if e["type"].startswith("content_block_")]
+    assert [e.get("content_block", {}).get("name") for e in told[::3]] == ["a", "b"]
+    assert [e["delta"]["partial_json"] for e in told[1::3]] == ["{}", "{}"]
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+def test_a_response_has_the_reasoning_as_an_item(summary: str | None) -> None:
+    body = ResponseBody(input="q", reasoning={"summary": summary})
+    framer = ResponseFramer(body, **ABOUT)
+    stream = framer.open()
+    for delta in (Delta(reasoning="h"), Delta(reasoning="m"), Delta(text="a"), call(0, name="f")):
+        stream += framer.frame(delta)
+    usage = Usage(3, 2, 1, 2)
+    stream += framer.frame(Delta(finish_reason="tool_calls", usage=usage)) + framer.close()
+    events = parsed(stream)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[0]["response"]["output"] == []
+    kind = "reasoning_summary_" if summary else "reasoning_"
+    part = "reasoning_summary_part" if summary else "content_part"
+    assert [event["type"].removeprefix("response.") for event in events[2:9]] == [
+        "output_item.added",
+        f"{part}.added",
+        f"{kind}text.delta",
+        f"{kind}text.delta",
+        f"{kind}text.done",
+        f"{part}.done",
+        "output_item.done",
+    ]
+    assert all(event["output_index"] == 0 for event in events[2:9])
+    thought, message, called = events[-1]["response"]["output"]
+    assert thought["type"] == "reasoning"
+    if summary:
+        assert thought["summary"] == [{"type": "summary_text", "text": "hm"}]
+    else:
+        assert thought["content"] == [{"type": "reasoning_text", "text": "hm"}]
+        assert thought["summary"] == []
+    assert (message["content"][0]["text"], called["name"]) == ("a", "f")
+    details = events[-1]["response"]["usage"]["output_tokens_details"]
+    assert details == {"reasoning_tokens": 2}
+
+
+def test_a_responses_log_probabilities_come_with_the_text_that_follows() -> None:
+    framer = ResponseFramer(ResponseBody(input="q"), **ABOUT)
+    first, second = (
+        TokenLogprob(text, -1.0, ((text, -1.0), ("x", -2.0))) for text in ("\u00e9", "b")
+    )
+    stream = framer.open() + framer.frame(Delta(logprobs=(first,)))
+    stream += framer.frame(Delta(text="\u00e9b", logprobs=(second,))) + framer.close()
+    events = parsed(stream)
+    (sent,) = [event["logprobs"] for event in events if event["type"].endswith("text.delta")]
+    assert [token["token"] for token in sent] == ["\u00e9", "b"]
+    assert sent[0]["top_logprobs"] == [
+        {"token": "\u00e9", "logprob": -1.0},
+        {"token": "x", "logprob": -2.0},
+    ]
+    (item,) = events[-1]["response"]["output"]
+    assert item["content"][0]["logprobs"][0]["bytes"] == [195, 169]
+    assert len(item["content"][0]["logprobs"]) == 2
+
+
+def test_a_message_has_the_reasoning_as_a_block() -> None:
+    framer = MessageFramer(id="x", model="m")
+    stream = framer.open()
+    for delta in (Delta(reasoning="h"), Delta(reasoning="m"), Delta(text="a"), LAST):
+        stream += framer.frame(delta)
+    told = [e for e in parsed(stream + framer.close()) if "index" in e]
+    start, first, second, signature, stop, text, *_ = told
+    empty = {"type": "thinking", "thinking": "", "signature": ""}
+    assert (start["content_block"], start["index"]) == (empty, 0)
+    assert first["delta"] == {"type": "thinking_delta", "thinking": "h"}
+    assert second["delta"] == {"type": "thinking_delta", "thinking": "m"}
+    assert signature["delta"]["type"] == "signature_delta"
+    assert stop["type"] == "content_block_stop"
+    assert (text["content_block"]["type"], text["index"]) == ("text", 1)
+    answers = Answers()
+    for delta in (Delta(reasoning="hm"), Delta(text="a"), LAST):
+        answers.add(delta)
+    thought, said = message_body(answers, id="x", model="m")["content"]
+    signed = signature["delta"]["signature"]
+    assert thought == {"type": "thinking", "thinking": "hm", "signature": signed}
+    assert said["text"] == "a"
+
+
+def test_the_usage_tells_the_tokens_of_the_reasoning_where_they_were_counted() -> None:
+    assert usage_body(Usage(1, 3, 0, 2))["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert "completion_tokens_details" not in usage_body(Usage(1, 3))
+
+
 def test_message_blocks_open_and_close_in_order() -> None:
     framer = MessageFramer(id="x", model="m")
     stream = framer.open() + framer.frame(Delta(text="hi")) + framer.frame(call(0, name="a"))
@@ -181,3 +280,35 @@ def test_message_blocks_open_and_close_in_order() -> None:
         ("message_stop", None),
     ]
     assert parsed(stream)[-2]["usage"]["input_tokens"] == 2
+
+
+THOUGHT_AND_CALLED = [
+    Delta(reasoning="h"),
+    Delta(text="a", logprobs=(TokenLogprob("a", -1.0, (("a", -1.0),)),)),
+    Delta(tool_calls=(ToolCallPart(0, "{}", "call_0", "f"),)),
+    Delta(finish_reason="tool_calls", usage=Usage(3, 3, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+def test_events_of_a_response_are_openais(summary: str | None) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    types = pytest.importorskip("openai.types.responses")
+    known = pydantic.TypeAdapter(types.ResponseStreamEvent)
+    framer = ResponseFramer(ResponseBody(input="q", reasoning={"summary": summary}), **ABOUT)
+    stream = framer.open() + b"".join(map(framer.frame, THOUGHT_AND_CALLED)) + framer.close()
+    for event in parsed(stream):
+        made = known.validate_python(event)
+        assert made.type == event["type"]
+        assert not made.model_extra or not set(made.model_extra) - {"name"}
+
+
+def test_events_of_a_message_are_anthropics() -> None:
+    pydantic = pytest.importorskip("pydantic")
+    types = pytest.importorskip("anthropic.types")
+    known = pydantic.TypeAdapter(types.RawMessageStreamEvent)
+    framer = MessageFramer(id="x", model="m")
+    stream = framer.open() + b"".join(map(framer.frame, THOUGHT_AND_CALLED)) + framer.close()
+    for event in parsed(stream):
+        made = known.validate_python(event)
+        assert (made.type, made.model_extra) == (event["type"], made.model_extra and {})

@@ -44,7 +44,7 @@ def test_an_error_names_what_was_sent(form, body, given, shown):
     error = RequestError(f"{given} must be at least 1", param=given)
     found = in_words_of(parse_body(form, body), error)
     assert found.param == shown
-    if "messages" not in given:
+    if "_" in given:  # others are words of plain text, too
         assert str(found) == f"{shown} must be at least 1"
 
 

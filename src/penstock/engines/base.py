@@ -42,7 +42,7 @@ class Capabilities(Struct, frozen=True):
     the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
     `Sampling.logprobs`; -1 means none at all. `prompt_logprobs`: it also gives those of prompts.
     `logit_bias`: it takes that, and lists of allowed and forbidden tokens. `token_ids`: deltas
-    carry the ids of their tokens.
+    carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     """
 
     tasks: frozenset[str]
@@ -56,6 +56,7 @@ class Capabilities(Struct, frozen=True):
     batch_in_flight: int = 0
     prompt_logprobs: bool = False
     logit_bias: bool = False
+    thoughts_first: bool = False
 
 
 class LLMEngine(Tasks, Operations):

@@ -21,13 +21,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from penstock.errors import RequestError
+from penstock.openai.tool_prompt import has_tools, tools_as_text
 from penstock.openai.tools import arguments_as_objects
-from penstock.types import Message
+from penstock.types import ChatRequest, Message
 
 _MOST_TRIED = 50
 """Messages among which the one is looked for that a template has no use for."""
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """Used for models without a template of their own: the contents, a line each."""
+CHANGED = (
+    "the model's chat template changes or drops the text of the last message, so no answer can"
+    " continue it"
+)
+_END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Stands behind the text that the answer continues, to find its place in the prompt."""
 
 
 class ChatTemplate:
@@ -35,32 +42,80 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source or PLAIN
-        self._special_tokens = dict(special_tokens or {})
+        self._names = tuple((special_tokens or {}).items())
 
-    def takes_tools(self, override: str | None = None) -> bool:
-        """Whether the template, or `override` in its place, shows tools to the model."""
-        return _takes_tools(override or self.source)
+    def prompt(self, request: ChatRequest) -> str:
+        """The prompt of a request, made as `render` makes it."""
+        return self.render(
+            request.messages,
+            tools=None if request.tool_choice == "none" else request.tools,
+            override=request.chat_template,
+            variables=request.chat_template_kwargs,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+        )
+
+    def fitted(
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None,
+        override: str | None = None,
+    ) -> tuple[list[Message], list[dict[str, Any]] | None]:
+        """Messages and tools as the template (or `override`) can show them: one that knows no
+        tools gets them as text.
+        """
+        source = override or self.source
+        if not (tools or has_tools(messages)) or takes_tools(source):
+            return messages, tools
+        system = _shows(source, self._names, _SYSTEM_TURN, "SYSTEM")
+        return tools_as_text(messages, tools, system=system), None
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: list[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: list[dict[str, Any]] | None = None,
         override: str | None = None,
         variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt for `messages`, which may be in OpenAI's form, ready for the assistant's turn.
 
         `override` replaces the model's template; `variables` are further names for the template
-        (`chat_template_kwargs`). Raises `RequestError` if the template rejects the conversation.
+        (`chat_template_kwargs`). With `continue_final_message` the prompt ends with the text of the
+        last message, as transformers' `apply_chat_template` makes it. Raises `RequestError` if the
+        template rejects the conversation, or changes the text to continue.
         """
         names: dict[str, Any] = {
-            "add_generation_prompt": True,
-            **self._special_tokens,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            **dict(self._names),
             **(variables or {}),
         }
-        plain = list(map(_plain_content, arguments_as_objects(messages)))
         source = override or self.source
+        shown, tools = self.fitted(messages, tools, override)
+        plain = list(map(_plain_content, arguments_as_objects(shown)))
+        if any(message.get("content") is None for message in plain):
+            empty = None if _takes_null(source, self._names) else ""
+            plain = [m if m.get("content") is not None else {**m, "content": empty} for m in plain]
+        if not continue_final_message:
+            return self._filled(source, plain, tools, names)
+        text = plain[-1].get("content") if plain else None
+        if not isinstance(text, str) or plain[-1].get("tool_calls"):
+            raise RequestError(
+                "the last message has no text that an answer could continue",
+                param="continue_final_message",
+            )
+        plain[-1] = {**plain[-1], "content": text + _END_MARK}
+        return _cut(self._filled(source, plain, tools, names), text)
+
+    def _filled(
+        self,
+        source: str,
+        plain: list[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        names: Mapping[str, Any],
+    ) -> str:
         try:
             return _compile(source).render(messages=plain, tools=tools, **names)
         except _RefusedError as error:  # in the words of the template's author
@@ -93,11 +148,66 @@ class ChatTemplate:
 
 
 @lru_cache(maxsize=64)
-def _takes_tools(source: str) -> bool:
+def takes_tools(source: str) -> bool:
+    """Whether a template shows tools to the model."""
     try:
         return "tools" in find_undeclared_variables(_environment().parse(source))
     except TemplateError:
         return False
+
+
+_SYSTEM_TURN = ({"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "user"})
+_NULL_TURNS: tuple[tuple[Message, ...], ...] = tuple(
+    (
+        {"role": "user", "content": "user"},
+        {"role": "assistant", "content": None, **calls},
+        *more,
+        {"role": "user", "content": "user"},
+    )
+    for calls, more in (
+        ({}, ()),
+        (
+            {"tool_calls": [{"id": "a", "type": "function", "function": {"name": "f"}}]},
+            ({"role": "tool", "tool_call_id": "a", "content": "result"},),
+        ),
+    )
+)
+_Names = tuple[tuple[str, Any], ...]
+
+
+@lru_cache(maxsize=64)
+def _takes_null(source: str, names: _Names) -> bool:
+    """Whether the template takes assistants' messages whose content is null."""
+    turns = _NULL_TURNS if takes_tools(source) else _NULL_TURNS[:1]
+    return all("None" not in (_tried(source, names, turn) or "None") for turn in turns)
+
+
+def _shows(source: str, names: _Names, messages: Sequence[Message], text: str) -> bool:
+    """Whether a template's prompt for messages has the text."""
+    return text in (_tried(source, names, messages) or "")
+
+
+def _tried(source: str, names: _Names, messages: Sequence[Message]) -> str | None:
+    """The prompt for messages that nobody sent; None where the template does not take them."""
+    try:
+        filled: str = _compile(source).render(
+            messages=list(messages), tools=None, add_generation_prompt=True, **dict(names)
+        )
+    except Exception:  # whatever it is: these are not the caller's messages
+        return None
+    return filled
+
+
+def _cut(prompt: str, text: str) -> str:
+    """A prompt up to the end of `text`, behind which the mark stands. A template that strips blanks
+    leaves the mark without its own, and takes those of the text as well.
+    """
+    mark = _END_MARK.strip()
+    at = prompt.rfind(mark)
+    kept = prompt[:at] if prompt.startswith(_END_MARK, at) else prompt[:at].rstrip()
+    if at < 0 or not kept.rstrip().endswith(text.strip()):
+        raise RequestError(CHANGED, param="continue_final_message")
+    return kept
 
 
 @lru_cache(maxsize=64)

@@ -44,7 +44,7 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """A prompt to continue: text or token ids."""
+    """A prompt to continue: text or token ids. `marks` are as in `GenerateRequest`."""
 
     id: int
     prompt: str | list[int]
@@ -52,6 +52,7 @@ class Submit(Struct, tag="submit", array_like=True):
     adapter: str | None
     stream: bool
     special_tokens: bool
+    marks: tuple[str, ...] = ()
 
 
 class Abort(Struct, tag="abort", array_like=True):

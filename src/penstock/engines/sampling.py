@@ -102,13 +102,14 @@ def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> Non
 
 
 def most_new_tokens(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
-    """How many tokens an answer may have. Raises `RequestError` for an empty prompt, and
-    `ContextLengthError` where the context is too small for what is asked.
+    """How many tokens an answer may have: `max_tokens`, or what the context leaves if that is
+    less. Raises `RequestError` for an empty prompt, and `ContextLengthError` for one that leaves
+    nothing.
     """
     room = context_length - prompt_tokens
     if not prompt_tokens:
         raise RequestError("the prompt is empty", param="prompt")
-    if room < 1 or (max_tokens or 0) > room:
+    if room < 1:
         raise context_overflow(context_length, prompt_tokens, max_tokens)
     return min(max_tokens or room, room)
 

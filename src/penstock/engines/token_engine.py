@@ -16,11 +16,16 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.chat_template import ChatTemplate, takes_tools
 from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
-from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
-from penstock.openai.tools import ToolCallReader, call_constraint, check_tools
+from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
+from penstock.openai.parsers.harmony import HarmonyCalls
+from penstock.openai.parsers.reader import AnswerReader
+from penstock.openai.parsers.table import forms_of
+from penstock.openai.parsers.text import Offered
+from penstock.openai.parsers.thinking import Thinking
+from penstock.openai.tools import call_constraint, check_tools
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -28,6 +33,7 @@ from penstock.types import (
     FinishReason,
     Message,
     Sampling,
+    StructuredOutput,
 )
 
 MEDIA = ("image", "audio", "video", "file")
@@ -35,7 +41,8 @@ MEDIA = ("image", "audio", "video", "file")
 
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
-    BOS) to a text; `kv_transfer_params` are for the engine's KV connector.
+    BOS) to a text; `kv_transfer_params` are for the engine's KV connector. Special tokens that are
+    part of one of `marks` stay in the answer's text.
     """
 
     prompt: str | list[int]
@@ -44,13 +51,20 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     stream: bool = True
     special_tokens: bool = False
     kv_transfer_params: dict[str, Any] | None = None
+    marks: tuple[str, ...] = ()
 
 
 class TokenEngine(LLMEngine):
-    """An engine whose model continues token sequences. Errors name it by `model_kind`."""
+    """An engine whose model continues token sequences. Errors name it by `model_kind`.
+
+    `tool_call_parser` and `reasoning_parser` name the forms of calls and thoughts
+    (`openai.parsers.table`); None: what the chat template's marks say.
+    """
 
     template: ChatTemplate
     model_kind = "this model"
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
 
     def continue_prompt(self, request: GenerateRequest) -> Batches:
         """Continue one prompt. Closing the batches early aborts the request."""
@@ -69,37 +83,67 @@ class TokenEngine(LLMEngine):
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         forced = sampling.structured is not request.sampling.structured
-        if tools and not forced and not self.template.takes_tools(request.chat_template):
-            raise RequestError(
-                "this model's chat template shows it no tools; a call can only be required"
-                " (tool_choice)",
-                param="tools",
-            )
-        prompt: str | list[int]
-        if request.prompt_token_ids:
-            prompt = request.prompt_token_ids
-            check_token_ids(prompt, "prompt_token_ids")
-        else:
+        source = request.chat_template or self.template.source
+        as_text = None if takes_tools(source) else "hermes"  # see tools_as_text
+        forms = forms_of(source, self.tool_call_parser, self.reasoning_parser, as_text)
+        thinking = forms.thinking
+        if request.continue_final_message and not (thinking and thinking.open_in(_last(request))):
+            thinking = None
+        text = ""
+        if not request.prompt_token_ids or thinking is not None:
             check_texts(request.messages, self.name)
-            prompt = self.template.render(
-                request.messages,
-                tools=tools,
-                override=request.chat_template,
-                variables=request.chat_template_kwargs,
-            )
+            text = self.template.prompt(request)
+        if request.prompt_token_ids:
+            check_token_ids(request.prompt_token_ids, "prompt_token_ids")
+        prompt = request.prompt_token_ids or text
+        thinks = thinking is not None and (request.continue_final_message or thinking.begun(text))
+        calls = forms.calls if tools or isinstance(forms.calls, HarmonyCalls) else None
+        if thinking is not None and sampling.structured is not None and not thinking.closed(text):
+            sampling = self._after_thoughts(sampling, sampling.structured, thinking, thinks)
         single = GenerateRequest(
             prompt,
             sampling,
             request.adapter,
             request.stream,
             kv_transfer_params=request.kv_transfer_params,
+            marks=(
+                *(thinking.marks if thinking is not None else ()),
+                *(calls.marks if calls is not None and not forced else ()),
+            ),
         )
         answers = self._answers(single, request.n)
-        if not tools:
-            return answers
-        seed = request.request_id or str(prompt)
-        calls = ToolCallReader(seed, bare=forced, one_call=not request.parallel_tool_calls)
-        return mapped(answers, calls.translate)
+        if calls is not None or thinking is not None:
+            reader = AnswerReader(
+                request.request_id or str(prompt),
+                calls=calls,
+                offered=Offered(tools or ()),
+                thinking=thinking,
+                thinks=thinks,
+                forced=forced,
+                one_call=not request.parallel_tool_calls,
+            )
+            answers = mapped(answers, reader.translate)
+        text = echoed(request)
+        return mapped(answers, Echo(text, tokens=False)) if text else answers
+
+    def _after_thoughts(
+        self, sampling: Sampling, structured: StructuredOutput, thinking: Thinking, begun: bool
+    ) -> Sampling:
+        """Let the constraint begin after thoughts, which the prompt may have `begun`. An engine
+        that cannot do that constrains the answer from its first token on.
+        """
+        if not self.capabilities.thoughts_first and begun:
+            raise UnsupportedError(
+                f"the {self.name} engine cannot constrain an answer after its thoughts, which the"
+                " prompt begins",
+                param=structured.param,
+            )
+        if not self.capabilities.thoughts_first:
+            return sampling
+        structured = msgspec.structs.replace(
+            structured, after=thinking.closers, openers=() if begun else thinking.openers
+        )
+        return msgspec.structs.replace(sampling, structured=structured)
 
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
@@ -183,15 +227,13 @@ class TokenEngine(LLMEngine):
         tools: list[dict[str, Any]] | None,
         choice: str | dict[str, Any] | None,
     ) -> Sampling:
-        """A call that must be made is a constraint on the answer."""
+        """A call that must be made is a constraint on the answer. It takes the place of the
+        request's own (`response_format`), as in OpenAI's API and vLLM: that is for answers in text.
+        """
         check_tools(tools, choice)
         constraint = call_constraint(tools, choice) if tools else None
         if constraint is None:
             return sampling
-        if sampling.structured is not None:
-            raise RequestError(
-                "a tool call cannot be required together with response_format", param="tool_choice"
-            )
         if constraint.kind not in self.capabilities.structured:
             raise UnsupportedError(
                 f"the {self.name} engine cannot require tool calls", param="tool_choice"
@@ -207,26 +249,47 @@ class TokenEngine(LLMEngine):
 
 
 class Echo:
-    """Puts a prompt before each answer: its text, and its tokens' log probabilities where the
-    answer has some. `keep`: those are wanted apart as well.
+    """Puts a prompt before each answer: its text and, with `tokens`, the log probabilities of its
+    tokens where the answer has some. `keep`: those are wanted apart as well.
     """
 
-    def __init__(self, text: str, *, keep: bool = False) -> None:
+    def __init__(self, text: str, *, keep: bool = False, tokens: bool = True) -> None:
         self._text = text
         self._keep = keep
+        self._tokens = tokens
         self._begun: set[int] = set()
 
     def __call__(self, delta: Delta) -> Delta:
         if delta.index in self._begun:
             return delta
         self._begun.add(delta.index)
-        prompt = delta.prompt_logprobs
+        text, prompt = self._text + delta.text, delta.prompt_logprobs
+        if not self._tokens:
+            return msgspec.structs.replace(delta, text=text)
         return msgspec.structs.replace(
             delta,
-            text=self._text + delta.text,
+            text=text,
             logprobs=delta.logprobs if prompt is None else prompt + (delta.logprobs or ()),
             prompt_logprobs=prompt if self._keep else None,
         )
+
+
+def echoed(request: ChatRequest) -> str:
+    """What stands before the answers of a chat with `echo`: the text of its last message, if the
+    answer continues that or both are the assistant's.
+    """
+    same = request.continue_final_message or not request.add_generation_prompt
+    if not request.echo or not (same or request.messages[-1].get("role") == "assistant"):
+        return ""
+    return _last(request)
+
+
+def _last(request: ChatRequest) -> str:
+    """The text of the last message."""
+    content = request.messages[-1].get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content)
 
 
 def _prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:

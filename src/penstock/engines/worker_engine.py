@@ -177,6 +177,7 @@ class WorkerEngine(TokenEngine):
                     request.adapter,
                     request.stream,
                     request.special_tokens,
+                    request.marks,
                 )
             )
             while not finished:

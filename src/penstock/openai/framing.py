@@ -18,9 +18,11 @@ from penstock.openai.responses import (
     chat_logprobs,
     completion_logprobs,
     error_body,
+    reasoning_fields,
     usage_body,
 )
-from penstock.types import Delta, ToolCallPart
+from penstock.openai.tool_forms import FormedCalls, ToolForm
+from penstock.types import Delta, ToolCallPart, Usage
 
 to_json = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
@@ -57,13 +59,55 @@ def error_events(error: PenstockError) -> bytes:
     return data(error_body(error)) + DONE
 
 
+class RunningUsage:
+    """Counts what a stream has used so far, for `continuous_usage_stats`. `n` answers (default:
+    all) share a prompt.
+
+    A delta without token ids, which a remote server's has not, counts as one token.
+    """
+
+    def __init__(self, n: int | None = None) -> None:
+        self._n = n
+        self._prompts: dict[int, Usage] = {}
+        self._answers: dict[int, int] = {}
+
+    def add(self, delta: Delta) -> bytes:
+        """What stands behind a chunk's choices, this delta included."""
+        index, usage = delta.index, delta.usage
+        if usage is not None:
+            self._prompts.setdefault(index // self._n if self._n else 0, usage)
+        count = self._answers.get(index, 0) + (len(delta.token_ids) or bool(delta.text))
+        if usage is not None and delta.finish_reason is not None:
+            count = usage.completion_tokens
+        self._answers[index] = count
+        total = Usage(
+            sum(one.prompt_tokens for one in self._prompts.values()),
+            sum(self._answers.values()),
+            sum(one.cached_tokens for one in self._prompts.values()),
+        )
+        return b'],"usage":%b}\n\n' % to_json(usage_body(total))
+
+
 class ChatFramer:
-    """Chunks of `POST /v1/chat/completions` for `n` answers."""
+    """Chunks of `POST /v1/chat/completions` for `n` answers. `form` is that of the tools, where it
+    is not the usual one; with `continuous_usage` each chunk has the usage so far.
+    """
 
     def __init__(
-        self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False
+        self,
+        *,
+        id: str,
+        created: int,
+        model: str,
+        n: int = 1,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+        form: ToolForm | None = None,
     ) -> None:
         head, self._tail = _envelope(id, "chat.completion.chunk", created, model, include_usage)
+        self._form = form or ToolForm()
+        self._formed = None if self._form.plain else FormedCalls(self._form)
+        self._running = RunningUsage() if continuous_usage else None
         self._choice = [b'%b{"index":%d,"delta":' % (head, index) for index in range(n)]
         self._content = [choice + b'{"content":' for choice in self._choice]
         self._plain_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
@@ -89,6 +133,7 @@ class ChatFramer:
             and delta.logprobs is None
             and not delta.tool_calls
             and not delta.reasoning
+            and self._running is None
         ):
             # The path of nearly every token.
             return (
@@ -107,25 +152,38 @@ class ChatFramer:
     def _full(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
         if delta.reasoning:
-            content["reasoning"] = delta.reasoning
-        if delta.tool_calls:
-            content["tool_calls"] = _call_chunks(delta.tool_calls)
+            content |= reasoning_fields(delta.reasoning)
+        if delta.tool_calls and self._formed is not None:
+            content |= self._formed.content(delta.index, delta.tool_calls)
+        elif delta.tool_calls:
+            content["tool_calls"] = list(map(_call_chunk, merged_parts(delta.tool_calls)))
         if self._usage is not None:
             self._usage.add(delta)
+        tail = self._tail if self._running is None else self._running.add(delta)
         if not content and delta.finish_reason is None and not delta.logprobs:
             return b""
         logprobs = to_json(chat_logprobs(delta.logprobs))
-        reason = to_json(delta.finish_reason)
+        reason = _reason(delta, self._form.reason(delta.finish_reason))
         choice = self._choice[delta.index] + to_json(content)
-        return b'%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, logprobs, reason, self._tail)
+        return b'%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, logprobs, reason, tail)
 
 
 class CompletionFramer:
-    """Chunks of `POST /v1/completions`, for `n` answers to each prompt by index."""
+    """Chunks of `POST /v1/completions`, for `n` answers to each prompt by index. With
+    `continuous_usage` each chunk has the usage so far.
+    """
 
     def __init__(
-        self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False
+        self,
+        *,
+        id: str,
+        created: int,
+        model: str,
+        n: int = 1,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
     ) -> None:
+        self._running = RunningUsage(n) if continuous_usage else None
         self._head, self._tail = _envelope(id, "text_completion", created, model, include_usage)
         self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._usage = UsageTotal(n) if include_usage else None
@@ -136,19 +194,22 @@ class CompletionFramer:
 
     def frame(self, delta: Delta) -> bytes:
         choice = b'%b{"index":%d,"text":' % (self._head, delta.index)
-        if delta.finish_reason is None and delta.logprobs is None:
+        if delta.finish_reason is None and delta.logprobs is None and self._running is None:
             return choice + to_json(delta.text) + self._plain_tail if delta.text else b""
+        tail = self._tail if self._running is None else self._running.add(delta)
+        if not delta.text and delta.finish_reason is None and not delta.logprobs:
+            return b""
         if self._usage is not None:
             self._usage.add(delta)
         offsets = self._offsets.setdefault(delta.index, TextOffsets())
         logprobs = to_json(completion_logprobs(delta.logprobs, offsets))
-        reason = to_json(delta.finish_reason)
+        reason = _reason(delta, delta.finish_reason)
         return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (
             choice,
             to_json(delta.text),
             logprobs,
             reason,
-            self._tail,
+            tail,
         )
 
     def close(self) -> bytes:
@@ -169,27 +230,39 @@ def _envelope(
     ], b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
 
+def _reason(delta: Delta, name: str | None) -> bytes:
+    """The finish reason, with vLLM's `stop_reason` where an answer ends."""
+    if name is None:
+        return b"null"
+    return b'%b,"stop_reason":%b' % (
+        to_json(name),
+        to_json(delta.stop_token if delta.stop is None else delta.stop),
+    )
+
+
 def _usage_chunk(head: bytes, total: UsageTotal | None) -> bytes:
     return (
         b"" if total is None else b'%b],"usage":%b}\n\n' % (head, to_json(usage_body(total.usage)))
     )
 
 
-def _call_chunks(parts: tuple[ToolCallPart, ...]) -> list[dict[str, Any]]:
-    """The pieces of each call as one: a second one in a chunk may be taken for a call of its own,
-    as OpenAI's Python client does before 3.14.
+def merged_parts(parts: tuple[ToolCallPart, ...]) -> list[ToolCallPart]:
+    """The pieces of each call as one, which has all that a delta brings of it: OpenAI's Python
+    client before 3.14 takes a second one in a chunk for a call of its own, and the other APIs write
+    one call after another.
     """
-    chunks: list[dict[str, Any]] = []
-    last: dict[int, dict[str, Any]] = {}
+    if len(parts) == 1:
+        return list(parts)
+    calls: dict[int, ToolCallPart] = {}
     for part in parts:
-        if part.id is not None:
-            function = {"name": part.name, "arguments": part.arguments}
-            chunk = {"index": part.number, "id": part.id, "type": "function", "function": function}
-        elif part.number in last:
-            last[part.number]["function"]["arguments"] += part.arguments
-            continue
-        else:
-            chunk = {"index": part.number, "function": {"arguments": part.arguments}}
-        last[part.number] = chunk
-        chunks.append(chunk)
-    return chunks
+        if (first := calls.get(part.number)) is not None:
+            part = msgspec.structs.replace(first, arguments=first.arguments + part.arguments)
+        calls[part.number] = part
+    return list(calls.values())
+
+
+def _call_chunk(part: ToolCallPart) -> dict[str, Any]:
+    if part.id is None:
+        return {"index": part.number, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.number, "id": part.id, "type": "function", "function": function}

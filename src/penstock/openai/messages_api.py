@@ -5,14 +5,16 @@ request; answers, streams of events and errors go back.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from hashlib import blake2b
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
-from penstock.openai.framing import event
-from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
-from penstock.openai.responses import Answers, UsageTotal
+from penstock.openai.constraints import parse_response_format
+from penstock.openai.framing import event, merged_parts
+from penstock.openai.requests import Whole, begun_by_assistant, check_messages, with_effort
+from penstock.openai.responses import Answers, UsageTotal, reasoning_fields
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
 
@@ -29,6 +31,11 @@ class OutputConfig(Struct):
 class MessageBody(Struct, kw_only=True):
     """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
 
+    names: ClassVar = {
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "prompt": "messages",
+    }
     model: str = ""
     max_tokens: Whole
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -49,8 +56,6 @@ class MessageBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        if self.thinking is not None and self.thinking.get("type") not in ("disabled", "adaptive"):
-            raise UnsupportedError("thinking is not supported", param="thinking")
         if self.thread is not None:
             raise UnsupportedError("thread is not supported: send all messages", param="thread")
         messages: list[Message] = []
@@ -62,6 +67,7 @@ class MessageBody(Struct, kw_only=True):
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
         output = self.output_config or OutputConfig()
+        prefilled = begun_by_assistant(messages)
         check_tools(tools, choice)
         return ChatRequest(
             messages=messages,
@@ -75,13 +81,29 @@ class MessageBody(Struct, kw_only=True):
             ),
             tools=tools or None,
             tool_choice=choice,
-            chat_template_kwargs=with_effort(self.chat_template_kwargs, output.effort),
+            chat_template_kwargs=with_effort(
+                {**_thinking(self.thinking), **self.chat_template_kwargs}, output.effort
+            ),
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
             parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use")
             is not True,
+            continue_final_message=prefilled,
+            add_generation_prompt=not prefilled,
         )
+
+
+def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
+    """The template's variable for `thinking`. A model that does not think answers without; the
+    budget is not held to, but `max_tokens` is.
+    """
+    kind = (given or {}).get("type")
+    if given is not None and kind not in ("enabled", "disabled", "adaptive"):
+        raise RequestError(
+            f"unknown thinking type {kind!r}: it is enabled, disabled or adaptive", param="thinking"
+        )
+    return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}
 
 
 def _turn(message: Message, where: str) -> list[Message]:
@@ -96,6 +118,7 @@ def _turn(message: Message, where: str) -> list[Message]:
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     results: list[Message] = []
+    thought = ""
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "text":
@@ -111,16 +134,17 @@ def _turn(message: Message, where: str) -> list[Message]:
             results.append(
                 {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
             )
-        elif kind not in (
-            "thinking",
-            "redacted_thinking",
-        ):  # clients send thinking back unchanged; templates have no place for it
+        elif kind == "thinking":
+            thought += str(block.get("thinking") or "")
+        elif kind != "redacted_thinking":
             raise RequestError(
                 f"{where}.content: blocks of type {kind!r} are not supported", param=where
             )
     turn: Message = {"role": role, "content": parts or (None if calls else "")}
     if calls:
         turn["tool_calls"] = calls
+    if role == "assistant":
+        turn |= reasoning_fields(thought)
     return [*results, turn] if parts or calls or not results else results
 
 
@@ -197,6 +221,9 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     ]
     if text or not calls:
         content.insert(0, {"type": "text", "text": text})
+    if thought := answers.reasoning.get(0):
+        signed = {"thinking": thought, "signature": _signature(thought)}
+        content.insert(0, {"type": "thinking", **signed})
     ending = _ending(answers.reasons.get(0), answers.stops.get(0))
     return _message(id, model, content, ending, answers.usage)
 
@@ -225,7 +252,8 @@ class MessageFramer:
         self._id = id
         self._model = model
         self._index = -1
-        self._open: str | None = None  # the kind of the open block: "text" or "tool_use"
+        self._open: str | None = None  # the kind of the open block
+        self._thought = ""
         self._total = UsageTotal()
         self._begun = False
         self._reason: str | None = None
@@ -239,15 +267,20 @@ class MessageFramer:
         self._reason = delta.finish_reason or self._reason
         self._stop = delta.stop or self._stop
         events = b"" if self._begun else self._start_message(delta.usage or Usage())
+        if delta.reasoning:
+            if self._open != "thinking":
+                events += self._start({"type": "thinking", "thinking": "", "signature": ""})
+            self._thought += delta.reasoning
+            events += self._delta({"type": "thinking_delta", "thinking": delta.reasoning})
         if delta.text:
             if self._open != "text":
                 events += self._start({"type": "text", "text": ""})
             events += self._delta({"type": "text_delta", "text": delta.text})
-        return events + b"".join(map(self._call, delta.tool_calls))
+        return events + b"".join(map(self._call, merged_parts(delta.tool_calls)))
 
     def close(self) -> bytes:
         events = b"" if self._begun else self._start_message(Usage())
-        if self._index < 0:
+        if self._index < 0 or self._open == "thinking":
             events += self._start({"type": "text", "text": ""})
         ending = {
             "type": "message_delta",
@@ -299,8 +332,21 @@ class MessageFramer:
     def _end(self) -> bytes:
         if self._open is None:
             return b""
+        events = b""
+        if self._open == "thinking":
+            signature = _signature(self._thought)
+            events = self._delta({"type": "signature_delta", "signature": signature})
+            self._thought = ""
         self._open = None
-        return event("content_block_stop", {"type": "content_block_stop", "index": self._index})
+        stop = {"type": "content_block_stop", "index": self._index}
+        return events + event("content_block_stop", stop)
+
+
+def _signature(thought: str) -> str:
+    """Stands where Anthropic's signature does, which clients keep and send back. Nobody checks it
+    here.
+    """
+    return blake2b(thought.encode(errors="replace"), digest_size=24).hexdigest()
 
 
 def _message(

@@ -8,15 +8,18 @@ extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.errors import RequestError, nearest
+from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
+from penstock.openai.parameters import check_only, is_known
+from penstock.openai.responses import BestOf
+from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
@@ -24,7 +27,6 @@ from penstock.types import (
     EmbeddingRequest,
     Message,
     Sampling,
-    StructuredOutput,
 )
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -33,22 +35,17 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer of 64 bits, which every engine can hold; JSON allows thousands of digits."""
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TextsOrIds = str | list[str | TokenId | list[TokenId]]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """`stream_options`: whether the last chunk carries the usage."""
+    """`stream_options`: whether the last chunk carries the usage, and with vLLM's
+    `continuous_usage_stats` each chunk the usage so far.
+    """
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
-
-
-class StructuredOutputs(Struct, forbid_unknown_fields=True):
-    """`structured_outputs`, vLLM's name for a constraint beyond `response_format`."""
-
-    json: dict[str, Any] | str | None = None
-    regex: str | None = None
-    json_object: bool | None = None
 
 
 class SamplingBody(Struct, kw_only=True):
@@ -67,6 +64,11 @@ class SamplingBody(Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None
     top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -85,14 +87,19 @@ class SamplingBody(Struct, kw_only=True):
         """Whether the stream's last chunk carries the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of the stream carries the usage so far. vLLM asks for `include_usage`
+        too.
+        """
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """The sampling parameters. Omitted values take OpenAI's defaults."""
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
-        if self.stream_options is not None and self.stream_options.continuous_usage_stats:
-            raise UnsupportedError(
-                "continuous_usage_stats is not supported", param="stream_options"
-            )
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError(
                 "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
@@ -115,7 +122,11 @@ class SamplingBody(Struct, kw_only=True):
             stop=stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
-            structured=self._structured(),
+            structured=one_constraint(
+                self.response_format,
+                self.structured_outputs,
+                {name: getattr(self, name) for name in GUIDED},
+            ),
             prompt_logprobs=self.prompt_logprobs,
             logit_bias=bias_pairs(self.logit_bias),
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
@@ -125,38 +136,12 @@ class SamplingBody(Struct, kw_only=True):
             },
         )
 
-    def _structured(self) -> StructuredOutput | None:
-        wanted, param = self.structured_outputs, "structured_outputs"
-        if wanted is None:
-            return parse_response_format(self.response_format)
-        if self.response_format is not None:
-            raise RequestError("give response_format or structured_outputs, not both", param=param)
-        given = [
-            name
-            for name in ("json", "json_object", "regex")
-            if getattr(wanted, name) not in (None, False)
-        ]
-        if len(given) > 1:
-            raise RequestError(
-                "structured_outputs takes one of json, json_object and regex, not"
-                f" {' and '.join(given)}",
-                param=param,
-            )
-        if wanted.regex is not None:
-            return StructuredOutput("regex", wanted.regex, param=param)
-        if wanted.json is not None:
-            if isinstance(wanted.json, str) and not _is_object(wanted.json):
-                raise RequestError(
-                    "structured_outputs.json must hold a JSON schema, an object, not"
-                    f" {ascii(wanted.json)[:80]}",
-                    param="structured_outputs.json",
-                )
-            return StructuredOutput("json_schema", _schema_text(wanted.json), param=param)
-        return StructuredOutput("json_object", param=param) if wanted.json_object else None
-
 
 class ChatBody(SamplingBody, kw_only=True):
-    """Body of `POST /v1/chat/completions`: messages, tools and sampling."""
+    """Body of `POST /v1/chat/completions`: messages, tools and sampling.
+
+    `names` are parameters under the names that the client sent, for errors; each body has them.
+    """
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Whole | None = None
@@ -165,8 +150,13 @@ class ChatBody(SamplingBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    echo: bool | None = None
     reasoning_effort: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -183,33 +173,68 @@ class ChatBody(SamplingBody, kw_only=True):
     ) -> ChatRequest:
         """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
-        check_tools(self.tools, self.tool_choice)
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
+        messages = plain_messages(self.messages)
+        tools, choice = self._tools()
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
         elif self.top_logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
-            messages=self.messages,
+            messages=messages,
             sampling=self.sampling(
-                max_tokens=(
-                    self.max_tokens
-                    if self.max_completion_tokens is None
-                    else self.max_completion_tokens
-                ),
+                max_tokens=self.max_tokens
+                if self.max_completion_tokens is None
+                else self.max_completion_tokens,
                 logprobs=top,
             ),
             n=1 if self.n is None else self.n,
-            tools=self.tools or None,
-            tool_choice=self.tool_choice,
+            tools=tools,
+            tool_choice=choice,
             chat_template=self.chat_template,
             chat_template_kwargs=with_effort(self.chat_template_kwargs, self.reasoning_effort),
             adapter=adapter,
             stream=bool(self.stream) if stream is None else stream,
             request_id=request_id,
             priority=self.priority or 0,
-            parallel_tool_calls=self.parallel_tool_calls is not False,
+            parallel_tool_calls=self.parallel_tool_calls is not False and not self.functions,
+            continue_final_message=bool(self.continue_final_message),
+            add_generation_prompt=self.add_generation_prompt is not False
+            and not self.continue_final_message,
+            echo=bool(self.echo),
         )
+
+    @property
+    def names(self) -> dict[str, str]:
+        prompt = {"prompt": "messages"}
+        if self.max_completion_tokens is None:
+            return prompt
+        return {**prompt, "max_tokens": "max_completion_tokens"}
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """The form of the calls in an answer."""
+        if self.functions:
+            return ToolForm(functions=True)
+        custom = (t.get("custom") for t in self.tools or () if t.get("type") == "custom")
+        return ToolForm(custom=frozenset(c["name"] for c in custom if c))
+
+    def _tools(self) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
+        if not self.functions:
+            if self.function_call not in (None, "none", "auto"):
+                raise RequestError("function_call needs functions", param="function_call")
+            tools, choice, _ = plain_tools(self.tools, self.tool_choice)
+        elif self.tools or self.tool_choice is not None:
+            raise RequestError("give tools or functions, not both", param="functions")
+        else:
+            tools, choice = of_functions(self.functions, self.function_call)
+        check_tools(tools, choice)
+        return tools, choice
 
 
 class CompletionBody(SamplingBody, kw_only=True):
@@ -217,9 +242,10 @@ class CompletionBody(SamplingBody, kw_only=True):
     request for each.
     """
 
-    prompt: str | list[str | TokenId | list[TokenId]]
+    prompt: TextsOrIds
     logprobs: Whole | None = None
     echo: bool | None = None
+    names: ClassVar = {"top_logprobs": "logprobs", "messages": "prompt"}
     suffix: str | None = None
     best_of: Whole | None = None
     add_special_tokens: bool = True
@@ -230,19 +256,22 @@ class CompletionBody(SamplingBody, kw_only=True):
         """The neutral requests, in the order of the prompts. `max_tokens` defaults to 16, as
         in OpenAI's API.
         """
-        if self.suffix:
-            raise UnsupportedError("suffix is not supported", param="suffix")
-        if self.best_of not in (None, 1, self.n):
-            raise UnsupportedError("best_of is not supported", param="best_of")
         prompts = self._prompts()
+        logprobs, n = self.logprobs, 1 if self.n is None else self.n
+        if self.best is not None:
+            assert self.best_of is not None
+            if self.best_of < n or self.stream:
+                why = "cannot be streamed" if self.stream else f"must be at least n, which is {n}"
+                raise RequestError(f"best_of {why}", param="best_of")
+            logprobs, n = logprobs or 0, self.best_of
         sampling = self.sampling(
-            max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=self.logprobs
+            max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=logprobs
         )
         return [
             CompletionRequest(
                 prompt=prompt,
                 sampling=sampling,
-                n=1 if self.n is None else self.n,
+                n=n,
                 echo=bool(self.echo),
                 special_tokens=self.add_special_tokens,
                 adapter=adapter,
@@ -253,33 +282,51 @@ class CompletionBody(SamplingBody, kw_only=True):
             for number, prompt in enumerate(prompts)
         ]
 
+    @property
+    def best(self) -> BestOf | None:
+        """Which answers stay, where more were asked for than are wanted."""
+        n = 1 if self.n is None else self.n
+        if self.best_of is None or self.best_of == n:
+            return None
+        return BestOf(n, self.logprobs is not None)
+
     def _prompts(self) -> list[str | list[int]]:
-        given = self.prompt
-        if isinstance(given, str):
-            return [given]
-        ids = [item for item in given if isinstance(item, int)]
-        if given and len(ids) == len(given):
-            return [ids]
-        prompts = [item for item in given if not isinstance(item, int)]
-        if not prompts or ids or len({type(item) for item in prompts}) > 1:
-            raise RequestError(
-                "prompt must be a text, token ids, a list of texts or a list of lists of ids",
-                param="prompt",
-            )
-        return prompts
+        return texts_or_ids(self.prompt, "prompt")
+
+
+def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:
+    """One text or many, or one list of token ids or many. Raises `RequestError` for a mixture."""
+    if isinstance(given, str):
+        return [given]
+    ids = [item for item in given if isinstance(item, int)]
+    if given and len(ids) == len(given):
+        return [ids]
+    several = [item for item in given if not isinstance(item, int)]
+    if not several or ids or len({type(item) for item in several}) > 1:
+        raise RequestError(
+            f"{param} must be a text, token ids, a list of texts or a list of lists of ids",
+            param=param,
+        )
+    return several
 
 
 class EmbeddingBody(Struct, kw_only=True):
-    """Body of `POST /v1/embeddings`: one text or many, or token ids."""
+    """Body of `POST /v1/embeddings`: one text or many, or token ids, which the model reads as they
+    are.
+    """
 
     model: str = ""
-    input: str | list[str]
+    input: TextsOrIds
     dimensions: Count | None = None
+    names: ClassVar = {"messages": "input", "prompt": "input"}
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
-        return EmbeddingRequest(input_texts(self.input), self.dimensions, request_id)
+        inputs = texts_or_ids(self.input, "input") if self.input else []
+        if not inputs or not all(inputs):
+            raise RequestError("input must not be empty", param="input")
+        return EmbeddingRequest(inputs, self.dimensions, request_id)
 
 
 def input_texts(given: str | list[str]) -> list[str]:
@@ -296,7 +343,8 @@ def with_effort(variables: dict[str, Any], effort: str | None) -> dict[str, Any]
 
 
 def parse_body(form: type[Body], body: Any) -> Body:
-    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter.
+    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter, for
+    a parameter of another server's API too (`penstock.openai.parameters`).
 
     Null counts as absent, for unknown names too: clients with typed bodies send the fields of
     every server's API.
@@ -304,63 +352,26 @@ def parse_body(form: type[Body], body: Any) -> Body:
     if not isinstance(body, Mapping):
         raise RequestError("the request body must be a JSON object")
     known = _names(form)
-    body = {name: value for name, value in body.items() if value is not None or known.get(name)}
-    for name in body:
-        if name not in known:
+    given = {name: value for name, value in body.items() if value is not None or known.get(name)}
+    for name in [name for name in given if name not in known]:
+        if not is_known(form, name, given.pop(name)):
             hint = nearest(str(name), known)
             raise RequestError(f"unknown parameter '{name}'. {hint}", param=str(name))
     try:
-        return msgspec.convert(body, form, strict=True)
+        checked = msgspec.convert(given, form, strict=True)
     except msgspec.ValidationError:
         from penstock.validation import mismatch  # imported only for an error
 
-        found = mismatch(form, body)
+        found = mismatch(form, given)
         raise RequestError(str(found), param=found.place or None) from None
+    check_only(checked)
+    return checked
 
 
 @cache
 def _names(form: type[Struct]) -> dict[str, bool]:
     """Field name → whether it is required. Cached, because inspecting a form takes milliseconds."""
     return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
-
-
-def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
-    """`response_format` as a constraint. Its types: text, json_object, json_schema and regex
-    (`{"type": "regex", "pattern": …}`).
-    """
-    if given is None or given.get("type") == "text":
-        return None
-    kind = given.get("type")
-    if kind == "json_object":
-        return StructuredOutput("json_object")
-    if kind == "json_schema":
-        holder = given.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else given.get("schema")
-        if not isinstance(schema, dict):
-            raise RequestError(
-                "json_schema needs a 'schema' object", param="response_format.json_schema"
-            )
-        return StructuredOutput("json_schema", _schema_text(schema))
-    if kind == "regex":
-        pattern = given.get("pattern", given.get("regex"))
-        if not isinstance(pattern, str):
-            raise RequestError("regex needs a 'pattern' text", param="response_format.pattern")
-        return StructuredOutput("regex", pattern)
-    hint = nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
-    raise RequestError(
-        f"unknown response_format type {kind!r}. {hint}", param="response_format.type"
-    )
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _schema_text(schema: dict[str, Any] | str) -> str:
-    return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
 
 
 def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
@@ -373,6 +384,12 @@ def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ..
         raise RequestError(
             "logit_bias maps token ids to numbers; a key is no token id", param="logit_bias"
         ) from None
+
+
+def begun_by_assistant(messages: list[Message]) -> bool:
+    """Whether the last message is a text of the assistant, which an answer could continue."""
+    last = messages[-1]
+    return last.get("role") == "assistant" and not last.get("tool_calls")
 
 
 def check_messages(messages: list[Message]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.errors import PenstockError, RequestError
+from penstock.openai.tool_forms import ToolForm
 from penstock.types import (
     Delta,
     Embeddings,
@@ -48,6 +49,7 @@ class UsageTotal:
             sum(usage.prompt_tokens for usage in prompts.values()),
             sum(usage.completion_tokens for _, usage in self._usages),
             sum(usage.cached_tokens for usage in prompts.values()),
+            sum(usage.reasoning_tokens for _, usage in self._usages),
         )
 
 
@@ -69,6 +71,7 @@ class Answers(UsageTotal):
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
         self.stops: dict[int, str] = {}
+        self.stop_tokens: dict[int, int] = {}
         self.reasoning: dict[int, str] = {}
         self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         for delta in deltas:
@@ -96,6 +99,8 @@ class Answers(UsageTotal):
             self.reasons[index] = delta.finish_reason
         if delta.stop is not None:
             self.stops[index] = delta.stop
+        if delta.stop_token is not None:
+            self.stop_tokens[index] = delta.stop_token
         if delta.reasoning:
             self.reasoning[index] = self.reasoning.get(index, "") + delta.reasoning
         if delta.tool_calls:
@@ -107,15 +112,44 @@ class Answers(UsageTotal):
                     calls[part.number].arguments += part.arguments
         super().add(delta)
 
+    def stop_reason(self, index: int) -> str | int | None:
+        """vLLM's `stop_reason`: the stop string or the id that ended an answer, if any."""
+        return self.stops.get(index, self.stop_tokens.get(index))
 
-def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> dict[str, Any]:
-    """Body of an unstreamed chat answer. `created` is in Unix seconds."""
+
+class BestOf(Struct, frozen=True):
+    """`best_of`: the `n` answers with the highest log probability a token stay; `logprobs`: the
+    client wants to see them.
+    """
+
+    n: int
+    logprobs: bool = False
+
+    def of(self, answers: Answers) -> list[int]:
+        """The indexes of the best answers, the best first."""
+        score = {
+            index: sum(token.logprob or 0.0 for token in tokens) / max(len(tokens), 1)
+            for index, tokens in answers.logprobs.items()
+        }
+        return sorted(answers.texts, key=lambda index: -score.get(index, 0.0))[: self.n]
+
+
+def chat_completion(
+    answers: Answers, *, id: str, created: int, model: str, form: ToolForm | None = None
+) -> dict[str, Any]:
+    """Body of an unstreamed chat answer. `created` is in Unix seconds; `form` is that of the tools,
+    where it is not the usual one.
+    """
+    form = form or ToolForm()
     choices = [
         {
             "index": index,
-            "message": _message(text, answers.tool_calls.get(index), answers.reasoning.get(index)),
+            "message": form.message(
+                _message(text, answers.tool_calls.get(index), answers.reasoning.get(index))
+            ),
             "logprobs": chat_logprobs(answers.logprobs.get(index)),
-            "finish_reason": answers.reasons.get(index),
+            "finish_reason": form.reason(answers.reasons.get(index)),
+            "stop_reason": answers.stop_reason(index),
         }
         for index, text in sorted(answers.texts.items())
     ]
@@ -125,18 +159,22 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
     return body
 
 
-def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
+def completion(
+    answers: Iterable[Answers], *, id: str, created: int, model: str, best: BestOf | None = None
+) -> dict[str, Any]:
     """Body of an unstreamed plain completion; `answers` has one element a prompt."""
     choices: list[dict[str, Any]] = []
     usage = Usage()
     for one in answers:
         usage += one.usage
-        for index, text in sorted(one.texts.items()):
+        for index in sorted(one.texts) if best is None else best.of(one):
+            hidden = best is not None and not best.logprobs
             choice = {
                 "index": len(choices),
-                "text": text,
-                "logprobs": completion_logprobs(one.logprobs.get(index)),
+                "text": one.texts[index],
+                "logprobs": None if hidden else completion_logprobs(one.logprobs.get(index)),
                 "finish_reason": one.reasons.get(index),
+                "stop_reason": one.stop_reason(index),
             }
             if index in one.prompt_logprobs:
                 choice["prompt_logprobs"] = prompt_logprob_list(one.prompt_logprobs[index])
@@ -171,13 +209,18 @@ def prompt_usage(usage: Usage) -> dict[str, int]:
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """The `usage` object in OpenAI's form: tokens of the prompt, of the answer, and in total."""
-    return {
+    """The `usage` object in OpenAI's form: tokens of the prompt, of the answer, and in total.
+    `completion_tokens_details` is there where reasoning was counted.
+    """
+    body: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return body
 
 
 def error_body(error: PenstockError) -> dict[str, Any]:
@@ -201,10 +244,15 @@ def _body(
 
 
 def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None) -> dict[str, Any]:
-    head = {"role": "assistant", **({"reasoning": reasoning} if reasoning else {})}
+    head = {"role": "assistant", **reasoning_fields(reasoning)}
     if not calls:
         return {**head, "content": text}
     return {**head, "content": text or None, "tool_calls": tool_call_list(calls)}
+
+
+def reasoning_fields(reasoning: str | None) -> dict[str, str]:
+    """Reasoning under both names that clients read: vLLM's, and DeepSeek's and older vLLM's."""
+    return {"reasoning": reasoning, "reasoning_content": reasoning} if reasoning else {}
 
 
 def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:
@@ -225,18 +273,20 @@ def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | Non
     """`logprobs` of a chat choice; None where the request did not ask."""
     if tokens is None:
         return None
-    return {
-        "content": [
-            {
-                **_token(t.token, t.logprob, t.raw),
-                "top_logprobs": [
-                    _token(name, value, raw) for (name, value), raw in zip_longest(t.top, t.top_raw)
-                ],
-            }
-            for t in tokens
-        ],
-        "refusal": None,
-    }
+    return {"content": token_logprobs(tokens), "refusal": None}
+
+
+def token_logprobs(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log probabilities and the most likely ones, each with its bytes."""
+    return [
+        {
+            **_token(t.token, t.logprob, t.raw),
+            "top_logprobs": [
+                _token(name, value, raw) for (name, value), raw in zip_longest(t.top, t.top_raw)
+            ],
+        }
+        for t in tokens
+    ]
 
 
 def _token(text: str, logprob: float | None, raw: bytes | None) -> dict[str, Any]:

@@ -1,21 +1,40 @@
-"""OpenAI's Responses API: a body becomes a chat request; the finished object or a stream of events
-goes back (https://platform.openai.com/docs/api-reference/responses).
+"""OpenAI's Responses API: a body becomes a chat request, and its answers the finished object
+(https://platform.openai.com/docs/api-reference/responses).
 
 Nothing is stored here: the input of a request that continues a stored conversation has all of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
-from penstock.errors import PenstockError, RequestError, UnsupportedError, nearest
-from penstock.openai.framing import event
-from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
-from penstock.openai.responses import Answers, UsageTotal, error_body
+from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.openai.constraints import parse_response_format
+from penstock.openai.requests import Whole, check_messages, with_effort
+from penstock.openai.responses import Answers, reasoning_fields, token_logprobs
+from penstock.openai.tool_forms import plain_tools
 from penstock.openai.tools import check_tools
-from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
+from penstock.types import ChatRequest, Message, Sampling, TokenLogprob, Usage
+
+Item = dict[str, Any]
+"""One element of a response's `output`."""
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = frozenset(
+    {
+        _LOGPROBS,
+        "reasoning.encrypted_content",
+        # What is not there without OpenAI's own tools and stored files.
+        "file_search_call.results",
+        "web_search_call.results",
+        "web_search_call.action.sources",
+        "message.input_image.image_url",
+        "computer_call_output.output.image_url",
+        "code_interpreter_call.outputs",
+    }
+)
 
 
 class TextOptions(Struct):
@@ -28,6 +47,12 @@ class TextOptions(Struct):
 class ResponseBody(Struct, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
+    names: ClassVar = {
+        "max_tokens": "max_output_tokens",
+        "messages": "input",
+        "prompt": "input",
+        "response_format": "text.format",
+    }
     model: str = ""
     input: str | list[dict[str, Any]] = field(default_factory=list)
     instructions: str | None = None
@@ -57,11 +82,20 @@ class ResponseBody(Struct, kw_only=True):
     user: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def wants_summary(self) -> bool:
+        """Whether reasoning goes where its summary is looked for: it is whole there."""
+        return (self.reasoning or {}).get("summary") is not None
+
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        if self.top_logprobs:
-            raise UnsupportedError(
-                "top_logprobs is not supported here; use chat completions", param="top_logprobs"
-            )
+        for name in self.include or ():
+            if name not in _INCLUDABLE:
+                raise RequestError(
+                    f"unknown include '{name}'. {nearest(name, _INCLUDABLE)}", param="include"
+                )
+        logprobs = self.top_logprobs
+        if logprobs is None and _LOGPROBS in (self.include or ()):
+            logprobs = 0
         messages = _messages(self.input)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
@@ -70,7 +104,12 @@ class ResponseBody(Struct, kw_only=True):
         check_messages(messages)
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = self.tool_choice
-        if isinstance(choice, dict):
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            allowed = [{"type": "function", "function": tool} for tool in choice.get("tools") or ()]
+            chosen = {"mode": choice.get("mode"), "tools": allowed}
+            made, choice, _ = plain_tools(tools, {**choice, "allowed_tools": chosen})
+            tools = made or []
+        elif isinstance(choice, dict):
             choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
         check_tools(tools, choice)
         return ChatRequest(
@@ -79,6 +118,7 @@ class ResponseBody(Struct, kw_only=True):
                 max_tokens=self.max_output_tokens,
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_p=1.0 if self.top_p is None else self.top_p,
+                logprobs=logprobs,
                 structured=parse_response_format(self.text.format if self.text else None),
             ),
             tools=tools or None,
@@ -97,13 +137,16 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Message] = []
+    thought = ""
     for number, item in enumerate(given):
         where = f"input[{number}]"
         kind = item.get("type", "message")
         if kind == "message":
-            messages.append(
-                {"role": item.get("role"), "content": _content(item.get("content"), where)}
-            )
+            message = {"role": item.get("role"), "content": _content(item.get("content"), where)}
+            if message["role"] == "assistant":
+                message |= reasoning_fields(thought)
+            messages.append(message)
+            thought = ""
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -111,15 +154,18 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
             if messages and messages[-1].get("tool_calls"):
                 messages[-1]["tool_calls"].append(call)
             else:
-                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                said = {"role": "assistant", "content": None, "tool_calls": [call]}
+                messages.append({**said, **reasoning_fields(thought)})
+                thought = ""
         elif kind == "function_call_output":
             output = _content(item.get("output"), where)
             messages.append(
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
             )
-        elif (
-            kind != "reasoning"
-        ):  # clients send reasoning back unchanged; templates have no place for it
+        elif kind == "reasoning":  # of the message or call that follows
+            texts = item.get("content") or item.get("summary") or []
+            thought = "".join(str(part.get("text") or "") for part in texts)
+        else:
             hint = nearest(str(kind), ("message", "function_call", "function_call_output"))
             raise RequestError(f"{where}: unknown type {kind!r}. {hint}", param=where)
     return messages
@@ -162,7 +208,7 @@ def pending_response(
     body: ResponseBody, status: str, *, id: str, created: int, model: str
 ) -> dict[str, Any]:
     """Body of a response without an answer: queued, in progress or failed."""
-    return _response(body, id, created, model, status, [], None)
+    return response_object(body, id, created, model, status, [], None)
 
 
 def response_body(
@@ -170,152 +216,44 @@ def response_body(
 ) -> dict[str, Any]:
     """Body of a finished response, from the first of `answers`."""
     text, calls = answers.texts.get(0, ""), answers.tool_calls.get(0, [])
-    status = _status(answers.reasons.get(0))
-    output = [_function_call(call.id, call.name, call.arguments, status) for call in calls]
+    status = status_of(answers.reasons.get(0))
+    output: list[Item] = []
+    if thought := answers.reasoning.get(0):
+        output.append(reasoning_item(f"rs_{id}", status, thought, summary=body.wants_summary))
     if text or not calls:
-        output.insert(0, _message(f"msg_{id}", status, text))
-    return _response(body, id, created, model, status, output, answers.usage)
+        output.append(message_item(f"msg_{id}", status, text, answers.logprobs.get(0)))
+    output += [call_item(call.id, call.name, call.arguments, status) for call in calls]
+    return response_object(body, id, created, model, status, output, answers.usage)
 
 
-class ResponseFramer:
-    """Events of a streamed `POST /v1/responses`."""
-
-    def __init__(self, body: ResponseBody, *, id: str, created: int, model: str) -> None:
-        self._body = body
-        self._about = (id, created, model)
-        self._sequence = 0
-        self._total = UsageTotal()
-        self._reason: str | None = None
-        # The kind of the open item: "message" or "function_call".
-        self._open: str | None = None
-        self._done: list[dict[str, Any]] = []  # the finished items before the open one
-        self._text = ""
-        self._call: dict[str, Any] = {}
-
-    def open(self) -> bytes:
-        response = self._response("in_progress", None)
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
-
-    def frame(self, delta: Delta) -> bytes:
-        self._total.add(delta)
-        self._reason = delta.finish_reason or self._reason
-        events = b""
-        if delta.text:
-            if self._open != "message":
-                events += self._end_item() + self._start_message()
-            self._text += delta.text
-            events += self._event(
-                "response.output_text.delta", **self._place(), delta=delta.text, logprobs=[]
-            )
-        return events + b"".join(map(self._call_part, delta.tool_calls))
-
-    def close(self) -> bytes:
-        events = b""
-        if self._open is None and not self._done:
-            events += self._start_message()
-        events += self._end_item()
-        status = _status(self._reason)
-        response = self._response(status, self._total.usage)
-        return events + self._event(f"response.{status}", response=response)
-
-    def error(self, error: PenstockError) -> bytes:
-        response = self._response("failed", None)
-        response["error"] = {"code": "server_error", "message": str(error)}
-        return self._event("error", **_error_fields(error)) + self._event(
-            "response.failed", response=response
-        )
-
-    # Items
-    def _start_message(self) -> bytes:
-        self._open, self._text = "message", ""
-        item = {**_message(self._item_id, "in_progress", ""), "content": []}
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return self._event(
-            "response.output_item.added", output_index=len(self._done), item=item
-        ) + self._event("response.content_part.added", **self._place(), part=part)
-
-    def _call_part(self, part: ToolCallPart) -> bytes:
-        events = b""
-        if part.id is not None:
-            events += self._end_item()
-            self._open = "function_call"
-            self._call = _function_call(part.id, part.name or "", "", "in_progress")
-            events += self._event(
-                "response.output_item.added", output_index=len(self._done), item=self._call
-            )
-        if part.arguments:
-            self._call["arguments"] += part.arguments
-            events += self._event(
-                "response.function_call_arguments.delta",
-                item_id=self._call["id"],
-                output_index=len(self._done),
-                delta=part.arguments,
-            )
-        return events
-
-    def _end_item(self) -> bytes:
-        if self._open is None:
-            return b""
-        if self._open == "message":
-            item = _message(self._item_id, "completed", self._text)
-            events = self._event(
-                "response.output_text.done", **self._place(), text=self._text, logprobs=[]
-            )
-            events += self._event(
-                "response.content_part.done", **self._place(), part=item["content"][0]
-            )
-        else:
-            item = {**self._call, "status": "completed"}
-            events = self._event(
-                "response.function_call_arguments.done",
-                item_id=item["id"],
-                output_index=len(self._done),
-                name=item["name"],
-                arguments=item["arguments"],
-            )
-        events += self._event("response.output_item.done", output_index=len(self._done), item=item)
-        self._done.append(item)
-        self._open = None
-        return events
-
-    # Parts of events
-    @property
-    def _item_id(self) -> str:
-        return f"msg_{self._about[0]}" + (f"_{len(self._done)}" if self._done else "")
-
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": len(self._done), "content_index": 0}
-
-    def _response(self, status: str, usage: Usage | None) -> dict[str, Any]:
-        return _response(self._body, *self._about, status, list(self._done), usage)
-
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        number, self._sequence = self._sequence, self._sequence + 1
-        return event(kind, {"type": kind, "sequence_number": number, **fields})
-
-
-def response_error_events(error: PenstockError) -> bytes:
-    """The bytes of the error event that ends a stream whose response object is not known."""
-    return event("error", {"type": "error", **_error_fields(error)})
-
-
-def _error_fields(error: PenstockError) -> dict[str, Any]:
-    about = error_body(error)["error"]
-    return {name: about[name] for name in ("code", "message", "param")}
-
-
-def _status(reason: str | None) -> str:
+def status_of(reason: str | None) -> str:
+    """The status of a response whose answer ended for `reason`."""
     return "incomplete" if reason in ("length", "content_filter") else "completed"
 
 
-def _message(id: str, status: str, text: str) -> dict[str, Any]:
-    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
-    return {"type": "message", "id": id, "status": status, "role": "assistant", "content": content}
+def message_item(
+    id: str, status: str, text: str, logprobs: Sequence[TokenLogprob] | None = None
+) -> Item:
+    """The item of an answer's text."""
+    part = {
+        "type": "output_text",
+        "text": text,
+        "annotations": [],
+        "logprobs": token_logprobs(logprobs or ()),
+    }
+    return {"type": "message", "id": id, "status": status, "role": "assistant", "content": [part]}
 
 
-def _function_call(call_id: str, name: str, arguments: str, status: str) -> dict[str, Any]:
+def reasoning_item(id: str, status: str, text: str, *, summary: bool) -> Item:
+    """The item of what a model thought; with `summary` where summaries of it stand."""
+    item: Item = {"type": "reasoning", "id": id, "status": status, "summary": []}
+    if summary:
+        return {**item, "summary": [{"type": "summary_text", "text": text}]}
+    return {**item, "content": [{"type": "reasoning_text", "text": text}]}
+
+
+def call_item(call_id: str, name: str, arguments: str, status: str) -> Item:
+    """The item of a call."""
     return {
         "type": "function_call",
         "id": f"fc_{call_id}",
@@ -326,15 +264,16 @@ def _function_call(call_id: str, name: str, arguments: str, status: str) -> dict
     }
 
 
-def _response(
+def response_object(
     body: ResponseBody,
     id: str,
     created: int,
     model: str,
     status: str,
-    output: list[dict[str, Any]],
+    output: list[Item],
     usage: Usage | None,
 ) -> dict[str, Any]:
+    """A response as far as it is made; `usage` None while it is not complete."""
     conversation = body.conversation
     return {
         "id": f"resp_{id}",
@@ -362,9 +301,12 @@ def _response(
         if usage is None
         else {
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "input_tokens_details": {
+                "cached_tokens": usage.cached_tokens,
+                "cache_write_tokens": 0,  # not counted; the types of OpenAI's client need it
+            },
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
     }

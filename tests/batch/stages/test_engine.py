@@ -159,7 +159,7 @@ async def test_structured_output_in_each_of_its_names():
         ),
         (
             {"sampling_params": {"structured_outputs": {"grammar": "x"}}},
-            "grammars are not supported",
+            "the simulated engine does not support grammar output",
         ),
         ({"response_format": {"type": "xml"}}, "unknown response_format type 'xml'"),
         ({"messages": "hi"}, "column 'messages' holds no list of messages"),

@@ -127,6 +127,14 @@ async def test_a_template_of_the_users(own):
     await engine.stop()
 
 
+@pytest.mark.parametrize("own", [{}, OWN])
+async def test_a_last_message_of_the_assistant_is_continued(own):
+    (row,) = rows(1)
+    row["messages"].append({"role": "assistant", "content": "it is "})
+    (found,) = await all_of(processor(**own)([row]))
+    assert found["num_input_tokens"] == len("text 0\nit is ")
+
+
 async def test_variables_of_the_template_for_all_rows_and_for_one():
     """`builder_kwargs`, before them the stage's own, and before both the row's."""
     template = "{{ messages[0]['content'] }}{{ a }}{{ b }}{{ c }}"

@@ -173,12 +173,12 @@ def options():
 
 @check
 def prefill():
-    turns = [*MESSAGES, {"role": "assistant", "content": '{"category":"billing","priority":'}]
+    turns = [*MESSAGES, {"role": "assistant", "content": '{"category":"billing","priority":"'}]
     answer = client.messages.create(**{**ASK, "messages": turns})
     text = answer.content[0].text
     assert not text.startswith("{")
     if ANSWER:
-        assert text.startswith('"low"'), text
+        assert text.startswith('low"'), text
 
 
 @check

@@ -64,6 +64,26 @@ class TestEmbedding:
     async def test_tokens_are_counted_with_the_special_ones(self, embedder):
         assert (await self.embed(embedder, "red green", "fox")).usage.prompt_tokens == 4 + 3
 
+    async def test_token_ids_are_read_as_they_are(self, embedder):
+        red, sea = (VOCABULARY.index(word) for word in ("red", "sea"))
+        text = await self.embed(embedder, "red sea")
+        ids = await self.embed(embedder, [2, red, sea, 3])
+        mixed = await self.embed(embedder, [sea], "dog", [red])
+        assert ids.vectors[0] == pytest.approx(text.vectors[0], abs=1e-6)
+        assert ids.usage.prompt_tokens == text.usage.prompt_tokens == 4
+        assert [VOCABULARY[4 + int(np.argmax(vector))] for vector in mixed.vectors] == [
+            "sea",
+            "dog",
+            "red",
+        ]
+        assert mixed.usage.prompt_tokens == 1 + 3 + 1
+
+    async def test_token_ids_of_another_vocabulary_are_refused(self, embedder):
+        with pytest.raises(RequestError, match=f"from 0 to {len(VOCABULARY) - 1}"):
+            await self.embed(embedder, "red", [len(VOCABULARY)])
+        with pytest.raises(ContextLengthError):
+            await self.embed(embedder, [4] * (CONTEXT + 1))
+
     async def test_a_vector_does_not_depend_on_its_neighbours(self, embedder):
         alone = await self.embed(embedder, "red sea")
         beside = await self.embed(embedder, "green " * 12, "red sea")

@@ -125,6 +125,49 @@ async def test_tool_calls_come_in_parts_or_whole(script):
             assert result.texts[0] == ""
 
 
+async def test_servers_that_repeat_ids_or_send_none_make_one_call_of_each(script):
+    def call(index, arguments, **more):
+        return {"index": index, **more, "function": {"name": "f", "arguments": arguments}}
+
+    streamed = [
+        chunk(tool_calls=[call(0, '{"a":', id="c1")]),
+        chunk(tool_calls=[call(0, "1}", id="c1"), call(1, "{", id=None)]),
+        chunk(tool_calls=[call(1, "}")]),
+        chunk(reason="tool_calls"),
+    ]
+    message = {"content": None, "tool_calls": [call(0, '{"a":1}', id="c1"), call(1, "{}")]}
+    script.answers = [
+        sse(*streamed),
+        {"choices": [{"message": message, "finish_reason": "tool_calls"}]},
+    ]
+    async with remote(script) as engine:
+        for request in (chat_request("hi"), whole()):
+            first, second = (await answer(engine, request)).tool_calls[0]
+            assert (first.id, first.name, first.arguments) == ("c1", "f", '{"a":1}')
+            assert second.id.startswith("call_")
+            assert (second.name, second.arguments) == ("f", "{}")
+
+
+async def test_prefills_and_echoes_are_asked_of_the_server(script):
+    script.answers = [{"choices": [{"message": {"content": "b"}, "finish_reason": "stop"}]}] * 2
+    async with remote(script) as engine:
+        begins = {"continue_final_message": True, "add_generation_prompt": False, "echo": True}
+        await answer(engine, whole(**begins))
+        await answer(engine, whole())
+    first, second = (asked[1] for asked in script.asked)
+    assert {name: first.get(name) for name in begins} == begins
+    assert not begins.keys() & second.keys()
+
+
+async def test_reasoning_tokens_are_read(script):
+    details = {"reasoning_tokens": 1}
+    usage = {"prompt_tokens": 5, "completion_tokens": 2, "completion_tokens_details": details}
+    choice = {"message": {"content": "b"}, "finish_reason": "stop"}
+    script.answers = [{"choices": [choice], "usage": usage}]
+    async with remote(script) as engine:
+        assert (await answer(engine, whole())).usage.reasoning_tokens == 1
+
+
 async def test_reasoning_is_told_from_the_answer(script):
     streamed = [
         chunk(reasoning="let "),

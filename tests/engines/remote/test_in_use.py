@@ -150,9 +150,9 @@ def test_a_server_in_front_of_a_server_answers_alike(upstream):
             called[0]["message"]["tool_calls"][0]["function"]
             == called[1]["message"]["tool_calls"][0]["function"]
         )
-        refused = client.post(
-            f"{url}/chat/completions", json={"model": "front", **ask, "max_tokens": 10**6}
-        )
+        assert post(url, "front", max_tokens=10**6).json()["choices"] == ours["choices"]
+        long = {"messages": [{"role": "user", "content": "word " * 10**4}]}
+        refused = client.post(f"{url}/chat/completions", json={"model": "front", **ask, **long})
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"
         card = client.get(f"{url}/models/front").json()

@@ -38,7 +38,7 @@ def whole(text="hi", sampling=None, **fields):
 async def test_its_context_and_constraints_are_known(server):
     async with remote(server, model="auto") as engine:
         assert engine.capabilities.context_length == 4096
-        assert engine.capabilities.structured == {"json_schema", "json_object", "regex"}
+        assert engine.capabilities.structured == {"json_schema", "json_object", "regex", "grammar"}
 
 
 async def test_a_regex_stands_in_the_body(server):

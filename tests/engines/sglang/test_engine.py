@@ -73,7 +73,7 @@ def test_without_the_package_its_extra_is_named(monkeypatch):
             "engine_kwargs.mem_fraction: unknown key 'mem_fraction'.*mem_fraction_static",
         ),
         ({"model_path": "x"}, "the model that the engine is made for"),
-        ({"tool_call_parser": "qwen25"}, "SGLang's server alone.*remote engine"),
+        ({"tool_call_parser": "hermess"}, "no parser is called 'hermess'.*hermes"),
         ({"skip_tokenizer_init": True}, "not possible"),
     ],
 )

@@ -94,6 +94,11 @@ CHAT: dict[str, Any] = {
     "temperature": 0,
     "max_tokens": 40,
 }
+BEGUN: dict[str, Any] = {
+    "messages": [*CHAT["messages"], {"role": "assistant", "content": '{"category":"billing'}],
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+}
 TEXT = {"prompt": TICKET, "temperature": 0, "max_tokens": 12}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}
@@ -149,6 +154,11 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
             "chat/completions",
             {**CHAT, "messages": [{"role": "system", "content": "Keys: order"}, *CHAT["messages"]]},
         ),
+        ("chat/completions", {**CHAT, **BEGUN}),
+        ("chat/completions", {**CHAT, **BEGUN, "echo": True}),
+        ("chat/completions", {**CHAT, **BEGUN, "tools": [TOOL], "tool_choice": "auto"}),
+        ("chat/completions", {**CHAT, "messages": BEGUN["messages"]}),
+        ("chat/completions", {**CHAT, "messages": BEGUN["messages"], "echo": True}),
         ("completions", TEXT),
         ("completions", {**TEXT, "prompt": [5, 6, 7, 8]}),
         (
@@ -179,6 +189,7 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
         ("chat/completions", {**CHAT, "temperature": -1}),
         ("chat/completions", {**CHAT, "top_p": 2}),
         ("chat/completions", {**CHAT, "n": 0}),
+        ("chat/completions", {**CHAT, **BEGUN, "add_generation_prompt": True}),
         ("chat/completions", {**CHAT, "top_logprobs": 2}),
         ("chat/completions", {**CHAT, "tool_choice": "required"}),
         (

@@ -117,17 +117,18 @@ async def test_without_parallel_calls_there_is_one(
         assert [block["type"] for block in blocks] == ["text"] + ["tool_use"] * calls_made
 
 
-async def test_a_template_without_tools_is_told_rather_than_passed_over(
+async def test_a_template_without_tools_has_them_in_its_prompt(
     engine: Any, tools_client: Any
 ) -> None:
     engine.template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     engine.pieces = ["ok"]
-    refused = await tools_client.post("/v1/chat/completions", json=ASK)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
-    for choice in ("none", "required"):
-        assert (
-            await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": choice})
-        ).status_code == 200
+    for choice, shown in (("auto", True), ("required", True), ("none", False)):
+        answer = await tools_client.post(
+            "/v1/chat/completions", json={**ASK, "tool_choice": choice}
+        )
+        assert answer.status_code == 200
+        prompt = engine.prompts[-1]
+        assert all((tool["function"]["name"] in prompt) is shown for tool in ASK["tools"])
 
 
 async def test_what_is_no_call_stays_text(engine: Any, tools_client: Any, events: Any) -> None:
@@ -185,6 +186,18 @@ async def test_a_required_call_is_a_constraint(
     )
 
 
+async def test_a_required_call_is_held_to_its_tool_not_to_the_response_format(
+    engine: Any, tools_client: Any
+) -> None:
+    formed = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}
+    request = {**ASK, "tool_choice": "required", "response_format": formed}
+    answer = await tools_client.post("/v1/chat/completions", json=request)
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert "weather" in engine.sampled[-1].structured.spec
+    await tools_client.post("/v1/chat/completions", json={**request, "tool_choice": "none"})
+    assert engine.sampled[-1].structured.spec == '{"type": "null"}'
+
+
 async def test_earlier_calls_reach_the_template_as_objects(engine: Any, tools_client: Any) -> None:
     engine.pieces = ["ok"]
     call = {
@@ -212,7 +225,6 @@ async def test_earlier_calls_reach_the_template_as_objects(engine: Any, tools_cl
         ({"tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "wether"}}}, "tool_choice"),
         ({"tools": None, "tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
     ],
 )
 async def test_wrong_tools_name_the_parameter(

@@ -259,12 +259,7 @@ async def _tokens(engine: LLMEngine, request: Request) -> int | None:
             return None
         return len(ids) if ids is not None else None
     if isinstance(request, ChatRequest):
-        text: str | list[int] = engine.template.render(
-            request.messages,
-            tools=request.tools,
-            override=request.chat_template,
-            variables=request.chat_template_kwargs,
-        )
+        text: str | list[int] = engine.template.prompt(request)
     else:
         text = request.prompt
     return len(await engine.tokenize(text)) if isinstance(text, str) else len(text)

@@ -29,6 +29,8 @@ from penstock.errors import (
 )
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.responses import BestOf
+from penstock.openai.tool_forms import ToolForm
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Usage
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
@@ -40,6 +42,8 @@ class _Request(NamedTuple):
     asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
     adapter: str | None
     base64: bool = False
+    form: ToolForm | BestOf | None = None
+    """What of the answers is written, and how, where that is not the usual."""
 
 
 class OpenAILines(EngineForm):
@@ -71,12 +75,16 @@ class OpenAILines(EngineForm):
         if isinstance(model, str) and model.startswith(f"{self._model}:"):
             adapter = model[len(self._model) + 1 :]
         text, base64 = "", False
+        form: ToolForm | BestOf | None = None
         asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
         if url == URLS[0]:
-            chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
+            asked = parse_body(ChatBody, body)
+            chat = asked.request(adapter=adapter, stream=False)
             text, asks = conversation_text(chat.messages), [chat]
+            form = None if asked.tool_form.plain else asked.tool_form
         elif url == URLS[1]:
-            asks = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
+            completion = parse_body(CompletionBody, body)
+            asks, form = completion.requests(adapter=adapter, stream=False), completion.best
             text = asks[0].prompt if isinstance(asks[0].prompt, str) else ""
         else:
             if adapter is not None:
@@ -87,17 +95,18 @@ class OpenAILines(EngineForm):
             base64 = embedding.encoding_format == "base64"
             asks = [embedding.request()]
         sampling = getattr(asks[0], "sampling", None)
-        row.request = _Request(model or self._model, asks, adapter, base64)
+        row.request = _Request(model or self._model, asks, adapter, base64, form)
         row.shareable = sampling is None or sampling.is_deterministic
         row.longest = sampling.max_tokens or 0 if sampling is not None else 0
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
         try:
-            row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
+            content = row.request if row.request.form is not None else row.request[:-1]
+            row.digest = blake2b(self._encode((url, content)), digest_size=16).digest()
         except OverflowError:
             raise RequestError("the body holds an integer of more than 64 bits") from None
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        model, asks, _, base64 = row.request
+        model, asks, _, base64, form = row.request
         collected: list[responses.Answers] = []
         body: dict[str, Any] = {}
         for request in asks:
@@ -110,11 +119,11 @@ class OpenAILines(EngineForm):
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
         if isinstance(asks[0], ChatRequest):
             body = responses.chat_completion(
-                collected[0], id=f"chatcmpl-{name}", created=self.created, model=model
+                collected[0], id=f"chatcmpl-{name}", created=self.created, model=model, form=form
             )
         else:
             body = responses.completion(
-                collected, id=f"cmpl-{name}", created=self.created, model=model
+                collected, id=f"cmpl-{name}", created=self.created, model=model, best=form
             )
         usage = sum((answers.usage for answers in collected), Usage())
         return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)

@@ -191,11 +191,17 @@ def _follow_up(request: Request, outcome: Outcome) -> Request | None:
         return None
     if isinstance(request, CompletionRequest):
         return None if request.sampling.is_deterministic else request
-    turns: list[Message] = [
-        {"role": "assistant", "content": outcome.response},
-        {"role": "user", "content": _AGAIN.format(why=outcome.error.message)},
-    ]
-    return msgspec.structs.replace(request, messages=[*request.messages, *turns])
+    said: Message = {"role": "assistant", "content": outcome.response}
+    before = request.messages
+    if request.continue_final_message and isinstance(begun := before[-1].get("content"), str):
+        before, said["content"] = before[:-1], begun + (outcome.response or "")
+    again: Message = {"role": "user", "content": _AGAIN.format(why=outcome.error.message)}
+    return msgspec.structs.replace(
+        request,
+        messages=[*before, said, again],
+        continue_final_message=False,
+        add_generation_prompt=True,
+    )
 
 
 async def collect(model: Any, request: Request, made: Callable[[list[Delta]], T]) -> T:

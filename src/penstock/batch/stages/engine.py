@@ -21,7 +21,8 @@ from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
-from penstock.openai.requests import parse_response_format
+from penstock.openai.constraints import parse_response_format
+from penstock.openai.requests import begun_by_assistant
 from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
 from penstock.types import ChatRequest, CompletionRequest, Delta, StructuredOutput
 
@@ -134,8 +135,10 @@ class EngineRequests:
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
             variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
+            messages = conversation(row)
+            continues = begun_by_assistant(messages)
             return ChatRequest(
-                messages=conversation(row),
+                messages=messages,
                 sampling=sampling,
                 n=n,
                 tools=list(tools) if tools is not None else None,
@@ -144,6 +147,8 @@ class EngineRequests:
                 chat_template_kwargs=variables,
                 adapter=adapter,
                 stream=False,
+                continue_final_message=continues,
+                add_generation_prompt=not continues,
             )
         prompt = row.get("tokenized_prompt")
         if prompt is None:

@@ -117,20 +117,24 @@ class DeploymentRequests:
             base64 = embedding.encoding_format == "base64"
             return responses.embedding_list(vectors, model=model, base64=base64)
         if method == "chat":
-            chat = parse_body(ChatBody, body).request(
-                adapter=adapter, request_id=name, stream=False
-            )
+            asked = parse_body(ChatBody, body)
+            chat = asked.request(adapter=adapter, request_id=name, stream=False)
             answers = await collect(self._handle, chat, responses.Answers)
             return responses.chat_completion(
-                answers, id=f"chatcmpl-{name}", created=created, model=model
+                answers,
+                id=f"chatcmpl-{name}",
+                created=created,
+                model=model,
+                form=asked.tool_form,
             )
-        plain = parse_body(CompletionBody, body).requests(
-            adapter=adapter, request_id=name, stream=False
-        )
+        completion = parse_body(CompletionBody, body)
+        plain = completion.requests(adapter=adapter, request_id=name, stream=False)
         several = await asyncio.gather(
             *(collect(self._handle, one, responses.Answers) for one in plain)
         )
-        return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
+        return responses.completion(
+            several, id=f"cmpl-{name}", created=created, model=model, best=completion.best
+        )
 
 
 def _fields(made: Any) -> Mapping[str, Any]:

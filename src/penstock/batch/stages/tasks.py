@@ -5,7 +5,6 @@ tasks other than generation: embed, classify, score, transcribe.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -26,6 +25,7 @@ from penstock.errors import (
     RequestError,
     UnsupportedError,
 )
+from penstock.openai.constraints import one_of
 from penstock.openai.requests import bias_pairs
 from penstock.openai.responses import Answers
 from penstock.types import (
@@ -370,10 +370,7 @@ def _structured(wanted: _Params) -> StructuredOutput | None:
     if constraint.regex is not None:
         return StructuredOutput("regex", constraint.regex)
     if constraint.choice:
-        texts = "|".join(re.escape(choice) for choice in constraint.choice)
-        return StructuredOutput("regex", f"({texts})")
+        return one_of(constraint.choice)
     if constraint.grammar is not None:
-        raise UnsupportedError(
-            "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
-        )
+        return StructuredOutput("grammar", constraint.grammar, param="structured_outputs")
     return StructuredOutput("json_object") if constraint.json_object else None

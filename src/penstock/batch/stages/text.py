@@ -17,7 +17,7 @@ from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
-from penstock.openai.requests import check_messages
+from penstock.openai.requests import begun_by_assistant, check_messages
 
 
 class _OnEngine:
@@ -72,7 +72,13 @@ class ChatTemplates(_OnEngine):
             # the images.
             return {}
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
-        fill = partial(self._render, messages, override=self._template, variables=variables)
+        fill = partial(
+            self._render,
+            messages,
+            override=self._template,
+            variables=variables,
+            continue_final_message=begun_by_assistant(messages),
+        )
         return {"prompt": await self._offload.submit(fill)}
 
 
@@ -109,7 +115,8 @@ class ChatTemplateStage(StatefulStage):
     """Renders `messages` to the column `prompt`."""
 
     _required: ClassVar[Mapping[str, str]] = {
-        "messages": "The conversation, a list of messages in OpenAI's form."
+        "messages": "The conversation, a list of messages in OpenAI's form. An answer continues a"
+        " last message that is the assistant's."
     }
     _optional: ClassVar[Mapping[str, str]] = {
         "tools": "Functions that the model may call, in OpenAI's form.",

@@ -49,6 +49,8 @@ class OpenVINOEngine(WorkerEngine):
             parse_options(OpenVINOOptions, self.engine_kwargs, "engine_kwargs")
         )
         self.deterministic = self.options.deterministic
+        self.tool_call_parser = self.options.tool_call_parser
+        self.reasoning_parser = self.options.reasoning_parser
         for name, path in self.adapters.items():
             adapter_rank(name, path)
         self._asleep = False

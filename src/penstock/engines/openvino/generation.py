@@ -414,9 +414,11 @@ class Generation:
             new = request.ids[request.reported :]
             if request.finish == "stop" and new and new[-1] in self._stop_set(request):
                 new = new[:-1]
-            request.text.add(new)
+            request.text.add(self._tokenizer.shown(new, request.marks))
             windows += request.text.windows()
-        texts = self._tokenizer.decode(windows)
+        texts = self._tokenizer.decode_each(
+            windows, [bool(r.marks) for r in requests for _ in range(2)]
+        )
         deltas: list[tuple[int, Delta]] = []
         for at, request in enumerate(requests):
             last = request.finish is not None
@@ -456,7 +458,14 @@ class Generation:
             usage,
             stop=request.stop.found,
             prompt_logprobs=prompt_logprobs(scored, self._tokenizer) if start == 0 else None,
+            stop_token=self._stop_token(request),
         )
+
+    def _stop_token(self, request: Request) -> int | None:
+        if request.finish != "stop" or request.stop.stopped or not request.ids:
+            return None
+        last = request.ids[-1]
+        return last if last in request.sampling.stop_token_ids and last != self._eos else None
 
     def _stop_set(self, request: Request) -> set[int]:
         extra = request.sampling.stop_token_ids

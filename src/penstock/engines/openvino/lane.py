@@ -31,6 +31,7 @@ class Request:
         self.sampling = submit.sampling
         self.adapter = submit.adapter
         self.stream = submit.stream
+        self.marks = submit.marks
         self.prompt = prompt
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field, msgpack
 from penstock.engines.base import not_deterministic
 from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
+from penstock.openai.parsers.table import check_names
 
 GIB = 1 << 30
 Positive = Annotated[int, Meta(ge=1)]
@@ -36,7 +37,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that
     speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
     not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
-    properties.
+    properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's marks say.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -59,8 +60,11 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     embedding_normalize: bool = True
     deterministic: bool = False
     properties: dict[str, Any] = field(default_factory=dict)
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
 
     def __post_init__(self) -> None:
+        check_names(self.tool_call_parser, self.reasoning_parser)
         if self.prompt_lookup and self.draft_model:
             raise ConfigError(
                 "give prompt_lookup or draft_model, not both", field="engine_kwargs.draft_model"

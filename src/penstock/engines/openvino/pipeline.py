@@ -125,7 +125,7 @@ def generation_config(
     """GenAI's settings for one request. `stop_ids` are the model's own end tokens."""
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
-        min_new_tokens=sampling.min_tokens,
+        min_new_tokens=min(sampling.min_tokens, max_new_tokens),
         ignore_eos=sampling.ignore_eos,
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,
@@ -231,6 +231,8 @@ class Tokenizer:
         self.end: int = tokenizer.get_eos_token_id()
         self._tokenizer = tokenizer
         self._cut_at = cut_at
+        self._special: dict[int, str] = {}
+        """The text of each token seen so far that is special, else nothing."""
 
     @cached_property
     def raw(self) -> dict[int, bytes]:
@@ -281,9 +283,36 @@ class Tokenizer:
             )
 
     def decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
-        filled = [s for s in sequences if s]
-        texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
-        return [next(texts) if s else "" for s in sequences]
+        """The text of each sequence. Shorter ones are padded, which shows where special tokens do:
+        then only those of one length go together.
+        """
+        sizes = {len(s) for s in sequences if s}
+        if skip_special_tokens or len(sizes) < 2:
+            filled = [s for s in sequences if s]
+            texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
+            return [next(texts) if s else "" for s in sequences]
+        parts = [[s if len(s) == size else [] for s in sequences] for size in sizes]
+        return [
+            "".join(found) for found in zip(*(self.decode(p, False) for p in parts), strict=True)
+        ]
+
+    def shown(self, ids: list[int], marks: tuple[str, ...]) -> list[int]:
+        """The tokens without the special ones that belong to none of `marks`, if there are any."""
+        if not marks:
+            return ids
+        new = [[i] for i in dict.fromkeys(ids) if i not in self._special]
+        texts = zip(new, self.decode(new), self.decode(new, False), strict=True)
+        self._special |= {i: "" if hidden else text for (i,), hidden, text in texts}
+        return [i for i in ids if not (s := self._special[i]) or any(s.strip() in m for m in marks)]
+
+    def decode_each(self, sequences: list[list[int]], special: list[bool]) -> list[str]:
+        """The texts of all sequences, `special` saying of each whether its special tokens show."""
+        if not any(special):
+            return self.decode(sequences)
+        pairs = list(zip(sequences, special, strict=True))
+        hidden = self.decode([[] if shows else s for s, shows in pairs])
+        shown = self.decode([s if shows else [] for s, shows in pairs], skip_special_tokens=False)
+        return [a or b for a, b in zip(hidden, shown, strict=True)]
 
     def chat_template(self) -> str | None:
         """The model's own template, before GenAI simplified it."""

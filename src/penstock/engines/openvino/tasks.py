@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import openvino_genai as genai
 from numpy.typing import NDArray
 
@@ -23,6 +24,7 @@ from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types
 from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
+from penstock.engines.sampling import check_id_range
 from penstock.errors import (
     EngineError,
     EngineStartError,
@@ -138,6 +140,9 @@ class Embedding(Task):
         self._pipeline = genai.TextEmbeddingPipeline(
             self._path, self._options.device, config, **self._properties
         )
+        self._pooling = config.pooling_type
+        self._compiled: Any = None
+        self._vocabulary = 0
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
@@ -152,12 +157,11 @@ class Embedding(Task):
         answers: list[Reply | Failed] = []
         sound: list[tuple[Call, list[int]]] = []
         try:
-            counts = iter(
-                _token_counts(self._tokenizer, [text for call in calls for text in call.args[0]])
-            )
+            given = [text for call in calls for text in call.args[0] if isinstance(text, str)]
+            counts = iter(_token_counts(self._tokenizer, given))
             for call in calls:
                 inputs, dimensions = call.args
-                lengths = list(islice(counts, len(inputs)))
+                lengths = [next(counts) if isinstance(one, str) else len(one) for one in inputs]
                 try:
                     self._check(inputs, dimensions, lengths)
                     sound.append((call, lengths))
@@ -174,7 +178,7 @@ class Embedding(Task):
             answers.append(Reply(call.id, Embeddings(found, Usage(sum(lengths)))))
         return answers
 
-    def _check(self, inputs: list[str], dimensions: int | None, lengths: list[int]) -> None:
+    def _check(self, inputs: list[Any], dimensions: int | None, lengths: list[int]) -> None:
         if not inputs:
             raise RequestError("there is nothing to embed", param="input")
         if dimensions is not None and not 1 <= dimensions <= self._width:
@@ -182,14 +186,50 @@ class Embedding(Task):
                 f"this model's vectors have {self._width} dimensions", param="dimensions"
             )
         self._check_lengths(lengths, "input")
+        for ids in inputs:
+            if not isinstance(ids, str):
+                self._vocabulary = self._vocabulary or 1 + max(self._tokenizer.get_vocab().values())
+                check_id_range(ids, self._vocabulary, "input")
 
-    def _vectors(self, texts: list[str], lengths: list[int]) -> list[list[float]]:
-        vectors: list[list[float]] = [[]] * len(texts)
-        for group in _groups(lengths, self._batch_tokens):
-            found = self._pipeline.embed_documents([texts[i] for i in group])
-            for index, vector in zip(group, found, strict=True):
+    def _vectors(self, inputs: list[Any], lengths: list[int]) -> list[list[float]]:
+        vectors = [[] if isinstance(one, str) else self._of_ids(one) for one in inputs]
+        texts = [index for index, one in enumerate(inputs) if isinstance(one, str)]
+        for group in _groups([lengths[index] for index in texts], self._batch_tokens):
+            chosen = [texts[place] for place in group]
+            found = self._pipeline.embed_documents([inputs[index] for index in chosen])
+            for index, vector in zip(chosen, found, strict=True):
                 vectors[index] = vector
         return vectors
+
+    def _of_ids(self, ids: list[int]) -> list[float]:
+        """The vector of token ids. The pipeline takes texts only, so the model is loaded once more
+        when the first ids come.
+        """
+        if self._compiled is None:
+            self._compiled = ov.Core().compile_model(
+                f"{self._path}/openvino_model.xml", self._options.device, self._properties
+            )
+        size = len(ids)
+        feed = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, size), np.int64),
+            "token_type_ids": np.zeros((1, size), np.int64),
+            "position_ids": np.arange(size, dtype=np.int64)[None],
+        }
+        names = {name for port in self._compiled.inputs for name in port.names}
+        states = self._compiled({name: feed[name] for name in feed if name in names})[0][0]
+        kinds = genai.TextEmbeddingPipeline.PoolingType
+        vector = (
+            states[0]
+            if self._pooling == kinds.CLS
+            else states[-1]
+            if self._pooling == kinds.LAST_TOKEN
+            else states.mean(axis=0)
+        )
+        if self._options.embedding_normalize:
+            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        numbers: list[float] = vector.tolist()
+        return numbers
 
     def _cut(self, vectors: list[list[float]], dimensions: int | None) -> list[list[float]]:
         if dimensions is None or dimensions == self._width:

@@ -68,12 +68,13 @@ def _load(load: Load) -> tuple[Any, Ready]:
         tasks=frozenset({"chat", "completions", "tokenize", "detokenize"}),
         context_length=load.context_length,
         max_concurrency=load.options.max_num_seqs,
-        structured=frozenset({"json_schema", "json_object", "regex"}),
+        structured=frozenset({"json_schema", "json_object", "regex", "grammar"}),
         max_top_logprobs=MAX_TOP_LOGPROBS,
         adapters=True,
         prefix_caching=load.options.enable_prefix_caching,
         prompt_logprobs=True,
         logit_bias=True,
+        thoughts_first=True,
     )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 

@@ -6,6 +6,7 @@ Servers omit and add fields, so only the necessary fields are read, and few are 
 
 from __future__ import annotations
 
+import uuid
 from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
@@ -54,12 +55,16 @@ class _UsageBody(Struct):
     prompt_tokens: Any = None
     completion_tokens: Any = None
     prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
     def neutral(self) -> Usage:
         """As `Usage`; 0 for counts that are missing or unreadable."""
-        details = self.prompt_tokens_details
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        return Usage(count(self.prompt_tokens), count(self.completion_tokens), count(cached))
+        return Usage(
+            count(self.prompt_tokens),
+            count(self.completion_tokens),
+            _detail(self.prompt_tokens_details, "cached_tokens"),
+            _detail(self.completion_tokens_details, "reasoning_tokens"),
+        )
 
 
 class _Function(Struct):
@@ -184,7 +189,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
             raise as_error(choice.error, where, body)
         deltas.append(
             msgspec.structs.replace(
-                delta_of(choice, index),
+                with_ids(delta_of(choice, index), set()),
                 finish_reason=reason_of(choice) or "stop",
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
@@ -210,15 +215,47 @@ def delta_of(choice: _Choice, index: int) -> Delta:
             )
             for number, call in enumerate(message.tool_calls)
         )
-    stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
+    ended_by = (choice.stop_reason, choice.matched_stop)
+    stop = next((s for s in ended_by if isinstance(s, str)), None)
+    token = choice.stop_reason if type(choice.stop_reason) is int else None
     reasoning = message.reasoning or message.reasoning_content or ""
-    return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
+    return Delta(
+        index,
+        text,
+        logprobs=logprobs,
+        tool_calls=calls,
+        stop=stop,
+        reasoning=reasoning,
+        stop_token=token,
+    )
+
+
+def with_ids(delta: Delta, begun: set[tuple[int, int]]) -> Delta:
+    """The delta with an id and a name at the first piece of each call, and at no other: some
+    servers repeat them, or send no id. `begun` holds the calls of earlier deltas, and gets these.
+    """
+    if not delta.tool_calls:
+        return delta
+    parts = []
+    for part in delta.tool_calls:
+        call = (delta.index, part.number)
+        if call in begun:
+            parts.append(ToolCallPart(part.number, part.arguments))
+        else:
+            begun.add(call)
+            id = part.id or f"call_{uuid.uuid4().hex[:24]}"
+            parts.append(ToolCallPart(part.number, part.arguments, id, part.name or ""))
+    return msgspec.structs.replace(delta, tool_calls=tuple(parts))
 
 
 def reason_of(choice: _Choice) -> FinishReason | None:
     """Why the answer ends; None while it goes on."""
     given = choice.finish_reason  # some servers send "" before the end
     return _REASONS.get(given, "stop") if given else None
+
+
+def _detail(details: Any, name: str) -> int:
+    return count(details.get(name)) if isinstance(details, dict) else 0
 
 
 class _Vector(Struct):

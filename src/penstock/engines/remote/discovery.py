@@ -159,7 +159,9 @@ def _capabilities(
         for card in listed
         if isinstance(abilities := (card.metadata or {}).get("capabilities"), dict)
     ]
-    regex = bool(listed) and all(card.owned_by in ("penstock", "sglang", "vllm") for card in listed)
+    beyond = bool(listed) and all(
+        card.owned_by in ("penstock", "sglang", "vllm") for card in listed
+    )
 
     def common(name: str, otherwise: frozenset[str]) -> frozenset[str]:
         if len(theirs) < len(cards):
@@ -173,7 +175,7 @@ def _capabilities(
         return min(values) if values and len(values) == len(cards) else otherwise
 
     lengths = [card.max_model_len for card in listed if card.max_model_len]
-    structured = {"json_schema", "json_object"} | ({"regex"} if regex else set())
+    structured = {"json_schema", "json_object"} | ({"regex", "grammar"} if beyond else set())
     return Capabilities(
         tasks=common("tasks", _ALL_TASKS) & _ALL_TASKS
         if options.tasks is None

@@ -31,7 +31,6 @@ from penstock.engines.sampling import check_sampling
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
     ConfigError,
-    ContextLengthError,
     EngineDeadError,
     EngineStartError,
     EngineTimeoutError,
@@ -137,7 +136,7 @@ class RemoteEngine(LLMEngine):
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
             given = (
-                chat_body(request, model, self.options.max_tokens_field)
+                chat_body(self._cut(request), model, self.options.max_tokens_field)
                 if isinstance(request, ChatRequest)
                 else completion_body(request, model)
             )
@@ -322,14 +321,16 @@ class RemoteEngine(LLMEngine):
         if isinstance(request, CompletionRequest) and not request.prompt:
             raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
+
+    def _cut(self, request: ChatRequest) -> ChatRequest:
+        """The chat without a limit that its context could never reach: some servers refuse it. (A
+        completion without one would get a server's default of 16 tokens.)
+        """
         length, wanted = self.capabilities.context_length, request.sampling.max_tokens
-        # Some servers would cut the answer short without an error.
-        if length and wanted is not None and wanted >= length:
-            raise ContextLengthError(
-                f"This model's maximum context length is {length} tokens; {wanted} for the answer"
-                " leave no room.",
-                param="max_tokens",
-            )
+        if not length or (wanted or 0) < length:
+            return request
+        sampling = msgspec.structs.replace(request.sampling, max_tokens=None)
+        return msgspec.structs.replace(request, sampling=sampling)
 
     def _model(self, upstream: Upstream, adapter: str | None = None) -> str:
         model = upstream.model or self.model_source

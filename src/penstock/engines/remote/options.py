@@ -81,7 +81,7 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     tasks: list[Task] | None = None
     max_model_len: Positive | None = None
     max_top_logprobs: Annotated[int, Meta(ge=-1)] | None = None
-    structured: list[Literal["json_schema", "json_object", "regex"]] | None = None
+    structured: list[Literal["json_schema", "json_object", "regex", "grammar"]] | None = None
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     stream_usage: bool = True
     max_response_bytes: Positive = 64 << 20

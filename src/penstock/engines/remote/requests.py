@@ -73,7 +73,11 @@ def in_dialect(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
             "SGLang's server takes no chat_template with a request", param="chat_template"
         )
     constraint = body.pop("structured_outputs", None)  # SGLang wants its keys in the body itself
-    return body if constraint is None else {**body, **constraint}
+    if constraint is None:
+        return body
+    if "grammar" in constraint:
+        return {**body, "ebnf": constraint["grammar"]}
+    return {**body, **constraint}
 
 
 def score_body(dialect: Dialect, query: str, documents: list[str]) -> dict[str, Any]:
@@ -98,6 +102,12 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
     body |= {name: value for name in optional if (value := getattr(request, name))}
     if not request.parallel_tool_calls and request.tools:
         body["parallel_tool_calls"] = False
+    if request.continue_final_message:
+        body["continue_final_message"] = True
+    if not request.add_generation_prompt:
+        body["add_generation_prompt"] = False
+    if request.echo:
+        body["echo"] = True
     return body
 
 
@@ -167,8 +177,8 @@ def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> 
 
 
 def _constraint(structured: StructuredOutput) -> dict[str, Any]:
-    if structured.kind == "regex":
-        return {"structured_outputs": {"regex": structured.spec}}
+    if structured.kind in ("regex", "grammar"):
+        return {"structured_outputs": {structured.kind: structured.spec}}
     if structured.kind == "json_object":
         return {"response_format": {"type": "json_object"}}
     schema = {"name": "answer", "schema": json.loads(structured.spec), "strict": True}

@@ -16,6 +16,7 @@ from penstock.engines.remote.answers import (
     parse_chunk,
     reason_of,
     whole,
+    with_ids,
 )
 from penstock.engines.remote.upstreams import Upstream
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
@@ -48,6 +49,7 @@ class StreamReader:
         self._only: int | None = None  # the server's index of the answer, if `n` is 1
         self._open: set[int] = set()  # answers that have begun and not finished
         self._ended: set[int] = set()
+        self._calls: set[tuple[int, int]] = set()  # calls that have begun, by answer and number
         self._where = where
         self._forward = forward and n == 1
         self._head = self._unfinished = b""
@@ -86,7 +88,7 @@ class StreamReader:
                     continue
                 if index not in self._ended:
                     self._open.add(index)
-                delta = delta_of(choice, index)
+                delta = with_ids(delta_of(choice, index), self._calls)
                 reason = reason_of(choice)
                 if reason is not None:
                     if index in self._ended:

@@ -29,6 +29,8 @@ class SGLangEngine(WorkerEngine):
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = options.check_options(self.engine_kwargs)
+        self.tool_call_parser = self.options.get("tool_call_parser")
+        self.reasoning_parser = self.options.get("reasoning_parser")
         self.deterministic = bool(self.options.get("enable_deterministic_inference"))
         for name, path in self.adapters.items():
             self._check_rank(name, path)
@@ -60,7 +62,10 @@ class SGLangEngine(WorkerEngine):
     async def _load_message(self) -> options.Load:
         options.check_version()
         self._asleep = self._paused = False
-        return options.Load(model_files.model_for(self.model_source), self.options)
+        return options.Load(
+            model_files.model_for(self.model_source),
+            {name: value for name, value in self.options.items() if name not in options.PARSERS},
+        )
 
     async def start(self) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,7 @@ from penstock.errors import (
     ModelNotFoundError,
     PenstockError,
     RequestError,
+    UnsupportedError,
     context_overflow,
 )
 from penstock.types import Delta, Embeddings, Usage
@@ -95,6 +97,11 @@ class Model:
         special = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
         return Ready(capabilities, template if isinstance(template, str) else None, special)
 
+    @cached_property
+    def _special_texts(self) -> list[str]:
+        added = getattr(self._tokenizer, "added_tokens_decoder", {})
+        return [token.content for token in added.values() if token.special]
+
     def close(self) -> None:
         """Stop SGLang and its processes."""
         with suppress(Exception):  # it may be half dead
@@ -106,8 +113,11 @@ class Model:
         sampling = submit.sampling
         prompt = self._prompt(submit)
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
-        params = sampling_params(sampling, self._room(len(prompt), sampling.max_tokens))
-        maker = DeltaMaker(sampling, self._text_of)
+        shown = [s for s in self._special_texts if any(s in mark for mark in submit.marks)]
+        room = self._room(len(prompt), sampling.max_tokens)
+        params = sampling_params(sampling, room, special=bool(shown))
+        hidden = [s for s in self._special_texts if s not in shown] if shown else []
+        maker = DeltaMaker(sampling, self._text_of, hidden)
         rid = f"penstock-{next(self._rids)}"
         await self._open.wait()
         self._running.add(rid)
@@ -141,7 +151,11 @@ class Model:
             if not self._running:
                 self._idle.set()
 
-    async def embed(self, texts: list[str], dimensions: int | None) -> Embeddings:
+    async def embed(self, texts: list[Any], dimensions: int | None) -> Embeddings:
+        if not all(isinstance(text, str) for text in texts):
+            raise UnsupportedError(
+                "the sglang engine embeds texts, no lists of token ids", param="input"
+            )
         try:
             answers = await self._engine.async_encode(prompt=texts, dimensions=dimensions)
         except Exception as error:

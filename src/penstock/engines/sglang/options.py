@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from penstock.engines.base import Versions
 from penstock.errors import ConfigError, MissingExtraError, nearest
+from penstock.openai.parsers.table import check_names
 
 VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))
 """The versions whose source was compared with what is used of it."""
@@ -32,9 +33,9 @@ _NOT_HERE = {
     "served_model_name": "is the model_id that the engine is made for",
     "incremental_streaming_output": "is how answers are read, and always on",
     "skip_tokenizer_init": "is not possible: prompts are tokenized here",
-    "tool_call_parser": "is read by SGLang's server alone; start that, and use the remote engine",
-    "reasoning_parser": "is read by SGLang's server alone; start that, and use the remote engine",
 }
+PARSERS = frozenset({"tool_call_parser", "reasoning_parser"})
+"""Options that are read here, and not given to SGLang."""
 _QUIET = {"log_level": "error"}
 _COMPACT_JSON = "constrained_json_disable_any_whitespace"
 
@@ -128,11 +129,12 @@ def version_note() -> str:
 def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Complete `engine_kwargs`. Raises `ConfigError`, `MissingExtraError` without SGLang."""
     known = argument_names(package())
+    check_names(given.get("tool_call_parser"), given.get("reasoning_parser"))
     for name, value in given.items():
         where = f"engine_kwargs.{name}"
         if name in _NOT_HERE:
             raise ConfigError(_NOT_HERE[name], field=where, value=value)
-        if known and name not in known:
+        if known and name not in known and name not in PARSERS:
             hint = nearest(name, known - _NOT_HERE.keys())
             raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=hint)
     compact = {_COMPACT_JSON: True} if _COMPACT_JSON in known else {}

@@ -20,8 +20,10 @@ _SAME_NAME = (
 _REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
-def sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
-    """The `sampling_params` of `async_generate`. `DeltaMaker` cuts stop strings."""
+def sampling_params(sampling: Sampling, max_tokens: int, special: bool = False) -> dict[str, Any]:
+    """The `sampling_params` of `async_generate`. `DeltaMaker` cuts stop strings. `special`: special
+    tokens show in the text.
+    """
     params: dict[str, Any] = {
         "max_new_tokens": max_tokens,
         "min_new_tokens": sampling.min_tokens,
@@ -29,6 +31,8 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
         "no_stop_trim": True,
         **{name: getattr(sampling, name) for name in _SAME_NAME},
     }
+    if special:
+        params["skip_special_tokens"] = False
     if sampling.stop:
         params["stop"] = list(sampling.stop)
     if sampling.stop_token_ids:
@@ -47,15 +51,20 @@ def _constraint(structured: StructuredOutput) -> dict[str, Any]:
 
 
 class DeltaMaker:
-    """Makes the deltas of one answer. `text_of` gives the text of one token.
+    """Makes the deltas of one answer. `text_of` gives the text of one token, and `hidden` are the
+    texts of special tokens to remove.
 
     Each output has the text and the ids of its own tokens. SGLang leaves stop strings in the text,
     and sends their beginnings before it recognises them, so they are cut here.
     """
 
-    def __init__(self, sampling: Sampling, text_of: Callable[[int], str]) -> None:
+    def __init__(
+        self, sampling: Sampling, text_of: Callable[[int], str], hidden: Sequence[str] = ()
+    ) -> None:
+        self._hidden = hidden
         self._top = sampling.logprobs
         self._stop = StopStrings(sampling.stop)
+        self._stop_ids = sampling.stop_token_ids
         self._text_of = text_of
         self._begun = False
 
@@ -67,7 +76,7 @@ class DeltaMaker:
         # SGLang gave the request up. An abort without a status is ours.
         if finish is not None and finish["type"] == "abort" and finish.get("status_code"):
             raise error_of(int(finish["status_code"]), str(finish.get("message") or "aborted"))
-        text = self._stop.push(output["text"])
+        text = self._stop.push(self._shown(output["text"]))
         if finish is None:
             if not ids and not text:
                 return None
@@ -88,7 +97,15 @@ class DeltaMaker:
             finish_reason=reason,
             usage=_usage(meta, meta["completion_tokens"]),
             stop=self._stop.found,
+            stop_token=matched
+            if isinstance(matched := finish.get("matched"), int) and matched in self._stop_ids
+            else None,
         )
+
+    def _shown(self, text: str) -> str:
+        for token in self._hidden:
+            text = text.replace(token, "")
+        return text
 
     def _logprobs(self, meta: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...] | None:
         if self._top is None:

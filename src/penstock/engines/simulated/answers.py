@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.engines.sampling import check_id_range
 from penstock.engines.token_engine import GenerateRequest
 from penstock.types import (
     EmbeddingRequest,
@@ -52,7 +53,10 @@ def answer_bytes(request: GenerateRequest, prompt: list[int], seed: int, size: i
     if sampling.structured is not None:
         by_schema = sampling.structured.kind == "json_schema"
         schema = (json.loads(sampling.structured.spec) if by_schema else None) or {"type": "object"}
-        return json.dumps(instance(schema, draw), ensure_ascii=False).encode()
+        answer = json.dumps(instance(schema, draw), ensure_ascii=False)
+        if sampling.structured.after and not sampling.structured.openers:
+            answer = f"{draw.choice(_WORDS)}{sampling.structured.after[0]}{answer}"
+        return answer.encode()
     text = f"{request.adapter}: " if request.adapter else ""
     while len(text) < size:
         text += draw.choice(_WORDS) + " "
@@ -86,12 +90,17 @@ def prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob
 
 
 def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:
-    """A vector for each text, drawn from the text and the seed."""
+    """A vector for each input, drawn from its bytes, which are its tokens, and the seed."""
     width = request.dimensions or _EMBEDDING_WIDTH
+    for one in request.inputs:
+        if not isinstance(one, str):
+            check_id_range(one, 256, "input")
+    inputs = [one.encode() if isinstance(one, str) else bytes(one) for one in request.inputs]
     vectors = [
-        [seeded(seed, "embed", text).gauss(0, 1) for _ in range(width)] for text in request.inputs
+        [seeded(seed, "embed", one.decode(errors="replace")).gauss(0, 1) for _ in range(width)]
+        for one in inputs
     ]
-    return Embeddings(vectors, Usage(sum(len(text.encode()) for text in request.inputs)))
+    return Embeddings(vectors, Usage(sum(map(len, inputs))))
 
 
 def scores(request: RerankRequest) -> Scores:

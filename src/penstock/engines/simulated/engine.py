@@ -39,6 +39,7 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.connectors import HELD
+from penstock.openai.parsers.table import check_names
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -90,6 +91,11 @@ class SimulatedOptions(Struct, frozen=True):
     kv_transfer_config: dict[str, Any] | None = None
     kv_transfer_ms: Milliseconds = 0.0
     deterministic: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+
+    def __post_init__(self) -> None:
+        check_names(self.tool_call_parser, self.reasoning_parser)
 
 
 COSTS_ONLY = frozenset(
@@ -147,6 +153,8 @@ class SimulatedEngine(TokenEngine):
         super().__init__(model_source, **kwargs)
         self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
         self.deterministic = self.options.deterministic
+        self.tool_call_parser = self.options.tool_call_parser
+        self.reasoning_parser = self.options.reasoning_parser
         self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
             tasks=frozenset(
@@ -158,6 +166,7 @@ class SimulatedEngine(TokenEngine):
             max_top_logprobs=5,
             adapters=True,
             prefix_caching=True,
+            thoughts_first=True,
             prompt_logprobs=True,
         )
         self.requests_served = 0
@@ -257,12 +266,7 @@ class SimulatedEngine(TokenEngine):
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
             check_texts(request.messages, self.name)
-            prompt = self.template.render(
-                request.messages,
-                tools=None if request.tool_choice == "none" else request.tools,
-                override=request.chat_template,
-                variables=request.chat_template_kwargs,
-            )
+            prompt = self.template.prompt(request)
             return list(prompt.encode())
         return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
 

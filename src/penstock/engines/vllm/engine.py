@@ -14,7 +14,7 @@ from penstock.engines import model_files
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
-from penstock.engines.token_engine import Echo, TokenEngine
+from penstock.engines.token_engine import Echo, TokenEngine, echoed
 from penstock.engines.vllm import kv_cache, options
 from penstock.engines.vllm.translation import DeltaMaker
 from penstock.errors import (
@@ -22,12 +22,12 @@ from penstock.errors import (
     EngineError,
     ModelNotFoundError,
     PenstockError,
-    RequestError,
     UnsupportedError,
 )
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
-from penstock.openai.tools import ToolCallReader
+from penstock.openai.parsers.reader import AnswerReader
+from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -275,26 +275,21 @@ class VLLMEngine(TokenEngine):
         request = with_seed(request) if self.deterministic else request
         if running.parsed is not None and running.parsed.wants(request):
             check_sampling(request.sampling, request.n, self.capabilities, self.name)
-            return await running.parsed.prepare(request)
+            return _with_echo(request, await running.parsed.prepare(request))
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_chat(request, sampling, tools)
         if tools:
             forced = sampling.structured is not request.sampling.structured
-            if not forced and not running.prompts.takes_tools(request.chat_template):
-                raise RequestError(
-                    "this model's chat template shows it no tools; a call can only be required"
-                    " (tool_choice)",
-                    param="tools",
-                )
-            reader = ToolCallReader(
+            reader = AnswerReader(
                 request.request_id or uuid.uuid4().hex,
-                bare=forced,
+                offered=Offered(tools),
+                forced=forced,
                 one_call=not request.parallel_tool_calls,
             )
             prepared.translate = reader.translate
-        return prepared
+        return _with_echo(request, prepared)
 
     def _alive(self) -> Running:
         running = self._running
@@ -341,3 +336,11 @@ class VLLMEngine(TokenEngine):
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
                 param="model",
             )
+
+
+def _with_echo(request: ChatRequest, prepared: Prepared) -> Prepared:
+    text, translate = echoed(request), prepared.translate
+    if text:
+        echo = Echo(text, tokens=False)
+        prepared.translate = echo if translate is None else lambda delta: echo(translate(delta))
+    return prepared

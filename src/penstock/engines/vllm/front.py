@@ -147,7 +147,7 @@ class Front:
             max_concurrency=concurrency,
             # Answers of one length end in the same step, which then needs as many new requests.
             batch_in_flight=2 * concurrency,
-            structured=frozenset({"json_schema", "json_object", "regex"})
+            structured=frozenset({"json_schema", "json_object", "regex", "grammar"})
             if generates
             else frozenset(),
             max_top_logprobs=logprobs if generates else -1,

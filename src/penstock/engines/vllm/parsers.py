@@ -112,6 +112,8 @@ class ParsedChat:
         self._called: set[int] = set()
         self._mark = getattr(parsers[0].reasoning_parser, "start_token", "")
         self._unmarked: set[int] = set()
+        self._counts = parsers[0].reasoning_parser is not None
+        self._written: dict[int, list[int]] = {}  # the ids of each answer's tokens
         self._named = not isinstance(body.tool_choice, (str, type(None)))
 
     def translate(self, delta: Delta) -> Delta:
@@ -124,8 +126,16 @@ class ParsedChat:
         reason = delta.finish_reason
         if reason == "stop" and delta.index in self._called and not self._named:
             reason = "tool_calls"
+        usage = delta.usage
+        if self._counts:
+            ids = self._written.setdefault(delta.index, [])
+            ids += delta.token_ids
+            if reason is not None and usage is not None:
+                count = self._parsers[delta.index].count_reasoning_tokens(ids)
+                usage = msgspec.structs.replace(usage, reasoning_tokens=count)
         return msgspec.structs.replace(
             delta,
+            usage=usage,
             text=text or "",
             reasoning=reasoning or "",
             tool_calls=calls,
@@ -189,6 +199,8 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "chat_template": request.chat_template,
         "chat_template_kwargs": request.chat_template_kwargs or None,
         "kv_transfer_params": request.kv_transfer_params,
+        "add_generation_prompt": request.add_generation_prompt,
+        "continue_final_message": request.continue_final_message,
         "reasoning_effort": request.chat_template_kwargs.get("reasoning_effort"),
     }
     if sampling.logprobs is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.sampling import most_new_tokens
 from penstock.engines.vllm.library import (
     ChatParams,
@@ -70,8 +70,9 @@ class Prompts:
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
         # Such a tokenizer serves the event loop while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._text_template = self.text_template()
         self._plain = (
-            PlainText(self.tokenizer.backend_tokenizer, self.text_template())
+            PlainText(self.tokenizer.backend_tokenizer, self._text_template)
             if self._at_once
             else None
         )
@@ -134,20 +135,32 @@ class Prompts:
         return Prepared(prompt, params)
 
     async def _chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+        messages, kwargs = request.messages, request.chat_template_kwargs
+        if self._text_template is not None:
+            messages, tools = self._text_template.fitted(messages, tools, request.chat_template)
+        if not request.add_generation_prompt or request.continue_final_message:
+            kwargs = {
+                "add_generation_prompt": False,
+                "continue_final_message": request.continue_final_message,
+                **kwargs,
+            }
         at_once = self._at_once and not tools and _is_short(request)
         try:
             if (
                 at_once
+                and kwargs is request.chat_template_kwargs
                 and self._plain is not None
-                and (ids := self._plain.chat(request.messages)) is not None
+                and (ids := self._plain.chat(messages)) is not None
             ):
                 return self._of_ids(ids)
-            params = self._chat_params(request.chat_template, request.chat_template_kwargs, tools)
+            params = self._chat_params(request.chat_template, kwargs, tools)
             if at_once:
-                _, (prompt,) = self._renderer.render_chat([request.messages], params)
+                _, (prompt,) = self._renderer.render_chat([messages], params)
             else:
-                _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
+                _, (prompt,) = await self._renderer.render_chat_async([messages], params)
         except Exception as error:
+            if request.continue_final_message and "continue_final_message" in str(error):
+                raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
         return prompt
 
@@ -190,16 +203,13 @@ class Prompts:
         own = found.get("default") if isinstance(found, dict) else found
         return ChatTemplate(own, {**special, **self.variables})
 
-    def takes_tools(self, override: str | None) -> bool:
-        """Whether the template (`override`, if given) shows tools to the model."""
-        source = override or self.template or getattr(self.tokenizer, "chat_template", None)
-        return not isinstance(source, str) or ChatTemplate(source).takes_tools()
-
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """The answer's most tokens. Raises `ContextLengthError` if the request asks for more."""
+        """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
+        less. Raises `ContextLengthError` if it leaves nothing.
+        """
         ids = prompt.get("prompt_token_ids")
         if ids is None:
-            return max_tokens or self.context_length
+            return min(max_tokens or self.context_length, self.context_length)
         return most_new_tokens(len(ids), max_tokens, self.context_length)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
@@ -273,4 +283,6 @@ def constraint(structured: StructuredOutput) -> dict[str, Any]:
     """A constraint as the arguments of vLLM's `StructuredOutputsParams`."""
     if structured.kind == "json_schema":
         return {"json": structured.spec}
-    return {"regex": structured.spec} if structured.kind == "regex" else {"json_object": True}
+    if structured.kind in ("regex", "grammar"):
+        return {structured.kind: structured.spec}
+    return {"json_object": True}

@@ -56,7 +56,7 @@ class PlainText:
         }
         self._chats = self._as_is and all(self._same_chat(chat, trial) for trial in _TRIALS)
 
-    def chat(self, messages: Sequence[Message]) -> list[int] | None:
+    def chat(self, messages: list[Message]) -> list[int] | None:
         """The ids of a conversation; None if the renderer must make them, or raise an error."""
         if not self._chats or not all(message.keys() == _KEYS for message in messages):
             return None
@@ -69,7 +69,7 @@ class PlainText:
         ids: list[int] = self._encode(text, add_special_tokens=special_tokens).ids
         return ids
 
-    def _chat(self, messages: Sequence[Message]) -> list[int] | None:
+    def _chat(self, messages: list[Message]) -> list[int] | None:
         assert self._template is not None
         try:
             text = self._template.render(messages)
@@ -139,6 +139,7 @@ class DeltaMaker:
                     _REASONS.get(reason, "stop"),
                     _usage(output, count),
                     stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
+                    stop_token=answer.stop_reason if isinstance(answer.stop_reason, int) else None,
                     kv_transfer_params=output.kv_transfer_params,
                 )
             )

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from penstock.errors import ClientGoneError, PenstockError, TooManyRequestsError
-from penstock.openai.responses_api import response_error_events
+from penstock.openai.response_events import response_error_events
 from penstock.serve.api.exchange import Exchange, IngressState
 from penstock.serve.api.sse import STREAM_HEADERS
 from penstock.serve.store.responses import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
 import msgspec
@@ -94,8 +94,10 @@ def check_inflight(answering: int, limits: Limits) -> None:
         )
 
 
-def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
-    """Refuse texts that are longer than any model's context. `param` is the request's field."""
+def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
+    """Refuse texts that are longer than any model's context. `param` is the request's field. Token
+    ids count as a character each.
+    """
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
         raise ContextLengthError(

@@ -77,7 +77,9 @@ class EventStream(Response):
                     if delta.finish_reason is not None:
                         self._open -= 1
                         total.add(delta)
-                chunk = b"".join([framer.frame(delta) for delta in batch])
+                # A framer numbers its events: the first ones are made first.
+                chunk = b"" if self._begun else framer.open()
+                chunk += b"".join([framer.frame(delta) for delta in batch])
                 more = bool(batch) and self._open > 0
                 if not more:
                     # Read to the end, so that the slot is free when the client has its full answer.
@@ -92,7 +94,6 @@ class EventStream(Response):
                     )
                     self._begun = True
                     exchange.first_token_at = now
-                    chunk = framer.open() + chunk
                 if chunk:
                     await send({"type": "http.response.body", "body": chunk, "more_body": more})
 

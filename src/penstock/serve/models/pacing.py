@@ -65,13 +65,14 @@ def joined(deltas: list[Delta]) -> Delta:
         tuple(token for delta in deltas for token in delta.token_ids),
         logprobs,
         last.finish_reason,
-        last.usage,
+        next((delta.usage for delta in reversed(deltas) if delta.usage is not None), None),
         tuple(part for delta in deltas for part in delta.tool_calls),
         stop=last.stop,
         chunks=tuple(chunk for delta in deltas for chunk in delta.chunks),
         reasoning="".join(delta.reasoning for delta in deltas),
         kv_transfer_params=last.kv_transfer_params,
         prompt_logprobs=deltas[0].prompt_logprobs,
+        stop_token=last.stop_token,
     )
 
 

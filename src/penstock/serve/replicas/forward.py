@@ -17,7 +17,7 @@ from penstock.balance.policies.base import RouteRequest
 from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
 from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
-from penstock.openai.responses_api import response_error_events
+from penstock.openai.response_events import response_error_events
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange
 from penstock.serve.api.limits import decode_body

@@ -106,7 +106,19 @@ class _Process:
         trial.tries += 1
         structured = trial.structured
         self._process.send(
-            encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked]))
+            encode(
+                Call(
+                    1,
+                    "prove",
+                    [
+                        structured.kind,
+                        structured.spec,
+                        structured.checked,
+                        structured.after,
+                        structured.openers,
+                    ],
+                )
+            )
         )
         self._after(PATIENCE_SECONDS, _TOO_BUSY)
         self._at_once = self._pool.at_once()
@@ -287,7 +299,8 @@ class Constraints:
         """The grammar of a constraint. Raises `RequestError` for a damaged or too large one,
         `OverloadedError` if it cannot be compiled now.
         """
-        spec = f"{structured.kind} {structured.checked} {structured.spec}"
+        before = f"{structured.after} {structured.openers}" if structured.after else ""
+        spec = f"{structured.kind} {structured.checked} {before} {structured.spec}"
         key = blake2b(spec.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         outcome = self._known.get(key)
         if outcome is None:

@@ -13,11 +13,18 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 
 from penstock.engines.base import Capabilities
 from penstock.engines.openvino.constraints.json_grammar import json_grammar
 from penstock.engines.openvino.constraints.regex import RegexWriter, parse
-from penstock.engines.openvino.constraints.writer import TABLES, Grammar, too_large
+from penstock.engines.openvino.constraints.writer import (
+    TABLES,
+    Grammar,
+    choice,
+    literal,
+    too_large,
+)
 from penstock.engines.openvino.options import LoadTokenizer, decode_to_constraint_worker, reason_of
 from penstock.engines.process import (
     Call,
@@ -75,11 +82,21 @@ class Prover:
         self._tables = max(_FEWEST_TABLES, min(TABLES, _TABLE_ENTRIES // vocabulary))
         self._tried = 0
 
-    def prove(self, kind: str, spec: str, checked: bool) -> str:
+    def prove(
+        self,
+        kind: str,
+        spec: str,
+        checked: bool,
+        after: Sequence[str] = (),
+        openers: Sequence[str] = (),
+    ) -> str:
         """A constraint's grammar, which has compiled and generated tokens. Raises `RequestError`
         for a damaged or too large constraint, `MemoryError` at the limit.
         """
         grammar = grammar_of(kind, spec, checked, self._tables)
+        if after:
+            self._pipeline.compile(grammar, _TRIED_TOKENS)  # thoughts alone would try nothing
+            grammar = after_thoughts(grammar, after, openers)
         try:
             self._pipeline.compile(grammar, _TRIED_TOKENS)
         except MemoryError:
@@ -98,6 +115,8 @@ class Prover:
 
 def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str:
     """The grammar of a constraint of `types.StructuredOutput`'s kinds. Raises `RequestError`."""
+    if kind == "grammar":  # EBNF already
+        return spec
     try:
         if kind == "regex":
             grammar = Grammar(tables)
@@ -107,6 +126,23 @@ def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str
         )
     except RecursionError:
         raise too_large("it is nested too deep") from None
+
+
+def after_thoughts(grammar: str, after: Sequence[str], openers: Sequence[str]) -> str:
+    """The grammar of an answer that thinks freely up to one of `after`, then follows `grammar`.
+
+    Thoughts begin with one of `openers` and may be left out, or, without openers, begin at once.
+    """
+    ends = ", ".join(map(literal, after))
+    thoughts = "thoughts [ \\n]{0,4}"
+    if openers:
+        thoughts = f"([\\n]{{0,2}} {choice(map(literal, openers))} {thoughts})?"
+    answer = grammar.removeprefix("root ::= ")
+    return (
+        f"root ::= {thoughts} answer\n"
+        f"thoughts ::= TagDispatch(stop_eos=false, stop_str=({ends}), loop_after_dispatch=false)\n"
+        f"answer ::= {answer}"
+    )
 
 
 def _answer(prover: Prover, call: Call) -> ToParent:

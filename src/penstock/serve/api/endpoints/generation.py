@@ -10,8 +10,9 @@ from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer, CompletionFramer
 from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
 from penstock.openai.requests import ChatBody, CompletionBody
+from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import chat_completion, completion
-from penstock.openai.responses_api import ResponseBody, ResponseFramer, response_body
+from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import within_limits
 from penstock.serve.api.sse import EventStream, collect, merge
@@ -29,11 +30,18 @@ async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)
     if body.stream:
-        request = replace(request, forward_chunks=True)
-        framer = ChatFramer(**about, n=request.n, include_usage=body.include_usage)
+        form, continuous = body.tool_form, body.continuous_usage
+        request = replace(request, forward_chunks=form.plain and not continuous)
+        framer = ChatFramer(
+            **about,
+            n=request.n,
+            include_usage=body.include_usage,
+            continuous_usage=continuous,
+            form=form,
+        )
         return EventStream(exchange, generated(target.handle, request), framer, n=request.n)
     (answers,) = await collect(exchange, [generated(target.handle, request)])
-    return exchange.json(chat_completion(answers, **about))
+    return exchange.json(chat_completion(answers, **about, form=body.tool_form))
 
 
 async def completions(exchange: Exchange, body: CompletionBody) -> Response:
@@ -45,10 +53,15 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
     about = exchange.about("cmpl-", target)
     running = [generated(target.handle, request) for request in requests]
     if body.stream:
-        framer = CompletionFramer(**about, n=n, include_usage=body.include_usage)
+        framer = CompletionFramer(
+            **about,
+            n=n,
+            include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
+        )
         batches = running[0] if len(running) == 1 else merge(running, n)
         return EventStream(exchange, batches, framer, n=n, prompts=len(requests))
-    return exchange.json(completion(await collect(exchange, running), **about))
+    return exchange.json(completion(await collect(exchange, running), **about, best=body.best))
 
 
 async def responses(exchange: Exchange, body: ResponseBody) -> Response:

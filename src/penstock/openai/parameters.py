@@ -1,0 +1,221 @@
+"""The parameters that have no effect here, and those that are refused by name: together with the
+fields of the bodies, every parameter of OpenAI's, Anthropic's and vLLM's APIs.
+
+`docs/parameters.md` is made of these tables (`tools/parameters.py`). A name that a body has as a
+field is honoured, unless it stands in `HARMLESS` or `ONLY`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from penstock.errors import RequestError
+
+Verdict = Literal["honoured", "harmless", "refused"]
+_CACHE = "prefixes are cached by content"
+_SHARED = {"request_id": "the header `x-request-id` names a request"}
+_GENERATING = {
+    **_SHARED,
+    "session_id": "a hint for routing",
+    "stream_interval": "the server joins chunks where a client lags",
+    "user": "for the provider's records",
+}
+_OPENAI = {
+    "metadata": "for the provider's records",
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prompt_cache_retention": _CACHE,
+    "safety_identifier": "for the provider's records",
+    "service_tier": "there is one tier",
+}
+HARMLESS: Mapping[str, Mapping[str, str]] = {
+    "ChatBody": {
+        **_GENERATING,
+        **_OPENAI,
+        "guided_decoding_backend": "every backend enforces the same constraint",
+        "prediction": "a hint that makes OpenAI's models faster",
+        "store": "answers of chat completions are not stored",
+        "verbosity": "a hint for OpenAI's models",
+    },
+    "CompletionBody": {
+        **_GENERATING,
+        "guided_decoding_backend": "every backend enforces the same constraint",
+    },
+    "EmbeddingBody": {**_SHARED, "user": "for the provider's records"},
+    "ResponseBody": {
+        **_GENERATING,
+        **_OPENAI,
+        "include": "what it could add, the answer has, or the server has not",
+        "max_tool_calls": "counts calls of built-in tools, of which there are none",
+    },
+    "MessageBody": {
+        **_SHARED,
+        "cache_control": _CACHE,
+        "inference_geo": "the model runs where the server is",
+        "metadata": "for the provider's records",
+        "service_tier": "there is one tier",
+    },
+}
+"""Form → parameter → why it changes nothing. Any value is taken."""
+
+_NOTHING: tuple[Any, ...] = (False, "", [], {})
+"""Values that ask for nothing, where a parameter has no other default."""
+_OF_ENGINES: dict[str, tuple[Any, ...]] = {
+    "cache_salt": _NOTHING,
+    "ec_transfer_params": _NOTHING,
+    "kv_transfer_params": _NOTHING,
+    "mm_payload": _NOTHING,
+    "return_mm_kwargs": (False,),
+    "vllm_xargs": _NOTHING,
+    "watermarking": (False,),
+}
+_SAMPLED: dict[str, tuple[Any, ...]] = {
+    **_OF_ENGINES,
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1.0,),
+    "logprob_token_ids": _NOTHING,
+    "repetition_detection": _NOTHING,
+    "return_token_ids": (False,),
+    "return_token_offsets": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "routed_experts_prompt_start": (0,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "thinking_token_budget": _NOTHING,
+    "truncate_prompt_tokens": _NOTHING,
+    "truncation_side": _NOTHING,
+    "use_beam_search": (False,),
+}
+_MEDIA: dict[str, tuple[Any, ...]] = {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING}
+REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "ChatBody": {
+        **_SAMPLED,
+        **_MEDIA,
+        "add_generation_prompt": (True,),
+        "add_special_tokens": (False,),
+        "audio": _NOTHING,
+        "continue_final_message": (False,),
+        "documents": _NOTHING,
+        "echo": (False,),
+        "include_reasoning": (True,),
+        "moderation": _NOTHING,
+        "return_prompt_text": (False,),
+        "web_search_options": (),
+    },
+    "CompletionBody": {**_SAMPLED, "prompt_embeds": _NOTHING},
+    "EmbeddingBody": {
+        **_MEDIA,
+        "add_generation_prompt": (False,),
+        "add_special_tokens": (True,),
+        "cache_salt": _NOTHING,
+        "chat_template": _NOTHING,
+        "chat_template_kwargs": _NOTHING,
+        "continue_final_message": (False,),
+        "embed_dtype": ("float32",),
+        "endianness": ("native", "little"),
+        "messages": _NOTHING,
+        "padding": _NOTHING,
+        "priority": (0,),
+        "truncate_prompt_tokens": _NOTHING,
+        "truncation_side": _NOTHING,
+        "use_activation": _NOTHING,
+    },
+    "ResponseBody": {
+        **_OF_ENGINES,
+        **_MEDIA,
+        "access_programs": _NOTHING,
+        "background_options": _NOTHING,
+        "context_management": _NOTHING,
+        "enable_response_messages": (False,),
+        "frequency_penalty": (0.0,),
+        "ignore_eos": (False,),
+        "image": _NOTHING,
+        "include_reasoning": (True,),
+        "include_stop_str_in_output": (False,),
+        "logit_bias": _NOTHING,
+        "min_p": (0.0,),
+        "moderation": _NOTHING,
+        "presence_penalty": (0.0,),
+        "previous_input_messages": _NOTHING,
+        "priority": (0,),
+        "prompt": _NOTHING,
+        "repetition_penalty": (1.0,),
+        "seed": (),
+        "skip_special_tokens": (True,),
+        "stop": _NOTHING,
+        "stop_token_ids": _NOTHING,
+        "structured_outputs": _NOTHING,
+        "top_k": (0, -1),
+    },
+    "MessageBody": {
+        **_OF_ENGINES,
+        "billing_policy": _NOTHING,
+        "compaction": _NOTHING,
+        "container": _NOTHING,
+        "context_management": _NOTHING,
+        "diagnostics": _NOTHING,
+        "fallback_credit_token": _NOTHING,
+        "fallbacks": _NOTHING,
+        "mcp_servers": _NOTHING,
+        "speed": ("standard",),
+        "thread": (),
+    },
+}
+"""Form → parameter → the values that it may have: those that change nothing. A field that the form
+has is not looked up here.
+"""
+ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "CompletionBody": {"suffix": ("",)},
+    "ResponseBody": {"top_logprobs": (0,), "truncation": ("disabled",)},
+}
+"""As `REFUSED`, of fields that a form has."""
+
+
+def is_known(form: type[Struct], name: str, value: Any) -> bool:
+    """Whether a parameter that is no field of the form may be left out. Raises `RequestError` for
+    one that is refused with this value.
+    """
+    if name in HARMLESS.get(form.__name__, ()):
+        return True
+    values = REFUSED.get(form.__name__, {}).get(name)
+    if values is not None and not _is_one(value, values):
+        raise _refusal(name, values)
+    return values is not None
+
+
+def check_only(body: Struct) -> None:
+    """Raise `RequestError` for a field whose value is refused."""
+    for name, values in ONLY.get(type(body).__name__, {}).items():
+        given = getattr(body, name)
+        if given is not None and not _is_one(given, values):
+            raise _refusal(name, values)
+
+
+def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
+    """What becomes of a parameter, and why, or which values it may have."""
+    key = form.__name__
+    if (why := HARMLESS.get(key, {}).get(name)) is not None:
+        return "harmless", why
+    values = ONLY.get(key, {}).get(name)
+    if values is None and name in form.__struct_fields__:
+        return "honoured", ""
+    if values is None:
+        values = REFUSED[key][name]
+    return "refused", "" if values is _NOTHING or not values else f"but for {_told(values)}"
+
+
+def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
+def _refusal(name: str, values: tuple[Any, ...]) -> RequestError:
+    but = "" if values is _NOTHING or not values else f" but for {_told(values)}"
+    return RequestError(f"{name} is not supported{but}", param=name)
+
+
+def _told(values: tuple[Any, ...]) -> str:
+    words = (str(one).lower() if isinstance(one, bool) else repr(one) for one in values)
+    return " and ".join(words).replace("'", "`")

@@ -1,0 +1,218 @@
+"""Calls as JSON: objects with a name and arguments, alone, in lists, between marks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from typing import Any
+
+from msgspec import Struct
+
+from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_HEAD = re.compile(
+    rf'\{{\s*(?:"(?:type|id)"\s*:\s*{_STRING}\s*,\s*)*'
+    rf'"name"\s*:\s*({_STRING})\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)',
+    re.DOTALL,
+)
+_KEY = re.compile(rf"\{{\s*({_STRING})", re.DOTALL)
+_KEYS = {f'"{key}"' for key in ("name", "type", "id", "function", "arguments", "parameters")}
+_MAY_BE_KEY = re.compile(r'\{\s*(?:"[^"]{0,12})?', re.DOTALL)
+# Texts in which no bracket counts; both match always.
+_IN_STRING = re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL)
+_OUTSIDE = re.compile(r'[^"{}\[\]]*')
+
+
+class Brackets:
+    """Follows the brackets of a JSON value. `complete` after the last one is closed."""
+
+    def __init__(self, depth: int = 0) -> None:
+        self.complete = False
+        self._depth = depth
+        self._in_string = False
+
+    def follow(self, text: str, at: int = 0) -> int:
+        """Go on at `at`. Returns where it stopped: after the value, or at half of an escape."""
+        while not self.complete:
+            at = (_IN_STRING if self._in_string else _OUTSIDE).match(text, at).end()  # type: ignore[union-attr]
+            char = text[at : at + 1]
+            if char in ("", "\\"):
+                break
+            at += 1
+            if char == '"':
+                self._in_string = not self._in_string
+            else:
+                self._depth += 1 if char in "{[" else -1
+                self.complete = self._depth <= 0
+        return at
+
+
+def stream_value(source: Source) -> Decision:
+    """The JSON object or list with which the text begins, as arguments. False if it is cut."""
+    brackets = Brackets()
+    while True:
+        if at := brackets.follow(source.text):
+            yield Piece("arguments", source.take(at))
+        if brackets.complete:
+            return True
+        if not (yield from source.wait()):
+            if source.text:  # half of an escape
+                yield Piece("arguments", source.take(len(source.text)))
+            return False
+
+
+def json_call(source: Source, offered: Offered) -> Decision:
+    """The call with which the text begins, an object. False, with nothing taken, if it is none.
+
+    The arguments stream once the name is known, if that comes first. A call that is cut after that
+    stays one.
+    """
+    brackets, at = Brackets(), 0
+    while True:
+        if (head := _HEAD.match(source.text)) is not None:
+            name = json.loads(head[1], strict=False)
+            if not offered.has(name):
+                return False
+            source.take(head.end())
+            yield Piece("name", name)
+            if (yield from stream_value(source)):
+                yield Piece("whole", "")
+                yield from _end_object(source)
+            return True
+        if (key := _KEY.match(source.text)) is not None:
+            if key[1] not in _KEYS:
+                return False
+        elif not _MAY_BE_KEY.fullmatch(source.text):
+            return False
+        at = brackets.follow(source.text, at)
+        if brackets.complete:
+            call = named(source.text[:at])
+            if call is None or not offered.has(call[0]):
+                return False
+            source.take(at)
+            yield Piece("name", call[0])
+            yield Piece("arguments", call[1])
+            yield Piece("whole", "")
+            return True
+        if not (yield from source.wait()):
+            return False
+
+
+def _end_object(source: Source) -> Generator[Piece | None, None, None]:
+    """Take what follows the arguments in a call's object; models forget the last bracket."""
+    space = yield from source.skip()
+    if source.text[:1] == "}":
+        source.take(1)
+    elif source.text[:1] == ",":
+        brackets, at = Brackets(depth=1), 0
+        while True:
+            at = brackets.follow(source.text, at)
+            if brackets.complete or not (yield from source.wait()):
+                source.take(at)
+                return
+    else:
+        source.text = space + source.text
+
+
+def named(text: str) -> tuple[str, str] | None:
+    """The name and the arguments (JSON text) of a call that is JSON in any order of its keys."""
+    try:
+        value = json.loads(text, strict=False)
+        value = value.get("function", value) if isinstance(value, dict) else value
+        if isinstance(value, str):
+            value = {**json.loads(text, strict=False), "name": value}
+        name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    if not isinstance(name, str):
+        return None
+    return name, as_text(arguments)
+
+
+def as_text(arguments: Any) -> str:
+    """Arguments as JSON text; a text is taken to be that already."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+class JsonCalls(Struct, frozen=True):
+    """A form of JSON calls: one object, or a list of them, or several after each other.
+
+    A call follows one of `openers`, or begins with one of `bare`, a bracket, anywhere in the text;
+    `closer` may follow it.
+    """
+
+    openers: tuple[str, ...] = ()
+    closer: str = ""
+    bare: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (*self.openers, *([self.closer] if self.closer else []))
+
+    def read(self, source: Source, offered: Offered) -> Pieces:
+        unclosed = False
+        openers = (*self.openers, *self.bare)
+        while True:
+            marks = (*openers, self.closer) if unclosed and self.closer else openers
+            space, mark = yield from source.until(marks, "text")
+            if not mark:
+                return
+            if unclosed and mark == self.closer:
+                unclosed = False
+                continue
+            if mark in self.bare:
+                source.text = mark + source.text
+            opening = space if mark in self.bare else space + mark
+            unclosed = yield from self.calls(source, offered, opening)
+
+    def calls(self, source: Source, offered: Offered, opening: str) -> Decision:
+        """The calls after `opening`, which becomes text if there are none. Returns whether the
+        closer is still to come.
+        """
+        taken = opening + (yield from source.skip())
+        listed = source.text[:1] == "["
+        if listed:
+            taken += source.take(1) + (yield from source.skip())
+        found = False
+        while source.text[:1] == "{" and (yield from json_call(source, offered)):
+            found = True
+            taken = yield from source.skip()
+            if source.text[:1] in (",", ";") and (listed or self.bare):
+                taken += source.take(1) + (yield from source.skip())
+        if not found:
+            bracket = "" if listed or opening.strip() else source.take(1)
+            yield Piece("text", taken + bracket)
+            return False
+        if listed and source.text[:1] == "]":
+            source.take(1)
+        elif source.text:
+            source.text = taken + source.text
+        return (yield from self._close(source))
+
+    def _close(self, source: Source) -> Decision:
+        if not self.closer:
+            return False
+        space = yield from source.skip(" \t\r\n}]")
+        if (yield from source.begins(self.closer)):
+            source.take(len(self.closer))
+            return False
+        if source.text:
+            source.text = space.lstrip("}]") + source.text
+        return True
+
+
+HERMES = JsonCalls(("<tool_call>",), "</tool_call>")
+
+
+def forced_call(source: Source, offered: Offered) -> Pieces:
+    """An answer that is one call, as a constraint wants it. Anything else is text."""
+    space = yield from source.skip()
+    if source.text[:1] == "{" and (yield from json_call(source, offered)):
+        while (yield from source.wait()):  # white space, if anything
+            source.text = ""
+        source.text = ""
+    else:
+        source.text = space + source.text
+        yield from source.rest()

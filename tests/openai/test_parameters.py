@@ -1,0 +1,93 @@
+"""Every field of the clients' SDKs and of vLLM's server has a verdict, and gets what it says."""
+
+import json
+from typing import Any
+
+import parameters
+import pytest
+
+from penstock.errors import RequestError
+from penstock.openai.parameters import HARMLESS, ONLY, REFUSED, verdict
+from penstock.openai.requests import parse_body
+
+TAKEN = json.loads(parameters.SNAPSHOT.read_text())
+FORMS = {endpoint: parameters.form_of(endpoint) for endpoint in TAKEN["endpoints"]}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/completions": {"prompt": "a"},
+    "/v1/embeddings": {"input": "a"},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+}
+FIELDS = [
+    (endpoint, field)
+    for endpoint, fields in TAKEN["endpoints"].items()
+    for field in sorted({*fields, *FORMS[endpoint].__struct_fields__})
+]
+
+
+def parsed(endpoint: str, **fields: Any) -> Any:
+    return parse_body(FORMS[endpoint], {**BODIES[endpoint], **fields})
+
+
+@pytest.mark.slow
+def test_the_installed_sdks_have_no_field_that_is_not_known() -> None:
+    for endpoint, field, source in parameters.of_sdks():
+        known = TAKEN["endpoints"][endpoint]
+        assert source in known.get(field, ()), f"tools/parameters.py --snapshot: {field} is new"
+
+
+@pytest.mark.parametrize(("endpoint", "field"), FIELDS)
+def test_each_field_has_a_verdict_and_null_is_accepted(endpoint: str, field: str) -> None:
+    assert verdict(FORMS[endpoint], field)[0] in ("honoured", "harmless", "refused")
+    if field not in BODIES[endpoint]:
+        parsed(endpoint, **{field: None})
+
+
+REFUSALS = [
+    (endpoint, field, values)
+    for endpoint, form in FORMS.items()
+    for table in (REFUSED, ONLY)
+    for field, values in table.get(form.__name__, {}).items()
+    if table is ONLY or field not in form.__struct_fields__
+]
+
+
+@pytest.mark.parametrize(("endpoint", "field", "values"), REFUSALS)
+def test_a_refused_field_is_named_and_its_defaults_are_accepted(
+    endpoint: str, field: str, values: tuple[Any, ...]
+) -> None:
+    for value in values:
+        parsed(endpoint, **{field: value})
+    other: Any = 3 if isinstance(values[:1], tuple) and values[:1] == (0,) else "other"
+    with pytest.raises(RequestError) as caught:
+        parsed(endpoint, **{field: other})
+    assert (caught.value.status, caught.value.param) == (400, field)
+
+
+def test_a_value_is_no_default_of_another_type() -> None:
+    with pytest.raises(RequestError, match="echo is not supported but for false"):
+        parsed("/v1/chat/completions", echo=0)
+    with pytest.raises(RequestError, match="skip_special_tokens is not supported but for true"):
+        parsed("/v1/completions", skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field"),
+    [(e, field) for e, form in FORMS.items() for field in HARMLESS[form.__name__]],
+)
+def test_a_harmless_field_is_accepted(endpoint: str, field: str) -> None:
+    given: Any = "x"
+    if field == "include":
+        given = ["x"]
+    elif field == "store":
+        given = True
+    elif field in ("metadata", "prediction", "prompt_cache_options", "cache_control"):
+        given = {"a": "b"}
+    parsed(endpoint, **{field: given})
+
+
+def test_the_page_is_of_these_tables() -> None:
+    assert parameters.PAGE.read_text(encoding="utf-8") == parameters.page(TAKEN), (
+        "run tools/parameters.py"
+    )

@@ -1,0 +1,201 @@
+"""Functions, custom tools and allowed tools: they become the usual form, and answers go back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from penstock.errors import RequestError
+from penstock.openai.framing import ChatFramer
+from penstock.openai.requests import ChatBody, parse_body
+from penstock.openai.responses import Answers, chat_completion
+from penstock.openai.responses_api import ResponseBody
+from penstock.openai.tool_forms import ToolForm
+from penstock.types import Delta, ToolCallPart, Usage
+
+USER = {"role": "user", "content": "q"}
+ROUTE = {"name": "route", "parameters": {"type": "object"}}
+TOOLS = [
+    {"type": "function", "function": ROUTE},
+    {"type": "function", "function": {"name": "stop"}},
+    {"type": "custom", "custom": {"name": "say", "description": "Says it."}},
+]
+
+
+def body(**fields):
+    return parse_body(ChatBody, {"messages": [USER], **fields})
+
+
+def names(request):
+    return [tool["function"]["name"] for tool in request.tools]
+
+
+def test_functions_are_tools_of_which_one_is_called():
+    request = body(functions=[ROUTE], function_call={"name": "route"}).request()
+    assert request.tools == [{"type": "function", "function": ROUTE}]
+    assert request.tool_choice == {"type": "function", "function": {"name": "route"}}
+    assert not request.parallel_tool_calls
+    assert body(functions=[ROUTE], function_call="none").request().tool_choice == "none"
+
+
+def test_calls_of_functions_and_custom_tools_reach_the_template_in_the_usual_form():
+    turns = [
+        USER,
+        {"role": "assistant", "function_call": {"name": "route", "arguments": '{"a": 1}'}},
+        {"role": "function", "name": "route", "content": "done"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "x", "type": "custom", "custom": {"name": "say", "input": "hi"}}],
+        },
+        {"role": "tool", "tool_call_id": "x", "content": "said"},
+    ]
+    messages = body(messages=turns).request().messages
+    (call,) = messages[1]["tool_calls"]
+    assert call["function"] == {"name": "route", "arguments": '{"a": 1}'}
+    assert messages[2] == {
+        "role": "tool",
+        "name": "route",
+        "content": "done",
+        "tool_call_id": call["id"],
+    }
+    (said,) = messages[3]["tool_calls"]
+    assert said == {
+        "id": "x",
+        "type": "function",
+        "function": {"name": "say", "arguments": '{"input": "hi"}'},
+    }
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_leave_those_alone(mode):
+    allowed = [
+        {"type": "function", "function": {"name": "route"}},
+        {"type": "custom", "custom": {"name": "say"}},
+    ]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": allowed}}
+    request = body(tools=TOOLS, tool_choice=choice).request()
+    assert names(request) == ["route", "say"]
+    assert request.tool_choice == mode
+
+
+def test_allowed_tools_of_a_response():
+    tools: list[Any] = [
+        {"type": "function", "name": name, "parameters": {}} for name in ("route", "stop")
+    ]
+    allowed = [{"type": "function", "name": "stop"}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": allowed}
+    asked = {"input": "q", "tools": tools, "tool_choice": choice}
+    request = parse_body(ResponseBody, asked).request()
+    assert names(request) == ["stop"]
+    assert request.tool_choice == "required"
+    wrong = {**choice, "tools": [{"type": "function", "name": "other"}]}
+    body = parse_body(ResponseBody, {**asked, "tool_choice": wrong})
+    with pytest.raises(RequestError, match="must name some of the tools"):
+        body.request()
+
+
+def test_a_custom_tool_takes_one_text():
+    request = body(tools=TOOLS, tool_choice={"type": "custom", "custom": {"name": "say"}}).request()
+    assert names(request) == ["route", "stop", "say"]
+    function = request.tools[2]["function"]
+    assert function["description"] == "Says it."
+    assert function["parameters"]["properties"] == {"input": {"type": "string"}}
+    assert request.tool_choice == {"type": "function", "function": {"name": "say"}}
+    form = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "a|b"}}
+    request = body(tools=[{"type": "custom", "custom": {"name": "say", "format": form}}]).request()
+    text = request.tools[0]["function"]["parameters"]["properties"]["input"]
+    assert text == {"type": "string", "pattern": "^(?:a|b)$"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"functions": [ROUTE], "function_call": {"name": "x"}}, "function_call"),
+        ({"functions": [ROUTE], "function_call": "always"}, "function_call"),
+        ({"function_call": {"name": "x"}}, "function_call"),
+        ({"functions": [ROUTE], "tools": TOOLS}, "functions"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].custom.name"),
+        (
+            {"tools": [{"type": "custom", "custom": {"name": "a", "format": {"type": "grammar"}}}]},
+            "tools[0].custom.format",
+        ),
+        (
+            {"tools": [{"type": "custom", "custom": {"name": "a", "format": "text"}}]},
+            "tools[0].custom.format",
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}},
+            "tool_choice.allowed_tools",
+        ),
+        (
+            {
+                "tools": TOOLS,
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "other"}}],
+                    },
+                },
+            },
+            "tool_choice.allowed_tools.tools",
+        ),
+    ],
+)
+def test_mistakes_name_their_parameter(fields, param):
+    with pytest.raises(RequestError) as caught:
+        body(**fields).request()
+    assert caught.value.param == param
+
+
+CALLS = [
+    Delta(usage=Usage(5), tool_calls=(ToolCallPart(0, '{"inp', "a", "say"),)),
+    Delta(tool_calls=(ToolCallPart(0, 'ut": "gr\\u00'),)),
+    Delta(tool_calls=(ToolCallPart(0, 'fc\\"\\ud83d'),)),
+    Delta(tool_calls=(ToolCallPart(0, '\\ude42"}'), ToolCallPart(1, "{}", "b", "route"))),
+    Delta(finish_reason="tool_calls", usage=Usage(5, 4)),
+]
+ABOUT: Any = {"id": "x", "created": 1, "model": "m"}
+
+
+def answered(form):
+    answers = Answers()
+    for delta in CALLS:
+        answers.add(delta)
+    return chat_completion(answers, **ABOUT, form=form)["choices"][0]
+
+
+def streamed(form):
+    framer = ChatFramer(**ABOUT, form=form)
+    chunks = [framer.frame(delta) for delta in CALLS]
+    return [json.loads(c.removeprefix(b"data: "))["choices"][0] for c in chunks if c]
+
+
+def test_calls_of_custom_tools_come_back_as_texts():
+    form = ToolForm(custom=frozenset({"say"}))
+    custom, function = answered(form)["message"]["tool_calls"]
+    assert custom == {"id": "a", "type": "custom", "custom": {"name": "say", "input": 'grü"🙂'}}
+    assert function["function"] == {"name": "route", "arguments": "{}"}
+    chunks = streamed(form)
+    calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", ())]
+    assert calls[0] == {
+        "index": 0,
+        "id": "a",
+        "type": "custom",
+        "custom": {"name": "say", "input": ""},
+    }
+    texts = [call["custom"]["input"] for call in calls if "custom" in call]
+    assert texts == ["", "gr", 'ü"', "🙂"]
+    assert calls[-1]["function"] == {"name": "route", "arguments": "{}"}
+    assert chunks[-1]["finish_reason"] == "tool_calls"
+
+
+def test_calls_of_functions_come_back_as_one_function_call():
+    whole = answered(ToolForm(functions=True))
+    assert whole["message"]["function_call"]["name"] == "say"
+    assert "tool_calls" not in whole["message"]
+    assert whole["finish_reason"] == "function_call"
+    chunks = streamed(ToolForm(functions=True))
+    assert chunks[0]["delta"]["function_call"] == {"name": "say", "arguments": '{"inp'}
+    assert chunks[-1]["finish_reason"] == "function_call"
