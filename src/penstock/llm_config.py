@@ -30,12 +30,14 @@ class CloudMirrorConfig(Options, frozen=True, kw_only=True):
 class ModelLoadingConfig(Options, frozen=True, kw_only=True):
     """Which model. `model_id` is the name that requests use; `model_source` is what the engine
     loads: "demo", a directory, a file, or a hub id (default: `model_id`). `tokenizer_source` is the
-    same for the tokenizer (default: the model's own).
+    same for the tokenizer (default: the model's own). `aliases` are further names for requests;
+    answers have the first name.
     """
 
     model_id: Annotated[str, Meta(min_length=1)]
     model_source: str | CloudMirrorConfig | None = None
     tokenizer_source: str | None = None
+    aliases: list[str] = field(default_factory=list)
 
 
 class AcceleratorConfig(Options, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ from penstock.types import (
     RerankRequest,
     Sampling,
     StructuredOutput,
+    TokenizeRequest,
     TranscriptionRequest,
 )
 
@@ -252,6 +253,21 @@ class EngineContract:
         by_text = await answer(engine, CompletionRequest(self.prompt, GREEDY))
         if by_text.usage.prompt_tokens == len(ids):  # no token was added in front
             assert by_text.texts == by_ids.texts
+
+    async def test_tokens_are_those_that_the_model_is_fed(self, engine: LLMEngine) -> None:
+        for request in (chat_request(self.prompt), CompletionRequest(self.prompt, GREEDY)):
+            fed = await answer(engine, request)
+            asked = (
+                TokenizeRequest(chat=request)
+                if isinstance(request, ChatRequest)
+                else TokenizeRequest(self.prompt, special_tokens=True)
+            )
+            assert len((await engine.tokens(asked)).ids) == fed.usage.prompt_tokens
+        named = await engine.tokens(TokenizeRequest(self.prompt, names=True))
+        assert named.ids == await engine.tokenize(self.prompt)
+        assert named.names is not None
+        assert len(named.names) == len(named.ids)
+        assert (await engine.tokenizer_info()).chat_template
 
     async def test_echo_puts_the_prompt_first(self, engine: LLMEngine) -> None:
         plain = await answer(engine, CompletionRequest(self.prompt, GREEDY))

@@ -169,6 +169,37 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
     timestamps: bool = False
 
 
+class TokenizeRequest(Struct, frozen=True, omit_defaults=True):
+    """A text, or the conversation of `chat`, to turn into the token ids that the model is fed for
+    it.
+
+    `special_tokens`: whether the tokenizer adds its own (such as BOS). `names`: the text of each
+    token is wanted as well.
+    """
+
+    prompt: str = ""
+    chat: ChatRequest | None = None
+    special_tokens: bool = False
+    names: bool = False
+
+
+class Tokens(Struct, frozen=True):
+    """Token ids, and the text of each where it was asked for."""
+
+    ids: list[int]
+    names: list[str] | None = None
+
+
+class TokenizerInfo(Struct, frozen=True):
+    """A model's tokenizer: its class, its chat template (Jinja), and its special tokens by the
+    names that templates use (`bos_token`, `eos_token`, `pad_token` …).
+    """
+
+    kind: str = ""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = field(default_factory=dict)
+
+
 class Usage(Struct, frozen=True):
     """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache, and
     `reasoning_tokens` of the answer are its reasoning, where the engine counts those.

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from penstock import demo
+from penstock.errors import ModelNotFoundError, RequestError
 from penstock.llm_config import LLMConfig
 from penstock.serve import adapters as adapter_store
 from penstock.serve.api.ingress import OpenAiIngress
@@ -155,3 +156,21 @@ async def test_a_missing_adapter_is_a_404_that_names_the_nearest(client, adapter
     assert (
         await client.post("/v1/chat/completions", json={**ask, "model": "m:german"})
     ).status_code == 404
+
+
+async def test_operators_load_replace_and_unload_an_adapter(client, tickets):
+    server, ticket = client.server, tickets[0]
+    with pytest.raises(ModelNotFoundError):
+        await server.load_lora_adapter("op", "/nowhere")
+    await server.load_lora_adapter("op", str(demo.adapter_path("summary")))
+    assert server.state().adapters == 1
+    assert await say(client, ticket, "op") == demo.expected(ticket, "summary")
+    german = str(demo.adapter_path("german"))
+    with pytest.raises(RequestError, match="load_inplace"):
+        await server.load_lora_adapter("op", german)
+    await server.load_lora_adapter("op", german, load_inplace=True)
+    assert await say(client, ticket, "op") == demo.expected(ticket, "german")
+    await server.unload_lora_adapter("op")
+    assert server.state().adapters == len(server.engine.adapters) == 0
+    with pytest.raises(ModelNotFoundError):
+        await server.unload_lora_adapter("op")

@@ -6,13 +6,21 @@ import io
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from penstock import env
+from penstock.cli import vllm_flags
 from penstock.cli.process import interruptible, plain_table
 from penstock.cli.run import json_object
+from penstock.cli.vllm_flags import (
+    ENGINE_OPTIONS,
+    VllmCommand,
+    engine_kwargs,
+    engine_options,
+    origins,
+)
 from penstock.errors import ConfigError
 from penstock.observability import configure_logging, enable_tracing, say
 
@@ -20,13 +28,18 @@ if TYPE_CHECKING:
     from penstock.serve.client import Client
     from penstock.serve.config.serving_args import LLMServingArgs
     from penstock.serve.config.settings import HttpSettings, StoreSettings
+    from penstock.serve.http_server import Tls
 
 _log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
-@click.command(short_help="Serve models through an OpenAI-compatible API.")
+@click.command(
+    cls=VllmCommand,
+    short_help="Serve models through an OpenAI-compatible API.",
+    epilog="Many flags of `vllm serve` are taken too: docs/serving.md lists them.",
+)
 @click.argument("model", metavar="MODEL|CONFIG.yaml", default="demo")
 @click.option(
     "--host",
@@ -52,6 +65,21 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 )
 @click.option("--name", help="Name of MODEL in requests.  [default: its last path component]")
 @click.option(
+    "--served-model-name",
+    "names",
+    multiple=True,
+    help="The same as --name; several are allowed, and answers have the first.",
+)
+@click.option(
+    "--lora-modules",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A LoRA adapter for MODEL; several are allowed.",
+)
+@click.option(
+    "--api-key", "keys", multiple=True, help="A key; others on the machine see it: use a file."
+)
+@click.option(
     "--api-key-file",
     type=click.Path(dir_okay=False),
     help="Keys, one a line; also PENSTOCK_API_KEYS.",
@@ -66,6 +94,20 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
     is_flag=True,
     help="Enable the control routes: /sleep, /pause, /collective_rpc and so on.",
 )
+@click.option(
+    "--engine-app",
+    metavar="PATH",
+    help="Mount the engine's own HTTP application (vLLM's) under PATH, for admins.",
+)
+@click.option("--vllm-metrics", is_flag=True, help="/metrics has vLLM's names (vllm:…) too.")
+@click.option("--root-path", default="", help="The path under which a proxy shows the server.")
+@click.option("--uds", metavar="PATH", help="Listen on a Unix domain socket instead of a port.")
+@click.option("--ssl-certfile", type=click.Path(dir_okay=False), help="Certificate: HTTPS.")
+@click.option("--ssl-keyfile", type=click.Path(dir_okay=False), help="The certificate's key.")
+@click.option("--ssl-ca-certs", type=click.Path(dir_okay=False), hidden=True)
+@click.option("--ssl-cert-reqs", type=click.IntRange(0, 2), default=0, hidden=True)
+@click.option("--allowed-origins", hidden=True)
+@engine_options
 @click.option(
     "--cors-origin",
     "cors_origins",
@@ -161,6 +203,13 @@ def serve(
     engine_kwargs: str | None,
     deterministic: bool,
     name: str | None,
+    names: tuple[str, ...],
+    lora_modules: tuple[str, ...],
+    uds: str | None,
+    ssl_certfile: str | None,
+    ssl_keyfile: str | None,
+    ssl_ca_certs: str | None,
+    ssl_cert_reqs: int,
     log_format: str,
     log_level: str,
     tracing: bool,
@@ -175,8 +224,30 @@ def serve(
     import asyncio
 
     from penstock.errors import ConfigError
-    from penstock.serve.http_server import listen
+    from penstock.serve.http_server import Tls, listen, listen_at
 
+    tls = None
+    if ssl_certfile is not None:
+        tls = Tls(
+            certfile=ssl_certfile,
+            keyfile=ssl_keyfile,
+            ca_certs=ssl_ca_certs,
+            cert_reqs=ssl_cert_reqs,
+        )
+    elif ssl_keyfile is not None or ssl_ca_certs is not None:
+        raise ConfigError("is missing", field="--ssl-certfile")
+    if runtime == "ray" and options["engine_app"] is not None:
+        raise ConfigError(
+            "is for the local runtime",
+            field="--engine-app",
+            hint="The engines run in other processes.",
+        )
+    if runtime == "ray" and (uds is not None or tls is not None):
+        raise ConfigError(
+            "is for the local runtime",
+            field="--uds" if uds is not None else "--ssl-certfile",
+            hint="Put a proxy in front of the cluster.",
+        )
     if runtime == "ray" and memory_budget_gb is not None:
         raise ConfigError(
             "is for the local runtime",
@@ -186,17 +257,23 @@ def serve(
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
-    args = _args(model, engine, engine_kwargs, deterministic, name, runtime)
+    given = _Given(engine, engine_kwargs, deterministic, (*filter(None, (name,)), *names))
+    args = _args(model, given, options, lora_modules, runtime)
     settings = _settings(options, args)
-    if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
+    here = uds is not None or host in ("127.0.0.1", "::1", "localhost")
+    if not here and not settings.api_keys:
         say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
-    listening = listen(host, port)
-    with interruptible():
-        if runtime == "ray":
-            _serve_on_ray(args, settings, listening)
-        else:
-            asyncio.run(_serve(args, settings, listening, budget))
+    listening = listen(host, port) if uds is None else listen_at(uds)
+    try:
+        with interruptible():
+            if runtime == "ray":
+                _serve_on_ray(args, settings, listening)
+            else:
+                asyncio.run(_serve(args, settings, listening, budget, tls))
+    finally:
+        if uds is not None:
+            Path(uds).unlink(missing_ok=True)
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
@@ -257,7 +334,11 @@ def models(url: str, api_key: str | None) -> None:
 
 # serve
 async def _serve(
-    args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None
+    args: LLMServingArgs,
+    settings: HttpSettings,
+    listening: Any,
+    budget: int | None,
+    tls: Tls | None,
 ) -> None:
     from penstock.garbage import collect_seldom_from_now
     from penstock.serve.api.ingress import OpenAiIngress
@@ -266,9 +347,9 @@ async def _serve(
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = OpenAiIngress(handles, lora_paths=args.lora_paths, settings=settings)
-    url = address(listening)
+    url = address(listening, tls=tls is not None)
     collect_seldom_from_now()
-    await HttpServer(app, listening).run(
+    await HttpServer(app, listening, tls=tls).run(
         handles.values(), on_listening=lambda: _announce(url, next(iter(handles)), settings)
     )
 
@@ -289,28 +370,40 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
 def _announce(url: str, model: str, settings: HttpSettings) -> None:
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
-    click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
+    shown = url
+    if url.startswith("unix:"):
+        key, url = f"{key} --unix-socket {url.removeprefix('unix:')}", "http://localhost"
+    click.echo(f"Listening on {shown} (API: {url}/v1, docs: {url}/docs). Try:")
     click.echo(
         f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
     )
 
 
+class _Given(NamedTuple):
+    """What the command line says of MODEL."""
+
+    engine: str | None
+    engine_kwargs: str | None
+    deterministic: bool
+    names: tuple[str, ...]
+
+
 def _args(
     model: str,
-    engine: str | None,
-    engine_kwargs: str | None,
-    deterministic: bool,
-    name: str | None,
+    given: _Given,
+    flags: dict[str, Any],
+    lora_modules: tuple[str, ...],
     runtime: str,
 ) -> LLMServingArgs:
     from penstock.errors import ConfigError
     from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
-        if engine or engine_kwargs or name or deterministic:
+        typed = [name for name in ENGINE_OPTIONS if flags.get(name) is not None]
+        if any(given) or lora_modules or typed:
             raise ConfigError(
-                "--engine, --engine-kwargs, --deterministic and --name are for a MODEL; a file says"
-                " them itself"
+                "--engine, --engine-kwargs, --deterministic, --name and other options of a model"
+                " are for a MODEL; a file says them itself"
             )
         args = load_serving_args(model)
         if runtime == "local":
@@ -322,15 +415,16 @@ def _args(
                         name,
                     )
         return args
-    config = {
-        "model_loading_config": {
-            "model_id": name or Path(model).name or model,
-            "model_source": model,
-        },
-        "engine_kwargs": json_object(engine_kwargs, "--engine-kwargs") or {},
-        "deterministic": deterministic,
-        **({"llm_engine": engine} if engine else {}),
+    first, *others = given.names or (Path(model).name or model,)
+    options = json_object(given.engine_kwargs, "--engine-kwargs") or {}
+    config: dict[str, Any] = {
+        "model_loading_config": {"model_id": first, "model_source": model, "aliases": others},
+        "engine_kwargs": {**engine_kwargs((given.engine or "openvino").lower(), flags), **options},
+        "deterministic": given.deterministic,
+        **({"llm_engine": given.engine} if given.engine else {}),
     }
+    if lora_modules:
+        config["lora_config"] = {"adapters": vllm_flags.lora_modules(lora_modules)}
     return LLMServingArgs.from_dict({"llm_configs": [config]})
 
 
@@ -348,13 +442,16 @@ def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
             config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
         )
     return HttpSettings(
-        api_keys=load_keys(options["api_key_file"], env.api_keys()),
+        api_keys=load_keys(options["api_key_file"], ",".join((*options["keys"], env.api_keys()))),
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
         dev=options["dev"],
-        cors_origins=options["cors_origins"],
+        cors_origins=(*options["cors_origins"], *origins(options["allowed_origins"])),
         allowed_hosts=options["allowed_hosts"],
         limits=Limits(**limits),
         trust_request_chat_template=options["trust_request_chat_template"],
+        vllm_metrics=options["vllm_metrics"],
+        root_path=options["root_path"].rstrip("/"),
+        engine_app=options["engine_app"],
         drain_timeout_s=drain,
         store=_store(options, args.http.store),
     )

@@ -43,6 +43,8 @@ class ChatTemplate:
     def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source or PLAIN
         self._names = tuple((special_tokens or {}).items())
+        self.names = dict(self._names)
+        """Special tokens by the names that templates use."""
 
     def prompt(self, request: ChatRequest) -> str:
         """The prompt of a request, made as `render` makes it."""

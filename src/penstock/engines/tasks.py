@@ -36,6 +36,9 @@ from penstock.types import (
     Embeddings,
     RerankRequest,
     Scores,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
     Transcription,
     TranscriptionRequest,
 )
@@ -59,6 +62,8 @@ TASKS: dict[str, Task] = {
     "transcriptions": Task(TranscriptionRequest, Transcription),
     "tokenize": Task(str, list[int]),
     "detokenize": Task(list[int], str),
+    "tokens": Task(TokenizeRequest, Tokens),
+    "tokenizer_info": Task(None, TokenizerInfo),
 }
 
 
@@ -120,6 +125,14 @@ class Tasks:
     def detokenize(self, token_ids: Sequence[int]) -> Coroutine[Any, Any, str]:
         """Text of token ids, special tokens left out."""
         return self.answer("detokenize", list(token_ids))
+
+    def tokens(self, request: TokenizeRequest) -> Coroutine[Any, Any, Tokens]:
+        """Token ids of a text or a conversation, as the model is fed them."""
+        return self.answer("tokens", request)
+
+    def tokenizer_info(self, _: None = None) -> Coroutine[Any, Any, TokenizerInfo]:
+        """What the model's tokenizer is."""
+        return self.answer("tokenizer_info", None)
 
 
 PauseMode = Literal["wait", "abort", "keep"]

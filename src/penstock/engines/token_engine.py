@@ -34,6 +34,9 @@ from penstock.types import (
     Message,
     Sampling,
     StructuredOutput,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
 )
 
 MEDIA = ("image", "audio", "video", "file")
@@ -91,8 +94,7 @@ class TokenEngine(LLMEngine):
             thinking = None
         text = ""
         if not request.prompt_token_ids or thinking is not None:
-            check_texts(request.messages, self.name)
-            text = self.template.prompt(request)
+            text = self._rendered(request)
         if request.prompt_token_ids:
             check_token_ids(request.prompt_token_ids, "prompt_token_ids")
         prompt = request.prompt_token_ids or text
@@ -144,6 +146,30 @@ class TokenEngine(LLMEngine):
             structured, after=thinking.closers, openers=() if begun else thinking.openers
         )
         return msgspec.structs.replace(sampling, structured=structured)
+
+    def _rendered(self, request: ChatRequest) -> str:
+        """The prompt of a conversation. Raises `RequestError`."""
+        check_texts(request.messages, self.name)
+        return self.template.prompt(request)
+
+    async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        """The tokens of a text, with their names if those are wanted."""
+        raise self._unsupported("tokens")
+
+    async def answer(self, task: str, request: Any) -> Any:
+        if task == "tokens":
+            return await self._tokens(request)
+        if task == "tokenizer_info":
+            template = self.template.source if "chat" in self.capabilities.tasks else None
+            return TokenizerInfo(self.name, template, self.template.names)
+        return await super().answer(task, request)
+
+    async def _tokens(self, request: TokenizeRequest) -> Tokens:
+        text = request.prompt
+        if request.chat is not None:
+            self._check_task("chat")
+            text = self._rendered(request.chat)
+        return await self.encoded(text, request.special_tokens, request.names)
 
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")

@@ -37,7 +37,7 @@ from penstock.errors import (
     by_kind,
     told,
 )
-from penstock.types import Embeddings, StructuredOutput
+from penstock.types import Embeddings, StructuredOutput, Tokens
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -53,7 +53,7 @@ class WorkerEngine(TokenEngine):
     """An engine in front of the process `python -m WORKER`, which speaks
     `penstock.engines.process`.
 
-    The worker has the methods `ping`, `tokenize`, `detokenize`, `embed`, `add_adapter`,
+    The worker has the methods `ping`, `tokenize`, `detokenize`, `encoded`, `embed`, `add_adapter`,
     `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the abilities.
     """
 
@@ -204,6 +204,9 @@ class WorkerEngine(TokenEngine):
             case "tokenize" | "detokenize":
                 return await self._call(task, request)
         return await super().answer(task, request)
+
+    async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        return msgspec.convert(await self._call("encoded", text, special_tokens, names), Tokens)
 
     async def control(self, operation: str, **options: Any) -> Any:
         if operation == "reset_prefix_cache":

@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from penstock.errors import RequestError
-from penstock.openai.requests import Count, TokenId, input_texts
-from penstock.openai.responses import prompt_usage
-from penstock.types import Classifications, ClassifyRequest, RerankRequest, Scores, Usage
+from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.requests import (
+    Count,
+    EmbeddingBody,
+    TokenId,
+    check_messages,
+    input_texts,
+)
+from penstock.openai.responses import encoded_vector, prompt_usage
+from penstock.openai.tools import check_tools
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    Message,
+    RerankRequest,
+    Scores,
+    TokenizeRequest,
+    Usage,
+)
 
 
 class ScoreBody(Struct, kw_only=True):
@@ -82,11 +98,65 @@ class ClassifyBody(Struct, kw_only=True):
         return ClassifyRequest(input_texts(self.input), request_id)
 
 
+class PoolingBody(EmbeddingBody, kw_only=True):
+    """Body of `POST /pooling`: that of `/v1/embeddings`, and a `task` ("embed", "classify"). None
+    takes what the model does.
+    """
+
+    task: str | None = None
+
+    def check_task(self) -> None:
+        """Raise `UnsupportedError` for a task that gives something else than a vector a text."""
+        if self.task not in (None, "embed", "classify"):
+            raise UnsupportedError(
+                f"task {self.task[:50]!r} is not supported here: it is embed or classify",
+                param="task",
+            )
+
+
 class TokenizeBody(Struct, kw_only=True):
-    """Body of `POST /tokenize`: a text to turn into token ids."""
+    """Body of `POST /tokenize`: a text or a conversation to turn into token ids.
+
+    `add_special_tokens` defaults to true for a text. For a conversation it defaults to false,
+    because the chat template writes them.
+    """
 
     model: str = ""
-    prompt: str
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+    user: str | None = None
+
+    def request(self) -> TokenizeRequest:
+        names, special = bool(self.return_token_strs), self.add_special_tokens
+        if (self.prompt is None) is (self.messages is None):
+            raise RequestError("give either prompt or messages", param="prompt")
+        if self.prompt is not None:
+            return TokenizeRequest(self.prompt, None, special is not False, names)
+        assert self.messages is not None
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt cannot both be true",
+                param="continue_final_message",
+            )
+        check_messages(self.messages)
+        check_tools(self.tools, None)
+        chat = ChatRequest(
+            self.messages,
+            tools=self.tools or None,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt is not False
+            and not self.continue_final_message,
+            continue_final_message=self.continue_final_message,
+        )
+        return TokenizeRequest("", chat, bool(special), names)
 
 
 class DetokenizeBody(Struct, kw_only=True):
@@ -142,4 +212,27 @@ def class_list(classes: Classifications, *, id: str, created: int, model: str) -
             for index, one in enumerate(classes.items)
         ],
         "usage": prompt_usage(classes.usage),
+    }
+
+
+def pooling_list(
+    vectors: Sequence[list[float]],
+    usage: Usage,
+    *,
+    id: str,
+    created: int,
+    model: str,
+    base64: bool = False,
+) -> dict[str, Any]:
+    """Body of a pooling answer: a vector a text, in the forms of embeddings."""
+    return {
+        "id": id,
+        "object": "list",
+        "created": created,
+        "model": model,
+        "data": [
+            {"index": index, "object": "pooling", "data": encoded_vector(vector, base64)}
+            for index, vector in enumerate(vectors)
+        ],
+        "usage": prompt_usage(usage),
     }

@@ -94,6 +94,12 @@ class MessageBody(Struct, kw_only=True):
         )
 
 
+class CountBody(MessageBody, kw_only=True):
+    """Body of `POST /v1/messages/count_tokens`: a message's, which nobody answers."""
+
+    max_tokens: Whole = 1
+
+
 def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
     """The template's variable for `thinking`. A model that does not think answers without; the
     budget is not held to, but `max_tokens` is.

@@ -183,24 +183,25 @@ def completion(
 
 
 def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) -> dict[str, Any]:
-    """Body of an embeddings answer. A vector is a list of numbers, or the base64 of its
-    little-endian 32-bit floats.
-    """
+    """Body of an embeddings answer."""
     return {
         "object": "list",
         "data": [
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-                if base64
-                else vector,
+                "embedding": encoded_vector(vector, base64),
             }
             for index, vector in enumerate(embeddings.vectors)
         ],
         "model": model,
         "usage": prompt_usage(embeddings.usage),
     }
+
+
+def encoded_vector(vector: list[float], base64: bool) -> list[float] | str:
+    """A vector as a list of numbers, or as the base64 of its little-endian 32-bit floats."""
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if base64 else vector
 
 
 def prompt_usage(usage: Usage) -> dict[str, int]:

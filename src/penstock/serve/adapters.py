@@ -37,6 +37,7 @@ from penstock.errors import (
     MissingExtraError,
     ModelNotFoundError,
     PenstockError,
+    RequestError,
     UnsupportedError,
     nearest,
 )
@@ -105,7 +106,8 @@ class AdapterStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config or LoraConfig()
-        self._given = {**(given or {}), **self._config.adapters}
+        self.given = {**(given or {}), **self._config.adapters}
+        """Names of adapters, and where they are, beside those of the dynamic path."""
         self._root = self._config.dynamic_lora_loading_path
         self._cache = cache
         self._clock = clock
@@ -113,7 +115,7 @@ class AdapterStore:
         self._listed: list[str] = []
         self._listed_at = float("-inf")
         self._listing = asyncio.Lock()
-        for url in filter(None, (self._root, *self._given.values())):
+        for url in filter(None, (self._root, *self.given.values())):
             _check_backend(url)
 
     async def names(self) -> list[str]:
@@ -133,7 +135,24 @@ class AdapterStore:
                         "the adapters in %s cannot be listed: %r", masked(self._root), error
                     )
                 self._listed_at = self._clock()
-        return sorted({*self._given, *self._listed})
+        return sorted({*self.given, *self._listed})
+
+    def put(self, name: str, location: str | None) -> None:
+        """Know an adapter by its directory or URL from now on; no more if that is None.
+
+        Raises `RequestError` for a name that no adapter can have, and as the class does.
+        """
+        if not _NAME.fullmatch(name):
+            raise RequestError(f"'{name[:130]}' is no name of an adapter", param="lora_name")
+        self._known.pop(name, None)
+        if location is None:
+            self.given.pop(name, None)
+            return
+        try:
+            _check_backend(location)
+        except ConfigError as error:
+            raise RequestError(str(error), param="lora_path") from None
+        self.given[name] = location
 
     async def fetch(self, name: str) -> AdapterVersion:
         """The adapter's current version, downloaded if it is new.
@@ -143,7 +162,7 @@ class AdapterStore:
         """
         location = self._location(name)
         if location is None:
-            raise await self._unknown(name)
+            raise await self.unknown(name)
         known = self._known.setdefault(name, _Known())
         async with known.lock:
             if known.version is None or self._clock() - known.checked_at >= RECHECK_S:
@@ -152,7 +171,7 @@ class AdapterStore:
                 except FileNotFoundError:
                     # Requests for unknown names must not fill the memory.
                     self._known.pop(name, None)
-                    raise await self._unknown(name) from None
+                    raise await self.unknown(name) from None
                 except PenstockError:
                     if known.version is None:
                         self._known.pop(name, None)
@@ -163,13 +182,14 @@ class AdapterStore:
             return known.version
 
     def _location(self, name: str) -> str | None:
-        if name in self._given:
-            return self._given[name]
+        if name in self.given:
+            return self.given[name]
         if self._root is None or not _NAME.fullmatch(name):
             return None
         return f"{self._root.rstrip('/')}/{name}"
 
-    async def _unknown(self, name: str) -> ModelNotFoundError:
+    async def unknown(self, name: str) -> ModelNotFoundError:
+        """The error of a name that no adapter has."""
         hint = nearest(name, await self.names())
         return ModelNotFoundError(
             f"no adapter '{name}'. {hint or 'This model has no adapters.'}", param="model"
@@ -360,7 +380,7 @@ class Adapters:
 
     def __init__(self, engine: LLMEngine, limit: int) -> None:
         self._engine = engine
-        self._limit = limit
+        self.limit = limit
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._loading = asyncio.Lock()
         self._short_of_room = False
@@ -372,6 +392,11 @@ class Adapters:
     def names(self) -> list[str]:
         """The engine's names of its adapters, least recently used first."""
         return list(self._loaded)
+
+    @property
+    def plain_names(self) -> list[str]:
+        """Their names in requests, sorted."""
+        return sorted({held.version.name for held in self._loaded.values()})
 
     @asynccontextmanager
     async def use(self, version: AdapterVersion) -> AsyncIterator[str]:
@@ -409,6 +434,17 @@ class Adapters:
                 del self._loaded[name]
                 self._engine.adapters.pop(name, None)
 
+    async def drop(self, adapter: str) -> None:
+        """Let go of an adapter in all its versions, when nobody uses it any more."""
+        async with self._loading:
+            for name, held in list(self._loaded.items()):
+                if held.version.name == adapter:
+                    while held.users:
+                        self._released.clear()
+                        await self._released.wait()
+                    if name in self._loaded:
+                        await self._remove(name)
+
     def forget(self) -> None:
         """Forget all adapters after the engine was unloaded."""
         for name in self._loaded:
@@ -419,7 +455,7 @@ class Adapters:
         for other, held in list(self._loaded.items()):
             if held.version.name == version.name and not held.users:
                 await self._remove(other)  # its content is outdated
-        while len(self._loaded) >= self._limit:
+        while len(self._loaded) >= self.limit:
             unused = next((other for other, held in self._loaded.items() if not held.users), None)
             if unused is not None:
                 await self._remove(unused)

@@ -9,10 +9,13 @@ import signal
 import socket
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvicorn
+from msgspec import Struct
+from msgspec.structs import asdict
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from penstock.errors import ConfigError, PenstockError, SlowRequestError
@@ -46,10 +49,47 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         ) from None
 
 
-def address(listening: socket.socket) -> str:
-    """The URL under which a listening socket is reached."""
+def listen_at(path: str) -> socket.socket:
+    """A Unix domain socket that listens at a path. One that a killed server left there is replaced.
+    Raises `ConfigError` where that cannot be.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket() and not _is_answered(path):
+            Path(path).unlink()
+        listening.bind(path)
+        listening.listen(2048)
+        return listening
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"cannot listen at {path}: {error.strerror or error}", field="uds"
+        ) from None
+
+
+def _is_answered(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        return asking.connect_ex(path) == 0
+
+
+def address(listening: socket.socket, *, tls: bool = False) -> str:
+    """The URL under which a listening socket is reached; "unix:PATH" of a Unix domain socket."""
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+class Tls(Struct, frozen=True, kw_only=True):
+    """Files in PEM form with which a server proves who it is; `ca_certs` and `cert_reqs` (as in
+    Python's ssl) are for clients that must do so too.
+    """
+
+    certfile: str
+    keyfile: str | None = None
+    ca_certs: str | None = None
+    cert_reqs: int = 0
 
 
 class HttpServer:
@@ -59,7 +99,8 @@ class HttpServer:
     refused, those under way may finish within the drain timeout, what is left ends with an error
     event, and the models stop. A second signal aborts at once. Where others share the port, new
     requests are left to them instead of being refused. `protocol` is what speaks with clients, if
-    it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`.
+    it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`. With `tls` it is
+    HTTPS.
     """
 
     def __init__(
@@ -68,6 +109,7 @@ class HttpServer:
         listening: socket.socket,
         *,
         protocol: Callable[..., asyncio.Protocol] | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.app = app
         self._socket = listening
@@ -86,7 +128,15 @@ class HttpServer:
             proxy_headers=False,
             ws="none",
             timeout_graceful_shutdown=1,
+            **{f"ssl_{name}": value for name, value in asdict(tls).items()} if tls else {},
         )
+        try:
+            if tls is not None:
+                config.load()
+        except OSError as error:  # of TLS: an ssl.SSLError is one
+            raise ConfigError(
+                f"the certificate cannot be used: {error.strerror or error}", field="ssl_certfile"
+            ) from None
         self._uvicorn = _Uvicorn(config)
 
     def stop(self) -> None:

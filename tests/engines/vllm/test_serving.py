@@ -11,6 +11,7 @@ import pytest
 from penstock import demo
 from penstock.engines.vllm.processes import SHARED_MEMORY
 
+httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -50,7 +51,8 @@ def served():
         "--log-level",
         "warning",
     ]
-    argv += ["--engine", "vllm"]
+    argv += ["--engine", "vllm", "--engine-app", "/vllm", "--vllm-metrics"]
+    argv += ["--max-model-len", "1024", "--enable-auto-tool-choice"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -152,3 +154,45 @@ def test_a_stopped_server_finishes_its_streams_and_leaves_nothing(served, client
         chunks = list(stream)
     assert chunks[-1].choices[0].finish_reason == "length"
     assert server.wait(60) == 0
+
+
+def test_tokens_are_those_of_vllm_s_own_server(client):
+    url = f"{str(client.base_url).removesuffix('/v1/')}"
+    bodies = (
+        {"prompt": "My Solara 77", "return_token_strs": True},
+        {"prompt": "My Solara 77", "add_special_tokens": False},
+        {"messages": USER},
+        {"messages": USER, "add_generation_prompt": False},
+        {"messages": USER, "tools": [TOOL], "chat_template_kwargs": {"enable_thinking": False}},
+    )
+    for body in bodies:
+        ours, own = (
+            httpx.post(f"{url}{root}/tokenize", json={"model": "demo", **body}, timeout=60)
+            for root in ("", "/vllm")
+        )
+        assert ours.json() == own.json(), body
+    fed = client.chat.completions.create(model="demo", messages=USER, max_tokens=1)
+    counted = httpx.post(f"{url}/tokenize", json={"messages": USER}).json()
+    assert counted["count"] == fed.usage.prompt_tokens
+    assert counted["max_model_len"] == 1024
+    info = httpx.get(f"{url}/tokenizer_info").json()
+    assert info["chat_template"]
+    assert info["eos_token"]
+
+
+def test_the_forms_of_vllm_s_endpoints(client):
+    url = f"{str(client.base_url).removesuffix('/v1/')}"
+    body = {"model": "demo", "prompt": "My", "max_tokens": 2, "temperature": 0}
+    ours, own = (
+        httpx.post(f"{url}{root}/v1/completions", json=body, timeout=60).json()
+        for root in ("", "/vllm")
+    )
+    assert ours["choices"][0]["text"] == own["choices"][0]["text"]
+    for path in ("/version", "/load", "/ping"):
+        assert httpx.get(url + path).status_code == 200
+    names = {
+        line.split()[2]
+        for line in httpx.get(f"{url}/metrics").text.splitlines()
+        if line.startswith("# TYPE vllm:")
+    }
+    assert {"vllm:num_requests_running", "vllm:kv_cache_usage_perc"} <= names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,19 @@ from penstock.serve.api.routes import ENDPOINTS
 
 schemathesis = pytest.importorskip("schemathesis")
 hypothesis = pytest.importorskip("hypothesis")
+PLAIN = frozenset(
+    {
+        "prompt",
+        "messages",
+        "input",
+        "max_tokens",
+        "temperature",
+        "query",
+        "documents",
+        "text_1",
+        "text_2",
+    }
+)
 
 
 @pytest.mark.slow
@@ -23,9 +37,12 @@ def test_no_generated_request_is_a_500(url: str) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     statuses: dict[str, set[int]] = {}
+    turn = itertools.count()
 
     def check(case: Any) -> None:
         if isinstance(case.body, dict):
+            if next(turn) % 2:  # many options are not for this engine: half of the bodies have few
+                case.body = {name: case.body[name] for name in PLAIN & case.body.keys()}
             case.body["model"] = "sim"  # further than to the name
         answer = case.call()
         statuses.setdefault(case.operation.label, set()).add(answer.status_code)

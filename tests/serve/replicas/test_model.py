@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -33,6 +34,7 @@ from penstock.types import (
     EmbeddingRequest,
     RerankRequest,
     Sampling,
+    TokenizeRequest,
 )
 from replica_cluster import KEY, Make, config, until
 
@@ -81,6 +83,8 @@ class TestForwarding:
             ("/v1/rerank", {"model": "m", "query": "a", "documents": ["b"]}),
             ("/tokenize", {"model": "m", "prompt": "hi"}),
             ("/detokenize", {"model": "m", "tokens": [104, 105]}),
+            ("/tokenize", {"model": None, "messages": [{"role": "user", "content": "hi"}]}),
+            ("/invocations", {"prompt": "hello"}),
         ],
     )
     async def test_every_endpoint_is_forwarded(
@@ -89,6 +93,42 @@ class TestForwarding:
         one = await cluster()
         answer = await one.client.post(path, json=body)
         assert answer.status_code == 200, answer.text
+
+    async def test_what_has_no_body_is_forwarded(self, cluster: Make) -> None:
+        one = await cluster()
+        for path in ("/tokenizer_info", "/tokenizer_info?model=m"):
+            answer = await one.client.get(path)
+            assert answer.json()["tokenizer_class"] == "simulated", answer.text
+        assert (await one.client.get("/tokenizer_info?model=x")).status_code == 404
+        info = await one.model.tokenizer_info()
+        assert info.kind == "simulated"
+        tokens = await one.model.tokens(TokenizeRequest("ab", names=True))
+        assert (tokens.ids, tokens.names) == ([97, 98], ["a", "b"])
+
+    async def test_adapters_come_and_go_on_every_replica(
+        self, cluster: Make, tmp_path: Path
+    ) -> None:
+        one = await cluster(2)
+        (tmp_path / "adapter_config.json").write_text("{}")
+        load = {"lora_name": "new", "lora_path": str(tmp_path)}
+        missing = {"lora_name": "none", "lora_path": str(tmp_path / "none")}
+        assert (await one.client.post("/v1/load_lora_adapter", json=missing)).status_code == 404
+        for status in (200, 400):  # the second time the name is taken
+            answer = await one.client.post("/v1/load_lora_adapter", json=load)
+            assert answer.status_code == status, answer.text
+        assert await one.model.adapters() == ["new"]
+        later = await one.add()  # takes over what was asked for
+        for server in one.servers.values():
+            assert await server.model.adapters() == ["new"]
+        answer = await one.client.post("/v1/chat/completions", json={**CHAT, "model": "new"})
+        assert answer.status_code == 200
+        unload = {"lora_name": "new"}
+        for status in (200, 404):
+            answer = await one.client.post("/v1/unload_lora_adapter", json=unload)
+            assert answer.status_code == status, answer.text
+        assert await one.model.adapters() == await later.model.adapters() == []
+        answer = await one.client.post("/v1/chat/completions", json={**CHAT, "model": "new"})
+        assert answer.status_code == 404
 
     async def test_a_form_names_its_model(self, cluster: Make) -> None:
         one = await cluster()

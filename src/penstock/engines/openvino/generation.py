@@ -73,6 +73,7 @@ class Generation:
         cut_at = GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else None
         self._tokenizer = Tokenizer(pipeline.get_tokenizer(), cut_at)
         self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
+        self.encoded = self._tokenizer.encoded
         self.chat_template = self._tokenizer.chat_template
         self.special_tokens = self._tokenizer.special_tokens
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}

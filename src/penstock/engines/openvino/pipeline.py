@@ -17,7 +17,7 @@ import openvino_genai as genai
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
-from penstock.types import Sampling
+from penstock.types import Sampling, Tokens
 
 _MOST_COMPANIONS = 16
 _COMPANION_TOKENS = 24
@@ -97,18 +97,17 @@ class Pipelines:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        draft = options.draft_model and genai.draft_model(options.draft_model, options.device)
-        given = {
-            "KV_CACHE_PRECISION": options.kv_cache_precision,
-            "prompt_lookup": options.prompt_lookup or None,
-            "draft_model": draft or None,
-            "adapters": adapters,
-        }
-        properties = {
-            **options.device_properties(),
-            **{name: value for name, value in given.items() if value is not None},
-            **options.properties,
-        }
+        properties = options.device_properties()
+        if options.kv_cache_precision:
+            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        if options.prompt_lookup:
+            properties["prompt_lookup"] = True
+        if options.draft_model:
+            # The pipeline takes the draft model over: nothing else may hold it.
+            properties["draft_model"] = genai.draft_model(options.draft_model, options.device)
+        if adapters is not None:
+            properties["adapters"] = adapters
+        properties.update(options.properties)
         if options.tokenizer is None:
             return genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties
@@ -249,6 +248,13 @@ class Tokenizer:
         token_ids = self.encode([text], special_tokens=False)[0]
         self.check_uncut(token_ids, "text", "prompt")
         return token_ids
+
+    def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        """As `tokenize`, with special tokens and each token's own text if they are wanted."""
+        (token_ids,) = self.encode([text], special_tokens)
+        self.check_uncut(token_ids, "text", "prompt")
+        each = [[one] for one in token_ids]
+        return Tokens(token_ids, self.decode(each, skip_special_tokens=False) if names else None)
 
     def detokenize(self, token_ids: list[int]) -> str:
         check_id_range(token_ids, self.vocabulary, "tokens")

@@ -32,7 +32,7 @@ from penstock.errors import (
     UnsupportedError,
     context_overflow,
 )
-from penstock.types import Embeddings, Scores, Transcription, TranscriptionSegment, Usage
+from penstock.types import Embeddings, Scores, Tokens, Transcription, TranscriptionSegment, Usage
 
 _CALLS_AT_ONCE = 8
 """They are answered one after the other: enough of them that there is always a next one."""
@@ -57,7 +57,9 @@ def load_task(load: Load) -> tuple[Task, Ready]:
     model = _TASKS[load.task](load.path, load.options, load.context_length)
     at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
     tasks = frozenset({*model.tasks, "tokenize", "detokenize"})
-    return model, Ready(Capabilities(tasks, load.context_length, at_once), None, {})
+    return model, Ready(
+        Capabilities(tasks, load.context_length, at_once), None, model.special_tokens()
+    )
 
 
 class Task:
@@ -75,7 +77,8 @@ class Task:
         self._batch_tokens = 0 if options.deterministic else _BATCH_TOKENS
         """Of one pipeline call. With 0, each text has a call of its own."""
         self._tokenizer = genai.Tokenizer(path)
-        self.detokenize = Tokenizer(self._tokenizer).detokenize
+        plain = Tokenizer(self._tokenizer)
+        self.detokenize, self.special_tokens = plain.detokenize, plain.special_tokens
         self._start()
 
     def _start(self) -> None:
@@ -99,6 +102,15 @@ class Task:
     def tokenize(self, text: str) -> list[int]:
         encoded = self._tokenizer.encode([text], add_special_tokens=False, max_length=_NO_LIMIT)
         return list(map(int, encoded.input_ids.data[0]))
+
+    def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        given = self._tokenizer.encode(
+            [text], add_special_tokens=special_tokens, max_length=_NO_LIMIT
+        )
+        ids = list(map(int, given.input_ids.data[0]))
+        each = [[one] for one in ids]
+        decode = Tokenizer(self._tokenizer).decode
+        return Tokens(ids, decode(each, skip_special_tokens=False) if names else None)
 
     def add_adapter(self, *_: str) -> None:
         raise self._unsupported("LoRA adapters")

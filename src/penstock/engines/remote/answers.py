@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from penstock.engines.remote import lenient
 from penstock.engines.remote.lenient import as_text, count
@@ -24,7 +25,9 @@ from penstock.types import (
     Embeddings,
     FinishReason,
     Scores,
+    TokenizerInfo,
     TokenLogprob,
+    Tokens,
     ToolCallPart,
     Transcription,
     TranscriptionSegment,
@@ -299,6 +302,21 @@ class _Speech(Struct):
 
 class _Ids(Struct):
     tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class _Tokenizer(Struct):
+    tokenizer_class: str = ""
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+
+    def neutral(self) -> TokenizerInfo:
+        tokens = {name: text for name, text in asdict(self).items() if name.endswith("_token")}
+        special = {name: text for name, text in tokens.items() if text}
+        return TokenizerInfo(self.tokenizer_class, self.chat_template, special)
 
 
 class _Prompt(Struct):
@@ -319,6 +337,11 @@ def read_task(task: str, request: Any, body: bytes, where: str) -> Any:
             return _transcription(body, where)
         case "tokenize":
             return _as(_Ids, body, where).tokens
+        case "tokens":
+            found = _as(_Ids, body, where)
+            return Tokens(found.tokens, found.token_strs)
+        case "tokenizer_info":
+            return _as(_Tokenizer, body, where).neutral()
         case _:
             return _prompt(body, where)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -46,7 +47,10 @@ from penstock.http.retries import Retries, is_throttling
 from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
-Body = Callable[[Upstream], dict[str, Any]]
+Body = Callable[[Upstream], dict[str, Any] | None]
+"""What makes the body of a request; None asks by GET."""
+_NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
+"""Tasks that a server may have that has another one."""
 
 CHARS_A_TOKEN = 4
 
@@ -169,6 +173,9 @@ class RemoteEngine(LLMEngine):
             return {"model": self._model(upstream), **task_body(task, request, upstream.dialect)}
 
         path, file = PATHS[task], None
+        if task == "tokenizer_info":
+            read = partial(answers.read_task, task, None)
+            return await self._call(task, path, lambda _: None, read)
         if task == "transcriptions":
             file = request.audio
             path = path if request.task == "transcribe" else "/audio/translations"
@@ -222,19 +229,25 @@ class RemoteEngine(LLMEngine):
         file: bytes | None = None,
         route: RouteRequest = ANYWHERE,
     ) -> T:
-        if task not in self.capabilities.tasks:
+        if _NEEDS.get(task, task) not in self.capabilities.tasks:
             raise self._unsupported(task)
         upstreams = self._running()
 
         async def ask(upstream: Upstream) -> T:
-            given, to, tokens = body(upstream), upstream.to(path), 0.0
-            data: Any = (
-                self._encode(given)
-                if file is None
-                else multipart({**given, "file": {"content": file, "filename": "audio"}})
-            )
-            if file is None:
-                tokens = self._estimate(data, given.get(self.options.max_tokens_field))
+            given, tokens = body(upstream), 0.0
+            data: Any = None
+            if given is None:
+                model = quote(self._model(upstream), safe="")
+                to = upstream.to(f"{path}?model={model}", "GET")
+            else:
+                to = upstream.to(path)
+                data = (
+                    self._encode(given)
+                    if file is None
+                    else multipart({**given, "file": {"content": file, "filename": "audio"}})
+                )
+                if file is None:
+                    tokens = self._estimate(data, given.get(self.options.max_tokens_field))
             with upstreams.watch(upstream, path, data if file is None else file):
                 reply = await upstream.client.send(
                     to, upstream.limiter, data=data, headers=_headers(request_id), tokens=tokens

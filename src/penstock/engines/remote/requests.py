@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from penstock.errors import UnsupportedError
-from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Sampling,
+    StructuredOutput,
+    TokenizeRequest,
+)
 
 Dialect = Literal["openai", "penstock", "sglang"]
 
@@ -25,6 +31,8 @@ PATHS = {
     "transcriptions": "/audio/transcriptions",
     "tokenize": "//tokenize",
     "detokenize": "//detokenize",
+    "tokens": "//tokenize",
+    "tokenizer_info": "//tokenizer_info",
 }
 """The paths of tasks. Two slashes lead beside "/v1"."""
 OTHER_PATHS: Mapping[Dialect, Mapping[str, str]] = {
@@ -143,12 +151,28 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
             if request.timestamps:
                 form["response_format"] = "verbose_json"
             return {name: str(value) for name, value in form.items() if value is not None}
-        case "tokenize" if dialect == "penstock":
-            return {"prompt": request}
         case "tokenize":
             return {"prompt": request, "add_special_tokens": False}
+        case "tokens":
+            return _tokens_body(request)
         case _:
             return {"tokens": request}
+
+
+def _tokens_body(request: TokenizeRequest) -> dict[str, Any]:
+    body: dict[str, Any] = {"add_special_tokens": request.special_tokens}
+    if request.names:
+        body["return_token_strs"] = True
+    chat = request.chat
+    if chat is None:
+        return {"prompt": request.prompt, **body}
+    body["messages"] = chat.messages
+    for name in ("chat_template", "chat_template_kwargs"):
+        if value := getattr(chat, name):
+            body[name] = value
+    if chat.tools and chat.tool_choice != "none":
+        body["tools"] = chat.tools
+    return body
 
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:

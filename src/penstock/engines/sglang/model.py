@@ -27,7 +27,7 @@ from penstock.errors import (
     UnsupportedError,
     context_overflow,
 )
-from penstock.types import Delta, Embeddings, Usage
+from penstock.types import Delta, Embeddings, Tokens, Usage
 
 try:
     from sglang.srt.entrypoints.engine import Engine
@@ -168,6 +168,11 @@ class Model:
     async def tokenize(self, text: str) -> list[int]:
         """Ids of a text, none added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        """Ids of a text, with the text of each if `names` are wanted."""
+        ids = list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+        return Tokens(ids, list(map(self._text_of, ids)) if names else None)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         self._check_ids(token_ids, "tokens")

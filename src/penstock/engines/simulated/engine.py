@@ -30,7 +30,7 @@ from penstock.engines.simulated.answers import (
     text_of_each,
 )
 from penstock.engines.tasks import Batches, Mailbox
-from penstock.engines.token_engine import GenerateRequest, TokenEngine, check_texts
+from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,
     EngineError,
@@ -45,6 +45,7 @@ from penstock.types import (
     CompletionRequest,
     Delta,
     FinishReason,
+    Tokens,
     Usage,
 )
 
@@ -251,6 +252,11 @@ class SimulatedEngine(TokenEngine):
                 )
         return await super().answer(task, request)
 
+    async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
+        ids = list(text.encode())
+        each = [bytes([one]).decode(errors="replace") for one in ids]
+        return Tokens(ids, each if names else None)
+
     async def control(self, operation: str, **options: Any) -> Any:
         if operation == "reset_prefix_cache":
             return self._forget_prefixes()
@@ -265,9 +271,7 @@ class SimulatedEngine(TokenEngine):
 
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
-            check_texts(request.messages, self.name)
-            prompt = self.template.prompt(request)
-            return list(prompt.encode())
+            return list(self._rendered(request).encode())
         return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
 
     def tell_cached_blocks(self) -> bool:

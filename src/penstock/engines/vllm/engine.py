@@ -181,10 +181,18 @@ class VLLMEngine(TokenEngine):
             raise self._fault(running, error, preparing=not begun) from None
 
     async def answer(self, task: str, request: Any) -> Any:
-        prompts = self._alive().prompts
-        if task in ("tokenize", "detokenize"):
+        running = self._alive()
+        prompts = running.prompts
+        if task in ("tokenize", "detokenize", "tokens", "tokenizer_info"):
             if prompts.tokenizer is None:
                 raise self._unsupported(f"{task} without a tokenizer")
+            if task == "tokens":
+                try:
+                    return await prompts.tokens(request)
+                except Exception as error:
+                    raise self._fault(running, error, preparing=True) from None
+            if task == "tokenizer_info":
+                return prompts.info()
             return prompts.ids(request) if task == "tokenize" else prompts.text(request)
         self._check_task("rerank" if task == "score" else task)
         return await self._ask(lambda running: running.answer(task, request))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,17 @@ from penstock.engines.vllm.library import (
 )
 from penstock.engines.vllm.translation import PlainText
 from penstock.errors import ContextLengthError, RequestError, context_overflow
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling, StructuredOutput
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    Message,
+    Sampling,
+    StructuredOutput,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from penstock.engines.vllm.front import Front
@@ -81,6 +93,39 @@ class Prompts:
         """The token ids of a text, none added."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
+    async def tokens(self, request: TokenizeRequest) -> Tokens:
+        """The token ids of a text or a conversation, however many. Passes on vLLM's errors."""
+        chat = request.chat
+        wanted = partial(
+            replace,
+            max_total_tokens=None,
+            max_output_tokens=0,
+            add_special_tokens=request.special_tokens,
+        )
+        if chat is None:
+            params = wanted(self._renderer.default_cmpl_tok_params)
+            (made,) = await self._renderer.render_cmpl_async([{"prompt": request.prompt}], params)
+        else:
+            messages, tools, kwargs = self._for_template(
+                chat, None if chat.tool_choice == "none" else chat.tools
+            )
+            _, (made,) = await self._renderer.render_chat_async(
+                [messages],
+                self._chat_params(chat.chat_template, kwargs, tools),
+                wanted(self._renderer.default_chat_tok_params),
+            )
+        ids = list(made.get("prompt_token_ids") or ())
+        names = self.tokenizer.convert_ids_to_tokens(ids) if request.names else None
+        return Tokens(ids, names)
+
+    def info(self) -> TokenizerInfo:
+        """What the tokenizer is."""
+        template = self.text_template()
+        names = getattr(self.tokenizer, "special_tokens_map", {})
+        special = {name: text for name, text in names.items() if isinstance(text, str)}
+        kind = type(self.tokenizer).__name__
+        return TokenizerInfo(kind, template.source if template else None, special)
+
     def text(self, ids: list[int]) -> str:
         """The text of token ids, special tokens left out."""
         self.check_ids(ids, "tokens")
@@ -134,7 +179,10 @@ class Prompts:
         )
         return Prepared(prompt, params)
 
-    async def _chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+    def _for_template(
+        self, request: ChatRequest, tools: list[dict[str, Any]] | None
+    ) -> tuple[list[Message], list[dict[str, Any]] | None, dict[str, Any]]:
+        """The messages, tools and variables that the template gets for a request."""
         messages, kwargs = request.messages, request.chat_template_kwargs
         if self._text_template is not None:
             messages, tools = self._text_template.fitted(messages, tools, request.chat_template)
@@ -144,6 +192,10 @@ class Prompts:
                 "continue_final_message": request.continue_final_message,
                 **kwargs,
             }
+        return messages, tools, kwargs
+
+    async def _chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+        messages, tools, kwargs = self._for_template(request, tools)
         at_once = self._at_once and not tools and _is_short(request)
         try:
             if (

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
-from penstock.errors import PenstockError, ShuttingDownError
+from penstock.errors import PenstockError, RequestError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.names import in_words_of
 from penstock.openai.requests import parse_body
@@ -53,7 +53,7 @@ class IngressState:
     def __init__(self, models: ModelNames, settings: HttpSettings) -> None:
         self.models = models
         self.settings = settings
-        self.metrics = Metrics(models.handles)
+        self.metrics = Metrics(models.handles, vllm=settings.vllm_metrics)
         self.sources = model_sources(models.handles.values())
         """Paths of models, which only operators may see."""
         self.openapi: dict[str, Any] = {}
@@ -255,6 +255,8 @@ class Exchange:
         if self.status != 200:  # a refusal's latency is not the model's
             return
         total = self.ended - self.started
+        metrics.request_prompt_tokens.observe(usage.prompt_tokens)
+        metrics.request_generation_tokens.observe(usage.completion_tokens)
         metrics.latency.observe(total)
         if self.queue_times:
             metrics.queue_time.observe(max(self.queue_times))
@@ -317,3 +319,11 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     _access.info(
         "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
     )
+
+
+def check_template(template: str | None, exchange: Exchange) -> None:
+    """Raise `RequestError` for a chat template from a client that may send none."""
+    if template is not None and not exchange.ingress.settings.trust_request_chat_template:
+        raise RequestError(
+            "this server takes no chat templates from requests", param="chat_template"
+        )

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match, Route, Router
+from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
@@ -17,6 +17,7 @@ from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
+from penstock.serve.api.engine_app import EngineApp
 from penstock.serve.api.errors import error_response, is_anthropic
 from penstock.serve.api.exchange import (
     UNTRUSTED,
@@ -52,7 +53,9 @@ class IngressApp:
         if settings.store is not None and ingress.store is None:
             ingress.store = ResponseStore(settings.store)
             ingress.background = BackgroundRuns(ingress, ingress.store)
-        ingress.openapi = describe(endpoints, with_keys=bool(settings.api_keys))
+        ingress.openapi = describe(
+            endpoints, with_keys=bool(settings.api_keys), root_path=settings.root_path
+        )
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
                 replace(one, answer=forward, body=None)
@@ -60,8 +63,12 @@ class IngressApp:
                 else one
                 for one in endpoints
             )
+        routes: list[BaseRoute] = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        if settings.engine_app is not None:
+            own = EngineApp(ingress.models, settings.engine_app)
+            routes.append(Mount(settings.engine_app, own))
         app: ASGIApp = ExchangeMiddleware(
-            _Router(endpoints),
+            _Router(routes),
             ingress,
             frozenset(one.path for one in endpoints if one.public),
         )
@@ -81,23 +88,30 @@ class IngressApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router then raises for an unknown path instead of answering itself.
         scope["app"] = self
+        root = self.ingress.settings.root_path
+        if root and scope["type"] == "http" and scope["path"].startswith(root + "/"):
+            scope = {**scope, "path": scope["path"].removeprefix(root)}
         await self._app(scope, receive, send)
 
 
 class _Router(Router):
     """Routes requests to endpoints. A 405 names the methods of all endpoints of the path."""
 
-    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
-        self._all = [Route(one.path, one, methods=[one.method]) for one in endpoints]
-        super().__init__(self._all, redirect_slashes=False)
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        super().__init__([*routes], redirect_slashes=False)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().app(scope, receive, send)
         except HTTPException as error:
             if error.status_code == 405:
-                matching = [one for one in self._all if one.matches(scope)[0] is not Match.NONE]
-                methods = {method for one in matching for method in one.methods or ()}
+                matching = (one for one in self.routes if one.matches(scope)[0] is not Match.NONE)
+                methods = {
+                    method
+                    for one in matching
+                    if isinstance(one, Route)
+                    for method in one.methods or ()
+                }
                 error.headers = {"Allow": ", ".join(sorted(methods))}
             raise
 

@@ -110,7 +110,7 @@ def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
     """The request with a bounded answer. `prompts` is the number of its like in the same call."""
     if isinstance(request, ChatRequest):
-        check_texts(_texts(request), limits, "messages")
+        check_texts(texts_of(request), limits, "messages")
     elif isinstance(request.prompt, str):
         check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:
@@ -129,7 +129,8 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
     return request
 
 
-def _texts(request: ChatRequest) -> Iterable[str]:
+def texts_of(request: ChatRequest) -> Iterable[str]:
+    """The texts in the messages of a conversation."""
     for message in request.messages:
         content = message.get("content")
         if isinstance(content, str):

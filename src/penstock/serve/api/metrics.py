@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, get_args
 
@@ -37,6 +38,31 @@ _ENGINE_COUNTERS = frozenset(
 )
 
 
+_VLLM_NAMES: dict[str, tuple[str, ...]] = {
+    **{
+        f"penstock_{name}": (f"vllm:{name}",)
+        for name in (
+            *("num_requests_running", "num_requests_waiting"),
+            *("prompt_tokens", "generation_tokens"),
+            *("request_prompt_tokens", "request_generation_tokens"),
+            *("e2e_request_latency_seconds", "time_to_first_token_seconds"),
+            "request_queue_time_seconds",
+        )
+    },
+    "penstock_cached_prompt_tokens": ("vllm:prompt_tokens_cached",),
+    "penstock_time_per_output_token_seconds": (
+        "vllm:request_time_per_output_token_seconds",
+        "vllm:inter_token_latency_seconds",
+        "vllm:time_per_output_token_seconds",  # up to vLLM 0.12
+    ),
+    "penstock_engine_kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "penstock_engine_prefix_cache_queries": ("vllm:prefix_cache_queries",),
+    "penstock_engine_prefix_cache_hits": ("vllm:prefix_cache_hits",),
+}
+"""Metrics of vLLM's server that say the same, by our names without a counter's ending."""
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, *(1000 * n for n in (1, 2, 5, 10, 20, 50, 100)))
+
+
 class ModelMetrics(NamedTuple):
     """What a request reports at its end, for all models or with the label of one."""
 
@@ -49,13 +75,18 @@ class ModelMetrics(NamedTuple):
     queue_time: Histogram
     engine_time: Histogram
     framework_time: Histogram
+    request_prompt_tokens: Histogram
+    request_generation_tokens: Histogram
 
 
 class Metrics:
-    """The metrics of one ingress, in a registry of its own. Names match vLLM's after its prefix."""
+    """The metrics of one ingress, in a registry of its own. Names match vLLM's after its prefix;
+    with `vllm` what vLLM has too is there under its names as well.
+    """
 
-    def __init__(self, handles: Mapping[str, ModelHandle]) -> None:
+    def __init__(self, handles: Mapping[str, ModelHandle], *, vllm: bool = False) -> None:
         self._registry = registry = CollectorRegistry()
+        self._vllm = vllm
         model = ("model_name",)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = model) -> Counter:
@@ -95,6 +126,12 @@ class Metrics:
                 "What a request took beside waiting for the engine.",
                 _SHORT,
             ),
+            request_prompt_tokens=histogram(
+                "request_prompt_tokens", "Tokens of a request's prompt.", _TOKENS
+            ),
+            request_generation_tokens=histogram(
+                "request_generation_tokens", "Tokens generated for a request.", _TOKENS
+            ),
         )
         self._of_models: dict[str, ModelMetrics] = {}
         self._states = _States(handles)
@@ -112,7 +149,31 @@ class Metrics:
     async def render(self) -> bytes:
         """The page for Prometheus, in its text format."""
         await self._states.ask_engines()
-        return generate_latest(self._registry)
+        page = generate_latest(self._registry)
+        return (
+            page + generate_latest(VllmMetrics(self._registry, self._states))
+            if self._vllm
+            else page
+        )
+
+
+class VllmMetrics(Collector):
+    """The metrics under vLLM's names, for dashboards and gateways that were made for it."""
+
+    def __init__(self, ours: Collector, states: _States) -> None:
+        self._ours = ours
+        self._states = states
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._ours.collect():
+            for name in _VLLM_NAMES.get(family.name, ()):
+                renamed = Metric(name, family.documentation, family.type)
+                renamed.samples = [
+                    sample._replace(name=name + sample.name.removeprefix(family.name))
+                    for sample in family.samples
+                ]
+                yield renamed
+        yield self._states.adapters()
 
 
 class _States(Collector):
@@ -158,6 +219,23 @@ class _States(Collector):
             for outcome, count in state.handoffs.items():
                 handoffs.add_metric([model_id, outcome], count)
         yield from (states, handoffs, *self._of_engines())
+
+    def adapters(self) -> Metric:
+        """vLLM's `lora_requests_info`: which adapters are loaded. The value is the time, as
+        there.
+        """
+        labels = ["model_name", "max_lora", "waiting_lora_adapters", "running_lora_adapters"]
+        family = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Adapters that are loaded, and how many may be.",
+            labels=labels,
+        )
+        for model_id, handle in self._handles.items():
+            if (most := (state := handle.state()).max_adapters) or state.adapter_names:
+                family.add_metric(
+                    [model_id, str(most), "", ",".join(state.adapter_names)], time.time()
+                )
+        return family
 
     def _of_engines(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}

@@ -16,11 +16,12 @@ import penstock
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
+    PoolingBody,
     RerankBody,
     ScoreBody,
     TokenizeBody,
 )
-from penstock.openai.messages_api import MessageBody
+from penstock.openai.messages_api import CountBody, MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
@@ -28,6 +29,7 @@ from penstock.serve.api.endpoints import (
     control,
     conversations,
     generation,
+    invocations,
     responses,
     site,
     texts,
@@ -44,8 +46,9 @@ from penstock.serve.api.exchange import Exchange
 class Endpoint(Struct, frozen=True):
     """One method of one path, as an ASGI application.
 
-    `answer` gets the exchange, and its JSON body if `body` is that body's form. `multipart` is the
-    JSON Schema of a form that `answer` reads itself; `query` names the parameters of the URL.
+    `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
+    of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
+    kind; `query` names the parameters of the URL.
     `runs`: it uses an engine; `admin`: for operators only; `public`: for everybody, without a key.
     Raises `ValueError` for an endpoint that controls a model without `admin`.
     """
@@ -54,6 +57,7 @@ class Endpoint(Struct, frozen=True):
     path: str
     answer: Callable[..., Awaitable[Response]]
     body: type[Struct] | None = None
+    forms: tuple[type[Struct], ...] = ()
     multipart: dict[str, Any] | None = None
     query: tuple[str, ...] = ()
     runs: bool = False
@@ -67,6 +71,11 @@ class Endpoint(Struct, frozen=True):
                 f"{self.method} {self.path}: what controls a model needs admin=True, and is not"
                 " public"
             )
+
+    @property
+    def json_forms(self) -> tuple[type[Struct], ...]:
+        """The forms that a JSON body may have."""
+        return self.forms if self.body is None else (self.body,)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["penstock.exchange"]
@@ -116,9 +125,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "DELETE", "/v1/conversations/{conversation_id}/items/{item_id}", conversations.delete_item
     ),
     Endpoint("POST", "/v1/messages", generation.messages, MessageBody, runs=True),
+    Endpoint("POST", "/v1/messages/count_tokens", texts.count_tokens, CountBody, runs=True),
     Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingBody, runs=True),
-    Endpoint("POST", "/v1/score", texts.score, ScoreBody, runs=True),
-    Endpoint("POST", "/v1/rerank", texts.rerank, RerankBody, runs=True),
+    *(
+        Endpoint("POST", path, texts.score, ScoreBody, runs=True)
+        for path in ("/v1/score", "/score")
+    ),
+    *(
+        Endpoint("POST", path, texts.rerank, RerankBody, runs=True)
+        for path in ("/v1/rerank", "/rerank", "/v2/rerank")
+    ),
+    Endpoint("POST", "/pooling", texts.pooling, PoolingBody, runs=True),
     Endpoint("POST", "/classify", texts.classify, ClassifyBody, runs=True),
     Endpoint(
         "POST",
@@ -127,10 +144,23 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         multipart=transcriptions.FORM,
         runs=True,
     ),
+    Endpoint(
+        "POST",
+        "/v1/audio/translations",
+        transcriptions.translations,
+        multipart=transcriptions.FORM,
+        runs=True,
+    ),
+    Endpoint("POST", "/invocations", invocations.invocations, forms=invocations.FORMS, runs=True),
     Endpoint("POST", "/tokenize", texts.tokenize, TokenizeBody, runs=True),
     Endpoint("POST", "/detokenize", texts.detokenize, DetokenizeBody, runs=True),
+    Endpoint("GET", "/tokenizer_info", texts.tokenizer_info, query=("model",), runs=True),
     Endpoint("GET", "/health", site.health, public=True),
+    Endpoint("GET", "/ping", site.health, public=True),
+    Endpoint("POST", "/ping", site.health, public=True),
     Endpoint("GET", "/ready", site.ready, query=("model",), public=True),
+    Endpoint("GET", "/version", site.version),
+    Endpoint("GET", "/load", site.load),
     Endpoint("GET", "/metrics", site.metrics),
     Endpoint("GET", "/openapi.json", site.openapi),
     Endpoint("GET", "/docs", site.docs),
@@ -147,13 +177,24 @@ _ACTIONS = (
 )
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
-        Endpoint("POST", f"/{name}", control.act(name), control.ControlBody, admin=True)
-        for name in _ACTIONS
+        Endpoint("POST", f"/{path}", control.act(name), forms=(control.ControlBody,), admin=True)
+        for path, name in (*zip(_ACTIONS, _ACTIONS, strict=True), ("wake_up", "wakeup"))
     ),
     *(
         Endpoint("GET", f"/{name}", control.ask(name), query=("model",), admin=True)
         for name in ("is_sleeping", "is_paused")
     ),
+    Endpoint(
+        "POST", "/v1/load_lora_adapter", control.load_adapter, control.LoadAdapterBody, admin=True
+    ),
+    Endpoint(
+        "POST",
+        "/v1/unload_lora_adapter",
+        control.unload_adapter,
+        control.UnloadAdapterBody,
+        admin=True,
+    ),
+    Endpoint("GET", "/server_info", control.server_info, admin=True),
 )
 
 _ERROR = {
@@ -179,9 +220,11 @@ _ERROR_SCHEMA = {
 }
 
 
-def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
+def describe(
+    endpoints: Sequence[Endpoint], *, with_keys: bool, root_path: str = ""
+) -> dict[str, Any]:
     """The OpenAPI document of these endpoints. `with_keys`: they need an API key."""
-    forms = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
+    forms = [form for endpoint in endpoints for form in endpoint.json_forms]
     references, schemas = msgspec.json.schema_components(
         forms, ref_template="#/components/schemas/{name}"
     )
@@ -200,8 +243,9 @@ def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any
             ],
         }
         content = {}
-        if endpoint.body is not None:
-            content["application/json"] = {"schema": by_form[endpoint.body]}
+        if schemas_of := [by_form[form] for form in endpoint.json_forms]:
+            schema = schemas_of[0] if len(schemas_of) == 1 else {"anyOf": schemas_of}
+            content["application/json"] = {"schema": schema}
         if endpoint.multipart is not None:
             content["multipart/form-data"] = {"schema": endpoint.multipart}
         if content:
@@ -215,6 +259,8 @@ def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any
         "paths": paths,
         "components": {"schemas": {**schemas, "Error": _ERROR_SCHEMA}},
     }
+    if root_path:
+        document["servers"] = [{"url": root_path}]
     if with_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

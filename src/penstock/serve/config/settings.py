@@ -6,6 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from penstock.errors import ConfigError
+
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -50,8 +52,11 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     routes exist with `dev` and need one of `admin_keys`; they are open only if no keys are set at
     all. Without `api_keys` a web page of an origin outside `cors_origins` may change nothing, and
     over a loopback connection a request must name a loopback host or one of `allowed_hosts` ("*" is
-    any). Clients may send chat templates, which are programs, only with
-    `trust_request_chat_template`. Responses are stored only with a `store`.
+    any). `root_path` is where a proxy shows the server: paths may begin with it, and the API's
+    description says so. `engine_app` is a path under which admins reach the engine's own
+    application (vLLM's), if there is one model, in this process. Clients may send chat templates,
+    which are programs, only with `trust_request_chat_template`. With `vllm_metrics` /metrics has
+    vLLM's names as well. Responses are stored only with a `store`.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -61,8 +66,19 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     allowed_hosts: tuple[str, ...] = ()
     limits: Limits = Limits()
     trust_request_chat_template: bool = False
+    vllm_metrics: bool = False
+    root_path: str = ""
+    engine_app: str | None = None
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     store: StoreSettings | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("root_path", "engine_app"):
+            path = getattr(self, name)
+            if path and (not path.startswith("/") or path.endswith("/")):
+                raise ConfigError(
+                    "must begin with a slash, and not end with one", field=name, value=path
+                )
 
     def __repr__(self) -> str:
         return (

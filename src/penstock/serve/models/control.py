@@ -57,6 +57,20 @@ class RpcOptions(Struct, frozen=True):
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+class LoadAdapterOptions(Struct, frozen=True):
+    """The name and the directory or URL of an adapter; `load_inplace` replaces one of the name."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+
+
+class UnloadAdapterOptions(Struct, frozen=True):
+    """The name of an adapter."""
+
+    lora_name: str
+
+
 METHODS: dict[str, type[Struct]] = {
     "check_health": NoOptions,
     "sleep": SleepOptions,
@@ -69,6 +83,8 @@ METHODS: dict[str, type[Struct]] = {
     "start_profile": NoOptions,
     "stop_profile": NoOptions,
     "collective_rpc": RpcOptions,
+    "load_lora_adapter": LoadAdapterOptions,
+    "unload_lora_adapter": UnloadAdapterOptions,
 }
 """The methods that `ModelHandle.control` takes, with their options."""
 
@@ -87,6 +103,22 @@ class ControlPlane(Operations):
         self.asleep = False
         self.paused: PauseMode | None = None
         self.streams: set[DeltaStream] = set()
+
+    async def load_lora_adapter(
+        self, lora_name: str, lora_path: str, load_inplace: bool = False
+    ) -> None:
+        """Make an adapter known, and load it if the engine runs. Raises `RequestError` for a name
+        that is taken, `ModelNotFoundError` where the adapter is not there.
+        """
+        raise NotImplementedError
+
+    async def unload_lora_adapter(self, lora_name: str) -> None:
+        """Forget an adapter. Requests for it that are under way end first."""
+        raise NotImplementedError
+
+    async def set_adapters(self, wanted: Mapping[str, str | None]) -> None:
+        """Know these adapters by their paths, and those without one no more."""
+        raise NotImplementedError
 
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
         """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not

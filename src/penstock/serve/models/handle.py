@@ -14,6 +14,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 from penstock.engines.tasks import Tasks
+from penstock.errors import UnsupportedError
 
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
@@ -44,7 +45,8 @@ class ModelState(Struct, frozen=True):
     counts the engine's starts since the process began, `restarts` those after a death,
     `adapter_loads` the adapters that it was given, `adapters` those that it holds. `handoffs`
     counts the outcomes of `serve.prefill_decode`, where a prefill side computes prompts.
-    `on_demand`: the first request loads the model, so a `cold` one answers too.
+    `on_demand`: the first request loads the model, so a `cold` one answers too. `adapter_names` are
+    those that the engine holds, of `max_adapters` at most (0: it is not known here).
     """
 
     state: StateName
@@ -57,6 +59,8 @@ class ModelState(Struct, frozen=True):
     adapters: int = 0
     handoffs: dict[str, int] = field(default_factory=dict)
     on_demand: bool = False
+    adapter_names: tuple[str, ...] = ()
+    max_adapters: int = 0
 
     @property
     def can_answer(self) -> bool:
@@ -88,6 +92,15 @@ class ModelHandle(Tasks, ABC):
     @abstractmethod
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Further names that requests may use."""
+        return ()
+
+    def engine_app(self) -> Any:
+        """The ASGI application of the model's own engine. Raises `UnsupportedError`."""
+        raise UnsupportedError(f"the {self.engine_name} engine is not in this process")
 
     async def engine_metrics(self) -> dict[str, float]:
         """`LLMEngine.metrics`; empty where no engine runs, or `log_engine_metrics` is off."""

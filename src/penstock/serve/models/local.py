@@ -101,6 +101,13 @@ class LocalModel(ModelHandle):
     def state(self) -> ModelState:
         return replace(self.server.state(), on_demand=not self._stays)
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return tuple(self.config.model_loading_config.aliases)
+
+    def engine_app(self) -> Any:
+        return self.server.engine.build_asgi_app()
+
     async def engine_metrics(self) -> dict[str, float]:
         return await self.server.engine_metrics()
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from penstock.errors import ModelNotFoundError, RequestError, nearest
+from penstock.errors import ConfigError, ModelNotFoundError, RequestError, nearest
 from penstock.serve.models.handle import ModelCard, ModelHandle
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 """Names of adapters become names of folders, so no name may lead elsewhere."""
+_GENERATING = frozenset({"chat", "completions"})
 
 
 class Target(NamedTuple):
@@ -31,24 +32,40 @@ class ModelNames:
         lora_paths: Mapping[str, str] | None = None,
     ) -> None:
         self.handles = dict(handles)
+        self._aliases: dict[str, str] = {}
+        for model_id, handle in self.handles.items():
+            for alias in getattr(handle, "aliases", ()):  # a user's handle may lack them
+                if self._aliases.setdefault(alias, model_id) != model_id or alias in self.handles:
+                    raise ConfigError(
+                        f"two models are called '{alias}'",
+                        field="model_loading_config.aliases",
+                        value=alias,
+                    )
         self._cards = dict(cards or {})
         self._lora_paths = dict(lora_paths or {})
 
     async def find(self, name: str) -> Target:
         """The target of "base", of "base:adapter", or of "adapter" if only one model has it.
 
-        An empty name means the only model. Raises `ModelNotFoundError` with the nearest name.
+        An empty name means the only model, or the only one that generates. Raises
+        `ModelNotFoundError` with the nearest name.
         """
         if not name:
-            if len(self.handles) == 1:
-                ((model_id, handle),) = self.handles.items()
-                return Target(handle, None, model_id)
+            named = list(self.handles)
+            if len(named) > 1:
+                named = [model_id for model_id in named if _generates(self.handles[model_id])]
+            if len(named) == 1:
+                return Target(self.handles[named[0]], None, named[0])
             raise RequestError(
                 f"model is missing. {nearest('', self.handles)}".rstrip(), param="model"
             )
+        name = self._aliases.get(name, name)
         if name in self.handles:
             return Target(self.handles[name], None, name)
         base, colon, adapter = name.rpartition(":")
+        if base in self._aliases:
+            base = self._aliases[base]
+            name = f"{base}:{adapter}"
         if colon and base in self.handles:
             return await self._with_adapter(base, self.handles[base], adapter, name)
         return await self._adapter_alone(name)
@@ -58,6 +75,11 @@ class ModelNames:
         cards = []
         for model_id, handle in self.handles.items():
             cards.append(self._card(model_id, handle))
+            cards += [
+                {**cards[-1], "id": alias, "parent": model_id}
+                for alias, named in self._aliases.items()
+                if named == model_id
+            ]
             cards += [self._card(model_id, handle, adapter) for adapter in await handle.adapters()]
         return cards
 
@@ -115,6 +137,12 @@ class ModelNames:
             "max_model_len": known if known is not None else card.context_length,
             "metadata": card.metadata,
         }
+
+
+def _generates(handle: ModelHandle) -> bool:
+    """Whether a model generates text. One that was never loaded may."""
+    capabilities = handle.card().metadata.get("capabilities")
+    return capabilities is None or not _GENERATING.isdisjoint(capabilities["tasks"])
 
 
 def _unknown_adapter(base: str, adapter: str, known: list[str]) -> ModelNotFoundError:

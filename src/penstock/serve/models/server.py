@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from penstock.errors import (
     ConfigError,
     EngineStartError,
     PenstockError,
+    RequestError,
     UnavailableError,
     UnsupportedError,
 )
@@ -39,8 +40,10 @@ from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
 from penstock.types import ChatRequest, CompletionRequest
 
-SLOTLESS = frozenset({"tokenize", "detokenize"})
+SLOTLESS = frozenset({"tokenize", "detokenize", "tokens", "tokenizer_info"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
+_NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
+"""Tasks that an engine does that has another one."""
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to its concurrency: when one ends the next is at hand."""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -170,6 +173,8 @@ class LLMServer(Tasks, ControlPlane):
             restarts=self.supervisor.restarts,
             adapter_loads=self._adapters.loads,
             adapters=len(self._adapters.names),
+            adapter_names=tuple(self._adapters.plain_names),
+            max_adapters=self._adapters.limit if self.llm_config.lora_config else 0,
         )
 
     async def engine_metrics(self) -> dict[str, float]:
@@ -264,6 +269,41 @@ class LLMServer(Tasks, ControlPlane):
         finally:
             self.admission.leave()
 
+    # Adapters
+    async def load_lora_adapter(
+        self, lora_name: str, lora_path: str, load_inplace: bool = False
+    ) -> None:
+        before = self.store.given.get(lora_name)
+        known = before is not None or lora_name in await self.store.names()
+        if known and not load_inplace:
+            raise RequestError(
+                f"the adapter '{lora_name}' is known already; load_inplace replaces it",
+                param="lora_name",
+            )
+        self.store.put(lora_name, lora_path)
+        try:
+            version = await self.store.fetch(lora_name)
+            if self.supervisor.phase == "ready":
+                async with self._adapters.use(version):
+                    pass
+        except BaseException:
+            self.store.put(lora_name, before)
+            raise
+
+    async def unload_lora_adapter(self, lora_name: str) -> None:
+        if lora_name not in self.store.given:
+            raise await self.store.unknown(lora_name)
+        self.store.put(lora_name, None)
+        await self._adapters.drop(lora_name)
+
+    async def set_adapters(self, wanted: Mapping[str, str | None]) -> None:
+        """Know these adapters by their paths, and those without one no more."""
+        for name, path in wanted.items():
+            if self.store.given.get(name) != path:
+                self.store.put(name, path)
+                if path is None:
+                    await self._adapters.drop(name)
+
     # What requests meet
     def _check_open(self) -> None:
         """Turn away what cannot be answered; load what can be loaded."""
@@ -280,7 +320,7 @@ class LLMServer(Tasks, ControlPlane):
 
     def _check_task(self, task: str) -> None:
         tasks = self.engine.capabilities.tasks
-        if task not in tasks:
+        if _NEEDS.get(task, task) not in tasks:
             known = ", ".join(sorted(tasks))
             raise UnsupportedError(
                 f"the {self.engine.name} engine does not support {task} with this model, but"

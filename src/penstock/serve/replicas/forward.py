@@ -41,7 +41,7 @@ ERROR_EVENTS = {"/v1/messages": message_error_events, "/v1/responses": response_
 class _Head(Struct):
     """What the choice of a replica needs of a body. The replica checks all of it."""
 
-    model: str = ""
+    model: str | None = None
     messages: Raw | UnsetType = UNSET
     prompt: Raw | UnsetType = UNSET
     input: Raw | UnsetType = UNSET
@@ -53,7 +53,9 @@ async def forward(exchange: Exchange, body: bytes | None = None) -> Response:
     """
     kind = exchange.request.headers.get("content-type", "")
     whole_response = body is not None
-    if body is None and kind.lower().startswith("multipart/form-data"):
+    if exchange.request.method == "GET":
+        model, body, prompt = exchange.request.query_params.get("model", ""), b"", b""
+    elif body is None and kind.lower().startswith("multipart/form-data"):
         body = await exchange.read()
         found = _FORM_MODEL.search(body)
         model, prompt = found[1].decode(errors="replace") if found else "", b""
@@ -61,7 +63,7 @@ async def forward(exchange: Exchange, body: bytes | None = None) -> Response:
         if body is None:
             body = await exchange.read_json()
         head = decode_body(body, _Head)
-        model = head.model
+        model = head.model or ""
         text = next(
             (raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b""
         )
@@ -128,7 +130,8 @@ class Forwarded(Response):
             headers.append((UNTRUSTED, "1"))
         async with exchange.interrupt() as interrupt:
             asked = clock()
-            async with self._pool.forward(path, headers, self._body, self._route) as reply:
+            method = scope["method"]
+            async with self._pool.forward(path, headers, self._body, self._route, method) as reply:
                 exchange.first_token_at = clock()
                 while not reply.done:
                     part = b"".join(await reply.parts())

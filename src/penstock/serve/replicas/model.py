@@ -21,7 +21,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.llm_config import LLMConfig
-from penstock.serve.adapters import adapter_store
+from penstock.serve.adapters import RECHECK_S, adapter_store
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.replicas.client import Address, Reply
@@ -67,11 +67,17 @@ class RemoteModel(ModelHandle):
         )
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
+        self._looked_at = float("-inf")
+        self._wanted_adapters: dict[str, str | None] = {}
 
     # What it is
     @property
     def engine_name(self) -> str:
         return self.config.engine_name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return tuple(self.config.model_loading_config.aliases)
 
     def card(self) -> ModelCard:
         lengths = [
@@ -107,7 +113,12 @@ class RemoteModel(ModelHandle):
         return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
 
     async def adapters(self) -> list[str]:
-        return await self._store.names()
+        now = time.monotonic()
+        if now - self._looked_at >= RECHECK_S:  # another ingress may have loaded some
+            self._looked_at, self._wanted_adapters = now, (await self._desired.load()).adapters
+        wanted = self._wanted_adapters
+        names = {name for name in await self._store.names() if wanted.get(name, name) is not None}
+        return sorted(names | {name for name, path in wanted.items() if path is not None})
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
@@ -153,12 +164,17 @@ class RemoteModel(ModelHandle):
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """As `ModelHandle.control`, on every replica at once. May be called in any event loop."""
         parsed = parse_control(method, options)
-        # First, so a replica that starts meanwhile takes it over.
-        self.pool.wanted = await change_desired(self._desired, method, parsed)
+        of_adapters = method.endswith("_lora_adapter")
+        if not of_adapters:  # first, so a replica that starts meanwhile takes it over
+            self.pool.wanted = await change_desired(self._desired, method, parsed)
         replicas = self._replicas.current()
-        return list(
+        results = list(
             await asyncio.gather(*(self._control_one(info, method, options) for info in replicas))
         )
+        if of_adapters and all(one["ok"] for one in results):  # last: a wrong path is not kept
+            self.pool.wanted = await change_desired(self._desired, method, parsed)
+            self._looked_at = float("-inf")
+        return results
 
     async def _control_one(
         self, info: ReplicaInfo, method: str, options: Mapping[str, Any]

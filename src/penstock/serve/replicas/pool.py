@@ -167,12 +167,17 @@ class ReplicaPool(Pool[_Replica]):
         return super().route(prompt, session=session, adapter=adapter)
 
     def forward(
-        self, path: str, headers: Headers, body: bytes, route: RouteRequest
+        self,
+        path: str,
+        headers: Headers,
+        body: bytes,
+        route: RouteRequest,
+        method: str = "POST",
     ) -> AbstractAsyncContextManager[Reply]:
         """Put a client's request to a replica; see `_ask`."""
         headers = self._with_own(headers, route)
         return self._ask(
-            lambda address: address.connected().ask("POST", path, headers, body), route
+            lambda address: address.connected().ask(method, path, headers, body), route
         )
 
     def call(

@@ -39,12 +39,14 @@ class Replicas(Protocol):
 
 class DesiredState(Struct, frozen=True):
     """The state that every replica is to be in. `asleep` is the level of sleep, None for awake.
-    `version` grows with every change.
+    `version` grows with every change. `adapters` maps names to paths, and to None where operators
+    took an adapter away.
     """
 
     version: int = 0
     asleep: int | None = None
     paused: PauseMode | None = None
+    adapters: dict[str, str | None] = {}
 
     def after(self, method: str, options: Mapping[str, Any]) -> DesiredState:
         """The state after a control method; this one if the method changes nothing."""
@@ -53,6 +55,10 @@ class DesiredState(Struct, frozen=True):
             "wakeup": {"asleep": None},
             "pause": {"paused": options.get("mode", "wait")},
             "resume": {"paused": None},
+            "load_lora_adapter": {
+                "adapters": {**self.adapters, options.get("lora_name"): options.get("lora_path")}
+            },
+            "unload_lora_adapter": {"adapters": {**self.adapters, options.get("lora_name"): None}},
         }
         if method not in changes:
             return self
@@ -60,6 +66,7 @@ class DesiredState(Struct, frozen=True):
 
     async def apply(self, server: ControlPlane) -> None:
         """Bring a replica's server into this state."""
+        await server.set_adapters(self.adapters)
         if self.asleep is None:
             await server.wakeup()
         elif not server.asleep:

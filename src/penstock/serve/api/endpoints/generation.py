@@ -6,14 +6,13 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from penstock.engines.tasks import generated
-from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer, CompletionFramer
 from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
 from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import chat_completion, completion
 from penstock.openai.responses_api import ResponseBody, response_body
-from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.exchange import Exchange, check_template
 from penstock.serve.api.limits import within_limits
 from penstock.serve.api.sse import EventStream, collect, merge
 
@@ -21,11 +20,7 @@ from penstock.serve.api.sse import EventStream, collect, merge
 async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
     """Continue a conversation, in OpenAI's chat form."""
     target = await exchange.target(body.model)
-    settings = exchange.ingress.settings
-    if body.chat_template is not None and not settings.trust_request_chat_template:
-        raise RequestError(
-            "this server takes no chat templates from requests", param="chat_template"
-        )
+    check_template(body.chat_template, exchange)
     request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
 
+import penstock
 from penstock.errors import ShuttingDownError, UnavailableError
 from penstock.serve.api.errors import without_paths
 from penstock.serve.api.exchange import Exchange
@@ -56,6 +57,16 @@ async def ready(exchange: Exchange) -> Response:
         which = f"'{name}' is {states[0].state}" if name else "no model can answer"
         raise UnavailableError(which, retry_after=1.0)
     return exchange.json({"status": "ready"})
+
+
+async def version(exchange: Exchange) -> Response:
+    """The server's version."""
+    return exchange.json({"version": penstock.__version__})
+
+
+async def load(exchange: Exchange) -> Response:
+    """How many requests are being answered now."""
+    return exchange.json({"server_load": exchange.ingress.answering})
 
 
 async def metrics(exchange: Exchange) -> Response:

@@ -6,21 +6,27 @@ import asyncio
 
 from starlette.responses import Response
 
+from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
+    PoolingBody,
     RerankBody,
     ScoreBody,
     TokenizeBody,
     class_list,
+    pooling_list,
     rerank_list,
     score_list,
 )
+from penstock.openai.messages_api import CountBody
 from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
-from penstock.serve.api.exchange import Exchange
-from penstock.serve.api.limits import check_texts
-from penstock.types import Usage
+from penstock.serve.api.exchange import Exchange, check_template
+from penstock.serve.api.limits import check_texts, texts_of
+from penstock.serve.models.handle import ModelHandle
+from penstock.serve.models.names import Target
+from penstock.types import ClassifyRequest, EmbeddingRequest, TokenizeRequest, Tokens, Usage
 
 
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
@@ -68,13 +74,87 @@ async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
     return exchange.json(class_list(result, **exchange.about("classify-", target)))
 
 
-async def tokenize(exchange: Exchange, body: TokenizeBody) -> Response:
-    """The token ids of a text."""
+async def pooling(exchange: Exchange, body: PoolingBody) -> Response:
+    """What the model makes of texts, a vector each: embeddings, or the probabilities of classes."""
     target = await exchange.target(body.model)
-    check_texts([body.prompt], exchange.limits, "prompt")
-    ids = await exchange.wait(target.handle.tokenize(body.prompt))
-    context_length = target.handle.card().context_length
-    return exchange.json({"tokens": ids, "count": len(ids), "max_model_len": context_length})
+    body.check_task()
+    request = body.request(request_id=exchange.answer_id)
+    check_texts(request.inputs, exchange.limits, "input")
+    vectors, usage = await exchange.wait(_pooled(target.handle, request, body.task))
+    exchange.usage = usage
+    about = exchange.about("pool-", target)
+    return exchange.json(
+        pooling_list(vectors, usage, **about, base64=body.encoding_format == "base64")
+    )
+
+
+async def _pooled(
+    model: ModelHandle, request: EmbeddingRequest, task: str | None
+) -> tuple[list[list[float]], Usage]:
+    if task != "classify":
+        try:
+            found = await model.embeddings(request)
+        except UnsupportedError:
+            if task == "embed" or request.dimensions is not None:
+                raise
+        else:
+            return found.vectors, found.usage
+    if request.dimensions is not None:
+        raise RequestError("classes have no dimensions to choose", param="dimensions")
+    texts = [one for one in request.inputs if isinstance(one, str)]
+    if len(texts) != len(request.inputs):
+        raise RequestError("classes are found for texts, not for token ids", param="input")
+    classes = await model.classify(ClassifyRequest(texts, request.request_id))
+    return [one.probabilities for one in classes.items], classes.usage
+
+
+async def tokenize(exchange: Exchange, body: TokenizeBody) -> Response:
+    """The token ids of a text, or those that the model is fed for a conversation."""
+    target = await exchange.target(body.model)
+    check_template(body.chat_template, exchange)
+    request = body.request()
+    tokens = await exchange.wait(_tokens(exchange, target, request))
+    answer = {
+        "tokens": tokens.ids,
+        "count": len(tokens.ids),
+        "max_model_len": target.handle.card().context_length,
+        "token_strs": tokens.names,
+    }
+    return exchange.json(answer)
+
+
+async def count_tokens(exchange: Exchange, body: CountBody) -> Response:
+    """The number of tokens of a conversation in Anthropic's form."""
+    target = await exchange.target(body.model)
+    chat = body.request(request_id=exchange.answer_id)
+    tokens = await exchange.wait(_tokens(exchange, target, TokenizeRequest(chat=chat)))
+    return exchange.json({"input_tokens": len(tokens.ids)})
+
+
+async def _tokens(exchange: Exchange, target: Target, request: TokenizeRequest) -> Tokens:
+    if request.chat is not None:
+        check_texts(texts_of(request.chat), exchange.limits, "messages")
+    else:
+        check_texts([request.prompt], exchange.limits, "prompt")
+    if request.chat is not None or request.special_tokens or request.names:
+        return await target.handle.tokens(request)
+    return Tokens(await target.handle.tokenize(request.prompt))
+
+
+async def tokenizer_info(exchange: Exchange) -> Response:
+    """The model's tokenizer: its special tokens, chat template and context."""
+    target = await exchange.target(exchange.request.query_params.get("model", ""))
+    info = await exchange.wait(target.handle.tokenizer_info())
+    none = dict.fromkeys(("bos_token", "eos_token", "pad_token"))
+    return exchange.json(
+        {
+            "tokenizer_class": info.kind,
+            **none,
+            **info.special_tokens,
+            "chat_template": info.chat_template,
+            "model_max_length": target.handle.card().context_length,
+        }
+    )
 
 
 async def detokenize(exchange: Exchange, body: DetokenizeBody) -> Response:

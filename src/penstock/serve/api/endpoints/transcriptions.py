@@ -1,9 +1,9 @@
-"""`POST /v1/audio/transcriptions`."""
+"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Literal
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
@@ -39,14 +39,27 @@ async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
     form = await _form(exchange)
     try:
-        return await _answer(exchange, form)
+        return await _answer(exchange, form, "transcribe")
     finally:
         await form.close()
 
 
-async def _answer(exchange: Exchange, form: FormData) -> Response:
+async def translations(exchange: Exchange) -> Response:
+    """Write down speech from an uploaded file in English, whatever its language."""
+    form = await _form(exchange)
+    try:
+        if _text(form, "to_language") not in ("", "en"):
+            raise UnsupportedError("speech is translated to English only", param="to_language")
+        return await _answer(exchange, form, "translate")
+    finally:
+        await form.close()
+
+
+async def _answer(
+    exchange: Exchange, form: FormData, task: Literal["transcribe", "translate"]
+) -> Response:
     for name in form:
-        if name not in _FIELDS:
+        if name not in _FIELDS and (name, task) != ("to_language", "translate"):
             raise RequestError(f"unknown parameter '{name[:100]}'", param=name[:100])
     upload = form.get("file")
     if not isinstance(upload, UploadFile):
@@ -63,6 +76,7 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
     request = TranscriptionRequest(
         await upload.read(),
         language=_text(form, "language") or None,
+        task=task,
         max_tokens=_max_tokens(form),
         request_id=exchange.answer_id,
         timestamps=timed,
