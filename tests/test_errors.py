@@ -9,6 +9,7 @@ from penstock.errors import (
     MissingExtraError,
     PenstockError,
     by_kind,
+    context_overflow,
     nearest,
     text_of,
     told,
@@ -52,6 +53,41 @@ def test_errors_cross_a_process_border_by_their_kind(cls):
     error = by_kind(cls.kind, "what happened")
     assert type(error) is cls
     assert str(error) == "what happened"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "message"),
+    [
+        (
+            20009,
+            100,
+            "prompt is too long: 20009 tokens > 4096 maximum. This model's maximum context length"
+            " is 4096 tokens; the prompt has 20009 and 100 more were asked for.",
+        ),
+        (
+            4096,
+            None,
+            "prompt is too long: 4096 tokens > 4095 maximum. This model's maximum context length"
+            " is 4096 tokens; the prompt has 4096.",
+        ),
+        (
+            15,
+            4096,
+            "This model's maximum context length is 4096 tokens; the prompt has 15 and 4096 more"
+            " were asked for.",
+        ),
+        (
+            None,
+            None,
+            "prompt is too long: more than 4096 tokens. This model's maximum context length is"
+            " 4096 tokens; the prompt alone has more.",
+        ),
+    ],
+)
+def test_a_context_overflow_has_the_words_that_clients_know(prompt, answer, message):
+    error = context_overflow(4096, prompt, answer)
+    assert str(error) == message
+    assert error.param == ("max_tokens" if prompt == 15 else None)
 
 
 def test_kinds_are_unique():

@@ -42,6 +42,7 @@ PenstockError
 `kind` is its name in result rows and in OpenAI-shaped error bodies. `retry_after` is the number of
 seconds until a retry is worth it, if known. `given_up`: the request has used up its retries, though
 it may succeed later. `ends_connection`: the server does not read the rest of the client's request.
+`param` names the parameter that is wrong, if one is.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class PenstockError(Exception):
     retry_after: float | None = None
     given_up: bool = False
     ends_connection: bool = False
+    param: str | None = None
 
 
 class ConfigError(PenstockError):
@@ -147,7 +149,7 @@ class UserCodeError(PenstockError):
 
 
 class RequestError(PenstockError):
-    """The request is invalid: a parameter is wrong or out of range. `param` names it."""
+    """The request is invalid: a parameter is wrong or out of range."""
 
     status = 400
     kind = "invalid_request_error"
@@ -158,9 +160,41 @@ class RequestError(PenstockError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt, or the prompt with the answer asked for, is longer than the model's context."""
+    """The prompt, or the prompt with the answer asked for, is longer than the model's context.
+    Without a `param` it is about the prompt, whatever the API calls it.
+    """
 
     kind = "context_length_exceeded"
+
+
+def context_overflow(
+    context: int,
+    prompt: int | None,
+    answer: int | None = None,
+    *,
+    what: str = "the prompt",
+    param: str | None = None,
+) -> ContextLengthError:
+    """The error for a prompt of `prompt` tokens (None: too many), and for `answer` more tokens that
+    were asked for, in a context of `context` tokens. `what` names the text.
+
+    Clients know an overflow by these words only: litellm by the second sentence, LangChain and
+    Anthropic's clients by the first.
+    """
+    too_long = ""
+    if prompt is None:
+        has = f"{what} alone has more"
+        too_long = f"prompt is too long: more than {context} tokens. "
+    else:
+        has = f"{what} has {prompt}" + (f" and {answer} more were asked for" if answer else "")
+        if prompt >= context:
+            most = min(context, prompt - 1)  # an answer needs a token
+            too_long = f"prompt is too long: {prompt} tokens > {most} maximum. "
+        elif answer:
+            param = param or "max_tokens"
+    return ContextLengthError(
+        f"{too_long}This model's maximum context length is {context} tokens; {has}.", param=param
+    )
 
 
 class ModelNotFoundError(RequestError):
@@ -173,7 +207,6 @@ class ModelNotFoundError(RequestError):
 class UnsupportedError(RequestError):
     """The engine has no such ability. The message names the engine."""
 
-    status = 501
     kind = "unsupported"
 
 
@@ -206,10 +239,15 @@ class NotStoredError(RequestError):
 
 
 class MethodError(RequestError):
-    """The path has no such method."""
+    """The path has no such method. `allow` lists those that it has, separated by commas."""
 
     status = 405
     kind = "method_not_allowed"
+    allow: str = ""
+
+    def __init__(self, message: str, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class BodyTooLargeError(RequestError):
@@ -422,16 +460,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(words)}" if words else ""
 
 
-def by_kind(kind: str, message: str) -> PenstockError:
-    """Rebuild an error from its `kind` and text, after it crossed a process border."""
+def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:
+    """Rebuild an error from its `kind`, text and `param`, after it crossed a process border."""
     pending: list[type[PenstockError]] = [PenstockError]
     while pending:
         cls = pending.pop()
         if cls.__dict__.get("kind") == kind:
             error = cls.__new__(cls)
             Exception.__init__(error, message)
-            if isinstance(error, RequestError):
-                error.param = None
+            error.param = param
             if isinstance(error, (OverloadedError, UnavailableError)):
                 error.retry_after = 1.0
             return error

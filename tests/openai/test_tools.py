@@ -11,6 +11,7 @@ from penstock.openai.tools import (
     arguments_as_objects,
     call_constraint,
     check_tools,
+    with_one_table,
 )
 
 TOOLS: list[dict[str, Any]] = [
@@ -64,15 +65,17 @@ def test_references_in_a_tools_parameters_lead_where_they_did() -> None:
     ):
         schema = arguments_schema(*given)
         for call in schema.get("anyOf", [schema]):
-            arguments = call["properties"]["arguments"]
-            assert arguments["properties"]["text"] == parameters["properties"]["text"]
 
             def at(reference: Any, schema: Any = schema) -> Any:
                 whole = schema
                 for name in reference.removeprefix("#/").split("/"):
-                    whole = whole[int(name)] if isinstance(whole, list) else whole[name]
+                    whole = whole[name]  # none leads through a list: xgrammar cannot follow it
                 return whole
 
+            arguments = call["properties"]["arguments"]
+            if "$ref" in arguments:
+                arguments = at(arguments["$ref"])
+            assert arguments["properties"]["text"] == parameters["properties"]["text"]
             moved = at(arguments["properties"]["to"]["$ref"])
             assert moved is arguments["$defs"]["point"]
             assert at(moved["properties"]["$ref"]["$ref"]) == {"type": "integer"}
@@ -130,3 +133,24 @@ def test_more_tools_than_any_model_reads_are_refused() -> None:
     ) as refused:
         check_tools([TOOLS[1]] * (MAX_TOOLS + 1), None)
     assert refused.value.param == "tools"
+
+
+def tool(name: str, parameters: Any) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def test_definitions_of_all_tools_fit_one_table() -> None:
+    a = tool("a", {"properties": {"x": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"const": 1}}})
+    b = tool("b", {"properties": {"$ref": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"const": 2}}})
+    c = tool("c", {"$ref": "#/definitions/Y", "definitions": {"Y": {"const": {"$ref": "#/a"}}}})
+    d = tool("d", {"properties": {"next": {"$ref": "#"}}})
+    first, *others, same = with_one_table([a, b, c, d, tool("e", None)])
+    assert first is a
+    assert same["function"]["parameters"] is None
+    found = [other["function"]["parameters"] for other in others]
+    body = {"properties": {"next": {"$ref": "#/$defs/tool3"}}}
+    assert found == [
+        {"properties": {"$ref": {"$ref": "#/$defs/tool1_X"}}, "$defs": {"tool1_X": {"const": 2}}},
+        {"$ref": "#/$defs/Y", "$defs": {"Y": {"const": {"$ref": "#/a"}}}},
+        {**body, "$defs": {"tool3": body}},
+    ]

@@ -344,6 +344,8 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
             assert answer.headers["content-type"].startswith("text/event-stream")
             assert lines[-1] == "data: [DONE]"
             assert len(lines) == 1 + 8 + 1
+            (id,) = answer.headers.get_list("x-request-id")  # the proxy's
+            assert id in lines[0]
             assert client.post("/sleep", json={"model": "m"}).status_code == 404  # not without dev
 
             # A client that leaves frees its place, through Ray's proxy too.

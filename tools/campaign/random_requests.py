@@ -109,7 +109,7 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
                 continue
             if answer.status_code == 200:
                 form.held("answered")
-            elif 400 <= answer.status_code < 500 or answer.status_code in (501, 503):
+            elif 400 <= answer.status_code < 500 or answer.status_code == 503:
                 told = answer.json().get("error", {}).get("message") if answer.content else None
                 form.held("refused") if told else form.broke(
                     f"{path} {content[:200]!r}: {answer.text[:200]}"

@@ -2,7 +2,7 @@
 
 An engine runs one model and speaks at the OpenAI level: chat, completions, embeddings and so on, in
 the neutral types of `penstock.types`. Batch jobs and servers use it alike. For a task or an
-operation that an engine lacks the caller gets a 501 that names the engine.
+operation that an engine lacks the caller gets a refusal that names the engine.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from typing import Any, cast
 from msgspec import Struct, ValidationError, msgpack
 
 from penstock.engines.base import Capabilities
-from penstock.errors import EngineDeadError, RequestError
+from penstock.errors import EngineDeadError, PenstockError, RequestError
 from penstock.types import Delta, Sampling
 
 LENGTH_BYTES = 4
@@ -96,6 +96,12 @@ class Failed(Struct, tag="failed", array_like=True):
     id: int
     kind: str
     message: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, id: int, error: PenstockError) -> Failed:
+        """The message for an error of ours."""
+        return cls(id, error.kind, str(error), error.param)
 
 
 ToParent = Ready | Step | Reply | Failed

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.errors import ContextLengthError, RequestError, UnsupportedError
+from penstock.errors import RequestError, UnsupportedError, context_overflow
 from penstock.parsing import is_too_deep, json_fault
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
@@ -113,10 +113,7 @@ def most_new_tokens(prompt_tokens: int, max_tokens: int | None, context_length: 
     if not prompt_tokens:
         raise RequestError("the prompt is empty", param="prompt")
     if room < 1:
-        raise ContextLengthError(
-            f"this model's context is {context_length} tokens; the prompt has {prompt_tokens}",
-            param="messages",
-        )
+        raise context_overflow(context_length, prompt_tokens, max_tokens)
     return min(max_tokens or room, room)
 
 

@@ -263,7 +263,7 @@ class WorkerEngine(TokenEngine):
                     if (mailbox := mailboxes.get(number)) is not None:
                         mailbox.put(delta)
             case Failed():
-                error = by_kind(message.kind, message.message)
+                error = by_kind(message.kind, message.message, message.param)
                 if (mailbox := mailboxes.get(message.id)) is not None:
                     mailbox.fail(error)
                 else:

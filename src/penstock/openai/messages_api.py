@@ -31,7 +31,11 @@ class OutputConfig(Struct):
 class MessageBody(Struct, kw_only=True):
     """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
 
-    names: ClassVar = {"stop": "stop_sequences", "response_format": "output_config.format"}
+    names: ClassVar = {
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "prompt": "messages",
+    }
     model: str = ""
     max_tokens: Whole
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -44,6 +48,7 @@ class MessageBody(Struct, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    thread: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
@@ -51,6 +56,8 @@ class MessageBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
+        if self.thread is not None:
+            raise UnsupportedError("thread is not supported: send all messages", param="thread")
         messages: list[Message] = []
         if self.system:
             messages.append({"role": "system", "content": _texts(self.system, "system")})
@@ -191,6 +198,8 @@ def _choice(choice: dict[str, Any] | None) -> str | dict[str, Any] | None:
     )
 
 
+_NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+"""By this Anthropic's SDK knows that it must send whole conversations."""
 _STOP_REASONS = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -225,13 +234,16 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     return _message(id, model, content, ending, answers.usage)
 
 
-def message_error(error: PenstockError) -> dict[str, Any]:
-    """The body of a failed request: `{"type": "error", "error": {type, message}}`."""
+def message_error(error: PenstockError, request_id: str | None = None) -> dict[str, Any]:
+    """The body of a failed request: `{"type": "error", "error": {type, message}, "request_id"}`."""
     fallback = "invalid_request_error" if error.status < 500 else "api_error"
-    return {
-        "type": "error",
-        "error": {"type": _ERROR_TYPES.get(error.status, fallback), "message": str(error)},
+    about: dict[str, Any] = {
+        "type": _ERROR_TYPES.get(error.status, fallback),
+        "message": str(error),
     }
+    if error.param == "thread":
+        about["details"] = _NO_THREADS
+    return {"type": "error", "error": about, "request_id": request_id}
 
 
 def message_error_events(error: PenstockError) -> bytes:

@@ -223,9 +223,10 @@ class ChatBody(SamplingBody, kw_only=True):
 
     @property
     def names(self) -> dict[str, str]:
+        prompt = {"prompt": "messages"}
         if self.max_completion_tokens is None:
-            return {}
-        return {"max_tokens": "max_completion_tokens"}
+            return prompt
+        return {**prompt, "max_tokens": "max_completion_tokens"}
 
     @property
     def tool_form(self) -> ToolForm:

@@ -245,8 +245,8 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 def error_body(error: PenstockError) -> dict[str, Any]:
     """The body of a failed request: `{"error": {message, type, param, code}}`."""
     kind = "invalid_request_error" if isinstance(error, RequestError) else "server_error"
-    param = error.param if isinstance(error, RequestError) else None
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": error.kind}}
+    about = {"message": str(error), "type": kind, "param": error.param, "code": error.kind}
+    return {"error": about}
 
 
 def _body(

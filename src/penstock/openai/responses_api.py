@@ -50,6 +50,7 @@ class ResponseBody(Struct, kw_only=True):
     names: ClassVar = {
         "max_tokens": "max_output_tokens",
         "messages": "input",
+        "prompt": "input",
         "response_format": "text.format",
     }
     model: str = ""

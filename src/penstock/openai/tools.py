@@ -6,7 +6,7 @@ A forced call is JSON, `{"name": …, "arguments": {…}}`. `penstock.openai.par
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.errors import RequestError, nearest
@@ -83,27 +83,33 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
     if isinstance(choice, Mapping):
         name = chosen_name(choice)
         functions = [function for function in functions if function["name"] == name]
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "enum": [function["name"]]},
-                "arguments": _arguments(
-                    function,
-                    (
-                        f"#/anyOf/{at}/properties/arguments"
-                        if len(functions) > 1
-                        else "#/properties/arguments"
-                    ),
-                ),
+    if len(functions) == 1:
+        schema = _call(functions[0], _arguments(functions[0], "#/properties/arguments"))
+    else:
+        # The grammars of vLLM and SGLang follow references into objects, not into lists.
+        places = [f"#/$defs/tool{at}" for at in range(len(functions))]
+        given = zip(functions, places, strict=True)
+        schema = {
+            "anyOf": [_call(function, {"$ref": place}) for function, place in given],
+            "$defs": {
+                f"tool{at}": _arguments(function, places[at])
+                for at, function in enumerate(functions)
             },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
         }
-        for at, function in enumerate(functions)
-    ]
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
+
+
+def _call(function: Mapping[str, Any], arguments: Any) -> dict[str, Any]:
+    """The schema of a call of the function."""
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "enum": [function["name"]]},
+            "arguments": arguments,
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
 
 
 def _arguments(function: Mapping[str, Any], place: str) -> Any:
@@ -111,18 +117,18 @@ def _arguments(function: Mapping[str, Any], place: str) -> Any:
     parameters = function.get("parameters") or {"properties": {}}
     if parameters.get("properties") == {} and parameters.keys() <= _NO_ARGUMENTS:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return _relocate(parameters, place)
+    return _relocate(parameters, lambda reference: place + reference[1:])
 
 
-def _relocate(part: Any, place: str) -> Any:
-    """A schema whose references to itself still resolve after its move to `place`."""
+def _relocate(part: Any, move: Callable[[str], str]) -> Any:
+    """A schema with its references to itself as `move` gives them."""
     if isinstance(part, list):
-        return [_relocate(item, place) for item in part]
+        return [_relocate(item, move) for item in part]
     if not isinstance(part, Mapping):
         return part
     return {
         name: (
-            place + value[1:]
+            move(value)
             if name == "$ref"
             and isinstance(value, str)
             and (value == "#" or value.startswith("#/"))
@@ -130,14 +136,66 @@ def _relocate(part: Any, place: str) -> Any:
                 value
                 if name in _VALUES
                 else (
-                    {key: _relocate(inner, place) for key, inner in value.items()}
+                    {key: _relocate(inner, move) for key, inner in value.items()}
                     if name in _NAMED and isinstance(value, Mapping)
-                    else _relocate(value, place)
+                    else _relocate(value, move)
                 )
             )
         )
         for name, value in part.items()
     }
+
+
+_TABLES = ("$defs", "definitions")
+
+
+def with_one_table(tools: Sequence[Tool]) -> list[Tool]:
+    """The tools with definitions that can all stand in one table `$defs`. A tool that needs no
+    change is the same object.
+    """
+    taken: dict[str, Any] = {}
+    result: list[Tool] = []
+    for at, tool in enumerate(tools):
+        parameters = tool["function"].get("parameters") or {}
+        moved, table = _in_table(parameters, f"tool{at}", taken)
+        taken |= table
+        if moved == parameters:
+            result.append(tool)
+        else:
+            result.append({**tool, "function": {**tool["function"], "parameters": moved}})
+    return result
+
+
+def _in_table(
+    parameters: Mapping[str, Any], name: str, taken: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema whose references all lead to its `$defs`, and that table. Definitions that clash
+    with those `taken` get `name` before their own; a reference to the schema itself leads to
+    `name`.
+    """
+    own = _definitions(parameters)
+    prefix = f"{name}_" if any(taken.get(k, v) != v for k, v in own.items()) else ""
+    refers_to_itself = False
+
+    def move(reference: str) -> str:
+        nonlocal refers_to_itself
+        for key in _TABLES:
+            if reference.startswith(f"#/{key}/"):
+                return f"#/$defs/{prefix}{reference.removeprefix(f'#/{key}/')}"
+        refers_to_itself = True
+        return f"#/$defs/{name}{reference[1:]}"
+
+    moved = _relocate(parameters, move)
+    table = {f"{prefix}{key}": schema for key, schema in _definitions(moved).items()}
+    body = {key: value for key, value in moved.items() if key not in _TABLES}
+    if refers_to_itself:
+        table[name] = body
+    return ({**body, "$defs": table} if table else body), table
+
+
+def _definitions(schema: Mapping[str, Any]) -> dict[str, Any]:
+    tables = [schema[key] for key in _TABLES if isinstance(schema.get(key), Mapping)]
+    return {name: inner for table in tables for name, inner in table.items()}
 
 
 def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:

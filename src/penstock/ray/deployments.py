@@ -100,7 +100,9 @@ class LLMReplica:
 
 
 class AtRoot:
-    """Mounts an application that knows no route prefix: removes the prefix from its paths."""
+    """Mounts an application that knows no route prefix: removes the prefix from its paths. Ray's
+    proxy adds the request's id to the response, so the application's own goes.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -109,7 +111,15 @@ class AtRoot:
         prefix = scope.get("root_path", "").rstrip("/")
         if prefix and scope["path"].startswith(f"{prefix}/"):
             scope = {**scope, "path": scope["path"][len(prefix) :], "root_path": ""}
-        await self._app(scope, receive, send)
+
+        async def send_without_id(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(k, v) for k, v in message["headers"] if k.lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        given = any(name == b"x-request-id" for name, _ in scope.get("headers", ()))
+        await self._app(scope, receive, send_without_id if given else send)
 
 
 @serve.ingress()

@@ -99,9 +99,7 @@ class TestEmbedding:
             await self.embed(embedder, "red", dimensions=dimensions)
 
     async def test_a_long_text_is_refused_and_not_cut(self, embedder):
-        with pytest.raises(
-            ContextLengthError, match=r"input\[1\] has 17 tokens; this model takes 16"
-        ):
+        with pytest.raises(ContextLengthError, match=r"16 tokens; input\[1\] has 17"):
             await self.embed(embedder, "red", "red " * 15)
         assert (await self.embed(embedder, "red " * 14)).usage.prompt_tokens == 16
 
@@ -169,7 +167,7 @@ class TestRerank:
         assert await reranker.score(request) == await reranker.rerank(request)
 
     async def test_a_long_pair_is_refused_and_not_cut(self, reranker):
-        with pytest.raises(ContextLengthError, match=r"documents\[1\] has 17 tokens"):
+        with pytest.raises(ContextLengthError, match=r"16 tokens; documents\[1\] has 17"):
             await reranker.rerank(RerankRequest("red", ["red", "red " * 13]))
 
     async def test_no_documents(self, reranker):

@@ -3,8 +3,12 @@
 import pytest
 
 from penstock.engines.remote.refusals import says_too_long
+from penstock.errors import context_overflow
 
 TOO_LONG = {
+    "penstock": str(context_overflow(4096, 20009, 100)),
+    "penstock uncounted": str(context_overflow(4096, None)),
+    "penstock answer": str(context_overflow(4096, 15, 4096)),
     "vllm": (
         "This model's maximum context length is 4096 tokens. However, you requested 4242 tokens"
         " (4142 in the messages, 100 in the completion). Please reduce the length of the messages"

@@ -103,6 +103,7 @@ async def test_a_named_pause_is_waited(script, monkeypatch):
         ),
         (404, {"type": "NotFoundError", "code": 404}, ModelNotFoundError, "no"),
         (501, {"code": "unsupported"}, UnsupportedError, "no"),
+        (400, {"code": "unsupported", "param": "suffix"}, UnsupportedError, "no"),
         (401, {}, UpstreamError, "answered 401"),
         (403, {}, UpstreamError, "answered 403"),
     ],

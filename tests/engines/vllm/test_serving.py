@@ -136,7 +136,7 @@ def test_errors_are_the_clients_own(client):
             client.chat.completions.create(**{"model": "demo", "messages": USER, **wrong})
     with pytest.raises(openai.APIStatusError) as caught:
         client.embeddings.create(model="demo", input="text")
-    assert caught.value.status_code == 501
+    assert caught.value.status_code == 400
 
 
 def test_a_stopped_server_finishes_its_streams_and_leaves_nothing(served, client):

@@ -37,6 +37,7 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "huge max_tokens": (chat(max_tokens=10**19), 400),
     "negative max_tokens": (chat(max_tokens=-1), 400),
     "zero max_tokens": (chat(max_tokens=0), 400),
+    "zero max_completion_tokens": (chat(max_completion_tokens=0, max_tokens=5), 400),
     "n zero": (chat(n=0), 400),
     "n beyond the limit": (chat(n=100_000), 400),
     "messages a text": (chat(messages="hello"), 400),
@@ -64,7 +65,7 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "response_format unknown": (chat(response_format={"type": []}), 400),
     "stream_options without stream": (chat(stream_options={"include_usage": True}), 400),
     "template from the request": (chat(chat_template="{{ x }}"), 400),
-    "logit_bias": (chat(logit_bias={"1": 1}), 501),
+    "logit_bias": (chat(logit_bias={"1": 1}), 400),
     "no model": (chat(model="nobody"), 404),
     "model a number": (chat(model=7), 400),
     "unknown adapter": (chat(model="sim:germna"), 404),
@@ -119,6 +120,7 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
                 **dict.fromkeys(
                     ("skip_special_tokens", "chat_template_kwargs", "audio", "metadata")
                 ),
+                "top_logprobs": 0,
                 "messages": [{"role": "user", "content": "hi", "name": None, "tool_calls": None}],
             },
         ),
@@ -168,7 +170,7 @@ async def test_null_is_no_value_of_what_must_be_given(client: Any) -> None:
         ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, 400),
         ("/classify", {"input": []}, 400),
         ("/classify", {"input": [""]}, 400),
-        ("/classify", {"input": "a"}, 501),
+        ("/classify", {"input": "a"}, 400),
         ("/tokenize", {"prompt": 5}, 400),
         ("/detokenize", {"tokens": [-5]}, 400),
         ("/detokenize", {"tokens": [2**31]}, 400),
@@ -177,7 +179,7 @@ async def test_null_is_no_value_of_what_must_be_given(client: Any) -> None:
         ("/v1/responses", {"input": [{"type": "image"}]}, 400),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, 400),
         ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, 400),
-        ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, 501),
+        ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, 400),
         ("/v1/responses", {"input": "a", "text": {"format": {"type": "yaml"}}}, 400),
     ],
 )
@@ -206,7 +208,7 @@ RAW: dict[str, bytes] = {
 )
 async def test_no_endpoint_takes_what_is_no_request(client: Any, path: str, body: bytes) -> None:
     answer = await client.post(path, content=body, headers={"content-type": "application/json"})
-    if path == "/v1/messages":
+    if path.startswith("/v1/messages"):
         assert answer.status_code == 400
         assert (answer.json()["type"], answer.json()["error"]["type"]) == (
             "error",
@@ -326,10 +328,10 @@ async def test_unknown_names_are_told_the_nearest(client: Any) -> None:
     assert "Did you mean 'temperature'?" in error["message"]
 
 
-async def test_what_the_engine_cannot_do_is_a_501(client: Any) -> None:
+async def test_what_the_engine_cannot_do_is_a_refusal(client: Any) -> None:
     files = {"file": ("a.wav", b"RIFF")}
     error = check_shape(
-        await client.post("/v1/audio/transcriptions", files=files, data={"model": "sim"}), 501
+        await client.post("/v1/audio/transcriptions", files=files, data={"model": "sim"}), 400
     )
     assert "simulated" in error["message"]
 
@@ -429,3 +431,90 @@ async def test_anthropics_route_answers_in_its_own_shape(client: Any) -> None:
         assert body["type"] == "error"
         assert body["error"]["type"] == kind
         assert body["error"]["message"]
+
+
+CLAUDE = {"anthropic-version": "2023-06-01", "x-request-id": "r-1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "kind"),
+    [
+        ("GET", "/v1/messages/batches", {"x-request-id": "r-1"}, 404, "not_found_error"),
+        ("GET", "/v1/messages", {"x-request-id": "r-1"}, 405, "invalid_request_error"),
+        ("GET", "/v1/nowhere", CLAUDE, 404, "not_found_error"),
+        ("GET", "/v1/models/nobody", CLAUDE, 404, "not_found_error"),
+    ],
+)
+async def test_anthropics_clients_get_their_own_shape_everywhere(
+    client: Any, method: str, path: str, headers: dict[str, str], status: int, kind: str
+) -> None:
+    answer = await client.request(method, path, headers=headers)
+    body = answer.json()
+    assert (answer.status_code, body["error"]["type"]) == (status, kind)
+    assert body["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert body["request_id"] == "r-1"
+
+
+@pytest.mark.parametrize("kind", ["create", "continue"])
+async def test_a_thread_is_refused_so_that_the_sdk_sends_all_messages(
+    client: Any, kind: str
+) -> None:
+    body = {**CHAT, "max_tokens": 5, "thread": {"type": kind}}
+    answer = await client.post("/v1/messages", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
+
+
+async def test_anthropics_limits_have_its_shape(ingress: Any, served: Any) -> None:
+    from penstock.serve.config.settings import Limits
+
+    (model,) = ingress.handles.values()
+    site = served(model, api_keys=frozenset({"k"}), limits=Limits(max_body_bytes=10))
+    async with site.client() as client:
+        for headers, status, kind in (
+            ({}, 401, "authentication_error"),
+            ({"x-api-key": "k"}, 413, "request_too_large"),
+        ):
+            answer = await client.post("/v1/messages", json=CHAT, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+            assert answer.json()["type"] == "error"
+
+
+async def test_a_405_lists_the_methods_of_its_path(client: Any) -> None:
+    for path, allow in (("/v1/chat/completions", "POST"), ("/v1/models", "GET, HEAD")):
+        answer = await client.request("DELETE", path)
+        check_shape(answer, 405)
+        assert answer.headers["allow"] == allow
+
+
+async def test_what_stays_refused_is_not_to_be_tried_again(client: Any) -> None:
+    answer = await client.post("/classify", json={"model": "sim", "input": "a"})
+    error = check_shape(answer, 400)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported")
+    assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": CHAT["messages"]}, "messages"),
+        ("/v1/completions", {"prompt": "hello"}, "prompt"),
+        ("/v1/responses", {"input": "hello"}, "input"),
+        ("/v1/messages", {"messages": CHAT["messages"], "max_tokens": 9}, "messages"),
+    ],
+)
+async def test_a_long_prompt_is_refused_in_known_words(
+    client: Any, path: str, body: dict[str, Any], param: str
+) -> None:
+    long = "word " * 40_000
+    body = json.loads(json.dumps(body).replace('"hello"', json.dumps(long)))
+    answer = await client.post(path, json={"model": "sim", **body})
+    error = answer.json()["error"]
+    assert answer.status_code == 400, answer.text
+    assert error["message"].startswith("prompt is too long: ")
+    assert "This model's maximum context length is " in error["message"]
+    if not path.startswith("/v1/messages"):
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)

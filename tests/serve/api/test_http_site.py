@@ -201,7 +201,7 @@ async def test_transcriptions_with_their_times(served: Any, handle: Any, scripte
             {"prompt": "Names: Ann"},
             {"temperature": "0.5"},
         ):
-            assert (await ask(**refused)).status_code == 501
+            assert (await ask(**refused)).status_code == 400
         assert (await ask(temperature="0")).status_code == 200
 
 
@@ -335,6 +335,33 @@ async def test_no_origin_may_call_unless_asked(ingress: Any, served: Any) -> Non
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         other = await client.get("/health", headers={"origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+async def test_a_browser_asks_before_it_sends(ingress: Any, served: Any) -> None:
+    asked = {
+        "origin": "https://a.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-os",
+        "access-control-request-private-network": "true",
+    }
+    site = served(*ingress.handles.values(), api_keys=frozenset({"k"}))
+    async with site.client() as client:
+        answer = await client.options("/v1/chat/completions", headers=asked)
+        assert answer.status_code == 200
+        allowed = {
+            name: answer.headers[f"access-control-{name}"]
+            for name in ("allow-origin", "allow-headers", "allow-private-network", "max-age")
+        }
+        assert allowed == {
+            "allow-origin": "*",
+            "allow-headers": asked["access-control-request-headers"],
+            "allow-private-network": "true",
+            "max-age": "86400",
+        }
+        answer = await client.get("/v1/models", headers={"origin": asked["origin"]})
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
 # Metrics

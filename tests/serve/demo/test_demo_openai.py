@@ -247,6 +247,6 @@ def test_errors_are_the_clients_own(client, tickets, engine_name):
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.InternalServerError, match=engine_name) as unable:
         client.embeddings.create(model="demo", input="x")
-    assert unable.value.status_code == 501
+    assert unable.value.status_code == 400
     with pytest.raises(openai.InternalServerError, match=engine_name):
         client.audio.transcriptions.create(model="demo", file=("a.wav", b"RIFF"))

@@ -58,7 +58,7 @@ class TestForwarding:
         )
         assert answer.status_code == 200
         assert answer.headers["x-request-id"] == "mine"
-        assert answer.json()["id"] == "chatcmpl-mine"
+        assert answer.json()["id"].startswith("chatcmpl-mine-")
         assert "x-penstock-load" not in answer.headers
         assert len(answer.json()["choices"][0]["message"]["content"]) == 8
 
@@ -134,7 +134,7 @@ class TestForwarding:
         one = await cluster()
         audio = {"file": ("a.wav", b"RIFF")}
         answer = await one.client.post("/v1/audio/transcriptions", data={"model": "m"}, files=audio)
-        assert answer.status_code == 501  # of the simulated engine
+        assert answer.status_code == 400  # of the simulated engine
         answer = await one.client.post(
             "/v1/audio/transcriptions", data={"model": "mm"}, files=audio
         )

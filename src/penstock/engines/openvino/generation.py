@@ -115,7 +115,7 @@ class Generation:
                     self._queue(lane, request)
                 self._requests[request.id] = request
             except PenstockError as error:
-                refused.append(Failed(submit.id, error.kind, str(error)))
+                refused.append(Failed.of(submit.id, error))
             except Exception as error:
                 refused.append(_not_taken(submit.id, error))
         return refused
@@ -238,9 +238,8 @@ class Generation:
         request.max_new_tokens = most_new_tokens(size, wanted, self.context_length)
         if size >= self._cache_tokens:
             raise ContextLengthError(
-                f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise"
-                " kv_cache_memory_bytes",
-                param="messages",
+                f"prompt is too long: {size} tokens. The KV cache holds {self._cache_tokens}; raise"
+                " kv_cache_memory_bytes"
             )
         check_id_range(request.prompt, self._tokenizer.vocabulary, "prompt")
         stop_ids = request.sampling.stop_token_ids
@@ -289,8 +288,9 @@ class Generation:
 
         def fail(request: Request, error: Exception) -> None:
             self.abort(request.id)
-            kind = error.kind if isinstance(error, PenstockError) else EngineError.kind
-            failures.append(Failed(request.id, kind, reason_of(error)))
+            if not isinstance(error, PenstockError):
+                error = EngineError(reason_of(error))
+            failures.append(Failed.of(request.id, error))
 
         deltas: list[tuple[int, Delta]] = []
         for scored in self._scoring.turn(fail):

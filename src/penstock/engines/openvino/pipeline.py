@@ -283,8 +283,8 @@ class Tokenizer:
     def check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
         if self._cut_at is not None and len(token_ids) >= self._cut_at:
             raise ContextLengthError(
-                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1}"
-                " tokens",
+                f"prompt is too long: the tokenizer of a GGUF model takes no {what} of more than"
+                f" {self._cut_at - 1} tokens",
                 param=param,
             )
 

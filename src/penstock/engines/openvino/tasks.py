@@ -26,11 +26,11 @@ from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.engines.sampling import check_id_range
 from penstock.errors import (
-    ContextLengthError,
     EngineError,
     EngineStartError,
     RequestError,
     UnsupportedError,
+    context_overflow,
 )
 from penstock.types import Embeddings, Scores, Tokens, Transcription, TranscriptionSegment, Usage
 
@@ -87,7 +87,7 @@ class Task:
     # Face of the worker
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
         error = self._unsupported("prompts")
-        return [Failed(submit.id, error.kind, str(error)) for submit in submits]
+        return [Failed.of(submit.id, error) for submit in submits]
 
     def abort(self, request_id: int) -> None:
         """Nothing to give up: no request outlives its call."""
@@ -129,10 +129,8 @@ class Task:
         """The pipelines cut long texts in silence, and die of empty ones."""
         for index, length in enumerate(lengths):
             if length > self._context_length:
-                raise ContextLengthError(
-                    f"{param}[{index}] has {length} tokens; this model takes"
-                    f" {self._context_length}",
-                    param=param,
+                raise context_overflow(
+                    self._context_length, length, what=f"{param}[{index}]", param=param
                 )
             if not length:
                 raise RequestError(f"{param}[{index}] is empty", param=param)
@@ -180,7 +178,7 @@ class Embedding(Task):
                     self._check(inputs, dimensions, lengths)
                     sound.append((call, lengths))
                 except RequestError as error:
-                    answers.append(Failed(call.id, error.kind, str(error)))
+                    answers.append(Failed.of(call.id, error))
             texts = [text for call, _ in sound for text in call.args[0]]
             vectors = iter(
                 self._vectors(texts, [length for _, lengths in sound for length in lengths])

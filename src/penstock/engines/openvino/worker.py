@@ -114,7 +114,7 @@ def _answer(model: Any, call: Call) -> ToParent:
     try:
         return Reply(call.id, getattr(model, call.method)(*call.args))
     except PenstockError as error:
-        return Failed(call.id, error.kind, str(error))
+        return Failed.of(call.id, error)
     except Exception as error:
         return Failed(call.id, "engine_error", reason_of(error))
 

@@ -89,10 +89,14 @@ def as_refusal(error: UpstreamError) -> PenstockError:
     details = complaint(error.body)
     message = " ".join((details.message or str(error)).split())[:1000]
     if is_too_long(error):
-        return ContextLengthError(message, param=details.param or "messages")
-    if status == 501 and not _is_page(error.body):
+        # A server of another API may name the prompt by another name than this request did.
+        about_answer = (details.param or "").startswith("max_")
+        return ContextLengthError(message, param=details.param if about_answer else None)
+    lacks = status == 501 and not _is_page(error.body)
+    if lacks or details.code == UnsupportedError.kind:
         return UnsupportedError(
-            f"the server of the remote engine does not support this request: {message}"
+            f"the server of the remote engine does not support this request: {message}",
+            param=details.param,
         )
     if status == 404:
         return ModelNotFoundError(message, param="model")

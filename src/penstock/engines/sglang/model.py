@@ -15,16 +15,17 @@ from typing import Any
 
 from penstock.engines.base import Capabilities
 from penstock.engines.process import Ready, Submit
+from penstock.engines.sampling import most_new_tokens
 from penstock.engines.sglang.options import Load, version_note
 from penstock.engines.sglang.translation import DeltaMaker, error_of, sampling_params
 from penstock.errors import (
-    ContextLengthError,
     EngineError,
     EngineStartError,
     ModelNotFoundError,
     PenstockError,
     RequestError,
     UnsupportedError,
+    context_overflow,
 )
 from penstock.types import Delta, Embeddings, Tokens, Usage
 
@@ -280,15 +281,9 @@ class Model:
         return submit.prompt
 
     def _room(self, length: int, max_tokens: int | None) -> int:
-        if not length:
-            raise RequestError("the prompt is empty", param="prompt")
-        room = self._context_length - length
         if length >= self._prompt_limit:
-            raise ContextLengthError(
-                f"this model's context is {self._context_length} tokens; the prompt has {length}",
-                param="messages",
-            )
-        return min(max_tokens or room, int(room))
+            raise context_overflow(self._context_length, length, max_tokens)
+        return most_new_tokens(length, max_tokens, self._context_length)
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:

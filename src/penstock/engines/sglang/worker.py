@@ -154,8 +154,10 @@ def _not_loaded(error: Exception, what: str = "") -> Failed:
 
 def _failed(number: int, error: Exception, kind: str = EngineError.kind, what: str = "") -> Failed:
     """The message about an error, which is of `kind` unless it is one of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return Failed(number, error.kind if isinstance(error, PenstockError) else kind, what + text)
+    text = what + (" ".join(str(error).split()) or type(error).__name__)
+    if isinstance(error, PenstockError):
+        return Failed(number, error.kind, text, error.param)
+    return Failed(number, kind, text)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,7 @@ def as_penstock_error(error: Exception, why_dead: str, *, preparing: bool = Fals
     ):
         parameter = getattr(error, "parameter", None)
         if parameter in _TOO_LONG and "context" in str(error):
-            return ContextLengthError(
-                f"the prompt is too long for vLLM: {one_line(error)}", param="messages"
-            )
+            return ContextLengthError(f"prompt is too long: {one_line(error)}")
         return RequestError(
             f"vLLM refuses the request: {one_line(error)}",
             param=parameter if isinstance(parameter, str) else None,

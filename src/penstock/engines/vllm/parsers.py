@@ -16,6 +16,7 @@ from penstock.engines.vllm.library import (
 )
 from penstock.engines.vllm.prompts import SAME_NAME, Prepared, Prompts, constraint, output_kind
 from penstock.errors import ConfigError, RequestError, nearest
+from penstock.openai.tools import with_one_table
 from penstock.types import ChatRequest, Delta, ToolCallPart
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ def _body(request: ChatRequest) -> dict[str, Any]:
     if sampling.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
     if request.tools:
-        body |= {"tools": request.tools, "tool_choice": request.tool_choice or "auto"}
+        required = request.tool_choice == "required"  # then vLLM joins the tools' tables
+        tools = with_one_table(request.tools) if required else request.tools
+        body |= {"tools": tools, "tool_choice": request.tool_choice or "auto"}
     if sampling.structured is not None:
         body["structured_outputs"] = constraint(sampling.structured)
     return {name: value for name, value in body.items() if value is not None}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
+from penstock.engines.sampling import most_new_tokens
 from penstock.engines.vllm.library import (
     ChatParams,
     RepetitionDetectionParams,
@@ -22,7 +23,7 @@ from penstock.engines.vllm.library import (
     is_mistral_tokenizer,
 )
 from penstock.engines.vllm.translation import PlainText
-from penstock.errors import ContextLengthError, RequestError
+from penstock.errors import ContextLengthError, RequestError, context_overflow
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -325,14 +326,11 @@ class Prompts:
         """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
         less. Raises `ContextLengthError` if it leaves nothing.
         """
-        length = len(prompt.get("prompt_token_ids") or ())
-        room = self.context_length - length
-        if room < 1:
-            raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; the prompt has {length}",
-                param="messages",
-            )
-        return min(max_tokens or self._longest, room, self._most)
+        ids = prompt.get("prompt_token_ids")
+        wanted = max_tokens or self._longest
+        if ids is None:
+            return min(wanted, self.context_length, self._most)
+        return min(most_new_tokens(len(ids), wanted, self.context_length), self._most)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""
@@ -374,10 +372,10 @@ class Prompts:
     def _too_long(self, error: Exception) -> ContextLengthError | None:
         if getattr(error, "parameter", None) not in _TOO_LONG:
             return None
-        return ContextLengthError(
-            f"this model's context is {self.context_length} tokens, and the prompt alone is longer",
-            param="messages",
-        )
+        # vLLM counts no further than one token beyond the context.
+        count = getattr(error, "value", None)
+        known = isinstance(count, int) and count > self.context_length + 1
+        return context_overflow(self.context_length, count if known else None)
 
 
 def _cut(params: Any, sampling: Sampling) -> Any:

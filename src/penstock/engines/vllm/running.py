@@ -292,7 +292,7 @@ def _error(status: int, body: Mapping[str, Any]) -> PenstockError:
     if status >= 500:
         return EngineError(message)
     if "context length" in message or "maximum model length" in message:
-        return ContextLengthError(message, param="input")
+        return ContextLengthError(f"prompt is too long: {message}")
     param = given.get("param")
     return RequestError(message, param=param if isinstance(param, str) else None)
 

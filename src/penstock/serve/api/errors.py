@@ -1,4 +1,4 @@
-"""Maps every error to its HTTP response: in OpenAI's form, or in Anthropic's on its route.
+"""Maps every error to its HTTP response: in OpenAI's form, or in Anthropic's for its clients.
 
 Paths of local files are for operators only: other callers get their last components.
 """
@@ -14,8 +14,10 @@ from functools import lru_cache
 from math import ceil
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
 from penstock.openai.messages_api import message_error
@@ -23,7 +25,7 @@ from penstock.openai.responses import error_body
 from penstock.serve.models.handle import ModelHandle
 
 _log = logging.getLogger("penstock.serve")
-ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_PATH = "/v1/messages"
 RETRY_AFTER_S = 1.0
 """`Retry-After` of a 503 without a known duration."""
 LONGEST_RETRY_AFTER_S = 86400.0
@@ -47,27 +49,27 @@ def as_penstock_error(caught: BaseException, request_id: str) -> PenstockError:
     return PenstockError("the server failed to answer this request; its log says why")
 
 
-def name_as_sent(error: PenstockError, names: Mapping[str, str]) -> None:
-    """Let an error name the parameter that the client sent. `names` maps the neutral names to
-    those of the request's API.
-    """
-    neutral = error.param if isinstance(error, RequestError) else None
-    sent = names.get(neutral or "")
-    if neutral is None or sent is None:
-        return
-    assert isinstance(error, RequestError)
-    error.param = sent
-    if "_" in neutral:  # others are words of plain text, too
-        error.args = (re.sub(rf"\b{neutral}\b", sent, str(error)),)
+def is_anthropic(scope: Scope) -> bool:
+    """Whether a request is for Anthropic's API, by its path or as that API's clients mark it."""
+    path: str = scope["path"]
+    return (
+        path == _ANTHROPIC_PATH
+        or path.startswith(_ANTHROPIC_PATH + "/")
+        or "anthropic-version" in Headers(scope=scope)
+    )
 
 
-def error_response(path: str, error: PenstockError) -> Response:
-    """The response to a request on `path` that failed with `error`."""
-    body = message_error(error) if path == ANTHROPIC_PATH else error_body(error)
+def error_response(scope: Scope, error: PenstockError, request_id: str) -> Response:
+    """The response to a request that failed with `error`."""
+    body = message_error(error, request_id) if is_anthropic(scope) else error_body(error)
     headers = {}
     wait = RETRY_AFTER_S if error.retry_after is None and error.status == 503 else error.retry_after
     if wait is not None:
         headers["retry-after"] = str(ceil(min(wait, LONGEST_RETRY_AFTER_S)) if wait >= 1.0 else 1)
+    if isinstance(error, RequestError) and not error.ends_connection:
+        headers["x-should-retry"] = "false"  # the SDKs of OpenAI and Anthropic obey it
+    if isinstance(error, MethodError):
+        headers["allow"] = error.allow
     if error.ends_connection:
         headers["connection"] = "close"
     if error.status == 401:
@@ -79,7 +81,8 @@ def _from_starlette(error: HTTPException) -> PenstockError:
     if error.status_code == 404:
         return NoRouteError("there is no such path; /docs lists those that exist")
     if error.status_code == 405:
-        return MethodError("this path does not take that method; /docs lists what it takes")
+        allow = (error.headers or {}).get("Allow", "")
+        return MethodError(f"this path takes {allow}; /docs lists what it does", allow)
     wrapped = RequestError(str(error.detail))
     wrapped.status = error.status_code
     return wrapped

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -17,9 +17,10 @@ from starlette.types import Message, Scope
 
 from penstock.errors import PenstockError, RequestError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
+from penstock.openai.names import in_words_of
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
-from penstock.serve.api.errors import as_penstock_error, model_sources, name_as_sent, public
+from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
@@ -133,9 +134,12 @@ class Exchange:
     def __init__(self, ingress: IngressState, given_id: str | None) -> None:
         self.ingress = ingress
         self.limits = ingress.settings.limits
-        self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
-        self.response_id = self.id
-        """What follows "resp_" in the id of a response."""
+        self.id = self.answer_id = uuid4().hex
+        """`id` is the caller's, where one is given. Callers repeat theirs, so the answer's id,
+        which follows a prefix such as "resp_", has an end of its own.
+        """
+        if given_id and _REQUEST_ID.fullmatch(given_id):
+            self.id, self.answer_id = given_id, f"{given_id}-{self.answer_id[:12]}"
         self.created = int(time.time())
         self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
@@ -152,14 +156,13 @@ class Exchange:
         self.engine_seconds = 0.0
         self.queue_times = gather_queue_times()
         self.request: Request
+        self._form: msgspec.Struct | None = None
         self._counted = False
-        self._names: Mapping[str, str] = {}
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
-        body = parse_body(form, decode_body(await self.read_json(), Any))
-        self._names = getattr(body, "names", self._names)
-        return body
+        self._form = parse_body(form, decode_body(await self.read_json(), Any))
+        return self._form
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
@@ -185,11 +188,12 @@ class Exchange:
     def detached(self) -> Exchange:
         """An exchange for work that goes on when this one has ended, in whose place it counts."""
         work = Exchange(self.ingress, self.id)
-        work.response_id, work.created = self.response_id, self.created
+        work.answer_id, work.created = self.answer_id, self.created
         work.rank, work.trusted = self.rank, self.trusted
         work.endpoint, work.runs = f"{self.endpoint} (background)", True
         work.model = self.model
         work.request = Request(self.request.scope, _never_leaves)
+        work._form = self._form
         work._counted, self._counted = self._counted, False
         self.runs = False
         return work
@@ -214,8 +218,8 @@ class Exchange:
                 self.engine_seconds += time.perf_counter() - start
 
     def about(self, prefix: str, target: Target) -> dict[str, Any]:
-        """The fields that most answers begin with. The id is `prefix` and the request's id."""
-        return {"id": prefix + self.id, "created": self.created, "model": target.name}
+        """The fields that most answers begin with. The id is `prefix` and the answer's id."""
+        return {"id": prefix + self.answer_id, "created": self.created, "model": target.name}
 
     def json(self, body: Any) -> Response:
         return Response(msgspec.json.encode(body), media_type="application/json")
@@ -226,8 +230,9 @@ class Exchange:
         them get no file paths.
         """
         error = override if override is not None else as_penstock_error(caught, self.id)
-        name_as_sent(error, self._names)
         self.error = error.kind
+        if self._form is not None:
+            error = in_words_of(self._form, error)
         if self.trusted:
             return error
         shown = public(error, self.ingress.sources)
@@ -298,6 +303,8 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         "status": exchange.status,
         "seconds": round(exchange.ended - exchange.started, 6),
     }
+    if exchange.answer_id != exchange.id:
+        fields["answer_id"] = exchange.answer_id
     if exchange.model:
         fields |= {
             "model": exchange.model,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
@@ -17,7 +18,7 @@ from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
 from penstock.serve.api.engine_app import EngineApp
-from penstock.serve.api.errors import error_response
+from penstock.serve.api.errors import error_response, is_anthropic
 from penstock.serve.api.exchange import (
     UNTRUSTED,
     Exchange,
@@ -32,6 +33,9 @@ from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.store.responses import ResponseStore
+
+_PREFLIGHT_S = 86400
+"""How long a browser may keep the answer to a preflight."""
 
 
 class IngressApp:
@@ -64,17 +68,20 @@ class IngressApp:
             own = EngineApp(ingress.models, settings.engine_app)
             routes.append(Mount(settings.engine_app, own))
         app: ASGIApp = ExchangeMiddleware(
-            Router(routes, redirect_slashes=False),
+            _Router(routes),
             ingress,
             frozenset(one.path for one in endpoints if one.public),
         )
-        if settings.cors_origins:
+        # A page needs a key, where there are keys, so any page may try one.
+        if origins := settings.cors_origins or (("*",) if settings.api_keys else ()):
             app = CORSMiddleware(
                 app,
-                allow_origins=settings.cors_origins,
+                allow_origins=origins,
                 allow_methods=sorted({one.method for one in endpoints}),
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after"],
+                allow_private_network=True,
+                expose_headers=["x-request-id", "request-id", "retry-after", "x-should-retry"],
+                max_age=_PREFLIGHT_S,
             )
         self._app = app
 
@@ -85,6 +92,28 @@ class IngressApp:
         if root and scope["type"] == "http" and scope["path"].startswith(root + "/"):
             scope = {**scope, "path": scope["path"].removeprefix(root)}
         await self._app(scope, receive, send)
+
+
+class _Router(Router):
+    """Routes requests to endpoints. A 405 names the methods of all endpoints of the path."""
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        super().__init__([*routes], redirect_slashes=False)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().app(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code == 405:
+                matching = (one for one in self.routes if one.matches(scope)[0] is not Match.NONE)
+                methods = {
+                    method
+                    for one in matching
+                    if isinstance(one, Route)
+                    for method in one.methods or ()
+                }
+                error.headers = {"Allow": ", ".join(sorted(methods))}
+            raise
 
 
 class OpenAiIngress(IngressApp):
@@ -131,10 +160,12 @@ class ExchangeMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                id = exchange.id.encode()
                 message["headers"] = [
                     *message.get("headers", ()),
                     *self._ingress.reply_headers(),
-                    (b"x-request-id", exchange.id.encode()),
+                    (b"x-request-id", id),
+                    *(((b"request-id", id),) if is_anthropic(scope) else ()),
                 ]
             await send(message)
 
@@ -179,4 +210,4 @@ class ExchangeMiddleware:
             error = exchange.failed(caught)
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(scope, error, exchange.id)(scope, receive, send)

@@ -101,7 +101,8 @@ def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
         raise ContextLengthError(
-            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}",
+            f"prompt is too long: {chars} characters > {limits.max_prompt_chars} maximum of this"
+            " server",
             param=param,
         )
 

@@ -53,7 +53,7 @@ class EventStream(Response):
         except Exception as caught:
             error = exchange.failed(caught)
             if not self._begun:
-                await error_response(scope["path"], error)(scope, receive, send)
+                await error_response(scope, error, exchange.id)(scope, receive, send)
             else:
                 await send(
                     {

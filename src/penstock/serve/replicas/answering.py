@@ -88,7 +88,7 @@ class CallAnswer:
         except Exception as caught:
             error = exchange.failed(caught)
             if exchange.status:
-                await self._part(pack(Failure(error.kind, str(error))), more=False)
+                await self._part(pack(Failure(error.kind, str(error), error.param)), more=False)
             else:
                 await self._begin(error.status)
                 await self._part(msgspec.json.encode(error_body(error)), more=False)

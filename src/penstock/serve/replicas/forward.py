@@ -27,7 +27,10 @@ from penstock.serve.replicas.pool import ReplicaPool
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
 _PASSED_BACK = frozenset(
-    {"content-type", "content-length", "cache-control", "retry-after", "x-accel-buffering"}
+    {
+        *("content-type", "content-length", "cache-control", "x-accel-buffering"),
+        *("retry-after", "x-should-retry"),
+    }
 )
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)')
 """The value of a multipart form's field "model"."""
@@ -70,7 +73,7 @@ async def forward(exchange: Exchange, body: bytes | None = None) -> Response:
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
     pool, session = target.handle.pool, exchange.request.headers.get("x-session-id", "")
     route = pool.route(prompt, session=session, adapter=target.adapter or "")
-    extra = [(RESPONSE_ID, exchange.response_id)] if whole_response else []
+    extra = [(RESPONSE_ID, exchange.answer_id)] if whole_response else []
     return Forwarded(exchange, pool, body, route, extra)
 
 
@@ -109,7 +112,7 @@ class Forwarded(Response):
                 override = EngineDeadError("the replica that answered this request is gone")
             error = exchange.failed(caught, override)
             if not self._begun:
-                await error_response(scope["path"], error)(scope, receive, send)
+                await error_response(scope, error, exchange.id)(scope, receive, send)
             elif self._streams:
                 body = ERROR_EVENTS.get(scope["path"], error_events)(error)
                 await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -49,6 +49,7 @@ class Failure(Struct, frozen=True):
 
     kind: str
     message: str
+    param: str | None = None
 
 
 _unpack_part = msgspec.msgpack.Decoder(list[Delta] | Failure).decode
@@ -61,7 +62,7 @@ def deltas_of(parts: list[bytes]) -> tuple[list[Delta], PenstockError | None]:
     for part in parts:
         message = _unpack_part(part)
         if isinstance(message, Failure):
-            return deltas, by_kind(message.kind, message.message)
+            return deltas, by_kind(message.kind, message.message, message.param)
         deltas += message
     return deltas, None
 

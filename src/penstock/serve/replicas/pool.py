@@ -109,6 +109,7 @@ class CacheFollower:
             await self._address.connected().ask("GET", CACHED_PATH, self._headers, b"")
         ) as reply:
             if reply.status >= 400:
+                # 501 is what version 1 says where it has nothing to report.
                 return reply.status >= 500 and reply.status != 501
             while part := await reply.read():
                 for change in reader.changes_of(part):
@@ -309,6 +310,7 @@ def error_of(body: bytes) -> PenstockError:
     """The error in a reply's body."""
     try:
         about = msgspec.json.decode(body)["error"]
-        return by_kind(str(about.get("code") or about.get("type")), str(about["message"]))
+        kind = about.get("code") or about.get("type")
+        return by_kind(str(kind), str(about["message"]), about.get("param"))
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return PenstockError("the replica failed to answer this request")

@@ -116,6 +116,6 @@ def test_every_503_says_when_to_come_again(
 ) -> None:
     error = errors.by_kind(kind.kind, "not now")
     error.retry_after = wait
-    answer = error_response(path, error)
+    answer = error_response({"type": "http", "path": path, "headers": []}, error, "r1")
     assert answer.status_code == 503
     assert 1 <= int(answer.headers["retry-after"]) <= 86400

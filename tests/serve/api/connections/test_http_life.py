@@ -158,7 +158,10 @@ async def test_request_ids_are_taken_made_and_told(client: Any, scripted: Any) -
     ask = {"messages": ASK["messages"]}
     given = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": "my-id.7"})
     assert given.headers["x-request-id"] == "my-id.7"
-    assert given.json()["id"] == "chatcmpl-my-id.7"
+    assert given.json()["id"].startswith("chatcmpl-my-id.7-")
+    again = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": "my-id.7"})
+    assert again.headers["x-request-id"] == "my-id.7"
+    assert again.json()["id"] != given.json()["id"]
     for bad in ("a b", "x" * 500, 'a"b'):
         made = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": bad})
         assert made.headers["x-request-id"] != bad

@@ -201,8 +201,8 @@ class _Process:
                 self.ready = True
             case Reply(value=grammar) if trial is not None:
                 self._pool.settle(trial, str(grammar))
-            case Failed(kind=kind, message=why) if trial is not None:
-                self._pool.settle(trial, by_kind(kind, why))
+            case Failed(kind=kind, message=why, param=param) if trial is not None:
+                self._pool.settle(trial, by_kind(kind, why, param))
             case Failed(message=why):
                 self._why = why
                 self._pool.give_up(why)

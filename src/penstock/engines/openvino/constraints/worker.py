@@ -149,7 +149,7 @@ def _answer(prover: Prover, call: Call) -> ToParent:
     try:
         return Reply(call.id, prover.prove(*call.args))
     except PenstockError as error:
-        return Failed(call.id, error.kind, str(error))
+        return Failed.of(call.id, error)
     except MemoryError:
         os.abort()  # the state of the process cannot be trusted
 

@@ -21,7 +21,7 @@ async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
     """Continue a conversation, in OpenAI's chat form."""
     target = await exchange.target(body.model)
     check_template(body.chat_template, exchange)
-    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)
     if body.stream:
@@ -42,7 +42,7 @@ async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
 async def completions(exchange: Exchange, body: CompletionBody) -> Response:
     """Continue one prompt or several."""
     target = await exchange.target(body.model)
-    requests = body.requests(adapter=target.adapter, request_id=exchange.id)
+    requests = body.requests(adapter=target.adapter, request_id=exchange.answer_id)
     requests = [within_limits(one, exchange.limits, prompts=len(requests)) for one in requests]
     n = requests[0].n
     about = exchange.about("cmpl-", target)
@@ -62,9 +62,9 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
 async def responses(exchange: Exchange, body: ResponseBody) -> Response:
     """Continue a conversation, in OpenAI's Responses form."""
     target = await exchange.target(body.model)
-    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     batches = generated(target.handle, within_limits(request, exchange.limits))
-    about = {**exchange.about("", target), "id": exchange.response_id}
+    about = exchange.about("", target)
     if body.stream:
         return EventStream(exchange, batches, ResponseFramer(body, **about))
     (answers,) = await collect(exchange, [batches])
@@ -74,9 +74,11 @@ async def responses(exchange: Exchange, body: ResponseBody) -> Response:
 async def messages(exchange: Exchange, body: MessageBody) -> Response:
     """Continue a conversation, in Anthropic's form."""
     target = await exchange.target(body.model)
-    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     batches = generated(target.handle, within_limits(request, exchange.limits))
     if body.stream:
-        return EventStream(exchange, batches, MessageFramer(id=exchange.id, model=target.name))
+        return EventStream(
+            exchange, batches, MessageFramer(id=exchange.answer_id, model=target.name)
+        )
     (answers,) = await collect(exchange, [batches])
-    return exchange.json(message_body(answers, id=exchange.id, model=target.name))
+    return exchange.json(message_body(answers, id=exchange.answer_id, model=target.name))

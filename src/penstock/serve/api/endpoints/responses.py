@@ -39,10 +39,10 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
             body.request()  # an error names an item by its place in the client's own list
         body = replace(body, input=[*earlier, *given])
     within_limits(body.request(), exchange.limits)
-    exchange.response_id = uuid4().hex
-    about = {**exchange.about("", target), "id": exchange.response_id}
+    exchange.answer_id = uuid4().hex
+    about = exchange.about("", target)
     turn = Turn(
-        id=f"resp_{exchange.response_id}",
+        id=f"resp_{exchange.answer_id}",
         owner=exchange.owner,
         body=pending_response(body, "queued", **about),
         input=given,
@@ -143,7 +143,7 @@ def whole_number(text: str, name: str, *, least: int) -> int:
 async def _without_store(exchange: Exchange, body: ResponseBody) -> Response:
     id = exchange.request.headers.get(RESPONSE_ID)
     if exchange.ingress.is_replica and id is not None:
-        exchange.response_id = id  # the ingress in front has a store
+        exchange.answer_id = id  # the ingress in front has a store
         return await generation.responses(exchange, body)
     for name in ("previous_response_id", "conversation", "background"):
         if getattr(body, name):

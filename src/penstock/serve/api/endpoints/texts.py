@@ -32,7 +32,7 @@ from penstock.types import ClassifyRequest, EmbeddingRequest, TokenizeRequest, T
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
     """Embed texts, one vector each."""
     target = await exchange.target(body.model)
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     result = await exchange.wait(target.handle.embeddings(request))
     exchange.usage = result.usage
@@ -44,7 +44,7 @@ async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
 async def score(exchange: Exchange, body: ScoreBody) -> Response:
     """Score pairs of texts by their relevance."""
     target = await exchange.target(body.model)
-    requests = body.requests(request_id=exchange.id)
+    requests = body.requests(request_id=exchange.answer_id)
     texts = (text for one in requests for text in (one.query, *one.documents))
     check_texts(texts, exchange.limits, "text_2")
     results = await exchange.wait(asyncio.gather(*map(target.handle.score, requests)))
@@ -55,17 +55,19 @@ async def score(exchange: Exchange, body: ScoreBody) -> Response:
 async def rerank(exchange: Exchange, body: RerankBody) -> Response:
     """Order documents by their relevance to a query."""
     target = await exchange.target(body.model)
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts((request.query, *request.documents), exchange.limits, "documents")
     result = await exchange.wait(target.handle.rerank(request))
     exchange.usage = result.usage
-    return exchange.json(rerank_list(result, body, id=f"rerank-{exchange.id}", model=target.name))
+    return exchange.json(
+        rerank_list(result, body, id=f"rerank-{exchange.answer_id}", model=target.name)
+    )
 
 
 async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
     """Sort texts into the model's classes."""
     target = await exchange.target(body.model)
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     result = await exchange.wait(target.handle.classify(request))
     exchange.usage = result.usage
@@ -76,7 +78,7 @@ async def pooling(exchange: Exchange, body: PoolingBody) -> Response:
     """What the model makes of texts, a vector each: embeddings, or the probabilities of classes."""
     target = await exchange.target(body.model)
     body.check_task()
-    request = body.request(request_id=exchange.id)
+    request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     vectors, usage = await exchange.wait(_pooled(target.handle, request, body.task))
     exchange.usage = usage
@@ -124,7 +126,7 @@ async def tokenize(exchange: Exchange, body: TokenizeBody) -> Response:
 async def count_tokens(exchange: Exchange, body: CountBody) -> Response:
     """The number of tokens of a conversation in Anthropic's form."""
     target = await exchange.target(body.model)
-    chat = body.request(request_id=exchange.id)
+    chat = body.request(request_id=exchange.answer_id)
     tokens = await exchange.wait(_tokens(exchange, target, TokenizeRequest(chat=chat)))
     return exchange.json({"input_tokens": len(tokens.ids)})
 

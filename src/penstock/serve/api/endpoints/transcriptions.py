@@ -78,7 +78,7 @@ async def _answer(
         language=_text(form, "language") or None,
         task=task,
         max_tokens=_max_tokens(form),
-        request_id=exchange.id,
+        request_id=exchange.answer_id,
         timestamps=timed,
     )
     result = await exchange.wait(target.handle.transcriptions(request))
