@@ -48,6 +48,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     empty allows all; `bad_words` are texts that the answer must not contain. `unset` names the
     parameters that the request leaves to the model's own defaults, where the engine knows those.
     `extra` holds what only some engines understand, in vLLM's names: see `Capabilities.extra`.
+    `whole`: where the context has no room for `max_tokens`, the request is refused; else its answer
+    is cut.
     """
 
     max_tokens: int | None = None
@@ -71,6 +73,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     bad_words: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
     extra: dict[str, Any] = {}
+    whole: bool = False
 
     @property
     def is_deterministic(self) -> bool:

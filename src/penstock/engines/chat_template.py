@@ -33,8 +33,20 @@ CHANGED = (
     "the model's chat template changes or drops the text of the last message, so no answer can"
     " continue it"
 )
+PLAIN_ROLES = frozenset({"system", "user", "assistant"})
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands behind the text that the answer continues, to find its place in the prompt."""
+
+
+def template_options(request: ChatRequest) -> dict[str, Any]:
+    """What `ChatTemplate.render` takes for a request, beside its messages."""
+    return {
+        "tools": None if request.tool_choice == "none" else request.tools,
+        "override": request.chat_template,
+        "variables": request.chat_template_kwargs,
+        "add_generation_prompt": request.add_generation_prompt,
+        "continue_final_message": request.continue_final_message,
+    }
 
 
 class ChatTemplate:
@@ -48,14 +60,7 @@ class ChatTemplate:
 
     def prompt(self, request: ChatRequest) -> str:
         """The prompt of a request, made as `render` makes it."""
-        return self.render(
-            request.messages,
-            tools=None if request.tool_choice == "none" else request.tools,
-            override=request.chat_template,
-            variables=request.chat_template_kwargs,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-        )
+        return self.render(request.messages, **template_options(request))
 
     def fitted(
         self,
@@ -95,9 +100,16 @@ class ChatTemplate:
             **(variables or {}),
         }
         source = override or self.source
-        shown, tools = self.fitted(messages, tools, override)
-        plain = list(map(_plain_content, arguments_as_objects(shown)))
-        if any(message.get("content") is None for message in plain):
+        # Nearly every conversation has no calls and no null: it is looked at once, without a call.
+        special, null = bool(tools), False
+        for message in messages:
+            special = special or "tool_calls" in message or message.get("role") not in PLAIN_ROLES
+            null = null or message.get("content") is None
+        if special:
+            messages, tools = self.fitted(messages, tools, override)
+            messages = arguments_as_objects(messages)
+        plain = list(map(_plain_content, messages))
+        if null or special:
             empty = None if _takes_null(source, self._names) else ""
             plain = [m if m.get("content") is not None else {**m, "content": empty} for m in plain]
         if not continue_final_message:

@@ -104,15 +104,17 @@ def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> Non
         raise RequestError(f"token ids must be from 0 to {vocabulary - 1}", param=param)
 
 
-def most_new_tokens(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+def most_new_tokens(
+    prompt_tokens: int, max_tokens: int | None, context_length: int, whole: bool = False
+) -> int:
     """How many tokens an answer may have: `max_tokens`, or what the context leaves if that is
     less. Raises `RequestError` for an empty prompt, and `ContextLengthError` for one that leaves
-    nothing.
+    nothing, or, for a `whole` answer, less than `max_tokens`.
     """
     room = context_length - prompt_tokens
     if not prompt_tokens:
         raise RequestError("the prompt is empty", param="prompt")
-    if room < 1:
+    if room < 1 or (whole and (max_tokens or 0) > room):
         raise context_overflow(context_length, prompt_tokens, max_tokens)
     return min(max_tokens or room, room)
 

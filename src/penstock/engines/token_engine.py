@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.chat_template import ChatTemplate, takes_tools
+from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
@@ -94,7 +94,8 @@ class TokenEngine(LLMEngine):
             thinking = None
         text = ""
         if not request.prompt_token_ids or thinking is not None:
-            text = self._rendered(request)
+            check_texts(request.messages, self.name)
+            text = self.template.render(request.messages, **template_options(request))
         if request.prompt_token_ids:
             check_token_ids(request.prompt_token_ids, "prompt_token_ids")
         prompt = request.prompt_token_ids or text

@@ -21,6 +21,7 @@ _SHARED = {"request_id": "the header `x-request-id` names a request"}
 _GENERATING = {
     **_SHARED,
     "session_id": "a hint for routing",
+    "stream_interval": "the server joins chunks where a client lags",
     "user": "for the provider's records",
 }
 _OPENAI = {
@@ -48,7 +49,6 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "ResponseBody": {
         **_GENERATING,
         **_OPENAI,
-        "stream_interval": "the server joins chunks where a client lags",
         "include": "what it could add, the answer has, or the server has not",
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },

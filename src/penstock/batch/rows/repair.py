@@ -106,6 +106,9 @@ class Repair:
     ) -> tuple[Request, Outcome]:
         """An answer, with a shorter prompt or a higher limit if needed; and its request."""
         cuts = 0
+        if self.truncate:  # the prompt is cut, not the answer
+            whole = msgspec.structs.replace(request.sampling, whole=True)
+            request = msgspec.structs.replace(request, sampling=whole)
         while True:
             try:
                 outcome = await ask(request)

@@ -24,16 +24,17 @@ from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
-from penstock.types import ChatRequest, Message, Sampling, Usage
+from penstock.types import ChatRequest, Message, Sampling
 
 if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
+USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 _OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("error", ERROR_FIELDS),
-    ("usage", Usage.__struct_fields__),
+    ("usage", USAGE_FIELDS),
 )
 _ASK = partial(collect, made=one_text)
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -220,7 +221,7 @@ class ColumnRequests(EngineForm):
             "ok" if error is None else "error",
             None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
             outcome.finish_reason,
-            None if usage is None else msgspec.structs.asdict(usage),
+            None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
             outcome.attempts,
             outcome.latency_ms,
         ]

@@ -235,7 +235,9 @@ class Generation:
     def _check(self, request: Request) -> None:
         """Refuse what the pipeline would accept in silence, or die of."""
         size, wanted = len(request.prompt), request.sampling.max_tokens
-        request.max_new_tokens = most_new_tokens(size, wanted, self.context_length)
+        request.max_new_tokens = most_new_tokens(
+            size, wanted, self.context_length, request.sampling.whole
+        )
         if size >= self._cache_tokens:
             raise ContextLengthError(
                 f"prompt is too long: {size} tokens. The KV cache holds {self._cache_tokens}; raise"

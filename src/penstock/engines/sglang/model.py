@@ -114,7 +114,7 @@ class Model:
         prompt = self._prompt(submit)
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         shown = [s for s in self._special_texts if any(s in mark for mark in submit.marks)]
-        room = self._room(len(prompt), sampling.max_tokens)
+        room = self._room(len(prompt), sampling.max_tokens, sampling.whole)
         params = sampling_params(sampling, room, special=bool(shown))
         hidden = [s for s in self._special_texts if s not in shown] if shown else []
         maker = DeltaMaker(sampling, self._text_of, hidden)
@@ -280,10 +280,10 @@ class Model:
         self._check_ids(submit.prompt, "prompt")
         return submit.prompt
 
-    def _room(self, length: int, max_tokens: int | None) -> int:
+    def _room(self, length: int, max_tokens: int | None, whole: bool) -> int:
         if length >= self._prompt_limit:
             raise context_overflow(self._context_length, length, max_tokens)
-        return most_new_tokens(length, max_tokens, self._context_length)
+        return most_new_tokens(length, max_tokens, self._context_length, whole)
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:

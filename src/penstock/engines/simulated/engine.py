@@ -304,7 +304,9 @@ class SimulatedEngine(TokenEngine):
         prompt = (
             list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
         )
-        limit = most_new_tokens(len(prompt), sampling.max_tokens, options.max_model_len)
+        limit = most_new_tokens(
+            len(prompt), sampling.max_tokens, options.max_model_len, sampling.whole
+        )
         check_id_range(prompt, _VOCABULARY, "prompt")
         check_id_range(sampling.stop_token_ids, _VOCABULARY, "stop_token_ids")
         draw = seeded(options.seed, "fault", prompt)

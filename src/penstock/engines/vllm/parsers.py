@@ -74,7 +74,7 @@ class ParsedChats:
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message, param=rendered.error.param)
         _, (prompt,) = rendered
-        room = self._prompts.room(prompt, request.sampling.max_tokens)
+        room = self._prompts.room(prompt, request.sampling.max_tokens, request.sampling.whole)
         params = body.to_sampling_params(room, {})
         params.output_kind = output_kind(request)
         variables = (

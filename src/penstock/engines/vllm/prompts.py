@@ -208,7 +208,7 @@ class Prompts:
             prompt["cache_salt"] = extra["cache_salt"]
         params = SamplingParams(
             n=request.n,
-            max_tokens=self.room(prompt, sampling.max_tokens),
+            max_tokens=self.room(prompt, sampling.max_tokens, sampling.whole),
             stop=list(sampling.stop) or None,
             stop_token_ids=list(sampling.stop_token_ids) or None,
             logprobs=None if extra.get("logprob_token_ids") else sampling.logprobs,
@@ -322,15 +322,16 @@ class Prompts:
         own = found.get("default") if isinstance(found, dict) else found
         return ChatTemplate(own, {**special, **self.variables})
 
-    def room(self, prompt: Any, max_tokens: int | None) -> int:
+    def room(self, prompt: Any, max_tokens: int | None, whole: bool = False) -> int:
         """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
-        less. Raises `ContextLengthError` if it leaves nothing.
+        less. Raises `ContextLengthError` if it leaves nothing, or not enough for a `whole` answer.
         """
         ids = prompt.get("prompt_token_ids")
         wanted = max_tokens or self._longest
         if ids is None:
             return min(wanted, self.context_length, self._most)
-        return min(most_new_tokens(len(ids), wanted, self.context_length), self._most)
+        whole = whole and max_tokens is not None
+        return min(most_new_tokens(len(ids), wanted, self.context_length, whole), self._most)
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""

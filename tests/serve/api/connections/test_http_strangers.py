@@ -217,6 +217,7 @@ class TestAdminRoutes:
                 "/reset_prefix_cache",
             ),
             *("/start_profile", "/stop_profile", "/collective_rpc", "/penstock/control"),
+            *("/wake_up", "/server_info", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
         }
         for answer in (control.act("new"), control.ask("new"), control.act_here):
             with pytest.raises(ValueError, match="admin=True"):
