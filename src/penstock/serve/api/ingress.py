@@ -68,8 +68,9 @@ class IngressApp:
             own = EngineApp(ingress.models, settings.engine_app)
             routes.append(Mount(settings.engine_app, own))
         app: ASGIApp = ExchangeMiddleware(
-            _Router(routes),
+            Router(routes, redirect_slashes=False),
             ingress,
+            routes,
             frozenset(one.path for one in endpoints if one.public),
         )
         # A page needs a key, where there are keys, so any page may try one.
@@ -94,26 +95,11 @@ class IngressApp:
         await self._app(scope, receive, send)
 
 
-class _Router(Router):
-    """Routes requests to endpoints. A 405 names the methods of all endpoints of the path."""
-
-    def __init__(self, routes: Iterable[BaseRoute]) -> None:
-        super().__init__([*routes], redirect_slashes=False)
-
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().app(scope, receive, send)
-        except HTTPException as error:
-            if error.status_code == 405:
-                matching = (one for one in self.routes if one.matches(scope)[0] is not Match.NONE)
-                methods = {
-                    method
-                    for one in matching
-                    if isinstance(one, Route)
-                    for method in one.methods or ()
-                }
-                error.headers = {"Allow": ", ".join(sorted(methods))}
-            raise
+def _methods(routes: Iterable[BaseRoute], scope: Scope) -> str:
+    """The methods of all endpoints of a request's path, as `Allow` lists them."""
+    matching = (one for one in routes if one.matches(scope)[0] is not Match.NONE)
+    methods = {m for one in matching if isinstance(one, Route) for m in one.methods or ()}
+    return ", ".join(sorted(methods))
 
 
 class OpenAiIngress(IngressApp):
@@ -145,9 +131,16 @@ class ExchangeMiddleware:
     check the caller's rank themselves.
     """
 
-    def __init__(self, app: ASGIApp, ingress: IngressState, public: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        ingress: IngressState,
+        routes: Iterable[BaseRoute],
+        public: frozenset[str],
+    ) -> None:
         self._app = app
         self._ingress = ingress
+        self._routes = routes
         self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,6 +200,8 @@ class ExchangeMiddleware:
                     raise ShuttingDownError("the server is shutting down")
             await self._app(scope, receive, send)
         except Exception as caught:
+            if isinstance(caught, HTTPException) and caught.status_code == 405:
+                caught.headers = {"Allow": _methods(self._routes, scope)}
             error = exchange.failed(caught)
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error
