@@ -5,7 +5,7 @@ and writes `docs/parameters.md`: each field with its verdict.
     python tools/parameters.py                                        # only the page
 
 The verdicts are Penstock's own: a field of the request's body is honoured, unless it stands in
-`HARMLESS` or `REFUSED` of `penstock.openai.parameters`.
+`HARMLESS` or `REFUSED` of `penstock.openai.parameters.table`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _version_beside(package: Path) -> str:
 
 def page(taken: dict[str, Any]) -> str:
     """The text of `docs/parameters.md`."""
-    from penstock.openai.parameters import verdict
+    from penstock.openai.parameters.table import verdict
 
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {number}" for name, number in taken["versions"].items())

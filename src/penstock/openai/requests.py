@@ -17,8 +17,8 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
-from penstock.openai.engine_parameters import EngineParameters, unset
-from penstock.openai.parameters import check_only, is_known
+from penstock.openai.parameters.engine import EngineParameters, unset
+from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
 from penstock.openai.tools import check_tools
@@ -356,7 +356,7 @@ def with_effort(variables: dict[str, Any], effort: str | None) -> dict[str, Any]
 
 def parse_body(form: type[Body], body: Any) -> Body:
     """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter, for
-    a parameter of another server's API too (`penstock.openai.parameters`).
+    a parameter of another server's API too (`penstock.openai.parameters.table`).
 
     Null counts as absent, for unknown names too: clients with typed bodies send the fields of
     every server's API.

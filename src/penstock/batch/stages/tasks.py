@@ -26,7 +26,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.constraints import one_of
-from penstock.openai.engine_parameters import EngineParameters
+from penstock.openai.parameters.engine import EngineParameters
 from penstock.openai.requests import bias_pairs
 from penstock.openai.responses import Answers
 from penstock.types import (

@@ -35,7 +35,7 @@ from penstock.errors import (
 )
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
-from penstock.openai.engine_parameters import with_model_defaults
+from penstock.openai.parameters.engine import with_model_defaults
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest

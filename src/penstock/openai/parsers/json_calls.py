@@ -36,7 +36,9 @@ class Brackets:
     def follow(self, text: str, at: int = 0) -> int:
         """Go on at `at`. Returns where it stopped: after the value, or at half of an escape."""
         while not self.complete:
-            at = (_IN_STRING if self._in_string else _OUTSIDE).match(text, at).end()  # type: ignore[union-attr]
+            found = (_IN_STRING if self._in_string else _OUTSIDE).match(text, at)
+            assert found is not None  # both match nothing as well
+            at = found.end()
             char = text[at : at + 1]
             if char in ("", "\\"):
                 break

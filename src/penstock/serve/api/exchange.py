@@ -17,7 +17,7 @@ from starlette.types import Message, Scope
 
 from penstock.errors import PenstockError, RequestError, ShuttingDownError
 from penstock.observability import Span, gather_queue_times
-from penstock.openai.names import in_words_of
+from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public

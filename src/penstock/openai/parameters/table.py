@@ -13,7 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.openai.engine_parameters import DEFAULTS
+from penstock.openai.parameters.engine import DEFAULTS
 
 Verdict = Literal["honoured", "harmless", "refused"]
 _CACHE = "prefixes are cached by content"

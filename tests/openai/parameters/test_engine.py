@@ -7,7 +7,7 @@ import pytest
 from penstock.batch.stages.tasks import sampling_of
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.engine_parameters import DEFAULTS, MODEL_DEFAULTS, with_model_defaults
+from penstock.openai.parameters.engine import DEFAULTS, MODEL_DEFAULTS, with_model_defaults
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.testing import answer
 from penstock.types import Sampling

@@ -7,7 +7,7 @@ import parameters
 import pytest
 
 from penstock.errors import RequestError
-from penstock.openai.parameters import HARMLESS, ONLY, REFUSED, verdict
+from penstock.openai.parameters.table import HARMLESS, ONLY, REFUSED, verdict
 from penstock.openai.requests import parse_body
 
 TAKEN = json.loads(parameters.SNAPSHOT.read_text())
