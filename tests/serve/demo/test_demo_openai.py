@@ -245,8 +245,8 @@ def test_errors_are_the_clients_own(client, tickets, engine_name):
             model="demo", messages=[{"role": "user", "content": "word " * 10_000}]
         )
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.InternalServerError, match=engine_name) as unable:
+    with pytest.raises(openai.BadRequestError, match=engine_name) as unable:
         client.embeddings.create(model="demo", input="x")
     assert unable.value.status_code == 400
-    with pytest.raises(openai.InternalServerError, match=engine_name):
+    with pytest.raises(openai.BadRequestError, match=engine_name):
         client.audio.transcriptions.create(model="demo", file=("a.wav", b"RIFF"))
