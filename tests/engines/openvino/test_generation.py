@@ -5,7 +5,7 @@ import pytest
 from penstock import demo
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.process import Failed, Submit
-from penstock.types import Sampling
+from penstock.types import Sampling, StructuredOutput
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def answered(generation, submits):
     texts: dict[int, str] = {}
     failures: list[Failed] = []
     failures += generation.submit(submits)
-    for _ in range(2000):
+    for _ in range(5000):
         if not generation.busy:
             break
         deltas, failed = generation.step()
@@ -87,3 +87,44 @@ def test_the_request_that_fails_a_step_fails_alone(generation, after, stream):
     }
     again, failures = answered(generation, submits())
     assert (again, failures) == (expected, [])
+
+
+@pytest.mark.parametrize("structured", [None, StructuredOutput("grammar", 'root ::= "ab" [a-z]*')])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_read_of_a_request_goes_with_it(generation, structured, stream):
+    """Requests with log probabilities of several tokens, one of which fails the others' step."""
+
+    def submits(bad=None):
+        return [
+            Submit(
+                number,
+                f"Repeat the text. The pump {number} leaks.",
+                Sampling(
+                    max_tokens=9 if number == bad else 12,
+                    temperature=0.0,
+                    logprobs=3,
+                    structured=structured,
+                ),
+                None,
+                stream,
+                False,
+            )
+            for number in range(6)
+        ]
+
+    expected, failures = answered(generation, submits())
+    assert not failures
+    lane = generation._lanes[None]
+    whole = lane.pipeline
+    lane.pipeline = Fails(whole, lane, 0)
+    texts, failures = answered(generation, submits(bad=2))
+    lane.pipeline = whole
+    lost = {failed.id for failed in failures}
+    assert 2 in lost
+    if structured is None or not stream:  # others cannot begin a constrained text again
+        assert lost == {2}
+    assert {n: text for n, text in texts.items() if n not in lost} == {
+        n: text for n, text in expected.items() if n not in lost
+    }
+    assert not generation.busy
+    assert not generation._scoring._scored

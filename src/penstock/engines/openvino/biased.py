@@ -96,12 +96,11 @@ def is_biased(sampling: Sampling) -> bool:
 
 class BiasedPipeline:
     """Requests that are sampled here, token by token. `model` gives the loaded model, None while it
-    loads; `rest` is called when none runs.
+    loads.
     """
 
-    def __init__(self, model: Callable[[], LogitModel | None], rest: Callable[[], None]) -> None:
+    def __init__(self, model: Callable[[], LogitModel | None]) -> None:
         self._model = model
-        self._rest = rest
         self._handles: list[Handle] = []
 
     def add(self, handle: Handle) -> Handle:
@@ -116,8 +115,6 @@ class BiasedPipeline:
     def step(self) -> None:
         """One token for each request that runs, or one piece of its prompt."""
         self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
-        if not self._handles:
-            self._rest()
         for handle in self._handles:
             model = self._model()
             if model is None:

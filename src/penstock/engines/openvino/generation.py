@@ -149,7 +149,7 @@ class Generation:
                     self._add(lane, request)
                 except Exception as error:  # what GenAI has against it is this request's affair
                     lane.remove(request)
-                    self._requests.pop(request.id, None)
+                    self._forget(request)
                     failures.append(_not_taken(request.id, error))
             try:
                 lane.step()
@@ -252,7 +252,7 @@ class Generation:
     def _lane(self, adapter: str | None) -> Lane:
         lane = self._lanes.pop(adapter, None)
         if lane is None and adapter == _BIASED:
-            pipeline = BiasedPipeline(self._logits.model, self._logits.rest)
+            pipeline = BiasedPipeline(self._logits.model)
             lane = Lane(pipeline, 0, self.options.max_num_seqs, prefix_caching=False)
         elif lane is None:
             lane = self._adapter_lane(self._adapter_paths[str(adapter)])
@@ -341,7 +341,7 @@ class Generation:
             if (error := future.exception()) is None:
                 lane.waiting.append(request)
             else:
-                self._requests.pop(request.id, None)
+                self._forget(request)
                 why = f"the constraint cannot be compiled: {reason_of(error)}"
                 failures.append(Failed(request.id, RequestError.kind, why))
         if self._compiling.idle:
@@ -515,8 +515,9 @@ class Generation:
             else:
                 request.suspect = request.suspect or blamed is None
                 lane.restart(request)
+                self._scoring.restarted(request)
                 continue
-            self._requests.pop(request.id, None)
+            self._forget(request)
         return failed
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,9 +102,17 @@ class Scored:
     def prompt_size(self) -> int:
         return self.request.prompt_tokens
 
-    def wanted(self) -> list[int]:
-        """All tokens that are there so far, in order."""
-        return self.ids + self.request.ids
+    @property
+    def whole(self) -> bool:
+        """Whether all tokens that are there so far were read."""
+        return self.read == self.prompt_size + len(self.request.ids)
+
+    def unread(self, most: int) -> list[int]:
+        """The next tokens to read: of the prompt, or of the answer."""
+        start = self.read
+        if start < self.prompt_size:
+            return self.ids[start : start + most]
+        return self.request.ids[start - self.prompt_size :][:most]
 
     def again(self) -> None:
         """The answer begins anew."""
@@ -148,11 +156,19 @@ class Scoring:
         scored = self._scored.get(request)
         if scored is None or request.sampling.logprobs is None:
             return False
-        if len(request.ids) < len(scored.answer):
-            scored.again()
         if scored not in self._unread:
             self._unread.append(scored)
         return True
+
+    def restarted(self, request: Request) -> None:
+        """The request waits for its lane again, with its tokens so far or without."""
+        scored = self._scored.get(request)
+        if scored is None:
+            return
+        if scored in self._unread:  # it is noted again with its next token
+            self._unread.remove(scored)
+        if len(request.ids) < len(scored.answer):
+            scored.again()
 
     def forget(self, request: Request) -> None:
         """The request ended, or was given up."""
@@ -180,7 +196,7 @@ class Scoring:
                 self.forget(scored.request)
                 failed(scored.request, error)
                 continue
-            if scored.read == len(scored.wanted()):
+            if scored.whole:
                 self._unread.popleft()
                 done.append(scored)
         return done
@@ -189,9 +205,7 @@ class Scoring:
         sampling, start = scored.request.sampling, scored.read
         if scored.reading is None:
             scored.reading = model.begin()
-        in_prompt = start < scored.prompt_size
-        end = scored.prompt_size if in_prompt else start + most
-        ids = scored.wanted()[start : min(end, start + most)]
+        in_prompt, ids = start < scored.prompt_size, scored.unread(most)
         if not ids:
             return 0
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
@@ -243,7 +257,7 @@ def answer_logprobs(
     if top is None:
         return None
     if scored is not None:
-        return tuple(_named(score, tokenizer) for score in scored.answer[start:])
+        return _named(scored.answer[start:], tokenizer)
     ids = request.ids[start:]
     names = tokenizer.decode([[i] for i in ids], skip_special_tokens=False)
     return tuple(
@@ -267,19 +281,24 @@ def prompt_logprobs(scored: Scored | None, tokenizer: Tokenizer) -> tuple[TokenL
     first = scored.ids[0]
     (name,) = tokenizer.decode([[first]], skip_special_tokens=False)
     begin = TokenLogprob(name, None, id=first, raw=tokenizer.raw.get(first))
-    return (begin, *(_named(score, tokenizer) for score in scored.prompt))
+    return (begin, *_named(scored.prompt, tokenizer))
 
 
-def _named(score: TokenScore, tokenizer: Tokenizer) -> TokenLogprob:
-    ids = [token for token, _ in score.top]
-    names = tokenizer.decode([[i] for i in (score.token, *ids)], skip_special_tokens=False)
-    return TokenLogprob(
-        names[0],
-        score.logprob,
-        tuple((name, value) for name, (_, value) in zip(names[1:], score.top, strict=True)),
-        score.token,
-        tokenizer.raw.get(score.token),
-        score.rank,
-        tuple(ids),
-        tuple(tokenizer.raw.get(i, b"") for i in ids),
+def _named(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
+    """The scores with the texts of their tokens, from one call of the detokenizer."""
+    ids = {token for score in scores for token in (score.token, *(i for i, _ in score.top))}
+    texts = tokenizer.decode([[i] for i in ids], skip_special_tokens=False)
+    names = dict(zip(ids, texts, strict=True))
+    return tuple(
+        TokenLogprob(
+            names[score.token],
+            score.logprob,
+            tuple((names[token], value) for token, value in score.top),
+            score.token,
+            tokenizer.raw.get(score.token),
+            score.rank,
+            tuple(token for token, _ in score.top),
+            tuple(tokenizer.raw.get(token, b"") for token, _ in score.top),
+        )
+        for score in scores
     )
