@@ -11,12 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import openvino_genai as genai
 
 from penstock import private_files
+from penstock.engines.openvino.model_source import locked, partial_of
+from penstock.engines.process import end_with_parent
 from penstock.env import cache_dir
 from penstock.errors import EngineError
 
@@ -32,33 +33,38 @@ def saved_ir(path: Path) -> Path:
     if (target / "openvino_model.xml").is_file():
         return target
     private_files.make_folder(target.parent)
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        link = made / path.name
-        link.symlink_to(path.resolve())
-        done = subprocess.run(
-            [sys.executable, "-m", "penstock.engines.openvino.gguf_ir", str(link)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-        )
-        if done.returncode:
-            raise EngineError("the graph of the GGUF model could not be written")
-        link.unlink()
-        os.rename(made, target)
-    except OSError:
+    with locked(target, lambda _: None):
         if not (target / "openvino_model.xml").is_file():  # nobody else was faster
-            raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+            _write(path, target)
     return target
 
 
-def main(path: str) -> None:
-    """Load the GGUF file `path`, which writes its graph beside it."""
+def _write(path: Path, target: Path) -> None:
+    partial = partial_of(target)
+    try:
+        link = partial / path.name
+        link.symlink_to(path.resolve())
+        module = "penstock.engines.openvino.gguf_ir"
+        command = [sys.executable, "-m", module, str(link), str(os.getpid())]
+        # The child ends when the pipe to it closes, so it does not outlive this process.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as child:
+            if child.wait():
+                raise EngineError("the graph of the GGUF model could not be written")
+        link.unlink()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def main(path: str, parent: int) -> None:
+    """Load the GGUF file `path`, which writes its graph beside it, for the process `parent`."""
+    end_with_parent(sys.stdin.fileno(), parent)
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 1
     genai.ContinuousBatchingPipeline(path, scheduler, "CPU", {"enable_save_ov_model": True})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

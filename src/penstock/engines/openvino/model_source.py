@@ -151,7 +151,7 @@ def convert(source: str, task: str | None = None) -> Path:
         raise MissingExtraError("optimum", "convert", f"Converting {what}")
     try:
         private_files.make_folder(target.parent)
-        with _progress(source) as stage, _locked(target, stage):
+        with _progress(source) as stage, locked(target, stage):
             if not is_ir(target):
                 if not directory.exists():
                     stage("downloading")
@@ -222,10 +222,7 @@ def _convert(
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
-    for leftover in target.parent.glob(f"{target.name}.partial-*"):  # by a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    private_files.make_folder(partial)
+    partial = partial_of(target)
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
     try:
@@ -301,8 +298,17 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
 
 
+def partial_of(target: Path) -> Path:
+    """A new folder to make `target` in. What killed processes left is removed: hold the lock."""
+    for leftover in target.parent.glob(f"{target.name}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    private_files.make_folder(partial)
+    return partial
+
+
 @contextmanager
-def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
+def locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of `target`, so that two processes do not convert the same model."""
     with open(target.with_name(f"{target.name}.lock"), "w", opener=private_files.opener) as file:
         try:

@@ -79,6 +79,7 @@ class Task:
         self._tokenizer = genai.Tokenizer(path)
         plain = Tokenizer(self._tokenizer)
         self.detokenize, self.special_tokens = plain.detokenize, plain.special_tokens
+        self._decode = plain.decode
         self._start()
 
     def _start(self) -> None:
@@ -109,8 +110,7 @@ class Task:
         )
         ids = list(map(int, given.input_ids.data[0]))
         each = [[one] for one in ids]
-        decode = Tokenizer(self._tokenizer).decode
-        return Tokens(ids, decode(each, skip_special_tokens=False) if names else None)
+        return Tokens(ids, self._decode(each, skip_special_tokens=False) if names else None)
 
     def add_adapter(self, *_: str) -> None:
         raise self._unsupported("LoRA adapters")
