@@ -3,12 +3,16 @@ package.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
+from penstock.engines.base import Capabilities
 from penstock.engines.vllm import VLLMEngine, options
 from penstock.engines.vllm.options import Installed, check_options, check_version, version_note
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError, ModelNotFoundError
+from penstock.types import CompletionRequest, Sampling
 
 ARGUMENTS = {
     "vllm/engine/arg_utils.py": """
@@ -62,6 +66,27 @@ def test_determinism_is_for_the_kernels_of_gpus(install):
         check_options({"deterministic": True}, "m")
     with pytest.raises(ConfigError, match=r"engine_kwargs\.deterministic: must be true or false"):
         check_options({"deterministic": "yes"}, "m")
+
+
+@pytest.mark.parametrize("echo", [False, True])
+async def test_a_deterministic_engine_gives_completions_a_seed(install, echo):
+    engine = VLLMEngine("m", engine_kwargs={"deterministic": True})
+    engine.capabilities = Capabilities(frozenset({"completions"}), 64, 1)
+    asked = []
+
+    class Prompts:
+        defaults: ClassVar[dict[str, float]] = {}
+
+        async def prepare_completion(self, request, sampling):
+            asked.append((request.sampling.seed, sampling.seed))
+            return SimpleNamespace()
+
+    request = CompletionRequest("a", Sampling(temperature=1.0), echo=echo)
+    running: Any = SimpleNamespace(prompts=Prompts())
+    await engine._prepare(running, request)
+    ((one, other),) = asked
+    assert one == other
+    assert one is not None
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ class VLLMEngine(TokenEngine):
         self.identity = setup.identity if setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
-        if (template := running.prompts.text_template()) is not None:
+        if (template := running.prompts.text_template) is not None:
             self.template = template
         self._running = running
         self.loop = loop
@@ -289,7 +289,7 @@ class VLLMEngine(TokenEngine):
             )
         request = msgspec.structs.replace(request, sampling=given)
         request = with_seed(request) if self.deterministic else request
-        sampling, only_prompt = given, False
+        sampling, only_prompt = request.sampling, False
         if request.echo or given.prompt_logprobs is not None:
             sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)

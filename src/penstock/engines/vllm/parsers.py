@@ -68,7 +68,7 @@ class ParsedChats:
 
     async def prepare(self, request: ChatRequest) -> Prepared:
         """Render the request and make its parsers. Raises `RequestError`, and vLLM's errors."""
-        self._prompts.check_ids(request.sampling.stop_token_ids, "stop_token_ids")
+        self._prompts.check_sampling_ids(request.sampling)
         body = ChatCompletionRequest.model_validate(_body(request))
         rendered = await self._renderer.render_chat(body)
         if not isinstance(rendered, tuple):

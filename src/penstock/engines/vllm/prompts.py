@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
-from penstock.engines.sampling import most_new_tokens
+from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.vllm.library import (
     ChatParams,
     RepetitionDetectionParams,
@@ -104,9 +104,12 @@ class Prompts:
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
         # Such a tokenizer serves the event loop while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
-        self._text_template = self.text_template()
+        self.text_template = self._template_of_texts()
+        """What renders text conversations as vLLM's renderer does; None if the tokenizer renders
+        them itself, or there is none.
+        """
         self._plain = (
-            PlainText(self.tokenizer.backend_tokenizer, self._text_template)
+            PlainText(self.tokenizer.backend_tokenizer, self.text_template)
             if self._at_once
             else None
         )
@@ -142,11 +145,11 @@ class Prompts:
 
     def info(self) -> TokenizerInfo:
         """What the tokenizer is."""
-        template = self.text_template()
-        names = getattr(self.tokenizer, "special_tokens_map", {})
-        special = {name: text for name, text in names.items() if isinstance(text, str)}
+        template = self.text_template
         kind = type(self.tokenizer).__name__
-        return TokenizerInfo(kind, template.source if template else None, special)
+        return TokenizerInfo(
+            kind, template.source if template else None, _special_tokens(self.tokenizer)
+        )
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included, as vLLM's server gives it."""
@@ -194,12 +197,8 @@ class Prompts:
     def _prepared(
         self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling
     ) -> Prepared:
-        # vLLM's core uses these ids as indices of its logits, and crashes beyond the end.
-        self.check_ids(sampling.stop_token_ids, "stop_token_ids")
-        self.check_ids(sampling.allowed_token_ids, "allowed_token_ids")
-        self.check_ids([token_id for token_id, _ in sampling.logit_bias], "logit_bias")
+        self.check_sampling_ids(sampling)
         extra, structured = sampling.extra, sampling.structured
-        self.check_ids(extra.get("logprob_token_ids", ()), "logprob_token_ids")
         arguments = dict(extra.get("vllm_xargs", {}))
         if transfer := request.kv_transfer_params or extra.get("kv_transfer_params"):
             arguments["kv_transfer_params"] = transfer
@@ -231,8 +230,8 @@ class Prompts:
     ) -> tuple[list[Message], list[dict[str, Any]] | None, dict[str, Any]]:
         """The messages, tools and variables that the template gets for a request."""
         messages, kwargs = request.messages, request.chat_template_kwargs
-        if self._text_template is not None:
-            messages, tools = self._text_template.fitted(messages, tools, request.chat_template)
+        if self.text_template is not None:
+            messages, tools = self.text_template.fitted(messages, tools, request.chat_template)
         if not request.add_generation_prompt or request.continue_final_message:
             kwargs = {
                 "add_generation_prompt": False,
@@ -310,17 +309,12 @@ class Prompts:
             raise self._too_long(error) or error from None
         return made
 
-    def text_template(self) -> ChatTemplate | None:
-        """The template that renders text conversations like vLLM's renderer; None if the tokenizer
-        renders them itself, or there is no tokenizer.
-        """
+    def _template_of_texts(self) -> ChatTemplate | None:
         if self.tokenizer is None or self._tokenized_by_template:
             return None
-        names = getattr(self.tokenizer, "special_tokens_map", {})
-        special = {name: text for name, text in names.items() if isinstance(text, str)}
         found = self.template or getattr(self.tokenizer, "chat_template", None)
         own = found.get("default") if isinstance(found, dict) else found
-        return ChatTemplate(own, {**special, **self.variables})
+        return ChatTemplate(own, {**_special_tokens(self.tokenizer), **self.variables})
 
     def room(self, prompt: Any, max_tokens: int | None, whole: bool = False) -> int:
         """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
@@ -335,8 +329,16 @@ class Prompts:
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise `RequestError` for a token id outside the model's vocabulary."""
-        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+        check_id_range(ids, self._vocabulary, param)
+
+    def check_sampling_ids(self, sampling: Sampling) -> None:
+        """Raise `RequestError` for a token id outside the vocabulary in a request's sampling.
+        vLLM's core uses these ids as indices of its logits, and crashes beyond the end.
+        """
+        self.check_ids(sampling.stop_token_ids, "stop_token_ids")
+        self.check_ids(sampling.allowed_token_ids, "allowed_token_ids")
+        self.check_ids([token_id for token_id, _ in sampling.logit_bias], "logit_bias")
+        self.check_ids(sampling.extra.get("logprob_token_ids", ()), "logprob_token_ids")
 
     def _of_ids(self, ids: list[int]) -> Any:
         (made,) = self._renderer.render_cmpl(
@@ -377,6 +379,12 @@ class Prompts:
         count = getattr(error, "value", None)
         known = isinstance(count, int) and count > self.context_length + 1
         return context_overflow(self.context_length, count if known else None)
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, str]:
+    """Special tokens by the names that templates use."""
+    names = getattr(tokenizer, "special_tokens_map", {})
+    return {name: text for name, text in names.items() if isinstance(text, str)}
 
 
 def _cut(params: Any, sampling: Sampling) -> Any:
