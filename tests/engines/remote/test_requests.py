@@ -10,6 +10,7 @@ from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
     Sampling,
     StructuredOutput,
+    TokenizeRequest,
     Usage,
 )
 from scripted_api import chunk, refusal, remote, sse
@@ -144,3 +145,24 @@ async def test_no_key_is_sent_unless_it_is_named(script, monkeypatch):
     async with remote(script) as engine:
         await answer(engine, whole())
     assert "Authorization" not in script.headers[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({}, {}),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+        (
+            {"add_generation_prompt": False, "continue_final_message": True},
+            {"add_generation_prompt": False, "continue_final_message": True},
+        ),
+    ],
+)
+async def test_tokens_are_asked_of_the_prompt_that_a_chat_would_have(script, given, sent):
+    script.answers = [{"tokens": [1, 2], "count": 2}]
+    chat = chat_request("hi", **given)
+    async with remote(script) as engine:
+        await engine.answer("tokens", TokenizeRequest("", chat))
+    ((_, body),) = script.asked
+    ends = ("add_generation_prompt", "continue_final_message")
+    assert {name: value for name, value in body.items() if name in ends} == sent

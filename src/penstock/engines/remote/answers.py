@@ -36,19 +36,15 @@ from penstock.types import (
 
 SHOWN_CHARS = 200
 _REASONS: dict[str, FinishReason] = {
-    **{
-        "stop": "stop",
-        "length": "length",
-        "tool_calls": "tool_calls",
-        "content_filter": "content_filter",
-    },
-    **{
-        "abort": "abort",
-        "error": "error",
-        "function_call": "tool_calls",
-        "max_tokens": "length",
-        "refusal": "stop",
-    },
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "abort": "abort",
+    "error": "error",
+    "function_call": "tool_calls",
+    "max_tokens": "length",
+    "refusal": "stop",
 }
 
 

@@ -112,13 +112,20 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
     body |= {name: value for name in optional if (value := getattr(request, name))}
     if not request.parallel_tool_calls and request.tools:
         body["parallel_tool_calls"] = False
-    if request.continue_final_message:
-        body["continue_final_message"] = True
-    if not request.add_generation_prompt:
-        body["add_generation_prompt"] = False
+    body |= _prompt_end(request)
     if request.echo:
         body["echo"] = True
     return body
+
+
+def _prompt_end(request: ChatRequest) -> dict[str, Any]:
+    """How the prompt of a conversation ends, where that is not the usual way."""
+    end: dict[str, Any] = {}
+    if request.continue_final_message:
+        end["continue_final_message"] = True
+    if not request.add_generation_prompt:
+        end["add_generation_prompt"] = False
+    return end
 
 
 def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def _tokens_body(request: TokenizeRequest) -> dict[str, Any]:
             body[name] = value
     if chat.tools and chat.tool_choice != "none":
         body["tools"] = chat.tools
-    return body
+    return body | _prompt_end(chat)
 
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
