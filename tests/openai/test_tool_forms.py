@@ -199,3 +199,13 @@ def test_calls_of_functions_come_back_as_one_function_call():
     chunks = streamed(ToolForm(functions=True))
     assert chunks[0]["delta"]["function_call"] == {"name": "say", "arguments": '{"inp'}
     assert chunks[-1]["finish_reason"] == "function_call"
+
+
+@pytest.mark.parametrize("form", [ToolForm(), ToolForm(custom=frozenset({"say"}))])
+def test_a_chunk_has_each_call_once(form):
+    """A second piece in a chunk is a call of its own for OpenAI's Python client before 3.14."""
+    parts = (ToolCallPart(0, '{"a": ', "b", "route"), ToolCallPart(0, "1}"))
+    chunk = ChatFramer(**ABOUT, form=form).frame(Delta(tool_calls=parts))
+    (choice,) = json.loads(chunk.removeprefix(b"data: "))["choices"]
+    (call,) = choice["delta"]["tool_calls"]
+    assert call["function"] == {"name": "route", "arguments": '{"a": 1}'}

@@ -21,7 +21,7 @@ from penstock.openai.responses import (
     reasoning_fields,
     usage_body,
 )
-from penstock.openai.tool_forms import FormedCalls, ToolForm
+from penstock.openai.tool_forms import FormedCalls, ToolForm, call_chunk
 from penstock.types import Delta, ToolCallPart, Usage
 
 to_json = msgspec.json.Encoder().encode
@@ -153,10 +153,12 @@ class ChatFramer:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
         if delta.reasoning:
             content |= reasoning_fields(delta.reasoning)
-        if delta.tool_calls and self._formed is not None:
-            content |= self._formed.content(delta.index, delta.tool_calls)
-        elif delta.tool_calls:
-            content["tool_calls"] = list(map(_call_chunk, merged_parts(delta.tool_calls)))
+        if delta.tool_calls:
+            parts = merged_parts(delta.tool_calls)
+            if self._formed is not None:
+                content |= self._formed.content(delta.index, parts)
+            else:
+                content["tool_calls"] = list(map(call_chunk, parts))
         if self._usage is not None:
             self._usage.add(delta)
         tail = self._tail if self._running is None else self._running.add(delta)
@@ -259,10 +261,3 @@ def merged_parts(parts: tuple[ToolCallPart, ...]) -> list[ToolCallPart]:
             part = msgspec.structs.replace(first, arguments=first.arguments + part.arguments)
         calls[part.number] = part
     return list(calls.values())
-
-
-def _call_chunk(part: ToolCallPart) -> dict[str, Any]:
-    if part.id is None:
-        return {"index": part.number, "function": {"arguments": part.arguments}}
-    function = {"name": part.name, "arguments": part.arguments}
-    return {"index": part.number, "id": part.id, "type": "function", "function": function}

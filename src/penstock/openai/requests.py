@@ -240,7 +240,7 @@ class ChatBody(SamplingBody, kw_only=True):
         if not self.functions:
             if self.function_call not in (None, "none", "auto"):
                 raise RequestError("function_call needs functions", param="function_call")
-            tools, choice, _ = plain_tools(self.tools, self.tool_choice)
+            tools, choice = plain_tools(self.tools, self.tool_choice)
         elif self.tools or self.tool_choice is not None:
             raise RequestError("give tools or functions, not both", param="functions")
         else:
@@ -268,7 +268,7 @@ class CompletionBody(SamplingBody, kw_only=True):
         """The neutral requests, in the order of the prompts. `max_tokens` defaults to 16, as
         in OpenAI's API.
         """
-        prompts = self._prompts()
+        prompts = texts_or_ids(self.prompt, "prompt")
         logprobs, n = self.logprobs, 1 if self.n is None else self.n
         if self.best is not None:
             assert self.best_of is not None
@@ -301,9 +301,6 @@ class CompletionBody(SamplingBody, kw_only=True):
         if self.best_of is None or self.best_of == n:
             return None
         return BestOf(n, self.logprobs is not None)
-
-    def _prompts(self) -> list[str | list[int]]:
-        return texts_or_ids(self.prompt, "prompt")
 
 
 def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:

@@ -107,7 +107,7 @@ class ResponseBody(Struct, kw_only=True):
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
             allowed = [{"type": "function", "function": tool} for tool in choice.get("tools") or ()]
             chosen = {"mode": choice.get("mode"), "tools": allowed}
-            made, choice, _ = plain_tools(tools, {**choice, "allowed_tools": chosen})
+            made, choice = plain_tools(tools, {**choice, "allowed_tools": chosen})
             tools = made or []
         elif isinstance(choice, dict):
             choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}

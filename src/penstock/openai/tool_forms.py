@@ -56,6 +56,14 @@ class ToolForm(Struct, frozen=True):
         return {"id": call["id"], "type": "custom", "custom": custom}
 
 
+def call_chunk(part: ToolCallPart) -> dict[str, Any]:
+    """A piece of a call in the usual form, as a chunk has it."""
+    if part.id is None:
+        return {"index": part.number, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.number, "id": part.id, "type": "function", "function": function}
+
+
 class FormedCalls:
     """Writes the pieces of one stream's calls in a `ToolForm`, as parts of its chunks' deltas."""
 
@@ -79,13 +87,8 @@ class FormedCalls:
             elif key in self._custom:
                 if text := self._more(key, part.arguments):
                     chunks.append({"index": part.number, "custom": {"input": text}})
-            elif part.id is not None:
-                function = {"name": part.name, "arguments": part.arguments}
-                chunks.append(
-                    {"index": part.number, "id": part.id, "type": "function", "function": function}
-                )
             else:
-                chunks.append({"index": part.number, "function": {"arguments": part.arguments}})
+                chunks.append(call_chunk(part))
         return {"tool_calls": chunks} if chunks else {}
 
     def _more(self, key: tuple[int, int], arguments: str) -> str:
@@ -116,24 +119,23 @@ def _input_of(arguments: str) -> str:
 def plain_tools(
     tools: Sequence[dict[str, Any]] | None,
     choice: str | dict[str, Any] | None,
-) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None, frozenset[str]]:
-    """Tools and choice in the one form, and the names of the custom tools. Raises `RequestError`
-    for a custom tool's grammar that is no regular expression, and for an `allowed_tools` that names
-    no tool. With `allowed_tools`, the model sees those alone.
+) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
+    """Tools and choice in the one form. Raises `RequestError` for a custom tool's grammar that is
+    no regular expression, and for an `allowed_tools` that names no tool. With `allowed_tools`, the
+    model sees those alone.
     """
-    custom: set[str] = set()
     made = [
-        _of_custom(number, tool, custom) if tool.get("type") == "custom" else tool
+        _of_custom(number, tool) if tool.get("type") == "custom" else tool
         for number, tool in enumerate(tools or ())
     ]
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         made, choice = _allowed(made, choice.get("allowed_tools"))
     elif isinstance(choice, dict) and choice.get("type") == "custom":
         choice = {"type": "function", "function": choice.get("custom")}
-    return made or None, choice, frozenset(custom)
+    return made or None, choice
 
 
-def _of_custom(number: int, tool: dict[str, Any], custom: set[str]) -> dict[str, Any]:
+def _of_custom(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     where = f"tools[{number}]"
     given = tool.get("custom")
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
@@ -151,7 +153,6 @@ def _of_custom(number: int, tool: dict[str, Any], custom: set[str]) -> dict[str,
                 param=f"{where}.custom.format",
             )
         text["pattern"] = f"^(?:{grammar['definition']})$"
-    custom.add(given["name"])
     parameters = {
         "type": "object",
         "properties": {"input": text},

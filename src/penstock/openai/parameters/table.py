@@ -49,7 +49,6 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "ResponseBody": {
         **_GENERATING,
         **_OPENAI,
-        "include": "what it could add, the answer has, or the server has not",
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },
     "MessageBody": {
@@ -64,29 +63,32 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
 
 _NOTHING: tuple[Any, ...] = (False, "", [], {})
 """Values that ask for nothing, where a parameter has no other default."""
+_PROCESSED_MEDIA: dict[str, tuple[Any, ...]] = {
+    "mm_payload": _NOTHING,
+    "return_mm_kwargs": (False,),
+}
 _OF_ENGINES: dict[str, tuple[Any, ...]] = {
+    **_PROCESSED_MEDIA,
     "cache_salt": _NOTHING,
     "ec_transfer_params": _NOTHING,
     "kv_transfer_params": _NOTHING,
-    "mm_payload": _NOTHING,
-    "return_mm_kwargs": (False,),
     "vllm_xargs": _NOTHING,
     "watermarking": (False,),
-}
-_PASSED_BY: dict[str, tuple[Any, ...]] = {
-    "mm_payload": _NOTHING,
-    "return_mm_kwargs": (False,),
-    "return_token_offsets": (False,),
 }
 _MEDIA: dict[str, tuple[Any, ...]] = {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING}
 REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": {
-        **_PASSED_BY,
+        **_PROCESSED_MEDIA,
+        "return_token_offsets": (False,),
         "audio": _NOTHING,
         "moderation": _NOTHING,
         "web_search_options": (),
     },
-    "CompletionBody": {**_PASSED_BY, "prompt_embeds": _NOTHING},
+    "CompletionBody": {
+        **_PROCESSED_MEDIA,
+        "return_token_offsets": (False,),
+        "prompt_embeds": _NOTHING,
+    },
     "EmbeddingBody": {
         **_MEDIA,
         "add_generation_prompt": (False,),
