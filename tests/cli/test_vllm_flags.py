@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import ssl
@@ -132,6 +133,7 @@ def test_flags_of_other_engines(told: Any) -> None:
         ("./tiny --lora-modules x", "--lora-modules", "NAME=PATH"),
         ("./tiny --allowed-origins a", "--allowed-origins", "JSON list"),
         ("./tiny --ssl-keyfile a", "--ssl-certfile", "missing"),
+        ("./tiny --ssl-cert-reqs 2", "--ssl-certfile", "missing"),
         ("./tiny --runtime ray --uds a", "--uds", "local runtime"),
         ("./tiny --runtime ray --engine-app /e", "--engine-app", "local runtime"),
         ("./tiny --root-path llm", "root_path", "slash"),
@@ -143,6 +145,25 @@ def test_what_is_not_honoured_is_refused(told: Any, args: str, field: str, hint:
         told(*args.split())
     assert field in str(refused.value)
     assert hint in str(refused.value)
+
+
+def test_settings_of_a_file_that_do_not_count_are_named(
+    told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(commands._log, "warning", lambda text, *of: warned.append(text % of))
+    file = tmp_path / "models.yaml"
+    model = {"model_loading_config": {"model_id": "m", "model_source": "demo"}}
+    stored = {"llm_configs": [model], "http": {"store": {"path": str(tmp_path / "a.db")}}}
+    file.write_text(json.dumps(stored))
+    told(str(file))
+    assert warned == []
+    limited = {**stored, "http": {"limits": {"max_tokens": 5}}, "listen": "127.0.0.1:8000"}
+    file.write_text(json.dumps(limited))
+    told(str(file))
+    first, second = warned
+    assert "own options stand for http" in first
+    assert "passes over listen" in second
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:

@@ -45,7 +45,6 @@ def demo(output: str) -> None:
 
 async def _demo(output: str) -> None:
     from penstock.batch.job.job import Job
-    from penstock.demo import MODEL_NAME
     from penstock.engines.openvino import OpenVINOEngine
 
     with tickets_path().open(encoding="utf-8") as file:

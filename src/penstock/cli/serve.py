@@ -223,7 +223,6 @@ def serve(
     """
     import asyncio
 
-    from penstock.errors import ConfigError
     from penstock.serve.http_server import Tls, listen, listen_at
 
     tls = None
@@ -234,7 +233,7 @@ def serve(
             ca_certs=ssl_ca_certs,
             cert_reqs=ssl_cert_reqs,
         )
-    elif ssl_keyfile is not None or ssl_ca_certs is not None:
+    elif ssl_keyfile is not None or ssl_ca_certs is not None or ssl_cert_reqs:
         raise ConfigError("is missing", field="--ssl-certfile")
     if runtime == "ray" and options["engine_app"] is not None:
         raise ConfigError(
@@ -350,7 +349,8 @@ async def _serve(
     url = address(listening, tls=tls is not None)
     collect_seldom_from_now()
     await HttpServer(app, listening, tls=tls).run(
-        handles.values(), on_listening=lambda: _announce(url, next(iter(handles)), settings)
+        handles.values(),
+        on_listening=lambda: _announce(url, next(iter(handles)), settings, secure=tls is not None),
     )
 
 
@@ -367,12 +367,15 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
     cluster.run(args, on_listening=lambda: _announce(url, args.llm_configs[0].model_id, settings))
 
 
-def _announce(url: str, model: str, settings: HttpSettings) -> None:
+def _announce(url: str, model: str, settings: HttpSettings, *, secure: bool = False) -> None:
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
     shown = url
     if url.startswith("unix:"):
-        key, url = f"{key} --unix-socket {url.removeprefix('unix:')}", "http://localhost"
+        key, url = (
+            f"{key} --unix-socket {url.removeprefix('unix:')}",
+            f"http{'s' * secure}://localhost",
+        )
     click.echo(f"Listening on {shown} (API: {url}/v1, docs: {url}/docs). Try:")
     click.echo(
         f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
@@ -395,8 +398,10 @@ def _args(
     lora_modules: tuple[str, ...],
     runtime: str,
 ) -> LLMServingArgs:
-    from penstock.errors import ConfigError
+    from msgspec import structs
+
     from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
+    from penstock.serve.config.settings import HttpSettings
 
     if Path(model).suffix in (".yaml", ".yml"):
         typed = [name for name in ENGINE_OPTIONS if flags.get(name) is not None]
@@ -406,8 +411,13 @@ def _args(
                 " are for a MODEL; a file says them itself"
             )
         args = load_serving_args(model)
+        if structs.replace(args.http, store=None) != HttpSettings():
+            _log.warning(
+                "%s: the command's own options stand for http; of the file's only store counts",
+                model,
+            )
         if runtime == "local":
-            for name in ("ingress_cls_config", "ingress_deployment_config"):
+            for name in ("ingress_cls_config", "ingress_deployment_config", "listen"):
                 if getattr(args, name):
                     _log.warning(
                         "%s: the local runtime has an ingress of its own, and passes over %s",

@@ -4,7 +4,6 @@ flag, and what to do instead of a flag that is not honoured. docs/serving.md has
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -332,8 +331,10 @@ def origins(given: str | None) -> tuple[str, ...]:
     """vLLM's `--allowed-origins`, a JSON list. Raises `ConfigError`."""
     if given is None:
         return ()
+    from penstock.parsing import decode_json  # imported only where it is given
+
     try:
-        found = json.loads(given)
+        found = decode_json(given)
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):

@@ -45,6 +45,13 @@ def test_where_responses_are_stored(tmp_path: Path) -> None:
 PLAIN = {"model_loading_config": {"model_id": "m"}}
 
 
+def test_one_application_says_all_that_a_plain_file_says(tmp_path: Path) -> None:
+    args = {"llm_configs": [PLAIN], "listen": "127.0.0.1:8001", "front": "replica"}
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"applications": [{"args": args}]}))  # JSON is YAML
+    assert load_serving_args(file) == LLMServingArgs.from_dict(args)
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

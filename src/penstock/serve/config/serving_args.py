@@ -191,6 +191,8 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
 
             made = grouped(made)
         found.append(made)
+    if len(found) == 1:
+        return found[0]
     return LLMServingArgs(
         llm_configs=[config for args in found for config in args.llm_configs],
         ingress_cls_config=found[0].ingress_cls_config,
