@@ -204,7 +204,7 @@ class AdapterStore:
         known.stamp, known.version = stamp, AdapterVersion(name, digest, path)
 
     def _download(self, location: str) -> tuple[str, str]:
-        fs, _, files = _files(location)
+        fs, files = _files(location)
         return self._cache.take_in(fs, files)
 
     async def _patiently(self, work: Callable[[], T], what: str) -> T:
@@ -264,19 +264,19 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
-    """File system, the adapter's root, its files with details. Raises `FileNotFoundError`."""
+def _files(location: str) -> tuple[Any, dict[str, Any]]:
+    """File system and the adapter's files with details. Raises `FileNotFoundError`."""
     fs, root = _filesystem(location)
     found = fs.find(root, maxdepth=1, detail=True)
     files = {path: info for path, info in found.items() if path.endswith(_FILES)}
     if not any(path.endswith(f"/{MARK}") for path in files):
         raise FileNotFoundError(location)
-    return fs, root, dict(sorted(files.items()))
+    return fs, dict(sorted(files.items()))
 
 
 def _stamp(location: str) -> list[tuple[str, ...]]:
     """A fingerprint that changes with the adapter, from metadata alone."""
-    _, _, files = _files(location)
+    _, files = _files(location)
     return [(path, *(str(info.get(name)) for name in _STAMPS)) for path, info in files.items()]
 
 

@@ -101,7 +101,7 @@ class BackgroundRuns:
         if len(self._runs) >= most:
             raise TooManyRequestsError(f"{most} background responses run, as many as may")
 
-    async def start(self, work: Exchange, answer: Response, turn: Turn) -> Run:
+    async def start(self, work: Exchange, answer: Response, turn: Turn) -> None:
         """Store a queued response, and begin to run it. `answer` streams it, for `work`."""
         run = self._runs[turn.id] = Run(turn)
         try:
@@ -114,7 +114,6 @@ class BackgroundRuns:
         run.task = asyncio.create_task(self._run(run, work, answer))
         if self._watch is None:
             self._watch = asyncio.create_task(self._watch_others())
-        return run
 
     def get(self, id: str) -> Run | None:
         """A response that runs here."""

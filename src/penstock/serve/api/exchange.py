@@ -56,8 +56,8 @@ class IngressState:
         self.metrics = Metrics(models.handles, vllm=settings.vllm_metrics)
         self.sources = model_sources(models.handles.values())
         """Paths of models, which only operators may see."""
-        self.openapi: dict[str, Any] = {}
-        """The OpenAPI document of the ingress's endpoints."""
+        self.openapi: Callable[[], dict[str, Any]] = dict
+        """Gives the OpenAPI document of the ingress's endpoints, made when it is asked for."""
         self.store: ResponseStore | None = None
         self.background: BackgroundRuns | None = None
         self.is_replica = False

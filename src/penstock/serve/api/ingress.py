@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache, partial
 
 from msgspec.structs import replace
 from starlette.datastructures import Headers
@@ -53,9 +54,8 @@ class IngressApp:
         if settings.store is not None and ingress.store is None:
             ingress.store = ResponseStore(settings.store)
             ingress.background = BackgroundRuns(ingress, ingress.store)
-        ingress.openapi = describe(
-            endpoints, with_keys=bool(settings.api_keys), root_path=settings.root_path
-        )
+        keys, root = bool(settings.api_keys), settings.root_path
+        ingress.openapi = cache(partial(describe, endpoints, with_keys=keys, root_path=root))
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
                 replace(one, answer=forward, body=None)

@@ -62,7 +62,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     most = limits.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > most:
-        raise _too_large(most)
+        raise too_large(most)
     parts: list[bytes] = []
     size = 0
     began = asyncio.get_running_loop().time()
@@ -71,7 +71,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             async for part in request.stream():
                 size += len(part)
                 if size > most:
-                    raise _too_large(most)
+                    raise too_large(most)
                 parts.append(part)
                 if part:
                     patience.reschedule(began + limits.body_timeout_s + size / SLOWEST_BODY_BYTES_S)
@@ -82,7 +82,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(most: int) -> BodyTooLargeError:
+def too_large(most: int) -> BodyTooLargeError:
+    """The error of a body of more than `most` bytes."""
     return BodyTooLargeError(f"the request body is larger than {most} bytes")
 
 

@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 from penstock.balance.backoff import is_served
 from penstock.engines.tasks import TASKS, Batches, Task, generated
 from penstock.errors import (
-    BodyTooLargeError,
     ClientGoneError,
     NoKeyError,
     RequestError,
@@ -31,6 +30,7 @@ from penstock.serve.api.endpoints import control
 from penstock.serve.api.errors import as_penstock_error
 from penstock.serve.api.exchange import Exchange, IngressState, log_access, note_on_span
 from penstock.serve.api.interrupt import Interrupt
+from penstock.serve.api.limits import too_large
 from penstock.serve.api.routes import Endpoint
 from penstock.serve.api.sse import EventStream
 from penstock.serve.models.pacing import joined
@@ -135,7 +135,7 @@ class CallAnswer:
     async def _body(self) -> bytes:
         most = self._ingress.settings.limits.max_body_bytes
         if self._call.length > most:
-            raise BodyTooLargeError(f"the request body is larger than {most} bytes")
+            raise too_large(most)
         parts, more = [], True
         while more:
             message = await self._receive()

@@ -32,25 +32,26 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     _check(body, keep=keep)
     body = replace(body, store=keep)
     target = await exchange.target(body.model)
-    earlier, conversation, upto = await _earlier(store, exchange.owner, body)
+    owner, remote = exchange.owner, isinstance(target.handle, RemoteModel)
+    earlier, conversation, upto = await _earlier(store, owner, body)
     given = items_of(body.input)
     if earlier:
         if given:
             body.request()  # an error names an item by its place in the client's own list
         body = replace(body, input=[*earlier, *given])
-    within_limits(body.request(), exchange.limits)
+    if remote or body.background:  # a foreground answer of this process checks it itself
+        within_limits(body.request(), exchange.limits)
     exchange.answer_id = uuid4().hex
     about = exchange.about("", target)
     turn = Turn(
         id=f"resp_{exchange.answer_id}",
-        owner=exchange.owner,
+        owner=owner,
         body=pending_response(body, "queued", **about),
         input=given,
         previous=body.previous_response_id,
         conversation=conversation,
         upto=upto,
     )
-    remote = isinstance(target.handle, RemoteModel)
     if not body.background:
         answer = await _answer(exchange, body, remote=remote)
         if not keep and conversation is None:
@@ -69,14 +70,14 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
 async def retrieve(exchange: Exchange) -> Response:
     """A stored response; with `?stream=true` the events of a background response."""
     store, background = opened(exchange)
-    query = exchange.request.query_params
-    stored = await store.response(exchange.owner, exchange.request.path_params["response_id"])
+    query, owner = exchange.request.query_params, exchange.owner
+    stored = await store.response(owner, exchange.request.path_params["response_id"])
     if query.get("stream", "false").lower() not in ("true", "1"):
         return exchange.json(stored.body)
     if not stored.body.get("background"):
         raise RequestError("only background responses keep their events", param="stream")
     after = whole_number(query.get("starting_after", "-1"), "starting_after", least=-1)
-    return EventsOf(exchange, background.events(exchange.owner, stored, after))
+    return EventsOf(exchange, background.events(owner, stored, after))
 
 
 async def delete(exchange: Exchange) -> Response:

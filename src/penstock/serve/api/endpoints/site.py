@@ -77,7 +77,7 @@ async def metrics(exchange: Exchange) -> Response:
 
 async def openapi(exchange: Exchange) -> Response:
     """The description of this API."""
-    return exchange.json(exchange.ingress.openapi)
+    return exchange.json(exchange.ingress.openapi())
 
 
 async def docs(exchange: Exchange) -> Response:
