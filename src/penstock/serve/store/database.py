@@ -16,6 +16,7 @@ from penstock.errors import ConfigError, UnavailableError
 T = TypeVar("T")
 BUSY_S = 10.0
 """How long a transaction waits for another process's."""
+PRAGMAS = ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON")
 
 
 class Database:
@@ -37,20 +38,13 @@ class Database:
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute("PRAGMA secure_delete = ON")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            found = self.run_now(lambda db: _prepare(db, schema, version))
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot be used: {error}", field="store") from None
-        if found != version:
+        try:
+            self._prepare(schema, version)
+        except BaseException:
             self._connection.close()
-            raise ConfigError(
-                f"{path} has version {found} of the tables; this Penstock reads version {version}",
-                field="store",
-            )
+            raise
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """The result of `work`. What it wrote is undone if it raises. Raises `UnavailableError` if
@@ -80,8 +74,24 @@ class Database:
                 self._connection.execute("ROLLBACK")
             raise
 
+    def _prepare(self, schema: str, version: int) -> None:
+        """Set the connection up, and make the tables of a new file."""
+        try:
+            self._connection.row_factory = sqlite3.Row
+            for pragma in PRAGMAS:
+                self._connection.execute(f"PRAGMA {pragma}")
+            found = self.run_now(lambda db: _make_tables(db, schema, version))
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self.path} cannot be used: {error}", field="store") from None
+        if found != version:
+            raise ConfigError(
+                f"{self.path} has version {found} of the tables; this Penstock reads version"
+                f" {version}",
+                field="store",
+            )
 
-def _prepare(db: sqlite3.Connection, schema: str, version: int) -> int:
+
+def _make_tables(db: sqlite3.Connection, schema: str, version: int) -> int:
     """Make the tables of a new file. Returns the version that the file has."""
     (found,) = db.execute("PRAGMA user_version").fetchone()
     if found == 0:
