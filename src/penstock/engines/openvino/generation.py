@@ -21,9 +21,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.biased import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.logits import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,

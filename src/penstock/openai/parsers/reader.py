@@ -9,8 +9,7 @@ from msgspec import structs
 
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import HERMES, forced_call
-from penstock.openai.parsers.text import CallForm, Offered, Pieces, Source
-from penstock.openai.parsers.thinking import Thinking
+from penstock.openai.parsers.text import CallForm, Offered, Pieces, Source, Thinking
 from penstock.types import Delta, ToolCallPart
 
 
