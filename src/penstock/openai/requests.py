@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
-from penstock.openai.parameters.engine import EngineParameters, unset
+from penstock.openai.parameters.engine import EngineParameters, stated, unset
 from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
@@ -110,18 +110,6 @@ class SamplingBody(EngineParameters, kw_only=True):
                 "token ids come with an answer that is not streamed", param="return_token_ids"
             )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        given = {
-            "min_tokens": self.min_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "seed": self.seed,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
-            "ignore_eos": self.ignore_eos,
-        }
         return Sampling(
             max_tokens=max_tokens,
             stop=stop,
@@ -138,9 +126,7 @@ class SamplingBody(EngineParameters, kw_only=True):
             bad_words=tuple(self.bad_words or ()),
             unset=unset(self),
             extra=self.extra,
-            **{  # type: ignore[arg-type]
-                name: value for name, value in given.items() if value is not None
-            },
+            **stated(self),
         )
 
 

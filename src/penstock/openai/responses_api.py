@@ -15,6 +15,7 @@ from msgspec import Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import parse_response_format
+from penstock.openai.parameters.engine import stated
 from penstock.openai.requests import Whole, check_messages, with_effort
 from penstock.openai.responses import Answers, reasoning_fields, token_logprobs
 from penstock.openai.tool_forms import plain_tools
@@ -118,8 +119,7 @@ class ResponseBody(Struct, kw_only=True):
             messages=messages,
             sampling=Sampling(
                 max_tokens=self.max_output_tokens,
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
+                **stated(self),
                 logprobs=logprobs,
                 structured=parse_response_format(self.text.format if self.text else None),
             ),

@@ -35,7 +35,7 @@ from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError, printable
-from penstock.types import Sampling, StructuredOutput
+from penstock.types import FRACTIONS, Sampling, StructuredOutput
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -56,10 +56,7 @@ _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
     *("limit", "max_attempts", "max_tokens_total", "replicas"),
 )
-_REAL = (
-    *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
-    *("repetition_penalty", "row_timeout", "max_error_rate"),
-)
+_REAL = (*FRACTIONS, "row_timeout", "max_error_rate")
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (str, "text", ("model", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),

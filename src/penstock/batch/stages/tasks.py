@@ -26,7 +26,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.constraints import one_of
-from penstock.openai.parameters.engine import EngineParameters
+from penstock.openai.parameters.engine import EngineParameters, stated
 from penstock.openai.requests import bias_pairs
 from penstock.openai.responses import Answers
 from penstock.types import (
@@ -318,18 +318,9 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
     stop = wanted.stop or ()
     sampling = Sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
-        min_tokens=wanted.min_tokens or wanted.min_new_tokens,
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        top_k=wanted.top_k,
-        min_p=wanted.min_p,
-        seed=wanted.seed,
-        presence_penalty=wanted.presence_penalty,
-        frequency_penalty=wanted.frequency_penalty,
-        repetition_penalty=wanted.repetition_penalty,
+        **stated(wanted) | {"min_tokens": wanted.min_tokens or wanted.min_new_tokens},
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(wanted.stop_token_ids),
-        ignore_eos=wanted.ignore_eos,
         logprobs=wanted.logprobs,
         structured=_structured(wanted),
         logit_bias=bias_pairs(wanted.logit_bias),
