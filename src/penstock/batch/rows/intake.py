@@ -145,12 +145,13 @@ def shared(first: str, second: str) -> int:
 def _gain(rows: Sequence[Row], common: int) -> tuple[int, int]:
     """Over a sample of neighbours: characters they share beyond `common`, and all characters."""
     gain = total = 0
+    least = common + _SHORTEST
     pairs = len(rows) - 1
     samples = min(pairs, _SAMPLES)
     for number in range(samples):
         at = number * pairs // samples
-        total += len(rows[at + 1].prefix)
-        beyond = shared(rows[at].prefix, rows[at + 1].prefix) - common
-        if beyond >= _SHORTEST:
-            gain += beyond
+        one, other = rows[at].prefix, rows[at + 1].prefix
+        total += len(other)
+        if len(other) >= least and one.startswith(other[:least]):
+            gain += shared(one, other) - common
     return gain, total
