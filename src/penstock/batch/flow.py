@@ -43,7 +43,7 @@ from penstock.errors import (
     JobError,
     JobLimitError,
     PenstockError,
-    told,
+    class_and_text,
 )
 from penstock.garbage import collected_seldom
 
@@ -160,7 +160,7 @@ class Flow:
         if self._error is None and error is not None:
             self._error = error
             if not isinstance(error, PenstockError):
-                self._error = JobError(told(error))
+                self._error = JobError(class_and_text(error))
                 self._error.__cause__ = error
         self._pipeline.end()
         self._over.set()

@@ -164,7 +164,7 @@ class Quarantine:
         self.supervisor = supervisor
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
-        self._dead: list[Visit] = []  # while some are inside that have not told yet
+        self._dead: list[Visit] = []  # while others are inside that have not ended yet
         self._examined = False  # whether some of them are suspects already
         self._pools: list[_Pool] = []  # the last is taken next
         self._turn: list[Visit] = []

@@ -282,7 +282,7 @@ class Supervisor:
         self._settle("ready")
 
     async def _fail(self, error: Exception) -> None:
-        with contextlib.suppress(Exception):  # what is told is the first error
+        with contextlib.suppress(Exception):  # the first error is the one to report
             await self.engine.stop()
         self.policy.free_room()
         delays, now = self.policy.retry_delays_s, asyncio.get_running_loop().time()

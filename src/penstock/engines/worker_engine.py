@@ -35,7 +35,7 @@ from penstock.errors import (
     ModelNotFoundError,
     RequestError,
     by_kind,
-    told,
+    class_and_text,
 )
 from penstock.types import Embeddings, StructuredOutput, Tokens
 
@@ -242,7 +242,8 @@ class WorkerEngine(TokenEngine):
             OverflowError,
         ) as error:  # lone surrogates, integers of more than 64 bits
             raise RequestError(
-                f"the request holds a value that cannot be sent to the engine: {told(error)}"
+                "the request holds a value that cannot be sent to the engine:"
+                f" {class_and_text(error)}"
             ) from None
         self._process.send(data)
 

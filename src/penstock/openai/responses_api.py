@@ -156,8 +156,8 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
             if messages and messages[-1].get("tool_calls"):
                 messages[-1]["tool_calls"].append(call)
             else:
-                said = {"role": "assistant", "content": None, "tool_calls": [call]}
-                messages.append({**said, **reasoning_fields(thought)})
+                turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+                messages.append({**turn, **reasoning_fields(thought)})
                 thought = ""
         elif kind == "function_call_output":
             output = _content(item.get("output"), where)

@@ -263,7 +263,7 @@ def _engine(job: Job) -> LLMEngine:
             "an engine object is in this process, and no replica on Ray", field="engine"
         )
     if job.adapter is not None and os.path.isdir(job.adapter):
-        engine.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
+        engine.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
     spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
     replicated: LLMEngine = spread(engine, job.replicas)
     return replicated

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from penstock.errors import PenstockError, UserCodeError, told
+from penstock.errors import PenstockError, UserCodeError, class_and_text
 
 QUICK_SECONDS = 0.0002
 """A call this quick may run on the event loop: changing threads would cost as much."""
@@ -105,7 +105,7 @@ class Offload:
         while (item := self._waiting.get()) is not None:
             done = [_made(*item)]
             began = time.perf_counter()
-            # Calls that are there already are made too before the loop is told, which costs it a
+            # Calls that are there already are made too before the loop is woken, which costs it a
             # wake-up.
             with contextlib.suppress(Empty):
                 while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
@@ -172,6 +172,6 @@ def user_error(error: BaseException, what: str = "") -> PenstockError:
     """The error itself if it is one of ours, else a `UserCodeError` that says `what` failed."""
     if isinstance(error, PenstockError):
         return error
-    made = UserCodeError(f"{what}: {told(error)}" if what else told(error))
+    made = UserCodeError(f"{what}: {class_and_text(error)}" if what else class_and_text(error))
     made.__cause__ = error
     return made

@@ -31,7 +31,7 @@ from penstock.errors import (
     JobError,
     PenstockError,
     QuarantinedError,
-    told,
+    class_and_text,
 )
 from penstock.types import ChatRequest
 
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
 
 
 class Step(Protocol):
-    """What answers rows. Once it is told to `end`, nothing is tried again."""
+    """What answers rows. After `end`, nothing is tried again."""
 
     def running(self) -> AbstractAsyncContextManager[int]:
         """Start it, for as long as the context lasts. Gives how many rows it wants at a time."""
@@ -229,7 +229,9 @@ class Attempts:
                     raise
                 except Exception as error:
                     failure = (
-                        error if isinstance(error, PenstockError) else EngineError(told(error))
+                        error
+                        if isinstance(error, PenstockError)
+                        else EngineError(class_and_text(error))
                     )
                 if supervisor.phase == "failed" and self._goes_on():
                     raise JobError(_beyond_help(supervisor)) from supervisor.error

@@ -369,8 +369,8 @@ class Ending:
 
 
 def failure(error: BaseException, stage: str, keep: bool) -> RowError:
-    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error
-    is not the row's.
+    """The error for a row's output, if the row is kept. Raises `JobError` if it is not, or if the
+    error is not the row's own.
     """
     known = user_error(error)
     if not keep or isinstance(error, JobError):

@@ -29,7 +29,14 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.base import StatefulStage, workers
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens
-from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
+from penstock.errors import (
+    ConfigError,
+    JobError,
+    PenstockError,
+    UserCodeError,
+    class_and_text,
+    text_of,
+)
 from penstock.types import Usage
 
 DEFAULT_BATCH_SIZE = 32
@@ -155,7 +162,9 @@ class _Worker:
         except BaseException as error:
             if ends_task(error):
                 raise
-            _log.warning("%s could not be stopped: %s", type(self.instance).__name__, told(error))
+            _log.warning(
+                "%s could not be stopped: %s", type(self.instance).__name__, class_and_text(error)
+            )
             _log.debug("where that arose", exc_info=True)
 
 

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, Literal, cast
 
 from penstock.batch.read.sources import Source
-from penstock.errors import InputError, MissingExtraError, PenstockError, printable, told
+from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
 
 Form = Literal["jsonl", "csv", "parquet"]
 FORMS: dict[str, Form] = {
@@ -81,7 +81,7 @@ def filesystem(url: str) -> tuple[Any, str]:
             ) from error
         raise MissingExtraError(module, extra, f"Reading and writing {scheme}://") from error
     except Exception as error:  # each file system has errors of its own
-        raise InputError(f"{url}: {told(error)}") from error
+        raise InputError(f"{url}: {class_and_text(error)}") from error
 
 
 @contextlib.contextmanager
@@ -97,12 +97,12 @@ def reading(path: str) -> Iterator[None]:
 
 def _reason(error: Exception, path: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        return error.strerror or told(error)
+        return error.strerror or class_and_text(error)
     if path.lower().endswith(COMPRESSED) and isinstance(
         error, OSError | EOFError | ValueError | _DAMAGE
     ):
         return "the compressed data are damaged or cut off"
-    return told(error)
+    return class_and_text(error)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.rows.row import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.values.plain import UnstorableError, key_text
-from penstock.errors import InputError, told
+from penstock.errors import InputError, class_and_text
 from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
 
 def unreadable(error: BaseException) -> InputError:
     """The error that tells what ended the reading of rows, whatever that was."""
-    made = InputError(f"reading the rows failed: {told(error)}")
+    made = InputError(f"reading the rows failed: {class_and_text(error)}")
     made.__cause__ = error
     return made
 

@@ -18,7 +18,13 @@ from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.manifest import StreamSum
-from penstock.errors import InputError, JobMismatchError, PenstockError, RequestError, told
+from penstock.errors import (
+    InputError,
+    JobMismatchError,
+    PenstockError,
+    RequestError,
+    class_and_text,
+)
 
 FIRST_WINDOW = 64
 LARGEST_WINDOW = 4096
@@ -40,7 +46,7 @@ def prepare(form: RowForm, row: Row) -> Outcome | None:
     except PenstockError as error:
         return form.failure(row, error, form.preparing, 0)
     except Exception as error:  # values of the caller's own types can fail in any way
-        return form.failure(row, RequestError(told(error)), form.preparing, 0)
+        return form.failure(row, RequestError(class_and_text(error)), form.preparing, 0)
     return None
 
 

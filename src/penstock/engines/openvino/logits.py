@@ -58,7 +58,7 @@ class LogitModel:
         self._compiled = core.compile_model(model, "CPU", properties)
 
     def begin(self) -> Reading:
-        """A sequence without tokens."""
+        """A new sequence, which has no tokens yet."""
         return Reading(self, self._compiled.create_infer_request())
 
 
@@ -259,7 +259,6 @@ class BiasedPipeline:
         self._handles: list[Handle] = []
 
     def add(self, handle: Handle) -> Handle:
-        """Take a request in."""
         self._handles.append(handle)
         return handle
 

@@ -65,7 +65,7 @@ COSTS_ONLY = frozenset(
         *("safetensors_prefetch_num_threads", "use_tqdm_on_load"),
         *("safetensors_prefetch_block_size", "max_parallel_loading_workers"),
         *("shutdown_timeout", "performance_mode"),
-        # What is watched and told
+        # Logs and metrics
         *("disable_log_stats", "aggregate_engine_logging", "enable_log_requests"),
         *("max_log_len", "log_level"),
         *("logging_config", "log_config_file"),

@@ -140,7 +140,6 @@ class Prompts:
         return Tokens(ids, names)
 
     def info(self) -> TokenizerInfo:
-        """What the tokenizer is."""
         template = self.text_template
         kind = type(self.tokenizer).__name__
         return TokenizerInfo(

@@ -42,7 +42,9 @@ class AnswerReader:
         self._answers: dict[int, _Answer] = {}
 
     def translate(self, delta: Delta) -> Delta:
-        """The delta, its text told apart. All parts may be empty while a mark is unfinished."""
+        """The delta, its text split into thoughts, answer and calls: all empty while a mark is
+        unfinished.
+        """
         answer = self._answers.get(delta.index)
         if answer is None:
             answer = self._answers[delta.index] = _Answer(
