@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.pipeline.pipeline import ROW_LIMIT, Pipeline
-from penstock.batch.read.feed import read_ahead
+from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import (
     FIRST_WINDOW,

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, duration
 from penstock.batch.pipeline.pipeline import Pipeline
-from penstock.batch.read.feed import read_ahead
+from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row

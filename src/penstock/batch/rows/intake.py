@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from operator import attrgetter
 
-from penstock.batch.read.feed import read_ahead
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Source, read_ahead
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.journal import Journal, digest_key

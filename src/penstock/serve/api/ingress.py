@@ -29,8 +29,7 @@ from penstock.serve.api.exchange import (
 )
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, describe
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelCard, ModelHandle
-from penstock.serve.models.names import ModelNames
+from penstock.serve.models.handle import ModelCard, ModelHandle, ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.store.responses import ResponseStore
