@@ -195,7 +195,7 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
 
 
 def _distinct(found: Forecast) -> int:
-    """The rows that will be asked for, the share of duplicates and bad rows being as among those
+    """How many rows will be asked for, if duplicates and bad rows are as frequent as among the rows
     that were read.
     """
     if not found.read:
@@ -235,9 +235,8 @@ def described(found: Forecast) -> str:
 
 
 async def prompt_length(pipeline: Pipeline, row: Row) -> PromptLength | None:
-    """That of a prepared row; None where it does not show what is asked, or the engine cannot tell.
-
-    Raises `PenstockError` for a row that cannot be asked.
+    """The prompt length of a prepared row. None if the row does not show what is asked, or the
+    engine cannot tell. Raises `PenstockError` for a row that cannot be asked.
     """
     asked = pipeline.step.asked(row)
     if asked is None or (tokens := await _tokens(asked.engine, asked.request)) is None:

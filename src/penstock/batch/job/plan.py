@@ -392,8 +392,8 @@ def _require(holds: bool, name: str, value: object, meant: str) -> None:
 
 
 def _require_unicode(name: str, value: object) -> None:
-    """A byte on the command line that is no UTF-8 comes as half of a surrogate pair, which no
-    engine can be sent.
+    """Raise `ConfigError` for text with a lone surrogate: Python reads a byte of the command line
+    that is no UTF-8 as one, and no engine takes it.
     """
     try:
         str(value).encode()

@@ -145,11 +145,11 @@ def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
 
 
 def is_ctrl_c(error: BaseException) -> bool:
-    """Whether a signal may have raised it: that happens in the main thread alone.
+    """Whether a signal may have raised it, which happens in the main thread alone.
 
-    Everything else that such code raises is its own failure. In a thread or a task a `SystemExit`,
-    a `KeyboardInterrupt` or a class of its own under `BaseException` would end that, with nobody to
-    tell who waits.
+    Everything else that a caller's code raises is its own failure. A `SystemExit`, a
+    `KeyboardInterrupt` or another class under `BaseException` would end a thread or a task, and
+    whoever waits for it would never know.
     """
     return (
         isinstance(error, KeyboardInterrupt)
@@ -158,7 +158,9 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 
 def ends_task(error: BaseException) -> bool:
-    """Whether it ends the task that awaits such code, and does not come out of the code itself."""
+    """Whether the exception ends the task that awaits a caller's code, rather than coming from that
+    code.
+    """
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         try:
             task = asyncio.current_task()

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Asked(NamedTuple):
-    """What an engine is asked for a row, where that shows before anything has been done with it."""
+    """What an engine is asked for a row, if that is known before any stage has run."""
 
     engine: LLMEngine
     request: Request
@@ -168,11 +168,11 @@ class Tries(Struct):
 
 
 class Attempts:
-    """Asks an engine, each request up to `most` times, deaths of the engine not counted.
+    """Asks an engine, each request up to `most` times. Deaths of the engine do not count.
 
-    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. Unless `goes_on`
-    says so, nothing is tried again. `policy` says which failures may pass beyond those that say so
-    themselves.
+    `pause` is the wait before the second attempt, in seconds; it doubles up to 5 s. Once `goes_on`
+    returns False, nothing is tried again. `policy` adds kinds of failures to retry to those that
+    are retryable themselves.
     """
 
     def __init__(

@@ -54,10 +54,9 @@ bytes that keep the type of each value.
 class OutputRows:
     """Makes the output rows of one run.
 
-    With `keep` each row has the columns of the input, those that the processor makes, `status` and
-    `error`: in a good row a column of the input that it no longer has is null, in one that failed
-    what was to be made is. What that is shows in a good row (`known`), so `learn` of it as soon as
-    there is one.
+    With `keep` all rows have the same columns: those of the input, those that the processor makes,
+    `status` and `error`. A value that a row lacks is null. The columns that the processor makes
+    show in the first good row, so `learn` of it early; then they are `known`.
     """
 
     def __init__(self, *, keep: bool) -> None:

@@ -246,8 +246,8 @@ class StageChain:
 
 
 async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Start all side by side; where one fails, the others have ended too when this raises: nothing
-    starts later on.
+    """Start all side by side. If one fails, the others have ended too when this raises, so nothing
+    starts later.
     """
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:
@@ -272,7 +272,7 @@ def _room_taken(worker: _Worker) -> tuple[float, int]:
 
 
 def usage_of(columns: Mapping[str, Any]) -> Usage | None:
-    """The tokens that a stage's columns tell of: an engine's own, or those of an API's answer."""
+    """The token counts in a stage's columns: an engine's own, or those of an API's answer."""
     if "num_input_tokens" in columns:
         prompt, answer, cached = map(columns.get, _OWN)
         return Usage(

@@ -375,10 +375,10 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
 
 
 class _Members(io.RawIOBase):
-    """The members of a file, one after the other.
+    """The members of a compressed file, one after the other.
 
-    `bz2` and `lzma` have such readers too. Those end without a word at a member whose beginning is
-    damaged, and the rows in it and after it would be missing.
+    `bz2` and `lzma` have such readers too. But theirs end without an error at a member whose
+    beginning is damaged, and its rows and all later ones would be missing.
     """
 
     def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:

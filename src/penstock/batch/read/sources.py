@@ -287,9 +287,9 @@ async def _in_thread(
 class _Reader:
     """A bounded queue between a thread that reads and the event loop.
 
-    Neither side takes a lock for a row: that would cost more than all else. Each counts for itself
-    what it has put in or taken out, and says that it waits before it looks a last time, so that the
-    other will see the one or the other.
+    Neither side takes a lock for a row: that would cost more than all else. Each side counts what
+    it has put in or taken out. Before it waits it says so, then looks once more, so the other side
+    sees either the row or the waiting.
     """
 
     def __init__(self, batches: Iterator[list[Row]], loop: asyncio.AbstractEventLoop) -> None:
@@ -377,10 +377,9 @@ class _Reader:
 
 
 async def in_daemon_thread(call: Callable[[], T]) -> T:
-    """What `call` returns or raises, from a thread of its own that nobody waits for once this is
-    cancelled.
-
-    `asyncio.to_thread` will not do for a pipe: the end of the event loop waits for its threads.
+    """What `call` returns or raises. It runs in a daemon thread, for which nobody waits once this
+    is cancelled. `asyncio.to_thread` will not do for a pipe: the end of the event loop waits for
+    its threads.
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()  # whoever leaves does not cancel it
