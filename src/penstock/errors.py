@@ -443,7 +443,7 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def told(error: BaseException) -> str:
+def class_and_text(error: BaseException) -> str:
     """The name of an error's class, and its text: "ValueError: no such row"."""
     text = text_of(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from penstock.balance.policies.base import RouteRequest, two_of
-from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin, SessionAffinity
 from penstock.balance.policies.prefix import KVAware, PrefixAware, PrefixTree, byte_blocks
-from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.balance.policies.table import POLICIES, AdapterPreference, make_policy
 from penstock.errors import ConfigError
 

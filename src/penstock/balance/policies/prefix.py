@@ -185,6 +185,6 @@ class KVAware(PrefixAware):
 
 
 def kv_aware_in(policy: RoutingPolicy) -> KVAware | None:
-    """The KV-aware policy itself, where that is what `policy` is, or what it goes by."""
+    """The KV-aware policy in `policy`: that itself, or the one that it wraps."""
     inner = getattr(policy, "policy", policy)
     return inner if isinstance(inner, KVAware) else None

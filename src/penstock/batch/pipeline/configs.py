@@ -173,7 +173,7 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     "raise" an answer that its `max_tokens` cut off is asked for again with twice as many, with
     "truncate" a prompt, or a text to embed, that is too long for the model is shortened,
     "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the
-    row's JSON Schema is asked for again, up to `max_attempts` times, the model being told what was
+    row's JSON Schema is asked for again, up to `max_attempts` times, and the request says what was
     wrong; a row without a good one fails. `max_concurrent_batches`,
     `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
     """

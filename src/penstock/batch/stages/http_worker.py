@@ -205,8 +205,8 @@ class HttpRequests:
 
 
 def _error_in(body: bytes, where: str) -> UpstreamError | None:
-    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an
-    answer may well have a field of that name.
+    """The error that an answer is: one in OpenAI's form, or a body with nothing but a text named
+    `error`. A good answer may have a field of that name too.
     """
     from penstock.http.complaints import as_error
 
