@@ -20,14 +20,14 @@ DEFAULT_WAITING = 1024
 DEFAULT_PREFILL_TIMEOUT_S = 30.0
 
 
-class CloudMirrorConfig(Options, frozen=True, kw_only=True):
+class CloudMirrorConfig(Options, kw_only=True):
     """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` others."""
 
     bucket_uri: str | None = None
     extra_files: list[dict[str, str]] = field(default_factory=list)
 
 
-class ModelLoadingConfig(Options, frozen=True, kw_only=True):
+class ModelLoadingConfig(Options, kw_only=True):
     """Which model. `model_id` is the name that requests use; `model_source` is what the engine
     loads: "demo", a directory, a file, or a hub id (default: `model_id`). `tokenizer_source` is the
     same for the tokenizer (default: the model's own). `aliases` are further names for requests;
@@ -40,14 +40,14 @@ class ModelLoadingConfig(Options, frozen=True, kw_only=True):
     aliases: list[str] = field(default_factory=list)
 
 
-class AcceleratorConfig(Options, frozen=True, kw_only=True):
+class AcceleratorConfig(Options, kw_only=True):
     """The kind of device. `topology` is a TPU slice such as "2x2"."""
 
     kind: Literal["cpu", "gpu", "tpu"] | None = None
     topology: str | None = None
 
 
-class PlacementGroupConfig(Options, frozen=True, kw_only=True):
+class PlacementGroupConfig(Options, kw_only=True):
     """Resources of the engine's workers. `bundles` lists them; `bundle_per_worker` is one
     worker's, repeated tensor × pipeline parallel size times. Exactly one is set. `strategy`
     defaults to "PACK".
@@ -64,7 +64,7 @@ class PlacementGroupConfig(Options, frozen=True, kw_only=True):
             )
 
 
-class LoraConfig(Options, frozen=True, kw_only=True):
+class LoraConfig(Options, kw_only=True):
     """LoRA adapters. `dynamic_lora_loading_path` is a directory or URL with one subdirectory an
     adapter; `adapters` maps the names of further adapters to directories or URLs. At most
     `max_num_adapters_per_replica` (16) are loaded at once. A download may take `download_timeout_s`
@@ -78,7 +78,7 @@ class LoraConfig(Options, frozen=True, kw_only=True):
     max_download_tries: Positive = 3
 
 
-class AutoscalingConfig(Options, frozen=True, kw_only=True):
+class AutoscalingConfig(Options, kw_only=True):
     """How many replicas, and when. With `min_replicas` 0 the model loads on its first request,
     unless `initial_replicas` is 1, and unloads after `downscale_to_zero_delay_s` idle seconds
     (default: `downscale_delay_s`, 600). The other fields are for runtimes with several replicas.
@@ -119,7 +119,7 @@ class AutoscalingConfig(Options, frozen=True, kw_only=True):
             )
 
 
-class DeploymentConfig(Options, frozen=True, kw_only=True):
+class DeploymentConfig(Options, kw_only=True):
     """How a replica is deployed; the names are Ray Serve's. Penstock itself reads
     `autoscaling_config`, `max_ongoing_requests` (concurrent requests to the engine; default: a
     tenth more than its slots), `max_queued_requests` (waiting requests; default 1,024, -1 for no
@@ -161,7 +161,7 @@ class DeploymentConfig(Options, frozen=True, kw_only=True):
                 )
 
 
-class CallbackConfig(Options, frozen=True, kw_only=True):
+class CallbackConfig(Options, kw_only=True):
     """Hooks around the start of a node: an import path or class, its arguments, and whether its
     errors abort the start.
     """
@@ -171,7 +171,7 @@ class CallbackConfig(Options, frozen=True, kw_only=True):
     raise_error_on_callback: bool = True
 
 
-class LLMConfig(Options, frozen=True, kw_only=True):
+class LLMConfig(Options, kw_only=True):
     """One model with all options for loading and serving it. Nested parts may be mappings.
 
     `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. With
