@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -15,16 +16,17 @@ from ray.serve import Application
 from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
-from penstock.llm_config import DeploymentConfig, LLMConfig
+from penstock.llm_config import DeploymentConfig, LLMConfig, parallelism
 from penstock.ray.deployments import LLMIngress, LLMReplica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.config.placement import deployment_options, parallelism
+from penstock.serve.config.placement import deployment_options
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
+_log = logging.getLogger(__name__)
 UNLIMITED = 1_000_000
 """Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 DEFAULT_TARGET = 32.0
@@ -56,6 +58,10 @@ def build_deployment(
     `front`, a host and port, they also listen there for clients.
     """
     config, beside = overridden(config, override_serve_options or {})
+    if config.llm_engine is None:
+        _log.info(
+            "model '%s' runs on %s: %s", config.model_id, config.engine_name, config.engine_reason
+        )
     options = {**serve_options(config), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = (

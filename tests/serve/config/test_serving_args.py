@@ -60,7 +60,7 @@ def test_one_application_says_all_that_a_plain_file_says(tmp_path: Path) -> None
             "several models",
         ),
         ({"llm_configs": [{**PLAIN, "deployment_config": {"num_replicas": 2}}]}, "more replicas"),
-        ({"ingress_cls_config": {"ingress_cls": "a:B"}}, "ingress class"),
+        ({"ingress_cls_config": {"ingress_cls": "penstock.serve:OpenAiIngress"}}, "ingress class"),
         ({"http": {"dev": True}}, "control routes"),
     ],
 )
@@ -96,7 +96,7 @@ applications:
         experimental_configs: {stream_batching_interval_ms: 50}
         runtime_env: {env_vars: {HF_TOKEN: abc}}
         log_engine_metrics: true
-      - one.yaml
+      - two.yaml
 """
 
 
@@ -107,7 +107,7 @@ def write(tmp_path, text, name="serve.yaml"):
 
 
 def test_a_ray_serve_file_is_read_unchanged(tmp_path):
-    write(tmp_path, MODEL, "one.yaml")
+    write(tmp_path, MODEL.replace("qwen-0.5b", "two"), "two.yaml")
     first, second = load_serving_args(write(tmp_path, RAY)).llm_configs
     assert (first.model_id, first.engine_name, first.engine_kwargs["max_model_len"]) == (
         "qwen-0.5b",

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from msgspec import Meta, field
+from msgspec.structs import force_setattr
 
 from penstock.config import Options, parse_options
 from penstock.errors import ConfigError
-from penstock.llm_config import PlacementGroupConfig
+from penstock.llm_config import PlacementGroupConfig, accelerator_name
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -113,8 +114,9 @@ class ProcessorConfig(Options, kw_only=True):
 
     `batch_size` and `concurrency` are those of each stage that does not say otherwise. With
     `should_continue_on_error` a row that fails becomes an error row, and each row has the columns
-    `status` and `error`; else the first failure ends the run. `accelerator_type` and
-    `resources_per_bundle` are for Ray.
+    `status` and `error`; else the first failure ends the run. `accelerator_type` (a name of Ray's)
+    and `resources_per_bundle` (of one worker of an engine) are for stages that run an engine, on
+    Ray.
     """
 
     batch_size: Positive = 32
@@ -126,6 +128,16 @@ class ProcessorConfig(Options, kw_only=True):
 
     def __post_init__(self) -> None:
         check_concurrency(self.concurrency)
+        if self.accelerator_type is not None:
+            force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
+
+    def get_concurrency(self, autoscaling_enabled: bool = True) -> dict[str, int]:
+        """The pool of workers: `min_size` and `max_size`, or the `size` of one that is fixed."""
+        if isinstance(self.concurrency, int):
+            if not autoscaling_enabled:
+                return {"size": self.concurrency}
+            return {"min_size": 1, "max_size": self.concurrency}
+        return {"min_size": self.concurrency[0], "max_size": self.concurrency[-1]}
 
 
 class HttpRequestProcessorConfig(ProcessorConfig, kw_only=True):
@@ -206,7 +218,7 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     has_image: bool | None = None
 
     def __post_init__(self) -> None:
-        check_concurrency(self.concurrency)
+        ProcessorConfig.__post_init__(self)
         if self.engine is None and self.model_source is None:
             raise ConfigError(
                 "say which model: a directory, a file, a hub id, or 'demo'", field="model_source"

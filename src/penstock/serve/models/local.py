@@ -236,6 +236,13 @@ def build_local_handles(
             handles[config.model_id] = LocalModel(config, budget)
         except ConfigError as error:
             raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
+        if config.llm_engine is None:
+            _log.info(
+                "model '%s' runs on %s: %s",
+                config.model_id,
+                config.engine_name,
+                config.engine_reason,
+            )
         for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):
             if side is not None and (ignored := passed_over(side)):
                 _log.warning(

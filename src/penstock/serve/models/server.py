@@ -433,10 +433,15 @@ def engine_site(config: LLMConfig, role: Role) -> Site:
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
     """The class of a configuration's engine. Raises `ConfigError`, `MissingExtraError`."""
-    path = env.engine_cls()
-    cls: type[LLMEngine] = (
-        import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
-    )
+    replacement = env.engine_cls()
+    if replacement is None:
+        return engine_class(config.engine_name)
+    variable, path = replacement
+    cls: Any = import_object(path, variable)
+    if not isinstance(cls, type) or not issubclass(cls, LLMEngine):
+        raise ConfigError(
+            "must be a subclass of penstock.engines.base.LLMEngine", field=variable, value=path
+        )
     return cls
 
 
