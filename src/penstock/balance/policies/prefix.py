@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -109,9 +110,17 @@ class PrefixAware(RoutingPolicy):
 
     reads_blocks = True
 
-    def __init__(self, capacity: int = 1_000_000, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 1_000_000,
+        seed: int | None = None,
+        *,
+        imbalanced_threshold: float = math.inf,
+        match_rate_threshold: float = 0.0,
+    ) -> None:
         self.tree = PrefixTree(capacity)
         self._draw = random.Random(seed)
+        self._imbalanced, self._match_rate = imbalanced_threshold, match_rate_threshold
         self._seen: Sequence[Any] = ()
         self._by_id: dict[str, Any] = {}
 
@@ -122,6 +131,12 @@ class PrefixAware(RoutingPolicy):
         path = self.tree.path(request.blocks)
         candidates = list(two_of(replicas, self._draw))
         depth = len(path)
+        if depth < self._match_rate * len(request.blocks):
+            depth = 0
+        if self._imbalanced < math.inf:
+            loads = [replica.load for replica in replicas]
+            if max(loads) - min(loads) > self._imbalanced:
+                return replicas[loads.index(min(loads))]
         while depth:
             # Few hold a long prefix, and all may hold a short one: then some, from a place drawn
             # anew.

@@ -7,7 +7,7 @@ the first worker, so that both land on one machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Any
 
@@ -114,12 +114,18 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     actor = {**(options.get("ray_actor_options") or {}), **_own_devices(config)}
     lower, upper = actor.get("runtime_env") or {}, config.runtime_env or {}
     if lower or upper:
-        actor["runtime_env"] = {**lower, **upper}
-    if "env_vars" in lower and "env_vars" in upper:
-        actor["runtime_env"]["env_vars"] = {**lower["env_vars"], **upper["env_vars"]}
+        actor["runtime_env"] = joined_environments(lower, upper)
     if actor:
         options["ray_actor_options"] = actor
     return options
+
+
+def joined_environments(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Two runtime environments as one: the upper's fields win, and its variables one by one."""
+    joined = {**lower, **upper}
+    if "env_vars" in lower and "env_vars" in upper:
+        joined["env_vars"] = {**lower["env_vars"], **upper["env_vars"]}
+    return joined
 
 
 def _own_devices(config: LLMConfig) -> dict[str, Any]:
