@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import Items, Options, parse_options
+from penstock.config import Items, Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.accelerators import Kind, accelerator_name, kind_of, kind_of_bundles
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine
@@ -188,7 +188,7 @@ class DeploymentConfig(Items, kw_only=True):
     """
 
     name: str | None = None
-    num_replicas: int | Literal["auto"] | None = None
+    num_replicas: Count | Literal["auto"] | None = None
     autoscaling_config: AutoscalingConfig | None = None
     max_ongoing_requests: Positive | None = field(default_factory=env.max_ongoing_requests)
     max_queued_requests: Annotated[int, Meta(ge=-1)] | None = None
@@ -278,7 +278,7 @@ class LLMConfig(Options, kw_only=True):
     server_cls: Any = None
     callback_config: CallbackConfig | None = None
     experimental_configs: dict[str, Any] = field(default_factory=dict)
-    log_engine_metrics: bool = True
+    log_engine_metrics: bool | None = True
     prefill_config: LLMConfig | None = None
     import_path: str | None = None
 
@@ -291,6 +291,8 @@ class LLMConfig(Options, kw_only=True):
                 value=self.llm_engine,
                 hint=nearest(self.engine_name, ENGINE_NAMES),
             )
+        if isinstance(self.server_cls, str):
+            import_object(self.server_cls, "server_cls")  # it may not be there at all
         if self.accelerator_type is not None:
             force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
         self._check_accelerator()
