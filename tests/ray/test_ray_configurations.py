@@ -18,7 +18,7 @@ from penstock.llm_config.accelerators import NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-PAGE = Path(__file__).parents[2] / "docs/from-ray.md"
+PAGE = Path(__file__).parents[2] / "docs/from-ray-configuration.md"
 
 REASONED = {
     "an engine of ours": "there are more engines",

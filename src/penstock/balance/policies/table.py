@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
 from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
-from penstock.balance.policies.prefix import BLOCK_BYTES, KVAware, PrefixAware
+from penstock.balance.policies.prefix import KVAware, PrefixAware
 from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig
 
-POLICIES: dict[str, Callable[..., RoutingPolicy]] = {
+POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
     "least_loaded": LeastLoaded,
     "least_busy": LeastBusy,
     "round_robin": RoundRobin,
@@ -24,15 +23,13 @@ POLICIES: dict[str, Callable[..., RoutingPolicy]] = {
 DEFAULT_POLICY = "prefix_aware"
 
 
-def make_policy(
-    name: str = DEFAULT_POLICY, field: str = "", arguments: Mapping[str, Any] | None = None
-) -> RoutingPolicy:
+def make_policy(name: str = DEFAULT_POLICY, field: str = "") -> RoutingPolicy:
     """A new policy by its name; all of them prefer replicas that hold the adapter asked for.
 
     Raises `ConfigError` for `field`.
     """
     try:
-        policy = POLICIES[name](**(arguments or {}))
+        policy = POLICIES[name]()
     except KeyError:
         raise ConfigError(
             f"unknown routing policy '{name}'",
@@ -54,44 +51,8 @@ FIELD = "deployment_config.request_router_config"
 
 
 def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> RoutingPolicy:
-    """A new policy, as `request_router_config` says: its `request_router_class`, made with its
-    `request_router_kwargs`. Raises `ConfigError`.
-    """
-    name = _name(config, default)
-    given = (config.deployment_config.request_router_config or {}).get("request_router_kwargs")
-    return make_policy(name, f"{FIELD}.request_router_class", _arguments(name, given or {}))
-
-
-def _arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a policy, of Ray's for a router. Raises `ConfigError`."""
-    known = _OF_PREFIXES if name in ("prefix_aware", "kv_aware") else frozenset[str]()
-    for key, value in given.items():
-        where = f"{FIELD}.request_router_kwargs.{key}"
-        if key not in known:
-            hint = nearest(key, known) or "It takes none"
-            raise ConfigError(f"the policy {name} takes no '{key}'", field=where, hint=hint)
-        if value is not None and not isinstance(value, (int, float)):
-            raise ConfigError(f"must be a number, got {value!r}", field=where, value=value)
-    made = {
-        key: given[key]
-        for key in ("imbalanced_threshold", "match_rate_threshold")
-        if given.get(key) is not None
-    }
-    chars = given.get("eviction_threshold_chars")
-    if given.get("do_eviction") and chars is not None:
-        made["capacity"] = max(1, int(chars) // BLOCK_BYTES)
-    return made
-
-
-_OF_PREFIXES = frozenset(
-    {
-        *("imbalanced_threshold", "match_rate_threshold", "do_eviction"),
-        *("eviction_threshold_chars", "eviction_target_chars", "eviction_interval_secs"),
-    }
-)
-"""Arguments of Ray's `PrefixCacheAffinityRouter`. What the policy remembers is bounded anyway, and
-the oldest leaves at once: no target and no interval.
-"""
+    """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
+    return make_policy(_name(config, default), f"{FIELD}.request_router_class")
 
 
 def reads_caches(config: LLMConfig) -> bool:

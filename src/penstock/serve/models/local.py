@@ -206,6 +206,8 @@ def passed_over(config: LLMConfig) -> list[str]:
             and (part.name, value) != ("num_replicas", 1)
         ):
             found.append(f"deployment_config.{part.name}")
+    if config.num_ingress_replicas is not None:
+        found.append("experimental_configs.num_ingress_replicas")
     scaling = config.autoscaling
     for name in ("min_replicas", "max_replicas"):
         if (replicas := getattr(scaling, name)) > 1:
