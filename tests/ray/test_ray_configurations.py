@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray.llm
 import ray.util.accelerators.accelerators as rays_accelerators
 
 import ray_configurations as cases
@@ -18,6 +17,8 @@ from penstock.llm_config.accelerators import NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
+ray_llm = pytest.importorskip("ray.llm")
+rays_accelerators = pytest.importorskip("ray.util.accelerators.accelerators")
 PAGE = Path(__file__).parents[2] / "docs/from-ray-configuration.md"
 
 REASONED = {
@@ -86,7 +87,7 @@ def test_accelerators_are_rays() -> None:
 
 def test_each_variable_of_rays_environment_is_explained() -> None:
     page = PAGE.read_text()
-    root = Path(ray.llm.__path__[0])
+    root = Path(ray_llm.__path__[0])
     found = set()
     names = re.compile(r'"((?:RAYLLM|RAY_SERVE_LLM|DEFAULT_MULTIPLEX)_\w+)"')
     for file in root.rglob("*.py"):

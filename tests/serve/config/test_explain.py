@@ -285,3 +285,11 @@ def test_the_demo_model_has_nothing_unknown():
     assert found.warnings == []
     assert found.memory.weights
     assert found.context_length == 4096
+
+
+def test_the_engine_and_why_it_is_this_one():
+    found = one({"loading": {"model_source": "demo"}})
+    assert (found.engine, found.engine_reason) == (
+        "openvino",
+        "nothing in the configuration asks for another one",
+    )
