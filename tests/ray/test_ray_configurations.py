@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray.util.accelerators.accelerators as rays_accelerators
 
 import ray_configurations as cases
 from penstock.llm_config.accelerators import NAMES
