@@ -345,3 +345,9 @@ def test_what_one_process_cannot_honour_is_named(caplog):
         " deployment_config.autoscaling_config.min_replicas (2),"
         " deployment_config.autoscaling_config.max_replicas (4)"
     )
+
+
+async def test_the_start_says_which_engine_and_why(caplog):
+    caplog.set_level("INFO")
+    build_local_handles([LLMConfig.from_dict({"model_loading_config": {"model_id": "demo"}})])
+    assert "model 'demo' runs on openvino: nothing in the configuration asks" in caplog.text

@@ -234,10 +234,6 @@ def build_local_handles(
                 field="model_loading_config.model_id",
                 value=config.model_id,
             )
-        try:
-            handles[config.model_id] = LocalModel(config, budget)
-        except ConfigError as error:
-            raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
         if config.llm_engine is None:
             _log.info(
                 "model '%s' runs on %s: %s",
@@ -245,6 +241,10 @@ def build_local_handles(
                 config.engine_name,
                 config.engine_reason,
             )
+        try:
+            handles[config.model_id] = LocalModel(config, budget)
+        except ConfigError as error:
+            raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
         for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):
             if side is not None and (ignored := passed_over(side)):
                 _log.warning(
