@@ -1,7 +1,11 @@
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 from penstock.engines.base import ENGINES
 from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.vllm.options import known_names
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, VLLM_NAMES
@@ -49,3 +53,12 @@ def test_the_names_are_those_of_the_table_of_engines():
 
 def test_no_option_of_the_embedded_engine_means_vllm():
     assert not VLLM_NAMES & set(OpenVINOOptions.__struct_fields__)
+
+
+@pytest.mark.vllm
+def test_the_options_are_vllms():
+    vllm = find_spec("vllm")
+    assert vllm is not None
+    (root,) = vllm.submodule_search_locations or ()
+    engine, frontend = known_names(Path(root).parent)
+    assert engine | frontend >= VLLM_NAMES
