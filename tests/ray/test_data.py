@@ -20,12 +20,9 @@ with warnings.catch_warnings():
 
 from penstock.batch.pipeline.builder import build_processor
 from penstock.batch.pipeline.configs import (
-    HttpRequestProcessorConfig,
     OpenVINOEngineProcessorConfig,
     ProcessorConfig,
     ServeDeploymentProcessorConfig,
-    SGLangEngineProcessorConfig,
-    vLLMEngineProcessorConfig,
 )
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.stages.base import StatefulStage
@@ -273,58 +270,3 @@ def test_resources_are_said_once() -> None:
     )
     with pytest.raises(ConfigError, match="on the machine of its actor"):
         build_processor(spread)(ray.data.range(1))
-
-
-def reserved(config: Any) -> dict[str, dict[str, Any]]:
-    """What each stage of the processor asks Ray for, by the stage's name."""
-    return {
-        name: {
-            key: value
-            for key, value in stage_options(config, stage).items()
-            if key in ("num_cpus", "num_gpus", "resources", "accelerator_type")
-        }
-        for name, stage in build_processor(config).stages.items()
-        if stage.fn is not None
-    }
-
-
-def test_the_stage_of_the_engine_alone_reserves_for_it() -> None:
-    config = vLLMEngineProcessorConfig(
-        model_source="m",
-        accelerator_type="A10",
-        resources_per_bundle={"CPU": 2, "GPU": 1, "disk": 1},
-        engine_kwargs={"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
-        prepare_multimodal_stage=True,
-    )
-    assert reserved(config) == {
-        "PrepareMultimodalStage": {},
-        "vLLMEngineStage": {
-            "num_cpus": 8,
-            "num_gpus": 4,
-            "resources": {"disk": 4},
-            "accelerator_type": "A10G",
-        },
-    }
-
-
-def test_a_stage_that_runs_an_engine_of_its_own_reserves_for_it_too() -> None:
-    config = SGLangEngineProcessorConfig(
-        model_source="m", engine_kwargs={"tp_size": 2}, tokenize_stage={"num_cpus": 1}
-    )
-    found = reserved(config)
-    assert found["SGLangEngineStage"] == {"num_gpus": 2}
-    assert found["TokenizeStage"] == {"num_gpus": 2, "num_cpus": 1}
-
-
-def test_the_embedded_engine_reserves_a_cpu() -> None:
-    config = OpenVINOEngineProcessorConfig(model_source="demo")
-    assert reserved(config) == {"OpenVINOEngineStage": {"num_cpus": 1}}
-
-
-@pytest.mark.parametrize(
-    "fields", [{"accelerator_type": "L4"}, {"resources_per_bundle": {"GPU": 1}}]
-)
-def test_what_no_engine_would_reserve_is_refused(fields: dict[str, Any]) -> None:
-    made = build_processor(HttpRequestProcessorConfig(url="http://127.0.0.1:9", **fields))
-    with pytest.raises(ConfigError, match="no stage runs an engine"):
-        made(ray.data.range(1))
