@@ -59,6 +59,6 @@ def test_no_option_of_the_embedded_engine_means_vllm():
 def test_the_options_are_vllms():
     vllm = find_spec("vllm")
     assert vllm is not None
-    (root,) = vllm.submodule_search_locations or ()
-    engine, frontend = known_names(Path(root).parent)
+    assert vllm.origin is not None
+    engine, frontend = known_names(Path(vllm.origin).parents[1])
     assert engine | frontend >= VLLM_NAMES
