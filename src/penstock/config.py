@@ -116,11 +116,16 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        checked = parse_options(type(self), {**self._fields(), name: value})
-        for field, old in self._fields().items():
-            new = getattr(checked, field)
-            if field == name or new != old:
-                msgspec.structs.force_setattr(self, field, new)
+        self._assign({name: value})
+
+    def _assign(self, changes: Mapping[str, Any]) -> None:
+        """Set fields, all or none of them. Raises `ConfigError`."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        checked = parse_options(type(self), {**fields, **changes})
+        for name, old in fields.items():
+            new = getattr(checked, name)
+            if name in changes or new != old:
+                msgspec.structs.force_setattr(self, name, new)
 
     def __repr__(self) -> str:
         """Only fields that differ from their defaults, with secrets masked."""
@@ -161,8 +166,8 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         `ConfigError`.
         """
         copied = copy.deepcopy(self) if deep else copy.copy(self)
-        for name, value in (update or {}).items():
-            setattr(copied, name, value)
+        if update:
+            copied._assign(update)
         return copied
 
     def model_dump(
@@ -180,9 +185,6 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
             for name in names
             if (value := getattr(self, name)) is not None or not exclude_none
         }
-
-    def _fields(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__struct_fields__}
 
     def _given(self) -> list[str]:
         """The fields that differ from their defaults."""
@@ -231,8 +233,7 @@ class Items(Options, kw_only=True):
         return getattr(self, name)
 
     def update(self, other: Any = (), **more: Any) -> None:
-        for name, value in {**dict(other), **more}.items():
-            setattr(self, name, value)
+        self._assign({**dict(other), **more})
 
 
 def _dumped(value: Any, how: dict[str, bool]) -> Any:

@@ -110,6 +110,9 @@ def test_copies():
     assert shallow.engine_kwargs is one.engine_kwargs
     other = one.model_copy(update={"model_loading_config": {"model_id": "n"}})
     assert (other.model_id, one.model_id) == ("n", "m")
+    tpus = {"accelerator_type": "TPU-V6E", "placement_group_config": {"bundles": [{"TPU": 1}]}}
+    gpus = config(accelerator_type="L4", placement_group_config={"bundles": [{"GPU": 1}]})
+    assert gpus.model_copy(update=tpus).accelerator_kind == "tpu"
     with pytest.raises(ConfigError, match="model_idd"):
         one.model_copy(update={"model_loading_config": {"model_idd": "n"}})
 
