@@ -299,6 +299,8 @@ class Validator:
             ).validate
         except jsonschema_rs.ValidationError as error:
             raise ConfigError(self._complaint(schema, error), field="schema") from None
+        except ConfigError:
+            raise
         except (RecursionError, ValueError):
             raise ConfigError("the JSON Schema is nested too deeply", field="schema") from None
 

@@ -171,10 +171,10 @@ async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
         return None
     try:
         await _schema(structured.spec).read(text)
-    except ValueError as error:
-        return str(error)
     except ConfigError as error:
         raise RequestError(str(error), param="structured_outputs") from None
+    except ValueError as error:
+        return str(error)
     return None
 
 

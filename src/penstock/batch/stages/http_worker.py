@@ -32,7 +32,7 @@ _NO_FILES = frozenset({str, int, float, bool, list, type(None)})
 _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-class HttpRequestOptions(Options, frozen=True, kw_only=True):
+class HttpRequestOptions(Options, kw_only=True):
     """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
 
     `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the

@@ -21,8 +21,8 @@ from penstock.balance.pool import Member, Pool
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig
-from penstock.serve.config.placement import deployment_options, parallelism
+from penstock.llm_config import LLMConfig, parallelism
+from penstock.serve.config.placement import deployment_options
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.models.server import LLMServer, engine_type, make_engine
 from penstock.types import ChatRequest, CompletionRequest
