@@ -34,7 +34,7 @@ class WarpedLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return super().time() + self.selector.jumped
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Wait for threads however long they take: their time is not warped."""
         await super().shutdown_default_executor()
 
