@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -27,8 +29,8 @@ from penstock.engines.openvino.options import (
     usable_cpus,
 )
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError
-from penstock.types import Scores, StructuredOutput, Transcription
+from penstock.errors import EngineDeadError, UnsupportedError
+from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -127,6 +129,16 @@ class OpenVINOEngine(WorkerEngine):
                 )
                 return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
+
+    async def label_shares(
+        self, texts: Asked, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        if request.adapter is not None:
+            raise UnsupportedError(
+                "decisions are of the bare model; this request has an adapter", param="model"
+            )
+        answer = await self._call("decide", texts, request.questions)
+        return msgspec.convert(answer, tuple[list[Shares], Usage])
 
     async def control(self, operation: str, **options: Any) -> Any:
         """Sleep by ending the process, which gives all its memory back."""

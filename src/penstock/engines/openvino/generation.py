@@ -23,6 +23,7 @@ import openvino_genai as genai
 
 from penstock.engines.openvino.biased import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
+from penstock.engines.openvino.deciding import decide
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
@@ -182,6 +183,15 @@ class Generation:
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
+
+    def decide(self, texts: Any, questions: Any) -> Any:
+        """The shares of the labels of each branch of `texts`, and the usage."""
+        while (model := self._logits.model()) is None:
+            pass
+        try:
+            return decide(model, self._tokenizer, self.context_length, texts, questions)
+        finally:
+            self._logits.rest()
 
     def metrics(self) -> dict[str, float]:
         """Counts of steps and requests, and how full the fullest KV cache is (0 to 1)."""

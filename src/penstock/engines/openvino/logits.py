@@ -106,6 +106,25 @@ class Reading:
             scores.append(TokenScore(token, logprob, ranks[row], pairs))
         return scores
 
+    def mark(self) -> Mark:
+        """Where the reading is, to go `back` there."""
+        states = [state.state.data.copy() for state in self._request.query_state()]
+        return Mark(self.length, self.after, states)
+
+    def back(self, mark: Mark) -> None:
+        """Forget what was read after the mark."""
+        for state, data in zip(self._request.query_state(), mark.states, strict=True):
+            state.state = ov.Tensor(data)
+        self.length, self.after = mark.length, mark.after
+
+
+class Mark(NamedTuple):
+    """A place in a sequence that is read, with the KV cache up to it."""
+
+    length: int
+    after: np.ndarray[Any, Any] | None
+    states: list[np.ndarray[Any, Any]]
+
 
 def _score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
     largest = logits.max()

@@ -65,7 +65,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
 
     model = Generation(load.path, load.options, load.context_length)
     capabilities = Capabilities(
-        tasks=frozenset({"chat", "completions", "tokenize", "detokenize"}),
+        tasks=frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
         context_length=load.context_length,
         max_concurrency=load.options.max_num_seqs,
         structured=frozenset({"json_schema", "json_object", "regex", "grammar"}),
