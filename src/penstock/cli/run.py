@@ -33,6 +33,29 @@ _OPTIONS = (
     click.option(
         "--prompt", metavar="TEXT", help="The user's message, with {column} as placeholder."
     ),
+    click.option(
+        "--decide",
+        metavar="FILE",
+        help=(
+            "Questions (YAML or JSON) about each prompt; each becomes the columns NAME and"
+            " NAME_probabilities."
+        ),
+    ),
+    click.option(
+        "--choices",
+        metavar="A,B,C",
+        help="Which of these fits each prompt best: the columns choice and choice_probabilities.",
+    ),
+    click.option(
+        "--filter",
+        metavar="QUESTION",
+        help="Keep the rows to whose prompt the answer is yes.",
+    ),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1),
+        help="The least probability of yes of a row that is kept.  [default: 0.5]",
+    ),
     click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
     click.option("--system", metavar="TEXT", help="A system message before each prompt."),
     click.option(
@@ -98,6 +121,9 @@ Examples:
   penstock run tickets.jsonl -o answers.jsonl --prompt 'Sort this: {text}' --schema ticket.json
   penstock run chats.parquet -o out.parquet --model ./llama-ir --messages conversation
   penstock run 'data/*.csv' -o out.csv --prompt 'Summarise: {body}' --limit 100
+  penstock run tickets.jsonl -o sorted.csv --prompt '{ticket}' --choices billing,shipping,other
+  penstock run tickets.jsonl -o angry.jsonl --prompt '{ticket}' --filter 'Is the customer angry?'
+  penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """

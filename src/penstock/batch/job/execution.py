@@ -84,7 +84,13 @@ async def _durable(
     plan.form.created = state.manifest.created
     journal = state.journal
     done = len(journal.done)
-    counts = Counts(rows=done, errors=dict(journal.errors), resumed=done, total=plan.total)
+    counts = Counts(
+        rows=done,
+        errors=dict(journal.errors),
+        left_out=journal.left_out,
+        resumed=done,
+        total=plan.total,
+    )
 
     def make_writer(path: Path) -> PartWriter:
         if tables is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from penstock.batch.decisions.questions import Deciding
 from penstock.batch.pipeline.configs import (
     COSTS_ONLY,
     EngineProcessorConfig,
@@ -39,6 +40,7 @@ def job_identity(
     sampling: Sampling,
     form: RowForm,
     output: Output | Literal["-"] | None,
+    deciding: Deciding | None,
 ) -> dict[str, Any]:
     """All that decides what the output will be, in plain values."""
     data = source.fingerprint or {"input": source.name}
@@ -67,6 +69,7 @@ def job_identity(
         "result prefix": job.result_prefix,
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
+        "decide": None if deciding is None else deciding.identity(),
         **how,
     }
 

@@ -65,6 +65,14 @@ class Job:
             meaning. Its configuration says whether a failing row ends the job, unless `on_error`
             does.
 
+    What to decide, in the place of an answer (the input of the questions is made as below):
+        decide: questions, as a list, a mapping or a path of YAML or JSON; see docs/decisions.md.
+            Each becomes the columns `name` and `name_probabilities`.
+        choices: options of one more question, `choice`: which of them fits best. A list, or text
+            with commas.
+        filter: a question with yes or no, `filter`. Rows stay in the output where yes has at least
+            the probability `threshold` (default 0.5).
+
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
@@ -115,6 +123,10 @@ class Job:
     runtime: Literal["local", "ray"] = "local"
     replicas: int = 1
     processor: Processor | None = None
+    decide: Any = None
+    choices: Sequence[str] | str | None = None
+    filter: str | None = None
+    threshold: float | None = None
     prompt: str | None = None
     messages: str | None = None
     system: str | None = None

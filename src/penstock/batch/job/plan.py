@@ -18,6 +18,7 @@ import msgspec
 
 from penstock import lazy
 from penstock.batch import structured
+from penstock.batch.decisions.questions import Deciding, deciding
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -26,6 +27,7 @@ from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
@@ -45,11 +47,15 @@ _log = logging.getLogger(__name__)
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
-_ROW_OPTIONS = _REPAIRS | {
-    *("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")
-}
+_DECIDES = frozenset({"decide", "choices", "filter", "threshold"})
+_ROW_OPTIONS = (
+    _REPAIRS
+    | _DECIDES
+    | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
+)
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
+_GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
 _PATH: Any = str | os.PathLike
 _WHOLE = (
@@ -58,10 +64,10 @@ _WHOLE = (
 )
 _REAL = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
-    *("repetition_penalty", "row_timeout", "max_error_rate"),
+    *("repetition_penalty", "row_timeout", "max_error_rate", "threshold"),
 )
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("model", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("model", "filter", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -126,9 +132,10 @@ async def plan_of(job: Job) -> Plan:
     sampling = _sampling(job, schema)
     output = _open_output(job)
     engine = _engine(job) if job.processor is None else None
+    asked = _deciding(job, engine) if engine is not None else None
     source = await open_source(job.source)
     try:
-        return _plan(job, source, engine, output, schema, sampling)
+        return _plan(job, source, engine, output, schema, sampling, asked)
     except BaseException:
         await source.close()
         raise
@@ -141,6 +148,7 @@ def _plan(
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
+    asked: Deciding | None,
 ) -> Plan:
     if isinstance(output, Output):
         for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
@@ -155,14 +163,14 @@ def _plan(
         form, step, policy = _processor_rows(job, job.processor, output)
     else:
         assert engine is not None
-        form, constant = _engine_rows(job, source, engine, output, schema, sampling)
+        form, constant = _engine_rows(job, source, engine, output, schema, sampling, asked)
         step = EngineStep(engine, form, constant, job.max_attempts, policy)
     return Plan(
         source=source,
         output=output,
         form=form,
         step=step,
-        identity=job_identity(job, source, engine, schema, sampling, form, output),
+        identity=job_identity(job, source, engine, schema, sampling, form, output, asked),
         limit=job.limit,
         keep_order=job.order == "input",
         policy=policy,
@@ -212,11 +220,13 @@ def _engine_rows(
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
+    asked: Deciding | None,
 ) -> tuple[EngineForm, str | None]:
     """The form of rows that ask the engine, and the one adapter of all of them."""
     if (
         job.prompt is None
         and job.messages is None
+        and asked is None
         and (source.first is None or are_lines(source.first))
     ):
         _check_unset(
@@ -231,17 +241,20 @@ def _engine_rows(
         return OpenAILines(model=engine.model_source, created=int(time.time())), None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
-    form = ColumnRequests(
-        template=Template(job.prompt) if job.prompt is not None else None,
-        messages=job.messages,
-        system=job.system,
-        sampling=sampling,
-        schema=schema,
-        adapter=constant,
-        adapter_column=job.adapter if in_column else None,
-        prefix=job.result_prefix,
-        repair=_repair(job),
-        values_for=_values_for(source, output),
+    input: dict[str, Any] = {
+        "template": Template(job.prompt) if job.prompt is not None else None,
+        "messages": job.messages,
+        "system": job.system,
+        "sampling": sampling,
+        "adapter": constant,
+        "adapter_column": job.adapter if in_column else None,
+        "prefix": job.result_prefix,
+        "values_for": _values_for(source, output),
+    }
+    form = (
+        ColumnRequests(schema=schema, repair=_repair(job), **input)
+        if asked is None
+        else ColumnDecisions(asked, **input)
     )
     if job.prompt is None and job.messages is None:
         raise ConfigError(
@@ -255,6 +268,13 @@ def _engine_rows(
         flat = isinstance(output, Output) and output.form == "csv"
         form.check(source.columns, source.every_column(), flat=flat)
     return form, constant
+
+
+def _deciding(job: Job, engine: LLMEngine) -> Deciding | None:
+    asked = deciding(job.decide, job.choices, job.filter, job.threshold, engine.model_source)
+    if asked is not None:
+        _check_unset(job, _GENERATES, "has no meaning for decisions, which generate nothing")
+    return asked
 
 
 def _engine(job: Job) -> LLMEngine:
@@ -383,8 +403,10 @@ def _check_ranges(job: Job) -> None:
         raise ConfigError(
             f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout
         )
-    if job.max_error_rate is not None and not 0 <= job.max_error_rate <= 1:
-        raise ConfigError(f"must be from 0 to 1, not {job.max_error_rate}", field="max_error_rate")
+    for name in ("max_error_rate", "threshold"):
+        share = getattr(job, name)
+        if share is not None and not 0 <= share <= 1:
+            raise ConfigError(f"must be from 0 to 1, not {share}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
 

@@ -31,7 +31,8 @@ _INTERVAL = 0.2
 
 
 class Counts(Struct):
-    """`rows` are all finished rows of the output, `ok` and `errors` (by type) among them.
+    """`rows` are all finished rows, `ok` and `errors` (by type) among them, and `left_out`, which a
+    filter keeps from the output.
 
     Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in
     all and `row_seconds` of them after the engine was loaded, and rows answered without computing:
@@ -41,6 +42,7 @@ class Counts(Struct):
 
     rows: int = 0
     errors: dict[str, int] = msgspec.field(default_factory=dict)
+    left_out: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -276,4 +278,5 @@ def duration(seconds: float) -> str:
 
 def _rows(counts: Counts) -> str:
     failed = f", {counts.failed:,} failed" if counts.failed else ""
-    return f"{counts.rows:,} rows{failed}"
+    kept = f", {counts.ok - counts.left_out:,} kept" if counts.left_out else ""
+    return f"{counts.rows:,} rows{kept}{failed}"
