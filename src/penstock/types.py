@@ -261,7 +261,6 @@ class DecideRequest(Struct, frozen=True, omit_defaults=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     request_id: str = ""
-    priority: int = 0
 
 
 class Usage(Struct, frozen=True):
@@ -394,12 +393,13 @@ class Transcription(Struct, frozen=True):
 class Decision(Struct, frozen=True):
     """The answer to one question.
 
-    `values` are those of the options, in the question's order (of a predicate True and False), and
-    `probabilities` has theirs, which sum to 1; for a choice of `several` each is that of the option
-    itself. `value`: the most likely one (the first of those that are `tied`), a list of all with at
-    least 0.5 for `several`, and for a score the expected value. `mass` is the probability that
-    the model gives to all options together before they are normalised: near 0 it would say
-    something else. Where it is 0 nothing is known: `value` is None, the probabilities are equal.
+    `values` and `labels` are those of the options, in the question's order (of a predicate True and
+    False), and `probabilities` has theirs, which sum to 1; for a choice of `several` each is that
+    of the option itself. `value`: the most likely one (the first of those that are `tied`), a list
+    of all with at least 0.5 for `several`, and for a score the expected value. `mass` is the
+    probability that the model gives to all options together before they are normalised: near 0 it
+    would say something else. Where it is 0 nothing is known: `value` is None, the probabilities are
+    equal.
     """
 
     name: str
@@ -409,6 +409,7 @@ class Decision(Struct, frozen=True):
     probabilities: list[float]
     tied: bool = False
     mass: float = 1.0
+    labels: list[str] = []
 
 
 class Decisions(Struct, frozen=True):

@@ -42,14 +42,14 @@ def decisions(
 
 def decision(question: Question, given: Sequence[Shares]) -> Decision:
     """The answer to a question, from the shares of its branches: one, or one an option."""
-    values = values_of(question)
+    values, labels = values_of(question), [option.label for option in options_of(question)]
     mass = min(one.mass for one in given)
     if isinstance(question, ChoiceQuestion) and question.several:
         chances = [one.probabilities[0] for one in given]
         chosen = [value for value, p in zip(values, chances, strict=True) if p >= _APPLIES]
         tied = any(abs(p - _APPLIES) <= TIE for p in chances)
         known = None if mass <= 0 else chosen
-        return Decision(question.name, "choice", known, values, chances, tied, mass)
+        return Decision(question.name, "choice", known, values, chances, tied, mass, labels)
     return decided(question, list(given[0].probabilities), mass)
 
 
@@ -63,7 +63,9 @@ def decided(question: Question, chances: list[float], mass: float = 1.0) -> Deci
         value = math.fsum(p * float(v) for p, v in zip(chances, values, strict=True))
     if mass <= 0:
         value = None
-    return Decision(question.name, _KINDS[type(question)], value, values, chances, tied, mass)
+    labels = [option.label for option in options_of(question)]
+    kind = _KINDS[type(question)]
+    return Decision(question.name, kind, value, values, chances, tied, mass, labels)
 
 
 def values_of(question: Question) -> list[Value]:

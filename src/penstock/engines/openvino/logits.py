@@ -8,7 +8,7 @@ positions that nobody asks for cost no vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,9 @@ from penstock.errors import UnsupportedError
 _CHUNK_NUMBERS = 1 << 23
 """Positions times vocabulary that one inference works on: 32 MiB of logits."""
 _LARGEST_CHUNK = 256
+_ATTENTION, _MASK = "ScaledDotProductAttention", 3
+HIDDEN = np.finfo(np.float32).min
+"""In a mask, added to the score of a token that another one must not see."""
 
 
 class TokenScore(NamedTuple):
@@ -36,12 +39,13 @@ class TokenScore(NamedTuple):
 
 class LogitModel:
     """One model, compiled to give log probabilities. Raises `UnsupportedError` for a graph whose
-    last layer is not found.
+    last layer is not found. `takes_trees`: it reads token trees, and not just sequences.
     """
 
     def __init__(self, path: str, options: OpenVINOOptions) -> None:
         core = ov.Core()
         model = core.read_model(path)
+        self.takes_trees = _take_mask(model)
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
         self.chunk = max(1, min(_LARGEST_CHUNK, _CHUNK_NUMBERS // self.vocabulary))
@@ -81,19 +85,13 @@ class Reading:
         scores: list[TokenScore] = []
         if not silent and self.after is not None:
             scores.append(_score(self.after, ids[0], top))
-        first = len(ids) - 1 if silent else 0
-        following = [*ids[first + 1 :], 0]
         size = len(ids)
-        feed: dict[str, Any] = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, self.length + size), np.int64),
-            "position_ids": np.arange(self.length, self.length + size, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, np.int32),
-            "penstock_rows": np.arange(first, size, dtype=np.int64),
-            "penstock_following": np.array(following, np.int64)[:, None],
-            "penstock_top": np.array(max(top, 1), np.int64),
-        }
-        self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
+        first = size - 1 if silent else 0
+        following = [*ids[first + 1 :], 0]
+        positions = np.arange(self.length, self.length + size)
+        mask = np.zeros((size, self.length + size), np.float32)
+        mask[:, self.length :][np.triu_indices(size, 1)] = HIDDEN
+        self._infer(ids, positions, mask, list(range(first, size)), following, top)
         self.length += size
         get = self._request.get_tensor
         self.after = get("penstock_after").data.reshape(-1).copy()
@@ -105,6 +103,55 @@ class Reading:
             pairs = list(zip(names[row], values[row], strict=True)) if top else []
             scores.append(TokenScore(token, logprob, ranks[row], pairs))
         return scores
+
+    def tree(
+        self, ids: Sequence[int], parents: Sequence[int], wanted: Mapping[int, Sequence[int]]
+    ) -> dict[int, list[float]]:
+        """Read a tree of at most `LogitModel.chunk` tokens behind the sequence, once.
+
+        `parents` has the place of each token's predecessor in `ids`, which is before it; -1: the
+        sequence itself. Returns the log probabilities of the tokens `wanted` after a place. Then go
+        `back`: what the sequence was cannot be read on.
+        """
+        size = len(ids)
+        mask = np.full((size, self.length + size), HIDDEN, np.float32)
+        mask[:, : self.length] = 0
+        positions = np.empty(size, np.int64)
+        for place, parent in enumerate(parents):
+            positions[place] = self.length
+            if parent >= 0:
+                positions[place] = positions[parent] + 1
+                mask[place, self.length :] = mask[parent, self.length :]
+            mask[place, self.length + place] = 0
+        rows = list(wanted)
+        widest = max(map(len, wanted.values()))
+        following = [[*wanted[row], *[0] * (widest - len(wanted[row]))] for row in rows]
+        self._infer(ids, positions, mask, rows, [0] * len(rows), 0, following)
+        found = self._request.get_tensor("penstock_wanted_logprobs").data.tolist()
+        return {row: one[: len(wanted[row])] for row, one in zip(rows, found, strict=True)}
+
+    def _infer(
+        self,
+        ids: Sequence[int],
+        positions: np.ndarray[Any, Any],
+        mask: np.ndarray[Any, Any],
+        rows: list[int],
+        following: list[int],
+        top: int,
+        wanted: list[list[int]] | None = None,
+    ) -> None:
+        feed: dict[str, Any] = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, mask.shape[1]), np.int64),
+            "position_ids": positions[None],
+            "beam_idx": np.zeros(1, np.int32),
+            "penstock_rows": np.array(rows, np.int64),
+            "penstock_following": np.array(following, np.int64)[:, None],
+            "penstock_top": np.array(max(top, 1), np.int64),
+            "penstock_wanted": np.array(wanted or [[0]] * len(rows), np.int64),
+            "penstock_mask": mask[None, None],
+        }
+        self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
 
     def mark(self) -> Mark:
         """Where the reading is, to go `back` there."""
@@ -135,6 +182,26 @@ def _score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
     return TokenScore(token, float(logprobs[token]), rank, pairs)
 
 
+def _take_mask(model: Any) -> bool:
+    """Let the attention mask be an input, which may hold a tree.
+
+    Returns False, and changes nothing, for a graph whose layers do not share one mask.
+    """
+    layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
+    if not layers or any(
+        one.get_input_size() <= _MASK or one.get_attributes().get("causal") for one in layers
+    ):
+        return False
+    if len({one.input_value(_MASK).get_node().get_friendly_name() for one in layers}) > 1:
+        return False
+    mask = ops.parameter([-1, 1, -1, -1], np.float32, name="penstock_mask")
+    mask.output(0).set_names({"penstock_mask"})
+    for one in layers:
+        one.input(_MASK).replace_source_output(mask.output(0))
+    model.add_parameters([mask])
+    return True
+
+
 def _extend(model: Any) -> int:
     """Let the graph end in log probabilities of chosen rows. Returns the vocabulary's size."""
     result = model.output("logits").get_node()
@@ -151,7 +218,8 @@ def _extend(model: Any) -> int:
     rows = ops.parameter([-1], np.int64, name="penstock_rows")
     following = ops.parameter([-1, 1], np.int64, name="penstock_following")
     top = ops.parameter([], np.int64, name="penstock_top")
-    for parameter in (rows, following, top):
+    wanted = ops.parameter([-1, -1], np.int64, name="penstock_wanted")
+    for parameter in (rows, following, top, wanted):
         parameter.output(0).set_names({parameter.get_friendly_name()})
     axis = ops.constant(1, np.int64)
     head.input(0).replace_source_output(ops.gather(head.input_value(0), rows, axis).output(0))
@@ -162,6 +230,7 @@ def _extend(model: Any) -> int:
     better = ops.convert(ops.greater(logprobs, chosen), np.int32)
     outputs = {
         "penstock_chosen": chosen.output(0),
+        "penstock_wanted_logprobs": ops.gather_elements(logprobs, wanted, 1).output(0),
         "penstock_ranks": ops.add(
             ops.reduce_sum(better, np.array([1])), ops.constant(1, np.int32)
         ).output(0),
@@ -174,7 +243,7 @@ def _extend(model: Any) -> int:
     size = result.input_value(0).get_partial_shape()[-1]
     if size.is_dynamic:
         raise UnsupportedError("log probabilities cannot be read from this model's graph")
-    model.add_parameters([rows, following, top])
+    model.add_parameters([rows, following, top, wanted])
     model.remove_result(result)
     for name, output in outputs.items():
         output.set_names({name})

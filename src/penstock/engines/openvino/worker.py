@@ -93,6 +93,9 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
                 model.abort(request_id)
             case Call(method="embed"):
                 embeds.append(message)
+            case Call(method="decide"):
+                if (refused := model.begin_decision(message)) is not None:
+                    out.append(refused)
             case Call():
                 out.append(_answer(model, message))
             case Failed():
@@ -106,6 +109,7 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
         if deltas:
             out.append(Step(deltas))
         out += failures
+        out += model.decided()
     if out:
         pipe.write(out)
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import penstock
+from penstock.openai.decisions_api import DecisionBody
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -24,6 +25,7 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import CountBody, MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody
+from penstock.openai.systemone_api import SystemOneBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (
     control,
@@ -126,6 +128,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/v1/messages", generation.messages, MessageBody, runs=True),
     Endpoint("POST", "/v1/messages/count_tokens", texts.count_tokens, CountBody, runs=True),
+    Endpoint("POST", "/v1/decisions", texts.decisions, DecisionBody, runs=True),
+    Endpoint("POST", "/v1/systemone", texts.systemone, SystemOneBody, runs=True),
     Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingBody, runs=True),
     *(
         Endpoint("POST", path, texts.score, ScoreBody, runs=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from starlette.responses import Response
 
+from penstock.engines.decisions.checks import check_questions, options_of
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.decisions_api import DecisionBody, decision_object
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -22,11 +25,21 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import CountBody
 from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
+from penstock.openai.systemone_api import SystemOneBody, systemone_object
 from penstock.serve.api.exchange import Exchange, check_template
 from penstock.serve.api.limits import check_texts, texts_of
 from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.names import Target
-from penstock.types import ClassifyRequest, EmbeddingRequest, TokenizeRequest, Tokens, Usage
+from penstock.types import (
+    ChatRequest,
+    ClassifyRequest,
+    DecideRequest,
+    Decisions,
+    EmbeddingRequest,
+    TokenizeRequest,
+    Tokens,
+    Usage,
+)
 
 
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
@@ -39,6 +52,42 @@ async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
     return exchange.json(
         embedding_list(result, model=target.name, base64=body.encoding_format == "base64")
     )
+
+
+async def decisions(exchange: Exchange, body: DecisionBody) -> Response:
+    """Answer typed questions about an input, with the probability of each possible answer."""
+    target = await exchange.target(body.model)
+    check_template(body.chat_template, exchange)
+    result = await _decided(exchange, target, body.request(request_id=exchange.answer_id))
+    return exchange.json(decision_object(result, target.name))
+
+
+async def systemone(exchange: Exchange, body: SystemOneBody) -> Response:
+    """Answer named questions about a state, in the words of the System One API."""
+    target = await exchange.target(body.model)
+    result = await _decided(exchange, target, body.request(request_id=exchange.answer_id))
+    return exchange.json(systemone_object(result, target.name))
+
+
+async def _decided(exchange: Exchange, target: Target, request: DecideRequest) -> Decisions:
+    if target.adapter is not None:
+        raise UnsupportedError("decisions are of the bare model, not of an adapter", param="model")
+    check_questions(request.questions)
+    check_texts(_asked(request), exchange.limits, "input")
+    result = await exchange.wait(target.handle.decide(request))
+    exchange.usage = result.usage
+    return result
+
+
+def _asked(request: DecideRequest) -> Iterator[str]:
+    """The texts of the input, and one of each question."""
+    if isinstance(request.input, str):
+        yield request.input
+    else:
+        yield from texts_of(ChatRequest(request.input))
+    for question in request.questions:
+        options = options_of(question)
+        yield "".join((question.instructions, *(o.label + o.description for o in options)))
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:
