@@ -14,7 +14,7 @@ from penstock.observability import say
 
 Command = Callable[..., Any]
 
-_OPTIONS = (
+_LOADED = (
     click.option(
         "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
     ),
@@ -30,8 +30,17 @@ _OPTIONS = (
             " Costs speed."
         ),
     ),
+)
+_INPUT = (
     click.option(
         "--prompt", metavar="TEXT", help="The user's message, with {column} as placeholder."
+    ),
+    click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
+    click.option("--system", metavar="TEXT", help="A system message before each prompt."),
+    click.option(
+        "--adapter",
+        metavar="COLUMN_OR_NAME",
+        help="A column of LoRA adapter names, or one name or directory.",
     ),
     click.option(
         "--decide",
@@ -46,6 +55,9 @@ _OPTIONS = (
         metavar="A,B,C",
         help="Which of these fits each prompt best: the columns choice and choice_probabilities.",
     ),
+    click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
+)
+_ANSWERED = (
     click.option(
         "--filter",
         metavar="QUESTION",
@@ -56,17 +68,10 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         help="The least probability of yes of a row that is kept.  [default: 0.5]",
     ),
-    click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
-    click.option("--system", metavar="TEXT", help="A system message before each prompt."),
     click.option(
         "--schema",
         metavar="FILE",
         help="A JSON Schema that answers follow; its fields become columns.",
-    ),
-    click.option(
-        "--adapter",
-        metavar="COLUMN_OR_NAME",
-        help="A column of LoRA adapter names, or one name or directory.",
     ),
     click.option(
         "--max-tokens",
@@ -89,13 +94,26 @@ _OPTIONS = (
         metavar="TEXT",
         help="Text that ends an answer before it; can be repeated.",
     ),
-    click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
 )
 
 
+def what_is_loaded(command: Command) -> Command:
+    """Add the options of the model and its engine to a command."""
+    return _with(_LOADED, command)
+
+
+def what_is_input(command: Command) -> Command:
+    """Add those of what each row is made into, and of questions about it."""
+    return _with(_INPUT, command)
+
+
 def what_is_asked(command: Command) -> Command:
-    """Add these options to a command."""
-    for option in reversed(_OPTIONS):
+    """Add all options of what is asked, and of how it is answered."""
+    return _with((*_LOADED, *_INPUT, *_ANSWERED), command)
+
+
+def _with(options: tuple[Command, ...], command: Command) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
 

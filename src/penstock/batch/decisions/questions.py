@@ -74,11 +74,30 @@ def deciding(
     `decide` is a path of YAML or JSON, a mapping with its keys (`questions`, `calibration`), or a
     list of questions. Raises `ConfigError`, which names a bad question by its place and name.
     """
+    if keep is None and threshold is not None:
+        raise ConfigError("is that of a filter", field="threshold", value=threshold)
     if decide is None and choices is None and keep is None:
-        if threshold is not None:
-            raise ConfigError("is that of a filter", field="threshold", value=threshold)
         return None
     content, folder = _content(decide)
+    questions = _questions(content, choices, keep)
+    calibration = content.get("calibration")
+    return Deciding(
+        questions,
+        None if calibration is None else read_calibration(calibration, folder, questions, model),
+        None if keep is None else 0.5 if threshold is None else float(threshold),
+    )
+
+
+def questions_of(decide: Any, choices: Sequence[str] | str | None) -> tuple[Question, ...]:
+    """The questions of `decide` and `choices`, as in `deciding`, without their calibration. Raises
+    `ConfigError`.
+    """
+    return _questions(_content(decide)[0], choices, None)
+
+
+def _questions(
+    content: Mapping[str, Any], choices: Sequence[str] | str | None, keep: str | None
+) -> tuple[Question, ...]:
     questions = [question_of(given, place) for place, given in enumerate(_listed(content))]
     if choices is not None:
         labels = choices.split(",") if isinstance(choices, str) else list(choices)
@@ -88,15 +107,8 @@ def deciding(
         if not keep.strip():
             raise ConfigError("must be a question", field="filter", value=keep)
         questions.append(PredicateQuestion(keep, FILTER))
-    elif threshold is not None:
-        raise ConfigError("is that of a filter", field="threshold", value=threshold)
     _check(questions)
-    calibration = content.get("calibration")
-    return Deciding(
-        tuple(questions),
-        None if calibration is None else read_calibration(calibration, folder, questions, model),
-        None if keep is None else 0.5 if threshold is None else float(threshold),
-    )
+    return tuple(questions)
 
 
 def question_of(given: Any, place: int) -> Question:
