@@ -53,7 +53,7 @@ VLLM = {
 FORMS = {
     "/v1/chat/completions": "requests:ChatBody",
     "/v1/completions": "requests:CompletionBody",
-    "/v1/decisions": "decisions_api:DecisionBody",
+    "/v1/decisions": "decisions.openai_form:DecisionBody",
     "/v1/embeddings": "requests:EmbeddingBody",
     "/v1/responses": "responses_api:ResponseBody",
     "/v1/messages": "messages_api:MessageBody",

@@ -21,10 +21,18 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.biased import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
-from penstock.engines.openvino.deciding import Deciding
 from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle, is_biased
+from penstock.engines.openvino.logits.deciding import Deciding
+from penstock.engines.openvino.logits.scoring import (
+    Logits,
+    Scoring,
+    answer_logprobs,
+    check_together,
+    needs_scores,
+    prompt_logprobs,
+)
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -32,14 +40,6 @@ from penstock.engines.openvino.pipeline import (
     Tokenizer,
     generation_config,
     sequences_wanted,
-)
-from penstock.engines.openvino.scoring import (
-    Logits,
-    Scoring,
-    answer_logprobs,
-    check_together,
-    needs_scores,
-    prompt_logprobs,
 )
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit

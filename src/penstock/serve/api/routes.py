@@ -13,7 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import penstock
-from penstock.openai.decisions_api import DecisionBody
+from penstock.openai.decisions.openai_form import DecisionBody
+from penstock.openai.decisions.system_one import SystemOneBody
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -25,7 +26,6 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import CountBody, MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody
-from penstock.openai.systemone_api import SystemOneBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (
     control,

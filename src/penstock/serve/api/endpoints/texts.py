@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from penstock.engines.decisions.checks import check_questions, options_of
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.decisions_api import DecisionBody, decision_object
+from penstock.openai.decisions.openai_form import DecisionBody, decision_object
+from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -25,7 +26,6 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import CountBody
 from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
-from penstock.openai.systemone_api import SystemOneBody, systemone_object
 from penstock.serve.api.exchange import Exchange, check_template
 from penstock.serve.api.limits import check_texts, texts_of
 from penstock.serve.models.handle import ModelHandle

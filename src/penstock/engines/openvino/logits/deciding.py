@@ -16,12 +16,12 @@ import numpy as np
 from penstock.engines.decisions.prompts import Asked
 from penstock.engines.decisions.tokens import TokenizedHead, tokenized
 from penstock.engines.decisions.trie import Path, shares
-from penstock.engines.openvino.biased import Row
-from penstock.engines.openvino.logits import LogitModel, Reading
+from penstock.engines.openvino.logits.biased import Row
+from penstock.engines.openvino.logits.model import LogitModel, Reading
+from penstock.engines.openvino.logits.scoring import Logits
+from penstock.engines.openvino.logits.token_forest import TokenTree, Want, groups, whole
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
-from penstock.engines.openvino.scoring import Logits
-from penstock.engines.openvino.token_forest import TokenTree, Want, groups, whole
 from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import EngineError, PenstockError, context_overflow
 from penstock.types import Question, Usage

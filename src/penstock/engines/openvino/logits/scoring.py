@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from penstock.engines.openvino.biased import is_biased
 from penstock.engines.openvino.gguf_ir import saved_ir
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.logits import LogitModel, Reading, TokenScore
+from penstock.engines.openvino.logits.biased import is_biased
+from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.sampling import check_id_range

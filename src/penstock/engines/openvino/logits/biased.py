@@ -14,7 +14,7 @@ import numpy as np
 import openvino_genai as genai
 from msgspec import Struct
 
-from penstock.engines.openvino.logits import LogitModel, Reading
+from penstock.engines.openvino.logits.model import LogitModel, Reading
 from penstock.types import Sampling
 
 Row = np.ndarray[Any, Any]
