@@ -62,7 +62,7 @@ def calibrate(
     """
     import asyncio
 
-    from penstock.batch.decisions.calibrate import acalibrate, described
+    from penstock.batch.decisions.calibrate import acalibrate
 
     named = [text.rpartition("=") for text in labels]
     given: Any = {name: column for name, _, column in named}
@@ -80,7 +80,7 @@ def calibrate(
 
         click.echo(msgspec.json.encode(fits).decode())
     else:
-        click.echo(described(fits))
+        click.echo(str(fits))
         for what, path in (("Calibration", output), ("Picture", picture)):
             if path is not None:
                 say(f"{what}: {path}")

@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from penstock.batch.decisions.calibrate import acalibrate, described, picture
+from penstock.batch.decisions.calibrate import acalibrate, picture
 from penstock.batch.decisions.calibration import (
     Calibration,
     Scaling,
@@ -137,7 +137,7 @@ async def test_labelled_rows_become_a_file_that_a_job_takes(tmp_path):
         {"questions": QUESTIONS, "calibration": tmp_path / "c.json"}, None, None, None, "simulated"
     )
     assert asked.calibration.questions["team"] == fits.questions["team"].scaling
-    assert "team: 60 rows (1 more without a usable label), temperature" in described(fits)
+    assert "team: 60 rows (1 more without a usable label), temperature" in str(fits)
     drawing = picture(fits)
     assert drawing.startswith("<svg")
     assert drawing.count("accuracy") == 4

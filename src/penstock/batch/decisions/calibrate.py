@@ -48,7 +48,9 @@ class QuestionFit(Struct, frozen=True):
 
 
 class Fits(Struct, frozen=True):
-    """What a calibration found, by the name of the question; `model` is that which was asked."""
+    """What a calibration found, by the name of the question; `model` is that which was asked. Its
+    text tells a person.
+    """
 
     model: str
     questions: dict[str, QuestionFit]
@@ -61,6 +63,18 @@ class Fits(Struct, frozen=True):
             {name: fit.scaling for name, fit in self.questions.items()},
             {name: fit.before.rows for name, fit in self.questions.items()},
         )
+
+    def __str__(self) -> str:
+        lines = []
+        for name, fit in self.questions.items():
+            before, after = fit.before, fit.after
+            left = f" ({fit.unlabelled:,} more without a usable label)" if fit.unlabelled else ""
+            lines += [
+                f"{name}: {before.rows:,} rows{left}, temperature {fit.scaling.temperature:.3g}",
+                f"  accuracy                    {before.accuracy:.3f} -> {after.accuracy:.3f}",
+                f"  expected calibration error  {before.error:.3f} -> {after.error:.3f}",
+            ]
+        return "\n".join([*lines, "After: of rows that the fit has not seen."])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the calibration file. Raises `OutputError`."""
@@ -103,20 +117,6 @@ async def acalibrate(
         question.name: _fit(question, columns[question.name], rows, folds) for question in questions
     }
     return Fits(engine.model_source, found)
-
-
-def described(fits: Fits) -> str:
-    """What a calibration does, for a person: a few lines a question."""
-    lines = []
-    for name, fit in fits.questions.items():
-        before, after = fit.before, fit.after
-        left = f" ({fit.unlabelled:,} more without a usable label)" if fit.unlabelled else ""
-        lines += [
-            f"{name}: {before.rows:,} rows{left}, temperature {fit.scaling.temperature:.3g}",
-            f"  accuracy                    {before.accuracy:.3f} -> {after.accuracy:.3f}",
-            f"  expected calibration error  {before.error:.3f} -> {after.error:.3f}",
-        ]
-    return "\n".join([*lines, "After: of rows that the fit has not seen."])
 
 
 def picture(fits: Fits) -> str:
