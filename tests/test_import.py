@@ -89,6 +89,7 @@ def test_names_of_batch() -> None:
         "ServeDeploymentProcessorConfig",
         "StatefulStage",
         "TokenizerStageConfig",
+        "acalibrate",
         "build_processor",
         "engines",
         "stop_engines",

@@ -1,5 +1,5 @@
-"""What README.md, docs/batch.md and docs/decisions.md tell people to type works as it stands. The two set-up lines are
-run by .ci/run.
+"""What README.md, docs/batch.md and docs/decisions.md tell people to type works as it stands. The
+two set-up lines are run by .ci/run.
 """
 
 import os

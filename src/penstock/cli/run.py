@@ -69,6 +69,23 @@ _ANSWERED = (
         help="The least probability of yes of a row that is kept.  [default: 0.5]",
     ),
     click.option(
+        "--cascade",
+        metavar="LARGE_MODEL",
+        help="Decisions that --model is unsure of are made by this model.",
+    ),
+    click.option(
+        "--target-accuracy",
+        type=click.FloatRange(0, 1),
+        help=(
+            "Of a cascade: the share of rows that get the large model's decision.  [default: 0.95]"
+        ),
+    ),
+    click.option(
+        "--delta",
+        type=click.FloatRange(0, 1),
+        help="Of a cascade: the risk that the target is missed.  [default: 0.05]",
+    ),
+    click.option(
         "--schema",
         metavar="FILE",
         help="A JSON Schema that answers follow; its fields become columns.",
@@ -142,6 +159,8 @@ Examples:
   penstock run tickets.jsonl -o sorted.csv --prompt '{ticket}' --choices billing,shipping,other
   penstock run tickets.jsonl -o angry.jsonl --prompt '{ticket}' --filter 'Is the customer angry?'
   penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
+  penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
+    --cascade ./large-model --target-accuracy 0.95
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
@@ -255,6 +274,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     from penstock.batch.job.result import summary
 
     kwargs = json_object(engine_kwargs, "engine_kwargs")
+    options["model"] = _models(options.pop("cascade"), options["model"])
     options["on_error"] = _policy(options["on_error"])
     job = Job(source, output, engine_kwargs=kwargs, progress=False if quiet else None, **options)
     try:
@@ -295,6 +315,7 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
     from penstock.batch.job.forecast import described
     from penstock.batch.job.job import Job
 
+    options["model"] = _models(options.pop("cascade"), options["model"])
     job = Job(source, engine_kwargs=json_object(engine_kwargs, "engine_kwargs"), **options)
     with interruptible():
         found = job.plan(trial=trial)
@@ -304,6 +325,10 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
         click.echo(msgspec.json.encode(found).decode())
     else:
         click.echo(described(found))
+
+
+def _models(large: str | None, model: str | None) -> str | list[str] | None:
+    return model if large is None else [model or "demo", large]
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:

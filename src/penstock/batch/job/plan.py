@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from penstock.batch.decisions.questions import Deciding, deciding
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
+from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
@@ -47,7 +48,8 @@ _log = logging.getLogger(__name__)
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
-_DECIDES = frozenset({"decide", "choices", "filter", "threshold"})
+_DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
+_CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
@@ -65,9 +67,10 @@ _WHOLE = (
 _REAL = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "row_timeout", "max_error_rate", "threshold"),
+    *_CASCADE,
 )
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("model", "filter", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -75,7 +78,6 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (_PATH, "a path", ("dead_letter",)),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (Mapping, "a mapping", ("engine_kwargs",)),
     (bool, "true or false", ("deterministic",)),
 )
 _ALLOWED = {
@@ -106,6 +108,8 @@ class Plan:
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
+        if isinstance(self.step, CascadeStep):
+            self.step.counts = counts
         return Pipeline(self.step, self.form, counts)
 
     @property
@@ -131,11 +135,11 @@ async def plan_of(job: Job) -> Plan:
     schema = structured.load(job.schema)
     sampling = _sampling(job, schema)
     output = _open_output(job)
-    engine = _engine(job) if job.processor is None else None
-    asked = _deciding(job, engine) if engine is not None else None
+    engines = _engines(job) if job.processor is None else ()
+    asked = _deciding(job, engines) if engines else None
     source = await open_source(job.source)
     try:
-        return _plan(job, source, engine, output, schema, sampling, asked)
+        return _plan(job, source, engines, output, schema, sampling, asked)
     except BaseException:
         await source.close()
         raise
@@ -144,7 +148,7 @@ async def plan_of(job: Job) -> Plan:
 def _plan(
     job: Job,
     source: Source,
-    engine: LLMEngine | None,
+    engines: Sequence[LLMEngine],
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
@@ -162,15 +166,17 @@ def _plan(
     if job.processor is not None:
         form, step, policy = _processor_rows(job, job.processor, output)
     else:
-        assert engine is not None
-        form, constant = _engine_rows(job, source, engine, output, schema, sampling, asked)
-        step = EngineStep(engine, form, constant, job.max_attempts, policy)
+        form, constant = _engine_rows(job, source, engines, output, schema, sampling, asked)
+        if len(engines) == 2:
+            step = _cascade(job, source, (engines[0], engines[1]), form, policy)
+        else:
+            step = EngineStep(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
         source=source,
         output=output,
         form=form,
         step=step,
-        identity=job_identity(job, source, engine, schema, sampling, form, output, asked),
+        identity=job_identity(job, source, engines, schema, sampling, form, output, asked),
         limit=job.limit,
         keep_order=job.order == "input",
         policy=policy,
@@ -216,7 +222,7 @@ def _processor_rows(
 def _engine_rows(
     job: Job,
     source: Source,
-    engine: LLMEngine,
+    engines: Sequence[LLMEngine],
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
@@ -238,7 +244,7 @@ def _engine_rows(
             raise ConfigError(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
-        return OpenAILines(model=engine.model_source, created=int(time.time())), None
+        return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -254,7 +260,7 @@ def _engine_rows(
     form = (
         ColumnRequests(schema=schema, repair=_repair(job), **input)
         if asked is None
-        else ColumnDecisions(asked, **input)
+        else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
     )
     if job.prompt is None and job.messages is None:
         raise ConfigError(
@@ -270,25 +276,81 @@ def _engine_rows(
     return form, constant
 
 
-def _deciding(job: Job, engine: LLMEngine) -> Deciding | None:
-    asked = deciding(job.decide, job.choices, job.filter, job.threshold, engine.model_source)
+def _deciding(job: Job, engines: Sequence[LLMEngine]) -> Deciding | None:
+    asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
+    cascade = len(engines) == 2
+    if not cascade:
+        _check_unset(job, frozenset(_CASCADE), "is of two models, and there is one")
+    elif asked is None:
+        raise ConfigError("two of them make decisions, and none are asked for", field="model")
+    elif job.adapter is not None:
+        raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
-        _check_unset(job, _GENERATES, "has no meaning for decisions, which generate nothing")
+        meaningless = _GENERATES - {"seed"} if cascade else _GENERATES
+        _check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
     return asked
 
 
-def _engine(job: Job) -> LLMEngine:
-    engine = engine_for(job.model, job.engine, job.engine_kwargs, deterministic=job.deterministic)
+def _cascade(
+    job: Job,
+    source: Source,
+    engines: tuple[LLMEngine, LLMEngine],
+    form: EngineForm,
+    policy: ErrorPolicy,
+) -> CascadeStep:
+    if source.fingerprint is None:
+        raise ConfigError(
+            "two models need an input that can be read twice, for a sample of it", field="source"
+        )
+    assert isinstance(form, ColumnDecisions)
+    return CascadeStep(
+        engines,
+        form,
+        source,
+        limit=job.limit,
+        target=0.95 if job.target_accuracy is None else job.target_accuracy,
+        delta=0.05 if job.delta is None else job.delta,
+        seed=job.seed or 0,
+        most_attempts=job.max_attempts,
+        policy=policy,
+    )
+
+
+def _engines(job: Job) -> list[LLMEngine]:
+    """The job's engine, or the small and the large one of a cascade."""
+    given = {name: getattr(job, name) for name in ("model", "engine", "engine_kwargs")}
+    lists = {name: list(value) for name, value in given.items() if isinstance(value, list | tuple)}
+    for name, value in lists.items():
+        if len(value) != 2:
+            raise ConfigError(f"must be two, a small and a large one, not {len(value)}", field=name)
+    for name, kind, meant in (("model", str, "text"), ("engine_kwargs", Mapping, "a mapping")):
+        for value in lists.get(name, [given[name]]):
+            if value is not None:
+                _require(isinstance(value, kind), name, value, meant)
+                if kind is str:
+                    _require_unicode(name, value)
+    if not lists:
+        return [_engine(job, **given)]
+    if job.runtime != "local":
+        raise ConfigError("two models run here only", field="runtime")
+    return [
+        _engine(job, **{**given, **{name: value[place] for name, value in lists.items()}})
+        for place in range(2)
+    ]
+
+
+def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
+    made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
     if job.runtime == "local":
-        return engine
-    if isinstance(job.engine, LLMEngine):
+        return made
+    if made is engine:
         raise ConfigError(
             "an engine object is in this process, and no replica on Ray", field="engine"
         )
     if job.adapter is not None and os.path.isdir(job.adapter):
-        engine.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
+        made.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
     spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
-    replicated: LLMEngine = spread(engine, job.replicas)
+    replicated: LLMEngine = spread(made, job.replicas)
     return replicated
 
 
@@ -403,7 +465,7 @@ def _check_ranges(job: Job) -> None:
         raise ConfigError(
             f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout
         )
-    for name in ("max_error_rate", "threshold"):
+    for name in ("max_error_rate", "threshold", *_CASCADE):
         share = getattr(job, name)
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"must be from 0 to 1, not {share}", field=name)

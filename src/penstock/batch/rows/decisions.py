@@ -14,7 +14,14 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
 from penstock.engines.decisions.answers import values_of
 from penstock.errors import ConfigError, UnsupportedError
-from penstock.types import ChoiceQuestion, DecideRequest, Decision, PredicateQuestion, Question
+from penstock.types import (
+    ChoiceQuestion,
+    DecideRequest,
+    Decision,
+    PredicateQuestion,
+    Question,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,14 +34,17 @@ class ColumnDecisions(ColumnRequests):
 
     `<name>` holds what was decided: an option's value, true or false, a list of values where a
     question takes several, a number for a score; null where nothing is known.
-    `<name>_probabilities` holds the probability of each option, by its value. `options` are those
-    of `ColumnRequests`.
+    `<name>_probabilities` holds the probability of each option, by its value. With a `cascade` the
+    column `model` names the model that decided. `options` are those of `ColumnRequests`.
     """
 
     kind = "decisions"
 
-    def __init__(self, deciding: Deciding, *, prefix: str = "", **options: Any) -> None:
+    def __init__(
+        self, deciding: Deciding, *, cascade: bool = False, prefix: str = "", **options: Any
+    ) -> None:
         super().__init__(**options)
+        self._own = ("model", *DECISION_COLUMNS) if cascade else DECISION_COLUMNS
         self._deciding = deciding
         self._options = [option_names(question) for question in deciding.questions]
         asked = (deciding.identity(), self._system)
@@ -45,13 +55,13 @@ class ColumnDecisions(ColumnRequests):
             probabilities = f"{question.name}_probabilities"
             names += [question.name, probabilities]
             parts[probabilities] = [f"{probabilities}.{value}" for value in values]
-        taken = [name for name in names if names.count(name) > 1 or name in DECISION_COLUMNS]
+        taken = [name for name in names if names.count(name) > 1 or name in self._own]
         if taken:
             raise ConfigError(
                 f"two result columns would be called '{taken[0]}'; rename the question",
                 field="decide",
             )
-        self._name_columns((*names, *DECISION_COLUMNS), parts, prefix)
+        self._name_columns((*names, *self._own), parts, prefix)
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
@@ -66,25 +76,67 @@ class ColumnDecisions(ColumnRequests):
             )
 
     def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
-        return self._decided(engine, row.request)
+        return self._ask(engine, row)
 
-    async def _decided(self, engine: LLMEngine, request: DecideRequest) -> Outcome:
+    async def _ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        return self.outcome(*await self.decided(engine, row))
+
+    async def decided(
+        self, engine: LLMEngine, row: Row, *, calibrated: bool = True
+    ) -> tuple[list[Decision], Usage]:
+        """An engine's decisions about a row. Raises what the engine raises."""
+        found = await engine.decide(row.request)
+        if not calibrated:
+            return found.items, found.usage
         deciding = self._deciding
-        found = await engine.decide(request)
-        made = list(map(deciding.calibrated, found.items, deciding.questions))
-        outcome = Outcome(usage=found.usage, parsed=list(map(_columns, made)))
-        if deciding.threshold is not None:
-            outcome.skipped = not _passes(made, deciding.threshold)
+        return list(map(deciding.calibrated, found.items, deciding.questions)), found.usage
+
+    def outcome(self, made: list[Decision], usage: Usage, model: str | None = None) -> Outcome:
+        """The outcome of a row with these decisions; `model` made them, where there are two."""
+        parsed: list[Any] = [(one.value, one.probabilities) for one in made]
+        outcome = Outcome(usage=usage, parsed=parsed if model is None else [*parsed, model])
+        outcome.skipped = not self._passes(made)
         return outcome
+
+    def decides(self, made: list[Decision]) -> list[Any]:
+        """What of decisions must be the same for two models to agree."""
+        return [
+            self._passes(made)
+            if one.name == FILTER and self._deciding.threshold is not None
+            else one.value
+            if one.value is None or isinstance(one.value, list)
+            else one.probabilities.index(max(one.probabilities))
+            for one in made
+        ]
+
+    def confidence(self, made: list[Decision]) -> float:
+        """The probability of the least sure of some decisions."""
+        return min(
+            min(max(p, 1 - p) for p in one.probabilities)
+            if isinstance(one.value, list)
+            else max(one.probabilities)
+            for one in made
+        )
+
+    def _passes(self, made: list[Decision]) -> bool:
+        """Whether the filter, if there is one, lets a row pass."""
+        if self._deciding.threshold is None:
+            return True
+        found = next(one for one in made if one.name == FILTER)
+        if found.value is None:  # nothing is known
+            return False
+        return found.probabilities[found.values.index(True)] >= self._deciding.threshold
 
     def results(self, outcome: Outcome) -> list[Any]:
         error, usage = outcome.error, outcome.usage
         decided: list[Any] = []
+        count = len(self._options)
         if outcome.parsed is None:
-            decided = [None] * (2 * len(self._options))
+            decided = [None] * (len(self.result_columns) - len(DECISION_COLUMNS))
         else:
-            for (value, probabilities), names in zip(outcome.parsed, self._options, strict=True):
-                decided += [value, dict(zip(names, probabilities, strict=True))]
+            for pair, names in zip(outcome.parsed[:count], self._options, strict=True):
+                decided += [pair[0], dict(zip(names, pair[1], strict=True))]
+            decided += outcome.parsed[count:]
         return [
             *decided,
             "ok" if error is None else "error",
@@ -103,19 +155,8 @@ class ColumnDecisions(ColumnRequests):
         for question, names in zip(self._deciding.questions, self._options, strict=True):
             shares = pa.struct([(name, pa.float64()) for name in names])
             types += [_value_type(question), shares]
+        types += [pa.string()] * (len(self._own) - len(DECISION_COLUMNS))
         return [*types, pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
-
-
-def _columns(decision: Decision) -> tuple[Any, list[float]]:
-    return decision.value, decision.probabilities
-
-
-def _passes(decisions: list[Decision], threshold: float) -> bool:
-    """Whether the filter's question is true with at least this probability."""
-    found = next(item for item in decisions if item.name == FILTER)
-    if found.value is None:  # nothing is known
-        return False
-    return found.probabilities[found.values.index(True)] >= threshold
 
 
 def _value_type(question: Question) -> pa.DataType:
