@@ -185,10 +185,13 @@ class TokenEngine(LLMEngine):
         self._check_adapter(request.adapter)
         check_questions(request.questions)
 
-        def rendered(messages: list[Message]) -> str:
+        def rendered(messages: list[Message], continued: bool) -> str:
             check_texts(messages, self.name)
             return self.template.render(
-                messages, override=request.chat_template, variables=request.chat_template_kwargs
+                messages,
+                override=request.chat_template,
+                variables=request.chat_template_kwargs,
+                continue_final_message=continued,
             )
 
         texts = asked(request, rendered if "chat" in self.capabilities.tasks else None)

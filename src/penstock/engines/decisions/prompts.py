@@ -42,15 +42,32 @@ class Asked(Struct, frozen=True):
     special_tokens: bool
 
 
-def asked(request: DecideRequest, render: Callable[[list[Message]], str] | None) -> Asked:
-    """The texts of a request. `render` makes a conversation a prompt; None: the model holds no
-    conversations. Raises `RequestError`.
+Render = Callable[[list[Message], bool], str]
+"""Makes a conversation a prompt, which may continue the last message."""
+
+
+def asked(request: DecideRequest, render: Render | None) -> Asked:
+    """The texts of a request; `render` None: the model holds no conversations. Raises
+    `RequestError`.
+
+    Where no question has instructions, and the last message is the assistant's, the labels continue
+    that message.
     """
     if render is None:
         if not isinstance(request.input, str):
             raise RequestError("this model reads a text, no messages", param="input")
         return _placed(f"{request.input}{_PLACE}", request, plain=True)
-    return _placed(render(_with_place(request.input)), request, plain=False)
+    if _is_begun(request):
+        assert not isinstance(request.input, str)
+        return _placed(f"{render(request.input, True)}{_PLACE}", request, plain=False)
+    return _placed(render(_with_place(request.input), False), request, plain=False)
+
+
+def _is_begun(request: DecideRequest) -> bool:
+    """Whether the answer is begun by the last message."""
+    given = request.input
+    begun = not isinstance(given, str) and bool(given) and given[-1].get("role") == "assistant"
+    return begun and not any(question.instructions.strip() for question in request.questions)
 
 
 def _placed(prompt: str, request: DecideRequest, plain: bool) -> Asked:
