@@ -144,8 +144,31 @@ def test_killed_while_it_decides(source, tmp_path, name, seed):
     whole, output = tmp_path / f"whole-{name}", tmp_path / name
     calls = drive(0, str(source), str(whole), **DECISIONS)
     draw = random.Random(seed)
-    deaths = [drive(draw.randint(1, calls), str(source), str(output), **DECISIONS) for _ in "abc"]
+    deaths = [
+        drive(draw.randint(1, calls // 2), str(source), str(output), **DECISIONS) for _ in "abc"
+    ]
     assert deaths[0] is None
     drive(0, str(source), str(output), **DECISIONS)
     assert settled(output) == settled(whole)
     assert 0 < len(settled(output)) < 300
+
+
+CASCADE = {
+    **DECISIONS,
+    "model": ["simulated", "simulated"],
+    "engine_kwargs": [{"seed": 1}, {"seed": 2}],
+    "target_accuracy": 0.2,
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_in_a_cascade(source, tmp_path, seed):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    calls = drive(0, str(source), str(whole), **CASCADE)
+    draw = random.Random(seed)
+    deaths = [
+        drive(draw.randint(1, calls // 2), str(source), str(output), **CASCADE) for _ in "abc"
+    ]
+    assert deaths[0] is None
+    drive(0, str(source), str(output), **CASCADE)
+    assert settled(output) == settled(whole)

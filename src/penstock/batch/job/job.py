@@ -210,10 +210,9 @@ class Job:
         if not in_event_loop():
             return self._main(work())
         asks = self if self.processor is None else self.processor.config
-        engine = getattr(asks, "engine", None)
-        if any(
-            isinstance(one, LLMEngine) for one in (engine if type(engine) is list else [engine])
-        ):
+        given = getattr(asks, "engine", None)
+        engines = given if isinstance(given, list | tuple) else [given]
+        if any(isinstance(engine, LLMEngine) for engine in engines):
             raise ConfigError(
                 f"an engine object belongs to its event loop; use `{instead}`", field="engine"
             )

@@ -156,13 +156,12 @@ class CascadeStep:
         found = await asyncio.gather(*map(both, rows))
         self.counts.large_calls += len(rows)
         pairs = [each for each in found if each is not None]
-        least = least_confidence(
-            [self._form.confidence(small) for small, _, _ in pairs],
-            [self._form.decides(small) == self._form.decides(large) for small, large, _ in pairs],
-            self._target,
-            self._delta,
-        )
-        if least == ALL_TO_LARGE:
+        sure = [self._form.confidence(small) for small, _, _ in pairs]
+        agree = [
+            self._form.decides(small) == self._form.decides(large) for small, large, _ in pairs
+        ]
+        least = least_confidence(sure, agree, self._target, self._delta)
+        if least > max(sure, default=0.0):
             _log.warning(
                 "A sample of %d rows shows no confidence from which the small model reaches the"
                 " target, so all rows go to the large one.",
