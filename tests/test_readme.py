@@ -58,6 +58,7 @@ COMMANDS = [
     # Has no end.
     if line.startswith("penstock ")
     and "INPUT" not in line
+    and not line.endswith("\\")
     and not line.startswith("penstock serve")
 ]
 
