@@ -67,6 +67,10 @@ GOOD = {"name": "good", "instructions": "Good?"}
         ({"name": "x", "options": ["a"]}, r"questions\[1\] \('x'\) has 1 options"),
         ({"name": "x", "options": ["a", "a"]}, r"questions\[1\] \('x'\) has the option 'a' twice"),
         ({"name": "x", "options": ["a", " "]}, r"questions\[1\] \('x'\) has an option with an em"),
+        (
+            {"name": "x", "options": ["a", {"label": "b", "descripton": "c"}]},
+            r"questions\[1\] \('x'\): unknown key 'descripton' of an option. Did you mean 'descri",
+        ),
         ({"name": "x", "optoins": ["a"]}, r"questions\[1\] \('x'\): unknown key 'optoins'"),
         ({"name": "x", "type": "chioce"}, r"questions\[1\] \('x'\): there is no type 'chioce'"),
         ({"name": "x", "type": "score"}, r"questions\[1\] \('x'\): a score needs levels"),

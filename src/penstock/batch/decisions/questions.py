@@ -140,7 +140,7 @@ def question_of(given: Any, place: int) -> Question:
         fields["levels"] = _levels(fields.pop("low", None), fields.pop("high", None), called)
     for name in ("options", "levels"):
         if isinstance(fields.get(name), list | tuple):
-            fields[name] = [_option(option) for option in fields[name]]
+            fields[name] = [_option(option, called) for option in fields[name]]
     known = _KINDS[kind].__struct_fields__
     for name in fields:
         if name not in known:
@@ -227,7 +227,15 @@ def _listed(content: Mapping[str, Any]) -> Sequence[Any]:
     return questions
 
 
-def _option(given: Any) -> Any:
+def _option(given: Any, called: str) -> Any:
+    if isinstance(given, Mapping):
+        known = Option.__struct_fields__
+        for key in given:
+            if key not in known:
+                raise ConfigError(
+                    f"{called}: unknown key '{key}' of an option. {nearest(str(key), known)}",
+                    field="decide",
+                )
     if isinstance(given, bool):  # what YAML makes of yes and no
         return {"label": "Yes" if given else "No", "value": given}
     if isinstance(given, int | float):
