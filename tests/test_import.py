@@ -90,6 +90,7 @@ def test_names_of_batch() -> None:
         "StatefulStage",
         "TokenizerStageConfig",
         "acalibrate",
+        "aevaluate",
         "build_processor",
         "engines",
         "stop_engines",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import penstock
-from penstock.cli import calibrate, demo, explain, run, serve
+from penstock.cli import calibrate, demo, evaluate, explain, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +20,7 @@ def cli() -> None:
 
 for command in (
     *(run.run, run.plan, serve.serve, serve.chat, serve.models),
-    *(calibrate.calibrate, explain.explain, demo.demo),
+    *(calibrate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
 ):
     cli.add_command(command)
 

@@ -199,7 +199,8 @@ def _fit(
     predicate = isinstance(question, PredicateQuestion)
     probabilities: list[list[float]] = []
     right: list[int] = []
-    known = dict.fromkeys(name for row in rows for name in row)
+    names = (name for row in rows for name in row)
+    known = dict.fromkeys(name for name in names if not name.startswith(_PREFIX))
     if rows and column not in known:
         raise ConfigError(
             f"the data has no column '{column}'", field="labels", hint=nearest(column, known)
