@@ -189,9 +189,9 @@ class Generation:
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
 
-    def begin_decision(self, call: Call) -> Failed | None:
-        """Take a request for decisions in; `decided` has its answer. Returns its refusal."""
-        return self._deciding.begin(call)
+    def begin_decision(self, call: Call) -> None:
+        """Take a request for decisions in; `decided` has its answer."""
+        self._deciding.begin(call)
 
     def decided(self) -> list[Reply | Failed]:
         """What a turn of reading has answered."""
