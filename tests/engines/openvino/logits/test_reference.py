@@ -51,7 +51,9 @@ def test_a_prompt(model):
 
 
 def test_continuations_of_one_prompt_read_at_once(model):
-    head, ids, parents, wanted = IDS[:100], [], [], {}
+    head, wanted = IDS[:100], {}
+    ids: list[int] = []
+    parents: list[int] = []
     for branch in BRANCHES:
         for place, token in enumerate(branch):
             parents.append(len(ids) - 1 if place else -1)
