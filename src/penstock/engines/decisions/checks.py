@@ -61,7 +61,7 @@ def no_tokens(number: int, question: Question, label: str) -> RequestError:
 def _check_options(number: int, question: Question) -> None:
     options = options_of(question)
     if len(options) < 2:
-        raise _bad(number, question, f"has {len(options) or 'no'} options, and must have 2 or more")
+        raise _bad(number, question, f"has {'one option' if options else 'no options'}: it needs 2")
     if len(options) > MOST_OPTIONS:
         raise _bad(number, question, f"has {len(options)} options, more than {MOST_OPTIONS}")
     seen: set[str] = set()

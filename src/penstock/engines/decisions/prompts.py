@@ -22,6 +22,7 @@ from penstock.types import (
     Question,
 )
 
+_YES_OR_NO = "Answer with Yes or No."
 _PLACE = "\u2063QUESTION\u2063"
 """Stands where the questions are put, to find that place in a rendered conversation."""
 
@@ -107,22 +108,25 @@ def _with_place(given: str | list[Message]) -> list[Message]:
 
 
 def _texts(question: Question) -> list[tuple[str, tuple[str, ...]]]:
-    """What is asked for a question, and the labels of the answers: once, or once an option."""
+    """What is asked for a question, and the labels of the answers: once, or once an option.
+
+    What may be said comes first, as questions often share that: then it is read once.
+    """
     labels = tuple(option.label for option in options_of(question))
     text = question.instructions
     if not text.strip():
         return [("", labels)]
     if isinstance(question, PredicateQuestion):
-        return [(f"{text}\nAnswer with Yes or No.", labels)]
+        return [(f"{_YES_OR_NO}\n{text}", labels)]
     if isinstance(question, ChoiceQuestion) and question.several:
         yes_no = tuple(option.label for option in YES_NO)
         return [
-            (f"{text}\nDoes this apply: {_described(option)}\nAnswer with Yes or No.", yes_no)
+            (f"{_YES_OR_NO}\n{text}\nDoes this apply: {_described(option)}", yes_no)
             for option in question.options
         ]
     what = "one of these" if isinstance(question, ChoiceQuestion) else "one level, lowest first"
     each = "\n".join(f"- {_described(option)}" for option in options_of(question))
-    return [(f"{text}\nAnswer with {what}:\n{each}", labels)]
+    return [(f"Answer with {what}:\n{each}\n{text}", labels)]
 
 
 def _described(option: Option) -> str:

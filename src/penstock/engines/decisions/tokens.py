@@ -17,6 +17,10 @@ Encode = Callable[[list[str], bool], list[list[int]]]
 """The ids of each text; the tokenizer adds special tokens of its own or does not."""
 
 
+_MOST_KEPT = 10_000
+"""Texts of questions and labels, mostly short."""
+
+
 class TokenBranch(Struct, frozen=True):
     """What follows the head: the ids of the question's `stem`, then those of one of the labels."""
 
@@ -33,6 +37,29 @@ class TokenizedHead(Struct, frozen=True):
     @property
     def size(self) -> int:
         return len(self.ids) + sum(len(branch.stem) for branch in self.branches)
+
+
+class TextIds:
+    """The ids of texts, kept for those of questions, which come again with each input."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._known: dict[tuple[str, bool], list[int]] = {}
+
+    def __call__(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        known = self._known
+        if len(known) > _MOST_KEPT:
+            known.clear()
+        new = [text for text in dict.fromkeys(texts) if (text, special_tokens) not in known]
+        if new:
+            for text, ids in zip(new, self._encode(new, special_tokens), strict=True):
+                known[text, special_tokens] = ids
+        return [known[text, special_tokens] for text in texts]
+
+    def forget(self, texts: list[str], special_tokens: bool) -> None:
+        """Keep the ids of these texts no longer."""
+        for text in texts:
+            self._known.pop((text, special_tokens), None)
 
 
 def tokenized(asked: Asked, questions: Sequence[Question], encode: Encode) -> TokenizedHead:

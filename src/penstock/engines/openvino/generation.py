@@ -23,14 +23,13 @@ import openvino_genai as genai
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle, is_biased
+from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle
 from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.scoring import (
     Logits,
     Scoring,
     answer_logprobs,
     check_together,
-    needs_scores,
     prompt_logprobs,
 )
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
@@ -41,6 +40,7 @@ from penstock.engines.openvino.pipeline import (
     generation_config,
     sequences_wanted,
 )
+from penstock.engines.openvino.second_copy import is_biased, needs_scores
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens
@@ -189,9 +189,14 @@ class Generation:
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
 
-    def begin_decision(self, call: Call) -> Failed | None:
-        """Take a request for decisions in; `decided` has its answer. Returns its refusal."""
-        return self._deciding.begin(call)
+    def release_logits(self) -> None:
+        """Give the second copy of the model back, unless it is read just now."""
+        if not (self._scoring.busy or self._deciding.busy):
+            self._logits.release()
+
+    def begin_decision(self, call: Call) -> None:
+        """Take a request for decisions in; `decided` has its answer."""
+        self._deciding.begin(call)
 
     def decided(self) -> list[Reply | Failed]:
         """What a turn of reading has answered."""

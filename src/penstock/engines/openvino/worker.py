@@ -94,8 +94,7 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
             case Call(method="embed"):
                 embeds.append(message)
             case Call(method="decide"):
-                if (refused := model.begin_decision(message)) is not None:
-                    out.append(refused)
+                model.begin_decision(message)
             case Call():
                 out.append(_answer(model, message))
             case Failed():

@@ -89,11 +89,6 @@ class Handle:
         self._status, self.reading = status, None
 
 
-def is_biased(sampling: Sampling) -> bool:
-    """Whether a request's logits are changed token by token."""
-    return bool(sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_words)
-
-
 class BiasedPipeline:
     """Requests that are sampled here, token by token. `model` gives the loaded model, None while it
     loads.

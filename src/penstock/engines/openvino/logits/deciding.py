@@ -6,6 +6,7 @@ requests together. So neither a long input nor many questions stall the answers 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from penstock.engines.decisions.prompts import Asked
-from penstock.engines.decisions.tokens import TokenizedHead, tokenized
+from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenized
 from penstock.engines.decisions.trie import Path, shares
 from penstock.engines.openvino.logits.biased import Row
 from penstock.engines.openvino.logits.model import LogitModel, Reading
@@ -27,6 +28,7 @@ from penstock.errors import EngineError, PenstockError, context_overflow
 from penstock.types import Question, Usage
 
 _END = object()
+_QUESTIONS = list[Question]
 
 
 class Deciding:
@@ -41,36 +43,69 @@ class Deciding:
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._alone = alone
+        self._ids = TextIds(tokenizer.encode)
+        self._arrived: list[Call] = []
         self._waiting: deque[_Decided] = deque()
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._arrived or self._waiting)
 
-    def begin(self, call: Call) -> Failed | None:
-        """Take a request in: texts and questions. Returns its refusal, if it is refused."""
-        try:
-            asked = msgspec.convert(call.args[0], Asked)
-            questions = msgspec.convert(call.args[1], list[Question])
-            read = tokenized(asked, questions, self._tokenizer.encode)
-            self._tokenizer.check_uncut(read.ids, "input", "input")
-            longest = max(
-                len(branch.stem) + max(map(len, branch.trie.paths)) for branch in read.branches
-            )
-            if (size := len(read.ids) + longest) > self._context_length:
-                raise context_overflow(self._context_length, size, what="an input with a question")
-        except Exception as error:
-            return _failed(call.id, error)
-        self._waiting.append(_Decided(call.id, read))
-        return None
+    def begin(self, call: Call) -> None:
+        """Take a request in: texts and questions."""
+        self._arrived.append(call)
+
+    def _take_arrived(self) -> list[Reply | Failed]:
+        """Tokenize what has arrived, all inputs in one call. Returns what is refused."""
+        arrived, self._arrived = self._arrived, []
+        refused: list[Reply | Failed] = []
+        asked: list[tuple[int, Asked, list[Question]]] = []
+        for call in arrived:
+            try:
+                texts, questions = call.args
+                asked.append(
+                    (call.id, msgspec.convert(texts, Asked), msgspec.convert(questions, _QUESTIONS))
+                )
+            except Exception as error:
+                refused.append(_failed(call.id, error))
+        heads = {
+            special: [texts.head for _, texts, _ in asked if texts.special_tokens is special]
+            for special in (False, True)
+        }
+        for special, each in heads.items():
+            with contextlib.suppress(Exception):  # because of one, which fails by itself below
+                self._ids(each, special)
+        for number, texts, questions in asked:
+            try:
+                self._waiting.append(_Decided(number, self._tokenized(texts, questions)))
+            except Exception as error:
+                refused.append(_failed(number, error))
+        for special, each in heads.items():
+            self._ids.forget(each, special)
+        return refused
+
+    def _tokenized(self, texts: Asked, questions: list[Question]) -> TokenizedHead:
+        read = tokenized(texts, questions, self._ids)
+        self._tokenizer.check_uncut(read.ids, "input", "input")
+        longest = max(
+            len(branch.stem) + max(map(len, branch.trie.paths)) for branch in read.branches
+        )
+        if (size := len(read.ids) + longest) > self._context_length:
+            raise context_overflow(self._context_length, size, what="an input with a question")
+        return read
 
     def abort(self, number: int) -> None:
         """Give a request up."""
+        self._arrived = [call for call in self._arrived if call.id != number]
         self._waiting = deque(one for one in self._waiting if one.number != number)
         self._rest()
 
     def turn(self) -> list[Reply | Failed]:
         """Read one chunk. Returns the answers that are there, and what failed."""
+        refused = self._take_arrived()
+        return refused + (self._read_chunk() if self._waiting else [])
+
+    def _read_chunk(self) -> list[Reply | Failed]:
         try:
             model = self._logits.model()
         except Exception as error:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.decisions.openai_form import DecisionBody
 from penstock.openai.extensions import ClassifyBody, RerankBody, ScoreBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.serve.api.endpoints import generation, texts
@@ -20,12 +21,14 @@ from penstock.serve.api.limits import decode_body
 _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...] = (
     ("messages", ChatBody, generation.chat_completions),
     ("prompt", CompletionBody, generation.completions),
+    ("questions", DecisionBody, texts.decisions),
+    ("labels", ClassifyBody, texts.classify),
     ("input", EmbeddingBody, texts.embeddings),
     ("text_1", ScoreBody, texts.score),
     ("query", RerankBody, texts.rerank),
 )
 """The parameter that only a body of this form has, the form, and the endpoint that answers it."""
-FORMS: tuple[type[Struct], ...] = (*(form for _, form, _ in _SHAPES), ClassifyBody)
+FORMS: tuple[type[Struct], ...] = tuple(form for _, form, _ in _SHAPES)
 
 
 async def invocations(exchange: Exchange) -> Response:

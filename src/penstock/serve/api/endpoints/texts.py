@@ -19,6 +19,7 @@ from penstock.openai.extensions import (
     ScoreBody,
     TokenizeBody,
     class_list,
+    classes_of,
     pooling_list,
     rerank_list,
     score_list,
@@ -114,8 +115,14 @@ async def rerank(exchange: Exchange, body: RerankBody) -> Response:
 
 
 async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
-    """Sort texts into the model's classes."""
+    """Sort texts into the model's classes, or into the labels that are given."""
     target = await exchange.target(body.model)
+    if body.labels is not None:
+        requests = body.decisions(request_id=exchange.answer_id)
+        results = [_decided(exchange, target, one) for one in requests]
+        classes = classes_of(await asyncio.gather(*results))
+        exchange.usage = classes.usage
+        return exchange.json(class_list(classes, **exchange.about("classify-", target)))
     request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     result = await exchange.wait(target.handle.classify(request))
