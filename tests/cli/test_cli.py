@@ -418,5 +418,16 @@ def test_decisions_a_filter_and_a_calibration(folder):
     assert {row["filter"] for row in kept} == {True}
     wrong = penstock("run", "in.jsonl", "-o", "x.jsonl", *SIMULATED, "--choices", "a", cwd=folder)
     assert wrong.returncode == 2
-    assert b"questions[0] ('choice') has 1 options" in wrong.stderr
+    assert b"questions[0] ('choice') has one option" in wrong.stderr
     assert b"Examples:" in penstock("calibrate", "--help", cwd=folder).stdout
+
+
+def test_evaluations_and_their_comparison(folder):
+    asked = (*SIMULATED, "--choices", "a,b", "--form", "choice", "--expected", "text")
+    first = penstock("eval", "in.jsonl", *asked, "-o", "e.json", cwd=folder)
+    assert first.stdout == b"choice: 0.000 (95 %: 0.000 to 0.161), 20 rows\n", first.stderr
+    again = penstock("eval", "in.jsonl", *asked, "--against", "e.json", cwd=folder)
+    assert again.stdout.splitlines()[1].startswith(b"difference +0.000")
+    wrong = penstock("eval", "in.jsonl", *SIMULATED, "--form", "pair", cwd=folder)
+    assert wrong.returncode == 2
+    assert b"pair: the form 'pair' needs it" in wrong.stderr

@@ -2,6 +2,8 @@
 
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,7 +21,7 @@ from penstock.engines.decisions.answers import decided
 from penstock.errors import ConfigError, InputError
 from penstock.types import ChoiceQuestion, Option, PredicateQuestion, ScoreQuestion
 
-OPTIONS = ["a", "b", "c"]
+OPTIONS: list[Any] = ["a", "b", "c"]
 TRUE = Scaling(OPTIONS, 2.5, [0.6, -0.1, -0.5])
 
 
@@ -113,7 +115,7 @@ def test_a_calibration_of_something_else_is_refused(tmp_path, change, why):
 def test_several_options_have_no_calibration():
     several = ChoiceQuestion("Which?", CHOICE.options, "team", several=True)
     with pytest.raises(ConfigError, match="takes several options"):
-        read_calibration({"model": "demo", "questions": {"team": TRUE}}, None, [several], "demo")
+        read_calibration({"model": "demo", "questions": {"team": TRUE}}, Path(), [several], "demo")
 
 
 QUESTIONS = [CHOICE, PredicateQuestion("Urgent?", "urgent")]
@@ -136,6 +138,8 @@ async def test_labelled_rows_become_a_file_that_a_job_takes(tmp_path):
     asked = deciding(
         {"questions": QUESTIONS, "calibration": tmp_path / "c.json"}, None, None, None, "simulated"
     )
+    assert asked is not None
+    assert asked.calibration is not None
     assert asked.calibration.questions["team"] == fits.questions["team"].scaling
     assert "team: 60 rows (1 more without a usable label), temperature" in str(fits)
     drawing = picture(fits)

@@ -64,7 +64,7 @@ GOOD = {"name": "good", "instructions": "Good?"}
     ("bad", "why"),
     [
         ({"name": "x", "options": []}, r"questions\[1\] \('x'\) has no options"),
-        ({"name": "x", "options": ["a"]}, r"questions\[1\] \('x'\) has 1 options"),
+        ({"name": "x", "options": ["a"]}, r"questions\[1\] \('x'\) has one option"),
         ({"name": "x", "options": ["a", "a"]}, r"questions\[1\] \('x'\) has the option 'a' twice"),
         ({"name": "x", "options": ["a", " "]}, r"questions\[1\] \('x'\) has an option with an em"),
         (
@@ -99,7 +99,7 @@ def test_a_bad_question_is_named(bad, why):
         ({"decide": 3}, "must be questions, or the path"),
         ({"decide": {"questions": [GOOD], "claibration": "c"}}, "unknown key 'claibration'"),
         ({"decide": [{**GOOD, "name": f"q{n}"} for n in range(401)]}, "1 to 400 questions"),
-        ({"choices": "a"}, r"questions\[0\] \('choice'\) has 1 options"),
+        ({"choices": "a"}, r"questions\[0\] \('choice'\) has one option"),
         ({"keep": " "}, "must be a question"),
         ({"threshold": 0.5}, "is that of a filter"),
         ({"decide": [GOOD], "threshold": 0.5}, "is that of a filter"),
