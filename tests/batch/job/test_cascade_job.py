@@ -7,7 +7,7 @@ import pytest
 import penstock
 from jobs import lines, settled
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, RequestError
 
 TEAM = [{"name": "team", "instructions": "Which?", "options": ["billing", "shipping"]}]
 SMALL, LARGE = {"seed": 1}, {"seed": 2}
@@ -49,6 +49,22 @@ async def test_rows_that_the_small_model_is_unsure_of_go_to_the_large_one(source
     assert len(kept) > 100
 
 
+async def test_rows_that_fail_are_error_rows_and_show_nothing(tmp_path):
+    class Refusing(Knowing):
+        async def label_shares(self, texts, request):
+            if request.input[0]["content"].endswith("6"):
+                raise RequestError("no")
+            return await super().label_shares(texts, request)
+
+    rows = [{"id": n, "text": f"text {n}"} if n % 10 else {"id": n} for n in range(300)]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = await cascade(source, engine=[Refusing(), Knowing(right=True)])
+    assert {row["id"] % 10 for row in result.rows() if row["status"] == "error"} == {0, 6}
+    assert result.counts.failed == 60
+    assert result.counts.large_calls < 250
+
+
 async def test_a_small_model_that_is_often_wrong_decides_nothing(source, caplog):
     class Wrong(Knowing):
         async def label_shares(self, texts, request):
@@ -73,12 +89,6 @@ async def test_other_outputs(source, tmp_path, name):
 async def test_a_resumed_job_takes_the_earlier_choice(source, tmp_path):
     output = tmp_path / "out.jsonl"
     whole = await cascade(source, engine=[Knowing(), Knowing(right=True)])
-
-    class Dying(Knowing):
-        async def label_shares(self, texts, request):
-            if len(self.asked) == 150:
-                raise KeyboardInterrupt
-            return await super().label_shares(texts, request)
 
     job = penstock.Job(
         source,

@@ -28,7 +28,7 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.write.state_files import replace_file
 from penstock.engines.base import LLMEngine
 from penstock.engines.supervisor import supervisor_of
-from penstock.errors import EngineError, JobError, PenstockError
+from penstock.errors import JobError, PenstockError
 from penstock.types import Decision
 
 FILE = "cascade.json"
@@ -145,7 +145,7 @@ class CascadeStep:
                 try:
                     small, usage = await self._ask(0, row, tries)
                     large, more = await self._ask(1, row, tries)
-                except EngineError:
+                except JobError:
                     raise
                 except PenstockError:  # the row fails in the job too, and nothing is to be learned
                     return None
@@ -153,7 +153,14 @@ class CascadeStep:
                 outcome.attempts = tries.count
                 return small, large, outcome
 
-        found = await asyncio.gather(*map(both, rows))
+        asked = [asyncio.create_task(both(row)) for row in rows]
+        try:
+            found = await asyncio.gather(*asked)
+        except JobError:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            raise
         self.counts.large_calls += len(rows)
         pairs = [each for each in found if each is not None]
         sure = [self._form.confidence(small) for small, _, _ in pairs]
