@@ -214,7 +214,7 @@ class Option(Struct, frozen=True, omit_defaults=True):
 
     label: str
     description: str = ""
-    value: str | bool | float | None = None
+    value: str | bool | int | float | None = None
 
 
 class PredicateQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="predicate"):
@@ -404,8 +404,8 @@ class Decision(Struct, frozen=True):
 
     name: str
     type: Literal["predicate", "choice", "score"]
-    value: str | bool | float | list[str | bool | float] | None
-    values: list[str | bool | float]
+    value: str | bool | int | float | list[str | bool | int | float] | None
+    values: list[str | bool | int | float]
     probabilities: list[float]
     tied: bool = False
     mass: float = 1.0

@@ -1,5 +1,6 @@
 """Questions: their checks, their texts, their tokens, and decisions made of probabilities."""
 
+import msgspec
 import pytest
 
 from penstock.engines.decisions.answers import decided, decision
@@ -11,6 +12,7 @@ from penstock.errors import RequestError
 from penstock.types import (
     ChoiceQuestion,
     DecideRequest,
+    Decisions,
     Option,
     PredicateQuestion,
     ScoreQuestion,
@@ -133,3 +135,14 @@ def test_ties_and_unknowns_are_stated():
     assert (tied.value, tied.tied) == ("a", True)
     assert not decided(CHOICE, [0.6, 0.4]).tied
     assert decided(CHOICE, [0.5, 0.5], 0.0).value is None
+
+
+def test_requests_and_answers_cross_a_pipe_unchanged():
+    questions = (CHOICE, PredicateQuestion("?"), ScoreQuestion("?", scale(1, 2)))
+    request = DecideRequest([{"role": "user", "content": "x"}], questions)
+    encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+    assert decode(encode(request), type=DecideRequest) == request
+    result = Decisions([decided(one, [0.25, 0.75]) for one in questions])
+    again = decode(encode(result), type=Decisions)
+    assert again == result
+    assert [type(one) for one in again.items[2].values] == [int, int]

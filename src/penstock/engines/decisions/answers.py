@@ -22,7 +22,7 @@ from penstock.types import (
 TIE = 1e-9
 """Probabilities that differ by no more are equal: a tie."""
 _APPLIES = 0.5
-Value = str | bool | float
+Value = str | bool | int | float
 _KINDS: dict[type, Literal["predicate", "choice", "score"]] = {
     PredicateQuestion: "predicate",
     ChoiceQuestion: "choice",
