@@ -37,7 +37,7 @@ _STEPS = 100
 class Scaling(Struct, frozen=True):
     """The calibration of one question: its `options` by value, their `bias`, the `temperature`."""
 
-    options: list[str | bool | float]
+    options: list[str | bool | int | float]
     temperature: float
     bias: list[float]
 
