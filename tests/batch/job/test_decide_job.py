@@ -105,11 +105,13 @@ async def _decided(source):
 
 
 @pytest.mark.parametrize("order", ["input", "done"])
-@pytest.mark.parametrize("letters", [False, True])
-async def test_failed_rows_are_tried_again_and_others_are_not(tmp_path, order, letters):
+@pytest.mark.parametrize(
+    ("name", "letters"), [("out.jsonl", False), ("out.jsonl", True), ("out.parquet", False)]
+)
+async def test_failed_rows_are_tried_again_and_others_are_not(tmp_path, order, name, letters):
     rows = [{"text": f"text {n}"} for n in range(200)]
-    bad = [rows[n] if n % 50 else {"text": None, "late": 1} for n in range(200)]
-    path = tmp_path / "out.jsonl"
+    bad = [rows[n] if n % 50 else {"text": None} for n in range(200)]
+    path = tmp_path / name
     options = {
         "filter": "Is it?",
         "order": order,
@@ -125,7 +127,8 @@ async def test_failed_rows_are_tried_again_and_others_are_not(tmp_path, order, l
     assert second.counts.rows == 200
     assert second.counts.failed == 0
     whole = await decide(bad, filter="Is it?", engine=engine, model=None)
-    found = sorted(settled(lines(path)), key=lambda row: row["text"] or "")
+    kept = lines(path) if path.suffix == ".jsonl" else pq.read_table(path).to_pylist()
+    found = sorted(settled(kept), key=lambda row: row["text"] or "")
     assert found == sorted(settled(whole.rows()), key=lambda row: row["text"] or "")
 
 
