@@ -112,17 +112,19 @@ def test_a_schema(client: Any) -> None:
 def test_a_decision(client: Any) -> None:
     categories = ("billing", "shipping", "technical", "account", "refund", "feature")
     choices = [{"value": category} for category in categories]
-    found = client.decisions.create(
-        model="tickets",
-        input=[*TICKET, {"role": "assistant", "content": '{"category":"'}],
-        questions=[{"type": "choice", "instructions": "", "choices": choices}],
-    )
-    (answer,) = found.answers
-    assert answer.choice == "refund"
-    assert sum(one.probability for one in answer.probabilities) == pytest.approx(1, abs=1e-6)
-    assert answer.mass > 0.9
+    body = {
+        "model": "tickets",
+        "input": [*TICKET, {"role": "assistant", "content": '{"category":"'}],
+        "questions": [{"type": "choice", "instructions": "", "choices": choices}],
+    }
+    found = client.post("/decisions", cast_to=object, body=body)  # older clients lack a method
+    (answer,) = found["answers"]
+    assert answer["choice"] == "refund"
+    chances = [one["probability"] for one in answer["probabilities"]]
+    assert sum(chances) == pytest.approx(1, abs=1e-6)
+    assert answer["mass"] > 0.9
     with pytest.raises(openai.BadRequestError, match="1 to 400"):
-        client.decisions.create(model="tickets", input="x", questions=[])
+        client.post("/decisions", cast_to=object, body={**body, "questions": []})
 
 
 def test_the_models_are_listed(client: Any) -> None:

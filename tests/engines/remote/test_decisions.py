@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from penstock.engines.remote.decisions import DecisionAnswer, decision_body, read_decisions
 from penstock.errors import RequestError, UnsupportedError, UpstreamError
@@ -14,6 +15,7 @@ from penstock.types import (
     PredicateQuestion,
     ScoreQuestion,
 )
+from scripted_api import remote
 
 OPTIONS = (Option("a", "first"), Option("b"))
 REQUEST = DecideRequest(
@@ -89,3 +91,21 @@ def test_what_the_api_lacks_is_refused_by_name():
         decision_body(tool, own=False)
     with pytest.raises(RequestError, match="1 to 400"):
         decision_body(DecideRequest("x", ()), own=False)
+
+
+async def test_a_server_is_asked_and_one_without_the_path_is_named(script):
+    async def missing(request):
+        return web.json_response({"detail": "Not Found"}, status=404)
+
+    asked = DecideRequest("x", REQUEST.questions[:1])
+    script.answers = [{"answers": [{"type": "predicate", "probability": 0.75}]}]
+    async with remote(script) as engine:
+        assert (await engine.decide(asked)).items[0].value is True
+    script.answers = [missing]
+    async with remote(script) as engine:
+        with pytest.raises(UnsupportedError, match="decide"):
+            await engine.decide(asked)
+    path, body = script.asked[0]
+    assert path == "/v1/decisions"
+    question = {"type": "predicate", "instructions": "True?", "name": "truth"}
+    assert body == {"model": "m", "input": "x", "questions": [question]}
