@@ -28,6 +28,7 @@ from penstock.types import (
     EmbeddingRequest,
     Message,
     Sampling,
+    StructuredOutput,
 )
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -50,26 +51,17 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class SamplingBody(EngineParameters, kw_only=True):
-    """Parameters that chat and plain completions share."""
+    """Parameters that chat, plain completions and responses share."""
 
     model: str = ""
     temperature: float | None = None
     top_p: float | None = None
-    n: Whole | None = None
     stop: str | list[str] | None = None
     seed: Whole | None = None
-    max_tokens: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    guided_decoding_backend: str | None = None
     top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -78,37 +70,19 @@ class SamplingBody(EngineParameters, kw_only=True):
     ignore_eos: bool | None = None
     priority: Whole | None = None
     logit_bias: dict[str, float] | None = None
-    prompt_logprobs: Whole | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None
     user: str | None = None
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether the stream's last chunk carries the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        """Whether each chunk of the stream carries the usage so far. vLLM asks for `include_usage`
-        too.
-        """
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
-
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    def sampling(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        structured: StructuredOutput | None,
+        prompt_logprobs: int | None = None,
+    ) -> Sampling:
         """The sampling parameters. Omitted values take OpenAI's defaults."""
-        if self.stream_options is not None and not self.stream:
-            raise RequestError("stream_options needs stream to be true", param="stream_options")
-        if self.prompt_logprobs is not None and self.stream:
-            raise RequestError(
-                "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
-            )
-        if self.return_token_ids and self.stream:
-            raise RequestError(
-                "token ids come with an answer that is not streamed", param="return_token_ids"
-            )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "min_tokens": self.min_tokens,
@@ -127,12 +101,8 @@ class SamplingBody(EngineParameters, kw_only=True):
             stop=stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
-            structured=one_constraint(
-                self.response_format,
-                self.structured_outputs,
-                {name: getattr(self, name) for name in GUIDED},
-            ),
-            prompt_logprobs=self.prompt_logprobs,
+            structured=structured,
+            prompt_logprobs=prompt_logprobs,
             logit_bias=bias_pairs(self.logit_bias),
             allowed_token_ids=tuple(self.allowed_token_ids or ()),
             bad_words=tuple(self.bad_words or ()),
@@ -144,7 +114,55 @@ class SamplingBody(EngineParameters, kw_only=True):
         )
 
 
-class ChatBody(SamplingBody, kw_only=True):
+class GenerationBody(SamplingBody, kw_only=True):
+    """Parameters that chat and plain completions share."""
+
+    n: Whole | None = None
+    max_tokens: Whole | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None
+    prompt_logprobs: Whole | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream's last chunk carries the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of the stream carries the usage so far. vLLM asks for `include_usage`
+        too.
+        """
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def generating(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        """The sampling parameters, with the constraint in whichever form it was given."""
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError(
+                "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
+            )
+        return self.sampling(
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            structured=one_constraint(
+                self.response_format,
+                self.structured_outputs,
+                {name: getattr(self, name) for name in GUIDED},
+            ),
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
+class ChatBody(GenerationBody, kw_only=True):
     """Body of `POST /v1/chat/completions`: messages, tools and sampling.
 
     `names` are parameters under the names that the client sent, for errors; each body has them.
@@ -199,7 +217,7 @@ class ChatBody(SamplingBody, kw_only=True):
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
             messages=messages,
-            sampling=self.sampling(
+            sampling=self.generating(
                 max_tokens=self.max_tokens
                 if self.max_completion_tokens is None
                 else self.max_completion_tokens,
@@ -249,7 +267,7 @@ class ChatBody(SamplingBody, kw_only=True):
         return tools, choice
 
 
-class CompletionBody(SamplingBody, kw_only=True):
+class CompletionBody(GenerationBody, kw_only=True):
     """Body of `POST /v1/completions`. `prompt` may hold several prompts: `requests` gives one
     request for each.
     """
@@ -276,7 +294,7 @@ class CompletionBody(SamplingBody, kw_only=True):
                 why = "cannot be streamed" if self.stream else f"must be at least n, which is {n}"
                 raise RequestError(f"best_of {why}", param="best_of")
             logprobs, n = logprobs or 0, self.best_of
-        sampling = self.sampling(
+        sampling = self.generating(
             max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=logprobs
         )
         return [

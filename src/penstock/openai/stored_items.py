@@ -10,7 +10,13 @@ from penstock.errors import RequestError
 
 Item = dict[str, Any]
 MOST_ITEMS = 100
-_PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES = {
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
 
 
 def items_of(given: str | Sequence[Item]) -> list[Item]:

@@ -107,31 +107,15 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "use_activation": _NOTHING,
     },
     "ResponseBody": {
-        **_OF_ENGINES,
-        **_MEDIA,
+        **_PROCESSED_MEDIA,
         "access_programs": _NOTHING,
         "background_options": _NOTHING,
         "context_management": _NOTHING,
         "enable_response_messages": (False,),
-        "frequency_penalty": (0.0,),
-        "ignore_eos": (False,),
         "image": _NOTHING,
-        "include_reasoning": (True,),
-        "include_stop_str_in_output": (False,),
-        "logit_bias": _NOTHING,
-        "min_p": (0.0,),
         "moderation": _NOTHING,
-        "presence_penalty": (0.0,),
         "previous_input_messages": _NOTHING,
-        "priority": (0,),
         "prompt": _NOTHING,
-        "repetition_penalty": (1.0,),
-        "seed": (),
-        "skip_special_tokens": (True,),
-        "stop": _NOTHING,
-        "stop_token_ids": _NOTHING,
-        "structured_outputs": _NOTHING,
-        "top_k": (0, -1),
     },
     "MessageBody": {
         **_OF_ENGINES,
@@ -150,9 +134,23 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 """Form → parameter → the values that it may have: those that change nothing. A field that the form
 has is not looked up here.
 """
+_NOWHERE: dict[str, tuple[Any, ...]] = {
+    "ec_transfer_params": ({},),
+    "include_reasoning": (True,),
+    "length_penalty": (1.0,),
+    "return_prompt_text": (False,),
+    "routed_experts_prompt_start": (0,),
+    "use_beam_search": (False,),
+}
+"""Engines' parameters that no engine here honours."""
 ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "CompletionBody": {"suffix": ("",)},
-    "ResponseBody": {"truncation": ("disabled",)},
+    "ChatBody": _NOWHERE,
+    "CompletionBody": {**_NOWHERE, "suffix": ("",)},
+    "ResponseBody": {
+        **_NOWHERE,
+        "return_token_ids": (False,),  # a response has no place for them
+        "truncation": ("disabled",),
+    },
 }
 """As `REFUSED`, of fields that a form has."""
 
