@@ -144,9 +144,9 @@ def page(taken: dict[str, Any]) -> str:
         ]
         for field, sources in [*fields.items(), *((name, ["penstock"]) for name in sorted(own))]:
             given, why = verdict(form, field)
-            note = notes.get(endpoint, {}).get(field) or notes["all"].get(field) or ""
-            if given != "honoured":
-                note = why
+            note = why
+            if given == "honoured":
+                note = notes.get(endpoint, {}).get(field) or notes["all"].get(field) or why
             lines.append(f"| `{field}` | {', '.join(sources)} | {given} | {note} |")
         lines.append("")
     return "\n".join(lines)

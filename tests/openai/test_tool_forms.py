@@ -120,7 +120,11 @@ def test_a_custom_tool_of_a_response_takes_one_text():
     chosen = {"type": "custom", "custom": {"name": "say"}}
     same = body(tools=[TOOLS[2]], tool_choice=chosen).request()
     assert (request.tools, request.tool_choice) == (same.tools, same.tool_choice)
-    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": "say"}]}
+    allowed = {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "custom", "name": "say"}],
+    }
     route = {"type": "function", **ROUTE}
     assert names(response(tools=[route, SAY], tool_choice=allowed).request()) == ["say"]
     wrong = response(tools=[{**SAY, "format": {"type": "grammar", "syntax": "lark"}}])
@@ -131,7 +135,7 @@ def test_a_custom_tool_of_a_response_takes_one_text():
 
 def test_a_response_tells_a_custom_tools_text():
     asked = response(tools=[SAY])
-    pieces = ['{"inp', 'ut": "one \\', 'n \\u00e', '9"', "}"]
+    pieces = ['{"inp', 'ut": "one \\', "n \\u00e", '9"', "}"]
     call = ToolCallPart(0, "", "c1", "say")
     deltas = [
         Delta(tool_calls=(call,)),

@@ -142,6 +142,11 @@ class GenerationBody(SamplingBody, kw_only=True):
             self.stream_options and self.stream_options.continuous_usage_stats
         )
 
+    @property
+    def wants_token_ids(self) -> bool:
+        """Whether the answer tells the ids of its tokens and of its prompt's."""
+        return bool(self.return_token_ids)
+
     def generating(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """The sampling parameters, with the constraint in whichever form it was given."""
         if self.stream_options is not None and not self.stream:

@@ -85,7 +85,9 @@ async def test_a_long_prompt_is_cut_where_the_request_wants_it(engine):
     assert (await answer(engine, asked)).usage.prompt_tokens == 3
 
 
-@pytest.mark.parametrize("given", [{"use_beam_search": True}, {"kv_transfer_params": {"a": 1}}])
+@pytest.mark.parametrize(
+    "given", [{"media_io_kwargs": {"image": {}}}, {"kv_transfer_params": {"a": 1}}]
+)
 async def test_what_vllm_cannot_do_here_is_refused_by_name(engine, given):
     with pytest.raises(UnsupportedError, match=next(iter(given))):
         await answer(engine, chat(**given))
