@@ -106,6 +106,7 @@ def test_a_custom_tool_takes_one_text():
     request = body(tools=[{"type": "custom", "custom": {"name": "say", "format": form}}]).request()
     text = request.tools[0]["function"]["parameters"]["properties"]["input"]
     assert text == {"type": "string", "pattern": "^(?:a|b)$"}
+    assert request.tools[0]["function"]["strict"]
 
 
 def response(**fields):

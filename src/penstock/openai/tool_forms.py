@@ -168,6 +168,8 @@ def of_custom(given: Any, where: str) -> dict[str, Any]:
         "additionalProperties": False,
     }
     function = {"name": given["name"], "parameters": parameters}
+    if "pattern" in text:
+        function["strict"] = True
     if given.get("description"):
         function["description"] = given["description"]
     return {"type": "function", "function": function}

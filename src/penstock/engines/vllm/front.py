@@ -165,6 +165,7 @@ class Front:
             adapters=config.lora_config is not None,
             prompt_logprobs=generates,
             logit_bias=generates,
+            triggers=generates,
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -427,8 +428,25 @@ def output_kind(request: ChatRequest | CompletionRequest) -> Any:
 
 def constraint(structured: StructuredOutput) -> dict[str, Any]:
     """A constraint as the arguments of vLLM's `StructuredOutputsParams`."""
+    if structured.triggers:
+        return {"structural_tag": json.dumps(_tags(structured))}
     if structured.kind == "json_schema":
         return {"json": structured.spec}
     if structured.kind in ("regex", "grammar"):
         return {structured.kind: structured.spec}
     return {"json_object": True}
+
+
+def _tags(structured: StructuredOutput) -> dict[str, Any]:
+    """A schema of what follows triggers, as XGrammar's structural tag."""
+    content = {"type": "json_schema", "json_schema": json.loads(structured.spec)}
+    tags = [
+        {"type": "tag", "begin": trigger + space, "content": content, "end": ""}
+        for trigger in structured.triggers
+        for space in ("", "\n")
+    ]
+    triggers = list(structured.triggers)
+    return {
+        "type": "structural_tag",
+        "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags},
+    }
