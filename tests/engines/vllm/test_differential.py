@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from differential_cases import CHAT, TEXT, Case, cases
+from differential_cases import CHAT, POOLING, TEXT, Case, cases, pooling_cases
+from penstock.demo import model_path
 from penstock.engines.vllm import VLLMEngine
+from torch_models import classifier
 from two_servers import meaning, two_servers
 
 pytestmark = [
@@ -222,6 +224,33 @@ async def test_both_servers_answer_the_same(servers, path, stream):
         if (case[0], case[2]) == (path, stream):
             found += undocumented(case, await servers.ask(path, case[1], stream))
     assert found == []
+
+
+POOLS = {
+    "runner": "pooling",
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+}
+
+
+@pytest.mark.parametrize("kind", POOLING)
+async def test_both_servers_tell_the_same_of_texts(tmp_path, kind):
+    options, source = POOLS, str(tmp_path)
+    if kind == "embed":
+        options, source = {**POOLS, "convert": "embed"}, str(model_path("huggingface"))
+    else:
+        classifier(tmp_path, ["relevance"] if kind == "cross-encoder" else ["calm", "angry"])
+    engine = VLLMEngine(source, engine_kwargs=options)
+    await engine.start()
+    try:
+        async with two_servers(engine, options) as servers:
+            found: list[str] = []
+            for case in pooling_cases(kind):
+                found += undocumented(case, await servers.ask(*case))
+            assert found == []
+    finally:
+        await engine.stop()
 
 
 def test_every_difference_is_documented():

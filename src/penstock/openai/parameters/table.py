@@ -51,6 +51,8 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         **_OPENAI,
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },
+    **dict.fromkeys(("ScoreBody", "RerankBody", "ClassifyBody"), _SHARED),
+    "PoolingBody": {**_SHARED, "user": "for the provider's records"},
     "MessageBody": {
         **_SHARED,
         "cache_control": _CACHE,
@@ -75,7 +77,37 @@ _OF_ENGINES: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": _NOTHING,
     "watermarking": (False,),
 }
-_MEDIA: dict[str, tuple[Any, ...]] = {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING}
+_POOLING: dict[str, tuple[Any, ...]] = {
+    "cache_salt": _NOTHING,
+    "mm_processor_kwargs": _NOTHING,
+    "padding": ("do_not_pad",),
+    "priority": (0,),
+    "truncate_prompt_tokens": _NOTHING,
+    "truncation_side": _NOTHING,
+    "use_activation": _NOTHING,
+}
+_TEXTS: dict[str, tuple[Any, ...]] = {
+    **_POOLING,
+    "add_generation_prompt": (False,),
+    "add_special_tokens": (True,),
+    "chat_template": _NOTHING,
+    "chat_template_kwargs": _NOTHING,
+    "continue_final_message": (False,),
+    "media_io_kwargs": _NOTHING,
+    "messages": _NOTHING,
+}
+_VECTORS: dict[str, tuple[Any, ...]] = {
+    **_TEXTS,
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+}
+_PAIRS: dict[str, tuple[Any, ...]] = {
+    **_POOLING,
+    "chat_template_kwargs": _NOTHING,
+    "instruction": _NOTHING,
+    "max_tokens_per_doc": (0,),
+    "max_tokens_per_query": (0,),
+}
 REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": {
         **_PROCESSED_MEDIA,
@@ -89,23 +121,11 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "return_token_offsets": (False,),
         "prompt_embeds": _NOTHING,
     },
-    "EmbeddingBody": {
-        **_MEDIA,
-        "add_generation_prompt": (False,),
-        "add_special_tokens": (True,),
-        "cache_salt": _NOTHING,
-        "chat_template": _NOTHING,
-        "chat_template_kwargs": _NOTHING,
-        "continue_final_message": (False,),
-        "embed_dtype": ("float32",),
-        "endianness": ("native", "little"),
-        "messages": _NOTHING,
-        "padding": _NOTHING,
-        "priority": (0,),
-        "truncate_prompt_tokens": _NOTHING,
-        "truncation_side": _NOTHING,
-        "use_activation": _NOTHING,
-    },
+    "EmbeddingBody": _VECTORS,
+    "PoolingBody": _VECTORS,
+    "ClassifyBody": _TEXTS,
+    "ScoreBody": _PAIRS,
+    "RerankBody": _PAIRS,
     "ResponseBody": {
         **_PROCESSED_MEDIA,
         "access_programs": _NOTHING,
