@@ -120,6 +120,10 @@ FIELDS: dict[str, Callable[[Asked, str], bool]] = {
         asked.get("max_tokens") == 0
         and place.endswith(("reason", "completion_tokens", "total_tokens", ".usage[]"))
     ),
+    "An answer that the limit cuts behind a call ends by `length`; vLLM says `tool_calls`, but for"
+    " streams.": lambda asked, place: (
+        asked.get("tool_choice") == "auto" and place.endswith(".finish_reason")
+    ),
     "With `add_generation_prompt: false` vLLM names the last message's role in its answer.": (
         lambda asked, place: asked.get("add_generation_prompt") is False and place.endswith(".role")
     ),
@@ -137,6 +141,8 @@ IN_GENERAL = (
     "Responses echo fewer of the request's parameters, and their `status` and `top_p` are what"
     " they were.",
     "The texts of errors are other ones; every refusal names its parameter.",
+    "With `tool_choice: none` the model sees no tools, on every engine; vLLM shows them unless"
+    " `exclude_tools_when_tool_choice_none` is set (false shows them here too).",
 )
 """Differences that the comparison leaves out everywhere."""
 

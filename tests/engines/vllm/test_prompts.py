@@ -2,6 +2,7 @@
 prompts that are the same whatever their length.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from penstock.engines.vllm import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.testing import answer
-from penstock.types import ChatRequest
+from penstock.types import ChatRequest, Sampling, StructuredOutput
 
 pytestmark = [
     pytest.mark.vllm,
@@ -78,6 +79,17 @@ async def test_biases_and_allowed_tokens_steer(engine):
     assert only.prompt_token_ids
     forced = completion(logit_bias={"7": 100}, max_tokens=2, return_token_ids=True)
     assert (await answer(engine, forced)).token_ids == {0: [7, 7]}
+
+
+async def test_what_follows_a_trigger_is_held(engine):
+    spec = '{"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"]}'
+    structured = StructuredOutput("json_schema", spec, triggers=("category",))
+    sampling = Sampling(temperature=0.0, max_tokens=40, structured=structured)
+    asked = msgspec.structs.replace(chat(), sampling=sampling)
+    text = (await answer(engine, asked)).texts[0]
+    before, _, rest = text.partition("category")
+    assert before == '{"'
+    assert json.JSONDecoder().raw_decode(rest.lstrip())[0] == {"a": "b"}
 
 
 async def test_a_long_prompt_is_cut_where_the_request_wants_it(engine):

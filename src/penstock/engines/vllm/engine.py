@@ -108,7 +108,7 @@ class VLLMEngine(TokenEngine):
                 None, kv_cache.set_up, self.connector, self.options, self.site
             )
         setup = self._setup
-        counts = kv_cache.Counts() if setup is not None or blocks is not None else None
+        counts = kv_cache.Counts()
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
