@@ -128,10 +128,6 @@ class BackgroundRuns:
             self._watch = asyncio.create_task(self._watch_others())
         return run
 
-    def get(self, id: str) -> Run | None:
-        """A response that runs here."""
-        return self._runs.get(id)
-
     def stop(self, id: str) -> None:
         """End a response that was cancelled or deleted in the store, if it runs here."""
         if (run := self._runs.get(id)) is not None:
