@@ -47,6 +47,15 @@ VLLM = {
     "/v1/embeddings": ["EmbeddingCompletionRequest", "EmbeddingChatRequest"],
     "/v1/responses": ["ResponsesRequest"],
     "/v1/messages": ["AnthropicMessagesRequest"],
+    "/v1/score": [
+        *("ScoreTextRequest", "ScoreQueriesDocumentsRequest"),
+        *("ScoreQueriesItemsRequest", "ScoreDataRequest"),
+    ],
+    "/v1/rerank": ["RerankRequest"],
+    "/classify": ["ClassificationCompletionRequest", "ClassificationChatRequest"],
+    "/pooling": ["PoolingCompletionRequest", "PoolingChatRequest"],
+    "/tokenize": ["TokenizeCompletionRequest", "TokenizeChatRequest"],
+    "/detokenize": ["DetokenizeRequest"],
 }
 FORMS = {
     "/v1/chat/completions": "requests:ChatBody",
@@ -54,6 +63,12 @@ FORMS = {
     "/v1/embeddings": "requests:EmbeddingBody",
     "/v1/responses": "responses_api:ResponseBody",
     "/v1/messages": "messages_api:MessageBody",
+    "/v1/score": "extensions:ScoreBody",
+    "/v1/rerank": "extensions:RerankBody",
+    "/classify": "extensions:ClassifyBody",
+    "/pooling": "extensions:PoolingBody",
+    "/tokenize": "extensions:TokenizeBody",
+    "/detokenize": "extensions:DetokenizeBody",
 }
 HEADERS = {"betas", "user_profile_id", "workspace_id"}
 """Arguments of the SDKs that they send as headers or in the path."""
@@ -63,7 +78,7 @@ def snapshot(vllm: Path | None) -> dict[str, Any]:
     """The fields of each endpoint → where they come from."""
     versions = {name: version(name) for name in ("openai", "anthropic")}
     old = json.loads(SNAPSHOT.read_text()) if SNAPSHOT.exists() else {}
-    fields: dict[str, dict[str, list[str]]] = {endpoint: {} for endpoint in SDKS}
+    fields: dict[str, dict[str, list[str]]] = {endpoint: {} for endpoint in VLLM}
     for endpoint, field, source in of_sdks():
         known = fields[endpoint].setdefault(field, [])
         if source not in known:

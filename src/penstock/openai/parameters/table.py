@@ -13,16 +13,17 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.openai.parameters.engine import DEFAULTS
+from penstock.openai.parameters.engine import DEFAULTS, EngineParameters
 
 Verdict = Literal["honoured", "harmless", "refused"]
 _CACHE = "prefixes are cached by content"
+_USER = {"user": "for the provider's records"}
 _SHARED = {"request_id": "the header `x-request-id` names a request"}
 _GENERATING = {
     **_SHARED,
     "session_id": "a hint for routing",
     "stream_interval": "the server joins chunks where a client lags",
-    "user": "for the provider's records",
+    **_USER,
 }
 _OPENAI = {
     "metadata": "for the provider's records",
@@ -45,14 +46,18 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         **_GENERATING,
         "guided_decoding_backend": "every backend enforces the same constraint",
     },
-    "EmbeddingBody": {**_SHARED, "user": "for the provider's records"},
+    "EmbeddingBody": {**_SHARED, **_USER},
     "ResponseBody": {
         **_GENERATING,
         **_OPENAI,
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },
-    **dict.fromkeys(("ScoreBody", "RerankBody", "ClassifyBody"), _SHARED),
-    "PoolingBody": {**_SHARED, "user": "for the provider's records"},
+    "ScoreBody": {**_SHARED, **_USER},
+    "RerankBody": {**_SHARED, **_USER},
+    "ClassifyBody": {**_SHARED, **_USER},
+    "PoolingBody": {**_SHARED, **_USER},
+    "TokenizeBody": _USER,
+    "DetokenizeBody": {},
     "MessageBody": {
         **_SHARED,
         "cache_control": _CACHE,
@@ -126,6 +131,7 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ClassifyBody": _TEXTS,
     "ScoreBody": _PAIRS,
     "RerankBody": _PAIRS,
+    "TokenizeBody": {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING},
     "ResponseBody": {
         **_PROCESSED_MEDIA,
         "access_programs": _NOTHING,
@@ -202,7 +208,8 @@ def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
         return "harmless", why
     values = ONLY.get(key, {}).get(name)
     if values is None and name in form.__struct_fields__:
-        return "honoured", "vLLM" if name in DEFAULTS else ""
+        of_engines = issubclass(form, EngineParameters) and name in DEFAULTS
+        return "honoured", "vLLM" if of_engines else ""
     if values is None:
         values = REFUSED[key][name]
     return "refused", "" if values is _NOTHING or not values else f"but for {_told(values)}"
