@@ -182,7 +182,10 @@ TOGETHER_TEXT: list[dict[str, Any]] = [
     {"prompt": "word " * 5000},
     {"truncate_prompt_tokens": 3, "echo": True},
 ]
-STREAMED = ("n", "stop", "max_tokens", "logprobs", "seed", "echo", "min_tokens", "messages")
+STREAMED = (
+    *("n", "stop", "max_tokens", "logprobs", "seed", "echo", "min_tokens", "messages"),
+    "return_token_ids",
+)
 """The parameters of the tables whose values are asked for in streams too."""
 
 

@@ -103,6 +103,7 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
         assert all(body["id"] == bodies[0]["id"] for body in bodies)
         assert all(not body.get("usage") for body in bodies[:-1])
     choices: dict[int, Any] = {}
+    prompt_ids: list[int] = []
     for body in bodies:
         for part in body["choices"]:
             whole = choices.setdefault(part["index"], _nothing())
@@ -122,9 +123,12 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
                 if name not in whole["order"][-1:]:
                     whole["order"].append(name)
             whole["logprobs"] += _logprobs(part.get("logprobs"))
+            whole["ids"] += part.get("token_ids") or []
+            prompt_ids = body.get("prompt_token_ids") or part.get("prompt_token_ids") or prompt_ids
     usage = bodies[-1]["usage"]
     return {
         "choices": choices,
+        "prompt_ids": prompt_ids,
         "usage": [usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]],
     }
 
@@ -137,6 +141,7 @@ def _nothing() -> dict[str, Any]:
         "calls": {},
         "reason": None,
         "logprobs": [],
+        "ids": [],
         "order": [],
     }
 
