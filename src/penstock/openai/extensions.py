@@ -103,7 +103,7 @@ class RerankBody(Struct, kw_only=True):
         return [one if isinstance(one, str) else one.text for one in _listed(self.documents)]
 
     def request(self, *, request_id: str = "") -> RerankRequest:
-        if not self.documents:
+        if not self.texts:
             raise RequestError("documents must not be empty", param="documents")
         return RerankRequest(self.query, self.texts, request_id)
 

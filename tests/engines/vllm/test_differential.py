@@ -101,6 +101,8 @@ STATUS: dict[str, tuple[int, int, Callable[[Asked], bool]]] = {
     ),
     "A chat template in a request is a 400 unless the server's `trust_request_chat_template` is"
     " set.": (400, 200, lambda asked: "chat_template" in asked),
+    "An empty `input` is a 400 for vectors and classes; vLLM answers where its tokenizer adds"
+    " tokens to an empty text.": (400, 200, lambda asked: asked.get("input") in ("", [], [""])),
     "Token ids beyond the vocabulary are a 400 in `/detokenize`; vLLM drops them.": (
         400,
         200,
@@ -126,6 +128,12 @@ FIELDS: dict[str, Callable[[Asked, str], bool]] = {
     ),
     "With `add_generation_prompt: false` vLLM names the last message's role in its answer.": (
         lambda asked, place: asked.get("add_generation_prompt") is False and place.endswith(".role")
+    ),
+    "`usage` of vectors, scores and classes has no `completion_tokens`; vLLM's are 0.": (
+        lambda asked, place: (
+            bool(asked.keys() & {"input", "text_1", "queries", "data_1"})
+            and place == ".usage.completion_tokens"
+        )
     ),
     "Without `seed`, sampled answers differ each time.": lambda asked, place: (
         "seed" not in asked and asked.get("temperature", 0) != 0
