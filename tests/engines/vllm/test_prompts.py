@@ -2,7 +2,6 @@
 prompts that are the same whatever their length.
 """
 
-import json
 from typing import Any
 
 import msgspec
@@ -89,7 +88,9 @@ async def test_what_follows_a_trigger_is_held(engine):
     text = (await answer(engine, asked)).texts[0]
     before, _, rest = text.partition("category")
     assert before == '{"'
-    assert json.JSONDecoder().raw_decode(rest.lstrip())[0] == {"a": "b"}
+    held = "".join(rest.split())  # as far as it goes in six tokens
+    assert len(held) > 4
+    assert '{"a":"b"}'.startswith(held)
 
 
 async def test_a_long_prompt_is_cut_where_the_request_wants_it(engine):
