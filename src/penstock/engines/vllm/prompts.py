@@ -15,6 +15,7 @@ from msgspec import Struct
 from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.vllm.library import (
+    ChatCompletionToolsParam,
     ChatParams,
     RepetitionDetectionParams,
     RequestOutputKind,
@@ -233,6 +234,8 @@ class Prompts:
         messages, kwargs = request.messages, request.chat_template_kwargs
         if self.text_template is not None:
             messages, tools = self.text_template.fitted(messages, tools, request.chat_template)
+        if tools:  # in the form in which vLLM's server shows them, keys without a value included
+            tools = [ChatCompletionToolsParam.model_validate(tool).model_dump() for tool in tools]
         if not request.add_generation_prompt or request.continue_final_message:
             kwargs = {
                 "add_generation_prompt": False,
