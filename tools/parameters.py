@@ -49,6 +49,15 @@ VLLM = {
     "/v1/embeddings": ["EmbeddingCompletionRequest", "EmbeddingChatRequest"],
     "/v1/responses": ["ResponsesRequest"],
     "/v1/messages": ["AnthropicMessagesRequest"],
+    "/v1/score": [
+        *("ScoreTextRequest", "ScoreQueriesDocumentsRequest"),
+        *("ScoreQueriesItemsRequest", "ScoreDataRequest"),
+    ],
+    "/v1/rerank": ["RerankRequest"],
+    "/classify": ["ClassificationCompletionRequest", "ClassificationChatRequest"],
+    "/pooling": ["PoolingCompletionRequest", "PoolingChatRequest"],
+    "/tokenize": ["TokenizeCompletionRequest", "TokenizeChatRequest"],
+    "/detokenize": ["DetokenizeRequest"],
 }
 FORMS = {
     "/v1/chat/completions": "requests:ChatBody",
@@ -57,6 +66,12 @@ FORMS = {
     "/v1/embeddings": "requests:EmbeddingBody",
     "/v1/responses": "responses_api:ResponseBody",
     "/v1/messages": "messages_api:MessageBody",
+    "/v1/score": "extensions:ScoreBody",
+    "/v1/rerank": "extensions:RerankBody",
+    "/classify": "extensions:ClassifyBody",
+    "/pooling": "extensions:PoolingBody",
+    "/tokenize": "extensions:TokenizeBody",
+    "/detokenize": "extensions:DetokenizeBody",
 }
 HEADERS = {"betas", "user_profile_id", "workspace_id"}
 """Arguments of the SDKs that they send as headers or in the path."""
@@ -66,7 +81,7 @@ def snapshot(vllm: Path | None) -> dict[str, Any]:
     """The fields of each endpoint → where they come from."""
     versions = {name: version(name) for name in ("openai", "anthropic")}
     old = json.loads(SNAPSHOT.read_text()) if SNAPSHOT.exists() else {}
-    fields: dict[str, dict[str, list[str]]] = {endpoint: {} for endpoint in SDKS}
+    fields: dict[str, dict[str, list[str]]] = {endpoint: {} for endpoint in VLLM}
     for endpoint, field, source in of_sdks():
         known = fields[endpoint].setdefault(field, [])
         if source not in known:
@@ -147,9 +162,9 @@ def page(taken: dict[str, Any]) -> str:
         ]
         for field, sources in [*fields.items(), *((name, ["penstock"]) for name in sorted(own))]:
             given, why = verdict(form, field)
-            note = notes.get(endpoint, {}).get(field) or notes["all"].get(field) or ""
-            if given != "honoured":
-                note = why
+            note = why
+            if given == "honoured":
+                note = notes.get(endpoint, {}).get(field) or notes["all"].get(field) or why
             lines.append(f"| `{field}` | {', '.join(sources)} | {given} | {note} |")
         lines.append("")
     return "\n".join(lines)

@@ -260,6 +260,24 @@ class EngineContract:
         if by_text.usage.prompt_tokens == len(ids):  # no token was added in front
             assert by_text.texts == by_ids.texts
 
+    async def test_token_ids_of_prompt_and_answer_come_where_they_are_wanted(
+        self, engine: LLMEngine
+    ) -> None:
+        if "return_token_ids" not in engine.capabilities.extra:
+            pytest.skip("no token ids of prompts")
+        ids = await engine.tokenize(self.prompt)
+        asked = {"return_token_ids": True}
+        sampling = Sampling(max_tokens=4, seed=1, ignore_eos=True, extra=asked)
+        for stream in (True, False):
+            request = CompletionRequest(ids, sampling, n=2, stream=stream)
+            deltas = await deltas_of(engine, request)
+            told = [delta for delta in deltas if delta.prompt_token_ids is not None]
+            assert sorted(delta.index for delta in told) == [0, 1]
+            result = Answers(deltas)
+            assert list(result.prompt_token_ids or ()) == ids
+            assert [len(of_one) for of_one in result.token_ids.values()] == [4, 4]
+        assert (await answer(engine, CompletionRequest(ids, GREEDY))).prompt_token_ids is None
+
     async def test_tokens_are_those_that_the_model_is_fed(self, engine: LLMEngine) -> None:
         for request in (chat_request(self.prompt), CompletionRequest(self.prompt, GREEDY)):
             fed = await answer(engine, request)

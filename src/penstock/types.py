@@ -27,7 +27,8 @@ class StructuredOutput(Struct, frozen=True):
     validates the answer too, so an engine may leave parts that it cannot enforce to the caller.
     `param`: the parameter of the request that holds the constraint, for errors. `after`: thoughts
     may come first, which end with one of these texts; they begin with one of `openers`, or, if
-    there are none, at once.
+    there are none, at once. `triggers`: the text is free, and what follows each of these texts is
+    one value of `spec`, or a JSON list of them.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
@@ -36,6 +37,7 @@ class StructuredOutput(Struct, frozen=True):
     param: str = "response_format"
     after: tuple[str, ...] = ()
     openers: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):

@@ -1,10 +1,13 @@
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -170,6 +173,32 @@ def outlives_not(tmp_path, waits=True):
         child = int(running.stdout.readline())
         running.kill()
     _wait_until_gone(child)
+
+
+def test_the_exporter_ends_with_who_started_it(tmp_path):
+    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    parent = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from penstock.engines.openvino.model_source import _run
+        _run("m", ["-c", {sleeper!r}], Path({str(tmp_path)!r}) / "log", print)
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", parent]) as running:
+        child = _child_of(running, [sys.executable, "-c", sleeper])
+        running.kill()
+    _wait_until_gone(child)
+
+
+def _child_of(parent, command):
+    """The id of the child that runs `command`, once there is one."""
+    while parent.poll() is None:
+        for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] == command:
+                    return int(pid)
+        time.sleep(0.02)
+    raise AssertionError(parent.returncode)
 
 
 def _wait_until_gone(pid):

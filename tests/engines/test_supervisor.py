@@ -212,3 +212,22 @@ async def test_an_engine_whose_server_stops_ends_with_its_last_user():
         await engine.check_health()
     assert not engine._alive
     assert engine.supervisor is None
+
+
+async def test_a_new_engine_is_probed_before_it_is_as_it_was():
+    order = []
+
+    class Noted(Counted):
+        def generate(self, request):
+            order.append("probe")
+            return super().generate(request)
+
+    async def restore():  # such as a pause, in which no probe would be answered
+        order.append("restore")
+
+    supervisor = Supervisor(Noted(), Policy(probe_after=0, restore=restore))
+    supervisor.load()
+    await supervisor.ready()
+    await asked(supervisor, "a", dies=1)
+    assert order == ["restore", "probe", "restore"]
+    await supervisor.unload()

@@ -1,8 +1,10 @@
 """Thoughts and calls on engines that continue tokens, tried on the simulated engine's level."""
 
 import json
+from typing import Any
 
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
@@ -118,6 +120,52 @@ async def test_a_constraint_knows_where_thoughts_may_begin():
     )
     await asked(engine, sampling=sampling, chat_template_kwargs={"off": True})
     assert engine.asked.sampling.structured == structured
+
+
+STRICT: Any = [
+    {"type": "function", "function": {"name": "a", "strict": True, "parameters": SCHEMA}}
+]
+
+
+async def held(template="", choice=None, tools: Any = STRICT, triggers=True, **given):
+    """The constraint of a request with these tools."""
+    engine = scripted(template, "Yes.", **given)
+    engine.capabilities = Capabilities(
+        frozenset({"chat"}),
+        100,
+        1,
+        structured=frozenset({"json_schema"}),
+        thoughts_first=True,
+        triggers=triggers,
+    )
+    await asked(engine, tools=tools, tool_choice=choice)
+    return engine.asked.sampling.structured
+
+
+async def test_calls_of_strict_functions_follow_their_schemas():
+    structured = await held(tools=[*STRICT, {"type": "function", "function": {"name": "b"}}])
+    assert structured is not None
+    assert structured.triggers == ("<tool_call>",)
+    calls = Draft202012Validator(json.loads(structured.spec))
+    assert calls.is_valid({"name": "a", "arguments": {"a": 1}})
+    assert not calls.is_valid({"name": "a", "arguments": {"a": "1"}})
+    assert calls.is_valid({"name": "b", "arguments": {"any": []}})
+    assert not calls.is_valid({"name": "c", "arguments": {}})
+    after = await held(THINKS, choice="auto")
+    assert after is not None
+    assert (after.after, after.triggers) == (("</think>",), ("<tool_call>",))
+
+
+async def test_calls_are_free_where_nothing_is_strict_or_the_form_has_no_marks():
+    loose = {**STRICT[0]["function"], "strict": False}
+    assert await held(tools=[{"type": "function", "function": loose}]) is None
+    assert await held(choice="none") is None
+    assert await held(triggers=False) is None
+    for parser in ("llama3_json", "mistral", "phi4_mini_json"):
+        assert await held(tool_call_parser=parser) is None
+    forced = await held(choice="required")
+    assert forced is not None
+    assert forced.triggers == ()
 
 
 async def test_an_engine_that_cannot_think_first_says_so_by_name():

@@ -94,6 +94,23 @@ def test_a_delta_without_text_makes_no_chunk() -> None:
     assert CompletionFramer(**ABOUT).frame(Delta(token_ids=(1,))) == b""
 
 
+def test_token_ids_come_with_each_chunk_and_the_prompts_with_the_first() -> None:
+    first = Delta(text="a", token_ids=(5, 6), usage=Usage(2, 0), prompt_token_ids=(1, 2))
+    deltas = [first, Delta(token_ids=(7,)), LAST]
+    usage: Any = {"include_usage": True, "token_ids": True}
+    for running in (False, True):
+        framer: Any = ChatFramer(**ABOUT, continuous_usage=running, **usage)
+        one, two, end, _ = parsed(b"".join(map(framer.frame, deltas)) + framer.close())
+        assert (one["prompt_token_ids"], "prompt_token_ids" in two) == ([1, 2], False)
+        assert [c["choices"][0]["token_ids"] for c in (one, two, end)] == [[5, 6], [7], []]
+        assert [c["choices"][0]["delta"] for c in (one, two)] == [{"content": "a"}, {}]
+        framer = CompletionFramer(**ABOUT, continuous_usage=running, **usage)
+        one, two, end, _ = parsed(b"".join(map(framer.frame, deltas)) + framer.close())
+        (one,), (two,), (end,) = one["choices"], two["choices"], end["choices"]
+        assert (one["prompt_token_ids"], "prompt_token_ids" in two) == ([1, 2], False)
+        assert [choice["token_ids"] for choice in (one, two, end)] == [[5, 6], [7], []]
+
+
 def test_completion_offsets_go_on_from_chunk_to_chunk() -> None:
     framer = CompletionFramer(**ABOUT)
     offsets = []

@@ -8,8 +8,9 @@ import pytest
 from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer
 from penstock.openai.requests import ChatBody, parse_body
+from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import Answers, chat_completion
-from penstock.openai.responses_api import ResponseBody
+from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.openai.tool_forms import ToolForm
 from penstock.types import Delta, ToolCallPart, Usage
 
@@ -105,6 +106,71 @@ def test_a_custom_tool_takes_one_text():
     request = body(tools=[{"type": "custom", "custom": {"name": "say", "format": form}}]).request()
     text = request.tools[0]["function"]["parameters"]["properties"]["input"]
     assert text == {"type": "string", "pattern": "^(?:a|b)$"}
+    assert request.tools[0]["function"]["strict"]
+
+
+def response(**fields):
+    return parse_body(ResponseBody, {"input": "q", **fields})
+
+
+SAY = {"type": "custom", "name": "say", "description": "Says it."}
+
+
+def test_a_custom_tool_of_a_response_takes_one_text():
+    request = response(tools=[SAY], tool_choice={"type": "custom", "name": "say"}).request()
+    chosen = {"type": "custom", "custom": {"name": "say"}}
+    same = body(tools=[TOOLS[2]], tool_choice=chosen).request()
+    assert (request.tools, request.tool_choice) == (same.tools, same.tool_choice)
+    allowed = {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "custom", "name": "say"}],
+    }
+    route = {"type": "function", **ROUTE}
+    assert names(response(tools=[route, SAY], tool_choice=allowed).request()) == ["say"]
+    wrong = response(tools=[{**SAY, "format": {"type": "grammar", "syntax": "lark"}}])
+    with pytest.raises(RequestError) as caught:
+        wrong.request()
+    assert caught.value.param == "tools[0].format"
+
+
+def test_a_response_tells_a_custom_tools_text():
+    asked = response(tools=[SAY])
+    pieces = ['{"inp', 'ut": "one \\', "n \\u00e", '9"', "}"]
+    call = ToolCallPart(0, "", "c1", "say")
+    deltas = [
+        Delta(tool_calls=(call,)),
+        *(Delta(tool_calls=(ToolCallPart(0, piece),)) for piece in pieces),
+        Delta(finish_reason="tool_calls", usage=Usage(1, 1)),
+    ]
+    item = {
+        "type": "custom_tool_call",
+        "id": "ctc_c1",
+        "call_id": "c1",
+        "name": "say",
+        "input": "one \n é",
+        "status": "completed",
+    }
+    about: Any = {"id": "1", "created": 1, "model": "m"}
+    assert response_body(Answers(deltas), asked, **about)["output"] == [item]
+    framer = ResponseFramer(asked, **about)
+    written = framer.open() + b"".join(map(framer.frame, deltas)) + framer.close()
+    events = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
+    of_text = [e for e in events if e["type"].startswith("response.custom_tool_call_input")]
+    assert "".join(e["delta"] for e in of_text[:-1]) == of_text[-1]["input"] == item["input"]
+    assert {e["item_id"] for e in of_text} == {"ctc_c1"}
+    assert events[-1]["response"]["output"] == [item]
+
+
+def test_custom_calls_of_a_response_and_their_results_are_read_back():
+    turns = [
+        {"role": "user", "content": "q"},
+        {"type": "custom_tool_call", "call_id": "c1", "name": "say", "input": "hi"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "said"},
+    ]
+    _, calls, result = response(input=turns).request().messages
+    assert calls["tool_calls"][0]["function"] == {"name": "say", "arguments": '{"input": "hi"}'}
+    assert result == {"role": "tool", "tool_call_id": "c1", "content": "said"}
 
 
 @pytest.mark.parametrize(

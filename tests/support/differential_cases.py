@@ -182,7 +182,10 @@ TOGETHER_TEXT: list[dict[str, Any]] = [
     {"prompt": "word " * 5000},
     {"truncate_prompt_tokens": 3, "echo": True},
 ]
-STREAMED = ("n", "stop", "max_tokens", "logprobs", "seed", "echo", "min_tokens", "messages")
+STREAMED = (
+    *("n", "stop", "max_tokens", "logprobs", "seed", "echo", "min_tokens", "messages"),
+    "return_token_ids",
+)
 """The parameters of the tables whose values are asked for in streams too."""
 
 
@@ -218,7 +221,23 @@ def others() -> Iterator[Case]:
                 "instructions": [None, "Keys: order"],
                 "input": ["", USER, [], 5],
                 "top_p": [0.5, 2],
-                "tools": [None, []],
+                "top_k": [3, 0, None],
+                "min_p": [0.1, 2],
+                "seed": [7, 2**64],
+                "stop": ["e", [], None],
+                "stop_token_ids": [[5, 300], [-1]],
+                "presence_penalty": [0.5, 3],
+                "frequency_penalty": [0.5, "x"],
+                "repetition_penalty": [1.2, 0],
+                "ignore_eos": [True],
+                "logit_bias": [{"5": 100}, {"x": 1}],
+                "skip_special_tokens": [False],
+                "include_stop_str_in_output": [True],
+                "cache_salt": ["a", ""],
+                "priority": [1],
+                "vllm_xargs": [{"a": 1}],
+                "structured_outputs": [{"regex": "(refund|repair) at once"}],
+                "tools": [None, [], [{"type": "custom", "name": "say"}]],
                 "stream": [None],
                 "text": [None, {"format": {"type": "text"}}],
             },
@@ -260,3 +279,92 @@ def others() -> Iterator[Case]:
     yield "../tokenize", {"messages": USER}, False
     yield "../tokenize", {"messages": USER, "add_generation_prompt": False}, False
     yield "models", {}, False
+
+
+ORDERS = ["My Solara 77 arrived broken.", "Where is my invoice?"]
+EMBED: dict[str, Any] = {"input": ORDERS[0]}
+SCORE: dict[str, Any] = {"text_1": ORDERS[0], "text_2": ORDERS}
+RERANK: dict[str, Any] = {"query": ORDERS[0], "documents": ORDERS}
+_OF_TEXTS: list[Any] = ["Hello", ["Hello", "Bye"], "", [], [""], 5, [5, "a"], {}, None]
+_OF_POOLING: dict[str, list[Any]] = {
+    "user": ["me", None, 5],
+    "truncate_prompt_tokens": [None],
+    "truncation_side": [None],
+    "padding": [None],
+    "priority": [None, 0],
+    "use_activation": [None],
+    "cache_salt": [None],
+}
+_OF_PAIRS: dict[str, list[Any]] = {
+    **_OF_POOLING,
+    "max_tokens_per_query": [0],
+    "max_tokens_per_doc": [0],
+    "instruction": [None],
+    "chat_template_kwargs": [None],
+}
+_VECTORS: dict[str, list[Any]] = {
+    **_OF_POOLING,
+    "input": [*_OF_TEXTS, [5, 6, 7], [[5, 6], [7]], [10**7], [-1]],
+    "encoding_format": ["float", "base64", "hex", None],
+    "dimensions": [None],
+    "add_special_tokens": [True],
+    "embed_dtype": ["float32"],
+    "endianness": ["native", "little"],
+}
+POOLING: dict[str, dict[str, tuple[dict[str, Any], dict[str, list[Any]]]]] = {
+    "embed": {
+        "embeddings": (EMBED, _VECTORS),
+        "../pooling": (EMBED, _VECTORS),
+        "score": (
+            SCORE,
+            {**_OF_PAIRS, "text_1": [*_OF_TEXTS, ORDERS], "text_2": [*_OF_TEXTS, [*ORDERS, "x"]]},
+        ),
+        "rerank": (
+            RERANK,
+            {
+                **_OF_PAIRS,
+                "query": ["Hello", "", 5, None],
+                "documents": _OF_TEXTS,
+                "top_n": [0, 1, 5, -1, None, "x"],
+            },
+        ),
+        "../tokenize": (
+            {"prompt": TICKET},
+            {"prompt": ["", "Hello", 5], "add_special_tokens": [True, False]},
+        ),
+        "../detokenize": ({"tokens": [5, 6, 7]}, {"tokens": [[], [300, 301], [-1], "x"]}),
+    },
+    "classify": {
+        "../classify": (
+            EMBED,
+            {**_OF_POOLING, "input": _OF_TEXTS, "add_special_tokens": [True]},
+        ),
+        "../pooling": (EMBED, {"input": ["Hello", ORDERS], "encoding_format": ["float"]}),
+    },
+    "cross-encoder": {
+        "score": (SCORE, {"text_1": ["Hello", ORDERS], "text_2": ["Hello", *_OF_TEXTS[2:]]}),
+        "../score": (SCORE, {"text_1": ["Hello"]}),
+        "rerank": (RERANK, {"top_n": [0, 1, None], "documents": _OF_TEXTS[:3]}),
+        "../rerank": (RERANK, {"top_n": [1]}),
+        "../v2/rerank": (RERANK, {"top_n": [1]}),
+    },
+}
+"""Kind of model → path → a plain body, and each parameter's values."""
+SCORED: list[dict[str, Any]] = [
+    {"queries": ORDERS[0], "documents": ORDERS},
+    {"queries": ORDERS[0], "items": ORDERS},
+    {"data_1": ORDERS, "data_2": ORDERS},
+]
+"""Other names for the two sides of a score."""
+
+
+def pooling_cases(kind: str) -> Iterator[Case]:
+    """The forms for a model that makes vectors (`embed`), classes or scores of pairs."""
+    for path, (base, table) in POOLING[kind].items():
+        yield path, base, False
+        for name, values in table.items():
+            for value in values:
+                yield path, {**base, name: value}, False
+        if path == "score":
+            for body in SCORED:
+                yield path, body, False

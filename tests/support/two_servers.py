@@ -65,11 +65,16 @@ async def meanings(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both say, ours first, in so far as vLLM's versions agree: in a stream 0.29 calls a call
     that the limit has cut off complete, and gives the marks of reasoning no log-probabilities. All
-    leave such a mark where it comes with the next token in one piece.
+    leave such a mark where it comes with the next token in one piece. All say of an answer in one
+    piece that it ended with its call, where the limit has cut it behind the call; in a stream they
+    name the limit, as ours does always.
     """
     ours, theirs = [meaning(reply, stream) for reply in await servers.ask(path, body, stream)]
-    for choice in theirs["choices"].values():
+    for number, choice in theirs["choices"].items():
         choice["reasoning"] = choice["reasoning"].removeprefix(MARKS[0])
+        reason = ours["choices"][number]["reason"]
+        if not stream and (reason, choice["reason"]) == ("length", "tool_calls"):
+            choice["reason"] = reason
     if stream and installed().version.startswith("0.29."):
         for number, choice in ours["choices"].items():
             if choice["calls"] and choice["reason"] == "length":
@@ -98,6 +103,7 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
         assert all(body["id"] == bodies[0]["id"] for body in bodies)
         assert all(not body.get("usage") for body in bodies[:-1])
     choices: dict[int, Any] = {}
+    prompt_ids: list[int] = []
     for body in bodies:
         for part in body["choices"]:
             whole = choices.setdefault(part["index"], _nothing())
@@ -117,9 +123,12 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
                 if name not in whole["order"][-1:]:
                     whole["order"].append(name)
             whole["logprobs"] += _logprobs(part.get("logprobs"))
+            whole["ids"] += part.get("token_ids") or []
+            prompt_ids = body.get("prompt_token_ids") or part.get("prompt_token_ids") or prompt_ids
     usage = bodies[-1]["usage"]
     return {
         "choices": choices,
+        "prompt_ids": prompt_ids,
         "usage": [usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]],
     }
 
@@ -132,6 +141,7 @@ def _nothing() -> dict[str, Any]:
         "calls": {},
         "reason": None,
         "logprobs": [],
+        "ids": [],
         "order": [],
     }
 

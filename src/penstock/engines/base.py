@@ -42,8 +42,9 @@ class Capabilities(Struct, frozen=True):
     the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
     `Sampling.logprobs`; -1 means none at all. `prompt_logprobs`: it also gives those of prompts.
     `logit_bias`: it takes that, and lists of allowed and forbidden tokens. `token_ids`: deltas
-    carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts. `extra`
-    lists the names of `Sampling.extra` that it honours.
+    carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
+    `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
+    `Sampling.extra` that it honours.
     """
 
     tasks: frozenset[str]
@@ -59,6 +60,7 @@ class Capabilities(Struct, frozen=True):
     logit_bias: bool = False
     extra: frozenset[str] = frozenset()
     thoughts_first: bool = False
+    triggers: bool = False
 
 
 class Room(NamedTuple):

@@ -330,14 +330,21 @@ def _deliver(buffer: bytearray, take: Callable[[bytes], None]) -> None:
     del buffer[:at]
 
 
-def end_with_parent(fd: int, parent: int) -> None:
-    """Call this first in a child of `EngineProcess`: `fd` is its pipe, `parent` the parent's id."""
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process with the thread of `parent` that started it, where it can
+    (on Linux). That holds for what this process becomes (`exec`), not for its children.
+    """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it went before the kernel was asked
         os._exit(1)
+
+
+def end_with_parent(fd: int, parent: int) -> None:
+    """Call this first in a child of `EngineProcess`: `fd` is its pipe, `parent` the parent's id."""
+    die_with_parent(parent)
     threading.Thread(target=_watch, args=(fd,), name="penstock-parent-watch", daemon=True).start()
 
 

@@ -104,6 +104,11 @@ def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> Non
         raise RequestError(f"token ids must be from 0 to {vocabulary - 1}", param=param)
 
 
+def shown_prompt(sampling: Sampling, prompt: Sequence[int]) -> tuple[int, ...] | None:
+    """The prompt's token ids for an answer's first delta, where the request wants them."""
+    return tuple(prompt) if sampling.extra.get("return_token_ids") else None
+
+
 def most_new_tokens(
     prompt_tokens: int, max_tokens: int | None, context_length: int, whole: bool = False
 ) -> int:

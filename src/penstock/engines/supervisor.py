@@ -54,7 +54,8 @@ class Policy:
 
     `make_room` is awaited before the engine takes memory; `free_room` is called when the memory is
     free again. `before_start` is awaited before the engine starts, `on_ready` after that, before
-    anybody uses it. `on_change` is called when the phase becomes "loading", "ready" or "failed",
+    anybody uses it, and `restore` last, behind a probe: a paused engine would not answer one.
+    `on_change` is called when the phase becomes "loading", "ready" or "failed",
     and when the last user has left.
     """
 
@@ -67,6 +68,7 @@ class Policy:
     free_room: Callable[[], None] = lambda: None
     before_start: Callable[[], Awaitable[None]] = _nothing
     on_ready: Callable[[], Awaitable[None]] = _nothing
+    restore: Callable[[], Awaitable[None]] = _nothing
     on_change: Callable[[], None] = lambda: None
 
 
@@ -271,6 +273,7 @@ class Supervisor:
                 await policy.on_ready()
                 if proved:
                     await self._prove()
+                await policy.restore()
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -25,10 +25,11 @@ from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
 from penstock.openai.parsers.harmony import HarmonyCalls
+from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.table import forms_of
-from penstock.openai.parsers.text import Offered, Thinking
-from penstock.openai.tools import call_constraint, check_tools
+from penstock.openai.parsers.text import CallForm, Offered, Thinking
+from penstock.openai.tools import call_constraint, check_tools, strict_calls
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -89,12 +90,14 @@ class TokenEngine(LLMEngine):
         request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
-        check_sampling(sampling, request.n, self.capabilities, self.name)
-        self._check_adapter(request.adapter)
         forced = sampling.structured is not request.sampling.structured
         source = request.chat_template or self.template.source
         as_text = None if takes_tools(source) else "hermes"  # see tools_as_text
         forms = forms_of(source, self.tool_call_parser, self.reasoning_parser, as_text)
+        if tools and sampling.structured is None:
+            sampling = self._with_strict_calls(sampling, tools, request.tool_choice, forms.calls)
+        check_sampling(sampling, request.n, self.capabilities, self.name)
+        self._check_adapter(request.adapter)
         thinking = forms.thinking
         if request.continue_final_message and not (thinking and thinking.open_in(_last(request))):
             thinking = None
@@ -297,6 +300,23 @@ class TokenEngine(LLMEngine):
             raise UnsupportedError(
                 f"the {self.name} engine cannot require tool calls", param="tool_choice"
             )
+        return msgspec.structs.replace(sampling, structured=constraint)
+
+    def _with_strict_calls(
+        self,
+        sampling: Sampling,
+        tools: list[dict[str, Any]],
+        choice: str | dict[str, Any] | None,
+        form: CallForm,
+    ) -> Sampling:
+        """Hold the calls that the model makes of its own choice to the schemas of strict functions,
+        where the engine can, and the form of its calls has marks.
+        """
+        if not self.capabilities.triggers or not isinstance(form, JsonCalls) or not form.triggers:
+            return sampling
+        if (constraint := strict_calls(tools, choice)) is None:
+            return sampling
+        constraint = msgspec.structs.replace(constraint, triggers=form.triggers)
         return msgspec.structs.replace(sampling, structured=constraint)
 
     def _check_adapter(self, adapter: str | None) -> None:

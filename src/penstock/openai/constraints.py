@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -46,18 +46,20 @@ _REFUSED = (
 def one_constraint(
     response_format: dict[str, Any] | None,
     structured_outputs: StructuredOutputs | None,
-    guided: dict[str, Any],
+    guided: Mapping[str, Any] | None = None,
+    *,
+    format_name: str = "response_format",
 ) -> StructuredOutput | None:
     """The constraint of a request. `guided` has the values under the old names, None where there is
-    none. Raises `RequestError` for two constraints at once, and names both.
+    none; `format_name` is what the API calls `response_format`. Raises `RequestError` for two
+    constraints at once, and names both.
     """
     by_format = parse_response_format(response_format)
-    found = [] if by_format is None else [("response_format", by_format)]
+    found = [] if by_format is None else [(format_name, by_format)]
     if structured_outputs is not None:
         found += _structured(structured_outputs)
-    for name in GUIDED:
-        if guided.get(name) is not None:
-            value = guided[name]
+    for name, value in (guided or {}).items():
+        if value is not None:
             found.append((name, _constraint(name.removeprefix("guided_"), value, name, name)))
     if len(found) > 1:
         names = [name for name, _ in found]

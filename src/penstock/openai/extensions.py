@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.requests import (
-    Count,
     EmbeddingBody,
     TokenId,
     check_messages,
@@ -33,35 +32,57 @@ from penstock.types import (
     Usage,
 )
 
+Texts = str | list[str]
+_SIDES = (
+    ("text_1", "text_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("data_1", "data_2"),
+)
+
 
 class ScoreBody(Struct, kw_only=True):
-    """Body of `POST /v1/score`: one text against one or many, or as many pairs."""
+    """Body of `POST /v1/score`: one text against one or many, or as many pairs. The two sides have
+    one of four pairs of names, as in vLLM.
+    """
 
     model: str = ""
-    text_1: str | list[str]
-    text_2: str | list[str]
+    text_1: Texts | None = None
+    text_2: Texts | None = None
+    queries: Texts | None = None
+    documents: Texts | None = None
+    items: Texts | None = None
+    data_1: Texts | None = None
+    data_2: Texts | None = None
     user: str | None = None
 
     def requests(self, *, request_id: str = "") -> list[RerankRequest]:
         """One request for each distinct text on the left side."""
-        left = [self.text_1] if isinstance(self.text_1, str) else self.text_1
-        right = [self.text_2] if isinstance(self.text_2, str) else self.text_2
+        given = {name for pair in _SIDES for name in pair if getattr(self, name) is not None}
+        names = next((pair for pair in _SIDES if given == set(pair)), None)
+        if names is None:
+            raise RequestError("give text_1 and text_2", param="text_1")
+        left, right = (_listed(getattr(self, name)) for name in names)
         if not left or not right:
             raise RequestError(
-                "text_1 and text_2 must not be empty", param="text_1" if not left else "text_2"
+                f"{names[0]} and {names[1]} must not be empty", param=names[bool(left)]
             )
         if len(left) == 1:
             return [RerankRequest(left[0], right, request_id)]
         if len(left) != len(right):
             raise RequestError(
-                f"text_1 must be one text or as many as text_2: {len(left)} and {len(right)} were"
-                " given",
-                param="text_1",
+                f"{names[0]} must be one text or as many as {names[1]}: {len(left)} and"
+                f" {len(right)} were given",
+                param=names[0],
             )
         pairs = enumerate(zip(left, right, strict=True))
         return [
             RerankRequest(one, [other], f"{request_id}-{number}") for number, (one, other) in pairs
         ]
+
+
+def _listed(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
 
 
 class RerankDocument(Struct, kw_only=True):
@@ -71,23 +92,23 @@ class RerankDocument(Struct, kw_only=True):
 
 
 class RerankBody(Struct, kw_only=True):
-    """Body of `POST /v1/rerank`: a query and the documents to order by it."""
+    """Body of `POST /v1/rerank`: a query and the documents to order by it. `top_n` 0 or None keeps
+    all.
+    """
 
     model: str = ""
     query: str
-    documents: list[str | RerankDocument]
-    top_n: Count | None = None
+    documents: str | list[str | RerankDocument]
+    top_n: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     return_documents: bool = True
     user: str | None = None
 
     @property
     def texts(self) -> list[str]:
-        return [
-            document if isinstance(document, str) else document.text for document in self.documents
-        ]
+        return [one if isinstance(one, str) else one.text for one in _listed(self.documents)]
 
     def request(self, *, request_id: str = "") -> RerankRequest:
-        if not self.documents:
+        if not self.texts:
             raise RequestError("documents must not be empty", param="documents")
         return RerankRequest(self.query, self.texts, request_id)
 
@@ -202,7 +223,9 @@ def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -
 def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dict[str, Any]:
     """Body of a rerank answer: at most `top_n` documents, the most relevant first."""
     texts = body.texts
-    best = sorted(enumerate(scores.scores), key=lambda pair: (-pair[1], pair[0]))[: body.top_n]
+    best = sorted(enumerate(scores.scores), key=lambda pair: (-pair[1], pair[0]))[
+        : body.top_n or None
+    ]
     results: list[dict[str, Any]] = [
         {"index": index, "relevance_score": score} for index, score in best
     ]

@@ -90,7 +90,8 @@ class RunningUsage:
 
 class ChatFramer:
     """Chunks of `POST /v1/chat/completions` for `n` answers. `form` is that of the tools, where it
-    is not the usual one; with `continuous_usage` each chunk has the usage so far.
+    is not the usual one; with `continuous_usage` each chunk has the usage so far, and with
+    `token_ids` the ids of its tokens, the first one the prompt's as well.
     """
 
     def __init__(
@@ -102,12 +103,15 @@ class ChatFramer:
         n: int = 1,
         include_usage: bool = False,
         continuous_usage: bool = False,
+        token_ids: bool = False,
         form: ToolForm | None = None,
     ) -> None:
         head, self._tail = _envelope(id, "chat.completion.chunk", created, model, include_usage)
         self._form = form or ToolForm()
         self._formed = None if self._form.plain else FormedCalls(self._form)
         self._running = RunningUsage() if continuous_usage else None
+        self._token_ids = token_ids
+        self._fast = not (continuous_usage or token_ids)
         self._choice = [b'%b{"index":%d,"delta":' % (head, index) for index in range(n)]
         self._content = [choice + b'{"content":' for choice in self._choice]
         self._plain_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
@@ -133,7 +137,7 @@ class ChatFramer:
             and delta.logprobs is None
             and not delta.tool_calls
             and not delta.reasoning
-            and self._running is None
+            and self._fast
         ):
             # The path of nearly every token.
             return (
@@ -162,17 +166,23 @@ class ChatFramer:
         if self._usage is not None:
             self._usage.add(delta)
         tail = self._tail if self._running is None else self._running.add(delta)
-        if not content and delta.finish_reason is None and not delta.logprobs:
+        ids = delta.token_ids if self._token_ids else ()
+        if not (content or delta.finish_reason or delta.logprobs or ids):
             return b""
         logprobs = to_json(chat_logprobs(delta.logprobs))
         reason = _reason(delta, self._form.reason(delta.finish_reason))
         choice = self._choice[delta.index] + to_json(content)
+        if self._token_ids:
+            reason += _ids(token_ids=ids)
+            if delta.prompt_token_ids is not None:
+                tail = b"]" + _ids(prompt_token_ids=delta.prompt_token_ids) + tail[1:]
         return b'%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, logprobs, reason, tail)
 
 
 class CompletionFramer:
     """Chunks of `POST /v1/completions`, for `n` answers to each prompt by index. With
-    `continuous_usage` each chunk has the usage so far.
+    `continuous_usage` each chunk has the usage so far, and with `token_ids` the ids of its tokens,
+    an answer's first one its prompt's as well.
     """
 
     def __init__(
@@ -184,8 +194,11 @@ class CompletionFramer:
         n: int = 1,
         include_usage: bool = False,
         continuous_usage: bool = False,
+        token_ids: bool = False,
     ) -> None:
         self._running = RunningUsage(n) if continuous_usage else None
+        self._token_ids = token_ids
+        self._fast = not (continuous_usage or token_ids)
         self._head, self._tail = _envelope(id, "text_completion", created, model, include_usage)
         self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._usage = UsageTotal(n) if include_usage else None
@@ -196,16 +209,21 @@ class CompletionFramer:
 
     def frame(self, delta: Delta) -> bytes:
         choice = b'%b{"index":%d,"text":' % (self._head, delta.index)
-        if delta.finish_reason is None and delta.logprobs is None and self._running is None:
+        if delta.finish_reason is None and delta.logprobs is None and self._fast:
             return choice + to_json(delta.text) + self._plain_tail if delta.text else b""
         tail = self._tail if self._running is None else self._running.add(delta)
-        if not delta.text and delta.finish_reason is None and not delta.logprobs:
+        ids = delta.token_ids if self._token_ids else ()
+        if not (delta.text or delta.finish_reason or delta.logprobs or ids):
             return b""
         if self._usage is not None:
             self._usage.add(delta)
         offsets = self._offsets.setdefault(delta.index, TextOffsets())
         logprobs = to_json(completion_logprobs(delta.logprobs, offsets))
         reason = _reason(delta, delta.finish_reason)
+        if self._token_ids:
+            reason += _ids(token_ids=ids)
+            if delta.prompt_token_ids is not None:
+                reason += _ids(prompt_token_ids=delta.prompt_token_ids)
         return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (
             choice,
             to_json(delta.text),
@@ -240,6 +258,11 @@ def _reason(delta: Delta, name: str | None) -> bytes:
         to_json(name),
         to_json(delta.stop_token if delta.stop is None else delta.stop),
     )
+
+
+def _ids(**ids: tuple[int, ...]) -> bytes:
+    """Token ids as further fields of an object."""
+    return b"".join(b',"%b":%b' % (name.encode(), to_json(given)) for name, given in ids.items())
 
 
 def _usage_chunk(head: bytes, total: UsageTotal | None) -> bytes:

@@ -50,14 +50,14 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class SamplingParameters(EngineParameters, kw_only=True):
-    """The fields of `Sampling` under OpenAI's and vLLM's names. None states nothing."""
+    """The fields of `Sampling` that chat, plain completions and responses share, under OpenAI's and
+    vLLM's names. None states nothing.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
-    n: Whole | None = None
     stop: str | list[str] | None = None
     seed: Whole | None = None
-    max_tokens: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     top_k: Whole | None = None
@@ -67,7 +67,6 @@ class SamplingParameters(EngineParameters, kw_only=True):
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float] | None = None
-    prompt_logprobs: Whole | None = None
     allowed_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None
 
@@ -75,10 +74,8 @@ class SamplingParameters(EngineParameters, kw_only=True):
         """The parameters as `Sampling`, with `others` added or in their place."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         fields = {
-            "max_tokens": self.max_tokens,
             "stop": stop,
             "stop_token_ids": tuple(self.stop_token_ids or ()),
-            "prompt_logprobs": self.prompt_logprobs,
             "logit_bias": bias_pairs(self.logit_bias),
             "allowed_token_ids": tuple(self.allowed_token_ids or ()),
             "bad_words": tuple(self.bad_words or ()),
@@ -88,20 +85,28 @@ class SamplingParameters(EngineParameters, kw_only=True):
 
 
 class SamplingBody(SamplingParameters, kw_only=True):
-    """Parameters that chat and plain completions share."""
+    """Parameters that chat, plain completions and responses share."""
 
     model: str = ""
     stream: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: Whole | None = None
+    user: str | None = None
+
+
+class GenerationBody(SamplingBody, kw_only=True):
+    """Parameters that chat and plain completions share."""
+
+    n: Whole | None = None
+    max_tokens: Whole | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
-    structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_decoding_backend: str | None = None
-    priority: Whole | None = None
-    user: str | None = None
+    prompt_logprobs: Whole | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -117,17 +122,18 @@ class SamplingBody(SamplingParameters, kw_only=True):
             self.stream_options and self.stream_options.continuous_usage_stats
         )
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
-        """The sampling parameters. Omitted values take OpenAI's defaults."""
+    @property
+    def wants_token_ids(self) -> bool:
+        """Whether the answer tells the ids of its tokens and of its prompt's."""
+        return bool(self.return_token_ids)
+
+    def generating(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        """The sampling parameters, with the constraint in whichever form it was given."""
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError(
                 "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
-            )
-        if self.return_token_ids and self.stream:
-            raise RequestError(
-                "token ids come with an answer that is not streamed", param="return_token_ids"
             )
         return self.to_sampling(
             max_tokens=max_tokens,
@@ -137,11 +143,12 @@ class SamplingBody(SamplingParameters, kw_only=True):
                 self.structured_outputs,
                 {name: getattr(self, name) for name in GUIDED},
             ),
+            prompt_logprobs=self.prompt_logprobs,
             unset=unset(self),
         )
 
 
-class ChatBody(SamplingBody, kw_only=True):
+class ChatBody(GenerationBody, kw_only=True):
     """Body of `POST /v1/chat/completions`: messages, tools and sampling.
 
     `names` are parameters under the names that the client sent, for errors; each body has them.
@@ -196,7 +203,7 @@ class ChatBody(SamplingBody, kw_only=True):
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return ChatRequest(
             messages=messages,
-            sampling=self.sampling(
+            sampling=self.generating(
                 max_tokens=self.max_tokens
                 if self.max_completion_tokens is None
                 else self.max_completion_tokens,
@@ -246,7 +253,7 @@ class ChatBody(SamplingBody, kw_only=True):
         return tools, choice
 
 
-class CompletionBody(SamplingBody, kw_only=True):
+class CompletionBody(GenerationBody, kw_only=True):
     """Body of `POST /v1/completions`. `prompt` may hold several prompts: `requests` gives one
     request for each.
     """
@@ -273,7 +280,7 @@ class CompletionBody(SamplingBody, kw_only=True):
                 why = "cannot be streamed" if self.stream else f"must be at least n, which is {n}"
                 raise RequestError(f"best_of {why}", param="best_of")
             logprobs, n = logprobs or 0, self.best_of
-        sampling = self.sampling(
+        sampling = self.generating(
             max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=logprobs
         )
         return [

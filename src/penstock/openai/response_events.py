@@ -18,6 +18,7 @@ from penstock.openai.responses_api import (
     response_object,
     status_of,
 )
+from penstock.openai.tool_forms import custom_input
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 
@@ -43,6 +44,8 @@ class ResponseFramer:
 
     def __init__(self, body: ResponseBody, *, id: str, created: int, model: str) -> None:
         self._body = body
+        self._custom = body.custom
+        self._transfer: dict[str, Any] | None = None
         self._about = (id, created, model)
         self._sequence = 0
         self._total = UsageTotal()
@@ -63,6 +66,7 @@ class ResponseFramer:
     def frame(self, delta: Delta) -> bytes:
         self._total.add(delta)
         self._reason = delta.finish_reason or self._reason
+        self._transfer = delta.kv_transfer_params or self._transfer
         if delta.logprobs is not None and not (delta.reasoning or delta.tool_calls):
             self._unsent += delta.logprobs
         events = b""
@@ -79,6 +83,8 @@ class ResponseFramer:
         status = status_of(self._reason)
         events += self._end_item(status)
         response = self._response(status, self._total.usage)
+        if self._transfer:
+            response["kv_transfer_params"] = self._transfer
         return events + self._event(f"response.{status}", response=response)
 
     def error(self, error: PenstockError) -> bytes:
@@ -112,14 +118,14 @@ class ResponseFramer:
             events += self._end_item()
             self._open, self._text = part, ""
             events += self._added(self._item("in_progress"))
-        if part.arguments:
-            self._text += part.arguments
-            events += self._event(
-                "response.function_call_arguments.delta",
-                item_id=self._item_id,
-                output_index=len(self._done),
-                delta=part.arguments,
-            )
+        before, self._text = self._text, self._text + part.arguments
+        kind, more = "function_call_arguments", part.arguments
+        if self._is_custom:
+            kind, written = "custom_tool_call_input", len(custom_input(before))
+            more = custom_input(self._text)[written:]
+        if more:
+            place = {"item_id": self._item_id, "output_index": len(self._done)}
+            events += self._event(f"response.{kind}.delta", **place, delta=more)
         return events
 
     def _end_item(self, status: str = "completed") -> bytes:
@@ -136,6 +142,13 @@ class ResponseFramer:
             events += self._event(
                 f"response.{kind.part}.done", **self._place(kind), part=self._part(item)
             )
+        elif self._is_custom:
+            events = self._event(
+                "response.custom_tool_call_input.done",
+                item_id=item["id"],
+                output_index=len(self._done),
+                input=item["input"],
+            )
         else:
             events = self._event(
                 "response.function_call_arguments.done",
@@ -151,9 +164,14 @@ class ResponseFramer:
 
     # Parts of events
     @property
+    def _is_custom(self) -> bool:
+        """Whether the open item is a call of a custom tool."""
+        return isinstance(self._open, ToolCallPart) and self._open.name in self._custom
+
+    @property
     def _item_id(self) -> str:
         if isinstance(self._open, ToolCallPart):
-            return f"fc_{self._open.id}"
+            return f"{'ctc' if self._is_custom else 'fc'}_{self._open.id}"
         name = self._open.id if self._open is not None else "msg"
         return f"{name}_{self._about[0]}" + (f"_{len(self._done)}" if self._done else "")
 
@@ -161,7 +179,8 @@ class ResponseFramer:
         """The open item, as far as it is made."""
         kind = self._open
         if isinstance(kind, ToolCallPart):
-            return call_item(str(kind.id), kind.name or "", self._text, status)
+            about = (str(kind.id), kind.name or "", self._text, status)
+            return call_item(*about, custom=self._is_custom)
         if kind is _MESSAGE:
             return message_item(self._item_id, status, self._text, self._logprobs)
         return reasoning_item(self._item_id, status, self._text, summary=kind is _SUMMARY)

@@ -14,13 +14,13 @@ from uuid import uuid4
 from msgspec import Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
-from penstock.openai.constraints import parse_response_format
-from penstock.openai.parameters.engine import stated
-from penstock.openai.requests import Whole, check_messages, with_effort
+from penstock.openai.constraints import one_constraint
+from penstock.openai.parameters.engine import unset
+from penstock.openai.requests import SamplingBody, Whole, check_messages, with_effort
 from penstock.openai.responses import Answers, reasoning_fields, token_logprobs
-from penstock.openai.tool_forms import plain_tools
+from penstock.openai.tool_forms import custom_arguments, custom_input, of_custom, plain_tools
 from penstock.openai.tools import check_tools
-from penstock.types import ChatRequest, Message, Sampling, TokenLogprob, Usage
+from penstock.types import ChatRequest, Message, TokenLogprob, Usage
 
 Item = dict[str, Any]
 """One element of a response's `output`."""
@@ -47,7 +47,7 @@ class TextOptions(Struct):
     verbosity: str | None = None
 
 
-class ResponseBody(Struct, kw_only=True):
+class ResponseBody(SamplingBody, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
     names: ClassVar = {
@@ -56,14 +56,10 @@ class ResponseBody(Struct, kw_only=True):
         "prompt": "input",
         "response_format": "text.format",
     }
-    model: str = ""
     input: str | list[dict[str, Any]] = field(default_factory=list)
     instructions: str | None = None
     max_output_tokens: Whole | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: Whole | None = None
-    stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     text: TextOptions | None = None
     tools: list[dict[str, Any]] | None = None
@@ -82,8 +78,12 @@ class ResponseBody(Struct, kw_only=True):
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     safety_identifier: str | None = None
-    user: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def custom(self) -> frozenset[str]:
+        """The names of the tools whose calls have text for arguments."""
+        return frozenset(t["name"] for t in self.tools or () if t.get("type") == "custom")
 
     @property
     def wants_summary(self) -> bool:
@@ -105,25 +105,20 @@ class ResponseBody(Struct, kw_only=True):
         if not messages:
             raise RequestError("input must not be empty", param="input")
         check_messages(messages)
-        tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
-        choice = self.tool_choice
-        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            allowed = [{"type": "function", "function": tool} for tool in choice.get("tools") or ()]
-            chosen = {"mode": choice.get("mode"), "tools": allowed}
-            made, choice = plain_tools(tools, {**choice, "allowed_tools": chosen})
-            tools = made or []
-        elif isinstance(choice, dict):
-            choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
-        check_tools(tools, choice)
+        tools, choice = self._tools()
         return ChatRequest(
             messages=messages,
-            sampling=Sampling(
+            sampling=self.to_sampling(
                 max_tokens=self.max_output_tokens,
-                **stated(self),
                 logprobs=logprobs,
-                structured=parse_response_format(self.text.format if self.text else None),
+                structured=one_constraint(
+                    self.text.format if self.text else None,
+                    self.structured_outputs,
+                    format_name="text.format",
+                ),
+                unset=unset(self),
             ),
-            tools=tools or None,
+            tools=tools,
             tool_choice=choice,
             chat_template_kwargs=with_effort(
                 self.chat_template_kwargs, (self.reasoning or {}).get("effort")
@@ -131,8 +126,33 @@ class ResponseBody(Struct, kw_only=True):
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
+            priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False,
         )
+
+    def _tools(self) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
+        given = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
+        choice = self.tool_choice
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            allowed = [_named(tool) for tool in choice.get("tools") or ()]
+            chosen = {"mode": choice.get("mode"), "tools": allowed}
+            choice = {**choice, "allowed_tools": chosen}
+        elif isinstance(choice, dict):
+            choice = _named(choice)
+        tools, choice = plain_tools(given, choice)
+        check_tools(tools, choice)
+        return tools, choice
+
+
+def _named(tool: Any) -> Any:
+    """A tool that is named by its type and name, in the form of chat completions. A custom tool is
+    a function here already.
+    """
+    if not isinstance(tool, dict):
+        return tool
+    kind = tool.get("type")
+    kind = "function" if kind == "custom" else kind
+    return {"type": kind, "function": {"name": tool.get("name")}}
 
 
 def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
@@ -150,8 +170,13 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
                 message |= reasoning_fields(thought)
             messages.append(message)
             thought = ""
-        elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
+        elif kind in ("function_call", "custom_tool_call"):
+            arguments = (
+                item.get("arguments", "{}")
+                if kind == "function_call"
+                else custom_arguments(item.get("input"))
+            )
+            function = {"name": item.get("name"), "arguments": arguments}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             # Calls of one turn share one message.
             if messages and messages[-1].get("tool_calls"):
@@ -160,7 +185,7 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
                 turn = {"role": "assistant", "content": None, "tool_calls": [call]}
                 messages.append({**turn, **reasoning_fields(thought)})
                 thought = ""
-        elif kind == "function_call_output":
+        elif kind in ("function_call_output", "custom_tool_call_output"):
             output = _content(item.get("output"), where)
             messages.append(
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
@@ -194,6 +219,8 @@ def _content(content: Any, where: str) -> Any:
 
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") == "custom":
+        return of_custom(tool, f"tools[{number}]")
     if tool.get("type") != "function":
         raise UnsupportedError(
             f"tools[{number}]: tools of type {tool.get('type')!r} are not supported",
@@ -225,8 +252,13 @@ def response_body(
         output.append(reasoning_item(f"rs_{id}", status, thought, summary=body.wants_summary))
     if text or not calls:
         output.append(message_item(f"msg_{id}", status, text, answers.logprobs.get(0)))
-    output += [call_item(call.id, call.name, call.arguments, status) for call in calls]
-    return response_object(body, id, created, model, status, output, answers.usage)
+    for call in calls:
+        custom = call.name in body.custom
+        output.append(call_item(call.id, call.name, call.arguments, status, custom=custom))
+    made = response_object(body, id, created, model, status, output, answers.usage)
+    if answers.kv_transfer_params:
+        made["kv_transfer_params"] = answers.kv_transfer_params
+    return made
 
 
 def status_of(reason: str | None) -> str:
@@ -255,8 +287,17 @@ def reasoning_item(id: str, status: str, text: str, *, summary: bool) -> Item:
     return {**item, "content": [{"type": "reasoning_text", "text": text}]}
 
 
-def call_item(call_id: str, name: str, arguments: str, status: str) -> Item:
-    """The item of a call."""
+def call_item(call_id: str, name: str, arguments: str, status: str, *, custom: bool) -> Item:
+    """The item of a call; a `custom` tool's has the text that its arguments hold."""
+    if custom:
+        return {
+            "type": "custom_tool_call",
+            "id": f"ctc_{call_id}",
+            "call_id": call_id,
+            "name": name,
+            "input": custom_input(arguments),
+            "status": status,
+        }
     return {
         "type": "function_call",
         "id": f"fc_{call_id}",
@@ -319,7 +360,13 @@ def response_usage(usage: Usage) -> dict[str, Any]:
 
 
 MOST_ITEMS = 100
-_PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES = {
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
 
 
 def items_of(given: str | Sequence[Item]) -> list[Item]:

@@ -52,7 +52,7 @@ class ToolForm(Struct, frozen=True):
         function = call["function"]
         if function["name"] not in self.custom:
             return call
-        custom = {"name": function["name"], "input": _input_of(function["arguments"])}
+        custom = {"name": function["name"], "input": custom_input(function["arguments"])}
         return {"id": call["id"], "type": "custom", "custom": custom}
 
 
@@ -94,7 +94,7 @@ class FormedCalls:
     def _more(self, key: tuple[int, int], arguments: str) -> str:
         raw, written = self._custom[key]
         raw += arguments
-        text = _input_of(raw)
+        text = custom_input(raw)
         self._custom[key] = (raw, len(text))
         return text[written:]
 
@@ -105,7 +105,7 @@ def _merged(parts: Sequence[ToolCallPart]) -> dict[str, Any]:
     return {**head, "arguments": "".join(part.arguments for part in parts)}
 
 
-def _input_of(arguments: str) -> str:
+def custom_input(arguments: str) -> str:
     """The text in a custom tool's arguments, as far as they go."""
     head = _INPUT.match(arguments)
     if head is None:
@@ -114,6 +114,11 @@ def _input_of(arguments: str) -> str:
     text: str = json.loads(f'"{string[0]}"', strict=False) if string else ""
     # Half of a pair of surrogates waits for its other half.
     return text[:-1] if text and "\ud800" <= text[-1] <= "\udbff" else text
+
+
+def custom_arguments(text: Any) -> str:
+    """A custom tool's text as the arguments of a function."""
+    return json.dumps({"input": text or ""}, ensure_ascii=False)
 
 
 def plain_tools(
@@ -125,7 +130,9 @@ def plain_tools(
     model sees those alone.
     """
     made = [
-        _of_custom(number, tool) if tool.get("type") == "custom" else tool
+        of_custom(tool.get("custom"), f"tools[{number}].custom")
+        if tool.get("type") == "custom"
+        else tool
         for number, tool in enumerate(tools or ())
     ]
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
@@ -135,11 +142,12 @@ def plain_tools(
     return made or None, choice
 
 
-def _of_custom(number: int, tool: dict[str, Any]) -> dict[str, Any]:
-    where = f"tools[{number}]"
-    given = tool.get("custom")
+def of_custom(given: Any, where: str) -> dict[str, Any]:
+    """A custom tool, whose fields stand at `where`, as a function with one text. Raises
+    `RequestError` for a grammar that is no regular expression.
+    """
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise RequestError(f"{where}.custom needs a 'name'", param=f"{where}.custom.name")
+        raise RequestError(f"{where} needs a 'name'", param=f"{where}.name")
     text: dict[str, Any] = {"type": "string"}
     form = given.get("format") or {"type": "text"}
     if not isinstance(form, Mapping) or form.get("type") != "text":
@@ -148,9 +156,9 @@ def _of_custom(number: int, tool: dict[str, Any]) -> dict[str, Any]:
         grammar: Mapping[str, Any] = inner if isinstance(inner, Mapping) else form
         if grammar.get("syntax") != "regex" or not isinstance(grammar.get("definition"), str):
             raise RequestError(
-                f"{where}.custom.format: a custom tool's text is free, or follows a grammar of the"
+                f"{where}.format: a custom tool's text is free, or follows a grammar of the"
                 " syntax regex",
-                param=f"{where}.custom.format",
+                param=f"{where}.format",
             )
         text["pattern"] = f"^(?:{grammar['definition']})$"
     parameters = {
@@ -160,6 +168,8 @@ def _of_custom(number: int, tool: dict[str, Any]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     function = {"name": given["name"], "parameters": parameters}
+    if "pattern" in text:
+        function["strict"] = True
     if given.get("description"):
         function["description"] = given["description"]
     return {"type": "function", "function": function}
@@ -246,6 +256,5 @@ def _plain_call(call: Any) -> Any:
     given = call.get("custom") if isinstance(call, dict) else None
     if not isinstance(given, Mapping):
         return call
-    arguments = json.dumps({"input": given.get("input", "")}, ensure_ascii=False)
-    function = {"name": given.get("name"), "arguments": arguments}
+    function = {"name": given.get("name"), "arguments": custom_arguments(given.get("input"))}
     return {"id": call.get("id"), "type": "function", "function": function}

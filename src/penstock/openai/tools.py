@@ -99,6 +99,18 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
     return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
 
 
+def strict_calls(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutput | None:
+    """The constraint on each call of an answer in which the model calls as it likes: functions that
+    are `strict` follow their schemas, others take any object. None where no function is strict, or
+    the choice is another one.
+    """
+    functions = [tool["function"] for tool in tools]
+    if choice not in (None, "auto") or not any(f.get("strict") for f in functions):
+        return None
+    held = [f if f.get("strict") else {**f, "parameters": {"type": "object"}} for f in functions]
+    return call_constraint([{"function": function} for function in held], "required")
+
+
 def _call(function: Mapping[str, Any], arguments: Any) -> dict[str, Any]:
     """The schema of a call of the function."""
     return {

@@ -96,3 +96,14 @@ def test_the_columns_of_the_first_stage_are_logged(caplog):
     with caplog.at_level("INFO", "penstock"):
         Processor(ProcessorConfig(), []).log_input_column_names()
     assert "The processor has no stages." in caplog.text
+
+
+@pytest.mark.parametrize("given", [{"model_config_kwargs": {"a": 1}}, {"model_source": "other"}])
+def test_a_stage_of_images_takes_nothing_that_it_does_not_use(given):
+    config = OpenVINOEngineProcessorConfig(model_source="demo", prepare_multimodal_stage=given)
+    with pytest.raises(ConfigError, match=f"prepare_multimodal_stage.{next(iter(given))}"):
+        build_processor(config)
+    same = {"model_config_kwargs": {}, "model_source": "demo"}
+    build_processor(
+        OpenVINOEngineProcessorConfig(model_source="demo", prepare_multimodal_stage=same)
+    )

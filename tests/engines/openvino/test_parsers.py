@@ -80,6 +80,14 @@ async def test_a_schema_holds_after_thoughts_or_at_once():
         assert thought or json.loads(text) == {"a": "b"}
 
 
+async def test_what_follows_a_trigger_is_held():
+    structured = StructuredOutput("json_schema", SCHEMA, triggers=("category",))
+    sampling = Sampling(temperature=0, max_tokens=40, structured=structured)
+    async with running() as engine:
+        text, *_ = await answer(engine, sampling=sampling)
+        assert text.startswith('{"category{"a":"b"}')
+
+
 def test_only_special_tokens_of_the_form_show():
     tokenizer = Tokenizer(genai.Tokenizer(str(model_path("openvino"))))
     (ids,) = tokenizer.encode(["<|im_start|>hi<|im_end|> x"], special_tokens=False)

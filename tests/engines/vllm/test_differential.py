@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from differential_cases import CHAT, TEXT, Case, cases
+from differential_cases import CHAT, POOLING, TEXT, Case, cases, pooling_cases
+from penstock.demo import model_path
 from penstock.engines.vllm import VLLMEngine
+from torch_models import classifier
 from two_servers import meaning, two_servers
 
 pytestmark = [
@@ -99,6 +101,8 @@ STATUS: dict[str, tuple[int, int, Callable[[Asked], bool]]] = {
     ),
     "A chat template in a request is a 400 unless the server's `trust_request_chat_template` is"
     " set.": (400, 200, lambda asked: "chat_template" in asked),
+    "An empty `input` is a 400 for vectors and classes; vLLM answers where its tokenizer adds"
+    " tokens to an empty text.": (400, 200, lambda asked: asked.get("input") in ("", [], [""])),
     "Token ids beyond the vocabulary are a 400 in `/detokenize`; vLLM drops them.": (
         400,
         200,
@@ -118,8 +122,18 @@ FIELDS: dict[str, Callable[[Asked, str], bool]] = {
         asked.get("max_tokens") == 0
         and place.endswith(("reason", "completion_tokens", "total_tokens", ".usage[]"))
     ),
+    "An answer that the limit cuts behind a call ends by `length`; vLLM says `tool_calls`, but for"
+    " streams.": lambda asked, place: (
+        asked.get("tool_choice") == "auto" and place.endswith(".finish_reason")
+    ),
     "With `add_generation_prompt: false` vLLM names the last message's role in its answer.": (
         lambda asked, place: asked.get("add_generation_prompt") is False and place.endswith(".role")
+    ),
+    "`usage` of vectors, scores and classes has no `completion_tokens`; vLLM's are 0.": (
+        lambda asked, place: (
+            bool(asked.keys() & {"input", "text_1", "queries", "data_1"})
+            and place == ".usage.completion_tokens"
+        )
     ),
     "Without `seed`, sampled answers differ each time.": lambda asked, place: (
         "seed" not in asked and asked.get("temperature", 0) != 0
@@ -135,6 +149,8 @@ IN_GENERAL = (
     "Responses echo fewer of the request's parameters, and their `status` and `top_p` are what"
     " they were.",
     "The texts of errors are other ones; every refusal names its parameter.",
+    "With `tool_choice: none` the model sees no tools, on every engine; vLLM shows them unless"
+    " `exclude_tools_when_tool_choice_none` is set (false shows them here too).",
 )
 """Differences that the comparison leaves out everywhere."""
 
@@ -222,6 +238,33 @@ async def test_both_servers_answer_the_same(servers, path, stream):
         if (case[0], case[2]) == (path, stream):
             found += undocumented(case, await servers.ask(path, case[1], stream))
     assert found == []
+
+
+POOLS = {
+    "runner": "pooling",
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+}
+
+
+@pytest.mark.parametrize("kind", POOLING)
+async def test_both_servers_tell_the_same_of_texts(tmp_path, kind):
+    options, source = POOLS, str(tmp_path)
+    if kind == "embed":
+        options, source = {**POOLS, "convert": "embed"}, str(model_path("huggingface"))
+    else:
+        classifier(tmp_path, ["relevance"] if kind == "cross-encoder" else ["calm", "angry"])
+    engine = VLLMEngine(source, engine_kwargs=options)
+    await engine.start()
+    try:
+        async with two_servers(engine, options) as servers:
+            found: list[str] = []
+            for case in pooling_cases(kind):
+                found += undocumented(case, await servers.ask(*case))
+            assert found == []
+    finally:
+        await engine.stop()
 
 
 def test_every_difference_is_documented():

@@ -82,6 +82,18 @@ async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):
     assert all(abs(right[name] - OPENVINO_RIGHT[name]) <= 1 for name in names), right
 
 
+async def test_the_engine_counts_without_a_connector(engine):
+    going_on = Sampling(temperature=0.0, max_tokens=200, ignore_eos=True)
+    async with aclosing(engine.chat(chat_request(TICKET, going_on))) as stream:
+        for _ in range(3):
+            await anext(stream)
+        counts = await engine.metrics()
+    assert counts["requests_running"] == 1
+    assert 0 < counts["kv_cache_usage"] <= 1
+    assert counts["prefix_cache_queries"] > 0
+    assert counts["steps"] >= 3
+
+
 # vLLM's own server and ours, around the same engine
 @pytest_asyncio.fixture(loop_scope="module")
 async def servers(engine):

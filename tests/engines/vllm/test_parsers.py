@@ -4,6 +4,7 @@ tools would say.
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "refund",
@@ -54,6 +55,7 @@ OPTIONS = {
     "reasoning_parser": "deepseek_r1",
     "tool_call_parser": "hermes",
     "enable_auto_tool_choice": True,
+    "exclude_tools_when_tool_choice_none": True,  # as ours does
 }
 GREEDY = Sampling(temperature=0.0, max_tokens=40)
 
@@ -110,6 +112,16 @@ async def test_without_tools_a_call_is_text(engine, stream):
     assert reply.texts[0] == "".join(PIECES[4:])
     assert not reply.tool_calls
     assert reply.reasons[0] == "stop"
+
+
+async def test_a_strict_function_is_held_to_its_schema(engine):
+    parameters = {**TOOL["function"]["parameters"], "properties": {"order": {"enum": ["B 7"]}}}
+    function = {**TOOL["function"], "parameters": parameters}
+    for strict in (False, True):
+        tool = {"type": "function", "function": {**function, "strict": strict}}
+        reply = await answer(engine, chat_request("My order is lost.", GREEDY, tools=[tool]))
+        said = reply.texts[0] + "".join(call.arguments for call in reply.tool_calls.get(0, ()))
+        assert ("A 17" in said) is not strict
 
 
 BODY = {

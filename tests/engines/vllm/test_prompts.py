@@ -12,7 +12,7 @@ from penstock.engines.vllm import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.testing import answer
-from penstock.types import ChatRequest
+from penstock.types import ChatRequest, Sampling, StructuredOutput
 
 pytestmark = [
     pytest.mark.vllm,
@@ -80,12 +80,27 @@ async def test_biases_and_allowed_tokens_steer(engine):
     assert (await answer(engine, forced)).token_ids == {0: [7, 7]}
 
 
+async def test_what_follows_a_trigger_is_held(engine):
+    spec = '{"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"]}'
+    structured = StructuredOutput("json_schema", spec, triggers=("category",))
+    sampling = Sampling(temperature=0.0, max_tokens=40, structured=structured)
+    asked = msgspec.structs.replace(chat(), sampling=sampling)
+    text = (await answer(engine, asked)).texts[0]
+    before, _, rest = text.partition("category")
+    assert before == '{"'
+    held = "".join(rest.split())  # as far as it goes in six tokens
+    assert len(held) > 4
+    assert '{"a":"b"}'.startswith(held)
+
+
 async def test_a_long_prompt_is_cut_where_the_request_wants_it(engine):
     asked = completion(truncate_prompt_tokens=3, truncation_side="left", max_tokens=1)
     assert (await answer(engine, asked)).usage.prompt_tokens == 3
 
 
-@pytest.mark.parametrize("given", [{"use_beam_search": True}, {"kv_transfer_params": {"a": 1}}])
+@pytest.mark.parametrize(
+    "given", [{"media_io_kwargs": {"image": {}}}, {"kv_transfer_params": {"a": 1}}]
+)
 async def test_what_vllm_cannot_do_here_is_refused_by_name(engine, given):
     with pytest.raises(UnsupportedError, match=next(iter(given))):
         await answer(engine, chat(**given))

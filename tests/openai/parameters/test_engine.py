@@ -9,6 +9,7 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.parameters.engine import DEFAULTS, MODEL_DEFAULTS, with_model_defaults
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
+from penstock.openai.responses_api import ResponseBody
 from penstock.testing import answer
 from penstock.types import Sampling
 
@@ -61,7 +62,7 @@ def test_a_wrong_value_is_refused_by_name(name, wrong):
         chat(**{name: wrong})
 
 
-@pytest.mark.parametrize("given", [{"cache_salt": "a"}, {"use_beam_search": True}])
+@pytest.mark.parametrize("given", [{"cache_salt": "a"}, {"watermarking": True}])
 async def test_an_engine_without_one_names_it_and_itself(given):
     engine = SimulatedEngine("small")
     await engine.start()
@@ -74,9 +75,31 @@ async def test_an_engine_without_one_names_it_and_itself(given):
         await engine.stop()
 
 
-def test_token_ids_of_a_stream_are_refused():
-    with pytest.raises(RequestError, match="not streamed"):
-        chat(return_token_ids=True, stream=True)
+def test_a_response_takes_the_same_parameters():
+    given = {
+        **GIVEN,
+        "stop": "END",
+        "seed": 3,
+        "top_k": 5,
+        "presence_penalty": 0.5,
+        "logit_bias": {"7": -3},
+        "ignore_eos": True,
+        "bad_words": ["no"],
+        "structured_outputs": {"regex": "a+"},
+    }
+    response = parse_body(ResponseBody, {"input": "Hello", "priority": 2, **given}).request()
+    request = chat(priority=2, **given)
+    assert response.sampling == request.sampling
+    assert response.priority == request.priority == 2
+
+
+def test_a_response_has_one_constraint():
+    text = {"format": {"type": "json_object"}}
+    body = parse_body(
+        ResponseBody, {"input": "a", "text": text, "structured_outputs": {"regex": "a"}}
+    )
+    with pytest.raises(RequestError, match=r"text\.format and structured_outputs\.regex"):
+        body.request()
 
 
 def test_a_models_defaults_fill_what_a_request_leaves_out():

@@ -22,6 +22,12 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "/v1/score": {"text_1": "a", "text_2": "b"},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/classify": {"input": "a"},
+    "/pooling": {"input": "a"},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [1]},
 }
 FIELDS = [
     (endpoint, field)

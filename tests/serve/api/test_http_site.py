@@ -362,6 +362,32 @@ async def test_a_browser_asks_before_it_sends(ingress: Any, served: Any) -> None
         assert answer.status_code == 401
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        # What a browser would send by itself counts for nothing.
+        assert "access-control-allow-credentials" not in answer.headers
+        chat = {**CHAT, "model": "sim"}
+        page = {"origin": asked["origin"]}
+        sent = await client.post("/v1/chat/completions", json=chat, headers=page)
+        assert sent.status_code == 401
+        keyed = {**page, "authorization": "Bearer k"}
+        sent = await client.post("/v1/chat/completions", json=chat, headers=keyed)
+        assert sent.status_code == 200
+
+
+@pytest.mark.parametrize("keys", [{}, {"admin_keys": frozenset({"a"})}])
+async def test_where_users_need_no_key_no_foreign_page_may_change_anything(
+    ingress: Any, served: Any, keys: dict[str, Any]
+) -> None:
+    site = served(*ingress.handles.values(), **keys)
+    page = {"origin": "https://a.example"}
+    asked = {**page, "access-control-request-method": "POST"}
+    async with site.client() as client:
+        preflight = await client.options("/v1/chat/completions", headers=asked)
+        assert "access-control-allow-origin" not in preflight.headers
+        chat = {**CHAT, "model": "sim"}
+        answer = await client.post("/v1/chat/completions", json=chat, headers=page)
+        assert answer.status_code == 403
+        answer = await client.get("/v1/models", headers=page)
+        assert "access-control-allow-origin" not in answer.headers
 
 
 # Metrics

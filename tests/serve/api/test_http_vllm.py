@@ -130,6 +130,26 @@ async def test_paths_without_a_version(
     assert ours == theirs
 
 
+@pytest.mark.parametrize(
+    ("left", "right"), [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
+)
+async def test_a_score_takes_the_names_that_vllm_takes(client: Any, left: str, right: str) -> None:
+    texts: tuple[str, list[str]] = ("a", ["a", "b"])
+    bodies = [
+        {"model": "sim", **dict(zip(names, texts, strict=True))}
+        for names in ((left, right), ("text_1", "text_2"))
+    ]
+    ours, same = [(await client.post("/v1/score", json=body)).json() for body in bodies]
+    assert ours["data"] == same["data"]
+    assert len(ours["data"]) == 2
+
+
+async def test_a_rerank_of_one_text_keeps_all_with_top_n_0(client: Any) -> None:
+    body = {"model": "sim", "query": "a", "documents": "a", "top_n": 0}
+    answer = (await client.post("/v1/rerank", json=body)).json()
+    assert [one["document"] for one in answer["results"]] == [{"text": "a"}]
+
+
 async def test_translations(scripted_client: Any) -> None:
     async def post(**fields: str) -> Any:
         return await scripted_client.post(

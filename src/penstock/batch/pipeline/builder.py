@@ -209,12 +209,19 @@ def _engine_stages(
         ("chat_template_stage", chat),
         ("tokenize_stage", tokens),
         ("detokenize_stage", texts),
+        ("prepare_multimodal_stage", media),
     ):
         if stage is not None and stage.model_source not in (None, config.model_source):
             raise ConfigError(
                 "must be that of the processor, whose engine does it", field=f"{name}.model_source"
             )
 
+    if media is not None and media.model_config_kwargs:
+        raise ConfigError(
+            "has no effect: images are loaded without the model's configuration",
+            field="prepare_multimodal_stage.model_config_kwargs",
+            hint="The engine takes such options as engine_kwargs.",
+        )
     stages: list[StatefulStage] = []
     if media is not None:
         options = {

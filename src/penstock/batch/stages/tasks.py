@@ -297,6 +297,9 @@ class _Structured(Struct):
 class _Params(SamplingParameters):
     """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
 
+    n: int | None = None
+    max_tokens: int | None = None
+    prompt_logprobs: int | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     logprobs: int | None = None
@@ -339,6 +342,7 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
         min_tokens=wanted.min_tokens or wanted.min_new_tokens or 0,
         logprobs=wanted.logprobs,
+        prompt_logprobs=wanted.prompt_logprobs,
         structured=_structured(wanted),
     )
     return sampling, n

@@ -43,7 +43,7 @@ from penstock.engines.openvino.pipeline import (
 from penstock.engines.openvino.second_copy import is_biased, needs_scores
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
-from penstock.engines.sampling import check_id_range, most_new_tokens
+from penstock.engines.sampling import check_id_range, most_new_tokens, shown_prompt
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, Usage
 
@@ -481,6 +481,9 @@ class Generation:
             stop=request.stop.found,
             prompt_logprobs=prompt_logprobs(scored, self._tokenizer) if start == 0 else None,
             stop_token=self._stop_token(request),
+            prompt_token_ids=shown_prompt(request.sampling, request.prompt[: request.prompt_tokens])
+            if start == 0 and request.sampling.extra
+            else None,
         )
 
     def _stop_token(self, request: Request) -> int | None:

@@ -269,6 +269,19 @@ def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
         )
 
 
+_TIED = """\
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from penstock.engines.process import die_with_parent
+die_with_parent(int(sys.argv[2]))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+"""Becomes Python with the arguments behind the first two: where this package is, and the parent's
+id.
+"""
+_PACKAGES = Path(__file__).parents[3]
+
+
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
     """Run Python with `arguments` and append its output to `log`. Raises `EngineStartError` with
     its last error line.
@@ -278,7 +291,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         # All files are local by now. In offline mode the exporter does not ask the hub for optional
         # files.
         exporter = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

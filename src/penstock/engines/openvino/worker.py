@@ -75,6 +75,8 @@ def _load(load: Load) -> tuple[Any, Ready]:
         prompt_logprobs=True,
         logit_bias=True,
         thoughts_first=True,
+        triggers=True,
+        extra=frozenset({"return_token_ids"}),
     )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 

@@ -92,6 +92,7 @@ class Model:
             max_top_logprobs=_TOP_LOGPROBS if generates else -1,
             adapters=bool(info.get("enable_lora")),
             prefix_caching=generates and not info.get("disable_radix_cache"),
+            extra=frozenset({"return_token_ids"} if generates else ()),
         )
         template = self._tokenizer.chat_template
         special = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
@@ -117,7 +118,7 @@ class Model:
         room = self._room(len(prompt), sampling.max_tokens, sampling.whole)
         params = sampling_params(sampling, room, special=bool(shown))
         hidden = [s for s in self._special_texts if s not in shown] if shown else []
-        maker = DeltaMaker(sampling, self._text_of, hidden)
+        maker = DeltaMaker(sampling, self._text_of, hidden, prompt=prompt)
         rid = f"penstock-{next(self._rids)}"
         await self._open.wait()
         self._running.add(rid)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from penstock.engines.sampling import StopStrings
+from penstock.engines.sampling import StopStrings, shown_prompt
 from penstock.errors import EngineError, OverloadedError, PenstockError, RequestError
 from penstock.types import (
     SAME_NAME,
@@ -58,16 +58,21 @@ def _constraint(structured: StructuredOutput) -> dict[str, Any]:
 
 
 class DeltaMaker:
-    """Makes the deltas of one answer. `text_of` gives the text of one token, and `hidden` are the
-    texts of special tokens to remove.
+    """Makes the deltas of one answer to `prompt`, token ids. `text_of` gives the text of one token,
+    and `hidden` are the texts of special tokens to remove.
 
     Each output has the text and the ids of its own tokens. SGLang leaves stop strings in the text,
     and sends their beginnings before it recognises them, so they are cut here.
     """
 
     def __init__(
-        self, sampling: Sampling, text_of: Callable[[int], str], hidden: Sequence[str] = ()
+        self,
+        sampling: Sampling,
+        text_of: Callable[[int], str],
+        hidden: Sequence[str] = (),
+        prompt: Sequence[int] = (),
     ) -> None:
+        self._prompt = shown_prompt(sampling, prompt)
         self._hidden = hidden
         self._top = sampling.logprobs
         self._stop = StopStrings(sampling.stop)
@@ -90,7 +95,11 @@ class DeltaMaker:
             usage = None if self._begun else _usage(meta, 0)  # the first has the prompt's length
             self._begun = True
             return Delta(
-                text=text, token_ids=ids, logprobs=self._logprobs(meta, len(ids)), usage=usage
+                text=text,
+                token_ids=ids,
+                logprobs=self._logprobs(meta, len(ids)),
+                usage=usage,
+                prompt_token_ids=self._take_prompt(),
             )
         reason: FinishReason = _REASONS.get(finish["type"], "stop")
         if self._stop.stopped:
@@ -107,7 +116,13 @@ class DeltaMaker:
             stop_token=matched
             if isinstance(matched := finish.get("matched"), int) and matched in self._stop_ids
             else None,
+            prompt_token_ids=self._take_prompt(),
         )
+
+    def _take_prompt(self) -> tuple[int, ...] | None:
+        """The prompt's ids for the first delta, where they are wanted; None for later ones."""
+        prompt, self._prompt = self._prompt, None
+        return prompt
 
     def _shown(self, text: str) -> str:
         for token in self._hidden:

@@ -21,7 +21,7 @@ from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.decisions.prompts import Asked
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens
+from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens, shown_prompt
 from penstock.engines.simulated.answers import (
     answer_bytes,
     embeddings,
@@ -176,6 +176,7 @@ class SimulatedEngine(TokenEngine):
             prefix_caching=True,
             thoughts_first=True,
             prompt_logprobs=True,
+            extra=frozenset({"return_token_ids"}),
         )
         self.requests_served = 0
         self.kv_transfers = self.kv_transfer_failures = 0
@@ -399,10 +400,19 @@ class SimulatedEngine(TokenEngine):
         top = item.request.sampling.logprobs
         logprobs = None if top is None else tuple(logprob(token, top) for token in ids)
         begun = item.request.stream and item.emitted > 1
-        before = None if begun else prompt_logprobs(item.prompt, item.request.sampling)
+        sampling = item.request.sampling
+        before = None if begun else prompt_logprobs(item.prompt, sampling)
+        prompt = None if begun else shown_prompt(sampling, item.prompt)
         if not done:
             usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
-            return Delta(0, text, ids, logprobs, usage=usage, prompt_logprobs=before)
+            return Delta(
+                text=text,
+                token_ids=ids,
+                logprobs=logprobs,
+                usage=usage,
+                prompt_logprobs=before,
+                prompt_token_ids=prompt,
+            )
         self._finished()
         return Delta(
             text=text,
@@ -413,6 +423,7 @@ class SimulatedEngine(TokenEngine):
             stop=item.stop.found,
             kv_transfer_params=self._hold(item),
             prompt_logprobs=before,
+            prompt_token_ids=prompt,
         )
 
     def _finished(self) -> None:

@@ -39,6 +39,7 @@ from penstock.errors import (
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.parameters.engine import with_model_defaults
+from penstock.openai.parsers.json_calls import HERMES
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest, Usage
@@ -110,7 +111,7 @@ class VLLMEngine(TokenEngine):
                 None, kv_cache.set_up, self.connector, self.options, self.site
             )
         setup = self._setup
-        counts = kv_cache.Counts() if setup is not None or blocks is not None else None
+        counts = kv_cache.Counts()
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
@@ -348,10 +349,12 @@ class VLLMEngine(TokenEngine):
         tools = None if request.tool_choice == "none" else request.tools
         shown = request.tools if self._shows_unused_tools else tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
+        forced = sampling.structured is not request.sampling.structured
+        if tools and sampling.structured is None:
+            sampling = self._with_strict_calls(sampling, tools, request.tool_choice, HERMES)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_chat(request, sampling, shown)
         if tools:
-            forced = sampling.structured is not request.sampling.structured
             reader = AnswerReader(
                 request.request_id or uuid.uuid4().hex,
                 offered=Offered(tools),

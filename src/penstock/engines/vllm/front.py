@@ -53,7 +53,8 @@ _REAP_SECONDS = 5.0
 
 class Starting:
     """Starts vLLM. `environment` is for the engine's processes. With `tells_blocks` the engine
-    publishes the events of its KV cache; with `counts` that is its only logger of statistics.
+    publishes the events of its KV cache. `counts` is its only logger of statistics, unless the
+    options ask for vLLM's own.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Starting:
         environment: Mapping[str, str],
         *,
         tells_blocks: bool,
-        counts: Counts | None,
+        counts: Counts,
     ) -> None:
         self._model = model
         self._mark = uuid.uuid4().hex
@@ -103,11 +104,15 @@ class Starting:
                     enable_log_requests=args.enable_log_requests,
                     aggregate_engine_logging=args.aggregate_engine_logging,
                     disable_log_stats=args.disable_log_stats,
-                    stat_loggers=None if self._counts is None else [self._counts],
+                    stat_loggers=[self._counts],
                 )
-                if self._counts is not None and args.disable_log_stats:
+                if args.disable_log_stats:
                     # vLLM's Prometheus logger costs each step more.
                     llm.logger_manager.stat_loggers = [self._counts]
+                    if config.observability_config.otlp_traces_endpoint is None:
+                        # The scheduler's statistics suffice; those of tokens cost each of them
+                        # time. What takes in outputs begins with the first request.
+                        llm.log_stats = llm.output_processor.log_stats = False
         except BaseException as error:
             self._guard.end()
             if isinstance(error, PenstockError) or not isinstance(error, Exception):
@@ -165,6 +170,7 @@ class Front:
             adapters=config.lora_config is not None,
             prompt_logprobs=generates,
             logit_bias=generates,
+            triggers=generates,
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
         )

@@ -20,7 +20,10 @@ try:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.chat_completion.protocol import (
+        ChatCompletionRequest,
+        ChatCompletionToolsParam,
+    )
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.lora.request import LoRARequest
     from vllm.pooling_params import PoolingParams
@@ -46,6 +49,7 @@ __all__ = [
     "AsyncEngineArgs",
     "AsyncLLM",
     "ChatCompletionRequest",
+    "ChatCompletionToolsParam",
     "ChatParams",
     "CoreDead",
     "FlexibleArgumentParser",

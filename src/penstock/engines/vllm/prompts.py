@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from msgspec import Struct
 from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.vllm.library import (
+    ChatCompletionToolsParam,
     ChatParams,
     RepetitionDetectionParams,
     RequestOutputKind,
@@ -227,6 +229,8 @@ class Prompts:
         messages, kwargs = request.messages, request.chat_template_kwargs
         if self.text_template is not None:
             messages, tools = self.text_template.fitted(messages, tools, request.chat_template)
+        if tools:  # in the form in which vLLM's server shows them, keys without a value included
+            tools = [ChatCompletionToolsParam.model_validate(tool).model_dump() for tool in tools]
         if not request.add_generation_prompt or request.continue_final_message:
             kwargs = {
                 "add_generation_prompt": False,
@@ -422,8 +426,25 @@ def output_kind(request: ChatRequest | CompletionRequest) -> Any:
 
 def constraint(structured: StructuredOutput) -> dict[str, Any]:
     """A constraint as the arguments of vLLM's `StructuredOutputsParams`."""
+    if structured.triggers:
+        return {"structural_tag": json.dumps(_tags(structured))}
     if structured.kind == "json_schema":
         return {"json": structured.spec}
     if structured.kind in ("regex", "grammar"):
         return {structured.kind: structured.spec}
     return {"json_object": True}
+
+
+def _tags(structured: StructuredOutput) -> dict[str, Any]:
+    """A schema of what follows triggers, as XGrammar's structural tag."""
+    content = {"type": "json_schema", "json_schema": json.loads(structured.spec)}
+    tags = [
+        {"type": "tag", "begin": trigger + space, "content": content, "end": ""}
+        for trigger in structured.triggers
+        for space in ("", "\n")
+    ]
+    triggers = list(structured.triggers)
+    return {
+        "type": "structural_tag",
+        "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags},
+    }

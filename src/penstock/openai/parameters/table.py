@@ -13,16 +13,17 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.openai.parameters.engine import DEFAULTS
+from penstock.openai.parameters.engine import DEFAULTS, EngineParameters
 
 Verdict = Literal["honoured", "harmless", "refused"]
 _CACHE = "prefixes are cached by content"
+_USER = {"user": "for the provider's records"}
 _SHARED = {"request_id": "the header `x-request-id` names a request"}
 _GENERATING = {
     **_SHARED,
     "session_id": "a hint for routing",
     "stream_interval": "the server joins chunks where a client lags",
-    "user": "for the provider's records",
+    **_USER,
 }
 _OPENAI = {
     "metadata": "for the provider's records",
@@ -45,13 +46,19 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         **_GENERATING,
         "guided_decoding_backend": "every backend enforces the same constraint",
     },
-    "DecisionBody": {**_SHARED, **_OPENAI, "user": "for the provider's records"},
-    "EmbeddingBody": {**_SHARED, "user": "for the provider's records"},
+    "DecisionBody": {**_SHARED, **_OPENAI, **_USER},
+    "EmbeddingBody": {**_SHARED, **_USER},
     "ResponseBody": {
         **_GENERATING,
         **_OPENAI,
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },
+    "ScoreBody": {**_SHARED, **_USER},
+    "RerankBody": {**_SHARED, **_USER},
+    "ClassifyBody": {**_SHARED, **_USER},
+    "PoolingBody": {**_SHARED, **_USER},
+    "TokenizeBody": _USER,
+    "DetokenizeBody": {},
     "MessageBody": {
         **_SHARED,
         "cache_control": _CACHE,
@@ -76,7 +83,37 @@ _OF_ENGINES: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": _NOTHING,
     "watermarking": (False,),
 }
-_MEDIA: dict[str, tuple[Any, ...]] = {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING}
+_POOLING: dict[str, tuple[Any, ...]] = {
+    "cache_salt": _NOTHING,
+    "mm_processor_kwargs": _NOTHING,
+    "padding": ("do_not_pad",),
+    "priority": (0,),
+    "truncate_prompt_tokens": _NOTHING,
+    "truncation_side": _NOTHING,
+    "use_activation": _NOTHING,
+}
+_TEXTS: dict[str, tuple[Any, ...]] = {
+    **_POOLING,
+    "add_generation_prompt": (False,),
+    "add_special_tokens": (True,),
+    "chat_template": _NOTHING,
+    "chat_template_kwargs": _NOTHING,
+    "continue_final_message": (False,),
+    "media_io_kwargs": _NOTHING,
+    "messages": _NOTHING,
+}
+_VECTORS: dict[str, tuple[Any, ...]] = {
+    **_TEXTS,
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+}
+_PAIRS: dict[str, tuple[Any, ...]] = {
+    **_POOLING,
+    "chat_template_kwargs": _NOTHING,
+    "instruction": _NOTHING,
+    "max_tokens_per_doc": (0,),
+    "max_tokens_per_query": (0,),
+}
 REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": {
         **_PROCESSED_MEDIA,
@@ -90,49 +127,22 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "return_token_offsets": (False,),
         "prompt_embeds": _NOTHING,
     },
-    "EmbeddingBody": {
-        **_MEDIA,
-        "add_generation_prompt": (False,),
-        "add_special_tokens": (True,),
-        "cache_salt": _NOTHING,
-        "chat_template": _NOTHING,
-        "chat_template_kwargs": _NOTHING,
-        "continue_final_message": (False,),
-        "embed_dtype": ("float32",),
-        "endianness": ("native", "little"),
-        "messages": _NOTHING,
-        "padding": _NOTHING,
-        "priority": (0,),
-        "truncate_prompt_tokens": _NOTHING,
-        "truncation_side": _NOTHING,
-        "use_activation": _NOTHING,
-    },
+    "EmbeddingBody": _VECTORS,
+    "PoolingBody": _VECTORS,
+    "ClassifyBody": _TEXTS,
+    "ScoreBody": _PAIRS,
+    "RerankBody": _PAIRS,
+    "TokenizeBody": {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING},
     "ResponseBody": {
-        **_OF_ENGINES,
-        **_MEDIA,
+        **_PROCESSED_MEDIA,
         "access_programs": _NOTHING,
         "background_options": _NOTHING,
         "context_management": _NOTHING,
         "enable_response_messages": (False,),
-        "frequency_penalty": (0.0,),
-        "ignore_eos": (False,),
         "image": _NOTHING,
-        "include_reasoning": (True,),
-        "include_stop_str_in_output": (False,),
-        "logit_bias": _NOTHING,
-        "min_p": (0.0,),
         "moderation": _NOTHING,
-        "presence_penalty": (0.0,),
         "previous_input_messages": _NOTHING,
-        "priority": (0,),
         "prompt": _NOTHING,
-        "repetition_penalty": (1.0,),
-        "seed": (),
-        "skip_special_tokens": (True,),
-        "stop": _NOTHING,
-        "stop_token_ids": _NOTHING,
-        "structured_outputs": _NOTHING,
-        "top_k": (0, -1),
     },
     "MessageBody": {
         **_OF_ENGINES,
@@ -151,9 +161,23 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 """Form → parameter → the values that it may have: those that change nothing. A field that the form
 has is not looked up here.
 """
+_NOWHERE: dict[str, tuple[Any, ...]] = {
+    "ec_transfer_params": ({},),
+    "include_reasoning": (True,),
+    "length_penalty": (1.0,),
+    "return_prompt_text": (False,),
+    "routed_experts_prompt_start": (0,),
+    "use_beam_search": (False,),
+}
+"""Engines' parameters that no engine here honours."""
 ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "CompletionBody": {"suffix": ("",)},
-    "ResponseBody": {"truncation": ("disabled",)},
+    "ChatBody": _NOWHERE,
+    "CompletionBody": {**_NOWHERE, "suffix": ("",)},
+    "ResponseBody": {
+        **_NOWHERE,
+        "return_token_ids": (False,),  # a response has no place for them
+        "truncation": ("disabled",),
+    },
 }
 """As `REFUSED`, of fields that a form has."""
 
@@ -185,7 +209,8 @@ def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
         return "harmless", why
     values = ONLY.get(key, {}).get(name)
     if values is None and name in form.__struct_fields__:
-        return "honoured", "vLLM" if name in DEFAULTS else ""
+        of_engines = issubclass(form, EngineParameters) and name in DEFAULTS
+        return "honoured", "vLLM" if of_engines else ""
     if values is None:
         values = REFUSED[key][name]
     return "refused", "" if values is _NOTHING or not values else f"but for {_in_words(values)}"

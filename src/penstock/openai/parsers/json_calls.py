@@ -153,6 +153,12 @@ class JsonCalls(Struct, frozen=True):
     def marks(self) -> tuple[str, ...]:
         return (*self.openers, *([self.closer] if self.closer else []))
 
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The marks before each call; empty where a call, or a word like one, needs no mark."""
+        words = any(opener.isalpha() for opener in self.openers)
+        return () if self.bare or words else self.openers
+
     def read(self, source: Source, offered: Offered) -> Pieces:
         unclosed = False
         openers = (*self.openers, *self.bare)

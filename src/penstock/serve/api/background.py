@@ -70,6 +70,18 @@ class Run:
         else:
             self._refusal += message.get("body", b"")
 
+    async def parts(self, after: int = -1) -> AsyncGenerator[bytes, None]:
+        """The events behind the number `after` as they come, until the response has ended."""
+        sent = 0
+        while True:
+            changed = self.changed
+            if part := _behind(self.events[sent:], after):
+                yield part
+            sent = len(self.events)
+            if self.ended:
+                return
+            await changed.wait()
+
     def result(self) -> dict[str, Any]:
         """The response as it ended."""
         if self.events and (final := final_response(self.events[-1])) is not None:
@@ -101,7 +113,7 @@ class BackgroundRuns:
         if len(self._runs) >= most:
             raise TooManyRequestsError(f"{most} background responses run, as many as may")
 
-    async def start(self, work: Exchange, answer: Response, turn: Turn) -> None:
+    async def start(self, work: Exchange, answer: Response, turn: Turn) -> Run:
         """Store a queued response, and begin to run it. `answer` streams it, for `work`."""
         run = self._runs[turn.id] = Run(turn)
         try:
@@ -114,10 +126,7 @@ class BackgroundRuns:
         run.task = asyncio.create_task(self._run(run, work, answer))
         if self._watch is None:
             self._watch = asyncio.create_task(self._watch_others())
-
-    def get(self, id: str) -> Run | None:
-        """A response that runs here."""
-        return self._runs.get(id)
+        return run
 
     def stop(self, id: str) -> None:
         """End a response that was cancelled or deleted in the store, if it runs here."""
@@ -169,16 +178,10 @@ class BackgroundRuns:
     ) -> AsyncGenerator[bytes, None]:
         """The events of a background response behind the number `after`, until it has ended."""
         id = stored.body["id"]
-        sent = 0
         if (run := self._runs.get(id)) is not None:
-            while True:
-                changed = run.changed
-                if part := _behind(run.events[sent:], after):
-                    yield part
-                sent = len(run.events)
-                if run.ended:
-                    return
-                await changed.wait()
+            async for part in run.parts(after):
+                yield part
+            return
         while stored.status in RUNNING:  # on another server, which stores the events at the end
             await asyncio.sleep(POLL_S)
             stored = await self._store.response(owner, id)

@@ -37,6 +37,11 @@ class Admission:
         return len(self._queue)
 
     @property
+    def load(self) -> int:
+        """Requests that it has: those being answered, and those that wait."""
+        return self.running + len(self._queue)
+
+    @property
     def idle(self) -> bool:
         """Whether no request runs or waits."""
         return not self.running and not self._queue

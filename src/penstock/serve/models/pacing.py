@@ -73,6 +73,7 @@ def joined(deltas: list[Delta]) -> Delta:
         kv_transfer_params=last.kv_transfer_params,
         prompt_logprobs=deltas[0].prompt_logprobs,
         stop_token=last.stop_token,
+        prompt_token_ids=deltas[0].prompt_token_ids,
     )
 
 

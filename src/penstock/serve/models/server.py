@@ -100,6 +100,7 @@ class LLMServer(Tasks, ControlPlane):
             free_room=free_room,
             before_start=self._before_start,
             on_ready=self._on_ready,
+            restore=self.reapply,
             on_change=self._on_change,
         )
         self.supervisor = Supervisor(self.engine, policy)
@@ -352,7 +353,6 @@ class LLMServer(Tasks, ControlPlane):
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
         await self._adapters.reapply()
-        await self.reapply()
         await self._callbacks.run("on_after_node_init")
 
     def _on_change(self) -> None:

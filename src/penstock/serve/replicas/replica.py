@@ -70,8 +70,7 @@ class ReplicaApp(IngressApp):
         await self._app(scope, receive, send)
 
     def _load(self) -> list[tuple[bytes, bytes]]:
-        load = self._admission.running + self._admission.waiting
-        return [(LOAD_HEADER.encode(), str(load).encode())]
+        return [(LOAD_HEADER.encode(), str(self._admission.load).encode())]
 
 
 class ReplicaServer:
@@ -134,7 +133,7 @@ class ReplicaServer:
     @property
     def ongoing(self) -> int:
         """Requests that it has: those being answered, and those that wait."""
-        return self.server.admission.running + self.server.admission.waiting
+        return self.server.admission.load
 
     async def start(self) -> None:
         """Load the model and listen.

@@ -1,8 +1,9 @@
 import json
+import re
 
 import pytest
 
-from penstock.engines.openvino.constraints.worker import after_thoughts, grammar_of
+from penstock.engines.openvino.constraints.worker import after_thoughts, grammar_of, triggered
 
 GRAMMAR = grammar_of("json_schema", '{"enum": ["yes", "no"]}', False)
 
@@ -25,6 +26,25 @@ def test_thoughts_may_be_left_out_if_the_prompt_has_not_begun_them(writer):
         if answer[0] in "an":
             answer = answer.partition("e")[2]
         assert json.loads(answer) in ("yes", "no")
+
+
+def test_what_follows_a_trigger_is_held_and_other_text_is_free(writer):
+    texts = writer.texts(triggered(GRAMMAR, ("e", "q")), count=40)
+    called = 0
+    for text in texts:
+        for rest in re.split("[eq]", re.sub(r'"(yes|no)"', lambda m: m[0].upper(), text))[1:]:
+            assert re.match(r'[ \n]{0,2}("YES"|"NO"|\[[ \n]{0,2}("YES"|"NO"))', rest), text
+            called += 1
+    assert called
+    assert any(text[0] not in "eq" for text in texts)
+
+
+def test_text_with_triggers_may_follow_thoughts(writer):
+    texts = writer.texts(after_thoughts(triggered(GRAMMAR, ("q",)), ("e",), ()), count=40)
+    assert texts
+    for text in texts:
+        for rest in text.partition("e")[2].split("q")[1:]:
+            assert re.match(r'[ \n]{0,2}\[?[ \n]{0,2}"(yes|no)"', rest), text
 
 
 @pytest.mark.parametrize("mark", ["</think>", "[/THINK]", 'Here is "my" response:', "<｜end｜>"])

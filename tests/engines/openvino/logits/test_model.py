@@ -16,6 +16,15 @@ def model():
     return LogitModel(str(model_path("openvino") / "openvino_model.xml"), OpenVINOOptions())
 
 
+def test_the_engines_properties_count():
+    given = {"INFERENCE_NUM_THREADS": 1, "KV_CACHE_PRECISION": "f16", "prompt_lookup": True}
+    path = str(model_path("openvino") / "openvino_model.xml")
+    compiled = LogitModel(path, OpenVINOOptions(properties=given))._compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("KV_CACHE_PRECISION") == ov.Type.f16
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
+
+
 @pytest.fixture(scope="module")
 def expected():
     """Log probabilities after each token of IDS, shape [tokens, vocabulary]."""

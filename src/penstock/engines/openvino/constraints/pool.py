@@ -116,6 +116,7 @@ class _Process:
                         structured.checked,
                         structured.after,
                         structured.openers,
+                        structured.triggers,
                     ],
                 )
             )
@@ -299,8 +300,8 @@ class Constraints:
         """The grammar of a constraint. Raises `RequestError` for a damaged or too large one,
         `OverloadedError` if it cannot be compiled now.
         """
-        before = f"{structured.after} {structured.openers}" if structured.after else ""
-        spec = f"{structured.kind} {structured.checked} {before} {structured.spec}"
+        about = (structured.kind, structured.checked, structured.after, structured.openers)
+        spec = f"{about} {structured.triggers} {structured.spec}"
         key = blake2b(spec.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         outcome = self._known.get(key)
         if outcome is None:

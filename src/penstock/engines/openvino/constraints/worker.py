@@ -89,14 +89,25 @@ class Prover:
         checked: bool,
         after: Sequence[str] = (),
         openers: Sequence[str] = (),
+        triggers: Sequence[str] = (),
     ) -> str:
         """A constraint's grammar, which has compiled and generated tokens. Raises `RequestError`
         for a damaged or too large constraint, `MemoryError` at the limit.
         """
         grammar = grammar_of(kind, spec, checked, self._tables)
+        if after or triggers:
+            self._try(grammar)  # thoughts or text alone would try nothing
+        if triggers:
+            grammar = triggered(grammar, triggers)
         if after:
-            self._pipeline.compile(grammar, _TRIED_TOKENS)  # thoughts alone would try nothing
             grammar = after_thoughts(grammar, after, openers)
+        self._try(grammar)
+        self._tried += 1
+        if self._tried % _KEPT == 0:
+            self._pipeline.forget()
+        return grammar
+
+    def _try(self, grammar: str) -> None:
         try:
             self._pipeline.compile(grammar, _TRIED_TOKENS)
         except MemoryError:
@@ -107,10 +118,6 @@ class Prover:
             raise RequestError(
                 f"the constraint cannot be compiled: {reason_of(error)}", param="response_format"
             ) from None
-        self._tried += 1
-        if self._tried % _KEPT == 0:
-            self._pipeline.forget()
-        return grammar
 
 
 def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str:
@@ -142,6 +149,20 @@ def after_thoughts(grammar: str, after: Sequence[str], openers: Sequence[str]) -
         f"root ::= {thoughts} answer\n"
         f"thoughts ::= TagDispatch(stop_eos=false, stop_str=({ends}), loop_after_dispatch=false)\n"
         f"answer ::= {answer}"
+    )
+
+
+def triggered(grammar: str, triggers: Sequence[str]) -> str:
+    """The grammar of free text in which one value of `grammar`, or a list of them, follows each of
+    `triggers`.
+    """
+    tags = ", ".join(f"({literal(trigger)}, call)" for trigger in triggers)
+    value = grammar.removeprefix("root ::= ")
+    listed = '"[" [ \\n]{0,2} value ("," [ \\n]{0,2} value)* [ \\n]{0,2} "]"'
+    return (
+        f"root ::= TagDispatch({tags}, stop_eos=true, loop_after_dispatch=true)\n"
+        f"call ::= [ \\n]{{0,2}} (value | {listed})\n"
+        f"value ::= {value}"
     )
 
 

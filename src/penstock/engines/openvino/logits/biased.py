@@ -14,7 +14,7 @@ import numpy as np
 import openvino_genai as genai
 from msgspec import Struct
 
-from penstock.engines.openvino.logits.model import LogitModel, Reading
+from penstock.engines.openvino.logits.model import LogitModel, Reading, log_softmax
 from penstock.types import Sampling
 
 Row = np.ndarray[Any, Any]
@@ -138,9 +138,7 @@ def choose(logits: Row, handle: Handle) -> tuple[int, float]:
     else:
         chances = _filtered(changed / sampling.temperature, sampling)
         token = int(handle.random.choice(len(chances), p=chances))
-    largest = logits.max()
-    total = float(np.log(np.exp(logits - largest).sum()))
-    return token, float(logits[token] - largest) - total
+    return token, float(log_softmax(logits)[token])
 
 
 def _biased(logits: Row, handle: Handle) -> Row:

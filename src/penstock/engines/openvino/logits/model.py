@@ -1,9 +1,9 @@
 """The model's own probabilities, read through the OpenVINO runtime: GenAI's pipeline gives one
 number a token, and none for a cached prompt.
 
-The model is loaded a second time, in f32, at its first use. Its graph is extended so that it gives
-for each position asked for the log probability of the next token and of the most likely ones;
-positions that nobody asks for cost no vocabulary.
+The model is loaded a second time at its first use, in f32 unless the engine's `properties` say
+otherwise. Its graph is extended so that it gives for each position asked for the log probability of
+the next token and of the most likely ones; positions that nobody asks for cost no vocabulary.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ class LogitModel:
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
         self.chunk = max(1, min(_LARGEST_CHUNK, _CHUNK_NUMBERS // self.vocabulary))
+        known = set(core.get_property("CPU", "SUPPORTED_PROPERTIES"))
         properties = {
             **options.device_properties(),
             "INFERENCE_PRECISION_HINT": "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
             "KV_CACHE_PRECISION": "f32",
+            # Others are of GenAI's pipeline.
+            **{name: value for name, value in options.properties.items() if name in known},
         }
         self._compiled = core.compile_model(model, "CPU", properties)
 
@@ -173,9 +176,15 @@ class Mark(NamedTuple):
     states: list[np.ndarray[Any, Any]]
 
 
+def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Natural-log probabilities of logits, shape [vocabulary]."""
+    shifted = logits - logits.max()
+    found: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
+    return found
+
+
 def _score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
-    largest = logits.max()
-    logprobs = logits - largest - np.log(np.exp(logits - largest).sum())
+    logprobs = log_softmax(logits)
     best = np.argsort(-logprobs, kind="stable")[:top]
     pairs = list(zip(best.tolist(), logprobs[best].tolist(), strict=True))
     rank = 1 + int((logprobs > logprobs[token]).sum())

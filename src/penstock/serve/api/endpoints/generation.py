@@ -25,13 +25,15 @@ async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)
     if body.stream:
-        form, continuous = body.tool_form, body.continuous_usage
-        request = replace(request, forward_chunks=form.plain and not continuous)
+        form, continuous, token_ids = body.tool_form, body.continuous_usage, body.wants_token_ids
+        as_they_are = form.plain and not continuous and not token_ids
+        request = replace(request, forward_chunks=as_they_are)
         framer = ChatFramer(
             **about,
             n=request.n,
             include_usage=body.include_usage,
             continuous_usage=continuous,
+            token_ids=token_ids,
             form=form,
         )
         return EventStream(exchange, generated(target.handle, request), framer, n=request.n)
@@ -53,6 +55,7 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
             n=n,
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
+            token_ids=body.wants_token_ids,
         )
         batches = running[0] if len(running) == 1 else merge(running, n)
         return EventStream(exchange, batches, framer, n=n, prompts=len(requests))

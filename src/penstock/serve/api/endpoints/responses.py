@@ -59,11 +59,8 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     background.check_room()
     work = exchange.detached()
     answer = await _answer(work, replace(body, stream=True), remote=remote)
-    await background.start(work, answer, turn)
-    if not body.stream:
-        return exchange.json(turn.body)
-    stored = await store.response(turn.owner, turn.id)
-    return EventsOf(exchange, background.events(turn.owner, stored, -1))
+    run = await background.start(work, answer, turn)
+    return EventsOf(exchange, run.parts()) if body.stream else exchange.json(turn.body)
 
 
 async def retrieve(exchange: Exchange) -> Response:
