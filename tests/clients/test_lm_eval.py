@@ -43,8 +43,10 @@ EXACT = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "KV_CACHE_PRECISION": "f32",
 }
-PER_TOKEN = 1e-4
-"""How far two sums may differ, for each of their tokens."""
+PER_TOKEN = {"gguf": 1e-4, "converted": 1e-4, "torch": 2e-3}
+"""How far the server's sums may be, for each of their tokens, from those of the same graph, and
+from torch's: the graph has its constants in 16 bits.
+"""
 
 
 class Score(NamedTuple):
@@ -242,19 +244,19 @@ def test_each_score_is_the_models_own(source, form, sources, directly, torch_for
         results, answers = evaluate(server.url, tmp_path, **about)
     said = [[float(value) for value, _ in each] for each in answers["choosing"]]
     greedy = [[flag == "True" for _, flag in each] for each in answers["choosing"]]
-    # GenAI rounds the zero points of a GGUF file's weights: torch has others.
+    # GenAI rounds the zero points of this GGUF file's weights, so torch has other numbers.
     for how in {"gguf": ["gguf"], "converted": ["converted", "torch"]}[source]:
         choices, texts = directly(how)
         values = [[one.value for one in each] for each in choices]
         tokens = [one.tokens for each in choices for one in each]
         away = np.abs(np.subtract(flat(said), flat(values))) / tokens
-        assert away.max() < PER_TOKEN
+        assert away.max() < PER_TOKEN[how]
         assert greedy == [[one.greedy for one in each] for each in choices]
         assert best(said) == best(values)
         assert results["choosing"]["acc,none"] == accuracy(values)
         assert results["choosing"]["acc_norm,none"] == accuracy(normed(values))
         assert [float(value) for value in answers["rolling"]] == pytest.approx(
-            [one.value for one in texts], abs=PER_TOKEN * max(one.tokens for one in texts)
+            [one.value for one in texts], abs=PER_TOKEN[how] * max(one.tokens for one in texts)
         )
 
 
