@@ -183,7 +183,7 @@ TASKS = {
 }
 
 
-def evaluate(url, folder, **about):
+def evaluate(url, folder, batch_size, **about):
     """Run the harness. Returns its results and the answer to each request, by task."""
     rows = {
         "choosing": [asked._asdict() for asked in QUESTIONS],
@@ -206,6 +206,7 @@ def evaluate(url, folder, **about):
         *(str(HARNESS / "bin" / "lm_eval"), "--model", "local-completions"),
         *("--model_args", ",".join(f"{name}={value}" for name, value in about.items())),
         *("--tasks", ",".join(TASKS), "--include_path", str(folder)),
+        *("--batch_size", str(batch_size)),
         *("--log_samples", "--output_path", str(folder / "out")),
     ]
     quiet = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
@@ -228,8 +229,8 @@ def evaluate(url, folder, **about):
 FORMS: dict[str, dict[str, object]] = {
     # The harness asks the server for its tokenizer, and sends ids.
     "ids": {"tokenizer_backend": "remote", "num_concurrent": 4},
-    # It has a tokenizer of its own, and sends texts, several at once.
-    "texts": {"tokenized_requests": False, "batch_size": 8},
+    # It has a tokenizer of its own, and sends texts, eight at once.
+    "texts": {"tokenizer_backend": "huggingface", "tokenized_requests": False},
 }
 
 
@@ -241,7 +242,8 @@ def test_each_score_is_the_models_own(source, form, sources, directly, torch_for
     if form == "texts":
         about["tokenizer"] = torch_form[0]
     with serving(sources[source], "--name", "smol") as server:
-        results, answers = evaluate(server.url, tmp_path, **about)
+        size = 8 if form == "texts" else 1
+        results, answers = evaluate(server.url, tmp_path, size, **about)
     said = [[float(value) for value, _ in each] for each in answers["choosing"]]
     greedy = [[flag == "True" for _, flag in each] for each in answers["choosing"]]
     # GenAI rounds the zero points of this GGUF file's weights, so torch has other numbers.
