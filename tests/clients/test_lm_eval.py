@@ -257,7 +257,7 @@ def test_each_score_is_the_models_own(source, form, sources, directly, torch_for
         assert best(said) == best(values)
         assert results["choosing"]["acc,none"] == accuracy(values)
         assert results["choosing"]["acc_norm,none"] == accuracy(normed(values))
-        assert [float(value) for value in answers["rolling"]] == pytest.approx(
+        assert [float(value) for (value,) in answers["rolling"]] == pytest.approx(
             [one.value for one in texts], abs=PER_TOKEN[how] * max(one.tokens for one in texts)
         )
 
