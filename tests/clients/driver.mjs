@@ -11,7 +11,7 @@ const QUESTION = process.env.SERVER_QUESTION;
 const ANSWER = process.env.SERVER_ANSWER; // empty: nobody knows what this model says
 const MESSAGES = [{ role: "user", content: QUESTION }];
 const TOO_LONG = "word ".repeat(10_000);
-const TIMEOUT_MS = 150_000;
+const TIMEOUT_MS = 600_000;
 const CATEGORIES = ["billing", "shipping", "technical", "account", "refund", "feature"];
 const PRIORITIES = ["low", "normal", "high", "urgent"];
 

@@ -22,10 +22,14 @@ from wiretap import Wiretap
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "clients.md"
-NIGHTLY = HERE.parents[1] / "scripts" / "clients" / "nightly"
+PINS = HERE.parents[1] / "scripts" / "clients"
+NIGHTLY = PINS / "nightly"
 ENVIRONMENTS = Path(os.environ.get("CLIENTS") or HERE.parents[1] / ".clients").resolve()
 CHECK = re.compile(r'^@check\n(?:async )?def (\w+)|^check\("(\w+)"', re.MULTILINE)
 BLOCK = re.compile(r"^## (\S+)$.*?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TRIED = re.compile(
+    r"^## (\S+)$(?:(?!^## ).)*?Tried with (\S+): (.*?)\.\n\n", re.MULTILINE | re.DOTALL
+)
 TOKENIZER = Path(demo.__file__).parent / "model" / "huggingface"
 SHOWN = 8000  # characters of what went over the wire
 MODELS = ["demo", "smol"]
@@ -53,6 +57,19 @@ class Client:
         self.environment = ENVIRONMENTS / self.name
         self.source = driver.read_text(encoding="utf-8")
         self.checks = [one or other for one, other in CHECK.findall(self.source)]
+
+    @property
+    def version(self):
+        """What is pinned of its package, or of the first of several."""
+        for folder in (PINS, NIGHTLY):
+            if (folder / self.name / "package.json").is_file():
+                package = json.loads((folder / self.name / "package.json").read_text())
+                return package["dependencies"][self.name.removesuffix("-js")]
+            if (folder / f"{self.name}.txt").is_file():
+                asked, *pins = (folder / f"{self.name}.txt").read_text().splitlines()
+                name = re.split(r"[^\w-]", asked.removeprefix("# "))[0]
+                return dict(pin.split("==") for pin in pins)[name]
+        raise AssertionError(f"{self.name} is not pinned")
 
     def drive(self):
         """The command that makes all checks."""
@@ -227,3 +244,14 @@ def test_the_lines_of_the_page(client, check, model, servers, tmp_path):
 
 def test_the_page_has_each_client():
     assert set(BLOCKS) == {client.name for client in CLIENTS}
+
+
+def test_the_page_says_what_was_tried():
+    said = {
+        name: (version, " ".join(checks.split()))
+        for name, version, checks in TRIED.findall(PAGE.read_text())
+    }
+    assert said == {
+        client.name: (client.version, ", ".join(client.checks).replace("_", " "))
+        for client in CLIENTS
+    }

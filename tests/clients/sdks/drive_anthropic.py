@@ -127,7 +127,7 @@ def tool_runner():
 def thinking():
     """A model that cannot think answers without."""
     budget = {"type": "enabled", "budget_tokens": 1024}
-    ask = {**ASK, "max_tokens": 2000, "extra_body": {}}
+    ask = {**ASK, "max_tokens": 2000, "extra_body": {}, "stop_sequences": ["."]}
     assert client.messages.create(**ask, thinking=budget).content[-1].text
 
 

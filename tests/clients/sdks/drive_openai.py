@@ -185,7 +185,7 @@ def logprobs():
     entries = answer.choices[0].logprobs.content
     assert "".join(entry.token for entry in entries)
     for entry in entries:
-        assert len(entry.top_logprobs) == 5
+        assert len(entry.top_logprobs) == 5, entries
         assert entry.logprob <= 0
 
 
