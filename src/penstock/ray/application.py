@@ -16,13 +16,15 @@ from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
-from penstock.ray.deployments import LLMIngress, LLMReplica
+from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.placement import deployment_options, parallelism
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard
+from penstock.serve.models.server import LLMServer as OwnServer
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
@@ -55,14 +57,20 @@ def build_deployment(
     Replicas listen on `replica_host`, by default the address of their node in the cluster. With
     `front`, a host and port, they also listen there for clients.
     """
+    cls = _class_of(config, deployment_cls)
+    if issubclass(cls, OwnServer):  # a server, which a replica runs
+        config, cls = replace(config, server_cls=cls), LLMReplica
+    elif name_prefix is None and cls is not LLMReplica:
+        name_prefix = f"{cls.__name__}:"
     config, beside = overridden(config, override_serve_options or {})
-    options = {**serve_options(config), **beside}
+    chosen = cls if issubclass(cls, LLMServer) and cls is not LLMReplica else None
+    options = {**serve_options(config, chosen), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = (
         beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     )
     deployment = _deployment(
-        deployment_cls or LLMReplica,
+        as_replica(cls),
         options,
         "override_serve_options" if beside else "deployment_config",
     )
@@ -82,6 +90,27 @@ def build_deployment(
             replica_host=replica_host,
         )
     return deployment.bind(llm_config=config, **{**about, **(bind_kwargs or {})})
+
+
+def _class_of(config: LLMConfig, deployment_cls: type | None) -> type:
+    """The class of a model's replicas. Raises `ConfigError` for a server of Ray's own."""
+    cls: Any = deployment_cls or config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    if cls is None or (deployment_cls is None and not issubclass(cls, LLMServer)):
+        return LLMReplica  # which runs the server of the configuration
+    if _is_rays(cls):
+        raise ConfigError(
+            f"{cls.__name__} derives from a server of ray.serve.llm",
+            field="deployment_cls" if deployment_cls else "server_cls",
+            value=cls,
+            hint="Derive it from penstock.serve.LLMServer.",
+        )
+    made: type = cls
+    return made
+
+
+def _is_rays(cls: type) -> bool:
+    return any(one.__module__.startswith(("ray.llm.", "ray.serve.llm")) for one in cls.__mro__)
 
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
@@ -151,9 +180,11 @@ def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConf
     return replace(config, deployment_config=deployment), beside
 
 
-def serve_options(config: LLMConfig) -> dict[str, Any]:
-    """Options for `serve.deployment`. Raises `ConfigError` for an unknown routing policy."""
-    cls: Any = config.server_cls
+def serve_options(config: LLMConfig, cls: Any = None) -> dict[str, Any]:
+    """Options for `serve.deployment` of a class of servers (default: the configuration's). Raises
+    `ConfigError` for an unknown routing policy.
+    """
+    cls = cls or config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
     options: dict[str, Any] = (
         deployment_options(config) if cls is None else cls.get_deployment_options(config)

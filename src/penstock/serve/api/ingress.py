@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 
 from msgspec.structs import replace
@@ -44,10 +44,17 @@ class IngressApp:
     it through `ingress`.
 
     The application neither starts nor stops models. If the models run elsewhere, it forwards
-    requests unchanged. `more` are further endpoints.
+    requests unchanged. `more` are further endpoints. `inside` gives what answers requests in place
+    of the router, whose own endpoints it may call.
     """
 
-    def __init__(self, ingress: IngressState, more: Iterable[Endpoint] = ()) -> None:
+    def __init__(
+        self,
+        ingress: IngressState,
+        more: Iterable[Endpoint] = (),
+        *,
+        inside: Callable[[ASGIApp], ASGIApp] | None = None,
+    ) -> None:
         self.ingress = ingress
         settings = ingress.settings
         endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *more)
@@ -67,8 +74,9 @@ class IngressApp:
         if settings.engine_app is not None:
             own = EngineApp(ingress.models, settings.engine_app)
             routes.append(Mount(settings.engine_app, own))
+        router: ASGIApp = Router(routes, redirect_slashes=False)
         app: ASGIApp = ExchangeMiddleware(
-            Router(routes, redirect_slashes=False),
+            router if inside is None else inside(router),
             ingress,
             routes,
             frozenset(one.path for one in endpoints if one.public),

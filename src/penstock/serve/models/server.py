@@ -440,9 +440,15 @@ def engine_type(config: LLMConfig) -> type[LLMEngine]:
     return cls
 
 
-def make_engine(config: LLMConfig) -> LLMEngine:
-    """The engine of a configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
-    cls = engine_type(config)
+def make_engine(config: LLMConfig, cls: Any = None) -> LLMEngine:
+    """The engine of a configuration, not started; of the class `cls`, if given, which may have the
+    form of Ray's engines. Raises `ConfigError`, `MissingExtraError`.
+    """
+    cls = cls or engine_type(config)
+    if not (isinstance(cls, type) and issubclass(cls, LLMEngine)):
+        from penstock.serve.compat.engine import FormEngine  # imported only for such a class
+
+        return FormEngine(config, cls)
     lora = config.lora_config
     needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
     options = {**needed, **config.engine_kwargs}
