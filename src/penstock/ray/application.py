@@ -18,7 +18,7 @@ from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
-from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.api.ingress import OpenAiIngress, ingress_class
 from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.placement import deployment_options, parallelism
 from penstock.serve.config.serving_args import LLMServingArgs
@@ -137,17 +137,20 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         for config in args.llm_configs
     }
     ingress = dict(args.ingress_cls_config)
-    cls, extra = ingress.pop("ingress_cls", OpenAiIngress), ingress.pop("ingress_extra_kwargs", {})
-    if ingress:
+    unknown = ingress.keys() - {"ingress_cls", "ingress_extra_kwargs"}
+    if unknown:
         raise ConfigError(
-            f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs",
+            f"unknown key '{min(unknown)}'. Known: ingress_cls, ingress_extra_kwargs",
             field="ingress_cls_config",
         )
+    cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
+    own = getattr(cls, "get_deployment_options", None)
     options = {
         "name": "OpenAiIngress",
         "max_ongoing_requests": UNLIMITED,
         "ray_actor_options": {"num_cpus": 0},  # the ingress mostly waits for others
         "max_surge_percent": 100,  # a new ingress listens before its predecessor stops
+        **(own(args.llm_configs) if own is not None else {}),
         **args.ingress_deployment_config,
     }
     return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
@@ -155,8 +158,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         cards,
         args.lora_paths,
         llm_configs=args.llm_configs,
-        ingress_cls=cls,
-        ingress_extra_kwargs=extra,
+        ingress_cls_config={**ingress, "ingress_cls": cls},
         mark=mark,
         settings=args.http,
         listen=args.listen_address if front is None else None,

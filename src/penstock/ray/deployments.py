@@ -11,10 +11,10 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from penstock.config import import_object
 from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.ray.replicas import ClusterStore, RayReplicas, cluster_secret
+from penstock.serve.api.ingress import made_ingress
 from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, address, listen as listening_socket
@@ -96,8 +96,7 @@ class LLMIngress:
         lora_paths: Mapping[str, str],
         *,
         llm_configs: list[LLMConfig],
-        ingress_cls: Any,
-        ingress_extra_kwargs: Mapping[str, Any],
+        ingress_cls_config: Mapping[str, Any],
         mark: str,
         settings: HttpSettings,
         listen: tuple[str, int] | None,
@@ -112,13 +111,14 @@ class LLMIngress:
             )
             for config in llm_configs
         }
-        cls: Any = (
-            import_object(ingress_cls, "ingress_cls")
-            if isinstance(ingress_cls, str)
-            else ingress_cls
-        )
-        self._own_app = cls(
-            models, model_cards, lora_paths, settings=settings, **ingress_extra_kwargs
+        self._own_app = made_ingress(
+            ingress_cls_config,
+            models,
+            llm_configs,
+            model_cards,
+            lora_paths,
+            settings=settings,
+            deployments=llm_deployments,
         )
         self._front: HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None

@@ -102,6 +102,8 @@ def request_for(task: str, request: Any, model: str) -> Any:
         body = {"model": model, "file": request.audio, **task_body(task, request, "penstock")}
     else:
         body = {"model": model, **task_body(task, request, "penstock")}
+    if body.get("stream"):
+        body["stream_options"] = {"include_usage": True}  # a stream has its usage only then
     form = models.REQUESTS[method]
     if method == "tokenize" and "messages" in body:
         form = models.TokenizeChatRequest

@@ -6,7 +6,7 @@ before a method is called, and answers what the methods of this class pass on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
@@ -27,6 +27,7 @@ from penstock.serve.compat.faced import check_class, is_foreign
 from penstock.serve.compat.forms import METHODS, body_of, multipart
 from penstock.serve.compat.hosts import hosts
 from penstock.serve.compat.models import (
+    REQUESTS,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -37,6 +38,7 @@ from penstock.serve.compat.models import (
     ScoreRequest,
     TokenizeRequest,
     TranscriptionRequest,
+    to_model_metadata,
 )
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle
@@ -103,6 +105,21 @@ class OpenAiIngress:
         if plain and not any(map(is_foreign_in(type(self)), DEFAULT_ENDPOINTS)):
             return IngressApp(state)  # nothing is overridden
         return IngressApp(state, inside=self._inside)
+
+    @classmethod
+    def in_front_of(
+        cls,
+        models: Mapping[str, ModelHandle],
+        llm_configs: Iterable[LLMConfig],
+        lora_paths: Mapping[str, str] | None,
+        settings: HttpSettings,
+        extra: Mapping[str, Any],
+        deployments: Mapping[str, Any],
+    ) -> IngressApp:
+        """The application of an ingress of this class, made with `extra` and the `deployments`."""
+        cards = {one.model_id: to_model_metadata(one.model_id, one) for one in llm_configs}
+        made = cls(deployments, cards, lora_paths=lora_paths, **extra)
+        return made.application(models, settings)
 
     async def __serve_build_asgi_app__(self) -> Any:
         runtime, given = hosts(), self._default_serve_handles
@@ -285,7 +302,9 @@ def routed(instance: Any, endpoints: Mapping[str, Factory], app: Any = None) -> 
     for name, route in endpoints.items():
         method = getattr(instance, name)
         if name == "transcriptions":
-            method = _with_form(method, fastapi)
+            method = _with_form(method)
+        elif name in METHODS and "body" not in getattr(method, "__annotations__", {}):
+            method = _annotated(method, name)
         route(app)(method)
     return app
 
@@ -300,17 +319,30 @@ def _build_routed(self: Any) -> Any:
     return routed(self, self.endpoint_map, self.fastapi_app)
 
 
-def _with_form(method: Any, fastapi: Any) -> Any:
+def _annotated(method: Any, name: str) -> Any:
+    """A user's method that does not say what it takes, which FastAPI must know."""
+
+    async def annotated(body: Any, request: Request) -> Any:
+        return await method(body, request)
+
+    form: Any = EmbeddingRequest if name == "embeddings" else REQUESTS[name]
+    annotated.__annotations__ = {"body": TokenizeRequest if name == "tokenize" else form}
+    annotated.__annotations__["request"] = Request
+    annotated.__name__ = name
+    return annotated
+
+
+def _with_form(method: Any) -> Any:
     """The method with its request read from a multipart form."""
 
     async def transcriptions(request: Request) -> Response:
-        form = await request.form(max_files=1)
-        try:
-            body = TranscriptionRequest.model_validate(dict(form))
-        except ValueError:
-            raise RequestError("file is missing", param="file") from None
-        answer: Response = await method(body, request)
-        return answer
+        async with request.form(max_files=1) as form:
+            try:
+                body = TranscriptionRequest.model_validate(dict(form))
+            except ValueError:
+                raise RequestError("file is missing", param="file") from None
+            answer: Response = await method(body, request)
+            return answer
 
     transcriptions.__annotations__ = {"request": Request}
     return transcriptions

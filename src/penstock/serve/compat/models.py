@@ -26,6 +26,9 @@ class Open(BaseModel):
     """A model that keeps fields it does not declare."""
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True, protected_namespaces=())
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
 
 
 def _new_id() -> str:

@@ -7,13 +7,12 @@ operators; then all requests for the model go through it, from whatever ingress 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 
@@ -40,6 +39,7 @@ from penstock.serve.models.local import LocalModel, server_class
 from penstock.serve.models.names import ModelNames
 from penstock.serve.models.server import LLMServer as OwnServer, make_engine
 from penstock.serve.prefill_decode import DecodeServer, PrefillServer
+from penstock.types import CompletionRequest, Sampling
 
 NOT_CALLED = (
     *("_init_multiplex_loader", "_start_engine", "_batch_output_stream"),
@@ -85,6 +85,10 @@ class LLMServer(metaclass=_Awaited):
     _host: Host | None = None
     _about: Mapping[str, Any] = {}
     engine: LLMEngine | None = None
+
+    if TYPE_CHECKING:  # what a call gives is awaited before it is an instance
+
+        def __await__(self) -> Generator[Any, None, Self]: ...
 
     async def __init__(  # type: ignore[misc]  # awaited by `_Awaited`, or by Ray
         self,
@@ -373,12 +377,7 @@ class LLMServer(metaclass=_Awaited):
         """Let new requests wait. Those under way end (`mode` "abort", as in Ray), finish ("wait")
         or rest ("keep"). `clear_cache` (True) then empties the prefix cache, if the engine can.
         """
-        clear = kwargs.pop("clear_cache", True)
-        kwargs.setdefault("mode", "abort")
-        await self._operate("pause", kwargs)
-        clear = clear and kwargs["mode"] != "keep" and self.engine is not None
-        if clear and self._started().server.has("reset_prefix_cache"):
-            await self._operate("reset_prefix_cache", {})
+        await self._operate("pause", {"mode": "abort", "clear_cache": True, **kwargs})
 
     async def resume(self, **kwargs: Any) -> None:
         """Undo `pause`."""
@@ -409,8 +408,7 @@ class LLMServer(metaclass=_Awaited):
         worker.
         """
         options = {"method": method, "args": list(args), "kwargs": dict(kwargs or {})}
-        async with asyncio.timeout(timeout):
-            return list(await self._operate("collective_rpc", options) or ())
+        return list(await self._operate("collective_rpc", {**options, "timeout": timeout}) or ())
 
     async def load_lora_adapter(
         self, lora_name: str, lora_path: str, load_inplace: bool = False
@@ -478,14 +476,21 @@ class PDPrefillServer(LLMServer):
 
     async def prewarm_prefill(self, prefill_request: Any) -> dict[str, Any] | None:
         """Compute one prompt; gives what the decode side would get, None if it fails."""
+        connector = None if self.engine is None else self.engine.connector
+        if connector is None:
+            return None
+        asked = CompletionRequest(
+            body_of(prefill_request).get("prompt") or " ",
+            Sampling(max_tokens=1, temperature=0.0),
+            stream=False,
+            kv_transfer_params=connector.request_params(),
+        )
         try:
-            body = {**body_of(prefill_request), "max_tokens": 1}
-            async for answer in await self.completions(body):
-                found = getattr(answer, "kv_transfer_params", None)
-                return dict(found) if found else None
+            deltas = [delta async for delta in await self.completions(asked)]
         except PenstockError:
-            pass
-        return None
+            return None
+        found: dict[str, Any] | None = deltas[-1].kv_transfer_params
+        return found
 
 
 class PDDecodeServer(LLMServer):
