@@ -120,7 +120,9 @@ async def test_neutral_requests_give_neutral_results(server):
 
 
 async def test_completions(server):
-    answer = await only(server.completions(CompletionRequest(prompt="once", max_tokens=3)))
+    answer = await only(
+        server.completions(CompletionRequest.model_validate({"prompt": "once", "max_tokens": 3}))
+    )
     assert isinstance(answer, CompletionResponse)
     assert answer.choices[0].text
 
@@ -135,7 +137,9 @@ async def test_texts(server):
 
 async def test_tokens(server):
     tokens = await only(
-        server.tokenize(TokenizeCompletionRequest(prompt="hi", add_special_tokens=False))
+        server.tokenize(
+            TokenizeCompletionRequest.model_validate({"prompt": "hi", "add_special_tokens": False})
+        )
     )
     assert (tokens.tokens, tokens.count) == ([104, 105], 2)
     text = await only(server.detokenize(DetokenizeRequest(tokens=tokens.tokens)))
