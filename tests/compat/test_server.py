@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("pydantic")
 
+from import_time import modules_added
 from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.serve import LLMConfig, LLMServer
 from penstock.serve.deployment import DPServer, PDDecodeServer, PDPrefillServer, RawRequestInfo
@@ -367,3 +368,14 @@ async def test_the_application_of_a_server(server):
 def test_options_of_a_deployment():
     options = LLMServer.get_deployment_options(config(engine_kwargs={"max_num_seqs": 4}))
     assert options["placement_group_bundles"] == [{"CPU": 2.0}]
+
+
+def test_who_does_not_use_it_loads_none_of_it():
+    started = "import penstock.cli, penstock.serve.api.ingress, penstock.serve.models.local"
+    added = modules_added(started)
+    assert not any(name.startswith(("penstock.serve.compat", "pydantic")) for name in added)
+
+
+def test_the_class_alone_needs_no_pydantic():
+    blocked = "import sys; sys.modules['pydantic'] = None; "
+    modules_added(blocked + "from penstock.serve import LLMServer")

@@ -96,15 +96,15 @@ def _class_of(config: LLMConfig, deployment_cls: type | None) -> type:
     """The class of a model's replicas. Raises `ConfigError` for a server of Ray's own."""
     cls: Any = deployment_cls or config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
-    if cls is None or (deployment_cls is None and not issubclass(cls, LLMServer)):
-        return LLMReplica  # which runs the server of the configuration
-    if _is_rays(cls):
+    if cls is not None and _is_rays(cls):
         raise ConfigError(
             f"{cls.__name__} derives from a server of ray.serve.llm",
             field="deployment_cls" if deployment_cls else "server_cls",
             value=cls,
             hint="Derive it from penstock.serve.LLMServer.",
         )
+    if cls is None or (deployment_cls is None and not issubclass(cls, LLMServer)):
+        return LLMReplica  # which runs the server of the configuration
     made: type = cls
     return made
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray.util
 from ray import serve
+from ray.serve._private.utils import ensure_serialization_context
 from ray.serve.context import _get_serve_request_context
 from ray.serve.exceptions import RayServeException
 
@@ -101,6 +102,7 @@ class RayHosts:
 
     def deployable(self, cls: type) -> type:
         """The class of an ingress as Ray Serve deploys it; the replica makes its application."""
+        ensure_serialization_context()  # a FastAPI application travels with its class
         made: type = serve.ingress()(cls)
         return made
 

@@ -49,7 +49,7 @@ class Answer:
         try:
             start = await self._next()
         except BaseException:
-            await self._end()
+            await self.close()
             raise
         if start is None:
             raise RuntimeError("the application gave no answer")
@@ -67,21 +67,22 @@ class Answer:
                 more = message.get("more_body", False)
             await self._task  # its resources are free when the caller has the whole answer
         finally:
-            await self._end()
+            await self.close()
 
     async def whole(self) -> bytes:
         return b"".join([part async for part in self.parts()])
+
+    async def close(self) -> None:
+        """End the request, wherever it is."""
+        self._gone.set()
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def _next(self) -> Message | None:
         message = await self._messages.get()
         if isinstance(message, Exception):
             raise message
         return message
-
-    async def _end(self) -> None:
-        self._gone.set()
-        self._task.cancel()
-        await asyncio.wait([self._task])
 
     async def _run(self, app: ASGIApp, scope: Scope) -> None:
         try:

@@ -22,7 +22,7 @@ from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import Exchange, IngressState
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.routes import CONTROL_ENDPOINTS
-from penstock.serve.compat.asking import ask
+from penstock.serve.compat.asking import Answer, ask
 from penstock.serve.compat.faced import check_class, is_foreign
 from penstock.serve.compat.forms import METHODS, body_of, multipart
 from penstock.serve.compat.hosts import hosts
@@ -235,8 +235,22 @@ class OpenAiIngress:
         kind = answer.headers.get("content-type", "")
         kept = {name: value for name, value in answer.headers.items() if name != "content-length"}
         if kind.startswith("text/event-stream"):
-            return StreamingResponse(_text(answer.parts()), answer.status, kept)
+            return Passed(answer, kept)
         return Response(await answer.whole(), answer.status, kept)
+
+
+class Passed(StreamingResponse):
+    """A stream that is passed on. Whatever becomes of it, the request underneath ends."""
+
+    def __init__(self, answer: Answer, headers: Mapping[str, str]) -> None:
+        super().__init__(_text(answer.parts()), answer.status, headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.close()
 
 
 class Inside:
