@@ -172,6 +172,24 @@ async def test_routes_of_ones_own(client_of):
     assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 404
 
 
+async def test_metadata_of_adapters_come_from_ones_own_function():
+    async def told(model_id, path):
+        return {"told": (model_id, path)}
+
+    source = {"model_id": "d", "model_source": "demo"}
+    lora = {"dynamic_lora_loading_path": "./none"}
+    demo = LLMConfig.from_dict({"model_loading_config": source, "lora_config": lora})
+    models = build_local_handles([demo])
+    card: Any = None
+    ingress = OpenAiIngress(
+        {"d": None}, {"d": card}, lora_paths={"d": "./none"}, _get_lora_model_metadata_func=told
+    )
+    ingress.application(models)
+    base, adapter, *_ = (await ingress.models()).data
+    assert "told" not in base.metadata
+    assert adapter.metadata["told"] == (adapter.id, "./none")
+
+
 class _Foreign:
     pass
 

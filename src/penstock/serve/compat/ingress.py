@@ -6,7 +6,7 @@ before a method is called, and answers what the methods of this class pass on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
@@ -64,7 +64,8 @@ _HIDDEN = frozenset({b"content-length", b"content-type", b"transfer-encoding"})
 
 class OpenAiIngress:
     """The routes of Ray's ingress, a method each. `llm_deployments` are handles of the runtime, or
-    `ModelHandle`s, by model id; `model_cards` come from `to_model_metadata`.
+    `ModelHandle`s, by model id; `model_cards` come from `to_model_metadata`. The last argument
+    gives further metadata of an adapter by its id and its model's path of adapters.
 
     A subclass has those routes only, so that a check in its methods cannot be passed by. A method
     gets the request as a model of `penstock.serve.openai_api_models`, and `request`; `super()`'s
@@ -81,6 +82,7 @@ class OpenAiIngress:
         model_cards: Mapping[str, ModelCard],
         *,
         lora_paths: Mapping[str, str] | None = None,
+        _get_lora_model_metadata_func: Callable[[str, str], Awaitable[Any]] | None = None,
     ) -> None:
         if set(llm_deployments) != set(model_cards):
             raise ConfigError(
@@ -91,6 +93,7 @@ class OpenAiIngress:
         self._default_serve_handles = dict(llm_deployments)
         self._model_cards = dict(model_cards)
         self._lora_paths = dict(lora_paths or {})
+        self._get_lora_model_metadata_func = _get_lora_model_metadata_func
         self._names = ModelNames({})
         self._router: ASGIApp | None = None
 
@@ -153,14 +156,23 @@ class OpenAiIngress:
     # Models
     async def models(self) -> ModelList:
         """Every model, each followed by its adapters."""
-        return ModelList(data=[ModelCard(**card) for card in await self._names.cards()])
+        cards = await self._names.cards()
+        return ModelList(data=[await self._card(card) for card in cards])
 
     async def model(self, model_id: str) -> ModelCard | None:
         """The card of a model or adapter; None if there is none."""
         try:
-            return ModelCard(**await self._names.card(model_id))
+            return await self._card(await self._names.card(model_id))
         except ModelNotFoundError:
             return None
+
+    async def _card(self, given: dict[str, Any]) -> ModelCard:
+        """A card; that of an adapter has what the given function says of it."""
+        card, told = ModelCard(**given), self._get_lora_model_metadata_func
+        path = self._lora_paths.get(given["parent"] or "")
+        if told is not None and path is not None:
+            card.metadata = {**card.metadata, **await told(card.id, path)}
+        return card
 
     async def model_data(self, model: str) -> ModelCard:
         """The card of one model or adapter."""
