@@ -148,7 +148,7 @@ def test_a_server_of_ones_own_answers_handles_and_clients(how: str) -> None:
     build: Any = {"deployment_cls": Brief} if how == "deployment_cls" else {}
     with deployed(build_llm_deployment(config(**given), **build)) as handle:
         assert handle.deployment_name == "Brief:m"
-        (answer,) = asked(handle, "chat", CHAT)
+        (answer,) = asked(handle, "chat", ChatCompletionRequest(**CHAT))
         assert answer.usage.completion_tokens == 2
 
         async def directly() -> Any:

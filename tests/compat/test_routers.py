@@ -73,7 +73,7 @@ def test_a_policy_of_ones_own_is_asked():
         (routed(RoundRobinRouter), "nothing would call the router RoundRobinRouter"),
         (routed("no.such:Router"), "no module"),
         (routed("prefix_awar"), "prefix_aware"),
-        (routed("prefix_aware", match_rate_threshold=0.1), "match_rate_threshold"),
+        (routed("prefix_aware", match_rate=0.1), "match_rate"),
         (routed(Last, bakc=1), "back"),
     ],
 )
