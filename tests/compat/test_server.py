@@ -46,7 +46,7 @@ def config(**fields: Any) -> LLMConfig:
 async def server():
     one: Any = await LLMServer(config())
     yield one
-    await one.shutdown()
+    await one.stop()
 
 
 async def all_of(answer: Any) -> list[Any]:
@@ -85,7 +85,7 @@ async def test_sync_init_waits_for_start():
         await only(one.chat(CHAT))
     await one.start()
     assert isinstance(await only(one.chat(CHAT)), ChatCompletionResponse)
-    await one.shutdown()
+    await one.stop()
 
 
 async def test_a_wrong_configuration_is_refused():
@@ -297,7 +297,7 @@ async def test_an_engine_of_rays_form():
     assert text_of(streamed) == "m:Whereismyparcel?"
     error = await only(one.embeddings({"input": "a"}))
     assert "embeddings" in error.error.message
-    await one.shutdown()
+    await one.stop()
     assert inner.started is False
 
 
@@ -307,7 +307,7 @@ async def test_the_default_engine_of_a_class():
 
     one: Any = await Own(config())
     assert one.engine.name == "custom"
-    await one.shutdown()
+    await one.stop()
 
 
 async def test_a_downloader_of_ones_own(tmp_path):
@@ -330,7 +330,7 @@ async def test_a_downloader_of_ones_own(tmp_path):
     answer = await only(one.chat({**CHAT, "model": "m:mine"}))
     assert answer.choices[0].message.content.startswith("m:mine@")
     assert Downloader.asked == ["m:mine"]
-    await one.shutdown()
+    await one.stop()
 
 
 # The other servers
@@ -341,8 +341,8 @@ async def test_prefill_and_decode():
     assert isinstance(await only(decode.chat(CHAT)), ChatCompletionResponse)
     assert decode._host.model.server.handoffs["remote"] == 1
     assert await prefill.prewarm_prefill(CompletionRequest(prompt="x"))
-    await decode.shutdown()
-    await prefill.shutdown()
+    await decode.stop()
+    await prefill.stop()
     with pytest.raises(ConfigError, match="prefill"):
         await PDDecodeServer(config(engine_kwargs=transfer))
 
@@ -351,7 +351,7 @@ async def test_a_data_parallel_group():
     one: Any = await DPServer(config(engine_kwargs={"data_parallel_size": 2}))
     assert isinstance(await only(one.chat(CHAT)), ChatCompletionResponse)
     assert len(one.engine.ranks) == 2
-    await one.shutdown()
+    await one.stop()
     with pytest.raises(ConfigError, match="data_parallel_size"):
         await DPServer(config())
 

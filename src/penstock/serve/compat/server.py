@@ -71,7 +71,7 @@ async def _made(instance: Any, *args: Any, **kwargs: Any) -> Any:
 
 class LLMServer(metaclass=_Awaited):
     """One model behind the methods of Ray's servers. `await LLMServer(config)` is started;
-    `LLMServer.sync_init(config)` waits for `await start()`. `await shutdown()` ends it.
+    `LLMServer.sync_init(config)` waits for `await start()`. `await stop()` ends it.
 
     `engine_cls` replaces the engine: one of ours, or one of Ray's form. `model_downloader` is a
     class like Ray's `LoraModelLoader`. A request is a pydantic model of Ray, of vLLM or of
@@ -187,7 +187,7 @@ class LLMServer(metaclass=_Awaited):
     def _has_lora(self) -> bool:
         return self._llm_config.lora_config is not None
 
-    async def shutdown(self) -> None:
+    async def stop(self) -> None:
         """Take no more requests and free everything."""
         host, self._host = self._host, None
         if host is not None:
@@ -196,9 +196,7 @@ class LLMServer(metaclass=_Awaited):
     def __del__(self) -> Any:
         """Ray Serve calls this when it stops a replica, and awaits it."""
         return (
-            None
-            if self._host is None or isinstance(self._host, (Here, Given))
-            else (self.shutdown())
+            None if self._host is None or isinstance(self._host, (Here, Given)) else (self.stop())
         )
 
     async def llm_config(self) -> LLMConfig:
