@@ -28,6 +28,7 @@ from penstock.serve import (
     build_openai_app,
     served_model,
 )
+from penstock.serve.deployment import PDDecodeServer, PDPrefillServer
 from penstock.serve.ingress import OpenAiIngress, make_fastapi_ingress
 from penstock.serve.openai_api_models import (
     ChatCompletionRequest,
@@ -168,6 +169,27 @@ def test_a_server_of_ones_own_behind_the_ingress(proxy: str) -> None:
             assert reply.status_code == 200
             if not stream:
                 assert reply.json()["usage"]["completion_tokens"] == 2
+
+
+class Telling(PDDecodeServer):
+    """A decode side that tells where prompts were computed."""
+
+    async def handoffs(self):
+        host: Any = self._host
+        return host.model.server.handoffs
+
+
+def test_prefill_and_decode_by_hand() -> None:
+    transfer = {"kv_connector": "SimulatedConnector", "kv_role": "kv_both"}
+    one = config(engine_kwargs={"kv_transfer_config": transfer})
+    options = PDPrefillServer.get_deployment_options(one)
+    prefill = serve.deployment(PDPrefillServer).options(**options).bind(one)
+    options = Telling.get_deployment_options(one)
+    app = serve.deployment(Telling).options(**options).bind(one, prefill_server=prefill)
+    with deployed(app) as handle:
+        (answer,) = asked(handle, "chat", ChatCompletionRequest(**CHAT))
+        assert answer.usage.completion_tokens == 4
+        assert handle.handoffs.remote().result()["remote"] == 1
 
 
 # Ingresses
