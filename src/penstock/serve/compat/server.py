@@ -195,9 +195,8 @@ class LLMServer(metaclass=_Awaited):
 
     def __del__(self) -> Any:
         """Ray Serve calls this when it stops a replica, and awaits it."""
-        return (
-            None if self._host is None or isinstance(self._host, (Here, Given)) else (self.stop())
-        )
+        placed = self._host is not None and not isinstance(self._host, (Here, Given))
+        return self.stop() if placed else None
 
     async def llm_config(self) -> LLMConfig:
         """The configuration."""
