@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import httpx
@@ -15,8 +16,9 @@ from penstock.serve.models.local import build_local_handles
 
 pytest.importorskip("fastapi")
 
+from penstock.serve.compat import ingress as ingress_module
 from penstock.serve.ingress import OpenAiIngress, make_fastapi_ingress
-from penstock.serve.openai_api_models import ModelList, OpenAIHTTPException
+from penstock.serve.openai_api_models import ModelList, OpenAIHTTPException, to_model_metadata
 
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
 CHAT: dict[str, Any] = {"messages": ASK, "max_tokens": 4, "temperature": 0}
@@ -170,6 +172,59 @@ async def test_routes_of_ones_own(client_of):
     client = client_of(cls)
     assert (await client.get("/hello", params={"name": "you"})).json() == {"hello": "you"}
     assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 404
+
+
+class _Deploying:
+    """What an ingress needs of a runtime that deploys it."""
+
+    def __init__(self, models):
+        self.known = models
+
+    def deployable(self, cls):
+        return type(cls.__name__, (cls,), {})
+
+    async def models(self, deployments, configs):
+        assert configs["m"].model_id == "m"
+        assert deployments == {"m": "a handle"}
+        return self.known
+
+    def at_root(self, app):
+        return app
+
+
+async def test_an_ingress_is_deployed_by_hand(monkeypatch):
+    models: Any = build_local_handles([config()])
+    await models["m"].start()
+    monkeypatch.setattr(ingress_module, "hosts", lambda: _Deploying(models))
+    cls: Any = make_fastapi_ingress(Guarded)
+    card = pickle.loads(pickle.dumps(to_model_metadata("m", config())))
+    one = cls(llm_deployments={"m": "a handle"}, model_cards={"m": card})
+    transport = httpx.ASGITransport(await one.__serve_build_asgi_app__())
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 403
+        blue = {"x-team": "blue"}
+        reply = await client.post("/v1/chat/completions", json=CHAT, headers=blue)
+        assert reply.json()["usage"]["completion_tokens"] == 3
+    await models["m"].stop(0.0)
+
+
+async def test_any_class_may_have_routes(monkeypatch):
+    class Counter:
+        count = 0
+
+        async def increment(self) -> dict[str, int]:
+            self.count += 1
+            return {"count": self.count}
+
+    monkeypatch.setattr(ingress_module, "hosts", lambda: _Deploying({}))
+    with pytest.raises(ConfigError, match="endpoint_map"):
+        make_fastapi_ingress(Counter)
+    routes = {"increment": lambda app: app.post("/increment", status_code=201)}
+    cls: Any = make_fastapi_ingress(Counter, endpoint_map=routes)
+    transport = httpx.ASGITransport(cls().__serve_build_asgi_app__())
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        reply = await client.post("/increment")
+        assert (reply.status_code, reply.json()) == (201, {"count": 1})
 
 
 async def test_metadata_of_adapters_come_from_ones_own_function():
