@@ -125,6 +125,25 @@ async def test_mistakes_are_told_as_ever(client_of):
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "temperature")
 
 
+async def test_its_lifespan_is_fastapis():
+    app = made_ingress(
+        {"ingress_cls": Guarded},
+        build_local_handles([config()]),
+        [config()],
+        settings=HttpSettings(),
+    )
+    given, said = iter(["lifespan.startup", "lifespan.shutdown"]), []
+
+    async def receive():
+        return {"type": next(given)}
+
+    async def send(message):
+        said.append(message["type"])
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
 async def test_keys_and_limits_hold(client_of):
     limits = Limits(max_body_bytes=100)
     client = client_of(Guarded, HttpSettings(api_keys=frozenset({"k"}), limits=limits))

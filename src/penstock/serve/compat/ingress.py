@@ -276,6 +276,9 @@ class Inside:
         self._own = {(one.method, one.path) for one in CONTROL_ENDPOINTS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the application's own start and end
+            await self.app(scope, receive, send)
+            return
         if (scope["method"], scope["path"]) in self._own:
             await self._router(scope, receive, send)
             return
