@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
-from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin, SessionAffinity
 from penstock.balance.policies.prefix import KVAware, PrefixAware
-from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig

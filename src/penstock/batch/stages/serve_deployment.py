@@ -56,7 +56,7 @@ class DeploymentRequests:
         self.ending = False
 
     async def start(self) -> None:
-        """Find it. Raises `ModelNotFoundError`."""
+        """Find the deployment. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
         if isinstance(self._handle, LLMEngine):
             supervisor = supervisor_of(self._handle)

@@ -18,10 +18,9 @@ import msgspec
 
 from penstock.engines.remote.answers import read_task
 from penstock.engines.remote.requests import chat_body, completion_body, task_body
-from penstock.engines.remote.stream import StreamReader
+from penstock.engines.remote.stream import EventReader, StreamReader
 from penstock.engines.tasks import Batches
 from penstock.errors import EngineError, PenstockError, RequestError, by_kind
-from penstock.http.event_stream import EventReader
 from penstock.types import ChatRequest, CompletionRequest
 
 METHODS: Mapping[str, str] = {

@@ -41,8 +41,7 @@ from penstock.serve.compat.models import (
     to_model_metadata,
 )
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelHandle
-from penstock.serve.models.names import ModelNames
+from penstock.serve.models.handle import ModelHandle, ModelNames
 
 Factory = Callable[[Any], Callable[[Any], Any]]
 """Takes the FastAPI application, and gives what registers a method on a route."""

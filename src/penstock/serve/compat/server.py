@@ -34,9 +34,8 @@ from penstock.serve.compat.forms import (
 from penstock.serve.compat.hosts import Given, Here, Host, hosts, settings_of
 from penstock.serve.models.control import parse_control
 from penstock.serve.models.data_parallel import DPServer as OwnDPServer
-from penstock.serve.models.handle import ModelHandle
+from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import LocalModel, server_class
-from penstock.serve.models.names import ModelNames
 from penstock.serve.models.server import LLMServer as OwnServer, make_engine
 from penstock.serve.prefill_decode import DecodeServer, PrefillServer
 from penstock.types import CompletionRequest, Sampling

@@ -18,6 +18,7 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.model_files import copy_files
 from penstock.engines.quarantine import digest_of
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
@@ -342,6 +343,9 @@ class LLMServer(Tasks, ControlPlane):
         await self._callbacks.run("on_before_node_init")
         if self._callbacks.run_init_node:
             await self._callbacks.run("on_before_download_model_files_distributed")
+            mirror = self.llm_config.model_loading_config.mirror
+            for part in mirror.extra_files if mirror is not None else ():
+                await asyncio.to_thread(copy_files, part.bucket_uri, part.destination_path)
         await self._callbacks.run("on_after_node_init")
 
     async def _on_ready(self) -> None:
@@ -448,10 +452,11 @@ def engine_site(config: LLMConfig, role: Role) -> Site:
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
     """The class of a configuration's engine. Raises `ConfigError`, `MissingExtraError`."""
-    path = env.engine_cls()
-    cls: type[LLMEngine] = (
-        import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
-    )
+    replacement = env.engine_cls()
+    if replacement is None:
+        return engine_class(config.engine_name)
+    variable, path = replacement
+    cls: type[LLMEngine] = import_object(path, variable)
     return cls
 
 

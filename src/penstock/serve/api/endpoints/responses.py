@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from penstock.errors import RequestError
-from penstock.openai.responses_api import ResponseBody, pending_response
-from penstock.openai.stored_items import Item, item_page, items_of
+from penstock.openai.responses_api import Item, ResponseBody, item_page, items_of, pending_response
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
