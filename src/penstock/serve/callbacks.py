@@ -4,7 +4,7 @@ from penstock import lazy
 
 TYPE_CHECKING = False  # known to type checkers
 if TYPE_CHECKING:
-    from penstock.llm_config import (
+    from penstock.llm_config.model import (
         CallbackConfig as CallbackConfig,
     )
     from penstock.serve.compat.callbacks import (
@@ -21,6 +21,6 @@ else:
                 "CallbackCtx",
                 "CloudDownloader",
             ),
-            "penstock.llm_config": ("CallbackConfig",),
+            "penstock.llm_config.model": ("CallbackConfig",),
         },
     )
