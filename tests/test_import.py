@@ -89,6 +89,8 @@ def test_names_of_batch() -> None:
         "ServeDeploymentProcessorConfig",
         "StatefulStage",
         "TokenizerStageConfig",
+        "acalibrate",
+        "aevaluate",
         "build_processor",
         "engines",
         "stop_engines",

@@ -1,5 +1,5 @@
-"""What README.md and docs/batch.md tell people to type works as it stands. The two set-up lines are
-run by .ci/run.
+"""What README.md, docs/batch.md and docs/decisions.md tell people to type works as it stands. The
+two set-up lines are run by .ci/run.
 """
 
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = ("README.md", "docs/batch.md")
+PAGES = ("README.md", "docs/batch.md", "docs/decisions.md")
 
 
 def blocks(page, language):
@@ -28,6 +28,11 @@ def blocks(page, language):
 @pytest.fixture
 def folder(tmp_path):
     shutil.copy(tickets_path(), tmp_path / "tickets.jsonl")
+    for page in PAGES:
+        for body in blocks(page, "yaml"):
+            name, _, content = body.partition("\n")
+            if name.startswith("# "):  # a file, by its name
+                (tmp_path / name[2:]).write_text(content)
     return tmp_path
 
 
@@ -53,6 +58,7 @@ COMMANDS = [
     # Has no end.
     if line.startswith("penstock ")
     and "INPUT" not in line
+    and not line.endswith("\\")
     and not line.startswith("penstock serve")
 ]
 

@@ -32,6 +32,7 @@ SDKS = {
     "/v1/completions": [
         ("openai", "openai.types.completion_create_params:CompletionCreateParamsNonStreaming")
     ],
+    "/v1/decisions": [("openai", "openai.types.decision_create_params:DecisionCreateParams")],
     "/v1/embeddings": [("openai", "openai.types.embedding_create_params:EmbeddingCreateParams")],
     "/v1/responses": [
         ("openai", "openai.types.responses.response_create_params:ResponseCreateParamsNonStreaming")
@@ -44,6 +45,7 @@ SDKS = {
 VLLM = {
     "/v1/chat/completions": ["ChatCompletionRequest"],
     "/v1/completions": ["CompletionRequest"],
+    "/v1/decisions": [],
     "/v1/embeddings": ["EmbeddingCompletionRequest", "EmbeddingChatRequest"],
     "/v1/responses": ["ResponsesRequest"],
     "/v1/messages": ["AnthropicMessagesRequest"],
@@ -51,6 +53,7 @@ VLLM = {
 FORMS = {
     "/v1/chat/completions": "requests:ChatBody",
     "/v1/completions": "requests:CompletionBody",
+    "/v1/decisions": "decisions.openai_form:DecisionBody",
     "/v1/embeddings": "requests:EmbeddingBody",
     "/v1/responses": "responses_api:ResponseBody",
     "/v1/messages": "messages_api:MessageBody",

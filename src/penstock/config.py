@@ -17,7 +17,7 @@ import msgspec.structs
 
 from penstock import lazy
 from penstock.errors import ConfigError, nearest
-from penstock.parsing import TOO_DEEP, decode_text, is_too_deep, read_file
+from penstock.parsing import TOO_DEEP, decode_json, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -73,13 +73,18 @@ def _as_mapping(value: Any) -> Any:
 
 
 def read_yaml(file: Path) -> Any:
-    """The content of a YAML file. Raises `ConfigError`."""
+    """The content of a YAML file, or of JSON in one ending in .json. Raises `ConfigError`."""
     yaml = lazy.require("yaml", needed_by="A YAML configuration")
     try:
         text = decode_text(read_file(file))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{file} cannot be read: {why}") from None
+    if file.suffix == ".json":  # whose escapes YAML reads otherwise
+        try:
+            return decode_json(text)
+        except ValueError as error:
+            raise ConfigError(f"{file} is not valid JSON: {error}") from None
     try:
         content = yaml.safe_load(text)
     except RecursionError:

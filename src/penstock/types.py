@@ -215,6 +215,62 @@ class TokenizerInfo(Struct, frozen=True):
     special_tokens: dict[str, str] = field(default_factory=dict)
 
 
+class Option(Struct, frozen=True, omit_defaults=True):
+    """One possible answer to a question. The model is asked to say `label`; `description` tells it
+    more. `value` is what the decision holds for it; None: the label.
+    """
+
+    label: str
+    description: str = ""
+    value: str | bool | int | float | None = None
+
+
+class PredicateQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="predicate"):
+    """Whether a statement about the input is true. Without `instructions` nothing is added to the
+    input, which then asks itself. `name` may be empty.
+    """
+
+    instructions: str
+    name: str = ""
+
+
+class ChoiceQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="choice"):
+    """Which of the options fits, exactly one; with `several` any number of them, each judged for
+    itself. `instructions` and `name` are as in `PredicateQuestion`.
+    """
+
+    instructions: str
+    options: tuple[Option, ...]
+    name: str = ""
+    several: bool = False
+
+
+class ScoreQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="score"):
+    """How much, on a scale of `levels`, lowest first; the `value` of each is a number, and where it
+    is None the level's place, from 0. `instructions` and `name` are as in `PredicateQuestion`.
+    """
+
+    instructions: str
+    levels: tuple[Option, ...]
+    name: str = ""
+
+
+Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
+
+
+class DecideRequest(Struct, frozen=True, omit_defaults=True):
+    """1 to 400 questions about one input: a text, or a conversation. The rest is as in
+    `ChatRequest`.
+    """
+
+    input: str | list[Message]
+    questions: tuple[Question, ...]
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+    request_id: str = ""
+
+
 class Usage(Struct, frozen=True):
     """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache, and
     `reasoning_tokens` of the answer are its reasoning, where the engine counts those.
@@ -340,3 +396,32 @@ class Transcription(Struct, frozen=True):
     segments: tuple[TranscriptionSegment, ...] | None = None
     language: str | None = None
     duration: float | None = None
+
+
+class Decision(Struct, frozen=True):
+    """The answer to one question.
+
+    `values` and `labels` are those of the options, in the question's order (of a predicate True and
+    False), and `probabilities` has theirs, which sum to 1; for a choice of `several` each is that
+    of the option itself. `value`: the most likely one (the first of those that are `tied`), a list
+    of all with at least 0.5 for `several`, and for a score the expected value. `mass` is the
+    probability that the model gives to all options together before they are normalised: near 0 it
+    would say something else. Where it is 0 nothing is known: `value` is None, the probabilities are
+    equal.
+    """
+
+    name: str
+    type: Literal["predicate", "choice", "score"]
+    value: str | bool | int | float | list[str | bool | int | float] | None
+    values: list[str | bool | int | float]
+    probabilities: list[float]
+    tied: bool = False
+    mass: float = 1.0
+    labels: list[str] = []
+
+
+class Decisions(Struct, frozen=True):
+    """The answer to each question, in the order of the questions."""
+
+    items: list[Decision]
+    usage: Usage = Usage()

@@ -32,8 +32,8 @@ for name in ("write", "fsync", "replace", "unlink", "link", "mkdir", "rmdir"):
 import penstock
 from penstock.batch.write import sinks
 sinks.PART_ROWS = 40
-penstock.run(*sys.argv[2:4], model="simulated", engine_kwargs=json.loads(sys.argv[4]),
-             prompt="{text}", progress=False, **json.loads(sys.argv[5]))
+penstock.run(*sys.argv[2:4], **{"model": "simulated", "engine_kwargs": json.loads(sys.argv[4]),
+             "prompt": "{text}", "progress": False, **json.loads(sys.argv[5])})
 print(calls)
 """.replace("import os,", "import json, os,")
 ENGINE = {"max_num_seqs": 8, "error_rate": 0.1}
@@ -126,3 +126,49 @@ def test_killed_while_failed_rows_are_retried(source, uninterrupted, tmp_path, s
     # What failed fails again: the simulated engine draws its faults from the prompt.
     drive(0, str(source), str(output), order=order)
     assert settled(output, in_order=False) == expected
+
+
+DECISIONS = {
+    "decide": [
+        {"name": "team", "instructions": "Which?", "options": ["billing", "shipping"]},
+        {"name": "anger", "instructions": "How angry?", "low": 1, "high": 5},
+    ],
+    "filter": "Is it?",
+    "threshold": 0.4,
+}
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_while_it_decides(source, tmp_path, name, seed):
+    whole, output = tmp_path / f"whole-{name}", tmp_path / name
+    calls = drive(0, str(source), str(whole), **DECISIONS)
+    draw = random.Random(seed)
+    deaths = [
+        drive(draw.randint(1, calls // 2), str(source), str(output), **DECISIONS) for _ in "abc"
+    ]
+    assert deaths[0] is None
+    drive(0, str(source), str(output), **DECISIONS)
+    assert settled(output) == settled(whole)
+    assert 0 < len(settled(output)) < 300
+
+
+CASCADE = {
+    **DECISIONS,
+    "model": ["simulated", "simulated"],
+    "engine_kwargs": [{"seed": 1}, {"seed": 2}],
+    "target_accuracy": 0.2,
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_in_a_cascade(source, tmp_path, seed):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    calls = drive(0, str(source), str(whole), **CASCADE)
+    draw = random.Random(seed)
+    deaths = [
+        drive(draw.randint(1, calls // 2), str(source), str(output), **CASCADE) for _ in "abc"
+    ]
+    assert deaths[0] is None
+    drive(0, str(source), str(output), **CASCADE)
+    assert settled(output) == settled(whole)

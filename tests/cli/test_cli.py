@@ -395,3 +395,39 @@ deployment_config:
     assert (wrong.returncode, wrong.stdout) == (2, b"")
     assert b"unknown engine 'simulatd'" in wrong.stderr
     assert wrong.stderr.count(b"\n") == 1
+
+
+def test_decisions_a_filter_and_a_calibration(folder):
+    (folder / "q.yaml").write_text(
+        'questions: [{name: team, instructions: "Which?", options: [a, b]}]\n'
+    )
+    asked = (*SIMULATED, "--decide", "q.yaml")
+    rows = [json.loads(line) for line in (folder / "in.jsonl").read_text().splitlines()]
+    labelled = [{**row, "label": "ab"[row["id"] % 2]} for row in rows]
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    files = ("-o", "c.json", "--picture", "c.svg")
+    fit = penstock("calibrate", "in.jsonl", "--labels", "label", *files, *asked, cwd=folder)
+    assert fit.returncode == 0, fit.stderr
+    assert fit.stdout.startswith(b"team: 20 rows, temperature")
+    assert (folder / "c.svg").read_bytes().startswith(b"<svg")
+    (folder / "q.yaml").write_text((folder / "q.yaml").read_text() + "calibration: c.json\n")
+    done = penstock("run", "in.jsonl", "-o", "-", *asked, "--filter", "Is it?", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    kept = rows_of(done.stdout)
+    assert f"20 rows, {len(kept)} kept".encode() in done.stderr
+    assert {row["filter"] for row in kept} == {True}
+    wrong = penstock("run", "in.jsonl", "-o", "x.jsonl", *SIMULATED, "--choices", "a", cwd=folder)
+    assert wrong.returncode == 2
+    assert b"questions[0] ('choice') has one option" in wrong.stderr
+    assert b"Examples:" in penstock("calibrate", "--help", cwd=folder).stdout
+
+
+def test_evaluations_and_their_comparison(folder):
+    asked = (*SIMULATED, "--choices", "a,b", "--form", "choice", "--expected", "text")
+    first = penstock("eval", "in.jsonl", *asked, "-o", "e.json", cwd=folder)
+    assert first.stdout == b"choice: 0.000 (95 %: 0.000 to 0.161), 20 rows\n", first.stderr
+    again = penstock("eval", "in.jsonl", *asked, "--against", "e.json", cwd=folder)
+    assert again.stdout.splitlines()[1].startswith(b"difference +0.000")
+    wrong = penstock("eval", "in.jsonl", *SIMULATED, "--form", "pair", cwd=folder)
+    assert wrong.returncode == 2
+    assert b"pair: the form 'pair' needs it" in wrong.stderr

@@ -109,6 +109,24 @@ def test_a_schema(client: Any) -> None:
     assert json.loads(answer.choices[0].message.content)["category"] in ("refund", "other")
 
 
+def test_a_decision(client: Any) -> None:
+    categories = ("billing", "shipping", "technical", "account", "refund", "feature")
+    choices = [{"value": category} for category in categories]
+    body = {
+        "model": "tickets",
+        "input": [*TICKET, {"role": "assistant", "content": '{"category":"'}],
+        "questions": [{"type": "choice", "instructions": "", "choices": choices}],
+    }
+    found = client.post("/decisions", cast_to=object, body=body)  # older clients lack a method
+    (answer,) = found["answers"]
+    assert answer["choice"] == "refund"
+    chances = [one["probability"] for one in answer["probabilities"]]
+    assert sum(chances) == pytest.approx(1, abs=1e-6)
+    assert answer["mass"] > 0.9
+    with pytest.raises(openai.BadRequestError, match="1 to 400"):
+        client.post("/decisions", cast_to=object, body={**body, "questions": []})
+
+
 def test_the_models_are_listed(client: Any) -> None:
     cards = {card.id: card for card in client.models.list()}
     assert set(cards) == {"tickets", "tickets:german", "tickets:summary", "spare"}

@@ -4,6 +4,8 @@ from penstock import lazy
 
 TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this face
 if TYPE_CHECKING:
+    from penstock.batch.decisions.calibrate import acalibrate as acalibrate
+    from penstock.batch.evaluation import aevaluate as aevaluate
     from penstock.batch.job.execution import JobInterrupted as JobInterrupted
     from penstock.batch.job.forecast import Forecast as Forecast
     from penstock.batch.job.job import Job as Job
@@ -32,6 +34,8 @@ else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
+            "penstock.batch.decisions.calibrate": ("acalibrate",),
+            "penstock.batch.evaluation": ("aevaluate",),
             "penstock.batch.pipeline.builder": ("ProcessorBuilder", "build_processor"),
             "penstock.batch.pipeline.configs": (
                 "ChatTemplateStageConfig",

@@ -415,6 +415,8 @@ class Flow:
             if action == "skip":
                 outcome.skipped = True
             counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
+        elif outcome.skipped:
+            counts.left_out += 1
         counts.rows += 1
         size = len(outcome.response or "") + (
             nbytes(outcome.parsed) if outcome.parsed is not None else 0

@@ -14,7 +14,7 @@ from penstock.observability import say
 
 Command = Callable[..., Any]
 
-_OPTIONS = (
+_LOADED = (
     click.option(
         "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
     ),
@@ -30,20 +30,65 @@ _OPTIONS = (
             " Costs speed."
         ),
     ),
+)
+_INPUT = (
     click.option(
         "--prompt", metavar="TEXT", help="The user's message, with {column} as placeholder."
     ),
     click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
     click.option("--system", metavar="TEXT", help="A system message before each prompt."),
     click.option(
-        "--schema",
-        metavar="FILE",
-        help="A JSON Schema that answers follow; its fields become columns.",
-    ),
-    click.option(
         "--adapter",
         metavar="COLUMN_OR_NAME",
         help="A column of LoRA adapter names, or one name or directory.",
+    ),
+    click.option(
+        "--decide",
+        metavar="FILE",
+        help=(
+            "Questions (YAML or JSON) about each prompt; each becomes the columns NAME and"
+            " NAME_probabilities."
+        ),
+    ),
+    click.option(
+        "--choices",
+        metavar="A,B,C",
+        help="Which of these fits each prompt best: the columns choice and choice_probabilities.",
+    ),
+    click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
+)
+_ANSWERED = (
+    click.option(
+        "--filter",
+        metavar="QUESTION",
+        help="Keep the rows to whose prompt the answer is yes.",
+    ),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1),
+        help="The least probability of yes of a row that is kept.  [default: 0.5]",
+    ),
+    click.option(
+        "--cascade",
+        metavar="LARGE_MODEL",
+        help="Decisions that --model is unsure of are made by this model.",
+    ),
+    click.option(
+        "--target-accuracy",
+        type=click.FloatRange(0, 1),
+        help=(
+            "Of a cascade: the share of rows that get the large model's decision.  [default: 0.95]"
+        ),
+    ),
+    click.option(
+        "--delta",
+        type=click.FloatRange(0, 1),
+        help="Of a cascade: the risk that the target is missed.  [default: 0.05]",
+    ),
+    click.option(
+        "--schema",
+        metavar="FILE",
+        help="A JSON Schema that answers follow; its fields become columns.",
     ),
     click.option(
         "--max-tokens",
@@ -66,13 +111,26 @@ _OPTIONS = (
         metavar="TEXT",
         help="Text that ends an answer before it; can be repeated.",
     ),
-    click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
 )
 
 
+def what_is_loaded(command: Command) -> Command:
+    """Add the options of the model and its engine to a command."""
+    return _with(_LOADED, command)
+
+
+def what_is_input(command: Command) -> Command:
+    """Add those of what each row is made into, and of questions about it."""
+    return _with(_INPUT, command)
+
+
 def what_is_asked(command: Command) -> Command:
-    """Add these options to a command."""
-    for option in reversed(_OPTIONS):
+    """Add all options of what is asked, and of how it is answered."""
+    return _with((*_LOADED, *_INPUT, *_ANSWERED), command)
+
+
+def _with(options: tuple[Command, ...], command: Command) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -98,6 +156,11 @@ Examples:
   penstock run tickets.jsonl -o answers.jsonl --prompt 'Sort this: {text}' --schema ticket.json
   penstock run chats.parquet -o out.parquet --model ./llama-ir --messages conversation
   penstock run 'data/*.csv' -o out.csv --prompt 'Summarise: {body}' --limit 100
+  penstock run tickets.jsonl -o sorted.csv --prompt '{ticket}' --choices billing,shipping,other
+  penstock run tickets.jsonl -o angry.jsonl --prompt '{ticket}' --filter 'Is the customer angry?'
+  penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
+  penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
+    --cascade ./large-model --target-accuracy 0.95
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
@@ -211,6 +274,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     from penstock.batch.job.result import summary
 
     kwargs = json_object(engine_kwargs, "engine_kwargs")
+    options["model"] = _models(options.pop("cascade"), options["model"])
     options["on_error"] = _policy(options["on_error"])
     job = Job(source, output, engine_kwargs=kwargs, progress=False if quiet else None, **options)
     try:
@@ -251,6 +315,7 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
     from penstock.batch.job.forecast import described
     from penstock.batch.job.job import Job
 
+    options["model"] = _models(options.pop("cascade"), options["model"])
     job = Job(source, engine_kwargs=json_object(engine_kwargs, "engine_kwargs"), **options)
     with interruptible():
         found = job.plan(trial=trial)
@@ -260,6 +325,10 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
         click.echo(msgspec.json.encode(found).decode())
     else:
         click.echo(described(found))
+
+
+def _models(large: str | None, model: str | None) -> str | list[str] | None:
+    return model if large is None else [model or "demo", large]
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:

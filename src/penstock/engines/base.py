@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -61,6 +61,29 @@ class Capabilities(Struct, frozen=True):
     thoughts_first: bool = False
 
 
+class Room(NamedTuple):
+    """Memory beside what an engine takes at its start. `make` is awaited before it is taken,
+    `idle` is called when nobody uses it any more, `free` when it is given back.
+    """
+
+    make: Callable[[], Awaitable[None]]
+    idle: Callable[[], None]
+    free: Callable[[], None]
+
+
+class Beside(Protocol):
+    """What an engine loads at its first use, and gives back when idle. `room`: its owner counts the
+    memory.
+    """
+
+    room: Room | None
+
+    @property
+    def idle_since(self) -> float | None: ...
+
+    async def unload(self) -> None: ...
+
+
 class LLMEngine(Tasks, Operations):
     """One model, running. Construct it (cheap, checks its options), `await start()`, use it, `await
     stop()`.
@@ -94,6 +117,8 @@ class LLMEngine(Tasks, Operations):
     cached_blocks: CachedBlocks | None = None
     loop: asyncio.AbstractEventLoop | None = None
     deterministic: bool = False
+    beside: Beside | None = None
+    """What takes memory beside the model, if anything does."""
     supervisor: Supervisor | None = None
     """Whoever holds it, while somebody does: see `supervisor_of`."""
 

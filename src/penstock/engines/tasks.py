@@ -31,6 +31,8 @@ from penstock.types import (
     Classifications,
     ClassifyRequest,
     CompletionRequest,
+    DecideRequest,
+    Decisions,
     Delta,
     EmbeddingRequest,
     Embeddings,
@@ -59,6 +61,7 @@ TASKS: dict[str, Task] = {
     "score": Task(RerankRequest, Scores),
     "rerank": Task(RerankRequest, Scores),
     "classify": Task(ClassifyRequest, Classifications),
+    "decide": Task(DecideRequest, Decisions),
     "transcriptions": Task(TranscriptionRequest, Transcription),
     "tokenize": Task(str, list[int]),
     "detokenize": Task(list[int], str),
@@ -114,6 +117,10 @@ class Tasks:
     def classify(self, request: ClassifyRequest) -> Coroutine[Any, Any, Classifications]:
         """Sort texts into the model's classes."""
         return self.answer("classify", request)
+
+    def decide(self, request: DecideRequest) -> Coroutine[Any, Any, Decisions]:
+        """Answer questions about an input with the probability of each possible answer."""
+        return self.answer("decide", request)
 
     def transcriptions(self, request: TranscriptionRequest) -> Coroutine[Any, Any, Transcription]:
         return self.answer("transcriptions", request)

@@ -17,6 +17,10 @@ import msgspec
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
+from penstock.engines.decisions.answers import decisions
+from penstock.engines.decisions.checks import check_questions
+from penstock.engines.decisions.prompts import Asked, asked
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
@@ -28,6 +32,8 @@ from penstock.openai.tools import call_constraint, check_tools
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
+    DecideRequest,
+    Decisions,
     Delta,
     FinishReason,
     Message,
@@ -36,6 +42,7 @@ from penstock.types import (
     TokenizeRequest,
     TokenizerInfo,
     Tokens,
+    Usage,
 )
 
 MEDIA = ("image", "audio", "video", "file")
@@ -159,10 +166,36 @@ class TokenEngine(LLMEngine):
     async def answer(self, task: str, request: Any) -> Any:
         if task == "tokens":
             return await self._tokens(request)
+        if task == "decide":
+            return await self._decide(request)
         if task == "tokenizer_info":
             template = self.template.source if "chat" in self.capabilities.tasks else None
             return TokenizerInfo(self.name, template, self.template.names)
         return await super().answer(task, request)
+
+    async def label_shares(
+        self, texts: Asked, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        """The probabilities of each branch's labels. Raises `RequestError`."""
+        raise self._unsupported("decide")
+
+    async def _decide(self, request: DecideRequest) -> Decisions:
+        self._check_task("decide")
+        self._check_adapter(request.adapter)
+        check_questions(request.questions)
+
+        def rendered(messages: list[Message], continued: bool) -> str:
+            check_texts(messages, self.name)
+            return self.template.render(
+                messages,
+                override=request.chat_template,
+                variables=request.chat_template_kwargs,
+                continue_final_message=continued,
+            )
+
+        texts = asked(request, rendered if "chat" in self.capabilities.tasks else None)
+        shares, usage = await self.label_shares(texts, request)
+        return decisions(request.questions, texts.branches, shares, usage)
 
     async def _tokens(self, request: TokenizeRequest) -> Tokens:
         text = request.prompt

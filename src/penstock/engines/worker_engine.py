@@ -253,6 +253,10 @@ class WorkerEngine(TokenEngine):
         try:
             self._send(Call(number, method, list(args)))
             return await future
+        except asyncio.CancelledError:
+            if self._process is not None:
+                self._send(Abort(number))
+            raise
         finally:
             self._calls.pop(number, None)
 

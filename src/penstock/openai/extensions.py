@@ -19,9 +19,14 @@ from penstock.openai.responses import encoded_vector, prompt_usage
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
+    ChoiceQuestion,
+    Classification,
     Classifications,
     ClassifyRequest,
+    DecideRequest,
+    Decisions,
     Message,
+    Option,
     RerankRequest,
     Scores,
     TokenizeRequest,
@@ -88,14 +93,26 @@ class RerankBody(Struct, kw_only=True):
 
 
 class ClassifyBody(Struct, kw_only=True):
-    """Body of `POST /classify`: one text or many."""
+    """Body of `POST /classify`: one text or many. A model that generates is given the `labels`, and
+    `instructions` if it needs them.
+    """
 
     model: str = ""
     input: str | list[str]
+    labels: list[str] | None = None
+    instructions: str = "Which label fits the text?"
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> ClassifyRequest:
         return ClassifyRequest(input_texts(self.input), request_id)
+
+    def decisions(self, *, request_id: str = "") -> list[DecideRequest]:
+        """The choice among `labels`, for each text."""
+        question = ChoiceQuestion(self.instructions, tuple(map(Option, self.labels or ())))
+        return [
+            DecideRequest(text, (question,), request_id=f"{request_id}-{number}")
+            for number, text in enumerate(input_texts(self.input))
+        ]
 
 
 class PoolingBody(EmbeddingBody, kw_only=True):
@@ -193,6 +210,18 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
     return {"id": id, "model": model, "results": results, "usage": prompt_usage(scores.usage)}
+
+
+def classes_of(results: Sequence[Decisions]) -> Classifications:
+    """The classes that choices among labels found, one a text."""
+    items = [
+        Classification(
+            one.labels[one.probabilities.index(max(one.probabilities))], one.probabilities
+        )
+        for result in results
+        for one in result.items
+    ]
+    return Classifications(items, sum((result.usage for result in results), Usage()))
 
 
 def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:

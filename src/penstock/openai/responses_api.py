@@ -99,7 +99,7 @@ class ResponseBody(Struct, kw_only=True):
         logprobs = self.top_logprobs
         if logprobs is None and _LOGPROBS in (self.include or ()):
             logprobs = 0
-        messages = _messages(self.input)
+        messages = input_messages(self.input)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
         if not messages:
@@ -135,7 +135,8 @@ class ResponseBody(Struct, kw_only=True):
         )
 
 
-def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
+def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
+    """The conversation of an `input`. Raises `RequestError` for an item that none has."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Message] = []
@@ -299,18 +300,21 @@ def response_object(
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": body.tools or [],
         "top_p": 1.0 if body.top_p is None else body.top_p,
-        "usage": None
-        if usage is None
-        else {
-            "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {
-                "cached_tokens": usage.cached_tokens,
-                "cache_write_tokens": 0,  # not counted; the types of OpenAI's client need it
-            },
-            "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "usage": None if usage is None else response_usage(usage),
+    }
+
+
+def response_usage(usage: Usage) -> dict[str, Any]:
+    """A usage in the words of the Responses API."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": 0,  # not counted; the types of OpenAI's client need it
         },
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
 
 

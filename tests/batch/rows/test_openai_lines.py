@@ -57,6 +57,29 @@ async def test_completions_and_embeddings():
     assert three["choices"][0]["logprobs"]["content"]
 
 
+URGENT = {"type": "predicate", "name": "urgent", "instructions": "Urgent?"}
+
+
+async def test_decisions_and_bad_questions():
+    two = [
+        URGENT,
+        {"type": "choice", "instructions": "Which?", "choices": [{"value": "a"}, {"value": "b"}]},
+    ]
+    lines = [
+        line("a", {"model": "m", "input": "x", "questions": two}, "/v1/decisions"),
+        line("b", {"model": "m", "input": "x", "questions": [URGENT, URGENT]}, "/v1/decisions"),
+        line("c", {"model": "m:x", "input": "x", "questions": []}, "/v1/decisions"),
+    ]
+    result = await penstock.arun(lines, model="simulated", progress=False)
+    one, same, none = (row["response"] for row in result.rows())
+    assert [answer["type"] for answer in one["body"]["answers"]] == ["predicate", "choice"]
+    assert one["body"]["answers"][0]["name"] == "urgent"
+    assert one["body"]["usage"]["input_tokens"] > 0
+    assert (same["status_code"], none["status_code"]) == (400, 400)
+    assert "questions[1] ('urgent')" in same["body"]["error"]["message"]
+    assert "1 to 400 questions" in none["body"]["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -395,6 +395,25 @@ async def test_classification_by_a_model_that_does_nothing_else(make_engine):
     assert row["error"]["message"] == "a language model needs a list of texts in column 'labels'"
 
 
+async def test_decisions():
+    asks = [
+        {"name": "team", "instructions": "Which?", "options": ["a", "b"]},
+        {"name": "urgent", "instructions": "Urgent?"},
+    ]
+    rows = [
+        {"prompt": "text", "questions": asks},
+        {"messages": [{"role": "user", "content": "text"}], "questions": asks},
+        {"prompt": "text", "questions": asks[:1] * 2},
+    ]
+    kept = processor(SimulatedEngine(), task_type="decide", should_continue_on_error=True)
+    one, same, bad = await all_of(kept(rows))
+    assert one["decisions"] == same["decisions"]
+    assert sum(one["decisions"]["team"]["probabilities"].values()) == pytest.approx(1)
+    assert one["decisions"]["urgent"]["value"] in (True, False)
+    assert set(one["decisions"]["urgent"]["probabilities"]) == {"true", "false"}
+    assert "questions[1] ('team')" in bad["error"]["message"]
+
+
 async def test_recordings_are_written_down(make_engine, tmp_path):
     (tmp_path / "a.wav").write_bytes(b"RIFFa")
     engine = make_engine()

@@ -24,7 +24,8 @@ class TestContract(EngineContract):
     async def test_what_the_server_can_do_is_known(self, engine):
         capabilities = engine.capabilities
         assert capabilities.tasks == {
-            *("chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize")
+            *("chat", "completions", "decide", "embeddings", "score", "rerank"),
+            *("tokenize", "detokenize"),
         }
         assert capabilities.structured == {"json_schema", "json_object"}
         assert (capabilities.context_length, capabilities.max_top_logprobs) == (4096, 5)

@@ -15,6 +15,10 @@ FORMS = {endpoint: parameters.form_of(endpoint) for endpoint in TAKEN["endpoints
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
     "/v1/completions": {"prompt": "a"},
+    "/v1/decisions": {
+        "input": "a",
+        "questions": [{"type": "predicate", "instructions": "a"}],
+    },
     "/v1/embeddings": {"input": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},

@@ -14,7 +14,8 @@ from penstock import demo
 from penstock.errors import EngineDeadError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import build_local_handles
-from penstock.types import ChatRequest, Sampling
+from penstock.serve.models.memory import copy_estimate, memory_estimate
+from penstock.types import ChatRequest, DecideRequest, PredicateQuestion, Sampling
 from random_model import TINY, write_random_model
 
 OPTIONS = {
@@ -131,3 +132,18 @@ async def test_a_tokenizer_may_come_from_elsewhere(tmp_path, monkeypatch):
     with pytest.raises(EngineStartError, match="is no directory with an openvino_tokenizer"):
         await handle.start()
     assert handle.state().state == "failed"
+
+
+async def test_the_copy_that_decides_takes_room_of_the_budget(handle):
+    request = DecideRequest("My Solara 77 arrived broken.", (PredicateQuestion("Is it true?"),))
+    (found,) = (await handle.decide(request)).items
+    assert sum(found.probabilities) == pytest.approx(1, abs=1e-6)
+    budget, beside = handle._budget, handle.server.engine.beside
+    model, copy = memory_estimate(handle.config), copy_estimate(handle.config)
+    assert budget.used == model + copy
+    await beside.unload()
+    assert budget.used == model
+    budget.total = model + copy - 1
+    with pytest.raises(EngineStartError, match="memory budget"):
+        await handle.decide(request)
+    assert budget.used == model

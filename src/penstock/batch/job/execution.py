@@ -21,6 +21,7 @@ from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
+from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
@@ -79,11 +80,19 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
 async def _durable(
     plan: Plan, output: Output, tables: Tables | None, state: State, interrupts: Interrupts
 ) -> RunResult:
+    if isinstance(plan.step, CascadeStep):
+        plan.step.memory = output.folder / CASCADE_FILE
     # Answers of a resumed job carry the time of its beginning.
     plan.form.created = state.manifest.created
     journal = state.journal
     done = len(journal.done)
-    counts = Counts(rows=done, errors=dict(journal.errors), resumed=done, total=plan.total)
+    counts = Counts(
+        rows=done,
+        errors=dict(journal.errors),
+        left_out=journal.left_out,
+        resumed=done,
+        total=plan.total,
+    )
 
     def make_writer(path: Path) -> PartWriter:
         if tables is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from types import CodeType, FunctionType
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from penstock.batch.decisions.questions import Deciding
 from penstock.batch.pipeline.configs import (
     COSTS_ONLY,
     EngineProcessorConfig,
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 def job_identity(
     job: Job,
     source: Source,
-    engine: LLMEngine | None,
+    engines: Sequence[LLMEngine],
     schema: Schema | None,
     sampling: Sampling,
     form: RowForm,
     output: Output | Literal["-"] | None,
+    deciding: Deciding | None,
 ) -> dict[str, Any]:
     """All that decides what the output will be, in plain values."""
     data = source.fingerprint or {"input": source.name}
@@ -50,7 +52,11 @@ def job_identity(
     }
     if job.processor is not None:
         return {**data, **processor_identity(job.processor), **how}
-    assert engine is not None
+    engine = engines[0]
+    cascade = [
+        {"model": each.model_source, "engine": each.name, **each.deciding_kwargs}
+        for each in engines[1:]
+    ]
     return {
         **data,
         "model": engine.model_source,
@@ -67,6 +73,8 @@ def job_identity(
         "result prefix": job.result_prefix,
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
+        "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
+        "decide": None if deciding is None else deciding.identity(),
         **how,
     }
 

@@ -50,10 +50,11 @@ class Job:
             was interrupted.
 
     What to run:
-        model: "demo", a model directory or file, or a hub id. Default "demo".
+        model: "demo", a model directory or file, or a hub id. Default "demo". Two of them, the
+            small one first, decide as a cascade.
         engine: an engine's name, or an engine object; a running one keeps running. Default
-            "openvino".
-        engine_kwargs: options of an engine that is given by name.
+            "openvino". Of a cascade: for both, or a list of two.
+        engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.
         deterministic: the same row gets the same answer whatever runs beside it, in any order, also
             in a resumed job. It costs speed. Engines that cannot promise it refuse it.
         runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on
@@ -64,6 +65,17 @@ class Job:
             engine and of what to ask. Of the options below only those of how to run then have a
             meaning. Its configuration says whether a failing row ends the job, unless `on_error`
             does.
+
+    What to decide, in the place of an answer (the input of the questions is made as below):
+        decide: questions, as a list, a mapping or a path of YAML or JSON; see docs/decisions.md.
+            Each becomes the columns `name` and `name_probabilities`.
+        choices: options of one more question, `choice`: which of them fits best. A list, or text
+            with commas.
+        filter: a question with yes or no, `filter`. Rows stay in the output where yes has at least
+            the probability `threshold` (default 0.5).
+        target_accuracy, delta: of a cascade. Rows go to the large model unless the small one is so
+            sure that, with probability 1 - `delta` (default 0.05), at least this share of all rows
+            (default 0.95) gets the large model's decision. `seed` draws the sample that shows it.
 
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
@@ -108,13 +120,19 @@ class Job:
     source: Any
     output: str | os.PathLike[str] | None = None
     _: KW_ONLY
-    model: str | None = None
-    engine: str | LLMEngine | None = None
-    engine_kwargs: Mapping[str, Any] | None = None
+    model: str | Sequence[str] | None = None
+    engine: str | LLMEngine | Sequence[str | LLMEngine] | None = None
+    engine_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     deterministic: bool = False
     runtime: Literal["local", "ray"] = "local"
     replicas: int = 1
     processor: Processor | None = None
+    decide: Any = None
+    choices: Sequence[str] | str | None = None
+    filter: str | None = None
+    threshold: float | None = None
+    target_accuracy: float | None = None
+    delta: float | None = None
     prompt: str | None = None
     messages: str | None = None
     system: str | None = None
@@ -192,7 +210,9 @@ class Job:
         if not in_event_loop():
             return self._main(work())
         asks = self if self.processor is None else self.processor.config
-        if isinstance(getattr(asks, "engine", None), LLMEngine):
+        given = getattr(asks, "engine", None)
+        engines = given if isinstance(given, list | tuple) else [given]
+        if any(isinstance(engine, LLMEngine) for engine in engines):
             raise ConfigError(
                 f"an engine object belongs to its event loop; use `{instead}`", field="engine"
             )

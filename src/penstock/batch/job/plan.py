@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,14 +18,17 @@ import msgspec
 
 from penstock import lazy
 from penstock.batch import structured
+from penstock.batch.decisions.questions import Deciding, deciding
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
+from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
@@ -45,20 +48,25 @@ _log = logging.getLogger(__name__)
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
-_ROW_OPTIONS = _REPAIRS | {
-    *("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")
-}
+_DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
+_CASCADE = ("target_accuracy", "delta")
+_ROW_OPTIONS = (
+    _REPAIRS
+    | _DECIDES
+    | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
+)
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
+_GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
 _PATH: Any = str | os.PathLike
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
     *("limit", "max_attempts", "max_tokens_total", "replicas"),
 )
-_REAL = (*FRACTIONS, "row_timeout", "max_error_rate")
+_REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("model", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -66,7 +74,6 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (_PATH, "a path", ("dead_letter",)),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (Mapping, "a mapping", ("engine_kwargs",)),
     (bool, "true or false", ("deterministic",)),
 )
 _ALLOWED = {
@@ -97,6 +104,8 @@ class Plan:
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
+        if isinstance(self.step, CascadeStep):
+            self.step.counts = counts
         return Pipeline(self.step, self.form, counts)
 
     @property
@@ -122,10 +131,11 @@ async def plan_of(job: Job) -> Plan:
     schema = structured.load(job.schema)
     sampling = _sampling(job, schema)
     output = _open_output(job)
-    engine = _engine(job) if job.processor is None else None
+    engines = _engines(job) if job.processor is None else ()
+    asked = _deciding(job, engines) if engines else None
     source = await open_source(job.source)
     try:
-        return _plan(job, source, engine, output, schema, sampling)
+        return _plan(job, source, engines, output, schema, sampling, asked)
     except BaseException:
         await source.close()
         raise
@@ -134,10 +144,11 @@ async def plan_of(job: Job) -> Plan:
 def _plan(
     job: Job,
     source: Source,
-    engine: LLMEngine | None,
+    engines: Sequence[LLMEngine],
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
+    asked: Deciding | None,
 ) -> Plan:
     if isinstance(output, Output):
         for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
@@ -151,15 +162,17 @@ def _plan(
     if job.processor is not None:
         form, step, policy = _processor_rows(job, job.processor, output)
     else:
-        assert engine is not None
-        form, constant = _engine_rows(job, source, engine, output, schema, sampling)
-        step = EngineStep(engine, form, constant, job.max_attempts, policy)
+        form, constant = _engine_rows(job, source, engines, output, schema, sampling, asked)
+        if len(engines) == 2:
+            step = _cascade(job, source, (engines[0], engines[1]), form, policy)
+        else:
+            step = EngineStep(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
         source=source,
         output=output,
         form=form,
         step=step,
-        identity=job_identity(job, source, engine, schema, sampling, form, output),
+        identity=job_identity(job, source, engines, schema, sampling, form, output, asked),
         limit=job.limit,
         keep_order=job.order == "input",
         policy=policy,
@@ -205,15 +218,17 @@ def _processor_rows(
 def _engine_rows(
     job: Job,
     source: Source,
-    engine: LLMEngine,
+    engines: Sequence[LLMEngine],
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
+    asked: Deciding | None,
 ) -> tuple[EngineForm, str | None]:
     """The form of rows that ask the engine, and the one adapter of all of them."""
     if (
         job.prompt is None
         and job.messages is None
+        and asked is None
         and (source.first is None or are_lines(source.first))
     ):
         _check_unset(
@@ -225,20 +240,23 @@ def _engine_rows(
             raise ConfigError(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
-        return OpenAILines(model=engine.model_source, created=int(time.time())), None
+        return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
-    form = ColumnRequests(
-        template=Template(job.prompt) if job.prompt is not None else None,
-        messages=job.messages,
-        system=job.system,
-        sampling=sampling,
-        schema=schema,
-        adapter=constant,
-        adapter_column=job.adapter if in_column else None,
-        prefix=job.result_prefix,
-        repair=_repair(job),
-        values_for=_values_for(source, output),
+    input: dict[str, Any] = {
+        "template": Template(job.prompt) if job.prompt is not None else None,
+        "messages": job.messages,
+        "system": job.system,
+        "sampling": sampling,
+        "adapter": constant,
+        "adapter_column": job.adapter if in_column else None,
+        "prefix": job.result_prefix,
+        "values_for": _values_for(source, output),
+    }
+    form = (
+        ColumnRequests(schema=schema, repair=_repair(job), **input)
+        if asked is None
+        else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
     )
     if job.prompt is None and job.messages is None:
         raise ConfigError(
@@ -254,18 +272,81 @@ def _engine_rows(
     return form, constant
 
 
-def _engine(job: Job) -> LLMEngine:
-    engine = engine_for(job.model, job.engine, job.engine_kwargs, deterministic=job.deterministic)
+def _deciding(job: Job, engines: Sequence[LLMEngine]) -> Deciding | None:
+    asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
+    cascade = len(engines) == 2
+    if not cascade:
+        _check_unset(job, frozenset(_CASCADE), "is of two models, and there is one")
+    elif asked is None:
+        raise ConfigError("two of them make decisions, and none are asked for", field="model")
+    elif job.adapter is not None:
+        raise ConfigError("has no meaning for two models", field="adapter")
+    if asked is not None:
+        meaningless = _GENERATES - {"seed"} if cascade else _GENERATES
+        _check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
+    return asked
+
+
+def _cascade(
+    job: Job,
+    source: Source,
+    engines: tuple[LLMEngine, LLMEngine],
+    form: EngineForm,
+    policy: ErrorPolicy,
+) -> CascadeStep:
+    if source.fingerprint is None:
+        raise ConfigError(
+            "two models need an input that can be read twice, for a sample of it", field="source"
+        )
+    assert isinstance(form, ColumnDecisions)
+    return CascadeStep(
+        engines,
+        form,
+        source,
+        limit=job.limit,
+        target=0.95 if job.target_accuracy is None else job.target_accuracy,
+        delta=0.05 if job.delta is None else job.delta,
+        seed=job.seed or 0,
+        most_attempts=job.max_attempts,
+        policy=policy,
+    )
+
+
+def _engines(job: Job) -> list[LLMEngine]:
+    """The job's engine, or the small and the large one of a cascade."""
+    given = {name: getattr(job, name) for name in ("model", "engine", "engine_kwargs")}
+    lists = {name: list(value) for name, value in given.items() if isinstance(value, list | tuple)}
+    for name, value in lists.items():
+        if len(value) != 2:
+            raise ConfigError(f"must be two, a small and a large one, not {len(value)}", field=name)
+    for name, kind, meant in (("model", str, "text"), ("engine_kwargs", Mapping, "a mapping")):
+        for value in lists.get(name, [given[name]]):
+            if value is not None:
+                _require(isinstance(value, kind), name, value, meant)
+                if kind is str:
+                    _require_unicode(name, value)
+    if not lists:
+        return [_engine(job, **given)]
+    if job.runtime != "local":
+        raise ConfigError("two models run here only", field="runtime")
+    return [
+        _engine(job, **{**given, **{name: value[place] for name, value in lists.items()}})
+        for place in range(2)
+    ]
+
+
+def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
+    made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
     if job.runtime == "local":
-        return engine
-    if isinstance(job.engine, LLMEngine):
+        return made
+    if made is engine:
         raise ConfigError(
             "an engine object is in this process, and no replica on Ray", field="engine"
         )
     if job.adapter is not None and os.path.isdir(job.adapter):
-        engine.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
+        made.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
     spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
-    replicated: LLMEngine = spread(engine, job.replicas)
+    replicated: LLMEngine = spread(made, job.replicas)
     return replicated
 
 
@@ -380,8 +461,10 @@ def _check_ranges(job: Job) -> None:
         raise ConfigError(
             f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout
         )
-    if job.max_error_rate is not None and not 0 <= job.max_error_rate <= 1:
-        raise ConfigError(f"must be from 0 to 1, not {job.max_error_rate}", field="max_error_rate")
+    for name in ("max_error_rate", "threshold", *_CASCADE):
+        share = getattr(job, name)
+        if share is not None and not 0 <= share <= 1:
+            raise ConfigError(f"must be from 0 to 1, not {share}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
 

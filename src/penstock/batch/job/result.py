@@ -30,7 +30,10 @@ _INTERVAL = 0.2
 
 
 class Counts(Struct):
-    """`rows` are all finished rows of the output, `ok` and `errors` (by type) among them.
+    """`rows` are all finished rows, `ok` and `errors` (by type) among them, and `left_out`, which a
+    filter keeps from the output.
+    `large_calls` are the rows of this run for which a cascade asked its large model, those of its
+    sample among them.
 
     Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in
     all and `row_seconds` of them after the engine was loaded, and rows answered without computing:
@@ -40,6 +43,8 @@ class Counts(Struct):
 
     rows: int = 0
     errors: dict[str, int] = msgspec.field(default_factory=dict)
+    left_out: int = 0
+    large_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -244,6 +249,9 @@ def summary(result: RunResult) -> str:
         f" {counts.completion_tokens:,} out, {duration(counts.seconds)},"
         f" {counts.tokens_per_second:,.0f} tokens/s"
     )
+    if counts.large_calls:
+        saved = 1 - counts.large_calls / max(counts.rows - counts.resumed, 1)
+        lines.append(f"Large model: asked {counts.large_calls:,} times, {max(saved, 0):.0%} saved")
     pauses = counts.pauses
     if pauses.count:
         lines.append(
@@ -270,4 +278,5 @@ def duration(seconds: float) -> str:
 
 def _rows(counts: Counts) -> str:
     failed = f", {counts.failed:,} failed" if counts.failed else ""
-    return f"{counts.rows:,} rows{failed}"
+    kept = f", {counts.ok - counts.left_out:,} kept" if counts.left_out else ""
+    return f"{counts.rows:,} rows{kept}{failed}"

@@ -18,6 +18,7 @@ from penstock.batch.rows.repair import collect
 from penstock.batch.rows.requests import EngineForm, conversation_text
 from penstock.batch.rows.row import Outcome, Row, Stage
 from penstock.engines.base import LLMEngine
+from penstock.engines.decisions.checks import check_questions
 from penstock.errors import (
     DuplicateIdError,
     LineError,
@@ -28,18 +29,22 @@ from penstock.errors import (
     nearest,
 )
 from penstock.openai import responses
+from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm
-from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Usage
+from penstock.types import ChatRequest, CompletionRequest, DecideRequest, EmbeddingRequest, Usage
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/decisions")
+
+
+Asks = list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest] | list[DecideRequest]
 
 
 class _Request(NamedTuple):
     model: str
-    asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
+    asks: Asks
     adapter: str | None
     base64: bool = False
     form: ToolForm | BestOf | None = None
@@ -76,7 +81,7 @@ class OpenAILines(EngineForm):
             adapter = model[len(self._model) + 1 :]
         text, base64 = "", False
         form: ToolForm | BestOf | None = None
-        asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
+        asks: Asks
         if url == URLS[0]:
             asked = parse_body(ChatBody, body)
             chat = asked.request(adapter=adapter, stream=False)
@@ -86,11 +91,18 @@ class OpenAILines(EngineForm):
             completion = parse_body(CompletionBody, body)
             asks, form = completion.requests(adapter=adapter, stream=False), completion.best
             text = asks[0].prompt if isinstance(asks[0].prompt, str) else ""
+        elif adapter is not None:
+            raise UnsupportedError(
+                f"{url.rpartition('/')[2]} take no adapter, as '{model}' asks for", param="model"
+            )
+        elif url == URLS[3]:
+            decide = parse_body(DecisionBody, body).request()
+            check_questions(decide.questions)
+            asks = [decide]
+            text = (
+                decide.input if isinstance(decide.input, str) else conversation_text(decide.input)
+            )
         else:
-            if adapter is not None:
-                raise UnsupportedError(
-                    f"embeddings take no adapter, as '{model}' asks for", param="model"
-                )
             embedding = parse_body(EmbeddingBody, body)
             base64 = embedding.encoding_format == "base64"
             asks = [embedding.request()]
@@ -114,6 +126,10 @@ class OpenAILines(EngineForm):
                 vectors = await engine.embeddings(request)
                 body = responses.embedding_list(vectors, model=model, base64=base64)
                 return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
+            if isinstance(request, DecideRequest):
+                decided = await engine.decide(request)
+                body = decision_object(decided, model)
+                return Outcome(msgspec.json.encode(body).decode(), None, "stop", decided.usage)
             collected.append(await collect(engine, request, responses.Answers))
         # Equal requests that share one computation share its id; others must not.
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)

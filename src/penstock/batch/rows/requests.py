@@ -27,15 +27,18 @@ from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
-_OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("error", ERROR_FIELDS),
-    ("usage", USAGE_FIELDS),
-)
+FLAT_OBJECTS = {
+    name: [f"{name}.{part}" for part in parts]
+    for name, parts in (("error", ERROR_FIELDS), ("usage", USAGE_FIELDS))
+}
+"""The columns of result columns that hold objects, where an output takes those apart."""
 _ASK = partial(collect, made=one_text)
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -106,17 +109,18 @@ class ColumnRequests(EngineForm):
                     field="schema",
                     hint="Rename the field",
                 )
-        self.result_columns = tuple(
-            prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS)
-        )
-        self._results = frozenset(self.result_columns)
-        parts = {
-            prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS
-        }
-        self.flat_columns = tuple(
-            flat for name in self.result_columns for flat in parts.get(name, [name])
-        )
+        self._name_columns(("response", *self.fields, *RESULT_COLUMNS), FLAT_OBJECTS, prefix)
         self._blank: dict[str, Any] = {}
+
+    def _name_columns(
+        self, names: Sequence[str], parts: Mapping[str, Sequence[str]], prefix: str
+    ) -> None:
+        """Set the names of the result columns; `parts` has those of objects taken apart."""
+        self.result_columns = tuple(prefix + name for name in names)
+        self._results = frozenset(self.result_columns)
+        self.flat_columns = tuple(
+            prefix + flat for name in names for flat in parts.get(name, [name])
+        )
 
     def check(
         self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
@@ -210,6 +214,16 @@ class ColumnRequests(EngineForm):
         from penstock.batch.write.tables import ColumnTables
 
         return ColumnTables(self, source.schema, source.columns)
+
+    def arrow_types(self) -> list[pa.DataType]:
+        """The Arrow types of the result columns."""
+        import pyarrow as pa
+
+        from penstock.batch.write.tables import ERROR, USAGE, field_types
+
+        fields = field_types(self.schema) if self.schema is not None else []
+        text = pa.string()
+        return [text, *fields, text, ERROR, text, USAGE, pa.int64(), pa.float64()]
 
     def results(self, outcome: Outcome) -> list[Any]:
         """The values of the result columns."""

@@ -47,7 +47,7 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 
     `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON
     text. `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the
-    last token, retries included. `skipped`: the row failed, and is to be left out of the output.
+    last token, retries included. `skipped`: the row is to be left out of the output.
     """
 
     response: str | None = None

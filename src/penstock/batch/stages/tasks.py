@@ -1,5 +1,5 @@
 """What a row asks of an engine: its `sampling_params`, in the names of vLLM (and SGLang), and the
-tasks other than generation: embed, classify, score, transcribe.
+tasks other than generation: embed, classify, score, decide, transcribe.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from penstock.batch.decisions.questions import option_names, questions_of
 from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
-from penstock.batch.stages.text import text_in
+from penstock.batch.stages.text import conversation, text_in
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.errors import (
@@ -31,6 +32,7 @@ from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
+    DecideRequest,
     EmbeddingRequest,
     RerankRequest,
     Sampling,
@@ -42,6 +44,7 @@ NEEDED = {
     "embed": ("embeddings",),
     "classify": ("classify", "chat"),
     "score": ("score", "rerank"),
+    "decide": ("decide",),
     "transcribe": ("transcriptions",),
 }
 """The engine's tasks that do a processor's task, any of them."""
@@ -58,6 +61,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "query": "One text of a pair.",
         "document": "The other.",
         "documents": "Several others.",
+    },
+    "decide": {
+        "questions": "What is asked of the `prompt` or the `messages`, as in a file of questions.",
     },
     "transcribe": {
         "audio": "The recording: bytes, a path, a URL, or a mapping with `bytes` or `path`.",
@@ -89,7 +95,8 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
     """What asks an engine; `truncate` may shorten a text to embed. Raises `RequestError`."""
     if task == "embed":
         return _embed(row, truncate)
-    return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
+    made = {"classify": _classify, "decide": _decide, "score": _score, "transcribe": _transcribe}
+    return made[task](row)
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
@@ -143,6 +150,37 @@ def _score(row: Mapping[str, Any]) -> Ask:
         return {
             "score": found.scores[0] if len(found.scores) == 1 else None,
             "scores": found.scores,
+            "num_input_tokens": found.usage.prompt_tokens,
+        }
+
+    return ask
+
+
+def _decide(row: Mapping[str, Any]) -> Ask:
+    asks: Any = row.get("questions")
+    if hasattr(asks, "tolist"):
+        asks = asks.tolist()
+    try:
+        questions = questions_of(asks, None)
+    except ConfigError as error:
+        raise RequestError(str(error), param="questions") from None
+    given: Any = row.get("messages")
+    given = text_in(row, "prompt") if given is None else conversation(row)
+    request = DecideRequest(given, questions)
+
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        found = await engine.decide(request)
+        pairs = zip(questions, found.items, strict=True)
+        return {
+            "decisions": {
+                question.name: {
+                    "value": one.value,
+                    "probabilities": dict(
+                        zip(option_names(question), one.probabilities, strict=True)
+                    ),
+                }
+                for question, one in pairs
+            },
             "num_input_tokens": found.usage.prompt_tokens,
         }
 

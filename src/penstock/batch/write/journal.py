@@ -93,6 +93,7 @@ class Journal:
         self.done = RowSet()
         self.errors: dict[str, int] = {}
         self.check: int | None = 0
+        self.left_out = 0
         self.parts = 0
         self.damage: list[str] = []
         self._write = write
@@ -293,6 +294,7 @@ class Journal:
             )
         self.errors = {}
         self.check = 0
+        self.left_out = sum(size(part.left_out) for part in parts)
         for part in parts:
             for kind, count in part.errors.items():
                 self.errors[kind] = self.errors.get(kind, 0) + count

@@ -103,10 +103,10 @@ class Part(Struct, omit_defaults=True):
     """One committed part: `runs` are its rows in written order, `at` the place of the first of them
     in `file`.
 
-    `failed` are its error rows, `errors` their number by type, `skipped` those of them that are
-    left out of the output, `dropped` rows that are no longer done. `check` is the sum of its rows'
-    request digests, which tells whether a stream that is read again is the same; None if it is not
-    known. `checksum` is of the file.
+    `failed` are its error rows, `errors` their number by type, `skipped` rows that are left out
+    of the output, failed or not, `dropped` rows that are no longer done. `check` is the sum of its
+    rows' request digests, which tells whether a stream that is read again is the same; None if it
+    is not known. `checksum` is of the file.
     """
 
     file: str
@@ -126,7 +126,12 @@ class Part(Struct, omit_defaults=True):
 
     def absent(self, *, without_failed: bool) -> list[Run]:
         """The rows of the file that are not in the output. `without_failed`: no failed row is."""
-        return union(self.dropped, self.failed if without_failed else self.skipped)
+        return union(self.dropped, self.skipped, self.failed if without_failed else [])
+
+    @property
+    def left_out(self) -> list[Run]:
+        """The rows that were answered and are not in the output: a filter's."""
+        return list(without(self.skipped, union(self.failed, self.dropped)))
 
 
 _encode = msgspec.json.Encoder().encode

@@ -232,10 +232,10 @@ class _OpenPart:
         self._rows.append(row.index)
         self.is_full = len(self._rows) >= PART_ROWS or self.writer.nbytes >= PART_BYTES
         self._check += digest_key(row.digest)
+        if outcome.skipped:
+            self._skipped.append(row.index)
         if outcome.error is not None:
             self._failed.append(row.index)
-            if outcome.skipped:
-                self._skipped.append(row.index)
             self._errors[outcome.error.type] += 1
 
     def record(self, folder: Path) -> Part:

@@ -128,7 +128,11 @@ class State:
             }
             manifest.output_checksum = checksum_of(made["output"])
             manifest.parts_checksum = self.journal.parts_mark
-            manifest.result = {"rows": counts.rows, "errors": counts.errors}
+            manifest.result = {
+                "rows": counts.rows,
+                "errors": counts.errors,
+                **({"left_out": counts.left_out} if counts.left_out else {}),
+            }
             manifest.stream = stream
             manifest.status = "placing"
             self._lock.check()
@@ -200,7 +204,11 @@ class State:
             self._check_place()
         self.journal = self.journal.next_generation(
             replace(
-                part, dropped=union(part.dropped, part.failed), failed=[], skipped=[], errors={}
+                part,
+                dropped=union(part.dropped, part.failed),
+                failed=[],
+                skipped=part.left_out,
+                errors={},
             )
             for part in parts
         )
@@ -235,18 +243,19 @@ def _as_base(
     """The parts of a complete job, as they stand in its one output."""
     absent = [part.absent(without_failed=without_failed) for part in parts]
     failed = [list(without(part.failed, gone)) for part, gone in zip(parts, absent, strict=True)]
+    left_out = union(*(part.left_out for part in parts))  # done, though the file has them not
+    others = [Part(file, left_out, check=None, skipped=left_out, checksum=checksum)]
     if keep_order:
         live = union(*(without(part.runs, gone) for part, gone in zip(parts, absent, strict=True)))
-        return (
-            [Part(file, live, failed=union(*failed), check=None, checksum=checksum)] if live else []
-        )
+        one = Part(file, live, failed=union(*failed), check=None, checksum=checksum)
+        return [part for part in (one, *others) if part.runs]
     placed: list[Part] = []
     at = 0
     for part, gone, bad in zip(parts, absent, failed, strict=True):
         runs = list(without(part.runs, gone))
         placed.append(Part(file, runs, at=at, failed=bad, check=None, checksum=checksum))
         at += placed[-1].rows
-    return placed
+    return placed + [part for part in others if part.runs]
 
 
 def _begin(

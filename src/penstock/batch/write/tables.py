@@ -61,11 +61,7 @@ class ColumnTables:
         self._form = form
         self._input = schema.remove_metadata() if schema is not None else None
         self._columns = columns
-        types = [pa.string()]
-        if form.schema is not None:
-            types += [_field_type(form.schema, part) for part in form.schema.properties.values()]
-        types += [pa.string(), ERROR, pa.string(), USAGE, pa.int64(), pa.float64()]
-        self._result = pa.schema(list(zip(form.result_columns, types, strict=True)))
+        self._result = pa.schema(list(zip(form.result_columns, form.arrow_types(), strict=True)))
         self._fields = range(1, 1 + len(form.fields))
 
     def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
@@ -210,6 +206,11 @@ def _can_be_written(table: pa.Table) -> bool:
     except (pa.ArrowException, OSError):
         return False
     return True
+
+
+def field_types(schema: Schema) -> list[pa.DataType]:
+    """The types of the fields of answers that follow a JSON Schema."""
+    return [_field_type(schema, part) for part in schema.properties.values()]
 
 
 def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -26,9 +29,12 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
     usable_cpus,
 )
+from penstock.engines.openvino.second_copy import SecondCopy, is_biased, needs_scores
+from penstock.engines.tasks import Batches
+from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError
-from penstock.types import Scores, StructuredOutput, Transcription
+from penstock.errors import EngineDeadError, UnsupportedError
+from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -53,6 +59,7 @@ class OpenVINOEngine(WorkerEngine):
         self.reasoning_parser = self.options.reasoning_parser
         for name, path in self.adapters.items():
             adapter_rank(name, path)
+        self.beside: SecondCopy = SecondCopy(self._release_logits)
         self._asleep = False
         self._constraints: Constraints | None = None
 
@@ -90,6 +97,7 @@ class OpenVINOEngine(WorkerEngine):
 
     async def stop(self) -> None:
         await super().stop()
+        self.beside.lost()
         constraints, self._constraints = self._constraints, None
         if constraints is not None:
             await constraints.stop()
@@ -127,6 +135,30 @@ class OpenVINOEngine(WorkerEngine):
                 )
                 return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
+
+    async def _release_logits(self) -> None:
+        await self._call("release_logits")
+
+    def continue_prompt(self, request: GenerateRequest) -> Batches:
+        batches = super().continue_prompt(request)
+        beside = is_biased(request.sampling) or needs_scores(request.sampling)
+        return self._with_copy(batches) if beside else batches
+
+    async def _with_copy(self, batches: Batches) -> Batches:
+        async with self.beside.used(), aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def label_shares(
+        self, texts: Asked, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        if request.adapter is not None:
+            raise UnsupportedError(
+                "decisions are of the bare model; this request has an adapter", param="model"
+            )
+        async with self.beside.used():
+            answer = await self._call("decide", texts, request.questions)
+        return msgspec.convert(answer, tuple[list[Shares], Usage])
 
     async def control(self, operation: str, **options: Any) -> Any:
         """Sleep by ending the process, which gives all its memory back."""

@@ -23,7 +23,15 @@ import openvino_genai as genai
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.logits import BiasedPipeline, Handle, is_biased
+from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle
+from penstock.engines.openvino.logits.deciding import Deciding
+from penstock.engines.openvino.logits.scoring import (
+    Logits,
+    Scoring,
+    answer_logprobs,
+    check_together,
+    prompt_logprobs,
+)
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -32,16 +40,9 @@ from penstock.engines.openvino.pipeline import (
     generation_config,
     sequences_wanted,
 )
-from penstock.engines.openvino.scoring import (
-    Logits,
-    Scoring,
-    answer_logprobs,
-    check_together,
-    needs_scores,
-    prompt_logprobs,
-)
+from penstock.engines.openvino.second_copy import is_biased, needs_scores
 from penstock.engines.prefix_index import BLOCK_SIZE
-from penstock.engines.process import Failed, Submit
+from penstock.engines.process import Call, Failed, Reply, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, Usage
@@ -76,6 +77,9 @@ class Generation:
         self.encoded = self._tokenizer.encoded
         self.chat_template = self._tokenizer.chat_template
         self.special_tokens = self._tokenizer.special_tokens
+        self._deciding = Deciding(
+            self._logits, self._tokenizer, context_length, options.deterministic
+        )
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         self._eos = self._tokenizer.end
         self._stop_ids = set(pipeline.get_config().stop_token_ids) | (
@@ -89,6 +93,7 @@ class Generation:
         return (
             bool(self._uncompiled)
             or self._scoring.busy
+            or self._deciding.busy
             or any(lane.busy for lane in self._lanes.values())
         )
 
@@ -124,6 +129,7 @@ class Generation:
         """Forget a request and free its slot. Unknown ids are ignored: it may just have ended."""
         request = self._requests.pop(request_id, None)
         if request is None:
+            self._deciding.abort(request_id)
             return
         self._scoring.forget(request)
         if (uncompiled := self._uncompiled.pop(request, None)) is not None:
@@ -182,6 +188,19 @@ class Generation:
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
+
+    def release_logits(self) -> None:
+        """Give the second copy of the model back, unless it is read just now."""
+        if not (self._scoring.busy or self._deciding.busy):
+            self._logits.release()
+
+    def begin_decision(self, call: Call) -> None:
+        """Take a request for decisions in; `decided` has its answer."""
+        self._deciding.begin(call)
+
+    def decided(self) -> list[Reply | Failed]:
+        """What a turn of reading has answered."""
+        return self._deciding.turn() if self._deciding.busy else []
 
     def metrics(self) -> dict[str, float]:
         """Counts of steps and requests, and how full the fullest KV cache is (0 to 1)."""

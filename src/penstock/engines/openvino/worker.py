@@ -65,7 +65,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
 
     model = Generation(load.path, load.options, load.context_length)
     capabilities = Capabilities(
-        tasks=frozenset({"chat", "completions", "tokenize", "detokenize"}),
+        tasks=frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
         context_length=load.context_length,
         max_concurrency=load.options.max_num_seqs,
         structured=frozenset({"json_schema", "json_object", "regex", "grammar"}),
@@ -93,6 +93,8 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
                 model.abort(request_id)
             case Call(method="embed"):
                 embeds.append(message)
+            case Call(method="decide"):
+                model.begin_decision(message)
             case Call():
                 out.append(_answer(model, message))
             case Failed():
@@ -106,6 +108,7 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
         if deltas:
             out.append(Step(deltas))
         out += failures
+        out += model.decided()
     if out:
         pipe.write(out)
 

@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict
 
 from penstock.engines.remote import lenient
+from penstock.engines.remote.decisions import DecisionAnswer, read_decisions
 from penstock.engines.remote.lenient import as_text, count
 from penstock.errors import UpstreamError
 from penstock.http.complaints import as_error, error_inside
@@ -323,6 +324,8 @@ class _Prompt(Struct):
 def read_task(task: str, request: Any, body: bytes, where: str) -> Any:
     """The result of `task` in a body. Raises `UpstreamError`, which calls the server `where`."""
     match task:
+        case "decide":
+            return read_decisions(request, _as(DecisionAnswer, body, where), where)
         case "embeddings":
             return _embeddings(body, where, len(request.inputs))
         case "score" | "rerank":

@@ -17,6 +17,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 Task = Literal[
     "chat",
     "completions",
+    "decide",
     "embeddings",
     "classify",
     "score",

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from penstock.engines.remote.decisions import decision_body
 from penstock.errors import UnsupportedError
 from penstock.types import (
     SAME_NAME,
@@ -25,6 +26,7 @@ Dialect = Literal["openai", "penstock", "sglang"]
 PATHS = {
     "chat": "/chat/completions",
     "completions": "/completions",
+    "decide": "/decisions",
     "embeddings": "/embeddings",
     "score": "/score",
     "rerank": "/rerank",
@@ -135,6 +137,8 @@ def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
 def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
     """The body of any other task, without the model."""
     match task:
+        case "decide":
+            return decision_body(request, dialect == "penstock")
         case "embeddings" if request.dimensions is not None:
             return {"input": request.inputs, "dimensions": request.dimensions}
         case "embeddings" | "classify":

@@ -6,6 +6,7 @@ Texts are words, or JSON that satisfies a schema.
 from __future__ import annotations
 
 import json
+import math
 import random
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
@@ -14,9 +15,13 @@ from typing import Any
 
 import msgspec
 
+from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.tokens import tokenized
+from penstock.engines.decisions.trie import Shares, shares
 from penstock.engines.sampling import check_id_range
 from penstock.engines.token_engine import GenerateRequest
 from penstock.types import (
+    DecideRequest,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -108,6 +113,29 @@ def scores(request: RerankRequest) -> Scores:
     asked = set(request.query.lower().split())
     shares = [len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents]
     return Scores(shares, Usage(sum(len(document.encode()) for document in request.documents)))
+
+
+def label_shares(texts: Asked, request: DecideRequest, seed: int) -> tuple[list[Shares], Usage]:
+    """Probabilities drawn from the text before each place. A token's is as large as that of one in
+    all bytes, in the mean.
+    """
+
+    def encode(each: list[str], _: bool) -> list[list[int]]:
+        return [list(text.encode()) for text in each]
+
+    read = tokenized(texts, request.questions, encode)
+    found = []
+    for branch in read.branches:
+        before = (read.ids, branch.stem, request.adapter)
+        logprobs = {
+            place: [
+                math.log((1 - seeded(seed, "decide", before, place, token).random()) / 128)
+                for token in tokens
+            ]
+            for place, tokens in branch.trie.parting.items()
+        }
+        found.append(shares(branch.trie, logprobs))
+    return found, Usage(read.size)
 
 
 def instance(schema: dict[str, Any], draw: random.Random) -> Any:

@@ -18,11 +18,14 @@ from msgspec import Meta, Struct
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens
 from penstock.engines.simulated.answers import (
     answer_bytes,
     embeddings,
+    label_shares,
     logprob,
     prompt_logprobs,
     scores,
@@ -43,6 +46,7 @@ from penstock.openai.parsers.table import check_names
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
+    DecideRequest,
     Delta,
     FinishReason,
     Tokens,
@@ -159,7 +163,10 @@ class SimulatedEngine(TokenEngine):
         self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
             tasks=frozenset(
-                {"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}
+                {
+                    *("chat", "completions", "decide", "embeddings", "score", "rerank"),
+                    *("tokenize", "detokenize"),
+                }
             ),
             context_length=self.options.max_model_len,
             max_concurrency=self.options.max_num_seqs,
@@ -251,6 +258,12 @@ class SimulatedEngine(TokenEngine):
                     else scores(request)
                 )
         return await super().answer(task, request)
+
+    async def label_shares(
+        self, texts: Asked, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        await self.check_health()
+        return label_shares(texts, request, self.options.seed)
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         ids = list(text.encode())

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import msgspec
 
 from penstock.engines import model_files
+from penstock.engines.decisions.generated import generated_shares
+from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
@@ -38,7 +41,7 @@ from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.parameters.engine import with_model_defaults
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.text import Offered
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.types import ChatRequest, CompletionRequest, DecideRequest, Usage
 
 if TYPE_CHECKING:
     from penstock.engines.vllm.running import Prepared, Running
@@ -211,8 +214,20 @@ class VLLMEngine(TokenEngine):
             if task == "tokenizer_info":
                 return prompts.info()
             return prompts.ids(request) if task == "tokenize" else prompts.text(request)
+        if task == "decide":
+            return await super().answer(task, request)
         self._check_task("rerank" if task == "score" else task)
         return await self._ask(lambda running: running.answer(task, request))
+
+    async def label_shares(
+        self, texts: Asked, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        tokenizer = self._alive().prompts.tokenizer
+
+        def encode(each: list[str], special_tokens: bool) -> list[list[int]]:
+            return [list(tokenizer.encode(t, add_special_tokens=special_tokens)) for t in each]
+
+        return await generated_shares(self, texts, request, encode)
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:

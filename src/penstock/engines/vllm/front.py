@@ -147,7 +147,7 @@ class Front:
         methods = {method for task in tasks for method in _TASKS.get(task, ())}
         generates = "generate" in tasks
         if self.llm.tokenizer is not None:
-            methods |= {"tokenize", "detokenize"}
+            methods |= {"tokenize", "detokenize", *(("decide",) if generates else ())}
         logprobs = model.max_logprobs if model.max_logprobs >= 0 else model.get_vocab_size()
         concurrency = (
             config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size

@@ -45,6 +45,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         **_GENERATING,
         "guided_decoding_backend": "every backend enforces the same constraint",
     },
+    "DecisionBody": {**_SHARED, **_OPENAI, "user": "for the provider's records"},
     "EmbeddingBody": {**_SHARED, "user": "for the provider's records"},
     "ResponseBody": {
         **_GENERATING,

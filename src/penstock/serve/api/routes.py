@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 import penstock
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.decisions.openai_form import DecisionBody
+from penstock.openai.decisions.system_one import SystemOneBody
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -46,6 +48,8 @@ from penstock.serve.api.limits import decode_body
 _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...] = (
     ("messages", ChatBody, generation.chat_completions),
     ("prompt", CompletionBody, generation.completions),
+    ("questions", DecisionBody, texts.decisions),
+    ("labels", ClassifyBody, texts.classify),
     ("input", EmbeddingBody, texts.embeddings),
     ("text_1", ScoreBody, texts.score),
     ("query", RerankBody, texts.rerank),
@@ -54,7 +58,7 @@ _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...
 vLLM: the parameter that only a body of this form has, the form, and the endpoint that answers it.
 """
 _NAMES = frozenset(ClassifyBody.__struct_fields__)
-FORMS: tuple[type[Struct], ...] = (*(form for _, form, _ in _SHAPES), ClassifyBody)
+FORMS: tuple[type[Struct], ...] = tuple(form for _, form, _ in _SHAPES)
 
 
 async def invocations(exchange: Exchange) -> Response:
@@ -155,6 +159,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/v1/messages", generation.messages, MessageBody, runs=True),
     Endpoint("POST", "/v1/messages/count_tokens", texts.count_tokens, CountBody, runs=True),
+    Endpoint("POST", "/v1/decisions", texts.decisions, DecisionBody, runs=True),
+    Endpoint("POST", "/v1/systemone", texts.systemone, SystemOneBody, runs=True),
     Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingBody, runs=True),
     *(
         Endpoint("POST", path, texts.score, ScoreBody, runs=True)

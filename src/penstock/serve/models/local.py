@@ -15,13 +15,13 @@ from msgspec import to_builtins
 from msgspec.structs import fields, replace
 
 from penstock.config import import_object
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, Room
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
-from penstock.serve.models.memory import MemoryBudget, memory_estimate
+from penstock.serve.models.memory import MemoryBudget, copy_estimate, memory_estimate
 from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, CompletionRequest
 
@@ -76,6 +76,11 @@ class LocalModel(ModelHandle):
             free_room=lambda: self._budget.release(self),
             on_idle=self._on_idle,
         )
+
+        if (beside := self.server.engine.beside) is not None:
+            beside.room = Room(
+                self._make_room_beside, self._budget.notify, lambda: self._budget.release(beside)
+            )
 
     @property
     def engine_name(self) -> str:
@@ -149,6 +154,14 @@ class LocalModel(ModelHandle):
         return [await control_result(self.server, REPLICA, method, options)]
 
     # Idleness
+    async def _make_room_beside(self) -> None:
+        """Make room for what the engine loads beside the model: a copy of it in 32 bits."""
+        assert self.server.engine.beside is not None
+        size = await asyncio.to_thread(copy_estimate, self.config)
+        own = await asyncio.to_thread(memory_estimate, self.config)
+        self._budget.check(own + size)
+        await self._budget.acquire(self.server.engine.beside, size)
+
     async def _make_room(self) -> None:
         await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))
 

@@ -78,10 +78,7 @@ class MemoryBudget:
         # Not behind the lock, whose holder may be waiting for just this one to become idle.
         if resident in self._held:
             return
-        if self.total is not None and size > self.total:
-            raise EngineStartError(
-                f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB"
-            )
+        self.check(size)
         async with self._acquiring:
             while self.total is not None and self.used + size > self.total:
                 idle = [
@@ -95,6 +92,13 @@ class MemoryBudget:
                     self._changed.clear()
                     await self._changed.wait()
             self._held[resident] = size
+
+    def check(self, size: int) -> None:
+        """Raise `EngineStartError` for more than the budget."""
+        if self.total is not None and size > self.total:
+            raise EngineStartError(
+                f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB"
+            )
 
     def release(self, resident: Resident) -> None:
         """The resident has given its memory back."""
@@ -195,6 +199,11 @@ def memory_estimate(config: LLMConfig) -> int:
     cache = kv_cache_bytes(config)
     weights = (model_size(config).weights or 0) * parallelism(config.engine_kwargs).data
     return weights + (DEFAULT_KV_CACHE_BYTES if cache is None else cache) + beside
+
+
+def copy_estimate(config: LLMConfig) -> int:
+    """About how many bytes a copy of the model in 32 bits takes: the files have 16 or fewer."""
+    return 2 * (model_size(config).weights or 0)
 
 
 def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:

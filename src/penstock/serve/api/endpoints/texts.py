@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from starlette.responses import Response
 
+from penstock.engines.decisions.checks import check_questions, options_of
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.decisions.openai_form import DecisionBody, decision_object
+from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -15,6 +19,7 @@ from penstock.openai.extensions import (
     ScoreBody,
     TokenizeBody,
     class_list,
+    classes_of,
     pooling_list,
     rerank_list,
     score_list,
@@ -25,7 +30,16 @@ from penstock.openai.responses import embedding_list
 from penstock.serve.api.exchange import Exchange, check_template
 from penstock.serve.api.limits import check_texts, texts_of
 from penstock.serve.models.handle import ModelHandle, Target
-from penstock.types import ClassifyRequest, EmbeddingRequest, TokenizeRequest, Tokens, Usage
+from penstock.types import (
+    ChatRequest,
+    ClassifyRequest,
+    DecideRequest,
+    Decisions,
+    EmbeddingRequest,
+    TokenizeRequest,
+    Tokens,
+    Usage,
+)
 
 
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
@@ -38,6 +52,42 @@ async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
     return exchange.json(
         embedding_list(result, model=target.name, base64=body.encoding_format == "base64")
     )
+
+
+async def decisions(exchange: Exchange, body: DecisionBody) -> Response:
+    """Answer typed questions about an input, with the probability of each possible answer."""
+    target = await exchange.target(body.model)
+    check_template(body.chat_template, exchange)
+    result = await _decided(exchange, target, body.request(request_id=exchange.answer_id))
+    return exchange.json(decision_object(result, target.name))
+
+
+async def systemone(exchange: Exchange, body: SystemOneBody) -> Response:
+    """Answer named questions about a state, in the words of the System One API."""
+    target = await exchange.target(body.model)
+    result = await _decided(exchange, target, body.request(request_id=exchange.answer_id))
+    return exchange.json(systemone_object(result, target.name))
+
+
+async def _decided(exchange: Exchange, target: Target, request: DecideRequest) -> Decisions:
+    if target.adapter is not None:
+        raise UnsupportedError("decisions are of the bare model, not of an adapter", param="model")
+    check_questions(request.questions)
+    check_texts(_asked(request), exchange.limits, "input")
+    result = await exchange.wait(target.handle.decide(request))
+    exchange.usage = result.usage
+    return result
+
+
+def _asked(request: DecideRequest) -> Iterator[str]:
+    """The texts of the input, and one of each question."""
+    if isinstance(request.input, str):
+        yield request.input
+    else:
+        yield from texts_of(ChatRequest(request.input))
+    for question in request.questions:
+        options = options_of(question)
+        yield "".join((question.instructions, *(o.label + o.description for o in options)))
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:
@@ -64,8 +114,14 @@ async def rerank(exchange: Exchange, body: RerankBody) -> Response:
 
 
 async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
-    """Sort texts into the model's classes."""
+    """Sort texts into the model's classes, or into the labels that are given."""
     target = await exchange.target(body.model)
+    if body.labels is not None:
+        requests = body.decisions(request_id=exchange.answer_id)
+        results = [_decided(exchange, target, one) for one in requests]
+        classes = classes_of(await asyncio.gather(*results))
+        exchange.usage = classes.usage
+        return exchange.json(class_list(classes, **exchange.about("classify-", target)))
     request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     result = await exchange.wait(target.handle.classify(request))

@@ -15,16 +15,15 @@ from pathlib import Path
 
 from penstock.engines.openvino.gguf_ir import saved_ir
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.logits import LogitModel, Reading, TokenScore, is_biased
+from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.engines.openvino.second_copy import IDLE_SECONDS, is_biased, needs_scores
 from penstock.engines.sampling import check_id_range
 from penstock.errors import UnsupportedError
-from penstock.types import Sampling, TokenLogprob
+from penstock.types import TokenLogprob
 
 _LOADING_WAIT_SECONDS = 0.002
-IDLE_SECONDS = 60.0
-"""After so long without use the second copy of the model is given back."""
 
 
 class Logits:
@@ -71,14 +70,15 @@ class Logits:
         return LogitModel(str(directory / "openvino_model.xml"), self._options)
 
     def rest(self) -> None:
-        """Release the model after `IDLE_SECONDS`, unless somebody reads before."""
+        """Nobody reads for now."""
         with self._lock:
             if self._timer is None and self._loading is not None:
-                self._timer = threading.Timer(IDLE_SECONDS, self._release)
+                self._timer = threading.Timer(IDLE_SECONDS, self.release)
                 self._timer.daemon = True
                 self._timer.start()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give it back."""
         with self._lock:
             self._loading, self._timer = None, None
 
@@ -114,17 +114,9 @@ class Scored:
         return self.request.ids[start - self.prompt_size :][:most]
 
     def again(self) -> None:
-        """Forget what was read: the answer begins anew."""
+        """The answer begins anew."""
         self.answer.clear()
         self.reading, self.read = None, 0
-
-
-def needs_scores(sampling: Sampling) -> bool:
-    """Whether GenAI's own log probabilities are not enough for a request."""
-    if sampling.prompt_logprobs is not None:
-        return True
-    top = sampling.logprobs or 0
-    return top > 1 or (top == 1 and sampling.temperature > 0)
 
 
 class Scoring:

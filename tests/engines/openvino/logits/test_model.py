@@ -5,7 +5,7 @@ import openvino as ov
 import pytest
 
 from penstock.demo import model_path
-from penstock.engines.openvino.logits import LogitModel
+from penstock.engines.openvino.logits.model import LogitModel
 from penstock.engines.openvino.options import OpenVINOOptions
 
 IDS = np.random.default_rng(0).integers(5, 1000, 60).tolist()

@@ -1,0 +1,158 @@
+"""What decisions cost: many questions about one input, and labels for many tickets.
+
+Questions: 400 about one input of 1,000 tokens, against the prefill of that input alone, and against
+one prompt of as many tokens as all of it. Labels: one choice among 4 for each ticket, against
+generating JSON under a constraint with the same labels, by the same engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import Bar, Contestant
+from penstock import demo
+from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.tasks import generated
+from penstock.openai.responses import Answers
+from penstock.types import (
+    ChatRequest,
+    ChoiceQuestion,
+    DecideRequest,
+    Option,
+    PredicateQuestion,
+    Sampling,
+    StructuredOutput,
+)
+
+LABELS = ("billing", "shipping", "technical", "refund")
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"category": {"enum": list(LABELS)}},
+        "required": ["category"],
+        "additionalProperties": False,
+    }
+)
+DEAREST = 1.5
+"""400 questions, in prefills of the input."""
+FASTER = 3.0
+_fresh = itertools.count()
+
+
+def _tickets(count: int) -> list[str]:
+    """Tickets that no other call returns: none is in a cache."""
+    texts = [json.loads(line)["ticket"] for line in demo.tickets_path().open(encoding="utf-8")]
+    return [f"{next(_fresh)} {texts[number % len(texts)]}" for number in range(count)]
+
+
+async def _input(engine: OpenVINOEngine, tokens: int) -> str:
+    ids = await engine.tokenize(" ".join(_tickets(tokens // 10)))
+    return await engine.detokenize(ids[:tokens])
+
+
+async def _prefill(engine: OpenVINOEngine, tokens: int) -> None:
+    """Read a new prompt by the same copy of the model."""
+    ids = (await engine.tokenize(" ".join(_tickets(tokens // 10))))[:tokens]
+    text = await engine.detokenize(ids)
+    question = ChoiceQuestion("", (Option("a"), Option("b")))
+    await engine.decide(DecideRequest(text, (question,)))
+
+
+async def _questions(engine: OpenVINOEngine, tokens: int, count: int) -> int:
+    """Ask about a new input. Returns the tokens that were read."""
+    questions = tuple(PredicateQuestion(f"Order {number}?") for number in range(count))
+    found = await engine.decide(DecideRequest(await _input(engine, tokens), questions))
+    return found.usage.prompt_tokens
+
+
+async def _decided(engine: OpenVINOEngine, count: int) -> None:
+    question = ChoiceQuestion("", tuple(map(Option, LABELS)))
+    begun = {"role": "assistant", "content": '{"category":"'}
+
+    async def one(ticket: str) -> None:
+        user = {"role": "user", "content": f"Keys: category\n{ticket}"}
+        await engine.decide(DecideRequest([user, begun], (question,)))
+
+    await asyncio.gather(*map(one, _tickets(count)))
+
+
+async def _generated(engine: OpenVINOEngine, count: int) -> None:
+    sampling = Sampling(
+        temperature=0.0, max_tokens=40, structured=StructuredOutput("json_schema", SCHEMA)
+    )
+
+    async def one(ticket: str) -> None:
+        user = {"role": "user", "content": f"Keys: category\n{ticket}"}
+        await Answers.of(generated(engine, ChatRequest([user], sampling, stream=False)))
+
+    await asyncio.gather(*map(one, _tickets(count)))
+
+
+def _cpu_seconds(engine: OpenVINOEngine) -> float:
+    """CPU time of this process and the engine's, which a busy machine changes little."""
+    assert engine._process is not None
+    stat = Path(f"/proc/{engine._process.pid}/stat").read_text().rpartition(")")[2].split()
+    return time.process_time() + (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Run the comparisons. Returns the exit code."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--tickets", type=int, default=2000)
+    args = parser.parse_args()
+    with asyncio.Runner() as runner:
+        engine = OpenVINOEngine(args.model)
+        runner.run(engine.start())
+        size = runner.run(_questions(engine, args.tokens, args.questions))  # loads the copy
+        runner.run(_generated(engine, 8))
+
+        def timed(make: Callable[..., Any], *arguments: int) -> float:
+            start = _cpu_seconds(engine)
+            runner.run(make(engine, *arguments))
+            return _cpu_seconds(engine) - start
+
+        questions = harness.compare(
+            f"{args.questions} questions ({size} tokens) about {args.tokens} tokens",
+            "CPU s",
+            [
+                Contestant("input alone", lambda: timed(_prefill, args.tokens)),
+                Contestant("questions", lambda: timed(_questions, args.tokens, args.questions)),
+                Contestant("as many tokens", lambda: timed(_prefill, min(size, 3900))),
+            ],
+            args.rounds,
+            warmups=0,
+        )
+        labels = harness.compare(
+            f"labels for {args.tickets} tickets",
+            "CPU s",
+            [
+                Contestant("decide", lambda: timed(_decided, args.tickets)),
+                Contestant("constrained JSON", lambda: timed(_generated, args.tickets)),
+            ],
+            args.rounds,
+            warmups=0,
+        )
+        runner.run(engine.stop())
+    dearer = questions.ratio("questions", "input alone").median
+    faster = labels.ratio("constrained JSON", "decide").median
+    bars = [
+        Bar("questions, in prefills of the input", dearer, DEAREST),
+        Bar("constrained JSON / decide", faster, FASTER, at_least=True),
+    ]
+    return harness.finish(args, [questions, labels], bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

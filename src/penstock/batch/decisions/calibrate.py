@@ -1,0 +1,244 @@
+"""Calibrates the decisions of a model on labelled rows: asks them in a job, fits each question, and
+says what that does for rows that the fit has not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from penstock.batch.decisions.calibration import (
+    Calibration,
+    Reliability,
+    Scaling,
+    check_calibrated,
+    fitted,
+    reliability,
+)
+from penstock.batch.decisions.questions import as_name, option_names, questions_of
+from penstock.batch.job.job import Job
+from penstock.engines.decisions.answers import values_of
+from penstock.engines.registry import engine_for
+from penstock.errors import ConfigError, InputError, OutputError, nearest
+from penstock.types import PredicateQuestion, Question
+
+_PREFIX = "decided_"
+_PLOT = 260
+_MARGIN = 46
+_TRUTHS = {"yes": "true", "no": "false", "1": "true", "0": "false"}
+
+
+class QuestionFit(Struct, frozen=True):
+    """The calibration of one question: its `scaling`, fitted to all labelled rows, and how reliable
+    the probabilities are `before` and `after`. `after` is cross-validated: each row is calibrated
+    by a fit to other rows. `unlabelled` rows had no label that is an option, or failed.
+    """
+
+    scaling: Scaling
+    before: Reliability
+    after: Reliability
+    unlabelled: int
+
+
+class Fits(Struct, frozen=True):
+    """What a calibration found, by the name of the question; `model` is that which was asked. Its
+    text tells a person.
+    """
+
+    model: str
+    questions: dict[str, QuestionFit]
+
+    @property
+    def calibration(self) -> Calibration:
+        """What a job's `calibration` takes."""
+        return Calibration(
+            self.model,
+            {name: fit.scaling for name, fit in self.questions.items()},
+            {name: fit.before.rows for name, fit in self.questions.items()},
+        )
+
+    def __str__(self) -> str:
+        lines = []
+        for name, fit in self.questions.items():
+            before, after = fit.before, fit.after
+            left = f" ({fit.unlabelled:,} more without a usable label)" if fit.unlabelled else ""
+            lines += [
+                f"{name}: {before.rows:,} rows{left}, temperature {fit.scaling.temperature:.3g}",
+                f"  accuracy                    {before.accuracy:.3f} -> {after.accuracy:.3f}",
+                f"  expected calibration error  {before.error:.3f} -> {after.error:.3f}",
+            ]
+        return "\n".join([*lines, "After: of rows that the fit has not seen."])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the calibration file. Raises `OutputError`."""
+        _write(path, msgspec.json.format(msgspec.json.encode(self.calibration), indent=2) + b"\n")
+
+    def draw(self, path: str | os.PathLike[str]) -> None:
+        """Write reliability diagrams as SVG: for each question the share that is right over the
+        probability, before and after. Raises `OutputError`.
+        """
+        _write(path, picture(self).encode())
+
+
+async def acalibrate(
+    source: Any, labels: str | Mapping[str, str], *, folds: int = 5, **options: Any
+) -> Fits:
+    """Ask labelled rows, and fit the calibration of each question.
+
+    `labels` is the column with the right option of the one question, or maps questions to columns.
+    A label is an option's value, as text or as it is; yes, no, 1 and 0 are labels of a predicate.
+    `folds` is into how many parts rows are split for the cross-validation. `options` are those of
+    `Job` that say what is asked. Raises `PenstockError`.
+    """
+    if folds < 2:
+        raise ConfigError(f"must be at least 2, not {folds}", field="folds", value=folds)
+    engine = engine_for(
+        *(options.pop(name, None) for name in ("model", "engine", "engine_kwargs")),
+        deterministic=options.pop("deterministic", False),
+    )
+    decide, choices = options.pop("decide", None), options.pop("choices", None)
+    if decide is None and choices is None:
+        raise ConfigError("say what is decided: questions or choices", field="decide")
+    asked = questions_of(decide, choices)
+    columns = _columns(labels, asked)
+    questions = [question for question in asked if question.name in columns]
+    for question in questions:
+        check_calibrated(question)
+    job = Job(source, engine=engine, decide=questions, result_prefix=_PREFIX, **options)
+    rows = list((await job.arun()).rows())
+    found = {
+        question.name: _fit(question, columns[question.name], rows, folds) for question in questions
+    }
+    return Fits(engine.model_source, found)
+
+
+def picture(fits: Fits) -> str:
+    """Reliability diagrams as SVG, a row a question."""
+    width = 2 * (_PLOT + 2 * _MARGIN)
+    height = len(fits.questions) * (_PLOT + 2 * _MARGIN)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        f' viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for row, (name, fit) in enumerate(fits.questions.items()):
+        for column, (title, one) in enumerate((("before", fit.before), ("after", fit.after))):
+            left = _MARGIN + column * (_PLOT + 2 * _MARGIN)
+            top = _MARGIN + row * (_PLOT + 2 * _MARGIN)
+            parts += _diagram(f"{name}, {title}", one, left, top)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _diagram(title: str, one: Reliability, left: int, top: int) -> list[str]:
+    bottom = top + _PLOT
+    parts = [
+        f'<text x="{left}" y="{top - 22}" font-weight="bold">{escape(title)}</text>',
+        f'<text x="{left}" y="{top - 7}">accuracy {one.accuracy:.3f}, calibration error'
+        f" {one.error:.3f}, {one.rows:,} rows</text>",
+        f'<rect x="{left}" y="{top}" width="{_PLOT}" height="{_PLOT}" fill="none" stroke="#888"/>',
+    ]
+    wide = _PLOT / len(one.bins)
+    for place, (rows, mean, right) in enumerate(one.bins):
+        if rows:
+            x, y = left + place * wide, bottom - right * _PLOT
+            parts += [
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{right * _PLOT:.1f}"'
+                f' fill="#4a90d9" fill-opacity="0.6"><title>{rows:,} rows: probability {mean:.3f},'
+                f" right {right:.3f}</title></rect>",
+                f'<circle cx="{left + mean * _PLOT:.1f}" cy="{y:.1f}" r="3" fill="#c0392b"/>',
+            ]
+    parts += [
+        f'<line x1="{left}" y1="{bottom}" x2="{left + _PLOT}" y2="{top}" stroke="#555"'
+        ' stroke-dasharray="4 4"/>',
+        f'<text x="{left + _PLOT / 2}" y="{bottom + 30}" text-anchor="middle">probability</text>',
+        f'<text transform="translate({left - 28} {top + _PLOT / 2}) rotate(-90)"'
+        ' text-anchor="middle">share that is right</text>',
+    ]
+    for share in (0, 0.5, 1):
+        parts += [
+            f'<text x="{left + share * _PLOT:.0f}" y="{bottom + 14}" text-anchor="middle">{share:g}'
+            "</text>",
+            f'<text x="{left - 5}" y="{bottom - share * _PLOT + 4:.0f}" text-anchor="end">{share:g}'
+            "</text>",
+        ]
+    return parts
+
+
+def _columns(labels: str | Mapping[str, str], questions: Sequence[Question]) -> Mapping[str, str]:
+    """The column of each question's labels."""
+    names = [question.name for question in questions]
+    if isinstance(labels, str):
+        if len(names) > 1:
+            raise ConfigError(
+                f"there are {len(names)} questions; say which one has these labels, as"
+                f" {names[0]}={labels}",
+                field="labels",
+            )
+        return {names[0]: labels}
+    for name in labels:
+        if name not in names:
+            raise ConfigError(
+                f"no question is called '{name}'", field="labels", hint=nearest(name, names)
+            )
+    if not labels:
+        raise ConfigError("there are none", field="labels")
+    return labels
+
+
+def _fit(
+    question: Question, column: str, rows: Sequence[Mapping[str, Any]], folds: int
+) -> QuestionFit:
+    places = {name: place for place, name in enumerate(option_names(question))}
+    predicate = isinstance(question, PredicateQuestion)
+    probabilities: list[list[float]] = []
+    right: list[int] = []
+    names = (name for row in rows for name in row)
+    known = dict.fromkeys(name for name in names if not name.startswith(_PREFIX))
+    if rows and column not in known:
+        raise ConfigError(
+            f"the data has no column '{column}'", field="labels", hint=nearest(column, known)
+        )
+    for row in rows:
+        shares = row[f"{_PREFIX}{question.name}_probabilities"]
+        label = row.get(column)
+        name = "" if label is None else as_name(label).strip()
+        if predicate:
+            name = _TRUTHS.get(name.lower(), name.lower())
+        if shares is not None and name in places:
+            probabilities.append(list(shares.values()))
+            right.append(places[name])
+    if len(right) < 2 * folds:
+        raise InputError(
+            f"{len(right)} rows have a label of the question '{question.name}' in column"
+            f" '{column}', too few to fit; its labels are {', '.join(list(places)[:10])}"
+        )
+    fold = [number % folds for number in range(len(right))]
+    random.Random(0).shuffle(fold)
+    options = values_of(question)
+    calibrated: list[list[float]] = [[] for _ in right]
+    for held in range(folds):
+        others = [number for number, part in enumerate(fold) if part != held]
+        scaling = fitted(options, [probabilities[n] for n in others], [right[n] for n in others])
+        for number, part in enumerate(fold):
+            if part == held:
+                calibrated[number] = scaling.probabilities(probabilities[number])
+    return QuestionFit(
+        fitted(options, probabilities, right),
+        reliability(probabilities, right),
+        reliability(calibrated, right),
+        len(rows) - len(right),
+    )
+
+
+def _write(path: str | os.PathLike[str], data: bytes) -> None:
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{os.fspath(path)} cannot be written: {error.strerror}") from None

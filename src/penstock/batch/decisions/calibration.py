@@ -1,0 +1,212 @@
+"""The probabilities of a model's decisions, made to agree with how often it is right.
+
+The fit is temperature scaling with a bias for each option (Guo et al., "On Calibration of Modern
+Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599; its vector scaling with one scale):
+the log probabilities over the temperature, plus the biases, normalised again. Both are fitted by
+Newton's method to the likelihood of the labels, with a weak pull to no change. That is convex in
+1/temperature and the biases, so there is one best fit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct, field
+
+from penstock.config import read_yaml
+from penstock.engines.decisions.answers import decided, values_of
+from penstock.errors import ConfigError, nearest
+from penstock.types import ChoiceQuestion, Decision, Question
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEAST = 1e-9
+"""Smaller probabilities count as this one."""
+BINS = 10
+_PULL = 1.0  # in rows: what the fit's start weighs against the labels
+_LEAST_SCALE = 1e-3
+_STEPS = 100
+
+
+class Scaling(Struct, frozen=True):
+    """The calibration of one question: its `options` by value, their `bias`, the `temperature`."""
+
+    options: list[str | bool | int | float]
+    temperature: float
+    bias: list[float]
+
+    def probabilities(self, given: Sequence[float]) -> list[float]:
+        """The calibrated probabilities of the options, which sum to 1."""
+        scaled = [
+            math.log(max(p, LEAST)) / self.temperature + bias
+            for p, bias in zip(given, self.bias, strict=True)
+        ]
+        most = max(scaled)
+        shares = [math.exp(value - most) for value in scaled]
+        total = math.fsum(shares)
+        return [share / total for share in shares]
+
+
+class Calibration(Struct, frozen=True):
+    """A calibration file: for the decisions of `model`, a scaling for each question by name."""
+
+    model: str
+    questions: dict[str, Scaling]
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def applied(self, decision: Decision, question: Question) -> Decision:
+        """The decision made anew from calibrated probabilities."""
+        scaling = self.questions.get(decision.name)
+        if scaling is None or decision.value is None:
+            return decision
+        return decided(question, scaling.probabilities(decision.probabilities), decision.mass)
+
+
+class Reliability(Struct, frozen=True):
+    """How far probabilities agree with what is right, over some rows.
+
+    `accuracy` is the share of rows whose most likely option is right. `error` is the expected
+    calibration error: over ten bins of the largest probability, the mean distance between that and
+    the share that is right, weighted by rows. `bins` has for each of the ten its rows, their mean
+    probability and the share that is right.
+    """
+
+    rows: int
+    accuracy: float
+    error: float
+    bins: list[tuple[int, float, float]]
+
+
+def read_calibration(
+    given: Any, folder: Path, questions: Sequence[Question], model: str
+) -> Calibration:
+    """The calibration of a file (a path from `folder`) or a mapping, for these questions.
+
+    Raises `ConfigError` for one of another model, and for one that these questions do not fit.
+    """
+    if isinstance(given, str | os.PathLike):
+        given = read_yaml(folder / given)
+    if not isinstance(given, Calibration):
+        try:
+            given = msgspec.convert(given, Calibration)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"no calibration: {error}", field="calibration") from None
+    calibration: Calibration = given
+    if calibration.model != model:
+        raise ConfigError(
+            f"was made for the model '{calibration.model}', and this is '{model}'",
+            field="calibration",
+        )
+    by_name: Mapping[str, Question] = {question.name: question for question in questions}
+    for name, scaling in calibration.questions.items():
+        if name not in by_name:
+            raise ConfigError(
+                f"no question is called '{name}'", field="calibration", hint=nearest(name, by_name)
+            )
+        check_calibrated(by_name[name])
+        if scaling.options != values_of(by_name[name]) or len(scaling.bias) != len(scaling.options):
+            raise ConfigError(
+                f"the question '{name}' has other options than when it was calibrated",
+                field="calibration",
+            )
+        numbers = (scaling.temperature, *scaling.bias)
+        if not all(map(math.isfinite, numbers)) or scaling.temperature <= 0:
+            raise ConfigError(f"the numbers of '{name}' cannot be", field="calibration")
+    return calibration
+
+
+def check_calibrated(question: Question) -> None:
+    """Raise `ConfigError` for a question that has no one answer."""
+    if isinstance(question, ChoiceQuestion) and question.several:
+        raise ConfigError(
+            f"the question '{question.name}' takes several options; only questions with one answer"
+            " can be calibrated",
+            field="calibration",
+        )
+
+
+def fitted(
+    options: Sequence[Any], probabilities: Sequence[Sequence[float]], right: Sequence[int]
+) -> Scaling:
+    """The scaling that makes the labels most likely: `right` holds the place of each row's right
+    option, `probabilities` (rows × options) what the model gave.
+    """
+    import numpy as np
+
+    logs = np.log(np.maximum(np.asarray(probabilities, float), LEAST))
+    count = logs.shape[1]
+    start = np.zeros(count + 1)
+    start[0] = 1.0
+    found, loss = start, _loss(start, logs, right, start)
+    for _ in range(_STEPS):
+        step = _newton_step(found, logs, right, start)
+        size = 1.0
+        while True:
+            trial = found - size * step
+            trial[0] = max(trial[0], _LEAST_SCALE)
+            better = _loss(trial, logs, right, start)
+            if better <= loss or size < 1e-6:
+                break
+            size /= 2
+        gain, found, loss = loss - better, trial, better
+        if gain < 1e-10:
+            break
+    bias = found[1:] - found[1:].mean()
+    return Scaling(list(options), float(1 / found[0]), [float(value) for value in bias])
+
+
+def _loss(at: Any, logs: Any, right: Sequence[int], start: Any) -> float:
+    import numpy as np
+
+    scaled = logs * at[0] + at[1:]
+    most = scaled.max(axis=1)
+    norm = most + np.log(np.exp(scaled - most[:, None]).sum(axis=1))
+    pull = _PULL / 2 * ((at - start) ** 2).sum()
+    return float((norm - scaled[np.arange(len(right)), right]).sum() + pull)
+
+
+def _newton_step(
+    at: np.ndarray[Any, Any], logs: np.ndarray[Any, Any], right: Sequence[int], start: Any
+) -> np.ndarray[Any, Any]:
+    """The gradient by the inverse of the second derivatives."""
+    import numpy as np
+
+    scaled = logs * at[0] + at[1:]
+    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    miss = shares.copy()
+    miss[np.arange(len(right)), right] -= 1
+    mean = (shares * logs).sum(axis=1)
+    gradient = np.concatenate([[(miss * logs).sum()], miss.sum(axis=0)]) + _PULL * (at - start)
+    curve = np.empty((len(at), len(at)))
+    curve[0, 0] = ((shares * logs**2).sum(axis=1) - mean**2).sum()
+    curve[0, 1:] = curve[1:, 0] = (shares * (logs - mean[:, None])).sum(axis=0)
+    curve[1:, 1:] = np.diag(shares.sum(axis=0)) - shares.T @ shares
+    curve += _PULL * np.eye(len(at))
+    return np.asarray(np.linalg.solve(curve, gradient))
+
+
+def reliability(probabilities: Sequence[list[float]], right: Sequence[int]) -> Reliability:
+    """How far these probabilities (rows × options) agree with the places of the right options."""
+    held: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
+    for each, place in zip(probabilities, right, strict=True):
+        most = max(each)
+        held[min(int(most * BINS), BINS - 1)].append((most, each.index(most) == place))
+    rows = len(right)
+    bins = [
+        (
+            len(items),
+            math.fsum(p for p, _ in items) / max(len(items), 1),
+            sum(hit for _, hit in items) / max(len(items), 1),
+        )
+        for items in held
+    ]
+    error = math.fsum(count * abs(mean - share) for count, mean, share in bins) / max(rows, 1)
+    hits = sum(hit for items in held for _, hit in items)
+    return Reliability(rows, hits / max(rows, 1), error, bins)

@@ -1,0 +1,251 @@
+"""The questions of a job, from a file or in Python, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from penstock.batch.decisions.calibration import Calibration, read_calibration
+from penstock.config import read_yaml
+from penstock.engines.decisions.answers import Value, values_of
+from penstock.engines.decisions.checks import check_questions, named, scale
+from penstock.errors import ConfigError, RequestError, nearest
+from penstock.types import (
+    ChoiceQuestion,
+    Decision,
+    Option,
+    PredicateQuestion,
+    Question,
+    ScoreQuestion,
+)
+
+FILTER = "filter"
+"""The name of the question that a filter asks."""
+CHOICE = "choice"
+"""The name of the question whose options are given without a file."""
+_WHICH = "Which one fits best?"
+_FILE_KEYS = ("questions", "calibration")
+_KINDS: dict[str, Any] = {
+    "predicate": PredicateQuestion,
+    "choice": ChoiceQuestion,
+    "score": ScoreQuestion,
+}
+_MOST_LEVELS = 255
+
+
+class Deciding(Struct, frozen=True):
+    """What a job asks of each row. With a `threshold`, rows stay in the output whose question
+    `filter` is true with at least this probability.
+    """
+
+    questions: tuple[Question, ...]
+    calibration: Calibration | None = None
+    threshold: float | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the output, in plain values."""
+        return {
+            "questions": msgspec.to_builtins(self.questions),
+            "calibration": msgspec.to_builtins(self.calibration),
+            "threshold": self.threshold,
+        }
+
+    def calibrated(self, decision: Decision, question: Question) -> Decision:
+        """The decision with the probabilities that the calibration makes of its own."""
+        if self.calibration is None:
+            return decision
+        return self.calibration.applied(decision, question)
+
+
+def deciding(
+    decide: Any,
+    choices: Sequence[str] | str | None,
+    keep: str | None,
+    threshold: float | None,
+    model: str,
+) -> Deciding | None:
+    """The questions of a job's options of these names, None where there are none.
+
+    `decide` is a path of YAML or JSON, a mapping with its keys (`questions`, `calibration`), or a
+    list of questions. Raises `ConfigError`, which names a bad question by its place and name.
+    """
+    if keep is None and threshold is not None:
+        raise ConfigError("is that of a filter", field="threshold", value=threshold)
+    if decide is None and choices is None and keep is None:
+        return None
+    content, folder = _content(decide)
+    questions = _questions(content, choices, keep)
+    calibration = content.get("calibration")
+    return Deciding(
+        questions,
+        None if calibration is None else read_calibration(calibration, folder, questions, model),
+        None if keep is None else 0.5 if threshold is None else float(threshold),
+    )
+
+
+def questions_of(decide: Any, choices: Sequence[str] | str | None) -> tuple[Question, ...]:
+    """The questions of `decide` and `choices`, as in `deciding`, without their calibration. Raises
+    `ConfigError`.
+    """
+    return _questions(_content(decide)[0], choices, None)
+
+
+def _questions(
+    content: Mapping[str, Any], choices: Sequence[str] | str | None, keep: str | None
+) -> tuple[Question, ...]:
+    questions = [question_of(given, place) for place, given in enumerate(_listed(content))]
+    if choices is not None:
+        labels = choices.split(",") if isinstance(choices, str) else list(choices)
+        options = tuple(Option(str(label).strip()) for label in labels)
+        questions.append(ChoiceQuestion(_WHICH, options, CHOICE))
+    if keep is not None:
+        if not keep.strip():
+            raise ConfigError("must be a question", field="filter", value=keep)
+        questions.append(PredicateQuestion(keep, FILTER))
+    _check(questions)
+    return tuple(questions)
+
+
+def question_of(given: Any, place: int) -> Question:
+    """A question as users write it: a mapping with `name`, `instructions`, and `options` (of a
+    choice) or `levels` (of a score; also `low` and `high`), each a text, a number or a mapping. The
+    `type` follows from those. Raises `ConfigError`, which names the place.
+    """
+    if isinstance(given, PredicateQuestion | ChoiceQuestion | ScoreQuestion):
+        return given
+    where = f"questions[{place}]"
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{where} must be a mapping, not a {type(given).__name__}", field="decide"
+        )
+    called = f"{where} ('{given['name']}')" if isinstance(given.get("name"), str) else where
+    fields = dict(given)
+    kind = fields.pop("type", None) or (
+        "choice"
+        if "options" in fields
+        else "score"
+        if {"levels", "low"} & fields.keys()
+        else "predicate"
+    )
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"{called}: there is no type {kind!r}. {nearest(str(kind), _KINDS)}", field="decide"
+        )
+    if kind == "score" and "levels" not in fields:
+        fields["levels"] = _levels(fields.pop("low", None), fields.pop("high", None), called)
+    for name in ("options", "levels"):
+        if isinstance(fields.get(name), list | tuple):
+            fields[name] = [_option(option, called) for option in fields[name]]
+    known = _KINDS[kind].__struct_fields__
+    for name in fields:
+        if name not in known:
+            raise ConfigError(
+                f"{called}: unknown key '{name}'. {nearest(str(name), known)}", field="decide"
+            )
+    fields.setdefault("instructions", "")
+    try:
+        question: Question = msgspec.convert({**fields, "type": kind}, _KINDS[kind])
+    except (msgspec.ValidationError, TypeError) as error:
+        raise ConfigError(f"{called}: {error}", field="decide") from None
+    return question
+
+
+def option_names(question: Question) -> list[str]:
+    """What stands for each option in the columns of an output: its value as text."""
+    return [as_name(value) for value in values_of(question)]
+
+
+def as_name(value: Value) -> str:
+    """A value as text: true, false, a whole number without a point."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
+
+
+def _check(questions: Sequence[Question]) -> None:
+    try:
+        check_questions(questions)
+    except RequestError as error:
+        raise ConfigError(str(error), field="decide") from None
+    for place, question in enumerate(questions):
+        if not question.name:
+            raise ConfigError(
+                f"{named(place, question)} has no name, which its columns are called by",
+                field="decide",
+            )
+        kinds = {type(value) for value in values_of(question)}
+        if len(kinds) > 1 and kinds != {int, float}:
+            raise ConfigError(
+                f"{named(place, question)} has values of several kinds; give all of them as text",
+                field="decide",
+            )
+        names = option_names(question)
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(
+                f"{named(place, question)} has two options with the value '{min(twice)}'",
+                field="decide",
+            )
+
+
+def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:
+    """The keys of a file, and where it lies."""
+    folder = Path()
+    if isinstance(decide, str | os.PathLike):
+        folder = Path(decide).parent
+        decide = read_yaml(Path(decide))
+        if decide is None:
+            decide = []
+    if decide is None:
+        return {}, folder
+    if isinstance(decide, Deciding):
+        return {"questions": decide.questions, "calibration": decide.calibration}, folder
+    if isinstance(decide, list | tuple):
+        return {"questions": decide}, folder
+    if not isinstance(decide, Mapping):
+        raise ConfigError("must be questions, or the path of a file with them", field="decide")
+    for key in decide:
+        if key not in _FILE_KEYS:
+            raise ConfigError(
+                f"unknown key '{key}'", field="decide", hint=nearest(str(key), _FILE_KEYS)
+            )
+    return {"questions": None, **decide}, folder
+
+
+def _listed(content: Mapping[str, Any]) -> Sequence[Any]:
+    if "questions" not in content:
+        return ()
+    questions = content["questions"]
+    if not isinstance(questions, list | tuple) or not questions:
+        raise ConfigError("there are no questions", field="decide")
+    return questions
+
+
+def _option(given: Any, called: str) -> Any:
+    if isinstance(given, Mapping):
+        known = Option.__struct_fields__
+        for key in given:
+            if key not in known:
+                raise ConfigError(
+                    f"{called}: unknown key '{key}' of an option. {nearest(str(key), known)}",
+                    field="decide",
+                )
+    if isinstance(given, bool):  # what YAML makes of yes and no
+        return {"label": "Yes" if given else "No", "value": given}
+    if isinstance(given, int | float):
+        return {"label": str(given), "value": given}
+    return {"label": given} if isinstance(given, str) else given
+
+
+def _levels(low: Any, high: Any, called: str) -> Any:
+    if type(low) is not int or type(high) is not int or not 0 < high - low < _MOST_LEVELS:
+        raise ConfigError(
+            f"{called}: a score needs levels, or two whole numbers low and high", field="decide"
+        )
+    return msgspec.to_builtins(scale(low, high))

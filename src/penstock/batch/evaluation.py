@@ -1,0 +1,222 @@
+"""Evaluates a model on a file: each row gets a score from 0 to 1, by one of a few forms of tasks,
+and two evaluations are compared row by row. Rows are asked in jobs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from penstock.batch import structured
+from penstock.batch.decisions.questions import as_name
+from penstock.batch.job.job import Job
+from penstock.errors import ConfigError, InputError, OutputError, nearest
+from penstock.parsing import read_file
+from penstock.types import ChoiceQuestion, Option
+
+Form = Literal["choice", "exact", "schema", "pair"]
+FORMS: tuple[Form, ...] = ("choice", "exact", "schema", "pair")
+_PREFIX = "evaluated_"
+_Z = 1.959964  # of 95 %
+_JUDGE = ChoiceQuestion("Which of the two answers is better?", (Option("A"), Option("B")), "better")
+
+
+class Evaluation(Struct, frozen=True):
+    """The `scores` of all rows, in their order: 1 for a right one, 0 for a wrong one and for one
+    that failed (`failed` counts those); of a `pair` the probability that the first is better.
+    """
+
+    form: Form
+    scores: list[float]
+    failed: int = 0
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.scores) / len(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean (Wilson, "Probable Inference", JASA 1927; too
+        wide for scores between 0 and 1).
+        """
+        rows, mean = len(self.scores), self.mean
+        middle = (mean + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
+        half = _Z * math.sqrt(mean * (1 - mean) / rows + (_Z / (2 * rows)) ** 2)
+        half /= 1 + _Z**2 / rows
+        return max(middle - half, 0.0), min(middle + half, 1.0)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        return f"{self.form}: {self.mean:.3f} (95 %: {low:.3f} to {high:.3f}), " + (
+            f"{len(self.scores):,} rows{failed}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON, to be compared with later. Raises `OutputError`."""
+        try:
+            Path(path).write_bytes(msgspec.json.encode(self) + b"\n")
+        except OSError as error:
+            raise OutputError(f"{os.fspath(path)} cannot be written: {error.strerror}") from None
+
+
+class Comparison(Struct, frozen=True):
+    """Two evaluations of the same rows: how many became `better` and `worse`, the `difference` of
+    the means with its 95 % confidence `interval` (of paired rows), and the probability `p` of rows
+    that differ so unevenly by chance alone (exact sign test; McNemar's for right and wrong).
+    """
+
+    rows: int
+    better: int
+    worse: int
+    difference: float
+    interval: tuple[float, float]
+    p: float
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"difference {self.difference:+.3f} (95 %: {low:+.3f} to {high:+.3f}): {self.better:,}"
+            f" rows better, {self.worse:,} worse of {self.rows:,}, p = {self.p:.3g}"
+        )
+
+
+def compared(before: Evaluation, after: Evaluation) -> Comparison:
+    """Row by row. Raises `ConfigError` where they are not of the same rows."""
+    if before.form != after.form or len(before.scores) != len(after.scores):
+        raise ConfigError(
+            f"has {len(before.scores)} rows of the form '{before.form}', and there are"
+            f" {len(after.scores)} of '{after.form}'",
+            field="against",
+        )
+    changes = [b - a for a, b in zip(before.scores, after.scores, strict=True)]
+    rows = len(changes)
+    mean = math.fsum(changes) / rows
+    spread = math.sqrt(math.fsum((c - mean) ** 2 for c in changes) / max(rows - 1, 1) / rows)
+    better, worse = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
+    tail = sum(math.comb(better + worse, n) for n in range(min(better, worse) + 1))
+    p = min(2 * tail / 2 ** (better + worse), 1.0)
+    return Comparison(rows, better, worse, mean, (mean - _Z * spread, mean + _Z * spread), p)
+
+
+def load(path: str | os.PathLike[str]) -> Evaluation:
+    """A saved evaluation. Raises `ConfigError`."""
+    try:
+        found = msgspec.json.decode(read_file(path), type=Evaluation)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path} is no evaluation: {error}", field="against") from None
+    return found
+
+
+async def aevaluate(
+    source: Any,
+    form: Form = "exact",
+    *,
+    expected: str | None = None,
+    pair: Sequence[str] | None = None,
+    schema: Any = None,
+    **options: Any,
+) -> Evaluation:
+    """Ask each row and score what comes back. `options` are those of `Job` that say what is asked.
+
+    "choice": the most likely of the `choices` (or the one question of `decide`), by likelihood, is
+    that in the column `expected`. "exact": the answer, without white space around it, is the text
+    in that column. "schema": the answer follows the `schema`, without being constrained to it.
+    "pair": the model judges which of the texts in the two columns `pair` answers the prompt better,
+    in both orders, so that no place is favoured. Raises `PenstockError`.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"there is no '{form}'", field="form", hint=nearest(form, FORMS))
+    needs = {"schema": ("schema", schema), "pair": ("pair", pair)}
+    name, given = needs.get(form, ("expected", expected))
+    if given is None:
+        raise ConfigError(f"the form '{form}' needs it", field=name)
+    if form == "pair":
+        assert pair is not None
+        return await _judged(source, pair, options)
+    asked = await _rows(source, options)
+    if form == "schema":
+        wanted = structured.load(schema)
+        assert wanted is not None
+        marks = [_follows(wanted, row[f"{_PREFIX}response"]) for row in asked]
+    else:
+        assert expected is not None
+        column = f"{_PREFIX}response" if form == "exact" else _decided(asked)
+        _check_columns(asked, [expected])
+        marks = [
+            row[column] is not None
+            and row.get(expected) is not None
+            and as_name(row[column]).strip() == as_name(row[expected]).strip()
+            for row in asked
+        ]
+    return Evaluation(form, [float(mark) for mark in marks], _failed(asked))
+
+
+async def _rows(source: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = list((await Job(source, result_prefix=_PREFIX, **options).arun()).rows())
+    if not rows:
+        raise InputError("there are no rows to evaluate")
+    return rows
+
+
+async def _judged(source: Any, pair: Sequence[str], options: dict[str, Any]) -> Evaluation:
+    if len(pair) != 2:
+        raise ConfigError("must be two columns", field="pair", value=pair)
+    prompt = options.pop("prompt", None) or ""
+    found = []
+    for first, second in (pair, pair[::-1]):
+        whole = f"{prompt}\n\nAnswer A:\n{{{first}}}\n\nAnswer B:\n{{{second}}}"
+        asked = await _rows(source, {**options, "prompt": whole, "decide": [_JUDGE]})
+        found.append(asked)
+    column = f"{_PREFIX}better_probabilities"
+    scores, failed = [], 0
+    for one, other in zip(*found, strict=True):
+        if one[column] is None or other[column] is None:
+            failed += 1
+            scores.append(0.0)
+        else:
+            scores.append((one[column]["A"] + other[column]["B"]) / 2)
+    return Evaluation("pair", scores, failed)
+
+
+def _decided(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The column of the one question."""
+    ending = "_probabilities"
+    names = [
+        name.removesuffix(ending)
+        for name in rows[0]
+        if name.startswith(_PREFIX) and name.endswith(ending)
+    ]
+    if len(names) != 1:
+        raise ConfigError("the form 'choice' needs choices, or one question", field="decide")
+    return names[0]
+
+
+def _check_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    names = (name for row in rows for name in row)
+    known = dict.fromkeys(name for name in names if not name.startswith(_PREFIX))
+    for column in columns:
+        if column not in known:
+            raise ConfigError(
+                f"the data has no column '{column}'",
+                field="expected",
+                hint=nearest(column, known),
+            )
+
+
+def _follows(schema: structured.Schema, answer: str | None) -> bool:
+    try:
+        schema.parse(answer or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _failed(rows: Sequence[Mapping[str, Any]]) -> int:
+    return sum(row[f"{_PREFIX}status"] == "error" for row in rows)

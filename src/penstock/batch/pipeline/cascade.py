@@ -1,0 +1,206 @@
+"""The step of a job with a small and a large model: rows that the small one is unsure of go to the
+large one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncGenerator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from penstock.batch.decisions.thresholds import ALL_TO_LARGE, least_confidence
+from penstock.batch.job.policy import ErrorPolicy
+from penstock.batch.job.result import Counts
+from penstock.batch.pipeline.pipeline import Asked, Attempts, Tries, rolling
+from penstock.batch.read.sources import Source, read_ahead
+from penstock.batch.rows.decisions import ColumnDecisions
+from penstock.batch.rows.intake import prepare
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.write.state_files import replace_file
+from penstock.engines.base import LLMEngine
+from penstock.engines.supervisor import supervisor_of
+from penstock.errors import JobError, PenstockError
+from penstock.types import Decision
+
+FILE = "cascade.json"
+"""Where a job keeps the choice, in its state directory."""
+_FEWEST = 60
+_log = logging.getLogger(__name__)
+
+
+class Choice(Struct, frozen=True):
+    """From which confidence on the small model's decisions stand (None: never), and the decisions
+    of the large model about the rows of the sample, by the digests of their requests.
+    """
+
+    least: float | None
+    answers: dict[str, Outcome]
+
+
+class CascadeStep:
+    """Asks the first of two `engines`, and the second where the first is less sure than needed.
+
+    What is needed is chosen before the first row, on a random `sample` of the rows that both are
+    asked: see `least_confidence` for `target` and `delta`. A job that is resumed takes the choice
+    from the file `memory`.
+    """
+
+    def __init__(
+        self,
+        engines: tuple[LLMEngine, LLMEngine],
+        form: ColumnDecisions,
+        source: Source,
+        *,
+        limit: int | None = None,
+        target: float = 0.95,
+        delta: float = 0.05,
+        sample: int = 200,
+        seed: int = 0,
+        most_attempts: int = 3,
+        policy: ErrorPolicy | None = None,
+    ) -> None:
+        self.engines = engines
+        self.memory: Path | None = None
+        self.counts = Counts()
+        self._form = form
+        self._source = source
+        self._limit = limit
+        self._target, self._delta = target, delta
+        self._sample = sample
+        self._seed = seed
+        self._most_attempts = most_attempts
+        self._policy = policy
+        self._ending = False
+        self._choice = Choice(None, {})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[int, None]:
+        async with contextlib.AsyncExitStack() as stack:
+            self._attempts: list[Attempts] = []
+            for engine in self.engines:
+                supervisor = supervisor_of(engine)
+                running = await stack.enter_async_context(supervisor.running())
+                self._form.check_engine(running)
+                self._attempts.append(
+                    Attempts(
+                        supervisor,
+                        lambda: not self._ending,
+                        most=self._most_attempts,
+                        policy=self._policy,
+                    )
+                )
+            together = rolling(self.engines[0].capabilities)
+            self._choice = await self._chosen(together)
+            yield together
+
+    async def answer(self, row: Row, tries: Tries) -> Outcome:
+        known = self._choice.answers.get(row.digest.hex())
+        if known is not None:
+            return msgspec.structs.replace(known)
+        small, usage = await self._ask(0, row, tries)
+        needed = ALL_TO_LARGE if self._choice.least is None else self._choice.least
+        if self._form.confidence(small) >= needed:
+            return self._form.outcome(small, usage, self._name(0))
+        self.counts.large_calls += 1
+        large, more = await self._ask(1, row, tries)
+        return self._form.outcome(large, usage + more, self._name(1))
+
+    def asked(self, row: Row) -> Asked | None:
+        return None
+
+    def end(self) -> None:
+        self._ending = True
+
+    async def _ask(self, place: int, row: Row, tries: Tries) -> Any:
+        ask = partial(self._form.decided, self.engines[place], row, calibrated=place == 0)
+        return await self._attempts[place].answer(ask, None, tries, lambda: row.digest)
+
+    def _name(self, place: int) -> str:
+        return self.engines[place].model_source
+
+    async def _chosen(self, together: int) -> Choice:
+        """The choice that an earlier run made, else a new one."""
+        if self.memory is not None and self.memory.exists():
+            try:
+                return msgspec.json.decode(self.memory.read_bytes(), type=Choice)
+            except (OSError, msgspec.DecodeError) as error:
+                raise JobError(
+                    f"{self.memory} is damaged ({error}); --fresh begins again"
+                ) from None
+        rows = await self._drawn()
+        slots = asyncio.Semaphore(together)
+
+        async def both(row: Row) -> tuple[list[Decision], list[Decision], Outcome] | None:
+            async with slots:
+                tries = Tries()
+                try:
+                    small, usage = await self._ask(0, row, tries)
+                    large, more = await self._ask(1, row, tries)
+                except JobError:
+                    raise
+                except PenstockError:  # the row fails in the job too, and nothing is to be learned
+                    return None
+                outcome = self._form.outcome(large, usage + more, self._name(1))
+                outcome.attempts = tries.count
+                return small, large, outcome
+
+        asked = [asyncio.create_task(both(row)) for row in rows]
+        try:
+            found = await asyncio.gather(*asked)
+        except JobError:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            raise
+        self.counts.large_calls += len(rows)
+        pairs = [each for each in found if each is not None]
+        sure = [self._form.confidence(small) for small, _, _ in pairs]
+        agree = [
+            self._form.decides(small) == self._form.decides(large) for small, large, _ in pairs
+        ]
+        least = least_confidence(sure, agree, self._target, self._delta)
+        if least > max(sure, default=0.0):
+            _log.warning(
+                "A sample of %d rows shows no confidence from which the small model reaches the"
+                " target, so all rows go to the large one.",
+                len(pairs),
+            )
+        choice = Choice(
+            None if least == ALL_TO_LARGE else least,
+            {
+                row.digest.hex(): each[2]
+                for row, each in zip(rows, found, strict=True)
+                if each is not None
+            },
+        )
+        if self.memory is not None:
+            replace_file(self.memory, msgspec.json.encode(choice))
+        return choice
+
+    async def _drawn(self) -> list[Row]:
+        """A random sample of the rows, of at most a fifth of them, but for small inputs."""
+        draw = random.Random(self._seed)
+        kept: list[Row] = []
+        good = 0
+        ahead = read_ahead(self._source, 0, self._limit, self._form.columns)
+        async with contextlib.aclosing(ahead) as batches:
+            async for batch in batches:
+                async for rows in self._form.ready(batch):
+                    for row in rows:
+                        if prepare(self._form, row) is not None:
+                            continue
+                        good += 1
+                        if len(kept) < self._sample:
+                            kept.append(row)
+                        elif (place := draw.randrange(good)) < self._sample:
+                            kept[place] = row
+        draw.shuffle(kept)
+        return kept[: max(_FEWEST, good // 5)]

@@ -1,0 +1,173 @@
+"""The form of jobs that decide: each row is the input of the same questions, and each question
+becomes two columns, `name` and `name_probabilities`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from penstock.batch.decisions.questions import FILTER, Deciding, option_names
+from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.rows.row import Outcome, Row
+from penstock.engines.base import LLMEngine
+from penstock.engines.decisions.answers import values_of
+from penstock.errors import ConfigError, UnsupportedError
+from penstock.types import (
+    ChoiceQuestion,
+    DecideRequest,
+    Decision,
+    PredicateQuestion,
+    Question,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DECISION_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
+
+
+class ColumnDecisions(ColumnRequests):
+    """Decisions about rows, which become columns.
+
+    `<name>` holds what was decided: an option's value, true or false, a list of values where a
+    question takes several, a number for a score; null where nothing is known.
+    `<name>_probabilities` holds the probability of each option, by its value. With a `cascade` the
+    column `model` names the model that decided. `options` are those of `ColumnRequests`.
+    """
+
+    kind = "decisions"
+
+    def __init__(
+        self, deciding: Deciding, *, cascade: bool = False, prefix: str = "", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._own = ("model", *DECISION_COLUMNS) if cascade else DECISION_COLUMNS
+        self._deciding = deciding
+        self._options = [option_names(question) for question in deciding.questions]
+        asked = (deciding.identity(), self._system)
+        self._digest = blake2b(self._encode(asked), digest_size=16)
+        names: list[str] = []
+        parts = dict(FLAT_OBJECTS)
+        for question, values in zip(deciding.questions, self._options, strict=True):
+            probabilities = f"{question.name}_probabilities"
+            names += [question.name, probabilities]
+            parts[probabilities] = [f"{probabilities}.{value}" for value in values]
+        taken = [name for name in names if names.count(name) > 1 or name in self._own]
+        if taken:
+            raise ConfigError(
+                f"two result columns would be called '{taken[0]}'; rename the question",
+                field="decide",
+            )
+        self._name_columns((*names, *self._own), parts, prefix)
+
+    def prepare(self, row: Row) -> None:
+        super().prepare(row)
+        chat = row.request
+        row.request = DecideRequest(chat.messages, self._deciding.questions, adapter=chat.adapter)
+        row.shareable = True
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        if "decide" not in engine.capabilities.tasks:
+            raise UnsupportedError(
+                f"the {engine.name} engine gives no probabilities of options with this model"
+            )
+
+    def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
+        return self._ask(engine, row)
+
+    async def _ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        return self.outcome(*await self.decided(engine, row))
+
+    async def decided(
+        self, engine: LLMEngine, row: Row, *, calibrated: bool = True
+    ) -> tuple[list[Decision], Usage]:
+        """An engine's decisions about a row. Raises what the engine raises."""
+        found = await engine.decide(row.request)
+        if not calibrated:
+            return found.items, found.usage
+        deciding = self._deciding
+        return list(map(deciding.calibrated, found.items, deciding.questions)), found.usage
+
+    def outcome(self, made: list[Decision], usage: Usage, model: str | None = None) -> Outcome:
+        """The outcome of a row with these decisions; `model` made them, where there are two."""
+        parsed: list[Any] = [(one.value, one.probabilities) for one in made]
+        outcome = Outcome(usage=usage, parsed=parsed if model is None else [*parsed, model])
+        outcome.skipped = not self._passes(made)
+        return outcome
+
+    def decides(self, made: list[Decision]) -> list[Any]:
+        """What of decisions must be the same for two models to agree."""
+        return [
+            self._passes(made)
+            if one.name == FILTER and self._deciding.threshold is not None
+            else one.value
+            if one.value is None or isinstance(one.value, list)
+            else one.probabilities.index(max(one.probabilities))
+            for one in made
+        ]
+
+    def confidence(self, made: list[Decision]) -> float:
+        """The probability of the least sure of some decisions."""
+        return min(
+            min(max(p, 1 - p) for p in one.probabilities)
+            if isinstance(one.value, list)
+            else max(one.probabilities)
+            for one in made
+        )
+
+    def _passes(self, made: list[Decision]) -> bool:
+        """Whether the filter, if there is one, lets a row pass."""
+        if self._deciding.threshold is None:
+            return True
+        found = next(one for one in made if one.name == FILTER)
+        if found.value is None:  # nothing is known
+            return False
+        return found.probabilities[found.values.index(True)] >= self._deciding.threshold
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        error, usage = outcome.error, outcome.usage
+        decided: list[Any] = []
+        count = len(self._options)
+        if outcome.parsed is None:
+            decided = [None] * (len(self.result_columns) - len(DECISION_COLUMNS))
+        else:
+            for pair, names in zip(outcome.parsed[:count], self._options, strict=True):
+                decided += [pair[0], dict(zip(names, pair[1], strict=True))]
+            decided += outcome.parsed[count:]
+        return [
+            *decided,
+            "ok" if error is None else "error",
+            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+            None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+            outcome.attempts,
+            outcome.latency_ms,
+        ]
+
+    def arrow_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        from penstock.batch.write.tables import ERROR, USAGE
+
+        types: list[pa.DataType] = []
+        for question, names in zip(self._deciding.questions, self._options, strict=True):
+            shares = pa.struct([(name, pa.float64()) for name in names])
+            types += [_value_type(question), shares]
+        types += [pa.string()] * (len(self._own) - len(DECISION_COLUMNS))
+        return [*types, pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
+
+
+def _value_type(question: Question) -> pa.DataType:
+    import pyarrow as pa
+
+    if isinstance(question, PredicateQuestion):
+        return pa.bool_()
+    if not isinstance(question, ChoiceQuestion):
+        return pa.float64()
+    kinds = {type(value) for value in values_of(question)}
+    one: pa.DataType = pa.float64()
+    if len(kinds) == 1:
+        one = {bool: pa.bool_(), int: pa.int64(), str: pa.string()}.get(kinds.pop(), one)
+    return pa.list_(one) if question.several else one

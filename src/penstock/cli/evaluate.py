@@ -1,0 +1,79 @@
+"""`penstock eval`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from penstock.cli.process import interruptible
+from penstock.cli.run import json_object, what_is_input, what_is_loaded
+
+_EXAMPLES = """
+\b
+Examples:
+  penstock eval tickets.jsonl --form choice --expected category --prompt '{ticket}' \\
+    --decide teams.yaml -o before.json
+  penstock eval tickets.jsonl --form choice --expected category --prompt '{ticket}' \\
+    --decide teams.yaml --model ./better-model --against before.json
+  penstock eval questions.jsonl --form exact --expected answer --prompt '{question}'
+  penstock eval answers.jsonl --form pair --pair new,old --prompt '{question}' --model ./judge
+"""
+
+
+@click.command(
+    name="eval", epilog=_EXAMPLES, short_help="Score a model on a file, and compare two scores."
+)
+@click.argument("source", metavar="INPUT")
+@click.option(
+    "--form",
+    type=click.Choice(["choice", "exact", "schema", "pair"]),
+    default="exact",
+    show_default=True,
+    help=(
+        "choice: the likeliest option is the expected one; exact: the answer is the expected text;"
+        " schema: the answer follows the schema, unconstrained; pair: which of two answers the"
+        " model finds better, asked in both orders."
+    ),
+)
+@click.option("--expected", metavar="COLUMN", help="The column with what is right.")
+@click.option("--schema", metavar="FILE", help="The JSON Schema that answers are to follow.")
+@click.option("--pair", metavar="COLUMN,COLUMN", help="The columns with the two answers.")
+@click.option("-o", "--output", metavar="FILE", help="Where the scores are written, as JSON.")
+@click.option("--against", metavar="FILE", help="Earlier scores, to compare with row by row.")
+@what_is_loaded
+@what_is_input
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON objects.")
+def evaluate(
+    source: str,
+    form: Any,
+    pair: str | None,
+    output: str | None,
+    against: str | None,
+    engine_kwargs: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Ask the rows of INPUT and score each from 0 to 1. Prints the mean with its 95 % confidence
+    interval, and with --against the difference from earlier scores of the same rows.
+    """
+    import asyncio
+
+    from penstock.batch.evaluation import aevaluate, compared, load
+
+    before = load(against) if against is not None else None
+    options = {name: value for name, value in options.items() if value is not None}
+    options["engine_kwargs"] = json_object(engine_kwargs, "engine_kwargs")
+    columns = None if pair is None else [part.strip() for part in pair.split(",")]
+    with interruptible():
+        found: Any = asyncio.run(aevaluate(source, form, pair=columns, **options))
+    if output is not None:
+        found.save(output)
+    results = [found] if before is None else [found, compared(before, found)]
+    if as_json:
+        import msgspec
+
+        click.echo(b"\n".join(map(msgspec.json.encode, results)).decode())
+    else:
+        click.echo("\n".join(map(str, results)))

@@ -1,0 +1,6 @@
+"""Decisions: typed questions about an input, answered with the probability of each option.
+
+`checks.py` refuses bad questions, `prompts.py` writes them for a model, `trie.py` makes
+probabilities of log probabilities, `answers.py` makes decisions of those. An engine gives the log
+probabilities.
+"""

@@ -1,0 +1,81 @@
+"""Refuses bad questions. The error names the question by its place and name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.errors import RequestError
+from penstock.types import ChoiceQuestion, Option, PredicateQuestion, Question, ScoreQuestion
+
+MOST_QUESTIONS = 400
+MOST_OPTIONS = 255
+"""Both as in OpenAI's Decisions API."""
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """Raise `RequestError` for a number of questions that is not 1 to 400, and for the first
+    question that cannot be asked.
+    """
+    if not 1 <= len(questions) <= MOST_QUESTIONS:
+        raise RequestError(
+            f"there must be 1 to {MOST_QUESTIONS} questions, not {len(questions)}",
+            param="questions",
+        )
+    names: set[str] = set()
+    for number, question in enumerate(questions):
+        if question.name and question.name in names:
+            raise _bad(number, question, "has the name of an earlier one")
+        names.add(question.name)
+        _check_options(number, question)
+
+
+def options_of(question: Question) -> tuple[Option, ...]:
+    """The possible answers to a question."""
+    match question:
+        case ChoiceQuestion():
+            return question.options
+        case ScoreQuestion():
+            return question.levels
+        case PredicateQuestion():
+            return YES_NO
+
+
+YES_NO = (Option("Yes", value=True), Option("No", value=False))
+
+
+def scale(low: int, high: int) -> tuple[Option, ...]:
+    """The levels of a score from `low` to `high`, a whole number each."""
+    return tuple(Option(str(value), value=value) for value in range(low, high + 1))
+
+
+def named(number: int, question: Question) -> str:
+    """How errors call a question."""
+    return f"questions[{number}]" + (f" ('{question.name}')" if question.name else "")
+
+
+def no_tokens(number: int, question: Question, label: str) -> RequestError:
+    """The refusal of a label that no token of the model stands for."""
+    return _bad(number, question, f"has the option {label!r}, of which the model has no token")
+
+
+def _check_options(number: int, question: Question) -> None:
+    options = options_of(question)
+    if len(options) < 2:
+        raise _bad(number, question, f"has {'one option' if options else 'no options'}: it needs 2")
+    if len(options) > MOST_OPTIONS:
+        raise _bad(number, question, f"has {len(options)} options, more than {MOST_OPTIONS}")
+    seen: set[str] = set()
+    for option in options:
+        if not option.label.strip():
+            raise _bad(number, question, "has an option with an empty label")
+        if option.label in seen:
+            raise _bad(number, question, f"has the option {option.label!r} twice")
+        seen.add(option.label)
+    if isinstance(question, ScoreQuestion):
+        for level in options:
+            if level.value is not None and type(level.value) not in (int, float):
+                raise _bad(number, question, f"has the level {level.label!r}, which is no number")
+
+
+def _bad(number: int, question: Question, why: str) -> RequestError:
+    return RequestError(f"{named(number, question)} {why}", param=f"questions[{number}]")

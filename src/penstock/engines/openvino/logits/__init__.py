@@ -1,0 +1,5 @@
+"""The model's own probabilities: a second copy of the model, read beside the pipeline.
+
+`model.py` reads logits, `scoring.py` the log probabilities of requests, `biased.py` samples from
+changed logits, `deciding.py` answers decisions, from trees of tokens (`token_forest.py`).
+"""

@@ -1,0 +1,189 @@
+"""Sampling of our own, for requests whose logits are changed token by token: `logit_bias`, allowed
+and forbidden tokens. GenAI's pipeline has no place for these.
+
+A `BiasedPipeline` stands in for GenAI's pipeline in a lane: the same handles, statuses and reasons.
+Its step gives each request one token, or reads one piece of its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import openvino_genai as genai
+from msgspec import Struct
+
+from penstock.engines.openvino.logits.model import LogitModel, Reading
+from penstock.types import Sampling
+
+Row = np.ndarray[Any, Any]
+_RUNNING = genai.GenerationStatus.RUNNING
+_REASONS = genai.GenerationFinishReason
+
+
+class Output(Struct):
+    """What a step made, in the form of GenAI's `GenerationOutput`."""
+
+    generated_ids: list[int]
+    generated_log_probs: list[float]
+    finish_reason: Any
+
+
+class Handle:
+    """One request, with the methods of GenAI's `GenerationHandle` that a lane uses."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_new_tokens: int,
+        stops: set[int],
+        bad_words: list[list[int]],
+    ) -> None:
+        self.unread = list(prompt)
+        self.prompt = list(prompt)
+        self.sampling = sampling
+        self.max_new_tokens = max_new_tokens
+        self.stops = stops
+        self.bad_words = bad_words
+        self.ids: list[int] = []
+        self.reading: Reading | None = None
+        self.random = np.random.default_rng(sampling.seed)
+        self._status: Any = _RUNNING
+        self._outputs: list[Output] = []
+
+    def get_status(self) -> Any:
+        return self._status
+
+    def can_read(self) -> bool:
+        return bool(self._outputs)
+
+    def read(self) -> dict[int, Output]:
+        return {0: self._outputs.pop(0)}
+
+    def read_all(self) -> list[Output]:
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def cancel(self) -> None:
+        self._end(genai.GenerationStatus.CANCEL)
+
+    def stop(self) -> None:
+        self._end(genai.GenerationStatus.STOP)
+
+    def take(self, token: int, logprob: float) -> None:
+        """The next token was chosen."""
+        self.ids.append(token)
+        self.unread = [token]
+        reason = _REASONS.NONE
+        if token in self.stops and len(self.ids) > self.sampling.min_tokens:
+            reason = _REASONS.STOP
+        elif len(self.ids) >= self.max_new_tokens:
+            reason = _REASONS.LENGTH
+        self._outputs.append(Output([token], [logprob], reason))
+        if reason != _REASONS.NONE:
+            self._end(genai.GenerationStatus.FINISHED)
+
+    def _end(self, status: Any) -> None:
+        self._status, self.reading = status, None
+
+
+class BiasedPipeline:
+    """Requests that are sampled here, token by token. `model` gives the loaded model, None while it
+    loads.
+    """
+
+    def __init__(self, model: Callable[[], LogitModel | None]) -> None:
+        self._model = model
+        self._handles: list[Handle] = []
+
+    def add(self, handle: Handle) -> Handle:
+        """Take a request in."""
+        self._handles.append(handle)
+        return handle
+
+    def get_metrics(self) -> Any:
+        """As GenAI's: nothing of its cache is used here."""
+        return _NoCache()
+
+    def step(self) -> None:
+        """One token for each request that runs, or one piece of its prompt."""
+        self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
+        for handle in self._handles:
+            model = self._model()
+            if model is None:
+                return
+            if handle.reading is None:
+                handle.reading = model.begin()
+            handle.reading.add(handle.unread[: model.chunk], silent=True)
+            handle.unread = handle.unread[model.chunk :]
+            if not handle.unread and handle.reading.after is not None:
+                handle.take(*choose(handle.reading.after, handle))
+
+
+class _NoCache(Struct):
+    cache_usage: float = 0.0
+
+
+def choose(logits: Row, handle: Handle) -> tuple[int, float]:
+    """The next token and its log probability before any change, in the order of vLLM: bias,
+    penalties, temperature, min_p, top_k, top_p.
+    """
+    sampling = handle.sampling
+    changed = _biased(logits.astype(np.float64), handle)
+    changed = _penalized(changed, handle)
+    if sampling.temperature == 0:
+        token = int(changed.argmax())
+    else:
+        chances = _filtered(changed / sampling.temperature, sampling)
+        token = int(handle.random.choice(len(chances), p=chances))
+    largest = logits.max()
+    total = float(np.log(np.exp(logits - largest).sum()))
+    return token, float(logits[token] - largest) - total
+
+
+def _biased(logits: Row, handle: Handle) -> Row:
+    sampling = handle.sampling
+    if sampling.allowed_token_ids:
+        allowed = np.full_like(logits, -np.inf)
+        ids = np.array(sampling.allowed_token_ids)
+        allowed[ids] = logits[ids]
+        logits = allowed
+    for word in handle.bad_words:
+        if not word[:-1] or handle.ids[-len(word) + 1 :] == word[:-1]:
+            logits[word[-1]] = -np.inf
+    for token, value in sampling.logit_bias:
+        logits[token] += value
+    if len(handle.ids) < sampling.min_tokens:
+        logits[list(handle.stops)] = -np.inf
+    return logits
+
+
+def _penalized(logits: Row, handle: Handle) -> Row:
+    sampling = handle.sampling
+    if sampling.repetition_penalty != 1.0:
+        seen = np.unique(np.array(handle.prompt + handle.ids))
+        values = logits[seen]
+        penalty = sampling.repetition_penalty
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    if handle.ids and (sampling.presence_penalty or sampling.frequency_penalty):
+        made, counts = np.unique(np.array(handle.ids), return_counts=True)
+        logits[made] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    return logits
+
+
+def _filtered(logits: Row, sampling: Sampling) -> Row:
+    """Probabilities of what min_p, top_k and top_p leave."""
+    chances = np.exp(logits - logits.max())
+    chances /= chances.sum()
+    if sampling.min_p > 0:
+        chances[chances < sampling.min_p * chances.max()] = 0
+    order = np.argsort(-chances, kind="stable")
+    keep = len(order) if sampling.top_k <= 0 else sampling.top_k
+    chances[order[keep:]] = 0
+    if sampling.top_p < 1:
+        sums = np.cumsum(chances[order] / chances.sum())
+        chances[order[np.searchsorted(sums, sampling.top_p) + 1 :]] = 0
+    result: Row = chances / chances.sum()
+    return result

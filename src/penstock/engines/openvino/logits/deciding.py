@@ -1,0 +1,239 @@
+"""The requests for decisions in the worker, read beside the pipeline that generates.
+
+A turn reads one chunk: the next piece of a long head, a group of branches, or several small
+requests together. So neither a long input nor many questions stall the answers of others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+import msgspec
+import numpy as np
+
+from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenized
+from penstock.engines.decisions.trie import Path, shares
+from penstock.engines.openvino.logits.biased import Row
+from penstock.engines.openvino.logits.model import LogitModel, Reading
+from penstock.engines.openvino.logits.scoring import Logits
+from penstock.engines.openvino.logits.token_forest import TokenTree, Want, groups, whole
+from penstock.engines.openvino.options import reason_of
+from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.engines.process import Call, Failed, Reply
+from penstock.errors import EngineError, PenstockError, context_overflow
+from penstock.types import Question, Usage
+
+_END = object()
+_QUESTIONS = list[Question]
+
+
+class Deciding:
+    """Requests for decisions. `alone`: no two are read together, so that an answer depends on its
+    request alone.
+    """
+
+    def __init__(
+        self, logits: Logits, tokenizer: Tokenizer, context_length: int, alone: bool
+    ) -> None:
+        self._logits = logits
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self._alone = alone
+        self._ids = TextIds(tokenizer.encode)
+        self._arrived: list[Call] = []
+        self._waiting: deque[_Decided] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._arrived or self._waiting)
+
+    def begin(self, call: Call) -> None:
+        """Take a request in: texts and questions."""
+        self._arrived.append(call)
+
+    def _take_arrived(self) -> list[Reply | Failed]:
+        """Tokenize what has arrived, all inputs in one call. Returns what is refused."""
+        arrived, self._arrived = self._arrived, []
+        refused: list[Reply | Failed] = []
+        asked: list[tuple[int, Asked, list[Question]]] = []
+        for call in arrived:
+            try:
+                texts, questions = call.args
+                asked.append(
+                    (call.id, msgspec.convert(texts, Asked), msgspec.convert(questions, _QUESTIONS))
+                )
+            except Exception as error:
+                refused.append(_failed(call.id, error))
+        heads = {
+            special: [texts.head for _, texts, _ in asked if texts.special_tokens is special]
+            for special in (False, True)
+        }
+        for special, each in heads.items():
+            with contextlib.suppress(Exception):  # because of one, which fails by itself below
+                self._ids(each, special)
+        for number, texts, questions in asked:
+            try:
+                self._waiting.append(_Decided(number, self._tokenized(texts, questions)))
+            except Exception as error:
+                refused.append(_failed(number, error))
+        for special, each in heads.items():
+            self._ids.forget(each, special)
+        return refused
+
+    def _tokenized(self, texts: Asked, questions: list[Question]) -> TokenizedHead:
+        read = tokenized(texts, questions, self._ids)
+        self._tokenizer.check_uncut(read.ids, "input", "input")
+        longest = max(
+            len(branch.stem) + max(map(len, branch.trie.paths)) for branch in read.branches
+        )
+        if (size := len(read.ids) + longest) > self._context_length:
+            raise context_overflow(self._context_length, size, what="an input with a question")
+        return read
+
+    def abort(self, number: int) -> None:
+        """Give a request up."""
+        self._arrived = [call for call in self._arrived if call.id != number]
+        self._waiting = deque(one for one in self._waiting if one.number != number)
+        self._rest()
+
+    def turn(self) -> list[Reply | Failed]:
+        """Read one chunk. Returns the answers that are there, and what failed."""
+        refused = self._take_arrived()
+        return refused + (self._read_chunk() if self._waiting else [])
+
+    def _read_chunk(self) -> list[Reply | Failed]:
+        try:
+            model = self._logits.model()
+        except Exception as error:
+            failed: list[Reply | Failed] = [_failed(one.number, error) for one in self._waiting]
+            self._waiting.clear()
+            return failed
+        if model is None:
+            return []
+        done = self._small(model)
+        try:
+            if done:
+                _read_together(model, done)
+            else:
+                first = self._waiting[0]
+                if first.steps is None:
+                    first.steps = first.in_chunks(model)
+                if next(first.steps, _END) is None:
+                    return []
+                done = [first]
+            answers: list[Reply | Failed] = [one.reply() for one in done]
+        except Exception as error:
+            done = done or [self._waiting[0]]
+            answers = [_failed(one.number, error) for one in done]
+        self._waiting = deque(one for one in self._waiting if one not in done)
+        self._rest()
+        return answers
+
+    def _small(self, model: LogitModel) -> list[_Decided]:
+        """The first requests that wait, as many as one chunk takes whole."""
+        found: list[_Decided] = []
+        room = model.chunk if model.takes_trees else 0
+        for one in self._waiting:
+            if one.read.size > room or (found and self._alone) or one.steps:
+                break
+            found.append(one)
+            room -= one.read.size
+        return found
+
+    def _rest(self) -> None:
+        if not self._waiting:
+            self._logits.rest()
+
+
+class _Decided:
+    """One request, and what is known for it: log probabilities by branch and place."""
+
+    def __init__(self, number: int, read: TokenizedHead) -> None:
+        self.number = number
+        self.read = read
+        self.steps: Iterator[None] | None = None
+        self._known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
+
+    def in_chunks(self, model: LogitModel) -> Iterator[None]:
+        """Read the head, and the branches behind it; a chunk each time."""
+        reading = model.begin()
+        yield from _in_chunks(reading, self.read.ids, model.chunk)
+        head = reading.mark()
+        for tree in groups(self.read, model.chunk if model.takes_trees else 0):
+            yield from _in_chunks(reading, tree.lead, model.chunk)
+            if -1 in tree.wants and reading.after is not None:
+                wanted = self.wanted(tree)[-1]
+                self.take(tree, {-1: _logprobs(reading.after, wanted)})
+            if tree.ids:
+                wanted_each = {at: ids for at, ids in self.wanted(tree).items() if at >= 0}
+                self.take(tree, reading.tree(tree.ids, tree.parents, wanted_each))
+                yield
+            reading.back(head)
+
+    def wanted(self, tree: TokenTree) -> dict[int, list[int]]:
+        """The tokens that are asked for after each place of a tree."""
+        return {
+            at: [token for want in wants for token in self._parting(want)]
+            for at, wants in tree.wants.items()
+        }
+
+    def take(self, tree: TokenTree, found: dict[int, list[float]]) -> None:
+        """Note the log probabilities of the tokens `wanted` after places of a tree."""
+        for at, values in found.items():
+            rest = iter(values)
+            for number, place in tree.wants[at]:
+                size = len(self._parting((number, place)))
+                self._known[number][place] = list(islice(rest, size))
+
+    def reply(self) -> Reply:
+        """The answer, once all is read."""
+        each = [
+            shares(branch.trie, known)
+            for branch, known in zip(self.read.branches, self._known, strict=True)
+        ]
+        return Reply(self.number, (each, Usage(self.read.size)))
+
+    def _parting(self, want: Want) -> tuple[int, ...]:
+        number, place = want
+        return self.read.branches[number].trie.parting[place]
+
+
+def _read_together(model: LogitModel, requests: list[_Decided]) -> None:
+    """Read small requests whole, side by side."""
+    trees = [whole(one.read) for one in requests]
+    ids: list[int] = []
+    parents: list[int] = []
+    wanted: dict[int, list[int]] = {}
+    starts: list[int] = []
+    for one, tree in zip(requests, trees, strict=True):
+        start = len(ids)
+        starts.append(start)
+        wanted |= {start + at: tokens for at, tokens in one.wanted(tree).items()}
+        ids += tree.ids
+        parents += [start + parent if parent >= 0 else -1 for parent in tree.parents]
+    found = model.begin().tree(ids, parents, wanted)
+    for one, tree, start in zip(requests, trees, starts, strict=True):
+        one.take(tree, {at: found[start + at] for at in tree.wants})
+
+
+def _in_chunks(reading: Reading, ids: list[int], size: int) -> Iterator[None]:
+    for start in range(0, len(ids), size):
+        reading.add(ids[start : start + size], silent=True)
+        yield
+
+
+def _logprobs(logits: Row, tokens: list[int]) -> list[float]:
+    wide = logits.astype(np.float64)
+    largest = wide.max()
+    total = largest + np.log(np.exp(wide - largest).sum())
+    return [float(wide[token] - total) for token in tokens]
+
+
+def _failed(number: int, error: Exception) -> Failed:
+    if not isinstance(error, PenstockError):
+        error = EngineError(reason_of(error))
+    return Failed.of(number, error)

@@ -1,0 +1,1 @@
+"""Decisions on the wire: OpenAI's form, and that of the System One API."""

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from penstock.batch.decisions.questions import Deciding, deciding, option_names
+from penstock.errors import ConfigError
+from penstock.types import ChoiceQuestion, Option, PredicateQuestion, ScoreQuestion
+
+
+def read(decide=None, choices=None, keep=None, threshold=None):
+    return deciding(decide, choices, keep, threshold, "demo")
+
+
+def test_types_follow_from_what_a_question_has(tmp_path):
+    path = tmp_path / "questions.yaml"
+    path.write_text(
+        """
+questions:
+  - {name: team, instructions: "Which?", options: [billing, {label: tech, description: Faults}]}
+  - {name: urgent, instructions: "Urgent?"}
+  - {name: anger, instructions: "How angry?", low: 1, high: 3}
+  - {name: mood, instructions: "Mood?", levels: [bad, good]}
+  - {name: sure, instructions: "Sure?", options: [yes, no]}
+"""
+    )
+    found = read(path)
+    assert found.questions[:2] == (
+        ChoiceQuestion("Which?", (Option("billing"), Option("tech", "Faults")), "team"),
+        PredicateQuestion("Urgent?", "urgent"),
+    )
+    assert [option_names(question) for question in found.questions] == [
+        ["billing", "tech"],
+        ["true", "false"],
+        ["1", "2", "3"],
+        ["0", "1"],
+        ["true", "false"],
+    ]
+    assert isinstance(found.questions[2], ScoreQuestion)
+
+
+def test_json_lists_and_structures_are_the_same(tmp_path):
+    path = tmp_path / "questions.json"
+    given = [{"name": "urgent", "instructions": "Urgent? 🙂"}]
+    path.write_text(json.dumps(given))
+    expected = Deciding((PredicateQuestion("Urgent? 🙂", "urgent"),))
+    for each in (path, given, {"questions": given}, [PredicateQuestion("Urgent? 🙂", "urgent")]):
+        assert read(each) == expected
+
+
+def test_choices_and_a_filter_are_questions_too():
+    found = read(choices="a, b", keep="Is it?")
+    assert [question.name for question in found.questions] == ["choice", "filter"]
+    assert option_names(found.questions[0]) == ["a", "b"]
+    assert found.threshold == 0.5
+    assert read(choices=["a", "b"]).threshold is None
+    assert read(keep="Is it?", threshold=0.8).threshold == 0.8
+    assert read() is None
+
+
+GOOD = {"name": "good", "instructions": "Good?"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"name": "x", "options": []}, r"questions\[1\] \('x'\) has no options"),
+        ({"name": "x", "options": ["a"]}, r"questions\[1\] \('x'\) has one option"),
+        ({"name": "x", "options": ["a", "a"]}, r"questions\[1\] \('x'\) has the option 'a' twice"),
+        ({"name": "x", "options": ["a", " "]}, r"questions\[1\] \('x'\) has an option with an em"),
+        (
+            {"name": "x", "options": ["a", {"label": "b", "descripton": "c"}]},
+            r"questions\[1\] \('x'\): unknown key 'descripton' of an option. Did you mean 'descri",
+        ),
+        ({"name": "x", "optoins": ["a"]}, r"questions\[1\] \('x'\): unknown key 'optoins'"),
+        ({"name": "x", "type": "chioce"}, r"questions\[1\] \('x'\): there is no type 'chioce'"),
+        ({"name": "x", "type": "score"}, r"questions\[1\] \('x'\): a score needs levels"),
+        ({"name": "x", "low": 3, "high": 1}, r"questions\[1\] \('x'\): a score needs levels"),
+        ({"name": "x", "instructions": 3}, r"questions\[1\] \('x'\): Expected `str`"),
+        ({"name": "x", "options": ["a", 1]}, r"questions\[1\] \('x'\) has values of several kinds"),
+        (
+            {"name": "x", "options": [{"label": "a", "value": "b"}, "b"]},
+            r"questions\[1\] \('x'\) has two options with the value 'b'",
+        ),
+        ({"instructions": "Is it?"}, r"questions\[1\] has no name"),
+        (GOOD, r"questions\[1\] \('good'\) has the name of an earlier one"),
+        ("Is it?", r"questions\[1\] must be a mapping"),
+    ],
+)
+def test_a_bad_question_is_named(bad, why):
+    with pytest.raises(ConfigError, match=why):
+        read([GOOD, bad])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"decide": []}, "there are no questions"),
+        ({"decide": {}}, "there are no questions"),
+        ({"decide": 3}, "must be questions, or the path"),
+        ({"decide": {"questions": [GOOD], "claibration": "c"}}, "unknown key 'claibration'"),
+        ({"decide": [{**GOOD, "name": f"q{n}"} for n in range(401)]}, "1 to 400 questions"),
+        ({"choices": "a"}, r"questions\[0\] \('choice'\) has one option"),
+        ({"keep": " "}, "must be a question"),
+        ({"threshold": 0.5}, "is that of a filter"),
+        ({"decide": [GOOD], "threshold": 0.5}, "is that of a filter"),
+    ],
+)
+def test_bad_options(options, why):
+    with pytest.raises(ConfigError, match=why):
+        read(**options)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(tmp_path / "no.yaml")

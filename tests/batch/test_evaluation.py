@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from penstock.batch.evaluation import Evaluation, aevaluate, compared, load
+from penstock.errors import ConfigError, InputError
+
+
+def scores(right, wrong):
+    return Evaluation("exact", [1.0] * right + [0.0] * wrong)
+
+
+def test_a_mean_has_its_interval():
+    found = scores(80, 20)
+    assert found.mean == 0.8
+    assert found.interval == pytest.approx((0.7112, 0.8666), abs=1e-3)  # Wilson's
+    assert scores(10, 0).interval == pytest.approx((0.7225, 1.0), abs=1e-3)
+    assert str(found) == "exact: 0.800 (95 %: 0.711 to 0.867), 100 rows"
+
+
+def test_two_evaluations_are_compared_row_by_row():
+    before = Evaluation("exact", [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0] + [1.0] * 13)
+    after = Evaluation("exact", [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0] + [1.0] * 13)
+    found = compared(before, after)
+    assert (found.rows, found.better, found.worse) == (20, 6, 1)
+    assert found.difference == pytest.approx(0.25)
+    assert found.p == pytest.approx(0.125)  # McNemar's, exact
+    assert found.interval[0] < found.difference < found.interval[1]
+    assert compared(after, after).p == 1.0
+    with pytest.raises(ConfigError, match="20 rows of the form 'exact'"):
+        compared(before, scores(1, 1))
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    scores(2, 1).save(tmp_path / "e.json")
+    assert load(tmp_path / "e.json") == scores(2, 1)
+    (tmp_path / "e.json").write_text("[]")
+    with pytest.raises(ConfigError, match="is no evaluation"):
+        load(tmp_path / "e.json")
+
+
+async def test_exact_answers(make_engine):
+    rows = [{"q": "a", "is": "A"}, {"q": "b", "is": "b"}, {"q": "c", "is": None}, {"p": 1}]
+    found = await aevaluate(rows, "exact", expected="is", prompt="{q}", engine=make_engine())
+    assert (found.scores, found.failed) == ([1.0, 0.0, 0.0, 0.0], 1)
+
+
+async def test_answers_that_follow_a_schema(make_engine):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    answers = {"x": {"a": 1}, "y": {"a": "1"}, "z": "no JSON"}
+    engine = make_engine(answers.__getitem__)
+    rows = [{"q": name} for name in answers]
+    found = await aevaluate(rows, "schema", schema=schema, prompt="{q}", engine=engine)
+    assert found.scores == [1.0, 0.0, 0.0]
+    assert engine.requests[0].sampling.structured is None
+
+
+async def test_choices_by_likelihood():
+    rows = [{"q": f"{n}", "is": "a"} for n in range(40)]
+    found = await aevaluate(
+        rows, "choice", expected="is", prompt="{q}", choices="a,b", model="simulated"
+    )
+    other = await aevaluate(
+        [{**row, "is": "b"} for row in rows],
+        "choice",
+        expected="is",
+        prompt="{q}",
+        choices="a,b",
+        model="simulated",
+    )
+    assert 0 < found.mean < 1
+    assert found.mean + other.mean == 1
+
+
+async def test_a_judge_of_pairs_favours_no_place():
+    rows = [{"q": f"{n}", "one": "x", "two": "y"} for n in range(10)]
+    asked = {"prompt": "{q}", "model": "simulated"}
+    found = await aevaluate(rows, "pair", pair=("one", "two"), **asked)
+    other = await aevaluate(rows, "pair", pair=("two", "one"), **asked)
+    assert found.scores == pytest.approx([1 - score for score in other.scores])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"form": "exact"}, "expected: the form 'exact' needs it"),
+        ({"form": "schema"}, "schema: the form 'schema' needs it"),
+        ({"form": "pair"}, "pair: the form 'pair' needs it"),
+        ({"form": "pair", "pair": ["a"]}, "must be two columns"),
+        ({"form": "exact", "expected": "iss"}, "no column 'iss'. Did you mean 'is'"),
+        ({"form": "choice", "expected": "is"}, "needs choices"),
+        ({"form": "exakt", "expected": "is"}, "there is no 'exakt'"),
+    ],
+)
+async def test_refused(options, why):
+    with pytest.raises(ConfigError, match=why):
+        await aevaluate([{"q": "a", "is": "b"}], prompt="{q}", model="simulated", **options)
+
+
+async def test_no_rows():
+    with pytest.raises(InputError, match="no rows"):
+        await aevaluate([], "exact", expected="is", prompt="{q}", model="simulated")
+
+
+def test_scores_are_plain_json(tmp_path):
+    scores(1, 0).save(tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["scores"] == [1.0]

@@ -1,0 +1,169 @@
+"""Decisions of the embedded engine, held against log probabilities read token by token."""
+
+import numpy as np
+import pytest
+from openvino_genai import Tokenizer as GenAITokenizer
+
+from penstock.demo import model_path
+from penstock.engines.decisions.prompts import asked
+from penstock.engines.decisions.tokens import tokenized
+from penstock.engines.decisions.trie import Shares, shares
+from penstock.engines.openvino.logits.deciding import Deciding
+from penstock.engines.openvino.logits.model import LogitModel
+from penstock.engines.openvino.logits.scoring import Logits
+from penstock.engines.openvino.logits.token_forest import groups, whole
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.engines.process import Call, Failed, Reply
+from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion
+
+OPTIONS = tuple(map(Option, ("billing", "bill", "shipping", "a technical problem")))
+QUESTIONS = (
+    ChoiceQuestion("Topic?", OPTIONS),
+    PredicateQuestion("Is it urgent?"),
+    PredicateQuestion("Is it urgent at all?"),
+    ChoiceQuestion("", OPTIONS),
+)
+TEXT = "The Solara 77 arrived broken. "
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LogitModel(str(model_path("openvino") / "openvino_model.xml"), OpenVINOOptions())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(GenAITokenizer(str(model_path("openvino"))))
+
+
+class Loaded(Logits):
+    """Stands in for `Logits`: the model is there."""
+
+    def __init__(self, model):
+        super().__init__("", OpenVINOOptions())
+        self.it = model
+        self.rested = 0
+
+    def model(self):
+        return self.it
+
+    def rest(self):
+        self.rested += 1
+
+
+def render(messages, continued):
+    return "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in messages)
+
+
+def directly(model, read):
+    """The shares of a request, each place read by itself from the first token on."""
+    found = []
+    for branch in read.branches:
+        logprobs = {}
+        for place, tokens in branch.trie.parting.items():
+            reading = model.begin()
+            ids = [*read.ids, *branch.stem, *place]
+            for start in range(0, len(ids), model.chunk):
+                reading.add(ids[start : start + model.chunk], silent=True)
+            wide = reading.after.astype(np.float64)
+            wide -= wide.max()
+            wide -= np.log(np.exp(wide).sum())
+            logprobs[place] = [wide[token] for token in tokens]
+        found.append(shares(branch.trie, logprobs))
+    return found
+
+
+def run(deciding, *requests):
+    """The answers to requests that arrive together, by their numbers, and the turns it took."""
+    for number, request in enumerate(requests):
+        texts = asked(request, render)
+        deciding.begin(Call(number, "decide", [texts, request.questions]))
+    answers: dict[int, Reply | Failed] = {}
+    turns = 0
+    while deciding.busy:
+        turns += 1
+        answers |= {one.id: one for one in deciding.turn()}
+    return answers, turns
+
+
+def check(reply, expected):
+    assert isinstance(reply, Reply)
+    found, _ = reply.value
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, Shares)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+        assert one.mass == pytest.approx(other.mass, rel=1e-3)
+        assert sum(one.probabilities) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("trees", [True, False])
+@pytest.mark.parametrize("times", [1, 40])
+def test_what_is_read_together_is_as_if_read_alone(model, tokenizer, monkeypatch, trees, times):
+    """A small input is one tree; a long one is read first, and its branches in groups."""
+    request = DecideRequest(TEXT * times, QUESTIONS)
+    read = tokenized(asked(request, render), QUESTIONS, tokenizer.encode)
+    expected = directly(model, read)
+    assert (read.size > model.chunk) is (times > 1)
+    monkeypatch.setattr(model, "takes_trees", trees)
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=False)
+    answers, _ = run(deciding, request)
+    check(answers[0], expected)
+
+
+def test_small_requests_share_a_turn_unless_alone(model, tokenizer):
+    requests = [DecideRequest(f"{TEXT}{number}", QUESTIONS[:1]) for number in range(3)]
+    each = [
+        directly(model, tokenized(asked(one, render), one.questions, tokenizer.encode))
+        for one in requests
+    ]
+    loaded = Loaded(model)
+    answers, turns = run(Deciding(loaded, tokenizer, 4096, alone=False), *requests)
+    assert (turns, loaded.rested) == (1, 1)
+    for number, expected in enumerate(each):
+        check(answers[number], expected)
+    answers, turns = run(Deciding(loaded, tokenizer, 4096, alone=True), *requests)
+    assert turns == 3
+
+
+def test_branches_that_begin_alike_share_tokens(tokenizer):
+    request = DecideRequest(TEXT, QUESTIONS)
+    read = tokenized(asked(request, render), QUESTIONS, tokenizer.encode)
+    tree = whole(read)
+    assert len(tree) < read.size
+    assert all(parent < place for place, parent in enumerate(tree.parents))
+    for group in groups(read, 64):
+        assert len(group) <= 64
+
+
+def test_a_request_that_is_given_up_is_not_answered(model, tokenizer):
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=True)
+    for number in range(2):
+        texts = asked(DecideRequest(TEXT, QUESTIONS), render)
+        deciding.begin(Call(number, "decide", [texts, QUESTIONS]))
+    deciding.abort(0)
+    (reply,) = deciding.turn()
+    assert reply.id == 1
+    assert not deciding.busy
+
+
+def test_what_does_not_fit_the_context_is_refused(model, tokenizer):
+    deciding = Deciding(Loaded(model), tokenizer, 100, alone=False)
+    texts = asked(DecideRequest(TEXT * 20, QUESTIONS), render)
+    deciding.begin(Call(5, "decide", [texts, QUESTIONS]))
+    (refused,) = deciding.turn()
+    assert isinstance(refused, Failed)
+    assert (refused.id, refused.kind) == (5, "context_length_exceeded")
+
+
+def test_a_model_that_cannot_be_read_fails_the_requests(tokenizer):
+    class Broken(Loaded):
+        def model(self):
+            raise ValueError("no such graph")
+
+    deciding = Deciding(Broken(None), tokenizer, 4096, alone=False)
+    texts = asked(DecideRequest(TEXT, QUESTIONS), render)
+    deciding.begin(Call(1, "decide", [texts, QUESTIONS]))
+    (failed,) = deciding.turn()
+    assert isinstance(failed, Failed)
+    assert not deciding.busy
