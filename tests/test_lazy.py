@@ -13,14 +13,15 @@ from penstock import lazy
 from penstock.errors import MissingExtraError, PenstockError
 
 SOURCE = Path(penstock.__file__).parent
-FACES = [path for path in sorted(SOURCE.rglob("__init__.py")) if "lazy.attach(" in path.read_text()]
+FACES = [path for path in sorted(SOURCE.rglob("*.py")) if "lazy.attach(" in path.read_text()]
 
 
 # Every face of the package: its two lists are one.
 
 
 def face_name(path: Path) -> str:
-    return ".".join(["penstock", *path.parent.relative_to(SOURCE).parts])
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(["penstock", *(part for part in parts if part != "__init__")])
 
 
 def typed_names(tree: ast.Module) -> dict[str, tuple[str, ...]]:

@@ -209,7 +209,7 @@ def _model() -> dict[str, Any]:
 
 
 def _server_class() -> Any:
-    from penstock.serve import LLMServer
+    from penstock.serve.models.server import LLMServer
 
     class Server(LLMServer):
         @classmethod

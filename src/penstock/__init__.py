@@ -8,6 +8,7 @@ from penstock import lazy
 __version__ = "0.1.0"
 
 lazy.RUNTIME_ENGINES["ray"] = "penstock.ray.engine:RayEngine"
+lazy.RUNTIME_SERVERS["ray"] = "penstock.ray.hosts:RayHosts"
 lazy.RUNTIME_DATASETS["ray"] = "penstock.ray.data:process_dataset"
 
 # Type checkers know this name; importing typing takes longer than importing this package.

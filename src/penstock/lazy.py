@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, str] = {
     "PIL": "images",
     "adlfs": "abfs",
     "aiohttp": "http",
+    "fastapi": "ray",
     "gcsfs": "gcs",
     "huggingface_hub": "hf",
     "nixl": "nixl",
@@ -32,6 +33,7 @@ EXTRAS: Mapping[str, str] = {
     "opentelemetry.exporter": "otel",
     "opentelemetry.sdk": "otel",
     "optimum": "convert",
+    "pydantic": "ray",
     "ray": "ray",
     "s3fs": "s3",
     "sglang": "sglang",
@@ -43,8 +45,12 @@ EXTRAS: Mapping[str, str] = {
 
 RUNTIME_ENGINES: dict[str, str] = {}
 """Runtime → "module:class" of the engine that spreads its replicas there; called with an engine and
-the number of replicas. The package's face fills this table and the next; batch looks names up here,
-and so knows no runtime.
+the number of replicas. The package's face fills these tables; batch and serve look names up here,
+and so know no runtime.
+"""
+RUNTIME_SERVERS: dict[str, str] = {}
+"""Runtime → "module:class" with what servers and ingresses in Ray's form need of it, where its
+package is loaded: `penstock.serve.compat.hosts.Hosts`.
 """
 RUNTIME_DATASETS: dict[str, str] = {}
 """Package of a data set's type → "module:function" that runs a processor over it in place."""

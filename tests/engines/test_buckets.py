@@ -14,7 +14,7 @@ from penstock.engines.model_files import copy_files, local_source, model_for
 from penstock.engines.openvino.model_source import find_model
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError
 from penstock.llm_config import LLMConfig
-from penstock.serve import LLMServer
+from penstock.serve.models.server import LLMServer
 
 
 @pytest.fixture(autouse=True)

@@ -279,12 +279,18 @@ async def _serve(
     tls: Tls | None,
 ) -> None:
     from penstock.garbage import collect_seldom_from_now
-    from penstock.serve.api.ingress import OpenAiIngress
+    from penstock.serve.api.ingress import made_ingress
     from penstock.serve.http_server import HttpServer, address
     from penstock.serve.models.local import build_local_handles
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
-    app = OpenAiIngress(handles, lora_paths=args.lora_paths, settings=settings)
+    app = made_ingress(
+        args.ingress_cls_config,
+        handles,
+        args.llm_configs,
+        lora_paths=args.lora_paths,
+        settings=settings,
+    )
     url = address(listening, tls=tls is not None)
     collect_seldom_from_now()
     await HttpServer(app, listening, tls=tls).run(
@@ -356,7 +362,7 @@ def _args(
                 model,
             )
         if runtime == "local":
-            for name in ("ingress_cls_config", "ingress_deployment_config", "listen"):
+            for name in ("ingress_deployment_config", "listen"):
                 if getattr(args, name):
                     _log.warning(
                         "%s: the local runtime has an ingress of its own, and passes over %s",

@@ -19,13 +19,15 @@ from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig, parallelism
-from penstock.ray.deployments import LLMIngress, LLMReplica
+from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
-from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.api.ingress import OpenAiIngress, ingress_class
+from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.placement import deployment_options, joined_environments
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard
+from penstock.serve.models.server import LLMServer as OwnServer
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 _log = logging.getLogger(__name__)
@@ -59,18 +61,24 @@ def build_deployment(
     Replicas listen on `replica_host`, by default the address of their node in the cluster. With
     `front`, a host and port, they also listen there for clients.
     """
+    cls = _class_of(config, deployment_cls)
+    if issubclass(cls, OwnServer):  # a server, which a replica runs
+        config, cls = replace(config, server_cls=cls), LLMReplica
+    elif name_prefix is None and cls is not LLMReplica:
+        name_prefix = f"{cls.__name__}:"
     config, beside = overridden(config, override_serve_options or {})
     if config.llm_engine is None:
         _log.info(
             "model '%s' runs on %s: %s", config.model_id, config.engine_name, config.engine_reason
         )
-    options = {**serve_options(config), **beside}
+    chosen = cls if issubclass(cls, LLMServer) and cls is not LLMReplica else None
+    options = {**serve_options(config, chosen), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = (
         beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     )
     deployment = _deployment(
-        deployment_cls or LLMReplica,
+        as_replica(cls),
         options,
         "override_serve_options" if beside else "deployment_config",
     )
@@ -92,6 +100,27 @@ def build_deployment(
     return deployment.bind(llm_config=config, **{**about, **(bind_kwargs or {})})
 
 
+def _class_of(config: LLMConfig, deployment_cls: type | None) -> type:
+    """The class of a model's replicas. Raises `ConfigError` for a server of Ray's own."""
+    cls: Any = deployment_cls or config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    if cls is not None and _is_rays(cls):
+        raise ConfigError(
+            f"{cls.__name__} derives from a server of ray.serve.llm",
+            field="deployment_cls" if deployment_cls else "server_cls",
+            value=cls,
+            hint="Derive it from penstock.serve.LLMServer.",
+        )
+    if cls is None or (deployment_cls is None and not issubclass(cls, LLMServer)):
+        return LLMReplica  # which runs the server of the configuration
+    made: type = cls
+    return made
+
+
+def _is_rays(cls: type) -> bool:
+    return any(one.__module__.startswith(("ray.llm.", "ray.serve.llm")) for one in cls.__mro__)
+
+
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
     mark = secrets.token_hex(8)  # so its parts ignore other applications and earlier deployments
@@ -110,18 +139,21 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         for config in args.llm_configs
     }
     ingress = dict(args.ingress_cls_config)
-    cls, extra = ingress.pop("ingress_cls", OpenAiIngress), ingress.pop("ingress_extra_kwargs", {})
-    if ingress:
+    unknown = ingress.keys() - {"ingress_cls", "ingress_extra_kwargs"}
+    if unknown:
         raise ConfigError(
-            f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs",
+            f"unknown key '{min(unknown)}'. Known: ingress_cls, ingress_extra_kwargs",
             field="ingress_cls_config",
         )
+    cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
+    own = getattr(cls, "get_deployment_options", None)
     options = {
         "name": "OpenAiIngress",
         "max_ongoing_requests": UNLIMITED,
         "ray_actor_options": {"num_cpus": 0},  # the ingress mostly waits for others
         "max_surge_percent": 100,  # a new ingress listens before its predecessor stops
         **_ingress_replicas(args),
+        **(own(args.llm_configs) if own is not None else {}),
         **args.ingress_deployment_config,
     }
     return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
@@ -129,8 +161,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         cards,
         args.lora_paths,
         llm_configs=args.llm_configs,
-        ingress_cls=cls,
-        ingress_extra_kwargs=extra,
+        ingress_cls_config={**ingress, "ingress_cls": cls},
         mark=mark,
         settings=args.http,
         listen=args.listen_address if front is None else None,
@@ -161,9 +192,11 @@ def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConf
     return replace(config, deployment_config=deployment), beside
 
 
-def serve_options(config: LLMConfig) -> dict[str, Any]:
-    """Options for `serve.deployment`. Raises `ConfigError` for an unknown routing policy."""
-    cls: Any = config.server_cls
+def serve_options(config: LLMConfig, cls: Any = None) -> dict[str, Any]:
+    """Options for `serve.deployment` of a class of servers (default: the configuration's). Raises
+    `ConfigError` for an unknown routing policy.
+    """
+    cls = cls or config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
     options: dict[str, Any] = (
         deployment_options(config) if cls is None else cls.get_deployment_options(config)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         served_model as served_model,
     )
     from penstock.serve.api.ingress import OpenAiIngress as OpenAiIngress
+    from penstock.serve.compat.server import LLMServer as LLMServer
     from penstock.serve.config.serving_args import (
         LLMServingArgs as LLMServingArgs,
         PDServingArgs as PDServingArgs,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         ModelHandle as ModelHandle,
         ModelState as ModelState,
     )
-    from penstock.serve.models.server import LLMServer as LLMServer
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
@@ -54,7 +54,7 @@ else:
             ),
             "penstock.serve.models.data_parallel": ("DPServer",),
             "penstock.serve.models.handle": ("ModelCard", "ModelHandle", "ModelState"),
-            "penstock.serve.models.server": ("LLMServer",),
+            "penstock.serve.compat.server": ("LLMServer",),
             "penstock.serve.config.serving_args": (
                 "LLMServingArgs",
                 "PDServingArgs",

@@ -239,8 +239,12 @@ def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
         if model_source == demo.MODEL_NAME
         else {}
     )
-    cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
-    return AdapterStore(config.lora_config, cache, given)
+    return AdapterStore(config.lora_config, adapter_cache(), given)
+
+
+def adapter_cache() -> AdapterCache:
+    """The local copies of adapters, of all models."""
+    return AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
 
 
 def _files(location: str) -> tuple[Any, dict[str, Any]]:

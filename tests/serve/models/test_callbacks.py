@@ -53,7 +53,7 @@ def server():
 async def test_hooks_run_around_every_start_in_their_order(server):
     one = server(callback_kwargs={"note": "hi"})
     await one.start()
-    around = [("before", False), ("download", False), ("after", True)]
+    around = [("before", False), ("download", False), ("after", False)]
     assert Hooks.said == [("m", True, "hi"), *around]
     one.engine.silent_deaths = 1
     assert await texts(one.chat(ASK)) == "ab"

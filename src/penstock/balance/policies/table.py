@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
 from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin, SessionAffinity
 from penstock.balance.policies.prefix import KVAware, PrefixAware
+from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig
 
@@ -50,24 +53,57 @@ FIELD = "deployment_config.request_router_config"
 
 
 def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> RoutingPolicy:
-    """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
-    return make_policy(_name(config, default), f"{FIELD}.request_router_class")
+    """A new policy, as `request_router_config` says: one of ours or of Ray's by its name, or a
+    user's own class derived from `RoutingPolicy`. Raises `ConfigError`.
+    """
+    name, cls, kwargs = _chosen(config, default)
+    where = f"{FIELD}.request_router_class"
+    if cls is None and not kwargs:
+        return make_policy(name, where)
+    if cls is None and name not in POLICIES:
+        return make_policy(name, where)  # raises
+    made = cls or POLICIES[name]
+    known = inspect.signature(made).parameters
+    for key, value in kwargs.items():
+        if key not in known:
+            raise ConfigError(
+                f"the policy {name} has no option '{key}'",
+                field=f"{FIELD}.request_router_kwargs",
+                value=value,
+                hint=nearest(key, known),
+            )
+    return AdapterPreference(made(**kwargs))
 
 
 def reads_caches(config: LLMConfig) -> bool:
     """Whether the policy wants the events of the engines' caches."""
-    return _name(config, DEFAULT_POLICY) == "kv_aware"
+    return _chosen(config, DEFAULT_POLICY)[0] == "kv_aware"
 
 
-def _name(config: LLMConfig, default: str) -> str:
+def _chosen(config: LLMConfig, default: str) -> tuple[str, Any, Mapping[str, Any]]:
+    """The policy's name, its class if it is a user's, and its options."""
     given = config.deployment_config.request_router_config or {}
     if not isinstance(given, Mapping):
         raise ConfigError("must be a mapping", field=FIELD, value=given)
-    name = given.get("request_router_class") or default
-    if not isinstance(name, str):
-        name = getattr(name, "__name__", repr(name))
-    name = name.replace(":", ".").rpartition(".")[2]
-    return RAY_NAMES.get(name, name)
+    kwargs = given.get("request_router_kwargs") or {}
+    cls = given.get("request_router_class") or default
+    where = f"{FIELD}.request_router_class"
+    if isinstance(cls, str):
+        module, _, name = cls.replace(":", ".").rpartition(".")
+        if not module or module.partition(".")[0] in ("ray", "penstock"):
+            return RAY_NAMES.get(name, name), None, kwargs
+        cls = import_object(cls, where)
+    name = getattr(cls, "__name__", repr(cls))
+    if RoutingPolicy in getattr(cls, "__mro__", ()):
+        return name, cls, kwargs
+    if getattr(cls, "__module__", "").partition(".")[0] in ("ray", "penstock"):
+        return RAY_NAMES.get(name, name), None, kwargs
+    raise ConfigError(
+        f"nothing would call the router {name}",
+        field=where,
+        value=cls,
+        hint="Derive it from penstock.serve.request_router.RoutingPolicy.",
+    )
 
 
 SLACK = 8

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from typing import Any
 
 from msgspec.structs import replace
 from starlette.datastructures import Headers
@@ -14,7 +15,9 @@ from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
+from penstock.config import import_object
 from penstock.errors import ConfigError, RequestError, ShuttingDownError, UnsupportedError
+from penstock.llm_config import LLMConfig
 from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_admin, check_not_cross_site, check_user, rank_of
 from penstock.serve.api.background import BackgroundRuns
@@ -43,10 +46,17 @@ class IngressApp:
     it through `ingress`.
 
     The application neither starts nor stops models. If the models run elsewhere, it forwards
-    requests unchanged. `more` are further endpoints.
+    requests unchanged. `more` are further endpoints. `inside` gives what answers requests in place
+    of the router, whose own endpoints it may call.
     """
 
-    def __init__(self, ingress: IngressState, more: Iterable[Endpoint] = ()) -> None:
+    def __init__(
+        self,
+        ingress: IngressState,
+        more: Iterable[Endpoint] = (),
+        *,
+        inside: Callable[[ASGIApp], ASGIApp] | None = None,
+    ) -> None:
         self.ingress = ingress
         settings = ingress.settings
         endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *more)
@@ -66,8 +76,9 @@ class IngressApp:
         if settings.engine_app is not None:
             own = EngineApp(ingress.models, settings.engine_app)
             routes.append(Mount(settings.engine_app, own))
+        router: ASGIApp = Router(routes, redirect_slashes=False)
         app: ASGIApp = ExchangeMiddleware(
-            Router(routes, redirect_slashes=False),
+            router if inside is None else inside(router),
             ingress,
             routes,
             frozenset(one.path for one in endpoints if one.public),
@@ -102,8 +113,8 @@ def _methods(routes: Iterable[BaseRoute], scope: Scope) -> str:
 
 
 class OpenAiIngress(IngressApp):
-    """The ingress of models by their ids. Classes for `ingress_cls_config` derive from it; they are
-    called with `ingress_extra_kwargs` too.
+    """The ingress of models by their ids. Classes for `ingress_cls_config` may derive from it; they
+    are called with `ingress_extra_kwargs` too. `penstock.serve.ingress.OpenAiIngress` is Ray's.
 
     `model_cards` has facts that handles lack; `lora_paths` names models with adapters on demand.
     """
@@ -121,6 +132,68 @@ class OpenAiIngress(IngressApp):
                 ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()
             )
         )
+
+
+RAYS_METHODS = (
+    *("models", "model_data", "model", "chat", "completions", "embeddings", "transcriptions"),
+    *("score", "tokenize", "detokenize"),
+)
+"""The methods of `ray.serve.llm`'s ingress, which nothing calls in an `OpenAiIngress`."""
+_RAYS_FORM = "Derive it from penstock.serve.ingress.OpenAiIngress, which has Ray's methods."
+
+
+def ingress_class(given: Any) -> Any:
+    """The class of an ingress: derived from `OpenAiIngress`, or in Ray's form. `given` is it or its
+    import path. Raises `ConfigError` for any other, and for one whose methods would be ignored.
+    """
+    where = "ingress_cls_config.ingress_cls"
+    cls = import_object(given, where) if isinstance(given, str) else given
+    cls = getattr(cls, "undeployed", cls)
+    if not isinstance(cls, type):
+        raise ConfigError("must be a class", field=where, value=given)
+    if hasattr(cls, "in_front_of"):
+        return cls
+    if not issubclass(cls, OpenAiIngress):
+        raise ConfigError(
+            f"{cls.__name__} is no ingress of Penstock's",
+            field=where,
+            value=given,
+            hint=_RAYS_FORM,
+        )
+    for name in RAYS_METHODS:
+        if hasattr(cls, name):
+            raise ConfigError(
+                f"nothing calls {cls.__name__}.{name}",
+                field=where,
+                value=given,
+                hint=_RAYS_FORM,
+            )
+    return cls
+
+
+def made_ingress(
+    config: Mapping[str, Any],
+    models: Mapping[str, ModelHandle],
+    llm_configs: Iterable[LLMConfig],
+    cards: Mapping[str, ModelCard] | None = None,
+    lora_paths: Mapping[str, str] | None = None,
+    *,
+    settings: HttpSettings,
+    deployments: Mapping[str, Any] | None = None,
+) -> IngressApp:
+    """The ingress that `ingress_cls_config` asks for. `deployments` are the handles of the runtime
+    for a class in Ray's form. Raises `ConfigError`.
+    """
+    cls = ingress_class(config.get("ingress_cls") or OpenAiIngress)
+    extra = config.get("ingress_extra_kwargs") or {}
+    front = getattr(cls, "in_front_of", None)
+    if front is not None:
+        app: IngressApp = front(
+            models, llm_configs, lora_paths, settings, extra, deployments or models
+        )
+        return app
+    app = cls(models, cards, lora_paths, settings=settings, **extra)
+    return app
 
 
 class ExchangeMiddleware:

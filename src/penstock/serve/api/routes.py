@@ -212,7 +212,7 @@ _ACTIONS = (
 )
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
-        Endpoint("POST", f"/{path}", control.act(name), forms=(control.ControlBody,), admin=True)
+        Endpoint("POST", f"/{path}", control.act(name), forms=(control.form_of(name),), admin=True)
         for path, name in (*zip(_ACTIONS, _ACTIONS, strict=True), ("wake_up", "wakeup"))
     ),
     *(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,6 +21,7 @@ from penstock.engines.tasks import Operations, PauseMode
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
+    EngineTimeoutError,
     PenstockError,
     RequestError,
     UnavailableError,
@@ -44,17 +45,21 @@ class SleepOptions(Struct, frozen=True):
 
 
 class PauseOptions(Struct, frozen=True):
-    """ "wait" lets requests under way finish, "abort" ends them, "keep" holds them."""
+    """ "wait" lets requests under way finish, "abort" ends them, "keep" holds them. `clear_cache`
+    empties the prefix cache then, if the engine has one; not with "keep".
+    """
 
     mode: PauseMode = "wait"
+    clear_cache: bool = False
 
 
 class RpcOptions(Struct, frozen=True):
-    """`method` of every worker, with `args` and `kwargs`."""
+    """`method` of every worker, with `args` and `kwargs`, within `timeout` seconds."""
 
     method: str
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
+    timeout: Annotated[float, Meta(gt=0)] | None = None
 
 
 class LoadAdapterOptions(Struct, frozen=True):
@@ -154,7 +159,7 @@ class ControlPlane(Operations):
         """Whether the model was put to sleep."""
         return self.asleep
 
-    async def pause(self, mode: PauseMode = "wait") -> None:
+    async def pause(self, mode: PauseMode = "wait", clear_cache: bool = False) -> None:
         """Let new requests wait. Returns when none is under way any more, with "keep" at once."""
         self.paused = mode
         self.admission.close()
@@ -169,6 +174,8 @@ class ControlPlane(Operations):
                 stream.hold()
         if mode != "keep":
             await self.admission.drained()
+            if clear_cache and self.has("reset_prefix_cache"):
+                await self.reset_prefix_cache()
 
     async def resume(self) -> None:
         self.paused = None
@@ -183,6 +190,22 @@ class ControlPlane(Operations):
     async def is_paused(self) -> bool:
         """Whether the model was paused."""
         return self.paused is not None
+
+    async def collective_rpc(
+        self,
+        method: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # its name in Ray's and vLLM's API
+    ) -> Any:
+        """Call a method on every worker of the engine. Raises `EngineTimeoutError` after `timeout`
+        seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await super().collective_rpc(method, args, kwargs)
+        except TimeoutError:
+            raise EngineTimeoutError(f"{method} took longer than {timeout:g} s") from None
 
     async def control(self, operation: str, **options: Any) -> Any:
         """Let the engine do an operation in which the server has no part."""

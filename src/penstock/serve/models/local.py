@@ -192,6 +192,7 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
     """The class of the server that a configuration names. Raises `ConfigError`."""
     given = config.server_cls
     cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
+    cls = getattr(cls, "own_server_cls", cls) or LLMServer  # that of a server in Ray's form
     if not isinstance(cls, type) or not issubclass(cls, LLMServer):
         raise ConfigError(
             "must be a subclass of penstock.serve.LLMServer",
@@ -205,6 +206,14 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
             hint="PDServingArgs makes a pair.",
         )
     return cls
+
+
+def _handle(config: LLMConfig, model: LocalModel) -> ModelHandle:
+    """The model, behind its users' own server in Ray's form if it has one."""
+    cls = config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    around = getattr(cls, "around", None)
+    return model if around is None else around(model)
 
 
 def passed_over(config: LLMConfig) -> list[str]:
@@ -255,7 +264,7 @@ def build_local_handles(
                 config.engine_reason,
             )
         try:
-            handles[config.model_id] = LocalModel(config, budget)
+            handles[config.model_id] = _handle(config, LocalModel(config, budget))
         except ConfigError as error:
             raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
         for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):

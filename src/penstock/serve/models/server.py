@@ -342,10 +342,12 @@ class LLMServer(Tasks, ControlPlane):
             )
         self._adapters.forget_missing()
         await self._callbacks.run("on_before_node_init")
-        await self._callbacks.run("on_before_download_model_files_distributed")
-        mirror = self.llm_config.model_loading_config.mirror
-        for part in mirror.extra_files if mirror is not None else ():
-            await asyncio.to_thread(copy_files, part.bucket_uri, part.destination_path)
+        if self._callbacks.run_init_node:
+            await self._callbacks.run("on_before_download_model_files_distributed")
+            mirror = self.llm_config.model_loading_config.mirror
+            for part in mirror.extra_files if mirror is not None else ():
+                await asyncio.to_thread(copy_files, part.bucket_uri, part.destination_path)
+        await self._callbacks.run("on_after_node_init")
 
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests
@@ -353,7 +355,6 @@ class LLMServer(Tasks, ControlPlane):
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
         await self._adapters.reapply()
-        await self._callbacks.run("on_after_node_init")
 
     def _on_change(self) -> None:
         supervisor = self.supervisor
@@ -372,10 +373,12 @@ class LLMServer(Tasks, ControlPlane):
 class Callbacks:
     """The user's hooks of `callback_config` around each start of an engine.
 
-    `on_before_node_init` runs first, `on_before_download_model_files_distributed` right before the
-    engine reads its model, `on_after_node_init` when it runs, before the first request. The class
-    has those it needs, plain or async. It is made with `llm_config`, `raise_error_on_callback` and
-    the configured `callback_kwargs`. Raises `ConfigError` where that cannot be.
+    `on_before_node_init` runs first, `on_before_download_model_files_distributed` before the
+    model's files are read, unless `ctx.run_init_node` is false by then, and `on_after_node_init`
+    last, before the engine starts. The class has those it needs, plain or async; one derived from
+    `penstock.serve.callbacks.CallbackBase` has all, and a `ctx` to share. It is made with
+    `llm_config`, `raise_error_on_callback`, the configured `callback_kwargs` and, where it takes
+    them, `ctx_kwargs`. Raises `ConfigError` where that cannot be.
     """
 
     def __init__(self, config: LLMConfig) -> None:
@@ -393,14 +396,20 @@ class Callbacks:
             raise ConfigError(
                 f"must be a class with one of {', '.join(HOOKS)}", field=where, value=cls
             )
+        kwargs = {**given.callback_kwargs}
+        if _takes(cls, "ctx_kwargs"):
+            kwargs["ctx_kwargs"] = {"runtime_env": config.runtime_env}
         try:
-            self._object = cls(
-                llm_config=config, raise_error_on_callback=self._raises, **given.callback_kwargs
-            )
+            self._object = cls(llm_config=config, raise_error_on_callback=self._raises, **kwargs)
         except TypeError as error:
             raise ConfigError(
                 f"{cls.__name__} cannot be made: {error}", field="callback_config"
             ) from None
+
+    @property
+    def run_init_node(self) -> bool:
+        """Whether the node is to be prepared, which a hook may switch off."""
+        return bool(getattr(getattr(self._object, "ctx", None), "run_init_node", True))
 
     async def run(self, hook: str) -> None:
         """Call a hook, if there is one; a plain one in a thread, for it may block.
@@ -425,6 +434,12 @@ class Callbacks:
             _log.error("%s", failure)
 
 
+def _takes(cls: type, name: str) -> bool:
+    """Whether a class may be called with an argument of this name."""
+    parameters = inspect.signature(cls).parameters.values()
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
+
+
 def engine_site(config: LLMConfig, role: Role) -> Site:
     """The configured site of an engine. Names of ports end as those of Ray Serve LLM do."""
     bases = {
@@ -445,9 +460,15 @@ def engine_type(config: LLMConfig) -> type[LLMEngine]:
     return cls
 
 
-def make_engine(config: LLMConfig) -> LLMEngine:
-    """The engine of a configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
-    cls = engine_type(config)
+def make_engine(config: LLMConfig, cls: Any = None) -> LLMEngine:
+    """The engine of a configuration, not started; of the class `cls`, if given, which may have the
+    form of Ray's engines. Raises `ConfigError`, `MissingExtraError`.
+    """
+    cls = cls or engine_type(config)
+    if not (isinstance(cls, type) and issubclass(cls, LLMEngine)):
+        from penstock.serve.compat.engine import FormEngine  # imported only for such a class
+
+        return FormEngine(config, cls)
     lora = config.lora_config
     needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
     options = {**needed, **config.engine_kwargs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from penstock.balance.policies.table import reads_caches
+from penstock.engines.base import LLMEngine
 from penstock.errors import EngineDeadError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig
@@ -22,7 +23,7 @@ from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.models.control import control_result
-from penstock.serve.models.handle import ModelNames
+from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import LocalModel
 from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
 from penstock.serve.replicas.messages import BLOCKS_HEADER, names_of
@@ -36,17 +37,18 @@ _log = logging.getLogger("penstock.serve")
 class ReplicaModel(LocalModel):
     """The model of one replica. It stays until its runtime ends the replica."""
 
-    def __init__(self, config: LLMConfig, replica_id: str) -> None:
+    def __init__(self, config: LLMConfig, replica_id: str, engine: LLMEngine | None = None) -> None:
         deployment = config.deployment_config
         staying = msgspec.structs.replace(
             config.autoscaling, min_replicas=1, max_replicas=1, initial_replicas=None
         )
         deployment = msgspec.structs.replace(deployment, autoscaling_config=staying)
-        super().__init__(msgspec.structs.replace(config, deployment_config=deployment))
-        self._replica_id = replica_id
+        staying_config = msgspec.structs.replace(config, deployment_config=deployment)
+        super().__init__(staying_config, engine=engine)
+        self.replica_id = replica_id
 
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [await control_result(self.server, self._replica_id, method, options)]
+        return [await control_result(self.server, self.replica_id, method, options)]
 
 
 class ReplicaApp(IngressApp):
@@ -77,7 +79,8 @@ class ReplicaServer:
     """`await start()`, then `info` says where it is; `await stop()`. Belongs to one event loop.
 
     `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is
-    the host and port where it is an ingress of its own as well.
+    the host and port where it is an ingress of its own as well. `engine` replaces the one that the
+    configuration names; `outside` gives what requests see in place of the model.
     """
 
     def __init__(
@@ -90,19 +93,22 @@ class ReplicaServer:
         settings: HttpSettings,
         desired: DesiredStore,
         front: tuple[str, int] | None = None,
+        engine: LLMEngine | None = None,
+        outside: Callable[[LocalModel], ModelHandle] | None = None,
     ) -> None:
         self.config = config
         self.id = replica_id
-        self.model = ReplicaModel(config, replica_id)
+        self.model = ReplicaModel(config, replica_id, engine)
         self.server = self.model.server
-        engine = self.server.engine
-        engine.site = msgspec.structs.replace(engine.site, host=host)
+        made = self.server.engine
+        made.site = msgspec.structs.replace(made.site, host=host)
         if reads_caches(config):
-            engine.tell_cached_blocks()
+            made.tell_cached_blocks()
         self._desired = desired
         self._state = DesiredState()
         args = LLMServingArgs(llm_configs=[config])
-        names = ModelNames({config.model_id: self.model}, None, args.lora_paths)
+        seen = self.model if outside is None else outside(self.model)
+        names = ModelNames({config.model_id: seen}, None, args.lora_paths)
         limits = msgspec.structs.replace(settings.limits, max_inflight=None)
         inner = HttpSettings(
             admin_keys=frozenset({key}),

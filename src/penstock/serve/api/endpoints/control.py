@@ -28,21 +28,41 @@ class ControlBody(Struct, kw_only=True):
     options: dict[str, Any] = field(default_factory=dict)
 
 
+class RpcBody(ControlBody, kw_only=True):
+    """Body of `POST /collective_rpc`: the options may stand beside the model, as in Ray's."""
+
+    method: str | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    timeout: float | None = None
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in ("method", "args", "kwargs", "timeout")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 def act(method: str) -> Callable[[Exchange], Awaitable[Response]]:
     """The endpoint that calls a control method: `POST` with a body, or with the options in the URL
     as in vLLM's API.
     """
 
     async def endpoint(exchange: Exchange) -> Response:
-        given = await exchange.read_json()
-        body = parse_body(ControlBody, decode_body(given, Any)) if given else ControlBody()
+        given, form = await exchange.read_json(), form_of(method)
+        body = parse_body(form, decode_body(given, Any)) if given else form()
         query = dict(exchange.request.query_params)
         model = query.pop("model", "") or body.model
         options = {name: _value(text) for name, text in query.items()}
-        return await _call(exchange, method, model, {**options, **body.options})
+        options |= {**getattr(body, "beside", {}), **body.options}
+        return await _call(exchange, method, model, options)
 
     endpoint.__doc__ = f"Call `{method}` on every replica of a model."
     return endpoint
+
+
+def form_of(method: str) -> type[ControlBody]:
+    """The form of the body that calls a control method."""
+    return RpcBody if method == "collective_rpc" else ControlBody
 
 
 def ask(method: str) -> Callable[[Exchange], Awaitable[Response]]:
@@ -124,8 +144,13 @@ async def act_here(exchange: Exchange, body: ReplicaControlBody) -> Response:
 async def _call(exchange: Exchange, method: str, model: str, options: dict[str, Any]) -> Response:
     name, results = await _results(exchange, method, model, options)
     answer: dict[str, Any] = {"model": name, "method": method, "replicas": results}
-    if method.startswith("is_"):  # as vLLM answers
-        answer[method] = bool(results) and all(one.get("result") is True for one in results)
+    if method.startswith("is_"):  # as vLLM and Ray answer
+        answer[method] = any(one.get("result") is True for one in results)
+    elif method == "collective_rpc":  # as Ray answers
+        answer["results"] = [
+            {"replica": number, "worker_results": one.get("result") or []}
+            for number, one in enumerate(results)
+        ]
     return exchange.json(answer)
 
 

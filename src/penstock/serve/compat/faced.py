@@ -1,0 +1,139 @@
+"""A model whose users' own server, in Ray's form, stands in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from penstock.engines.tasks import Batches, task_of
+from penstock.errors import ConfigError, PenstockError, UnsupportedError
+from penstock.serve.compat.forms import (
+    METHOD_OF,
+    METHODS,
+    RawRequestInfo,
+    batches_of,
+    request_for,
+    result_of,
+)
+from penstock.serve.models.control import METHODS as CONTROLS, control_failure, parse_control
+from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
+from penstock.serve.models.local import REPLICA, LocalModel
+from penstock.serve.models.server import LLMServer as OwnServer
+from penstock.types import ChatRequest, CompletionRequest
+
+
+class FacedModel(ModelHandle):
+    """A model as its ingresses see it, whose server in Ray's form overrides methods: requests and
+    operations of these go through `server_of()`, which is asked for when the first one comes.
+    """
+
+    def __init__(self, model: LocalModel, server_of: Callable[[], Any]) -> None:
+        self.model_id = model.model_id
+        self.config = model.config
+        self._model = model
+        self._server_of = server_of
+        self._making: asyncio.Task[Any] | None = None
+
+    @property
+    def server(self) -> OwnServer:
+        return self._model.server
+
+    @property
+    def engine_name(self) -> str:
+        return self._model.engine_name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self._model.aliases
+
+    def card(self) -> ModelCard:
+        return self._model.card()
+
+    def state(self) -> ModelState:
+        return self._model.state()
+
+    def engine_app(self) -> Any:
+        return self._model.engine_app()
+
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self._model.engine_metrics()
+
+    async def adapters(self) -> list[str]:
+        return await self._model.adapters()
+
+    async def start(self) -> None:
+        await self._model.start()
+        await self._face()
+
+    async def stop(self, drain_timeout_s: float = 30.0) -> None:
+        await self._model.stop(drain_timeout_s)
+
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        task, face = task_of(request), await self._face()
+        if task in overridden(type(face)):
+            batches = batches_of(self._asked(face, task, request), request.n, self._shown(face))
+        else:
+            batches = self._model.generate(request)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def answer(self, task: str, request: Any) -> Any:
+        face = await self._face()
+        if METHOD_OF.get(task, task) not in overridden(type(face)):
+            return await self._model.answer(task, request)
+        return await result_of(task, request, self._asked(face, task, request), self._shown(face))
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        face = await self._face()
+        if method not in overridden(type(face)):
+            return await self._model.control(method, options)
+        parse_control(method, options)
+        replica = getattr(self._model, "replica_id", REPLICA)
+        try:
+            result = await getattr(face, method)(**options)
+        except UnsupportedError:
+            raise
+        except PenstockError as error:
+            return [control_failure(replica, error.kind, str(error))]
+        return [{"replica": replica, "ok": True, "result": result}]
+
+    async def _face(self) -> Any:
+        if self._making is None:
+            self._making = asyncio.ensure_future(self._server_of())
+        return await asyncio.shield(self._making)
+
+    def _asked(self, face: Any, task: str, request: Any) -> Any:
+        raw = RawRequestInfo({"x-request-id": getattr(request, "request_id", "")})
+        given = request_for(task, request, self.model_id)
+        return getattr(face, METHOD_OF.get(task, task))(given, raw)
+
+    def _shown(self, face: Any) -> str:
+        return f"{type(face).__name__} of '{self.model_id}'"
+
+
+def overridden(cls: type) -> frozenset[str]:
+    """The methods for requests and operations that a user's class has of its own."""
+    found = {name for name in (*METHODS, *CONTROLS) if is_foreign(cls, name)}
+    if is_foreign(cls, "_run_request"):
+        found.update(METHODS)
+    return frozenset(found)
+
+
+def is_foreign(cls: type, name: str) -> bool:
+    """Whether a user's class, not one of ours, has this method."""
+    owner = next((one for one in cls.__mro__ if name in vars(one)), object)
+    return owner is not object and not owner.__module__.startswith("penstock.")
+
+
+def check_class(cls: type, base: type, not_called: Sequence[str]) -> None:
+    """Raise `ConfigError` for a user's class that overrides what nothing calls."""
+    for name in not_called:
+        if is_foreign(cls, name):
+            raise ConfigError(
+                f"{cls.__name__} overrides {name}, which nothing calls here. Override one of"
+                f" {', '.join(METHODS)} instead",
+                value=cls,
+            )

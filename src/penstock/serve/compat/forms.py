@@ -1,0 +1,194 @@
+"""Between Penstock's neutral requests and results and those of Ray's servers and engines.
+
+The methods of Ray's servers take a request as a pydantic model, and give strings of server-sent
+events, one response object, or an error object. What they take and give is what an HTTP server
+takes and gives, so the `remote` engine's reader and writer of OpenAI's form do the work.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import msgspec
+
+from penstock.engines.remote.answers import read_task
+from penstock.engines.remote.requests import chat_body, completion_body, task_body
+from penstock.engines.remote.stream import EventReader, StreamReader
+from penstock.engines.tasks import Batches
+from penstock.errors import EngineError, PenstockError, RequestError, by_kind
+from penstock.types import ChatRequest, CompletionRequest
+
+METHODS: Mapping[str, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+    "score": "/v1/score",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+    "transcriptions": "/v1/audio/transcriptions",
+}
+"""The methods of Ray's servers that take a request → the route of the HTTP API that answers it."""
+METHOD_OF = {"tokens": "tokenize"}
+"""Tasks that Ray's method of another name answers."""
+_PASSED_ON = ("x-session-id", "traceparent", "tracestate")
+
+
+@dataclass
+class RawRequestInfo:
+    """The headers of an HTTP request, as Ray's servers get them beside the request."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_starlette_request(cls, request: Any) -> RawRequestInfo:
+        return cls(headers=dict(request.headers))
+
+    def to_starlette_request(self) -> Any:
+        """A request with these headers and nothing else."""
+        from starlette.requests import Request
+
+        headers = [(k.lower().encode(), (v or "").encode()) for k, v in self.headers.items()]
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+        return Request({**scope, "headers": headers})
+
+    @classmethod
+    def to_starlette_request_optional(cls, raw_request_info: RawRequestInfo | None = None) -> Any:
+        return None if raw_request_info is None else raw_request_info.to_starlette_request()
+
+
+def is_neutral(request: Any) -> TypeGuard[msgspec.Struct | str | list[int]]:
+    """Whether a request has Penstock's own form."""
+    return isinstance(request, (msgspec.Struct, str, list))
+
+
+def body_of(request: Any) -> dict[str, Any]:
+    """The fields that a request was given: of a mapping or a pydantic model, Ray's and vLLM's too.
+
+    Raises `RequestError` for anything else.
+    """
+    if isinstance(request, Mapping):
+        return dict(request)
+    if hasattr(request, "model_dump"):
+        body: dict[str, Any] = request.model_dump(mode="json", exclude_unset=True)
+        return body
+    raise RequestError(f"a request is a mapping or a model, not a {type(request).__name__}")
+
+
+def headers_of(raw: Any, request_id: str | None) -> list[tuple[str, str]]:
+    """The headers for the HTTP API of a request with these, as `RawRequestInfo` or nothing."""
+    given = {name.lower(): value for name, value in (raw.headers if raw else {}).items()}
+    headers = [(name, given[name]) for name in _PASSED_ON if name in given]
+    if id := request_id or given.get("x-request-id"):
+        headers.append(("x-request-id", id))
+    return headers
+
+
+def request_for(task: str, request: Any, model: str) -> Any:
+    """A neutral request as the pydantic model for the method of its task."""
+    from penstock.serve.compat import models  # needs pydantic, so only where it is used
+
+    method = METHOD_OF.get(task, task)
+    if isinstance(request, ChatRequest):
+        body = chat_body(request, _name(request, model), "max_completion_tokens")
+    elif isinstance(request, CompletionRequest):
+        body = completion_body(request, _name(request, model))
+    elif task == "transcriptions":
+        body = {"model": model, "file": request.audio, **task_body(task, request, "penstock")}
+    else:
+        body = {"model": model, **task_body(task, request, "penstock")}
+    if body.get("stream"):
+        body["stream_options"] = {"include_usage": True}  # a stream has its usage only then
+    form = models.REQUESTS[method]
+    if method == "tokenize" and "messages" in body:
+        form = models.TokenizeChatRequest
+    if id := getattr(request, "request_id", ""):
+        body["request_id"] = id
+    return form(**body)
+
+
+def _name(request: ChatRequest | CompletionRequest, model: str) -> str:
+    return model if request.adapter is None else f"{model}:{request.adapter}"
+
+
+async def items(answer: Any) -> AsyncGenerator[Any, None]:
+    """What a method of Ray's form gives, one by one: it is a generator, or a coroutine of one or
+    of a result.
+    """
+    if inspect.isawaitable(answer):
+        answer = await answer
+    if not hasattr(answer, "__aiter__"):
+        yield answer
+        return
+    async with aclosing(answer):
+        async for item in answer:
+            yield item
+
+
+async def batches_of(answer: Any, n: int, where: str) -> Batches:
+    """The deltas of an answer in Ray's form, to a request for `n` answers. Raises the error that it
+    has; `where` calls its author.
+    """
+    reader, events = StreamReader(n, where), EventReader()
+    async with aclosing(items(answer)) as given:
+        async for item in given:
+            for one in item if isinstance(item, list) else [item]:
+                if isinstance(one, str):
+                    deltas = reader.feed(events.feed(one.encode()))
+                    if events.error and not reader.ended:
+                        reader.fail(events.error)
+                else:
+                    deltas = reader.whole(json_of(one))
+                if deltas:
+                    yield deltas
+    if not reader.ended and (deltas := reader.close(events.stray)):
+        yield deltas
+
+
+async def result_of(task: str, request: Any, answer: Any, where: str) -> Any:
+    """The result of a task that does not stream. Raises the error that the answer has instead."""
+    async with aclosing(items(answer)) as given:
+        async for item in given:
+            return read_task(task, request, json_of(item), where)
+    raise EngineError(f"{where} gave no answer")
+
+
+def json_of(response: Any) -> bytes:
+    """A response object as JSON. Raises the error that it stands for."""
+    if hasattr(response, "model_dump_json"):
+        body: bytes = response.model_dump_json().encode()
+    else:
+        body = json.dumps(response).encode()
+    error = getattr(response, "error", None)
+    if error is None and isinstance(response, Mapping):
+        error = response.get("error")
+    if error is not None:
+        raise _error(error if isinstance(error, Mapping) else error.model_dump())
+    return body
+
+
+def _error(given: Mapping[str, Any]) -> PenstockError:
+    """The error in Ray's form: `code` is the HTTP status."""
+    message, code = str(given.get("message", "")), given.get("code")
+    if isinstance(code, str) and not code.isdecimal():
+        return by_kind(code, message, given.get("param"))
+    status = int(code or 500)
+    error = RequestError(message) if 400 <= status < 500 else EngineError(message)
+    error.status, error.param = status, given.get("param")
+    return error
+
+
+def multipart(fields: Mapping[str, str], file: bytes) -> tuple[str, bytes]:
+    """The content type and the body of a form with one file."""
+    boundary = "penstock-form-boundary"
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    head = 'Content-Disposition: form-data; name="file"; filename="audio"\r\n\r\n'
+    parts += [f"--{boundary}\r\n{head}".encode(), file, f"\r\n--{boundary}--\r\n".encode()]
+    return f"multipart/form-data; boundary={boundary}", b"".join(parts)

@@ -1,0 +1,340 @@
+"""Requests and responses as pydantic models, with the names of `ray.serve.llm`.
+
+They are open: a field that Penstock does not know travels as it is, and the form of the HTTP API
+checks what it says. So `ChatCompletionRequest(...)` takes whatever `/v1/chat/completions` takes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from penstock.errors import PenstockError
+from penstock.openai.extensions import DetokenizeBody, ScoreBody, TokenizeBody
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.responses import error_body
+
+if TYPE_CHECKING:
+    from penstock.llm_config import LLMConfig
+
+
+class Open(BaseModel):
+    """A model that keeps fields it does not declare."""
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True, protected_namespaces=())
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+@cache
+def _defaults(form: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        one.name: None if one.default is msgspec.NODEFAULT else one.default
+        for one in msgspec.structs.fields(form)
+    }
+
+
+class Request(Open):
+    """A request; fields of `form` that it does not have read as their defaults."""
+
+    form: ClassVar[type[msgspec.Struct]]
+    model: str | None = None
+    request_id: str = Field(default_factory=_new_id)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                defaults = _defaults(type(self).form)
+                if name not in defaults:
+                    raise
+                return defaults[name]
+
+
+class ChatCompletionRequest(Request):
+    form = ChatBody
+    messages: list[dict[str, Any]]
+    stream: bool | None = False
+
+
+class CompletionRequest(Request):
+    form = CompletionBody
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    stream: bool | None = False
+
+
+class EmbeddingCompletionRequest(Request):
+    form = EmbeddingBody
+    input: str | list[str] | list[int] | list[list[int]]
+
+
+class EmbeddingChatRequest(Request):
+    """Embeddings of a conversation, which the API refuses."""
+
+    form = EmbeddingBody
+    messages: list[dict[str, Any]]
+
+
+EmbeddingRequest = EmbeddingCompletionRequest | EmbeddingChatRequest
+
+
+class ScoreRequest(Request):
+    form = ScoreBody
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+
+class TokenizeCompletionRequest(Request):
+    form = TokenizeBody
+    prompt: str
+
+
+class TokenizeChatRequest(Request):
+    form = TokenizeBody
+    messages: list[dict[str, Any]]
+
+
+TokenizeRequest = TokenizeCompletionRequest | TokenizeChatRequest
+
+
+class DetokenizeRequest(Request):
+    form = DetokenizeBody
+    tokens: list[int]
+
+
+class TranscriptionRequest(Open):
+    """`file` is the sound: bytes, a file, or an upload of Starlette's."""
+
+    file: Any
+    model: str | None = None
+    language: str | None = None
+    prompt: str = ""
+    response_format: str = "json"
+    temperature: float = 0.0
+    stream: bool | None = False
+    max_tokens: int | None = None
+    request_id: str = Field(default_factory=_new_id)
+
+
+# Responses
+class UsageInfo(Open):
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class FunctionCall(Open):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(Open):
+    id: str | None = None
+    type: str | None = "function"
+    function: FunctionCall = Field(default_factory=FunctionCall)
+
+
+class ChatMessage(Open):
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+
+
+class ChatCompletionResponseChoice(Open):
+    index: int = 0
+    message: ChatMessage
+    logprobs: Any = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Response(Open):
+    id: str = ""
+    object: str = ""
+    created: int = 0
+    model: str = ""
+    usage: UsageInfo | None = None
+
+
+class ChatCompletionResponse(Response):
+    choices: list[ChatCompletionResponseChoice]
+
+
+class ChatCompletionStreamChoice(Open):
+    index: int = 0
+    delta: ChatMessage
+    logprobs: Any = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class ChatCompletionStreamResponse(Response):
+    choices: list[ChatCompletionStreamChoice]
+
+
+class CompletionChoice(Open):
+    index: int = 0
+    text: str = ""
+    logprobs: Any = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class CompletionResponse(Response):
+    choices: list[CompletionChoice]
+
+
+class CompletionStreamResponse(Response):
+    choices: list[CompletionChoice]
+
+
+class EmbeddingData(Open):
+    index: int = 0
+    object: str = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(Response):
+    data: list[EmbeddingData]
+
+
+class ScoreData(Open):
+    index: int = 0
+    object: str = "score"
+    score: float
+
+
+class ScoreResponse(Response):
+    data: list[ScoreData]
+
+
+class TokenizeResponse(Open):
+    count: int
+    max_model_len: int | None = None
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeResponse(Open):
+    prompt: str
+
+
+class TranscriptionResponse(Open):
+    text: str
+
+
+class TranscriptionStreamResponse(Response):
+    """Never made: transcriptions come whole."""
+
+
+class ErrorInfo(Open):
+    message: str
+    type: str = ""
+    param: str | None = None
+    code: int = 500
+
+
+class ErrorResponse(Open):
+    """`error.code` is the HTTP status."""
+
+    error: ErrorInfo
+
+
+def error_answer(error: PenstockError) -> ErrorResponse:
+    """An error as the response that Ray's servers give."""
+    return ErrorResponse(
+        error=ErrorInfo.model_validate({**error_body(error)["error"], "code": error.status})
+    )
+
+
+class OpenAIHTTPException(Exception):
+    """An error with an HTTP status; raised in a method of an ingress, it is the answer."""
+
+    def __init__(
+        self,
+        status_code: int,
+        message: str,
+        type: str = "Unknown",
+        internal_message: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.message = message
+        self.type = type
+        self.internal_message = internal_message
+
+
+# Models
+class ModelCard(Open):
+    """What `/v1/models` says of a model."""
+
+    id: str
+    object: str = "model"
+    owned_by: str = "penstock"
+    permission: list[str] = Field(default_factory=list)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelList(Open):
+    data: list[ModelCard]
+    object: str = "list"
+
+
+def to_model_metadata(
+    model_id: str, model_config: LLMConfig, overrides: dict[str, Any] | None = None
+) -> ModelCard:
+    """The card of a configured model. An ingress finds the configuration in it again."""
+    length = model_config.engine_kwargs.get("max_model_len")
+    metadata = {
+        "model_id": model_config.model_id,
+        "input_modality": "text",
+        "max_request_context_length": length if isinstance(length, int) else None,
+        **(overrides or {}),
+    }
+    card = ConfiguredCard(id=model_id, metadata=metadata)
+    card._llm_config = model_config
+    return card
+
+
+class ConfiguredCard(ModelCard):
+    """A card that knows its model's configuration, which is not part of what it shows."""
+
+    _llm_config: Any = None
+
+    @property
+    def llm_config(self) -> Any:
+        return self._llm_config
+
+
+RESPONSES: dict[str, type[Open]] = {
+    "chat": ChatCompletionResponse,
+    "completions": CompletionResponse,
+    "embeddings": EmbeddingResponse,
+    "score": ScoreResponse,
+    "tokenize": TokenizeResponse,
+    "detokenize": DetokenizeResponse,
+    "transcriptions": TranscriptionResponse,
+}
+"""Method → the model of its whole answer."""
+REQUESTS: dict[str, type[Open]] = {
+    "chat": ChatCompletionRequest,
+    "completions": CompletionRequest,
+    "embeddings": EmbeddingCompletionRequest,
+    "score": ScoreRequest,
+    "tokenize": TokenizeCompletionRequest,
+    "detokenize": DetokenizeRequest,
+    "transcriptions": TranscriptionRequest,
+}
+"""Method → the model of its request."""

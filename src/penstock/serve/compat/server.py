@@ -1,0 +1,561 @@
+"""`LLMServer` with the life, methods and forms of `ray.serve.llm`'s, over Penstock's own server.
+
+It is a face: a request becomes one of the HTTP API of its own model, in this process, and what that
+answers becomes Ray's objects. A subclass may override the methods that take a request, and those of
+operators; then all requests for the model go through it, from whatever ingress they come.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import msgspec
+
+from penstock.engines.base import LLMEngine
+from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, by_kind
+from penstock.llm_config import LLMConfig
+from penstock.serve.api.exchange import IngressState
+from penstock.serve.api.ingress import IngressApp
+from penstock.serve.compat.asking import ask, scope_of
+from penstock.serve.compat.downloads import DownloadedAdapters
+from penstock.serve.compat.faced import FacedModel, check_class, overridden
+from penstock.serve.compat.forms import (
+    METHODS,
+    body_of,
+    headers_of,
+    is_neutral,
+    multipart,
+)
+from penstock.serve.compat.hosts import Given, Here, Host, hosts, settings_of
+from penstock.serve.models.control import parse_control
+from penstock.serve.models.data_parallel import DPServer as OwnDPServer
+from penstock.serve.models.handle import ModelHandle, ModelNames
+from penstock.serve.models.local import LocalModel, server_class
+from penstock.serve.models.server import LLMServer as OwnServer, make_engine
+from penstock.serve.prefill_decode import DecodeServer, PrefillServer
+from penstock.types import CompletionRequest, Sampling
+
+NOT_CALLED = (
+    *("_init_multiplex_loader", "_start_engine", "_batch_output_stream"),
+    *("_maybe_resolve_lora_from_multiplex", "_maybe_add_request_id_to_request"),
+    *("_get_batch_interval_ms", "_pd_handle_request", "_prepare_prefill_request"),
+    *("_prepare_decode_request", "_concurrent_decode", "_maybe_prewarm"),
+)
+"""Methods of Ray's servers that nothing here calls, so that a class which overrides one would be
+ignored.
+"""
+
+
+class _Awaited(type):
+    """A class with an asynchronous constructor: `await cls(…)` is a finished instance. Ray Serve
+    calls the constructor itself.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        of: Any = cls
+        if not inspect.iscoroutinefunction(of.__init__):
+            return super().__call__(*args, **kwargs)
+        return _made(of.__new__(of), *args, **kwargs)
+
+
+async def _made(instance: Any, *args: Any, **kwargs: Any) -> Any:
+    await instance.__init__(*args, **kwargs)
+    return instance
+
+
+class LLMServer(metaclass=_Awaited):
+    """One model behind the methods of Ray's servers. `await LLMServer(config)` is started;
+    `LLMServer.sync_init(config)` waits for `await start()`. `await stop()` ends it.
+
+    `engine_cls` replaces the engine: one of ours, or one of Ray's form. `model_downloader` is a
+    class like Ray's `LoraModelLoader`. A request is a pydantic model of Ray, of vLLM or of
+    `penstock.serve.openai_api_models`, or a mapping; a neutral one of `penstock.types` gives the
+    neutral results. Raises `ConfigError` for a subclass that overrides what is not called.
+    """
+
+    own_server_cls: ClassVar[type[OwnServer] | None] = None
+    """Penstock's server underneath; None for that of the configuration."""
+    _default_engine_cls: ClassVar[Any] = None
+    _host: Host | None = None
+    _about: Mapping[str, Any] = {}
+    engine: LLMEngine | None = None
+
+    if TYPE_CHECKING:  # what a call gives is awaited before it is an instance
+
+        def __await__(self) -> Generator[Any, None, Self]: ...
+
+    async def __init__(  # type: ignore[misc]  # awaited by `_Awaited`, or by Ray
+        self,
+        llm_config: LLMConfig,
+        *,
+        engine_cls: type | None = None,
+        model_downloader: type | None = None,
+    ) -> None:
+        self._init_shared(llm_config, engine_cls, model_downloader)
+        await self.start()
+
+    def _init_shared(
+        self,
+        llm_config: LLMConfig,
+        engine_cls: type | None = None,
+        model_downloader: type | None = None,
+    ) -> None:
+        check_class(type(self), LLMServer, NOT_CALLED)
+        self._llm_config = _config(llm_config)
+        self._engine_cls = engine_cls or self._get_default_engine_class()
+        self._model_downloader = model_downloader
+
+    def _get_default_engine_class(self) -> Any:
+        return self._default_engine_cls
+
+    @classmethod
+    def sync_init(
+        cls,
+        llm_config: LLMConfig,
+        *,
+        engine_cls: type | None = None,
+        model_downloader: type | None = None,
+    ) -> Any:
+        """An instance that is not started: `await start()` does it."""
+        made = cls.__new__(cls)
+        made._init_shared(llm_config, engine_cls, model_downloader)
+        return made
+
+    @classmethod
+    def around(cls, model: LocalModel) -> ModelHandle:
+        """The model as ingresses see it, where this class is its `server_cls`."""
+        return FacedModel(model, partial(cls._made_around, model))
+
+    @classmethod
+    async def _made_around(cls, model: LocalModel) -> Any:
+        made: Any = cls.__new__(cls)
+        made._host = Given(model)
+        await made.__init__(model.config)
+        return made
+
+    # Life
+    async def start(self) -> None:
+        """Load the model. Raises `EngineStartError` or `EngineTimeoutError`."""
+        if self._host is None:
+            self._host = await self._made_host()
+        model = self._host.model
+        if self._model_downloader is not None:
+            config = self._llm_config
+            model.server.store = DownloadedAdapters(config, self._model_downloader)
+        await self._host.start()
+        self.engine = model.server.engine
+        names = partial(ModelNames, lora_paths={model.model_id: ""} if self._has_lora() else {})
+        limits = msgspec.structs.replace(settings_of(self._about).limits, max_inflight=None)
+        inner = msgspec.structs.replace(
+            settings_of(self._about),
+            api_keys=frozenset(),
+            store=None,
+            engine_app=None,
+            limits=limits,
+            dev=False,
+        )
+        self._app = IngressApp(IngressState(names({model.model_id: model}), inner))
+        self._outer_names = names
+
+    async def _made_host(self) -> Host:
+        own = self._own_config(self._llm_config)
+        engine = make_engine(own, self._engine_cls) if self._engine_cls is not None else None
+        if (runtime := hosts()) is not None:
+            host: Host | None = await runtime.replica(own, engine, self._outside, self._about)
+            if host is not None:
+                return host
+        return Here(own, engine)
+
+    @classmethod
+    def _own_config(cls, config: LLMConfig) -> LLMConfig:
+        """The configuration of the server underneath."""
+        own = cls.own_server_cls
+        return config if own is None else msgspec.structs.replace(config, server_cls=own)
+
+    def _outside(self, model: LocalModel) -> ModelHandle:
+        return FacedModel(model, self._myself) if overridden(type(self)) else model
+
+    async def _myself(self) -> LLMServer:
+        return self
+
+    def _has_lora(self) -> bool:
+        return self._llm_config.lora_config is not None
+
+    async def stop(self) -> None:
+        """Take no more requests and free everything."""
+        host, self._host = self._host, None
+        if host is not None:
+            await host.stop()
+
+    def __del__(self) -> Any:
+        """Ray Serve calls this when it stops a replica, and awaits it."""
+        placed = self._host is not None and not isinstance(self._host, (Here, Given))
+        return self.stop() if placed else None
+
+    async def llm_config(self) -> LLMConfig:
+        """The configuration."""
+        return self._llm_config
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
+        """The options of `serve.deployment` for this server. Raises `ConfigError`."""
+        config = _config(llm_config)
+        check_class(cls, LLMServer, NOT_CALLED)
+        own, runtime = server_class(cls._own_config(config)), hosts()
+        if runtime is None:
+            return own.get_deployment_options(config)
+        options: dict[str, Any] = runtime.options(own, config)
+        return options
+
+    # Requests
+    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """Continue a conversation. The generator gives lists of strings, each a server-sent event,
+        if the request streams; else one `ChatCompletionResponse`. What fails is an `ErrorResponse`.
+        """
+        return await self._run_request(
+            request,
+            engine_method="chat",
+            batch_output_stream=True,
+            raw_request_info=raw_request_info,
+        )
+
+    async def completions(
+        self, request: Any, raw_request_info: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Continue a prompt; as `chat`, with a `CompletionResponse`."""
+        return await self._run_request(
+            request,
+            engine_method="completions",
+            batch_output_stream=True,
+            raw_request_info=raw_request_info,
+        )
+
+    async def embeddings(
+        self, request: Any, raw_request_info: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Gives one `EmbeddingResponse`, or an `ErrorResponse`."""
+        return await self._run_request(
+            request, engine_method="embeddings", raw_request_info=raw_request_info
+        )
+
+    async def transcriptions(
+        self, request: Any, raw_request_info: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Gives one `TranscriptionResponse`, or an `ErrorResponse`."""
+        return await self._run_request(
+            request, engine_method="transcriptions", raw_request_info=raw_request_info
+        )
+
+    async def score(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """Gives one `ScoreResponse`, or an `ErrorResponse`."""
+        return await self._run_request(
+            request, engine_method="score", raw_request_info=raw_request_info
+        )
+
+    async def tokenize(
+        self, request: Any, raw_request_info: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Gives one `TokenizeResponse`, or an `ErrorResponse`."""
+        return await self._run_request(
+            request, engine_method="tokenize", raw_request_info=raw_request_info
+        )
+
+    async def detokenize(
+        self, request: Any, raw_request_info: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Gives one `DetokenizeResponse`, or an `ErrorResponse`."""
+        return await self._run_request(
+            request, engine_method="detokenize", raw_request_info=raw_request_info
+        )
+
+    async def _run_request(
+        self,
+        request: Any,
+        *,
+        engine_method: str,
+        batch_output_stream: bool = False,
+        raw_request_info: Any = None,
+    ) -> AsyncGenerator[Any, None]:
+        if is_neutral(request):
+            return self._neutral(engine_method, request)
+        return self._answers(engine_method, request, raw_request_info, batch_output_stream)
+
+    async def _neutral(self, task: str, request: Any) -> AsyncGenerator[Any, None]:
+        server = self._started().server
+        if task in ("chat", "completions"):
+            async with aclosing(server.generate(request)) as batches:
+                async for batch in batches:
+                    for delta in batch:
+                        yield delta
+        else:
+            yield await server.answer(task, request)
+
+    async def _answers(
+        self, method: str, request: Any, raw: Any, in_lists: bool
+    ) -> AsyncGenerator[Any, None]:
+        from penstock.serve.compat import models  # needs pydantic, so only where it is used
+
+        self._started()
+        try:
+            scope, content = self._asked(method, request, raw)
+        except PenstockError as error:
+            yield models.error_answer(error)
+            return
+        answer = await ask(self._app, scope, content)
+        streams = answer.headers.get("content-type", "").startswith("text/event-stream")
+        if answer.status == 200 and streams:
+            async with aclosing(answer.parts()) as parts:
+                async for part in parts:
+                    yield [f"{event}\n\n" for event in part.decode().split("\n\n") if event]
+            return
+        body = await answer.whole()
+        if answer.status != 200:
+            given = json.loads(body)["error"]
+            told = by_kind(given["code"], given["message"], given.get("param"))
+            told.status = answer.status
+            failure = models.error_answer(told)
+            yield [failure] if in_lists and _streams(request) else failure
+        elif answer.headers.get("content-type", "").startswith("application/json"):
+            yield models.RESPONSES[method].model_validate_json(body)
+        else:  # a transcription as text or subtitles
+            yield models.TranscriptionResponse(text=body.decode())
+
+    def _asked(self, method: str, request: Any, raw: Any) -> tuple[dict[str, Any], bytes]:
+        runtime = hosts()
+        file = getattr(request, "file", None)
+        if file is None and isinstance(request, Mapping):
+            file = request.get("file")
+        if method == "transcriptions" and not isinstance(request, Mapping):
+            request = request.model_dump(exclude_unset=True)
+        body = body_of(request)
+        id = body.pop("request_id", None) or (runtime.request_id() if runtime else None)
+        if runtime is not None and (adapter := runtime.adapter()):
+            body["model"] = adapter
+        headers = headers_of(raw, id)
+        if method == "transcriptions":
+            body.pop("file", None)
+            fields = {name: str(value) for name, value in body.items() if value not in (None, "")}
+            kind, content = multipart(fields, _bytes_of(file))
+        else:
+            kind, content = "application/json", msgspec.json.encode(body)
+        headers.append(("content-type", kind))
+        return scope_of(METHODS[method], headers), content
+
+    def _started(self) -> LocalModel:
+        if self._host is None or self.engine is None:
+            raise RequestError("the server is not started: await its start()")
+        model: LocalModel = self._host.model
+        return model
+
+    # What operators ask. As in Ray, nothing happens to a server that is not started.
+    async def sleep(self, **kwargs: Any) -> None:
+        """Give the memory back: `level` (1), and `mode`, "wait" (default) or "abort"."""
+        await self._operate("sleep", kwargs)
+
+    async def wakeup(self, **kwargs: Any) -> None:
+        """Undo `sleep`. Raises `UnsupportedError` for vLLM's `tags`: the whole model wakes."""
+        if kwargs.pop("tags", None):
+            raise UnsupportedError(
+                "the whole model wakes at once, so there are no tags", param="tags"
+            )
+        await self._operate("wakeup", kwargs)
+
+    async def is_sleeping(self) -> bool:
+        """Whether the model was put to sleep."""
+        return bool(await self._operate("is_sleeping", {}))
+
+    async def pause(self, **kwargs: Any) -> None:
+        """Let new requests wait. Those under way end (`mode` "abort", as in Ray), finish ("wait")
+        or rest ("keep"). `clear_cache` (True) then empties the prefix cache, if the engine can.
+        """
+        await self._operate("pause", {"mode": "abort", "clear_cache": True, **kwargs})
+
+    async def resume(self, **kwargs: Any) -> None:
+        """Undo `pause`."""
+        await self._operate("resume", kwargs)
+
+    async def is_paused(self) -> bool:
+        """Whether the model was paused."""
+        return bool(await self._operate("is_paused", {}))
+
+    async def reset_prefix_cache(self) -> None:
+        await self._operate("reset_prefix_cache", {})
+
+    async def start_profile(self) -> None:
+        await self._operate("start_profile", {})
+
+    async def stop_profile(self) -> None:
+        """End a profile and write it."""
+        await self._operate("stop_profile", {})
+
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,  # noqa: ASYNC109  # Ray's signature
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Call a method on every worker of the engine, within `timeout` seconds. Gives one result a
+        worker.
+        """
+        options = {"method": method, "args": list(args), "kwargs": dict(kwargs or {})}
+        return list(await self._operate("collective_rpc", {**options, "timeout": timeout}) or ())
+
+    async def load_lora_adapter(
+        self, lora_name: str, lora_path: str, load_inplace: bool = False
+    ) -> None:
+        """Make an adapter known by its directory or URL, and load it."""
+        options = {"lora_name": lora_name, "lora_path": lora_path, "load_inplace": load_inplace}
+        await self._operate("load_lora_adapter", options)
+
+    async def unload_lora_adapter(self, lora_name: str) -> None:
+        """Forget an adapter."""
+        await self._operate("unload_lora_adapter", {"lora_name": lora_name})
+
+    async def _operate(self, method: str, options: Mapping[str, Any]) -> Any:
+        if self.engine is None:
+            return None
+        parsed = parse_control(method, options)
+        return await getattr(self._started().server, method)(**parsed)
+
+    async def check_health(self) -> None:
+        """Raise if the replica should be replaced. A dead engine is started again first."""
+        if self._host is None:
+            return
+        check = getattr(self._host, "check_health", None) or self._host.model.server.check_health
+        await check()
+
+    # For Ray Serve
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """The replica's address, for every handle's router."""
+        found: dict[str, Any] = await getattr(self._host, "record_replica_metadata", _nothing)()
+        return found
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The number of running and queued requests, by which Ray Serve scales."""
+        found: dict[str, float] = await getattr(self._host, "record_autoscaling_stats", _nothing)()
+        return found
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Nothing: replicas tell their ingresses themselves what they hold."""
+        return {}
+
+    async def connection(self) -> tuple[LLMConfig, str]:
+        """What a handle elsewhere in the cluster needs to send requests directly."""
+        return self._llm_config, getattr(self._host, "mark", "")
+
+    async def capabilities(self) -> Any:
+        """The capabilities of the running engine."""
+        return self._started().server.engine.capabilities
+
+    async def build_asgi_app(self) -> Any:
+        """The OpenAI-compatible API of this model, as an ASGI application."""
+        model = self._started()
+        settings = msgspec.structs.replace(settings_of(self._about), store=None)
+        names = self._outer_names({model.model_id: self._outside(model)})
+        return IngressApp(IngressState(names, settings))
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        app, runtime = await self.build_asgi_app(), hosts()
+        return app if runtime is None else runtime.at_root(app)
+
+
+class PDPrefillServer(LLMServer):
+    """The prefill side: computes prompts for a `PDDecodeServer`."""
+
+    own_server_cls = PrefillServer
+
+    async def prewarm_prefill(self, prefill_request: Any) -> dict[str, Any] | None:
+        """Compute one prompt; gives what the decode side would get, None if it fails."""
+        connector = None if self.engine is None else self.engine.connector
+        if connector is None:
+            return None
+        asked = CompletionRequest(
+            body_of(prefill_request).get("prompt") or " ",
+            Sampling(max_tokens=1, temperature=0.0),
+            stream=False,
+            kv_transfer_params=connector.request_params(),
+        )
+        try:
+            deltas = [delta async for delta in await self.completions(asked)]
+        except PenstockError:
+            return None
+        found: dict[str, Any] | None = deltas[-1].kv_transfer_params
+        return found
+
+
+class PDDecodeServer(LLMServer):
+    """The decode side: lets `prefill_server`, the deployment of a `PDPrefillServer`, compute
+    prompts, and the tokens come from its own engine.
+    """
+
+    own_server_cls = DecodeServer
+
+    async def __init__(  # type: ignore[misc]  # as above
+        self,
+        llm_config: LLMConfig,
+        *,
+        prefill_server: Any = None,
+        engine_cls: type | None = None,
+        model_downloader: type | None = None,
+    ) -> None:
+        if prefill_server is not None:
+            self._about = {**self._about, "prefill": prefill_server}
+        if not self._about.get("prefill"):
+            raise ConfigError("the decode side needs a prefill side", field="prefill_server")
+        await super().__init__(llm_config, engine_cls=engine_cls, model_downloader=model_downloader)
+
+    async def _made_host(self) -> Host:
+        host, side = await super()._made_host(), self._about["prefill"]
+        if isinstance(side, LLMServer):  # in this process
+            host.model.server.prefill = side._started()
+        return host
+
+    @classmethod
+    def _own_config(cls, config: LLMConfig) -> LLMConfig:
+        side = msgspec.structs.replace(config, server_cls=PrefillServer, prefill_config=None)
+        return msgspec.structs.replace(
+            config, server_cls=DecodeServer, prefill_config=config.prefill_config or side
+        )
+
+
+class DPServer(LLMServer):
+    """A replica is a group of `engine_kwargs.data_parallel_size` ranks, which lives and dies as a
+    whole; in Ray each rank is a replica of its own.
+    """
+
+    own_server_cls = OwnDPServer
+
+
+def _config(given: Any) -> LLMConfig:
+    if isinstance(given, LLMConfig):
+        return given
+    if hasattr(given, "model_dump"):
+        given = given.model_dump(exclude_unset=True)
+    if not isinstance(given, Mapping):
+        raise ConfigError("must be an LLMConfig, or a mapping of one", field="llm_config")
+    return LLMConfig.from_dict(given)
+
+
+def _streams(request: Any) -> bool:
+    given = request.get("stream") if isinstance(request, Mapping) else request.stream
+    return bool(given)
+
+
+def _bytes_of(file: Any) -> bytes:
+    if isinstance(file, (bytes, bytearray)):
+        return bytes(file)
+    file = getattr(file, "file", file)  # an upload of Starlette's
+    if not hasattr(file, "read"):
+        raise RequestError("file is missing", param="file")
+    content: bytes = file.read()
+    return content
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}

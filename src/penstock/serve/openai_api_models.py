@@ -1,0 +1,70 @@
+"""Requests and responses with the names of `ray.serve.llm.openai_api_models`. Needs pydantic."""
+
+from penstock import lazy
+
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.serve.compat.models import (
+        ChatCompletionRequest as ChatCompletionRequest,
+        ChatCompletionResponse as ChatCompletionResponse,
+        ChatCompletionStreamResponse as ChatCompletionStreamResponse,
+        CompletionRequest as CompletionRequest,
+        CompletionResponse as CompletionResponse,
+        CompletionStreamResponse as CompletionStreamResponse,
+        DetokenizeRequest as DetokenizeRequest,
+        DetokenizeResponse as DetokenizeResponse,
+        EmbeddingChatRequest as EmbeddingChatRequest,
+        EmbeddingCompletionRequest as EmbeddingCompletionRequest,
+        EmbeddingRequest as EmbeddingRequest,
+        EmbeddingResponse as EmbeddingResponse,
+        ErrorInfo as ErrorInfo,
+        ErrorResponse as ErrorResponse,
+        ModelCard as ModelCard,
+        ModelList as ModelList,
+        OpenAIHTTPException as OpenAIHTTPException,
+        ScoreRequest as ScoreRequest,
+        ScoreResponse as ScoreResponse,
+        TokenizeChatRequest as TokenizeChatRequest,
+        TokenizeCompletionRequest as TokenizeCompletionRequest,
+        TokenizeRequest as TokenizeRequest,
+        TokenizeResponse as TokenizeResponse,
+        TranscriptionRequest as TranscriptionRequest,
+        TranscriptionResponse as TranscriptionResponse,
+        TranscriptionStreamResponse as TranscriptionStreamResponse,
+        to_model_metadata as to_model_metadata,
+    )
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__,
+        {
+            "penstock.serve.compat.models": (
+                "ChatCompletionRequest",
+                "ChatCompletionResponse",
+                "ChatCompletionStreamResponse",
+                "CompletionRequest",
+                "CompletionResponse",
+                "CompletionStreamResponse",
+                "DetokenizeRequest",
+                "DetokenizeResponse",
+                "EmbeddingChatRequest",
+                "EmbeddingCompletionRequest",
+                "EmbeddingRequest",
+                "EmbeddingResponse",
+                "ErrorInfo",
+                "ErrorResponse",
+                "ModelCard",
+                "ModelList",
+                "OpenAIHTTPException",
+                "ScoreRequest",
+                "ScoreResponse",
+                "TokenizeChatRequest",
+                "TokenizeCompletionRequest",
+                "TokenizeRequest",
+                "TokenizeResponse",
+                "TranscriptionRequest",
+                "TranscriptionResponse",
+                "TranscriptionStreamResponse",
+                "to_model_metadata",
+            ),
+        },
+    )
