@@ -36,7 +36,7 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
     config = processor.config
     keep = config.should_continue_on_error
     beginning = Beginning(processor.preprocess, keep=keep)
-    ending = Ending(processor.postprocess, keep=keep)
+    ending = Ending(processor.postprocess, keep=keep, ray_columns=config.ray_columns)
     dataset = dataset.map_batches(
         _begin,
         fn_kwargs={"beginning": beginning},
