@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
 
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import Beginning, Ending
@@ -135,9 +138,46 @@ def _check_deployment(stage: Any) -> None:
 
 
 async def _connect(deployment: str, app: str) -> None:
-    """Register the served model in this process, where the stage looks it up."""
-    served = await served_model(serve.get_deployment_handle(deployment, app))
-    engines().put(deployment, CompleteAnswers(served), app)
+    """Register the deployment in this process, where the stage looks it up."""
+    handle = serve.get_deployment_handle(deployment, app)
+    served: Any = Deployment(handle)
+    try:
+        model = CompleteAnswers(await served_model(handle))
+    except Exception as error:
+        if "does not exist" not in str(error):  # as Ray says of a method that a user's class lacks
+            raise
+    else:
+        model.deployment = served
+        served = model
+    engines().put(deployment, served, app)
+
+
+class Deployment:
+    """The methods of a Serve deployment, each with one request."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._generators: set[str] = set()
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return partial(self._call, method)
+
+    async def _call(self, method: str, request: Any) -> Any:
+        """The method's answer, or the first that it yields. Raises what it raises."""
+        try:
+            if method not in self._generators:
+                try:
+                    return await getattr(self._handle, method).remote(request)
+                except Exception as error:  # nothing of a generator has run yet
+                    if "returned a generator" not in str(error):
+                        raise
+                    self._generators.add(method)
+            answers = getattr(self._handle.options(stream=True), method).remote(request)
+            return await anext(aiter(answers))
+        except RayTaskError as error:
+            raise error.cause from None
 
 
 # What an actor asks Ray for

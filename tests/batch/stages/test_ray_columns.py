@@ -76,7 +76,10 @@ async def test_log_probabilities_are_by_token_id_as_vllm_has_them():
 @pytest.mark.parametrize(("id", "key"), [(7, 7), (None, "a")])
 def test_an_engine_without_ids_has_them_by_text(id, key):
     token = TokenLogprob("a", -1.0, (("a", -1.0), ("b", -2.0)), id, top_ids=(7, 8) if id else ())
-    (found,) = logprobs_by_id([token])
+    made = logprobs_by_id([token])
+    assert made is not None
+    found = made[0]
+    assert found is not None
     assert found[key] == {"logprob": -1.0, "rank": None, "decoded_token": "a"}
     assert [one["decoded_token"] for one in found.values()] == ["a", "b"]
 

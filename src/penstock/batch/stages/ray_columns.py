@@ -12,6 +12,7 @@ from penstock.engines.base import LLMEngine
 from penstock.errors import UnsupportedError
 from penstock.types import ChatRequest, CompletionRequest, TokenizeRequest, TokenLogprob
 
+
 class RayColumns:
     """Ray's columns for the rows of one worker.
 
