@@ -8,20 +8,18 @@ from penstock import lazy
 
 TYPE_CHECKING = False  # known to type checkers
 if TYPE_CHECKING:
-    from penstock.batch.pipeline.builder import (
-        ProcessorBuilder as ProcessorBuilder,
-        build_processor as build_processor,
-    )
-    from penstock.batch.pipeline.configs import (
+    from penstock.batch import (
         ChatTemplateStageConfig as ChatTemplateStageConfig,
         DetokenizeStageConfig as DetokenizeStageConfig,
         HttpRequestStageConfig as HttpRequestStageConfig,
         PrepareMultimodalStageConfig as PrepareMultimodalStageConfig,
+        Processor as Processor,
+        ProcessorBuilder as ProcessorBuilder,
+        StatefulStage as StatefulStage,
         TokenizerStageConfig as TokenizerStageConfig,
+        build_processor as build_processor,
     )
-    from penstock.batch.pipeline.processor import Processor as Processor
-    from penstock.batch.stages.base import StatefulStage as StatefulStage
-    from penstock.compat.ray.processors import (
+    from penstock.compat.processors import (
         HttpRequestProcessorConfig as HttpRequestProcessorConfig,
         OpenVINOEngineProcessorConfig as OpenVINOEngineProcessorConfig,
         ProcessorConfig as ProcessorConfig,
@@ -29,36 +27,35 @@ if TYPE_CHECKING:
         SGLangEngineProcessorConfig as SGLangEngineProcessorConfig,
         vLLMEngineProcessorConfig as vLLMEngineProcessorConfig,
     )
-    from penstock.llm_config import (
+    from penstock.serve import (
         CloudMirrorConfig as CloudMirrorConfig,
         LLMConfig as LLMConfig,
+        LLMServer as LLMServer,
+        LLMServingArgs as LLMServingArgs,
         LoraConfig as LoraConfig,
         ModelLoadingConfig as ModelLoadingConfig,
-    )
-    from penstock.ray.builders import (
         build_dp_deployment as build_dp_deployment,
         build_dp_openai_app as build_dp_openai_app,
         build_llm_deployment as build_llm_deployment,
         build_openai_app as build_openai_app,
         build_pd_openai_app as build_pd_openai_app,
     )
-    from penstock.serve.config.serving_args import LLMServingArgs as LLMServingArgs
-    from penstock.serve.models.server import LLMServer as LLMServer
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
-            "penstock.batch.pipeline.builder": ("ProcessorBuilder", "build_processor"),
-            "penstock.batch.pipeline.configs": (
+            "penstock.batch": (
                 "ChatTemplateStageConfig",
                 "DetokenizeStageConfig",
                 "HttpRequestStageConfig",
                 "PrepareMultimodalStageConfig",
+                "Processor",
+                "ProcessorBuilder",
+                "StatefulStage",
                 "TokenizerStageConfig",
+                "build_processor",
             ),
-            "penstock.batch.pipeline.processor": ("Processor",),
-            "penstock.batch.stages.base": ("StatefulStage",),
-            "penstock.compat.ray.processors": (
+            "penstock.compat.processors": (
                 "HttpRequestProcessorConfig",
                 "OpenVINOEngineProcessorConfig",
                 "ProcessorConfig",
@@ -66,20 +63,18 @@ else:
                 "SGLangEngineProcessorConfig",
                 "vLLMEngineProcessorConfig",
             ),
-            "penstock.llm_config": (
+            "penstock.serve": (
                 "CloudMirrorConfig",
                 "LLMConfig",
+                "LLMServer",
+                "LLMServingArgs",
                 "LoraConfig",
                 "ModelLoadingConfig",
-            ),
-            "penstock.ray.builders": (
                 "build_dp_deployment",
                 "build_dp_openai_app",
                 "build_llm_deployment",
                 "build_openai_app",
                 "build_pd_openai_app",
             ),
-            "penstock.serve.config.serving_args": ("LLMServingArgs",),
-            "penstock.serve.models.server": ("LLMServer",),
         },
     )
