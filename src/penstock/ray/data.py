@@ -35,12 +35,16 @@ _OPTIONS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
 
 
 def process_dataset(processor: Processor, dataset: Any) -> Any:
-    """The processor's output as a lazy Ray data set. Raises `ConfigError`."""
+    """The processor's output as a lazy Ray data set. Raises `ConfigError`.
+
+    `map_batches` would warn of `max_concurrency`, and refuse GPUs without a `batch_size`; Ray's own
+    processors call what is below it, too.
+    """
     config = processor.config
     keep = config.should_continue_on_error
     beginning = Beginning(processor.preprocess, keep=keep)
     ending = Ending(processor.postprocess, keep=keep, ray_columns=config.ray_columns)
-    dataset = dataset.map_batches(
+    dataset = dataset.map_batches_internal(
         _begin,
         fn_kwargs={"beginning": beginning},
         batch_format="pyarrow",
@@ -56,13 +60,13 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
             "batch_size": config.batch_size,
             "keep": keep,
         }
-        dataset = dataset.map_batches(
+        dataset = dataset.map_batches_internal(
             StageActor,
             fn_constructor_kwargs=about,
             batch_format="pyarrow",
             **stage_options(config, stage),
         )
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         _end,
         fn_kwargs={"ending": ending},
         batch_format="pyarrow",

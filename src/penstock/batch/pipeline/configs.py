@@ -113,9 +113,8 @@ class ProcessorConfig(Options, frozen=True, kw_only=True):
 
     `batch_size` and `concurrency` are those of each stage that does not say otherwise. With
     `should_continue_on_error` a row that fails becomes an error row, and each row has the columns
-    `status` and `error`; else the first failure ends the run. `ray_columns` adds the columns that
-    `ray.data.llm` has and Penstock lacks. `accelerator_type` and `resources_per_bundle` are for
-    Ray.
+    `status` and `error`; else the first failure ends the run. `accelerator_type` and
+    `resources_per_bundle` are for Ray.
     """
 
     batch_size: Positive = 32
@@ -124,6 +123,7 @@ class ProcessorConfig(Options, frozen=True, kw_only=True):
     resources_per_bundle: dict[str, float] | None = None
     should_continue_on_error: bool = False
     ray_columns: bool = False
+    """Whether rows have the columns too that `ray.data.llm` has and Penstock lacks."""
     experimental: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
