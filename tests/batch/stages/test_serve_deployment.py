@@ -182,6 +182,24 @@ class Own:
         return "no fields"
 
 
+class AnyMethod:
+    """Has a method of any name, as a handle to another process has."""
+
+    def __getattr__(self, name):
+        return lambda request: {"called": name}
+
+
+async def test_a_handle_may_have_methods_of_any_name():
+    engines().put("llm", AnyMethod(), "app")
+    rows = [{"method": name, "request_kwargs": {}} for name in ("one", "chat", "deployment")]
+    assert [row["called"] for row in await all_of(processor()(rows))] == [
+        "one",
+        "chat",
+        "deployment",
+    ]
+    engines().remove("llm", "app")
+
+
 class Question(msgspec.Struct):
     x: int
 

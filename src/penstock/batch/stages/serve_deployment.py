@@ -74,7 +74,9 @@ class DeploymentRequests:
         """Find it. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
         # A served model has methods of its deployment beside those that reach it directly.
-        self._deployment = getattr(self._handle, "deployment", self._handle)
+        self._deployment = self._handle
+        if isinstance(self._handle, Tasks):
+            self._deployment = getattr(self._handle, "deployment", self._handle)
         if isinstance(self._handle, LLMEngine):
             supervisor = supervisor_of(self._handle)
             await self._stack.enter_async_context(supervisor.running())
