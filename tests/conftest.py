@@ -1,4 +1,6 @@
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,18 @@ import pytest
 pytest.register_assert_rewrite("penstock.testing")
 
 MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / ".models")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A command that a test calls sets up the logs of the whole process."""
+    loggers = [logging.getLogger(name) for name in ("penstock", "uvicorn")]
+    before = [(one, one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    for one, handlers, propagate, level in before:
+        one.handlers, one.propagate = handlers, propagate
+        if one.level != level:
+            one.setLevel(level)
 
 
 def real_model(pattern):
