@@ -191,7 +191,9 @@ class AnyMethod:
 
 async def test_a_handle_may_have_methods_of_any_name():
     engines().put("llm", AnyMethod(), "app")
-    rows = [{"method": name, "request_kwargs": {}} for name in ("one", "chat", "deployment")]
+    rows: list[dict] = [
+        {"method": name, "request_kwargs": {}} for name in ("one", "chat", "deployment")
+    ]
     assert [row["called"] for row in await all_of(processor()(rows))] == [
         "one",
         "chat",
