@@ -224,11 +224,11 @@ def table(names: Mapping[str, Any]) -> str:
             ours = ours_of(module, name)
             computed = Verdict("missing", "not there") if ours is None else compared(about, ours)
             verdict = weighed(written.get(name), computed)
-            used.add(name)
+            listed = [*about.get("fields", {}), *about.get("methods", {})]
+            used |= {name, *(f"{name}.{member}" for member in listed)}
             same, others = [], []
             for member, found in members(about, ours) if ours is not None else ():
                 key = f"{name}.{member}"
-                used.add(key)
                 found = weighed(written.get(key), found)
                 if found.word == "same":
                     same.append(f"`{member}`")
@@ -252,8 +252,10 @@ def table(names: Mapping[str, Any]) -> str:
 
 
 def weighed(written: Verdict | None, computed: Verdict) -> Verdict:
-    """What is written by hand; a refusal of what there is now is out of date."""
-    if written is None or (written.word == "refused" and computed.word != "missing"):
+    """What is written by hand, where it is not out of date: only what is there differs, and only
+    what is not there is refused.
+    """
+    if written is None or (written.word == "refused") != (computed.word == "missing"):
         return computed
     return written
 

@@ -46,12 +46,13 @@ def test_parameters_are_compared(wanted, ours, lacking):
     assert TOOL["lacks"](wanted, ours) == lacking
 
 
-def test_a_refusal_ends_when_there_is_such_a_name():
+def test_what_is_written_by_hand_may_be_out_of_date():
     verdict, weighed = TOOL["Verdict"], TOOL["weighed"]
     refused, differs = verdict("refused", "why"), verdict("differs", "why")
     assert weighed(refused, verdict("missing")) == refused
     assert weighed(refused, verdict("same")) == verdict("same")
     assert weighed(differs, verdict("same")) == differs
+    assert weighed(differs, verdict("missing")) == verdict("missing")
 
 
 @pytest.mark.ray
