@@ -10,7 +10,7 @@ import pytest
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS
-from penstock.serve.config.settings import HttpSettings
+from penstock.serve.config.settings import HttpSettings, StoreSettings
 from penstock.serve.models.local import LocalModel
 from replica_cluster import Make, config
 
@@ -162,3 +162,12 @@ async def test_so_does_a_request_of_another_kind(zero, path, body):
     reply = await zero.client.post(path, json={"model": "m", **body})
     assert reply.status_code == 200, reply.text
     assert zero.woken == 1
+
+
+@pytest.mark.parametrize("body", [{}, {"input": "a", "max_output_tokens": -1}, {"input": [{}]}])
+async def test_no_malformed_response_that_is_to_be_stored_wakes_it(cluster: Make, tmp_path, body):
+    store = StoreSettings(path=str(tmp_path / "store.db"))
+    made = await cluster(0, config(**ZERO), store=store)
+    reply = await made.client.post("/v1/responses", json={"model": "m", **body})
+    assert reply.status_code == 400, reply.text
+    assert made.obtained == 0

@@ -94,7 +94,9 @@ async def forward(
 
 
 class Endpoint(Protocol):
-    """What answers a request: `penstock.serve.api.routes.Endpoint`."""
+    """What answers a request, as `penstock.serve.api.routes.Endpoint` does: `body` is the form of
+    its JSON body, which `answer` gets after the exchange.
+    """
 
     @property
     def body(self) -> type[Struct] | None: ...
