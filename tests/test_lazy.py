@@ -62,9 +62,9 @@ def defined_in(module: str) -> set[str]:
                 names.update(target.id for target in node.targets if isinstance(target, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
                 names.add(name)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            names.update(alias.name for alias in node.names if alias.asname == alias.name)
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.ImportFrom):
+            names.update(alias.name for alias in inner.names if alias.asname == alias.name)
     return names
 
 

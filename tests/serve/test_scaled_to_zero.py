@@ -165,7 +165,7 @@ async def test_so_does_a_request_of_another_kind(zero, path, body):
 
 
 @pytest.mark.parametrize("body", [{}, {"input": "a", "max_output_tokens": -1}, {"input": [{}]}])
-async def test_no_malformed_response_that_is_to_be_stored_wakes_it(cluster: Make, tmp_path, body):
+async def test_no_malformed_response_to_be_stored_wakes_it(cluster, tmp_path, body):
     store = StoreSettings(path=str(tmp_path / "store.db"))
     made = await cluster(0, config(**ZERO), store=store)
     reply = await made.client.post("/v1/responses", json={"model": "m", **body})
