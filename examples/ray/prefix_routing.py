@@ -4,7 +4,6 @@ import os
 
 import httpx
 from ray import serve
-from ray.serve.config import RequestRouterConfig
 
 from penstock.compat.ray import LLMConfig, build_openai_app
 
@@ -14,9 +13,9 @@ llm_config = LLMConfig(
     llm_engine="simulated",
     deployment_config={
         "num_replicas": 2,
-        "request_router_config": RequestRouterConfig(
-            request_router_class="penstock.serve.request_router.PrefixCacheAffinityRouter"
-        ),
+        "request_router_config": {
+            "request_router_class": "penstock.serve.request_router.PrefixCacheAffinityRouter"
+        },
     },
 )
 
