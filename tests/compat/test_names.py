@@ -56,6 +56,7 @@ def test_what_is_written_by_hand_may_be_out_of_date():
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
 def test_the_page_is_up_to_date():
     """Run tools/ray_names.py where it is not."""
     ray = pytest.importorskip("ray")
