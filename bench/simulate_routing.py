@@ -23,9 +23,8 @@ from itertools import count, islice
 import harness
 from harness import Bar
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
-from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin, SessionAffinity
 from penstock.balance.policies.prefix import KVAware, PrefixAware
-from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.balance.policies.table import POLICIES
 
 BLOCK = 64

@@ -67,7 +67,7 @@ def test_option_objects_of_ray_serve_are_read():
 
 def test_defaults():
     one = config()
-    assert (one.llm_engine, one.model_source, one.max_waiting, one.start_timeout_s) == (
+    assert (one.engine_name, one.model_source, one.max_waiting, one.start_timeout_s) == (
         "openvino",
         "m",
         1024,
@@ -164,10 +164,14 @@ def test_secrets_show_in_no_repr_and_no_error():
     }
 
 
-def test_a_bucket_mirror_is_read_and_refused_when_it_is_needed():
-    one = config(model_loading_config={"model_id": "m", "model_source": {"bucket_uri": "s3://b"}})
-    with pytest.raises(ConfigError, match="bucket"):
-        _ = one.model_source
+def test_a_bucket_is_a_source_as_a_url_and_as_a_mirror():
+    for source in ("s3://b/m", {"bucket_uri": "s3://b/m"}):
+        one = config(model_loading_config={"model_id": "m", "model_source": source})
+        mirror = one.model_loading_config.mirror
+        assert mirror is not None
+        assert (one.model_source, mirror.storage_type) == ("s3://b/m", "s3")
+    with pytest.raises(ConfigError, match="URL of a bucket"):
+        config(model_loading_config={"model_id": "m", "model_source": {"bucket_uri": "/local"}})
 
 
 def test_wrong_types_name_the_value():

@@ -9,10 +9,10 @@ from penstock.errors import (
     MissingExtraError,
     PenstockError,
     by_kind,
+    class_and_text,
     context_overflow,
     nearest,
     text_of,
-    told,
 )
 
 
@@ -121,8 +121,8 @@ def test_a_text_is_one_line_that_can_be_written():
         def __str__(self):
             raise ValueError
 
-    assert told(ValueError(" one \n\n two\r\nthree")) == "ValueError: one two three"
-    assert told(ValueError()) == "ValueError"
-    assert told(Silent()) == "Silent: (its text cannot be made)"
+    assert class_and_text(ValueError(" one \n\n two\r\nthree")) == "ValueError: one two three"
+    assert class_and_text(ValueError()) == "ValueError"
+    assert class_and_text(Silent()) == "Silent: (its text cannot be made)"
     assert text_of(ValueError("\ud800")).encode() == b"\\ud800"
     assert len(text_of(ValueError("x" * 10_000_000))) == 2001

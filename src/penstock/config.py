@@ -4,12 +4,13 @@ errors name fields.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 
 import msgspec
 import msgspec.structs
@@ -39,10 +40,14 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     or a value out of bounds.
     """
     given = {name: _as_mapping(value) for name, value in given.items()}
+    if issubclass(options, Options):
+        given = options.read_fields(given, where)
     _check_keys(options, given, where)
     try:
         return msgspec.convert(given, options, strict=True)
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):  # of a check of ours: it is a ValueError
+            raise error.__cause__ from None
         from penstock.validation import mismatch  # imported only for an error
 
         place, why, value, choices = mismatch(options, given)
@@ -62,7 +67,7 @@ def _as_mapping(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {name: _as_mapping(inner) for name, inner in value.items()}
-    if hasattr(value, "model_dump") and not isinstance(value, type):
+    if hasattr(value, "model_dump") and not isinstance(value, (type, msgspec.Struct)):
         return value.model_dump(exclude_unset=True)
     return value
 
@@ -101,20 +106,144 @@ class _Checked(msgspec.StructMeta):
         return parse_options(cast(type[msgspec.Struct], cls), given)
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
+class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     """Base of options that users write, in Python or in a file. A wrong or unknown
     option raises `ConfigError`.
+
+    A field may be assigned: the whole is checked again, and a wrong value changes nothing.
+    `model_copy`, `model_dump`, `model_validate`, `parse_yaml` and `from_file` are those of the
+    Pydantic models that Ray's users have; a field at its default counts as not set.
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._assign({name: value})
+
+    def _assign(self, changes: Mapping[str, Any]) -> None:
+        """Set fields, all or none of them. Raises `ConfigError`."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        checked = parse_options(type(self), {**fields, **changes})
+        for name, old in fields.items():
+            new = getattr(checked, name)
+            if name in changes or new != old:
+                msgspec.structs.force_setattr(self, name, new)
 
     def __repr__(self) -> str:
         """Only fields that differ from their defaults, with secrets masked."""
-        shown = []
-        for part in msgspec.structs.fields(self):
-            value = getattr(self, part.name)
-            default = part.default_factory() if callable(part.default_factory) else part.default
-            if value != default:
-                shown.append(f"{part.name}={masked(value, part.name)!r}")
+        shown = [f"{name}={masked(getattr(self, name), name)!r}" for name in self._given()]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    @classmethod
+    def read_fields(cls, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The fields as they are parsed, of those that a user gave; a class may read more forms."""
+        return dict(given)
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """An instance as it is, or one made of a mapping. Raises `ConfigError`."""
+        if isinstance(obj, cls):
+            return obj
+        if not isinstance(obj, Mapping):
+            raise ConfigError(f"{cls.__name__} is made of a mapping, not of {type(obj).__name__}")
+        return cls(**obj)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a YAML file. Raises `ConfigError`."""
+        return cls.model_validate(read_yaml(Path(path)))
+
+    @classmethod
+    def parse_yaml(cls, file: Any) -> Self:
+        """As `from_file`, of an open file or a text. Raises `ConfigError`."""
+        yaml = lazy.require("yaml", needed_by="A YAML configuration")
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        return cls.model_validate(content)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with `update` in place of its fields; `deep` copies what they hold, too. Raises
+        `ConfigError`.
+        """
+        copied = copy.deepcopy(self) if deep else copy.copy(self)
+        if update:
+            copied._assign(update)
+        return copied
+
+    def model_dump(
+        self,
+        *,
+        exclude_unset: bool = False,
+        exclude_defaults: bool = False,
+        exclude_none: bool = False,
+    ) -> dict[str, Any]:
+        """The fields as a mapping, nested options too."""
+        names = self._given() if exclude_unset or exclude_defaults else self.__struct_fields__
+        how = {"exclude_unset": exclude_unset or exclude_defaults, "exclude_none": exclude_none}
+        return {
+            name: _dumped(value, how)
+            for name in names
+            if (value := getattr(self, name)) is not None or not exclude_none
+        }
+
+    def _given(self) -> list[str]:
+        """The fields that differ from their defaults."""
+        found = []
+        for part in msgspec.structs.fields(self):
+            default = part.default_factory() if callable(part.default_factory) else part.default
+            if getattr(self, part.name) != default:
+                found.append(part.name)
+        return found
+
+
+class Items(Options, kw_only=True):
+    """Options that are a dict to Ray's users: its fields are items, too.
+
+    A field that is None is missing; `in` and iteration have those that differ from their defaults.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        value = getattr(self, name) if name in self.__struct_fields__ else None
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._given()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given())
+
+    def keys(self) -> list[str]:
+        return self._given()
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self._given()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = getattr(self, name, None)
+        return default if value is None else value
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if self.get(name) is None:
+            setattr(self, name, default)
+        return getattr(self, name)
+
+    def update(self, other: Any = (), **more: Any) -> None:
+        self._assign({**dict(other), **more})
+
+
+def _dumped(value: Any, how: dict[str, bool]) -> Any:
+    if isinstance(value, Options):
+        return value.model_dump(**how)
+    if isinstance(value, dict):
+        return {name: _dumped(inner, how) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_dumped(inner, how) for inner in value]
+    return value
 
 
 def masked(value: Any, name: str = "") -> Any:

@@ -1,4 +1,5 @@
-"""Every `PENSTOCK_*` variable of the environment, read and checked in one place.
+"""Every `PENSTOCK_*` variable of the environment, read and checked in one place; and those of Ray
+Serve LLM that mean something here.
 
 Each call reads the environment, so a program may still set a variable after the import.
 """
@@ -10,9 +11,14 @@ import os
 from penstock.errors import ConfigError
 
 
-def engine_cls() -> str | None:
-    """`PENSTOCK_ENGINE_CLS`: import path of a class that replaces every engine, or None."""
-    return os.environ.get("PENSTOCK_ENGINE_CLS") or None
+def engine_cls() -> tuple[str, str] | None:
+    """`PENSTOCK_ENGINE_CLS`, else Ray's `RAYLLM_VLLM_ENGINE_CLS`: the variable, and the import path
+    of a class that replaces every engine; or None.
+    """
+    for name in ("PENSTOCK_ENGINE_CLS", "RAYLLM_VLLM_ENGINE_CLS"):
+        if path := os.environ.get(name):
+            return name, path
+    return None
 
 
 def cache_dir() -> str:
@@ -55,3 +61,68 @@ def debug() -> bool:
     if value not in ("0", "1"):
         raise ConfigError(f"must be 0 or 1, not '{value}'", field="PENSTOCK_DEBUG", value=value)
     return value == "1"
+
+
+# Ray's
+def adapter_timeout_s() -> float | None:
+    """`DEFAULT_MULTIPLEX_DOWNLOAD_TIMEOUT_S`: seconds for the download of an adapter; default 30, 0
+    for no limit.
+    """
+    seconds = _number("DEFAULT_MULTIPLEX_DOWNLOAD_TIMEOUT_S", 30.0)
+    return seconds if seconds and seconds > 0 else None
+
+
+def adapter_tries() -> int:
+    """`DEFAULT_MULTIPLEX_DOWNLOAD_RETRIES`: tries of a download of an adapter; default 3."""
+    return int(_number("DEFAULT_MULTIPLEX_DOWNLOAD_RETRIES", 3) or 3)
+
+
+def start_timeout_s(default: float) -> float:
+    """`RAYLLM_ENGINE_START_TIMEOUT_S`: seconds within which an engine must start."""
+    return _number("RAYLLM_ENGINE_START_TIMEOUT_S", default) or default
+
+
+def stream_interval_ms() -> float:
+    """`RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS`: how long later deltas of a stream are joined;
+    default 0.
+    """
+    return _number("RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS", 0.0) or 0.0
+
+
+def health_check_period_s() -> float | None:
+    """`RAY_SERVE_LLM_DEFAULT_HEALTH_CHECK_PERIOD_S`; None leaves it to Ray Serve."""
+    return _number("RAY_SERVE_LLM_DEFAULT_HEALTH_CHECK_PERIOD_S", None)
+
+
+def health_check_timeout_s() -> float | None:
+    """`RAY_SERVE_LLM_DEFAULT_HEALTH_CHECK_TIMEOUT_S`; None leaves it to Ray Serve."""
+    return _number("RAY_SERVE_LLM_DEFAULT_HEALTH_CHECK_TIMEOUT_S", None)
+
+
+def max_ongoing_requests() -> int | None:
+    """`RAY_SERVE_LLM_DEFAULT_MAX_ONGOING_REQUESTS`: of a replica's engine; None for a tenth more
+    than its slots.
+    """
+    return _whole("RAY_SERVE_LLM_DEFAULT_MAX_ONGOING_REQUESTS")
+
+
+def target_ongoing_requests() -> int | None:
+    """`RAY_SERVE_LLM_DEFAULT_MAX_TARGET_ONGOING_REQUESTS`: autoscaling's target for a replica; None
+    follows from the engine's slots.
+    """
+    return _whole("RAY_SERVE_LLM_DEFAULT_MAX_TARGET_ONGOING_REQUESTS")
+
+
+def _whole(name: str) -> int | None:
+    number = _number(name, None)
+    return None if number is None else max(1, int(number))
+
+
+def _number(name: str, default: float | None) -> float | None:
+    value = os.environ.get(name)
+    if not value:
+        return default
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"must be a number, not '{value}'", field=name, value=value) from None

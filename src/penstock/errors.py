@@ -2,7 +2,8 @@
 
 PenstockError
 ├── ConfigError              a configuration value is wrong; names field and nearest valid value
-│   └── UnknownStageError    a processor has no stage of that name (also a ValueError)
+│   │                        (also a ValueError)
+│   └── UnknownStageError    a processor has no stage of that name
 ├── MissingExtraError        an optional package is missing (also an ImportError)
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
@@ -62,8 +63,8 @@ class PenstockError(Exception):
     param: str | None = None
 
 
-class ConfigError(PenstockError):
-    """A configuration value is wrong.
+class ConfigError(PenstockError, ValueError):
+    """A configuration value is wrong. Ray's users catch it as a `ValueError`.
 
     `field` is the dotted path of the field, `value` the given value, `hint` the nearest valid
     name or value.
@@ -82,8 +83,8 @@ class ConfigError(PenstockError):
         self.hint = hint
 
 
-class UnknownStageError(ConfigError, ValueError):
-    """A processor has no stage of that name. Users of `ray.data.llm` catch it as a `ValueError`."""
+class UnknownStageError(ConfigError):
+    """A processor has no stage of that name."""
 
     kind = "unknown_stage"
 
@@ -443,7 +444,7 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def told(error: BaseException) -> str:
+def class_and_text(error: BaseException) -> str:
     """The name of an error's class, and its text: "ValueError: no such row"."""
     text = text_of(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

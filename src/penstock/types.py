@@ -81,6 +81,14 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
         return self.temperature == 0 or self.seed is not None
 
 
+FRACTIONS = tuple([name for name, kind in Sampling.__annotations__.items() if kind == "float"])
+"""The fields of `Sampling` that are numbers with a fraction."""
+SAME_NAME = (*FRACTIONS, "min_tokens", "top_k", "seed", "ignore_eos")
+"""The fields of `Sampling` that are one value each, and have the same name and meaning in requests'
+bodies and at most engines.
+"""
+
+
 class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.
 

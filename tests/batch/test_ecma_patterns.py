@@ -4,7 +4,7 @@ import jsonschema_rs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from penstock.batch.ecma_patterns import translated
+from penstock.batch.schema_validator import translated
 
 
 def matches(pattern, text):

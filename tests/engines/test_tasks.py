@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.tasks import (
     TASKS,
@@ -21,6 +20,7 @@ from penstock.engines.tasks import (
 )
 from penstock.errors import EngineDeadError, UnsupportedError
 from penstock.serve.models.control import METHODS
+from penstock.serve.models.data_parallel import EngineGroup
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
 from penstock.testing import answer, chat_request

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError
-from penstock.kv import nixl, ports
-from penstock.kv.base import Identity, Site, make_connector, mismatch
-from penstock.kv.ports import lease_ports
+from penstock.kv import base as kv_base, nixl
+from penstock.kv.base import Identity, Site, lease_ports, make_connector, mismatch
 
 ENGINE = "vllm 0.32.0"
 NIXL = {"kv_connector": "NixlConnector"}
@@ -31,8 +30,8 @@ def own_ports(monkeypatch):
     """As if no other process of this host used or leased any: one that does would change which is
     the first.
     """
-    monkeypatch.setattr(ports, "_LEASES", f"\0penstock-test-{os.getpid()}-")
-    monkeypatch.setattr(ports, "_free", lambda host, port: True)
+    monkeypatch.setattr(kv_base, "_LEASES", f"\0penstock-test-{os.getpid()}-")
+    monkeypatch.setattr(kv_base, "_free", lambda host, port: True)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -300,6 +301,20 @@ def test_bundles_land_where_they_are_asked_to() -> None:
         assert [group["bundles"][number] for number in (0, 1)] == wanted
         assert group["strategy"] == "STRICT_SPREAD"
         assert len(set(group["bundles_to_node_id"].values())) == 2
+
+
+def test_files_of_a_bucket_are_copied_where_the_replica_runs(tmp_path: Path) -> None:
+    bucket, here = tmp_path / "bucket", tmp_path / "here"
+    bucket.mkdir()
+    (bucket / "more.txt").write_text("more")
+    one = model("m")
+    one["model_loading_config"]["model_source"] = {
+        "bucket_uri": f"file://{bucket}",
+        "extra_files": [{"bucket_uri": f"file://{bucket}", "destination_path": str(here)}],
+    }
+    with deployed(one) as client:
+        assert ask(client, "m").status_code == 200
+        assert (here / "more.txt").read_text() == "more"
 
 
 class Greeting(OpenAiIngress):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.pipeline.pipeline import ROW_LIMIT, Pipeline
-from penstock.batch.read.feed import read_ahead
+from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import (
     FIRST_WINDOW,
@@ -43,7 +43,7 @@ from penstock.errors import (
     JobError,
     JobLimitError,
     PenstockError,
-    told,
+    class_and_text,
 )
 from penstock.garbage import collected_seldom
 
@@ -160,7 +160,7 @@ class Flow:
         if self._error is None and error is not None:
             self._error = error
             if not isinstance(error, PenstockError):
-                self._error = JobError(told(error))
+                self._error = JobError(class_and_text(error))
                 self._error.__cause__ = error
         self._pipeline.end()
         self._over.set()

@@ -2,19 +2,264 @@
 says what does not fit.
 
 `jsonschema_rs` checks; the words are our own. Nothing is fetched: a `$ref` leads into the schema,
-or to a draft itself.
+or to a draft itself. Regular expressions of a schema (ECMA 262) are translated to the syntax of an
+engine of linear time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema_rs
 import msgspec
 
-from penstock.batch.ecma_patterns import translated
 from penstock.errors import ConfigError
+
+_DIGIT = ((0x30, 0x39),)
+_WORD = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
+_SPACE = (
+    *(
+        (0x09, 0x0D),
+        (0x20, 0x20),
+        (0xA0, 0xA0),
+        (0x1680, 0x1680),
+        (0x2000, 0x200A),
+        (0x2028, 0x2029),
+    ),
+    *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
+)
+_SETS = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
+_CONTROLS = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
+_ANY_BUT_LINE_ENDS = r"[^\n\r\x{2028}\x{2029}]"
+_LAST = 0x10FFFF
+_REFUSED = {
+    "(?=": "lookahead",
+    "(?!": "negative lookahead",
+    "(?<=": "lookbehind",
+    "(?<!": "negative lookbehind",
+}
+_QUANTIFIER = re.compile(r"[*+?]|\{(\d+)(?:(,)(\d*))?\}")
+_PROPERTY = re.compile(r"\{[A-Za-z0-9_]+(=[A-Za-z0-9_]+)?\}")
+_GROUP = re.compile(r"\((?:\?:|\?<[A-Za-z_$][\w$]*>|(?!\?))")
+_FLAGS = re.compile(r"\(\?[ims]+(-[ims]+)?:|\(\?-[ims]+:")
+_HEX = {"x": re.compile(r"[0-9A-Fa-f]{2}"), "u": re.compile(r"[0-9A-Fa-f]{4}")}
+_LONG_HEX = re.compile(r"\{([0-9A-Fa-f]{1,8})\}")
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def translated(pattern: str) -> tuple[str, int]:
+    """The pattern in Rust's syntax, and how many steps each character of a text may take it at
+    most.
+
+    Raises `ValueError`, with a message for a person, for what takes more than linear time
+    (look-around, back-references) and for what is no pattern.
+    """
+    reader = _Reader(pattern)
+    made, cost = reader.alternatives()
+    if reader.at < len(pattern):
+        raise ValueError("it has a ')' too many")
+    return made, cost
+
+
+class _Reader:
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._depth = 0
+        self.at = 0
+
+    def alternatives(self) -> tuple[str, int]:
+        """What is read up to the end, or to the end of the group."""
+        made: list[str] = []
+        cost = 1
+        while self.at < len(self._pattern) and self._pattern[self.at] != ")":
+            if self._pattern[self.at] == "|":
+                made.append("|")
+                self.at += 1
+                continue
+            atom, steps = self._atom()
+            again, copies = self._quantifier()
+            made.append(atom + again)
+            cost += steps * copies
+        return "".join(made), cost
+
+    def _atom(self) -> tuple[str, int]:
+        sign = self._pattern[self.at]
+        match sign:
+            case "(":
+                return self._group()
+            case "[":
+                return self._class(), 1
+            case "\\":
+                return self._escape(), 1
+            case "*" | "+" | "?":
+                raise ValueError(f"there is nothing that its '{sign}' could repeat")
+        self.at += 1
+        if sign in "^$":
+            return sign, 0
+        return (_ANY_BUT_LINE_ENDS if sign == "." else _literal(ord(sign))), 1
+
+    def _group(self) -> tuple[str, int]:
+        rest = self._pattern[self.at : self.at + 80]
+        for opening, name in _REFUSED.items():
+            if rest.startswith(opening):
+                raise ValueError(
+                    f"it has a {name} ('{opening}'), which is not matched in linear time"
+                )
+        found = _GROUP.match(rest) or _FLAGS.match(rest)
+        if found is None:
+            raise ValueError(f"it has a group '{rest[:4]}', which ECMA 262 does not know")
+        opening = found[0] if found.re is _FLAGS else "(?:"
+        self.at += found.end()
+        self._depth += 1
+        if self._depth > 100:
+            raise ValueError("its groups are nested too deeply")
+        made, cost = self.alternatives()
+        self._depth -= 1
+        if self.at >= len(self._pattern):
+            raise ValueError("a '(' of it is not closed")
+        self.at += 1
+        return f"{opening}{made})", cost
+
+    def _quantifier(self) -> tuple[str, int]:
+        """What follows an atom, and how many copies of the atom it makes."""
+        found = _QUANTIFIER.match(self._pattern, self.at)
+        if found is None:
+            return "", 1
+        self.at = found.end()
+        lazy = self._pattern.startswith("?", self.at)
+        self.at += lazy
+        if _QUANTIFIER.match(self._pattern, self.at):
+            raise ValueError(f"'{found[0]}' of it is repeated once more")
+        copies = 1
+        if found[1] is not None:
+            least, most = int(found[1]), int(found[3] or found[1])
+            if most < least:
+                raise ValueError(f"'{found[0]}' of it has its bounds in the wrong order")
+            copies = max(most, 1)
+        return found[0] + "?" * lazy, copies
+
+    def _escape(self) -> str:
+        """What begins with a backslash, outside of a class."""
+        following = self._pattern[self.at + 1 : self.at + 2]
+        if following in ("b", "B"):
+            self.at += 2
+            return rf"(?-u:\{following})"
+        if following == "k" or (following.isdigit() and following != "0"):
+            raise ValueError(
+                f"it has a back-reference ('\\{following}'), which is not matched in linear time"
+            )
+        found = self._one()
+        return _literal(found) if isinstance(found, int) else f"[{found}]"
+
+    def _one(self) -> int | str:
+        """The character, or the inside of a class, that an escape stands for."""
+        pattern, start = self._pattern, self.at
+        following = pattern[start + 1 : start + 2]
+        self.at += 2
+        if not following:
+            raise ValueError("it ends with a backslash")
+        if following.lower() in _SETS:
+            ranges = _SETS[following.lower()]
+            return _written(ranges if following.islower() else _others(ranges))
+        if following in "pP":
+            found = _PROPERTY.match(pattern, self.at)
+            if found is None:
+                raise ValueError(f"'\\{following}' of it names no property")
+            self.at = found.end()
+            return f"\\{following}{found[0]}"
+        if following in _CONTROLS:
+            return _CONTROLS[following]
+        if following == "0" and not pattern[self.at : self.at + 1].isdigit():
+            return 0
+        if following == "c" and re.match("[A-Za-z]", pattern[self.at : self.at + 1]):
+            self.at += 1
+            return ord(pattern[self.at - 1]) % 32
+        if following == "u" and (found := _LONG_HEX.match(pattern, self.at)):
+            self.at = found.end()
+            return min(int(found[1], 16), _LAST + 1)
+        if following in _HEX and (found := _HEX[following].match(pattern, self.at)):
+            self.at = found.end()
+            return self._paired(int(found[0], 16)) if following == "u" else int(found[0], 16)
+        if following.isalnum() and following.isascii():
+            raise ValueError(f"it has '\\{following}', which ECMA 262 does not know")
+        return ord(following)
+
+    def _paired(self, code: int) -> int:
+        """Two halves of a pair, each an escape, are one character."""
+        if 0xD800 <= code <= 0xDBFF and self._pattern.startswith("\\u", self.at):
+            found = _HEX["u"].match(self._pattern, self.at + 2)
+            if found and 0xDC00 <= (low := int(found[0], 16)) <= 0xDFFF:
+                self.at = found.end()
+                return 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
+        return code
+
+    def _class(self) -> str:
+        pattern = self._pattern
+        self.at += 1
+        negated = pattern.startswith("^", self.at)
+        self.at += negated
+        inside: list[str] = []
+        while not pattern.startswith("]", self.at):
+            low = self._member()
+            ranged = pattern.startswith("-", self.at) and not pattern.startswith("-]", self.at)
+            if not ranged or isinstance(low, str):
+                inside.append(low if isinstance(low, str) else _written([(low, low)]))
+                continue
+            self.at += 1
+            high = self._member()
+            if isinstance(high, str):  # as in [a-\d], where the hyphen is one
+                inside += [_written([(low, low), (0x2D, 0x2D)]), high]
+            elif high < low:
+                raise ValueError(f"a range of it ends before it begins ('{chr(low)}-{chr(high)}')")
+            else:
+                inside.append(_written([(low, high)]))
+        self.at += 1
+        if not "".join(inside):
+            return r"[\x{0}-\x{10FFFF}]" if negated else r"[^\x{0}-\x{10FFFF}]"
+        return f"[{'^' * negated}{''.join(inside)}]"
+
+    def _member(self) -> int | str:
+        if self.at >= len(self._pattern):
+            raise ValueError("a '[' of it is not closed")
+        if self._pattern.startswith("\\b", self.at):
+            self.at += 2
+            return 0x08
+        if self._pattern[self.at] == "\\":
+            return self._one()
+        self.at += 1
+        return ord(self._pattern[self.at - 1])
+
+
+def _others(ranges: Ranges) -> Ranges:
+    found, start = [], 0
+    for low, high in ranges:
+        if low > start:
+            found.append((start, low - 1))
+        start = high + 1
+    return (*found, (start, _LAST))
+
+
+def _written(ranges: Iterable[tuple[int, int]]) -> str:
+    """Ranges as a class writes them, without halves of pairs and what is beyond Unicode."""
+    made = ""
+    for low, high in ranges:
+        low, high = (
+            (0xE000 if 0xD800 <= low < 0xE000 else low),
+            (0xD7FF if 0xD800 <= high < 0xE000 else min(high, _LAST)),
+        )
+        if low <= high:
+            made += rf"\x{{{low:X}}}" if low == high else rf"\x{{{low:X}}}-\x{{{high:X}}}"
+    return made
+
+
+def _literal(code: int) -> str:
+    if code < 0x80 and chr(code).isalnum():
+        return chr(code)
+    return _written([(code, code)]) or r"[^\x{0}-\x{10FFFF}]"
+
 
 _MAPS = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
@@ -54,6 +299,8 @@ class Validator:
             ).validate
         except jsonschema_rs.ValidationError as error:
             raise ConfigError(self._complaint(schema, error), field="schema") from None
+        except ConfigError:
+            raise
         except (RecursionError, ValueError):
             raise ConfigError("the JSON Schema is nested too deeply", field="schema") from None
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import penstock
-from penstock.cli import demo, explain, run, serve
+from penstock.cli import chat, demo, explain, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +19,7 @@ def cli() -> None:
 
 
 for command in (
-    *(run.run, run.plan, serve.serve, serve.chat, serve.models),
+    *(run.run, run.plan, serve.serve, chat.chat, chat.models),
     *(explain.explain, demo.demo),
 ):
     cli.add_command(command)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from penstock.llm_config.engine_config import Bundle
     from penstock.serve.config.explain import Explanation, ModelPlan, Runtime
-    from penstock.serve.config.placement import Bundle
 
 _EPILOG = """\b
 Examples:
@@ -76,6 +76,7 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
         cache += f", {_size(memory.kv_token)} a token"
     kept = "reserved by Ray" if runtime == "ray" else "nothing reserves it"
     rows = [
+        ("engine", f"{model.engine}: {model.engine_reason}"),
         ("replicas", replicas),
         ("workers", f"{sizes.workers} a replica: {shape}" if sizes.workers > 1 else ""),
         ("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens")),

@@ -1,10 +1,8 @@
-"""`penstock serve`, `penstock chat` and `penstock models`."""
+"""`penstock serve`."""
 
 from __future__ import annotations
 
-import io
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +10,7 @@ import click
 
 from penstock import env
 from penstock.cli import vllm_flags
-from penstock.cli.process import interruptible, plain_table
+from penstock.cli.process import interruptible
 from penstock.cli.run import json_object
 from penstock.cli.vllm_flags import (
     ENGINE_OPTIONS,
@@ -25,14 +23,12 @@ from penstock.errors import ConfigError
 from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
-    from penstock.serve.client import Client
     from penstock.serve.config.serving_args import LLMServingArgs
     from penstock.serve.config.settings import HttpSettings, StoreSettings
     from penstock.serve.http_server import Tls
 
 _log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
-DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
 @click.command(
@@ -275,63 +271,6 @@ def serve(
             Path(uds).unlink(missing_ok=True)
 
 
-@click.command(short_help="Chat with a served model in the terminal.")
-@click.option(
-    "--model",
-    default="",
-    help="The model to chat with.  [default: the first that the server lists]",
-)
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
-@click.option("--system", metavar="TEXT", help="A system message.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="[default: the server's]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
-@click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
-def chat(
-    model: str,
-    url: str,
-    system: str | None,
-    temperature: float | None,
-    max_tokens: int | None,
-    api_key: str | None,
-) -> None:
-    """Chat with a served model. Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts anew."""
-    client = _client(url, api_key)
-    if not model:
-        cards = client.models()
-        if not cards:
-            raise ConfigError("the server has no models", field="--model")
-        model = str(cards[0]["id"])
-    say(f"{model} at {url}. /new starts afresh, /quit ends.")
-    given = {"temperature": temperature, "max_tokens": max_tokens}
-    options = {key: value for key, value in given.items() if value is not None}
-    opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    messages = list(opening)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # an invalid byte must not end the chat
-    with interruptible():
-        while (text := _ask()) is not None:
-            if text == "/new":
-                messages = list(opening)
-            elif text:
-                messages.append({"role": "user", "content": text})
-                messages.append(
-                    {"role": "assistant", "content": _say(client, model, messages, options)}
-                )
-
-
-@click.command(short_help="List the models of a server.")
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
-@click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
-def models(url: str, api_key: str | None) -> None:
-    """List the models and adapters of a server, and what each is doing."""
-    rows = [["MODEL", "STATE", "CONTEXT", "ENGINE", "REASON"]]
-    for card in _client(url, api_key).models():
-        cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
-        rows.append(["-" if cell is None else str(cell) for cell in cells])
-    click.echo(plain_table(rows))
-
-
-# serve
 async def _serve(
     args: LLMServingArgs,
     settings: HttpSettings,
@@ -488,32 +427,3 @@ def _store(options: dict[str, Any], configured: StoreSettings | None) -> StoreSe
     if "path" not in given:
         raise ConfigError("--store-days and --store-max-mb need --store", field="--store")
     return StoreSettings(**given)
-
-
-# chat and models
-def _client(url: str, api_key: str | None) -> Client:
-    from penstock.serve.client import Client
-
-    return Client(url, api_key)
-
-
-def _ask() -> str | None:
-    try:
-        text = input("> " if sys.stdin is not None and sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt, RuntimeError):  # RuntimeError: standard input is closed
-        return None
-    return None if text == "/quit" else text
-
-
-def _say(
-    client: Client, model: str, messages: list[dict[str, Any]], options: dict[str, Any]
-) -> str:
-    answer = ""
-    try:
-        for piece in client.chat(model, messages, **options):
-            answer += piece
-            click.echo(piece, nl=False)
-    except KeyboardInterrupt:
-        pass  # keep the answer so far
-    click.echo()
-    return answer

@@ -124,8 +124,8 @@ _wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] 
 
 
 def _spawned(spawn: _Spawn) -> Future[subprocess.Popen[bytes]]:
-    """The child that `spawn` starts, in a thread that lives as long as this process: for the kernel
-    a child's parent is the thread that started it, and the child ends with that.
+    """The child that `spawn` starts, from a thread that lives as long as this process: the kernel
+    takes the thread that started a child for its parent, and ends the child with it.
     """
     pid = os.getpid()
     if pid not in _wanted:

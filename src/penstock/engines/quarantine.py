@@ -127,10 +127,9 @@ class Visit:
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of a request: how many deaths it was there at, and how many alone.
-
-    `last` counts the answers before its last death alone. `killed` is 1 if somebody may have sent
-    the signal, who needs not be the request.
+    """A request's record: how many deaths it was present at, and how many of these alone. `last`
+    counts the answers before its last death alone. `killed` is 1 if a signal from outside may have
+    ended the engine, which need not be the request's doing.
     """
 
     deaths: int = 0
@@ -156,15 +155,15 @@ class _Pool:
 
 
 class Quarantine:
-    """That of one engine, for all that ask it. It does not start the engine again: after a death
-    nobody enters until its supervisor, or whoever else does, calls `reopen`.
+    """The quarantine of one engine, for everybody who asks it. It does not start the engine again:
+    after a death it lets nobody in until its supervisor, or whoever else starts it, calls `reopen`.
     """
 
     def __init__(self, supervisor: Supervisor | None = None) -> None:
         self.supervisor = supervisor
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
-        self._dead: list[Visit] = []  # while some are inside that have not told yet
+        self._dead: list[Visit] = []  # while others are inside that have not ended yet
         self._examined = False  # whether some of them are suspects already
         self._pools: list[_Pool] = []  # the last is taken next
         self._turn: list[Visit] = []
@@ -191,9 +190,9 @@ class Quarantine:
 
     @property
     def wants_probe(self) -> bool:
-        """Whether the engine has died of one request alone and answered nothing since: if it
-        answers a request of our own now (`answered`), it is that one's fault; if not (`absolve`),
-        it is nobody's.
+        """Whether the engine has died of one request alone and answered nothing since. Then a probe
+        decides: if the engine answers it (`answered`), the request is at fault; if not (`absolve`),
+        nobody is.
         """
         return self._unproved
 
@@ -320,8 +319,8 @@ class Quarantine:
         self._wake()
 
     def _best_size(self, suspects: int) -> int:
-        """The size of groups with which the turns and the deaths until a killer is found take the
-        least time: of so many, `suspects / size` turns and log2(size) deaths.
+        """The group size that finds a killer in the least time: so many suspects take `suspects /
+        size` turns and log2(size) deaths.
         """
         if self._turn_s is None or self._start_s <= 0.0:
             return suspects
@@ -386,7 +385,9 @@ class Quarantine:
         )
 
     def _leave_behind(self, dead: list[Visit]) -> None:
-        """An engine of several processes died in part: requests that go on in it hold nobody up."""
+        """A part of an engine of several processes died: requests that go on in the other parts
+        hold nobody up.
+        """
         if self._dead is dead and dead:
             for visit in self._inside:
                 visit.trusted = True

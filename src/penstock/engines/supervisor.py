@@ -282,7 +282,7 @@ class Supervisor:
         self._settle("ready")
 
     async def _fail(self, error: Exception) -> None:
-        with contextlib.suppress(Exception):  # what is told is the first error
+        with contextlib.suppress(Exception):  # the first error is the one to report
             await self.engine.stop()
         self.policy.free_room()
         delays, now = self.policy.retry_delays_s, asyncio.get_running_loop().time()
@@ -314,7 +314,9 @@ class Supervisor:
 
     # Deaths
     async def revived(self, visit: Visit) -> bool:
-        """The engine died under a request. Whether a new one runs and may be asked again."""
+        """Wait, after the engine died under a request. Returns whether a new one runs and may be
+        asked again.
+        """
         wanted = visit.again()
         if not wanted and not self.stays:
             self.quarantine.reopen()  # those that wait end too
@@ -325,9 +327,8 @@ class Supervisor:
         return True
 
     def revive(self, generation: int) -> bool:
-        """The engine has died. Begin to start it again, unless that was done since `generation`.
-
-        Whether there is, or will be, a new engine.
+        """Begin to start a dead engine again, unless that was done since `generation`. Returns
+        whether there is, or will be, a new engine.
         """
         if self.phase == "ready" and generation == self.generation:
             self._begin(self._revive())

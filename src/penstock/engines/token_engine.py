@@ -23,8 +23,7 @@ from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.table import forms_of
-from penstock.openai.parsers.text import Offered
-from penstock.openai.parsers.thinking import Thinking
+from penstock.openai.parsers.text import Offered, Thinking
 from penstock.openai.tools import call_constraint, check_tools
 from penstock.types import (
     ChatRequest,

@@ -35,7 +35,7 @@ from penstock.errors import (
     ModelNotFoundError,
     RequestError,
     by_kind,
-    told,
+    class_and_text,
 )
 from penstock.types import Embeddings, StructuredOutput, Tokens
 
@@ -78,8 +78,8 @@ class WorkerEngine(TokenEngine):
 
     @property
     def watched(self) -> bool:
-        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that
-        works on another device than the CPU may just wait for that.
+        """Whether a process whose threads sleep while requests wait has hung, and is ended. False
+        for a device other than the CPU, for which a process may just wait.
         """
         return False
 
@@ -242,7 +242,8 @@ class WorkerEngine(TokenEngine):
             OverflowError,
         ) as error:  # lone surrogates, integers of more than 64 bits
             raise RequestError(
-                f"the request holds a value that cannot be sent to the engine: {told(error)}"
+                "the request holds a value that cannot be sent to the engine:"
+                f" {class_and_text(error)}"
             ) from None
         self._process.send(data)
 
@@ -301,11 +302,11 @@ _STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12
 
 
 class StuckWatch:
-    """Watches one process. Ask it at intervals, while the process should be at work.
+    """Finds out whether one process hangs. Ask at intervals, while the process should be at work.
 
-    One that waits for the CPU is ready to run, one that computes uses CPU time, one that waits for
-    a disk says so. When so many `looks` in a row find all its threads asleep, and none has used any
-    time, it waits for what nobody will bring.
+    A process that waits for the CPU is ready to run, one that computes uses CPU time, one that
+    waits for a disk says so. If `looks` looks in a row find all its threads asleep, with no time
+    used, it waits for something that will never come.
     """
 
     def __init__(self, pid: int, looks: int) -> None:

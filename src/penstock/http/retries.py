@@ -46,7 +46,7 @@ class _Refusals(Struct):
     later_refused: int = 0
 
     def is_alone(self) -> bool:
-        """Whether more of the later requests were answered than refused: then the refusal is
+        """Whether later requests were answered more often than refused. Then the refusal is
         probably the request's own fault.
         """
         return self.later_answered > self.later_refused

@@ -10,8 +10,7 @@ from typing import Any
 
 from penstock.errors import ConfigError, MissingExtraError
 from penstock.kv import nixl
-from penstock.kv.base import EXTRA, Connector, Identity, Setup, Site, make_connector
-from penstock.kv.ports import lease_ports
+from penstock.kv.base import EXTRA, Connector, Identity, Setup, Site, lease_ports, make_connector
 
 PORTS = "NIXL_SIDE_CHANNEL_PORT_BASE"
 PORT_BASE, DECODE_PORT_BASE = 20000, 22000

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai.constraints import parse_response_format
 from penstock.openai.framing import event, merged_parts
+from penstock.openai.parameters.engine import stated
 from penstock.openai.requests import Whole, begun_by_assistant, check_messages, with_effort
 from penstock.openai.responses import Answers, UsageTotal, reasoning_fields
 from penstock.openai.tools import check_tools
@@ -73,9 +74,7 @@ class MessageBody(Struct, kw_only=True):
             messages=messages,
             sampling=Sampling(
                 max_tokens=self.max_tokens,
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                top_k=self.top_k or 0,
+                **stated(self),
                 stop=tuple(self.stop_sequences or ()),
                 structured=parse_response_format(output.format),
             ),

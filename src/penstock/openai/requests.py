@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
-from penstock.openai.parameters.engine import EngineParameters, unset
+from penstock.openai.parameters.engine import EngineParameters, stated, unset
 from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
@@ -49,10 +49,9 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class SamplingBody(EngineParameters, kw_only=True):
-    """Parameters that chat and plain completions share."""
+class SamplingParameters(EngineParameters, kw_only=True):
+    """The fields of `Sampling` under OpenAI's and vLLM's names. None states nothing."""
 
-    model: str = ""
     temperature: float | None = None
     top_p: float | None = None
     n: Whole | None = None
@@ -61,6 +60,37 @@ class SamplingBody(EngineParameters, kw_only=True):
     max_tokens: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    top_k: Whole | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: Whole | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    prompt_logprobs: Whole | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: list[str] | None = None
+
+    def to_sampling(self, **others: Any) -> Sampling:
+        """The parameters as `Sampling`, with `others` added or in their place."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        fields = {
+            "max_tokens": self.max_tokens,
+            "stop": stop,
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "prompt_logprobs": self.prompt_logprobs,
+            "logit_bias": bias_pairs(self.logit_bias),
+            "allowed_token_ids": tuple(self.allowed_token_ids or ()),
+            "bad_words": tuple(self.bad_words or ()),
+            "extra": self.extra,
+        }
+        return Sampling(**{**fields, **stated(self), **others})
+
+
+class SamplingBody(SamplingParameters, kw_only=True):
+    """Parameters that chat and plain completions share."""
+
+    model: str = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
@@ -70,17 +100,7 @@ class SamplingBody(EngineParameters, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_decoding_backend: str | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: Whole | None = None
-    stop_token_ids: list[TokenId] | None = None
-    ignore_eos: bool | None = None
     priority: Whole | None = None
-    logit_bias: dict[str, float] | None = None
-    prompt_logprobs: Whole | None = None
-    allowed_token_ids: list[TokenId] | None = None
-    bad_words: list[str] | None = None
     user: str | None = None
 
     @property
@@ -109,38 +129,15 @@ class SamplingBody(EngineParameters, kw_only=True):
             raise RequestError(
                 "token ids come with an answer that is not streamed", param="return_token_ids"
             )
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        given = {
-            "min_tokens": self.min_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "seed": self.seed,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
-            "ignore_eos": self.ignore_eos,
-        }
-        return Sampling(
+        return self.to_sampling(
             max_tokens=max_tokens,
-            stop=stop,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
             structured=one_constraint(
                 self.response_format,
                 self.structured_outputs,
                 {name: getattr(self, name) for name in GUIDED},
             ),
-            prompt_logprobs=self.prompt_logprobs,
-            logit_bias=bias_pairs(self.logit_bias),
-            allowed_token_ids=tuple(self.allowed_token_ids or ()),
-            bad_words=tuple(self.bad_words or ()),
             unset=unset(self),
-            extra=self.extra,
-            **{  # type: ignore[arg-type]
-                name: value for name, value in given.items() if value is not None
-            },
         )
 
 

@@ -2,17 +2,20 @@
 (https://platform.openai.com/docs/api-reference/responses).
 
 Nothing is stored here: the input of a request that continues a stored conversation has all of it.
+`items_of` gives a request's items the form in which they are stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from msgspec import Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import parse_response_format
+from penstock.openai.parameters.engine import stated
 from penstock.openai.requests import Whole, check_messages, with_effort
 from penstock.openai.responses import Answers, reasoning_fields, token_logprobs
 from penstock.openai.tool_forms import plain_tools
@@ -116,8 +119,7 @@ class ResponseBody(Struct, kw_only=True):
             messages=messages,
             sampling=Sampling(
                 max_tokens=self.max_output_tokens,
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
+                **stated(self),
                 logprobs=logprobs,
                 structured=parse_response_format(self.text.format if self.text else None),
             ),
@@ -154,8 +156,8 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
             if messages and messages[-1].get("tool_calls"):
                 messages[-1]["tool_calls"].append(call)
             else:
-                said = {"role": "assistant", "content": None, "tool_calls": [call]}
-                messages.append({**said, **reasoning_fields(thought)})
+                turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+                messages.append({**turn, **reasoning_fields(thought)})
                 thought = ""
         elif kind == "function_call_output":
             output = _content(item.get("output"), where)
@@ -309,4 +311,61 @@ def response_object(
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
+    }
+
+
+MOST_ITEMS = 100
+_PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+
+def items_of(given: str | Sequence[Item]) -> list[Item]:
+    """A text or items from a client in their full form: each with a type and an id; the content of
+    a message is a list of parts. An id that the client gave stays.
+    """
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    return [_full(item) for item in given]
+
+
+def with_new_id(item: Item) -> Item:
+    """The same item under an id of its own."""
+    return {**item, "id": f"{_PREFIXES.get(item['type'], 'msg')}_{uuid4().hex}"}
+
+
+def _full(item: Item) -> Item:
+    kind = item.get("type") or "message"
+    full = {**item, "type": kind}
+    if kind == "message":
+        full.setdefault("status", "completed")
+        if isinstance(text := item.get("content"), str):
+            of_model = item.get("role") == "assistant"
+            part: Item = {"type": "output_text" if of_model else "input_text", "text": text}
+            full["content"] = [{**part, "annotations": []} if of_model else part]
+    return full if isinstance(item.get("id"), str) and item["id"] else with_new_id(full)
+
+
+def item_page(items: Sequence[Item], *, limit: int, ascending: bool, after: str) -> dict[str, Any]:
+    """A page of at most `limit` items, from behind the item `after` ("": from the first), newest
+    first unless `ascending`. Raises `RequestError`.
+    """
+    if not 1 <= limit <= MOST_ITEMS:
+        raise RequestError(f"limit must be between 1 and {MOST_ITEMS}", param="limit")
+    ordered = list(items if ascending else reversed(items))
+    begin = 0
+    if after:
+        places = [number for number, item in enumerate(ordered) if item["id"] == after]
+        if not places:
+            raise RequestError(f"there is no item '{after[:100]}'", param="after")
+        begin = places[0] + 1
+    return item_list(ordered[begin : begin + limit], has_more=begin + limit < len(ordered))
+
+
+def item_list(items: Sequence[Item], *, has_more: bool = False) -> dict[str, Any]:
+    """Items in OpenAI's form of a list."""
+    return {
+        "object": "list",
+        "data": list(items),
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+        "has_more": has_more,
     }

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from msgspec.structs import asdict, replace
 from ray import serve
 from ray.serve import Application
 
+from penstock import env
 from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
-from penstock.llm_config import DeploymentConfig, LLMConfig
+from penstock.llm_config import DeploymentConfig, LLMConfig, parallelism
 from penstock.ray.deployments import LLMIngress, LLMReplica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.config.placement import deployment_options, parallelism
+from penstock.serve.config.placement import deployment_options, joined_environments
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
+_log = logging.getLogger(__name__)
 UNLIMITED = 1_000_000
 """Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 DEFAULT_TARGET = 32.0
@@ -56,6 +60,10 @@ def build_deployment(
     `front`, a host and port, they also listen there for clients.
     """
     config, beside = overridden(config, override_serve_options or {})
+    if config.llm_engine is None:
+        _log.info(
+            "model '%s' runs on %s: %s", config.model_id, config.engine_name, config.engine_reason
+        )
     options = {**serve_options(config), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = (
@@ -92,12 +100,6 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         raise ConfigError("the replica is the front of a port, and none is given", field="listen")
     deployments: dict[str, Application] = {}
     for config in args.llm_configs:
-        if config.model_id in deployments:
-            raise ConfigError(
-                f"two models are called '{config.model_id}'",
-                field="model_loading_config.model_id",
-                value=config.model_id,
-            )
         deployments[config.model_id] = build_deployment(
             config, settings=args.http, mark=mark, replica_host=replica_host, front=front
         )
@@ -119,6 +121,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         "max_ongoing_requests": UNLIMITED,
         "ray_actor_options": {"num_cpus": 0},  # the ingress mostly waits for others
         "max_surge_percent": 100,  # a new ingress listens before its predecessor stops
+        **_ingress_replicas(args),
         **args.ingress_deployment_config,
     }
     known = inspect.signature(serve.deployment).parameters
@@ -135,6 +138,13 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         settings=args.http,
         listen=args.listen_address if front is None else None,
     )
+
+
+def _ingress_replicas(args: LLMServingArgs) -> dict[str, Any]:
+    """The replicas of the ingress that the models ask for, unless its deployment says."""
+    wanted = max(config.num_ingress_replicas or 0 for config in args.llm_configs)
+    said = {"num_replicas", "autoscaling_config"} & args.ingress_deployment_config.keys()
+    return {"num_replicas": wanted} if wanted and not said else {}
 
 
 def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:
@@ -173,11 +183,24 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     elif options.get("num_replicas") == "auto":
         options["autoscaling_config"] = {"target_ongoing_requests": _target(config)}
     options["max_ongoing_requests"] = UNLIMITED
+    _add_job_environment(options)
     configured_policy(config)  # refuses an unknown policy here rather than in the ingress
     router = dict(options.get("request_router_config") or {})
     router.pop("request_router_kwargs", None)
     options["request_router_config"] = {**router, "request_router_class": ModelRequestRouter}
     return options
+
+
+def _add_job_environment(options: dict[str, Any]) -> None:
+    """The job's runtime environment, below the replica's own: Ray Serve's controller starts the
+    replicas, and they would not inherit it.
+    """
+    job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
+    if not job:
+        return
+    actor = dict(options.get("ray_actor_options") or {})
+    actor["runtime_env"] = joined_environments(job, actor.get("runtime_env") or {})
+    options["ray_actor_options"] = actor
 
 
 def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
@@ -206,4 +229,7 @@ def _target(config: LLMConfig) -> float:
     )
     if most is None and isinstance(slots, int):
         most = slots * parallelism(config.engine_kwargs).data  # each rank has that many slots
+    stated = env.target_ongoing_requests()
+    if stated is not None:
+        return stated
     return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

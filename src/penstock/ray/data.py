@@ -16,15 +16,17 @@ from ray.serve.handle import DeploymentHandle
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import Beginning, Ending
 from penstock.batch.pipeline.stage_chain import StageProcess
-from penstock.batch.stages.engine import EngineStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.write.tables import block
 from penstock.config import parse_options
-from penstock.engines.registry import DEFAULT_APP, engines
+from penstock.engines.base import LLMEngine
+from penstock.engines.registry import DEFAULT_APP, EngineSource, engines
 from penstock.errors import ConfigError, nearest
-from penstock.llm_config import PlacementGroupConfig
+from penstock.llm_config import PlacementGroupConfig, parallelism
+from penstock.llm_config.accelerators import kind_of
+from penstock.llm_config.engine_config import worker_bundles
 from penstock.ray.replicas import served_model
-from penstock.serve.config.placement import configured_bundles, merged
+from penstock.serve.config.placement import merged
 from penstock.serve.replicas.model import CompleteAnswers
 
 COLUMN = "__penstock"
@@ -41,6 +43,7 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
     processors call what is below it, too.
     """
     config = processor.config
+    _check_engine_resources(processor)
     keep = config.should_continue_on_error
     beginning = Beginning(processor.preprocess, keep=keep)
     ending = Ending(processor.postprocess, keep=keep, ray_columns=config.ray_columns)
@@ -186,7 +189,9 @@ class Deployment:
 
 # What an actor asks Ray for
 def stage_options(config: Any, stage: Any) -> dict[str, Any]:
-    """Ray's options for a stage: its own, else the processor's. Raises `ConfigError`."""
+    """Ray's options for a stage: its own, else the processor's; the resources of an engine's
+    workers for a stage that runs an engine, and a CPU for any other. Raises `ConfigError`.
+    """
     given = dict(stage.map_batches_kwargs)
     concurrency = given.pop("concurrency", None) or config.concurrency
     least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
@@ -195,30 +200,47 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     pool = ray.data.ActorPoolStrategy(
         min_size=least, max_size=most, max_tasks_in_flight_per_actor=tasks
     )
-    options = _asked(config.resources_per_bundle or {})
-    if config.accelerator_type is not None:
-        options["accelerator_type"] = config.accelerator_type
-    placement = getattr(config, "placement_group_config", None)
-    if placement is not None and isinstance(stage, EngineStage):
-        if config.resources_per_bundle:
-            raise ConfigError(
-                "say resources here or in resources_per_bundle, not both",
-                field="placement_group_config",
-            )
-        options |= _of_workers(placement, config.engine_kwargs)
+    source = _engine_source(stage)
     return {
-        **options,
+        **({} if source is None else _of_engine(config, source)),
         "max_concurrency": at_once,
         **given,
         "compute": given.get("compute") or pool,
     }
 
 
-def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _engine_source(stage: Any) -> EngineSource | None:
+    """The engine that the stage's workers run, if they run one."""
+    source = stage.fn_constructor_kwargs.get("source")
+    return source if isinstance(source, EngineSource) else None
+
+
+def _of_engine(config: Any, source: EngineSource) -> dict[str, Any]:
     """The resources of an engine's actor: the sum of those of its workers, its child processes."""
-    placement = parse_options(PlacementGroupConfig, given, "placement_group_config")
-    bundles = configured_bundles(placement, engine_kwargs)
-    apart = placement.strategy in ("SPREAD", "STRICT_SPREAD") and len(bundles) > 1
+    engine, engine_kwargs = source.kind, source.engine_kwargs
+    if isinstance(source.shared, LLMEngine):
+        engine, engine_kwargs = source.shared.name, source.shared.engine_kwargs
+    placement = getattr(config, "placement_group_config", None)
+    if placement is not None:
+        if config.resources_per_bundle:
+            raise ConfigError(
+                "say resources here or in resources_per_bundle, not both",
+                field="placement_group_config",
+            )
+        placement = parse_options(PlacementGroupConfig, placement, "placement_group_config")
+        _check_one_machine(placement, engine_kwargs)
+    elif config.resources_per_bundle:
+        placement = PlacementGroupConfig(bundle_per_worker=config.resources_per_bundle)
+    accelerator = config.accelerator_type
+    kind = None if accelerator is None else kind_of(accelerator)
+    bundles = worker_bundles(engine or "", engine_kwargs, kind=kind, placement=placement)
+    return _asked(merged(bundles)) | ({"accelerator_type": accelerator} if accelerator else {})
+
+
+def _check_one_machine(placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for workers that are to be apart."""
+    several = len(placement.bundles or [{}] * parallelism(engine_kwargs).workers) > 1
+    apart = placement.strategy in ("SPREAD", "STRICT_SPREAD") and several
     if apart or engine_kwargs.get("distributed_executor_backend") == "ray":
         raise ConfigError(
             "a processor's engine has all its workers on the machine of its actor",
@@ -233,7 +255,19 @@ def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> d
                 " anywhere."
             ),
         )
-    return _asked(merged(bundles))
+
+
+def _check_engine_resources(processor: Processor) -> None:
+    """Raise `ConfigError` for resources of an engine where no stage runs one."""
+    if any(map(_engine_source, processor.stages.values())):
+        return
+    for name in ("resources_per_bundle", "accelerator_type"):
+        if getattr(processor.config, name):
+            raise ConfigError(
+                "is what an engine's workers reserve, and no stage runs an engine",
+                field=name,
+                hint="A stage's own resources stand in its map_batches_kwargs.",
+            )
 
 
 def _asked(resources: Mapping[str, float]) -> dict[str, Any]:

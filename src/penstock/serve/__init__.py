@@ -4,7 +4,7 @@ from penstock import lazy
 
 TYPE_CHECKING = False  # known to type checkers
 if TYPE_CHECKING:
-    from penstock.llm_config import (
+    from penstock.llm_config.model import (
         CloudMirrorConfig as CloudMirrorConfig,
         LLMConfig as LLMConfig,
         LoraConfig as LoraConfig,
@@ -36,7 +36,7 @@ else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
-            "penstock.llm_config": (
+            "penstock.llm_config.model": (
                 "CloudMirrorConfig",
                 "LLMConfig",
                 "LoraConfig",

@@ -20,21 +20,20 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from penstock import demo, env, lazy, private_files
+from penstock import demo, env, private_files
 from penstock.balance.backoff import Retry
 from penstock.config import masked
 from penstock.engines.base import LLMEngine
+from penstock.engines.model_files import check_url, file_system, stamps
 from penstock.errors import (
     ConfigError,
     EngineStartError,
     EngineTimeoutError,
-    MissingExtraError,
     ModelNotFoundError,
     PenstockError,
     RequestError,
@@ -55,18 +54,6 @@ LONGEST_RETRY_S = 30.0
 LIST_TIMEOUT_S = 5.0
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_STAMPS = (
-    "size",
-    "mtime",
-    "created",
-    "ETag",
-    "etag",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "md5Hash",
-    "blob_id",
-)
 KEEP_S = 3600.0
 """An adapter in use within this time is never evicted: an engine may read it again."""
 _ARRIVING, _LEAVING = ".arriving-", ".leaving-"
@@ -116,7 +103,7 @@ class AdapterStore:
         self._listed_at = float("-inf")
         self._listing = asyncio.Lock()
         for url in filter(None, (self._root, *self.given.values())):
-            _check_backend(url)
+            check_url(url, "lora_config", "An adapter path")
 
     async def names(self) -> list[str]:
         """The names of all adapters, sorted. Lists the source at most every few seconds,
@@ -149,7 +136,7 @@ class AdapterStore:
             self.given.pop(name, None)
             return
         try:
-            _check_backend(location)
+            check_url(location, "lora_config", "An adapter path")
         except ConfigError as error:
             raise RequestError(str(error), param="lora_path") from None
         self.given[name] = location
@@ -242,7 +229,7 @@ class AdapterStore:
 
     def _list(self) -> list[str]:
         assert self._root is not None
-        fs, root = _filesystem(self._root)
+        fs, root = file_system(self._root)
         try:
             found = fs.find(root, maxdepth=2)
         except FileNotFoundError:
@@ -266,17 +253,9 @@ def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
     return AdapterStore(config.lora_config, cache, given)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec  # imported only for adapters
-
-    fs, path = fsspec.core.url_to_fs(os.path.expanduser(url))
-    fs.invalidate_cache()  # fsspec's cached listing would hide a change
-    return fs, path
-
-
 def _files(location: str) -> tuple[Any, dict[str, Any]]:
     """File system and the adapter's files with details. Raises `FileNotFoundError`."""
-    fs, root = _filesystem(location)
+    fs, root = file_system(location)
     found = fs.find(root, maxdepth=1, detail=True)
     files = {path: info for path, info in found.items() if path.endswith(_FILES)}
     if not any(path.endswith(f"/{MARK}") for path in files):
@@ -286,29 +265,7 @@ def _files(location: str) -> tuple[Any, dict[str, Any]]:
 
 def _stamp(location: str) -> list[tuple[str, ...]]:
     """A fingerprint that changes with the adapter, from metadata alone."""
-    _, files = _files(location)
-    return [(path, *(str(info.get(name)) for name in _STAMPS)) for path, info in files.items()]
-
-
-def _check_backend(url: str) -> None:
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        return
-    from fsspec.registry import get_filesystem_class, known_implementations, registry
-
-    if scheme in registry:
-        return
-    if scheme not in known_implementations:
-        raise ConfigError(
-            f"unknown kind of URL '{scheme}://'",
-            field="lora_config",
-            hint=nearest(scheme, ("s3", "gs", "abfss", "hf")),
-        )
-    module = known_implementations[scheme]["class"].partition(".")[0]
-    if find_spec(module) is None:
-        raise MissingExtraError(module, lazy.EXTRAS.get(module), f"An adapter path {scheme}://")
-    if module == "fsspec":
-        get_filesystem_class(scheme)  # built-in kinds are small, and may still lack a package
+    return stamps(_files(location)[1])
 
 
 # Local copies

@@ -119,7 +119,7 @@ class DecodeServer(LLMServer):
         self._prefill: ModelHandle | None = None
         self._breaker = CircuitBreaker(TRIP_AFTER, COOLDOWN_S, time.monotonic)
         self._waking: asyncio.Task[None] | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self.handoffs: Counter[str] = Counter()
 
     @property
@@ -307,8 +307,8 @@ class DecodeServer(LLMServer):
 
     def _say(self, text: str) -> None:
         """Warn, once a text: with a prefill side that is gone every request would say so."""
-        if text not in self._told and len(self._told) < 100:
-            self._told.add(text)
+        if text not in self._logged and len(self._logged) < 100:
+            self._logged.add(text)
             _log.warning(
                 "'%s': %s; its prompts are computed on the decode side",
                 self.llm_config.model_id,

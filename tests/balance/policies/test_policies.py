@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from penstock.balance.policies.base import RouteRequest, two_of
-from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin, SessionAffinity
 from penstock.balance.policies.prefix import KVAware, PrefixAware, PrefixTree, byte_blocks
-from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.balance.policies.table import POLICIES, AdapterPreference, make_policy
 from penstock.errors import ConfigError
 
@@ -243,3 +242,22 @@ class TestAdapterPreference:
         pool[5].adapters.add("german")
         pool[5].load = 100
         assert policy.choose(RouteRequest(adapter="german"), pool).id != "r5"
+
+
+def test_rays_thresholds_of_the_prefix_router() -> None:
+    busy, idle = Replica("busy", 9), Replica("idle", 0)
+    blocks = (*range(20),)
+    request = RouteRequest(blocks=blocks)
+    plain, balanced = PrefixAware(seed=1), PrefixAware(seed=1, imbalanced_threshold=8)
+    picky = PrefixAware(seed=1, match_rate_threshold=0.5)
+    for policy in (plain, balanced):
+        policy.sent(request, "busy")
+    picky.sent(RouteRequest(blocks=blocks[:9]), "busy")
+    assert plain.choose(request, [busy, idle]).id == "busy"
+    assert balanced.choose(request, [busy, idle]).id == "idle"
+    assert balanced.choose(request, [Replica("busy", 8), idle]).id == "busy"
+    assert PrefixAware(do_eviction=True, eviction_threshold_chars=25600).tree.capacity == 100
+    assert PrefixAware(eviction_threshold_chars=25600).tree.capacity == 1_000_000
+    # Fewer blocks than half are held: only chance would choose the holder among many.
+    others = [Replica(f"r{n}", 0) for n in range(50)]
+    assert "busy" not in {picky.choose(request, [*others, busy]).id for _ in range(10)}

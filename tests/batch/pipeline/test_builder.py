@@ -18,7 +18,7 @@ async def coroutine(row):
     return {}
 
 
-class Mine(ProcessorConfig, frozen=True, kw_only=True):
+class Mine(ProcessorConfig, kw_only=True):
     number: int = 1
 
 

@@ -112,7 +112,7 @@ def test_secrets_are_not_shown():
 
 
 def test_a_type_of_your_own():
-    class Mine(ProcessorConfig, frozen=True, kw_only=True):
+    class Mine(ProcessorConfig, kw_only=True):
         where: str
 
     assert Mine(where="x", batch_size=3).batch_size == 3

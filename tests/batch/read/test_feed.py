@@ -4,9 +4,8 @@ from itertools import count
 
 import pytest
 
-from penstock.batch.read import feed
-from penstock.batch.read.feed import read_ahead
-from penstock.batch.read.sources import Source
+from penstock.batch.read import sources
+from penstock.batch.read.sources import Source, read_ahead
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError
 
@@ -62,7 +61,11 @@ async def test_rows_come_while_the_next_is_waited_for():
 
 @pytest.mark.parametrize(
     ("nbytes", "most"),
-    [(0, feed.READ_AHEAD_ROWS), (feed.READ_AHEAD_BYTES // 4, 4), (2 * feed.READ_AHEAD_BYTES, 1)],
+    [
+        (0, sources.READ_AHEAD_ROWS),
+        (sources.READ_AHEAD_BYTES // 4, 4),
+        (2 * sources.READ_AHEAD_BYTES, 1),
+    ],
 )
 async def test_no_more_is_read_ahead_than_the_bounds_allow(nbytes, most):
     source = Lists((1 for _ in count()), nbytes)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from penstock.engines.openvino.biased import Handle, choose
+from penstock.engines.openvino.logits import Handle, choose
 from penstock.types import Sampling
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], np.float32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.engines.vllm.server_options import check_server_options
+from penstock.engines.vllm.options import check_server_options
 from penstock.errors import ConfigError
 
 

@@ -2,9 +2,9 @@ import pytest
 
 from penstock.errors import ContextLengthError, RequestError
 from penstock.openai.messages_api import MessageBody
-from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody
+from penstock.serve.api.exchange import in_words_of
 
 ASK = [{"role": "user", "content": "hi"}]
 BODIES = {

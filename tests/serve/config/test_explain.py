@@ -7,8 +7,9 @@ import pytest
 
 from penstock import demo
 from penstock.errors import ConfigError
+from penstock.llm_config import Parallelism
 from penstock.serve.config.explain import Port, explain
-from penstock.serve.config.placement import Parallelism, replica_bundles
+from penstock.serve.config.placement import replica_bundles
 from penstock.serve.config.serving_args import LLMServingArgs, read_args
 from penstock.serve.models.data_parallel import grouped
 
@@ -98,12 +99,13 @@ def test_groups_multiply_their_ranks():
 def test_a_tpu_slice_has_no_bundles_and_still_needs():
     found = one(
         {
+            "accelerator_type": "TPU-V6E",
             "accelerator_config": {"kind": "tpu", "topology": "2x2"},
             "loading": {"model_source": "demo"},
         }
     )
     assert (found.bundles, found.strategy) == ([], "")
-    assert found.needs == {"CPU": 1.0, "TPU": 1.0}
+    assert found.needs == {"CPU": 1.0, "TPU": 1.0, "accelerator_type:TPU-V6E": 0.001}
 
 
 def test_memory_is_read_from_the_models_files(model):
@@ -283,3 +285,11 @@ def test_the_demo_model_has_nothing_unknown():
     assert found.warnings == []
     assert found.memory.weights
     assert found.context_length == 4096
+
+
+def test_the_engine_and_why_it_is_this_one():
+    found = one({"loading": {"model_source": "demo"}})
+    assert (found.engine, found.engine_reason) == (
+        "openvino",
+        "nothing in the configuration asks for another one",
+    )

@@ -49,7 +49,8 @@ def test_a_bundle_per_worker_is_repeated():
 @pytest.mark.parametrize(
     ("fields", "device"),
     [
-        ({}, "CPU"),
+        ({"llm_engine": "openvino"}, "CPU"),
+        ({}, "GPU"),  # tensor_parallel_size is vLLM's
         ({"llm_engine": "vllm"}, "GPU"),
         ({"llm_engine": "vllm", "accelerator_config": {"kind": "cpu"}}, "CPU"),
     ],
@@ -116,7 +117,7 @@ def test_parallelism_must_be_a_number():
 
 def test_a_tpu_slice_is_reserved_by_its_engine() -> None:
     slice_of_four = config(
-        accelerator_type="TPU-V5E", accelerator_config={"kind": "tpu", "topology": "2x2"}
+        accelerator_type="TPU-V5LITEPOD", accelerator_config={"kind": "tpu", "topology": "2x2"}
     )
     assert "placement_group_bundles" not in deployment_options(slice_of_four)
     chips = config(accelerator_config={"kind": "tpu"})

@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
 from penstock.serve.config.settings import StoreSettings
 
 
@@ -60,7 +61,7 @@ def test_one_application_says_all_that_a_plain_file_says(tmp_path: Path) -> None
             "several models",
         ),
         ({"llm_configs": [{**PLAIN, "deployment_config": {"num_replicas": 2}}]}, "more replicas"),
-        ({"ingress_cls_config": {"ingress_cls": "a:B"}}, "ingress class"),
+        ({"ingress_cls_config": {"ingress_cls": "penstock.serve:OpenAiIngress"}}, "ingress class"),
         ({"http": {"dev": True}}, "control routes"),
     ],
 )
@@ -96,7 +97,7 @@ applications:
         experimental_configs: {stream_batching_interval_ms: 50}
         runtime_env: {env_vars: {HF_TOKEN: abc}}
         log_engine_metrics: true
-      - one.yaml
+      - two.yaml
 """
 
 
@@ -107,7 +108,7 @@ def write(tmp_path, text, name="serve.yaml"):
 
 
 def test_a_ray_serve_file_is_read_unchanged(tmp_path):
-    write(tmp_path, MODEL, "one.yaml")
+    write(tmp_path, MODEL.replace("qwen-0.5b", "two"), "two.yaml")
     first, second = load_serving_args(write(tmp_path, RAY)).llm_configs
     assert (first.model_id, first.engine_name, first.engine_kwargs["max_model_len"]) == (
         "qwen-0.5b",
@@ -145,3 +146,38 @@ def test_mistakes_name_the_file_and_the_place(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said) as caught:
         load_serving_args(path)
     assert str(path) in str(caught.value)
+
+
+def test_rays_own_applications_mean_vllm(tmp_path):
+    other = {"model_loading_config": {"model_id": "b"}, "llm_engine": "simulated"}
+
+    def engines(import_path):
+        application = {"import_path": import_path, "args": {"llm_configs": [PLAIN, other]}}
+        file = tmp_path / "serve.yaml"
+        file.write_text(json.dumps({"applications": [application]}))
+        return [model.engine_name for model in load_serving_args(file).llm_configs]
+
+    assert engines("ray.serve.llm:build_openai_app") == ["vllm", "simulated"]
+    assert engines("penstock.serve:build_openai_app") == ["openvino", "simulated"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"llm_configs": []}, "at least one model"),
+        ({"llm_configs": [PLAIN, PLAIN]}, "two models are called"),
+        ({"llm_configs": ["/nowhere.yaml"]}, "cannot be read"),
+        ({"llm_configs": [3]}, "must be a mapping"),
+        ({"llm_configs": [PLAIN], "ingress_cls_config": {"cls": 1}}, "unknown key 'cls'"),
+        ({"llm_configs": [PLAIN], "ingress_cls_config": {"ingress_cls": "no:X"}}, "no module 'no'"),
+    ],
+)
+def test_arguments_are_checked_when_they_are_made(fields, why):
+    with pytest.raises(ValueError, match=why):
+        LLMServingArgs(**fields)
+
+
+def test_pairs_are_checked_when_they_are_made():
+    sides: dict[str, Any] = {"prefill_config": PLAIN, "decode_config": PLAIN}
+    with pytest.raises(ConfigError, match="kv_transfer_config"):
+        PDServingArgs(**sides)

@@ -7,13 +7,12 @@ import pytest
 
 from penstock.balance.policies.load import LeastLoaded
 from penstock.balance.policies.prefix import PrefixAware
-from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.placement import deployment_options, replica_bundles
 from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
-from penstock.serve.models.data_parallel import DPServer, as_group, grouped
+from penstock.serve.models.data_parallel import DPServer, EngineGroup, as_group, grouped
 from penstock.serve.models.local import build_local_handles
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling

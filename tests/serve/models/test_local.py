@@ -259,15 +259,9 @@ async def test_everything_is_checked_before_anything_is_loaded():
     good = config("a")
     with pytest.raises(ConfigError, match="two models are called 'a'"):
         build_local_handles([good, good])
-    with pytest.raises(ConfigError, match=r"model 'b'.*unknown engine 'vllmm'"):
-        build_local_handles(
-            [
-                good,
-                LLMConfig.from_dict(
-                    {"model_loading_config": {"model_id": "b"}, "llm_engine": "vLLMm"}
-                ),
-            ]
-        )
+    wrong = config("b").model_copy(update={"engine_kwargs": {"stepps": 1}})
+    with pytest.raises(ConfigError, match=r"model 'b'.*unknown key 'stepps'"):
+        build_local_handles([good, wrong])
     with pytest.raises(ConfigError, match="server_cls"):
         build_local_handles(
             [LLMConfig.from_dict({**_fields(good), "server_cls": "penstock.errors:ConfigError"})]
@@ -351,3 +345,9 @@ def test_what_one_process_cannot_honour_is_named(caplog):
         " deployment_config.autoscaling_config.min_replicas (2),"
         " deployment_config.autoscaling_config.max_replicas (4)"
     )
+
+
+async def test_the_start_says_which_engine_and_why(caplog):
+    caplog.set_level("INFO")
+    build_local_handles([LLMConfig.from_dict({"model_loading_config": {"model_id": "demo"}})])
+    assert "model 'demo' runs on openvino: nothing in the configuration asks" in caplog.text

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import ConfigError, NotStoredError, RequestError, UnavailableError
-from penstock.openai.stored_items import items_of
+from penstock.openai.responses_api import items_of
 from penstock.serve.config.settings import StoreSettings
 from penstock.serve.store.responses import LOST, ResponseStore, Turn
 

@@ -48,8 +48,8 @@ class RoutingPolicy(Protocol):
     """Whether `RouteRequest.blocks` matters to it."""
 
     def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
-        """One of `replicas`, of which there is at least one. As long as they stay the same, so must
-        the sequence: what a policy derives from them it derives once.
+        """One of `replicas`, at least one. The sequence is the same object as long as the replicas
+        stay the same, so a policy can cache what it derives from it.
         """
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -105,13 +106,34 @@ class PrefixAware(RoutingPolicy):
     it. The policy looks at some holders of the longest prefix and at two replicas at random, so
     that the cost of choosing does not grow with the number of replicas, and a hot prefix spreads
     when its holders are busy.
+
+    The other arguments are those of Ray's router. A difference of loads above
+    `imbalanced_threshold` (default: none) sends a request to the least busy of all; one of whose
+    blocks fewer than the share `match_rate_threshold` (0) are held goes by load. With `do_eviction`
+    the tree is bounded by `eviction_threshold_chars`. It lets the oldest go one by one, so it needs
+    no target and no interval.
     """
 
     reads_blocks = True
 
-    def __init__(self, capacity: int = 1_000_000, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 1_000_000,
+        seed: int | None = None,
+        *,
+        imbalanced_threshold: float | None = None,
+        match_rate_threshold: float | None = None,
+        do_eviction: bool = False,
+        eviction_threshold_chars: int | None = None,
+        eviction_target_chars: int | None = None,
+        eviction_interval_secs: float | None = None,
+    ) -> None:
+        if do_eviction and eviction_threshold_chars is not None:
+            capacity = max(1, int(eviction_threshold_chars) // BLOCK_BYTES)
         self.tree = PrefixTree(capacity)
         self._draw = random.Random(seed)
+        self._imbalanced = math.inf if imbalanced_threshold is None else imbalanced_threshold
+        self._match_rate = match_rate_threshold or 0.0
         self._seen: Sequence[Any] = ()
         self._by_id: dict[str, Any] = {}
 
@@ -122,6 +144,12 @@ class PrefixAware(RoutingPolicy):
         path = self.tree.path(request.blocks)
         candidates = list(two_of(replicas, self._draw))
         depth = len(path)
+        if depth < self._match_rate * len(request.blocks):
+            depth = 0
+        if self._imbalanced < math.inf:
+            loads = [replica.load for replica in replicas]
+            if max(loads) - min(loads) > self._imbalanced:
+                return replicas[loads.index(min(loads))]
         while depth:
             # Few hold a long prefix, and all may hold a short one: then some, from a place drawn
             # anew.
@@ -185,6 +213,6 @@ class KVAware(PrefixAware):
 
 
 def kv_aware_in(policy: RoutingPolicy) -> KVAware | None:
-    """The KV-aware policy itself, where that is what `policy` is, or what it goes by."""
+    """The KV-aware policy in `policy`: that itself, or the one that it wraps."""
     inner = getattr(policy, "policy", policy)
     return inner if isinstance(inner, KVAware) else None

@@ -6,9 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
-from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin, SessionAffinity
 from penstock.balance.policies.prefix import KVAware, PrefixAware
-from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig
 

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from penstock.balance.backoff import job_pauses
@@ -195,12 +194,7 @@ class Interrupts:
         self._loop.call_soon(self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._task = None
 
     def restore(self) -> None:

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, duration
 from penstock.batch.pipeline.pipeline import Pipeline
-from penstock.batch.read.feed import read_ahead
+from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
@@ -195,7 +195,7 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
 
 
 def _distinct(found: Forecast) -> int:
-    """The rows that will be asked for, the share of duplicates and bad rows being as among those
+    """How many rows will be asked for, if duplicates and bad rows are as frequent as among the rows
     that were read.
     """
     if not found.read:
@@ -235,9 +235,8 @@ def described(found: Forecast) -> str:
 
 
 async def prompt_length(pipeline: Pipeline, row: Row) -> PromptLength | None:
-    """That of a prepared row; None where it does not show what is asked, or the engine cannot tell.
-
-    Raises `PenstockError` for a row that cannot be asked.
+    """The prompt length of a prepared row. None if the row does not show what is asked, or the
+    engine cannot tell. Raises `PenstockError` for a row that cannot be asked.
     """
     asked = pipeline.step.asked(row)
     if asked is None or (tokens := await _tokens(asked.engine, asked.request)) is None:

@@ -124,8 +124,8 @@ def _deciding_fields(config: ProcessorConfig) -> dict[str, Any]:
 
 
 def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
-    """What a stage's workers are made with; of those of this package without what decides nothing,
-    and without the engine, of which the configuration tells.
+    """The arguments of a stage's workers. Of Penstock's own workers, those that decide nothing are
+    left out, and so is the engine, which the configuration names.
     """
     assert stage.fn is not None
     if not stage.fn.__module__.startswith("penstock."):
@@ -160,11 +160,12 @@ def _plain(value: Any) -> Any:
 
 
 def function_identity(function: Callable[..., Any] | None) -> str | None:
-    """Its name and a digest of what it does, the same in each process until the function changes.
+    """The function's name, and a digest of what it does, the same in each process until the
+    function changes.
 
-    What it does is its code, its defaults, the texts, numbers and tuples of them that it refers to
-    outside itself, and the functions of its module that it calls. Of what can change while it runs
-    (lists, objects) it knows nothing.
+    The digest covers its code, its defaults, the texts, numbers and tuples that it refers to
+    outside itself, and the functions of its module that it calls. It does not cover objects that
+    can change while it runs, such as lists.
     """
     if function is None:
         return None
@@ -199,7 +200,9 @@ def _meaning(function: Any, seen: set[CodeType]) -> Any:
 
 
 def _outside(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What it refers to in its module and the functions around it, but for what it sets itself."""
+    """The names that the code refers to in its module and in the functions around it, without those
+    that it sets itself.
+    """
     names = {name: None for code in _codes(function.__code__) for name in code.co_names}
     own = {
         instruction.argval

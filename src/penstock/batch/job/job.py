@@ -213,8 +213,8 @@ class Job:
         return future.result()
 
     def _main(self, work: Coroutine[Any, Any, T]) -> T:
-        """A processor's loop is that of all work that has no event loop of its own: there are the
-        engines that it names. A stop by signal is raised as `JobInterrupted`.
+        """Run `work` in an event loop. A processor's engines belong to the background loop, so its
+        jobs run there. A stop by signal is raised as `JobInterrupted`.
         """
         try:
             return asyncio.run(work) if self.processor is None else background.run(work)

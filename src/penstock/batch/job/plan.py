@@ -35,7 +35,7 @@ from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError, printable
-from penstock.types import Sampling, StructuredOutput
+from penstock.types import FRACTIONS, Sampling, StructuredOutput
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -56,10 +56,7 @@ _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
     *("limit", "max_attempts", "max_tokens_total", "replicas"),
 )
-_REAL = (
-    *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
-    *("repetition_penalty", "row_timeout", "max_error_rate"),
-)
+_REAL = (*FRACTIONS, "row_timeout", "max_error_rate")
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (str, "text", ("model", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),
@@ -266,7 +263,7 @@ def _engine(job: Job) -> LLMEngine:
             "an engine object is in this process, and no replica on Ray", field="engine"
         )
     if job.adapter is not None and os.path.isdir(job.adapter):
-        engine.adapters[job.adapter] = job.adapter  # replicas are told when they are deployed
+        engine.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
     spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
     replicated: LLMEngine = spread(engine, job.replicas)
     return replicated
@@ -395,8 +392,8 @@ def _require(holds: bool, name: str, value: object, meant: str) -> None:
 
 
 def _require_unicode(name: str, value: object) -> None:
-    """A byte on the command line that is no UTF-8 comes as half of a surrogate pair, which no
-    engine can be sent.
+    """Raise `ConfigError` for text with a lone surrogate: Python reads a byte of the command line
+    that is no UTF-8 as one, and no engine takes it.
     """
     try:
         str(value).encode()

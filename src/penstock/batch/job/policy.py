@@ -24,10 +24,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class ErrorPolicy:
     """What to do with rows that fail, by the kind of their error.
 
-    "keep" makes an error row of them, "skip" leaves them out of the output, "fail" ends the job,
-    "retry" asks again, where that would not be done of itself, and keeps what fails nevertheless.
-    `given` is one action for all, or a mapping of kinds to actions, in which "*" stands for the
-    others. Raises `ConfigError`.
+    "keep" makes an error row, "skip" leaves the row out of the output, "fail" ends the job, "retry"
+    asks again even where the failure looks permanent, and keeps what fails nevertheless. `given` is
+    one action for all kinds, or a mapping of kinds to actions, in which "*" stands for the others.
+    Raises `ConfigError`.
     """
 
     def __init__(self, given: str | Mapping[str, str]) -> None:
@@ -69,11 +69,11 @@ def _kinds() -> frozenset[str]:
 
 
 class Limits:
-    """When a job stops, cleanly and to be resumed.
+    """When a job stops cleanly, so that it can be resumed.
 
-    `tokens` is the most of prompts and answers together, computed in this run; `error_rate` the
-    largest share of rows that may fail, seen from 50 rows on; `seconds` the time that is left, also
-    for what is done before the first row.
+    `tokens` is the most tokens of prompts and answers together in this run. `error_rate` is the
+    largest share of rows that may fail, from 50 rows on. `seconds` is the time left, including the
+    time before the first row.
     """
 
     def __init__(

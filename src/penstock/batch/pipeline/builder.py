@@ -339,8 +339,8 @@ def _text_stage(
 
 
 def _placing(config: ProcessorConfig, stage: StageConfig) -> dict[str, Any]:
-    """How many workers a stage has, how many rows each, and what each takes; the processor's where
-    it does not say.
+    """The number of a stage's workers, the rows that each has, and what each takes. Where the stage
+    states none, the processor's hold.
     """
     placing = {
         "batch_size": stage.batch_size or config.batch_size,

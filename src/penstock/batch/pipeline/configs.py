@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from msgspec import Meta, field
+from msgspec.structs import force_setattr
 
 from penstock.config import Options, parse_options
 from penstock.errors import ConfigError
-from penstock.llm_config import PlacementGroupConfig
+from penstock.llm_config import PlacementGroupConfig, accelerator_name
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -49,7 +50,7 @@ engine says.
 
 
 # Stages
-class StageConfig(Options, frozen=True, kw_only=True):
+class StageConfig(Options, kw_only=True):
     """What every stage's configuration has.
 
     `concurrency` is the number of workers and `batch_size` how many rows each has at a time; None
@@ -67,7 +68,7 @@ class StageConfig(Options, frozen=True, kw_only=True):
         check_concurrency(self.concurrency)
 
 
-class ChatTemplateStageConfig(StageConfig, frozen=True, kw_only=True):
+class ChatTemplateStageConfig(StageConfig, kw_only=True):
     """`messages` to `prompt`. `chat_template` (a template's text) replaces the model's own."""
 
     model_source: str | None = None
@@ -75,19 +76,19 @@ class ChatTemplateStageConfig(StageConfig, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class TokenizerStageConfig(StageConfig, frozen=True, kw_only=True):
+class TokenizerStageConfig(StageConfig, kw_only=True):
     """Encodes `prompt` into the column `tokenized_prompt`."""
 
     model_source: str | None = None
 
 
-class DetokenizeStageConfig(StageConfig, frozen=True, kw_only=True):
+class DetokenizeStageConfig(StageConfig, kw_only=True):
     """Decodes `generated_tokens` into the column `generated_text`."""
 
     model_source: str | None = None
 
 
-class PrepareMultimodalStageConfig(StageConfig, frozen=True, kw_only=True):
+class PrepareMultimodalStageConfig(StageConfig, kw_only=True):
     """Images in `messages`, by path, URL or bytes, to images within the messages.
 
     `chat_template_content_format` and `apply_sys_msg_formatting`: with "openai", or if true, texts
@@ -103,18 +104,19 @@ class PrepareMultimodalStageConfig(StageConfig, frozen=True, kw_only=True):
     max_bytes: Positive = 64 << 20
 
 
-class HttpRequestStageConfig(StageConfig, frozen=True, kw_only=True):
+class HttpRequestStageConfig(StageConfig, kw_only=True):
     """Sends `payload` and stores the answer in `http_response`."""
 
 
 # Processors
-class ProcessorConfig(Options, frozen=True, kw_only=True):
+class ProcessorConfig(Options, kw_only=True):
     """What every processor's configuration has, and the base of your own.
 
     `batch_size` and `concurrency` are those of each stage that does not say otherwise. With
     `should_continue_on_error` a row that fails becomes an error row, and each row has the columns
-    `status` and `error`; else the first failure ends the run. `accelerator_type` and
-    `resources_per_bundle` are for Ray.
+    `status` and `error`; else the first failure ends the run. `accelerator_type` (a name of Ray's)
+    and `resources_per_bundle` (of one worker of an engine) are for stages that run an engine, on
+    Ray.
     """
 
     batch_size: Positive = 32
@@ -128,9 +130,19 @@ class ProcessorConfig(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_concurrency(self.concurrency)
+        if self.accelerator_type is not None:
+            force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
+
+    def get_concurrency(self, autoscaling_enabled: bool = True) -> dict[str, int]:
+        """The pool of workers: `min_size` and `max_size`, or the `size` of one that is fixed."""
+        if isinstance(self.concurrency, int):
+            if not autoscaling_enabled:
+                return {"size": self.concurrency}
+            return {"min_size": 1, "max_size": self.concurrency}
+        return {"min_size": self.concurrency[0], "max_size": self.concurrency[-1]}
 
 
-class HttpRequestProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
+class HttpRequestProcessorConfig(ProcessorConfig, kw_only=True):
     """Sends each row's `payload` to `url` and puts the JSON answer into `http_response`.
 
     `batch_size` requests of each worker are under way at a time; with `adaptive` fewer while the
@@ -154,7 +166,7 @@ class HttpRequestProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     timeout_s: Annotated[float, Meta(gt=0)] | None = None
 
 
-class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
+class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     """What processors on an engine have in common.
 
     What runs: `model_source` and `engine_kwargs` make an engine of the processor's own; or `engine`
@@ -175,7 +187,7 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     "raise" an answer that its `max_tokens` cut off is asked for again with twice as many, with
     "truncate" a prompt, or a text to embed, that is too long for the model is shortened,
     "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the
-    row's JSON Schema is asked for again, up to `max_attempts` times, the model being told what was
+    row's JSON Schema is asked for again, up to `max_attempts` times, and the request says what was
     wrong; a row without a good one fails. `max_concurrent_batches`,
     `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
     """
@@ -208,7 +220,7 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     has_image: bool | None = None
 
     def __post_init__(self) -> None:
-        check_concurrency(self.concurrency)
+        ProcessorConfig.__post_init__(self)
         if self.engine is None and self.model_source is None:
             raise ConfigError(
                 "say which model: a directory, a file, a hub id, or 'demo'", field="model_source"
@@ -230,25 +242,25 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
             )
 
 
-class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
+class OpenVINOEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
     """A model on the embedded OpenVINO engine."""
 
     engine_name = "openvino"
 
 
-class vLLMEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
+class vLLMEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
     """A processor that asks a model on vLLM."""
 
     engine_name = "vllm"
 
 
-class SGLangEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
+class SGLangEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
     """A processor that asks a model on SGLang."""
 
     engine_name = "sglang"
 
 
-class ServeDeploymentProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
+class ServeDeploymentProcessorConfig(ProcessorConfig, kw_only=True):
     """Sends rows to a model that is served already: `method` and `request_kwargs` of each row,
     `dtype` naming the type of its request.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from penstock.errors import PenstockError, UserCodeError, told
+from penstock.errors import PenstockError, UserCodeError, class_and_text
 
 QUICK_SECONDS = 0.0002
 """A call this quick may run on the event loop: changing threads would cost as much."""
@@ -105,7 +105,7 @@ class Offload:
         while (item := self._waiting.get()) is not None:
             done = [_made(*item)]
             began = time.perf_counter()
-            # Calls that are there already are made too before the loop is told, which costs it a
+            # Calls that are there already are made too before the loop is woken, which costs it a
             # wake-up.
             with contextlib.suppress(Empty):
                 while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
@@ -145,11 +145,11 @@ def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
 
 
 def is_ctrl_c(error: BaseException) -> bool:
-    """Whether a signal may have raised it: that happens in the main thread alone.
+    """Whether a signal may have raised it, which happens in the main thread alone.
 
-    Everything else that such code raises is its own failure. In a thread or a task a `SystemExit`,
-    a `KeyboardInterrupt` or a class of its own under `BaseException` would end that, with nobody to
-    tell who waits.
+    Everything else that a caller's code raises is its own failure. A `SystemExit`, a
+    `KeyboardInterrupt` or another class under `BaseException` would end a thread or a task, and
+    whoever waits for it would never know.
     """
     return (
         isinstance(error, KeyboardInterrupt)
@@ -158,7 +158,9 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 
 def ends_task(error: BaseException) -> bool:
-    """Whether it ends the task that awaits such code, and does not come out of the code itself."""
+    """Whether the exception ends the task that awaits a caller's code, rather than coming from that
+    code.
+    """
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         try:
             task = asyncio.current_task()
@@ -172,6 +174,6 @@ def user_error(error: BaseException, what: str = "") -> PenstockError:
     """The error itself if it is one of ours, else a `UserCodeError` that says `what` failed."""
     if isinstance(error, PenstockError):
         return error
-    made = UserCodeError(f"{what}: {told(error)}" if what else told(error))
+    made = UserCodeError(f"{what}: {class_and_text(error)}" if what else class_and_text(error))
     made.__cause__ = error
     return made

@@ -31,7 +31,7 @@ from penstock.errors import (
     JobError,
     PenstockError,
     QuarantinedError,
-    told,
+    class_and_text,
 )
 from penstock.types import ChatRequest
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Asked(NamedTuple):
-    """What an engine is asked for a row, where that shows before anything has been done with it."""
+    """What an engine is asked for a row, if that is known before any stage has run."""
 
     engine: LLMEngine
     request: Request
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
 
 
 class Step(Protocol):
-    """What answers rows. Once it is told to `end`, nothing is tried again."""
+    """What answers rows. After `end`, nothing is tried again."""
 
     def running(self) -> AbstractAsyncContextManager[int]:
         """Start it, for as long as the context lasts. Gives how many rows it wants at a time."""
@@ -168,11 +168,11 @@ class Tries(Struct):
 
 
 class Attempts:
-    """Asks an engine, each request up to `most` times, deaths of the engine not counted.
+    """Asks an engine, each request up to `most` times. Deaths of the engine do not count.
 
-    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. Unless `goes_on`
-    says so, nothing is tried again. `policy` says which failures may pass beyond those that say so
-    themselves.
+    `pause` is the wait before the second attempt, in seconds; it doubles up to 5 s. Once `goes_on`
+    returns False, nothing is tried again. `policy` adds kinds of failures to retry to those that
+    are retryable themselves.
     """
 
     def __init__(
@@ -229,7 +229,9 @@ class Attempts:
                     raise
                 except Exception as error:
                     failure = (
-                        error if isinstance(error, PenstockError) else EngineError(told(error))
+                        error
+                        if isinstance(error, PenstockError)
+                        else EngineError(class_and_text(error))
                     )
                 if supervisor.phase == "failed" and self._goes_on():
                     raise JobError(_beyond_help(supervisor)) from supervisor.error

@@ -258,8 +258,8 @@ class RowStream:
 class _Outbox(Sink):
     """Hands rows on to whoever takes them, as many at a time as there are.
 
-    Rows that failed before any has succeeded wait for the first good one, to have its columns too,
-    but never when nothing is under way: whoever takes rows may be the one who is to give the next.
+    A failed row waits for the first good row, whose columns it gets too. It does not wait when
+    nothing is under way: whoever takes the rows may be the one who gives the next.
     """
 
     def __init__(self, form: ProcessorRows, *, keep_order: bool) -> None:

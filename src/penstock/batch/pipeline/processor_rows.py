@@ -54,10 +54,10 @@ bytes that keep the type of each value.
 class OutputRows:
     """Makes the output rows of one run.
 
-    With `keep` each row has the columns of the input, those that the processor makes, `status` and
-    `error`: in a good row a column of the input that it no longer has is null, in one that failed
-    what was to be made is. What that is shows in a good row (`known`), so `learn` of it as soon as
-    there is one. With `ray_columns` they have `__inference_error__` too, empty in a good row.
+    With `keep` all rows have the same columns: those of the input, those that the processor makes,
+    `status` and `error`. A value that a row lacks is null. The columns that the processor makes
+    show in the first good row, so `learn` of it early; then they are `known`. With
+    `ray_columns` they have `__inference_error__` too, empty in a good row.
     """
 
     def __init__(self, *, keep: bool, ray_columns: bool = False) -> None:
@@ -379,8 +379,8 @@ class Ending:
 
 
 def failure(error: BaseException, stage: str, keep: bool) -> RowError:
-    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error
-    is not the row's.
+    """The error for a row's output, if the row is kept. Raises `JobError` if it is not, or if the
+    error is not the row's own.
     """
     known = user_error(error)
     if not keep or isinstance(error, JobError):

@@ -29,7 +29,14 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.base import StatefulStage, workers
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens
-from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
+from penstock.errors import (
+    ConfigError,
+    JobError,
+    PenstockError,
+    UserCodeError,
+    class_and_text,
+    text_of,
+)
 from penstock.types import Usage
 
 DEFAULT_BATCH_SIZE = 32
@@ -155,7 +162,9 @@ class _Worker:
         except BaseException as error:
             if ends_task(error):
                 raise
-            _log.warning("%s could not be stopped: %s", type(self.instance).__name__, told(error))
+            _log.warning(
+                "%s could not be stopped: %s", type(self.instance).__name__, class_and_text(error)
+            )
             _log.debug("where that arose", exc_info=True)
 
 
@@ -237,8 +246,8 @@ class StageChain:
 
 
 async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Start all side by side; where one fails, the others have ended too when this raises: nothing
-    starts later on.
+    """Start all side by side. If one fails, the others have ended too when this raises, so nothing
+    starts later.
     """
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:
@@ -263,7 +272,7 @@ def _room_taken(worker: _Worker) -> tuple[float, int]:
 
 
 def usage_of(columns: Mapping[str, Any]) -> Usage | None:
-    """The tokens that a stage's columns tell of: an engine's own, or those of an API's answer."""
+    """The token counts in a stage's columns: an engine's own, or those of an API's answer."""
     if "num_input_tokens" in columns:
         prompt, answer, cached = map(columns.get, _OWN)
         return Usage(

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
 from penstock.batch.read import files, text
-from penstock.batch.read.feed import in_daemon_thread
-from penstock.batch.read.sources import AsyncRows, HasRows, Rows, Source
+from penstock.batch.read.sources import AsyncRows, HasRows, Rows, Source, in_daemon_thread
 from penstock.errors import InputError
 
 

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, Literal, cast
 
 from penstock.batch.read.sources import Source
-from penstock.errors import InputError, MissingExtraError, PenstockError, printable, told
+from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
 
 Form = Literal["jsonl", "csv", "parquet"]
 FORMS: dict[str, Form] = {
@@ -81,7 +81,7 @@ def filesystem(url: str) -> tuple[Any, str]:
             ) from error
         raise MissingExtraError(module, extra, f"Reading and writing {scheme}://") from error
     except Exception as error:  # each file system has errors of its own
-        raise InputError(f"{url}: {told(error)}") from error
+        raise InputError(f"{url}: {class_and_text(error)}") from error
 
 
 @contextlib.contextmanager
@@ -97,12 +97,12 @@ def reading(path: str) -> Iterator[None]:
 
 def _reason(error: Exception, path: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        return error.strerror or told(error)
+        return error.strerror or class_and_text(error)
     if path.lower().endswith(COMPRESSED) and isinstance(
         error, OSError | EOFError | ValueError | _DAMAGE
     ):
         return "the compressed data are damaged or cut off"
-    return told(error)
+    return class_and_text(error)
 
 
 @dataclass(frozen=True)
@@ -375,10 +375,10 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
 
 
 class _Members(io.RawIOBase):
-    """The members of a file, one after the other.
+    """The members of a compressed file, one after the other.
 
-    `bz2` and `lzma` have such readers too. Those end without a word at a member whose beginning is
-    damaged, and the rows in it and after it would be missing.
+    `bz2` and `lzma` have such readers too. But theirs end without an error at a member whose
+    beginning is damaged, and its rows and all later ones would be missing.
     """
 
     def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:

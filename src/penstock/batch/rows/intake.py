@@ -12,13 +12,18 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from operator import attrgetter
 
-from penstock.batch.read.feed import read_ahead
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Source, read_ahead
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.manifest import StreamSum
-from penstock.errors import InputError, JobMismatchError, PenstockError, RequestError, told
+from penstock.errors import (
+    InputError,
+    JobMismatchError,
+    PenstockError,
+    RequestError,
+    class_and_text,
+)
 
 FIRST_WINDOW = 64
 LARGEST_WINDOW = 4096
@@ -40,7 +45,7 @@ def prepare(form: RowForm, row: Row) -> Outcome | None:
     except PenstockError as error:
         return form.failure(row, error, form.preparing, 0)
     except Exception as error:  # values of the caller's own types can fail in any way
-        return form.failure(row, RequestError(told(error)), form.preparing, 0)
+        return form.failure(row, RequestError(class_and_text(error)), form.preparing, 0)
     return None
 
 
@@ -145,12 +150,13 @@ def shared(first: str, second: str) -> int:
 def _gain(rows: Sequence[Row], common: int) -> tuple[int, int]:
     """Over a sample of neighbours: characters they share beyond `common`, and all characters."""
     gain = total = 0
+    least = common + _SHORTEST
     pairs = len(rows) - 1
     samples = min(pairs, _SAMPLES)
     for number in range(samples):
         at = number * pairs // samples
-        total += len(rows[at + 1].prefix)
-        beyond = shared(rows[at].prefix, rows[at + 1].prefix) - common
-        if beyond >= _SHORTEST:
-            gain += beyond
+        one, other = rows[at].prefix, rows[at + 1].prefix
+        total += len(other)
+        if len(other) >= least and one.startswith(other[:least]):
+            gain += shared(one, other) - common
     return gain, total

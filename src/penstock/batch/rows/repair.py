@@ -171,10 +171,10 @@ async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
         return None
     try:
         await _schema(structured.spec).read(text)
-    except ValueError as error:
-        return str(error)
     except ConfigError as error:
         raise RequestError(str(error), param="structured_outputs") from None
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -194,14 +194,14 @@ def _follow_up(request: Request, outcome: Outcome) -> Request | None:
         return None
     if isinstance(request, CompletionRequest):
         return None if request.sampling.is_deterministic else request
-    said: Message = {"role": "assistant", "content": outcome.response}
+    answer: Message = {"role": "assistant", "content": outcome.response}
     before = request.messages
     if request.continue_final_message and isinstance(begun := before[-1].get("content"), str):
-        before, said["content"] = before[:-1], begun + (outcome.response or "")
+        before, answer["content"] = before[:-1], begun + (outcome.response or "")
     again: Message = {"role": "user", "content": _AGAIN.format(why=outcome.error.message)}
     return msgspec.structs.replace(
         request,
-        messages=[*before, said, again],
+        messages=[*before, answer, again],
         continue_final_message=False,
         add_generation_prompt=True,
     )

@@ -88,8 +88,8 @@ class Row(Struct, eq=False):
 
 
 class FailedRow(dict[str, Any]):
-    """An output row that failed, for whoever takes it a dict like others. Another processor knows
-    it by its class, as data may have columns of these names.
+    """An output row that failed: a dict like others. Another processor knows it by its class,
+    because data may have columns of these names.
     """
 
     def __init__(self, row: dict[str, Any], error: RowError) -> None:
@@ -156,9 +156,8 @@ class RowForm(ABC):
     created: int = 0
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        """The rows in lists, each as soon as it can be prepared.
-
-        What would hold up the event loop is done here.
+        """The rows in lists, each as soon as it can be prepared. Slow work, which would block the
+        event loop, happens here.
         """
         yield rows
 

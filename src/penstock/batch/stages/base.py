@@ -109,8 +109,8 @@ class StatefulStage:
         return dict(self._optional)
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
-        """Whether rows with equal columns, as far as this stage reads them, have equal results:
-        asked once then.
+        """Whether equal rows have equal results, as far as this stage reads them. Such rows are
+        asked once.
         """
         return self._shareable
 

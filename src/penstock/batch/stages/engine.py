@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,15 @@ from penstock.engines.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.constraints import parse_response_format
 from penstock.openai.requests import begun_by_assistant
-from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
-from penstock.types import ChatRequest, CompletionRequest, Delta, StructuredOutput
+from penstock.openai.responses import Answers, ToolCall, token_logprobs, tool_call_list
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    StructuredOutput,
+    TokenLogprob,
+    Usage,
+)
 
 
 class EngineRequests:
@@ -197,13 +204,29 @@ class EngineRequests:
 
 def _outcome(deltas: list[Delta]) -> Outcome:
     """The outcome of one request; `parsed` are the columns of each of its answers."""
+    if len(deltas) == 1 and not deltas[0].tool_calls:  # nearly always
+        (one,) = deltas
+        output = _output(
+            one.text, list(one.token_ids), one.finish_reason, one.reasoning or None, one.logprobs
+        )
+        return Outcome(None, None, one.finish_reason, one.usage or Usage(), parsed=[output])
     found = Answers(deltas)
     tokens: dict[int, list[int]] = {}
     for delta in deltas:
         tokens.setdefault(delta.index, []).extend(delta.token_ids)
     reasons = found.reasons
     reason = "length" if "length" in reasons.values() else reasons[min(reasons)]
-    outputs = [_output(found, index, tokens[index]) for index in sorted(reasons)]
+    outputs = [
+        _output(
+            found.texts[index],
+            tokens[index],
+            reasons[index],
+            found.reasoning.get(index),
+            found.logprobs.get(index),
+            found.tool_calls.get(index),
+        )
+        for index in sorted(reasons)
+    ]
     return Outcome(None, None, reason, found.usage, parsed=outputs)
 
 
@@ -244,20 +267,23 @@ def _columns(outcome: Outcome, prompt: Any, *, text: bool) -> dict[str, Any]:
     }
 
 
-def _output(found: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
-    reasoning: str | None = found.reasoning.get(index)
-    text = found.texts.get(index, "")
+def _output(
+    text: str,
+    tokens: list[int],
+    reason: str | None,
+    reasoning: str | None,
+    logprobs: Sequence[TokenLogprob] | None,
+    calls: list[ToolCall] | None = None,
+) -> dict[str, Any]:
     if reasoning is None and "think>" in text:  # not every engine tells it from the answer
         reasoning, text = tasks.without_reasoning(text)
-    calls = found.tool_calls.get(index)
-    logprobs = chat_logprobs(found.logprobs.get(index))
     return {
         "generated_text": text,
         "generated_tokens": tokens,
-        "finish_reason": found.reasons[index],
+        "finish_reason": reason,
         "reasoning_content": reasoning,
         "tool_calls": tool_call_list(calls) if calls else None,
-        "logprobs": None if logprobs is None else logprobs["content"],
+        "logprobs": None if logprobs is None else token_logprobs(logprobs),
     }
 
 

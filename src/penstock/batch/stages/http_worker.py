@@ -32,7 +32,7 @@ _NO_FILES = frozenset({str, int, float, bool, list, type(None)})
 _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-class HttpRequestOptions(Options, frozen=True, kw_only=True):
+class HttpRequestOptions(Options, kw_only=True):
     """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
 
     `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the
@@ -205,8 +205,8 @@ class HttpRequests:
 
 
 def _error_in(body: bytes, where: str) -> UpstreamError | None:
-    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an
-    answer may well have a field of that name.
+    """The error that an answer is: one in OpenAI's form, or a body with nothing but a text named
+    `error`. A good answer may have a field of that name too.
     """
     from penstock.http.complaints import as_error
 

@@ -113,7 +113,7 @@ class PrepareMultimodal:
         self._loader: Loader | None = None
 
     async def start(self) -> None:
-        """Raises `MissingExtraError`."""
+        """Load Pillow. Raises `MissingExtraError`."""
         self._images = lazy.require(
             "penstock.batch.stages.images", needed_by="The preparation of images"
         )

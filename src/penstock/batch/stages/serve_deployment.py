@@ -71,7 +71,7 @@ class DeploymentRequests:
         self.ending = False
 
     async def start(self) -> None:
-        """Find it. Raises `ModelNotFoundError`."""
+        """Find the deployment. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
         # A served model has methods of its deployment beside those that reach it directly.
         self._deployment = self._handle

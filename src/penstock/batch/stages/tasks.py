@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import MAPPING
@@ -26,8 +26,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.constraints import one_of
-from penstock.openai.parameters.engine import EngineParameters
-from penstock.openai.requests import bias_pairs
+from penstock.openai.requests import SamplingParameters
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
@@ -257,25 +256,11 @@ class _Structured(Struct):
     grammar: str | None = None
 
 
-class _Params(EngineParameters):
+class _Params(SamplingParameters):
     """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
 
-    n: int = 1
-    max_tokens: int | None = None
     max_new_tokens: int | None = None
-    min_tokens: int = 0
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] = field(default_factory=list)
-    ignore_eos: bool = False
+    min_new_tokens: int | None = None
     logprobs: int | None = None
     structured_outputs: _Structured | None = None
     guided_decoding: _Structured | None = None
@@ -283,10 +268,6 @@ class _Params(EngineParameters):
     regex: str | None = None
     detokenize: bool = True
     best_of: int | None = None
-    bad_words: list[str] | None = None
-    prompt_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
 
 
 def sampling_of(params: Any) -> tuple[Sampling, int]:
@@ -311,34 +292,18 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
         wanted = parse_options(_Params, given, "sampling_params")
     except ConfigError as error:
         raise RequestError(str(error), param=error.field) from None
-    if wanted.best_of not in (None, wanted.n):
+    n = 1 if wanted.n is None else wanted.n
+    if wanted.best_of not in (None, n):
         raise UnsupportedError(
             "sampling_params.best_of is not supported", param="sampling_params.best_of"
         )
-    stop = wanted.stop or ()
-    sampling = Sampling(
+    sampling = wanted.to_sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
-        min_tokens=wanted.min_tokens or wanted.min_new_tokens,
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        top_k=wanted.top_k,
-        min_p=wanted.min_p,
-        seed=wanted.seed,
-        presence_penalty=wanted.presence_penalty,
-        frequency_penalty=wanted.frequency_penalty,
-        repetition_penalty=wanted.repetition_penalty,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(wanted.stop_token_ids),
-        ignore_eos=wanted.ignore_eos,
+        min_tokens=wanted.min_tokens or wanted.min_new_tokens or 0,
         logprobs=wanted.logprobs,
         structured=_structured(wanted),
-        logit_bias=bias_pairs(wanted.logit_bias),
-        allowed_token_ids=tuple(wanted.allowed_token_ids or ()),
-        bad_words=tuple(wanted.bad_words or ()),
-        prompt_logprobs=wanted.prompt_logprobs,
-        extra=wanted.extra,
     )
-    return sampling, wanted.n
+    return sampling, n
 
 
 @lru_cache(maxsize=64, typed=True)

@@ -74,10 +74,8 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
-    """The type that holds whatever the types hold: of those that could, the first that holds all of
-    `values`.
-
-    A column that is null everywhere is text.
+    """The first type that takes all these types and holds all of `values` as they are; text if none
+    does. A column that is null everywhere is text.
     """
     kinds = list(dict.fromkeys(kinds))
     for tried in _candidates(kinds):

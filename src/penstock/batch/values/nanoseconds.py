@@ -143,8 +143,8 @@ def length_of(nanoseconds: int) -> datetime.timedelta | str:
 
 
 def point_of(nanoseconds: int, zone: datetime.tzinfo | None = None) -> datetime.datetime | str:
-    """The point in time so many nanoseconds after 1970, an instant where there is a zone; text
-    where Python's calendar has no place for it.
+    """The point in time `nanoseconds` after 1970, with a zone if one is given; text where Python's
+    calendar cannot hold it.
     """
     micro, beyond = divmod(nanoseconds, 1000)
     try:

@@ -92,9 +92,8 @@ class Output:
             return bool(fs.find(path) if self.form == "dataset" else fs.exists(path))
 
     def stamp(self) -> Stamp:
-        """What the files of the output are like: whoever edits one changes that.
-
-        At a URL only their sizes are known.
+        """A mark of the output's files, which changes when somebody edits one. At a URL it covers
+        only their sizes.
         """
         with self._failing():
             if not self.remote:

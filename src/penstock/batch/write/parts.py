@@ -229,7 +229,6 @@ class PartWriter(ABC):
             raise unwritten(error) from error
 
     def abandon(self) -> None:
-        """Give the part up."""
         with contextlib.suppress(OSError):  # the next run removes it
             self._temporary.unlink(missing_ok=True)
 

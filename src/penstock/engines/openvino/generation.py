@@ -21,9 +21,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.biased import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.logits import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -476,48 +476,13 @@ class Generation:
 
     # Faults
     def _recover(self, lane: Lane, error: Exception) -> list[Failed]:
-        """After an exception in a step the pipeline works again once all its requests are dropped
-        and it was stepped.
-
-        The request that was on trial, or alone, is to blame and fails. Where nobody knows, all are
-        tried one at a time. The others go on from where they are, their tokens so far being part of
-        the prompt now; a constrained one cannot (its grammar's state is lost), so it starts again
-        if nobody saw its tokens, else it fails.
-        """
-        lane.companions.leave()
-        requests = list(lane.active.values())
-        blamed = lane.trial() or (requests[0] if len(requests) == 1 else None)
-        for request in requests:
-            if request.handle is not None:
-                request.handle.cancel()
-        try:
-            lane.pipeline.step()
-        except (
-            Exception
-        ):  # the pipeline reports the same fault once more while it drops the requests
-            lane.cancelled = True
         failed: list[Failed] = []
-        reason = reason_of(error)
-        for request in reversed(requests):
-            lane.remove(request)
-            if request is blamed:
-                untried = request.sampling.structured is not None and not request.prefilled
-                why = (
-                    "the constraint cannot be compiled"
-                    if untried
-                    else "the engine cannot answer this request"
-                )
-                failed.append(Failed(request.id, RequestError.kind, f"{why}: {reason}"))
-            elif request.sampling.structured is not None and request.stream and request.reported:
-                failed.append(
-                    Failed(request.id, EngineError.kind, f"the engine failed in a step: {reason}")
-                )
-            else:
-                request.suspect = request.suspect or blamed is None
-                lane.restart(request)
+        for request, failure in lane.recover(error):
+            if failure is None:
                 self._scoring.restarted(request)
-                continue
-            self._forget(request)
+            else:
+                self._forget(request)
+                failed.append(failure)
         return failed
 
 

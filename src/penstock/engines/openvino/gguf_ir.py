@@ -16,7 +16,7 @@ from pathlib import Path
 import openvino_genai as genai
 
 from penstock import private_files
-from penstock.engines.openvino.model_source import locked, partial_of
+from penstock.engines.model_files import locked, partial_of
 from penstock.engines.process import end_with_parent
 from penstock.env import cache_dir
 from penstock.errors import EngineError

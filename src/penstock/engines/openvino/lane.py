@@ -6,10 +6,12 @@ from collections import deque
 from typing import Any
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
+from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.process import Submit
+from penstock.engines.process import Failed, Submit
 from penstock.engines.sampling import StopStrings
+from penstock.errors import EngineError, RequestError
 from penstock.types import FinishReason, StructuredOutput
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -206,6 +208,48 @@ class Lane:
             request.max_new_tokens -= len(made)
             request.blocks = block_hashes(request.prompt)
         self.waiting.appendleft(request)
+
+    def recover(self, error: Exception) -> list[tuple[Request, Failed | None]]:
+        """Get the pipeline to work again after an exception in a step. Gives its requests, each
+        with its failure, None where it goes on.
+
+        The pipeline works again once all its requests are dropped and it was stepped. The request
+        that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
+        a time. The others go on from where they are, their tokens so far being part of the prompt
+        now; a constrained one cannot (its grammar's state is lost), so it starts again if nobody
+        saw its tokens, else it fails.
+        """
+        self.companions.leave()
+        requests = list(self.active.values())
+        blamed = self.trial() or (requests[0] if len(requests) == 1 else None)
+        for request in requests:
+            if request.handle is not None:
+                request.handle.cancel()
+        try:
+            self.pipeline.step()
+        except Exception:  # it reports the same fault once more while it drops the requests
+            self.cancelled = True
+        after: list[tuple[Request, Failed | None]] = []
+        reason = reason_of(error)
+        for request in reversed(requests):
+            self.remove(request)
+            failure = None
+            if request is blamed:
+                untried = request.sampling.structured is not None and not request.prefilled
+                why = (
+                    "the constraint cannot be compiled"
+                    if untried
+                    else "the engine cannot answer this request"
+                )
+                failure = Failed(request.id, RequestError.kind, f"{why}: {reason}")
+            elif request.sampling.structured is not None and request.stream and request.reported:
+                why = f"the engine failed in a step: {reason}"
+                failure = Failed(request.id, EngineError.kind, why)
+            else:
+                request.suspect = request.suspect or blamed is None
+                self.restart(request)
+            after.append((request, failure))
+        return after
 
     def _release(self, request: Request, *, tried: bool = True) -> None:
         if tried and self._on_trial is request:

@@ -6,7 +6,6 @@ optimum-intel, imports torch. It runs in a process of its own, so that this one 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from msgspec import Struct
 
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
+from penstock.engines.model_files import local_source, locked, partial_of
 from penstock.engines.openvino.model_files import (
     POOLING_CONFIG,
     SENTENCE_TRANSFORMERS,
@@ -97,11 +97,13 @@ def stated_context_length(source: str) -> int | None:
 
 
 def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
-    """Resolve `source`. Converts a Hugging Face model on first use, and shows its progress.
+    """Resolve `source`. Copies a bucket's files, and converts a Hugging Face model, on first use,
+    and shows its progress.
 
     Raises `EngineStartError` if there is no such model, `MissingExtraError` if a conversion needs
     an extra that is not installed.
     """
+    source = local_source(source)
     path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -296,27 +298,6 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
     if exporter.returncode:
         reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
-
-
-def partial_of(target: Path) -> Path:
-    """A new folder to make `target` in. What killed processes left is removed: hold the lock."""
-    for leftover in target.parent.glob(f"{target.name}.partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    private_files.make_folder(partial)
-    return partial
-
-
-@contextmanager
-def locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of `target`, so that two processes do not convert the same model."""
-    with open(target.with_name(f"{target.name}.lock"), "w", opener=private_files.opener) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stage("waiting for another process that converts it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
         return {name: value for name, value in properties.items() if value is not None}
 
     def _check_deterministic(self) -> None:
-        """What says the opposite is refused, also where it is said as a property."""
+        """Refuse an option or a property that contradicts `deterministic`."""
         needed: dict[str, Any] = {**DETERMINISTIC_OPTIONS, **_WITHOUT}
         for name, value in needed.items():
             if getattr(self, name) not in (None, value):

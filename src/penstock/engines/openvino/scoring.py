@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from penstock.engines.openvino.biased import is_biased
 from penstock.engines.openvino.gguf_ir import saved_ir
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.logits import LogitModel, Reading, TokenScore
+from penstock.engines.openvino.logits import LogitModel, Reading, TokenScore, is_biased
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.sampling import check_id_range
@@ -72,7 +71,7 @@ class Logits:
         return LogitModel(str(directory / "openvino_model.xml"), self._options)
 
     def rest(self) -> None:
-        """Nobody reads for now."""
+        """Release the model after `IDLE_SECONDS`, unless somebody reads before."""
         with self._lock:
             if self._timer is None and self._loading is not None:
                 self._timer = threading.Timer(IDLE_SECONDS, self._release)
@@ -115,7 +114,7 @@ class Scored:
         return self.request.ids[start - self.prompt_size :][:most]
 
     def again(self) -> None:
-        """The answer begins anew."""
+        """Forget what was read: the answer begins anew."""
         self.answer.clear()
         self.reading, self.read = None, 0
 

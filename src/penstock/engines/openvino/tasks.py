@@ -39,7 +39,7 @@ _CALLS_AT_ONCE = 8
 _WINDOW_SECONDS = 30
 """Speech models hear a recording in windows of this length."""
 _PROMPT_TOKENS = 8
-"""Room for what a speech model's decoder is told: start, language, task, timestamps."""
+"""Room for the tokens that begin a speech model's answer: start, language, task, timestamps."""
 _BATCH_TOKENS = 8192
 """Tokens of one pipeline call, padding included: more would take memory and give no speed."""
 _BATCH_CHARACTERS = 1 << 20

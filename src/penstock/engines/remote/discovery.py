@@ -17,6 +17,7 @@ from penstock.engines.remote.refusals import is_no_route
 from penstock.engines.remote.requests import adapter_name, dialect_of
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.errors import (
+    ConfigError,
     EngineStartError,
     EngineTimeoutError,
     PenstockError,
@@ -104,6 +105,8 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
         async with asyncio.timeout(patience_s):
             reply = await one.client.send(one.to("/models", "GET"), one.limiter)
         return _read(reply.body)
+    except ConfigError:
+        raise
     except ValueError:
         raise EngineStartError(
             f"{one.shown}/models did not answer in OpenAI's form; is this the API's base?"

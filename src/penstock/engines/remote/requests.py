@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from penstock.errors import UnsupportedError
 from penstock.types import (
+    SAME_NAME,
     ChatRequest,
     CompletionRequest,
     Sampling,
@@ -43,19 +44,6 @@ OTHER_PATHS: Mapping[Dialect, Mapping[str, str]] = {
 _DEFAULTS = Sampling()
 _OPENAIS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 """What every server knows, so that it may be sent where it is its default."""
-_SAME_NAME = (
-    *(
-        "top_p",
-        "top_k",
-        "min_p",
-        "min_tokens",
-        "seed",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-    ),
-    *("stop", "stop_token_ids", "ignore_eos"),
-)
 
 
 def dialect_of(owned_by: str | None, engine: str | None) -> Dialect:
@@ -188,7 +176,7 @@ def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> 
     sampling = request.sampling
     body: dict[str, Any] = {
         name: value
-        for name in _SAME_NAME
+        for name in (*SAME_NAME, "stop", "stop_token_ids")
         if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
     }
     # The server's model may have defaults of its own for what the request leaves out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar
 
 from penstock.engines import model_files
@@ -63,7 +64,7 @@ class SGLangEngine(WorkerEngine):
         options.check_version()
         self._asleep = self._paused = False
         return options.Load(
-            model_files.model_for(self.model_source),
+            await asyncio.to_thread(model_files.model_for, self.model_source),
             {name: value for name, value in self.options.items() if name not in options.PARSERS},
         )
 

@@ -77,7 +77,7 @@ COSTS_ONLY = frozenset(
         *("weight_loader_prefetch_checkpoints", "weight_loader_prefetch_num_threads"),
         "enable_p2p_check",
         *("pre_warm_nccl", "sleep_on_idle", "gc_threshold"),
-        # What is watched and told
+        # Logs and metrics
         *("log_level", "log_level_http", "log_requests"),
         *("log_requests_level", "log_requests_format"),
         *("log_requests_target", "decode_log_interval", "show_time_cost"),

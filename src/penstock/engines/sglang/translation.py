@@ -8,15 +8,21 @@ from typing import Any
 
 from penstock.engines.sampling import StopStrings
 from penstock.errors import EngineError, OverloadedError, PenstockError, RequestError
-from penstock.types import Delta, FinishReason, Sampling, StructuredOutput, TokenLogprob, Usage
+from penstock.types import (
+    SAME_NAME,
+    Delta,
+    FinishReason,
+    Sampling,
+    StructuredOutput,
+    TokenLogprob,
+    Usage,
+)
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
 _ANY_OBJECT = '{"type": "object"}'
-_SAME_NAME = (
-    *("temperature", "top_p", "min_p", "ignore_eos"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
+_NAMES = {"min_tokens": "min_new_tokens", "seed": "sampling_seed"}
+"""SGLang's names of those in `SAME_NAME`, where they are others."""
 _REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -26,10 +32,13 @@ def sampling_params(sampling: Sampling, max_tokens: int, special: bool = False) 
     """
     params: dict[str, Any] = {
         "max_new_tokens": max_tokens,
-        "min_new_tokens": sampling.min_tokens,
-        "top_k": sampling.top_k if sampling.top_k > 0 else -1,
         "no_stop_trim": True,
-        **{name: getattr(sampling, name) for name in _SAME_NAME},
+        **{
+            _NAMES.get(name, name): value
+            for name in SAME_NAME
+            if (value := getattr(sampling, name)) is not None
+        },
+        "top_k": sampling.top_k if sampling.top_k > 0 else -1,
     }
     if special:
         params["skip_special_tokens"] = False
@@ -37,8 +46,6 @@ def sampling_params(sampling: Sampling, max_tokens: int, special: bool = False) 
         params["stop"] = list(sampling.stop)
     if sampling.stop_token_ids:
         params["stop_token_ids"] = list(sampling.stop_token_ids)
-    if sampling.seed is not None:
-        params["sampling_seed"] = sampling.seed
     if sampling.structured is not None:
         params |= _constraint(sampling.structured)
     return params

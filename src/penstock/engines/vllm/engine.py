@@ -112,8 +112,11 @@ class VLLMEngine(TokenEngine):
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
         try:
+            source = self.model_source
+            if self.options.engine.get("load_format") not in model_files.STREAMED:
+                source = await loop.run_in_executor(None, model_files.model_for, source)
             starting = module.Starting(
-                model_files.model_for(self.model_source),
+                source,
                 given,
                 variables,
                 tells_blocks=blocks is not None,

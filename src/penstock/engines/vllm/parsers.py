@@ -14,10 +14,10 @@ from penstock.engines.vllm.library import (
     ReasoningParserManager,
     ToolParserManager,
 )
-from penstock.engines.vllm.prompts import SAME_NAME, Prepared, Prompts, constraint, output_kind
+from penstock.engines.vllm.prompts import Prepared, Prompts, constraint, output_kind
 from penstock.errors import ConfigError, RequestError, nearest
 from penstock.openai.tools import with_one_table
-from penstock.types import ChatRequest, Delta, ToolCallPart
+from penstock.types import SAME_NAME, ChatRequest, Delta, ToolCallPart
 
 if TYPE_CHECKING:
     from penstock.engines.vllm.front import Front

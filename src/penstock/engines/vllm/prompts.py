@@ -25,6 +25,7 @@ from penstock.engines.vllm.library import (
 from penstock.engines.vllm.translation import PlainText
 from penstock.errors import ContextLengthError, RequestError, context_overflow
 from penstock.types import (
+    SAME_NAME,
     ChatRequest,
     CompletionRequest,
     Delta,
@@ -50,11 +51,6 @@ _FOR_PROMPT = frozenset(
 )
 _NEUTRAL = Sampling()
 _FOR_MEDIA = ("mm_processor_kwargs", "media_io_kwargs")
-SAME_NAME = (
-    *("min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
-"""The fields of `Sampling` that vLLM has under the same name."""
 _SAME_EXTRA = (
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
     *("logprob_token_ids", "thinking_token_budget", "watermarking"),
@@ -144,7 +140,6 @@ class Prompts:
         return Tokens(ids, names)
 
     def info(self) -> TokenizerInfo:
-        """What the tokenizer is."""
         template = self.text_template
         kind = type(self.tokenizer).__name__
         return TokenizerInfo(

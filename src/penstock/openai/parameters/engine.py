@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from penstock.types import Sampling
+from penstock.types import FRACTIONS, SAME_NAME, Sampling
 
 _NOTHING: tuple[Any, ...] = (None, {}, [])
 _Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -62,12 +62,14 @@ DEFAULTS = msgspec.structs.asdict(EngineParameters())
 """The parameters' names and default values."""
 _DEFAULT_VALUES = tuple(DEFAULTS.values())
 _values = attrgetter(*DEFAULTS)
-MODEL_DEFAULTS = (
-    *("temperature", "top_p", "top_k", "min_p"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
+MODEL_DEFAULTS = (*FRACTIONS, "top_k")
 """The sampling parameters for which a model's files may state defaults."""
 _defaulted = attrgetter(*MODEL_DEFAULTS)
+
+
+def stated(body: object) -> dict[str, Any]:
+    """The values of a body for the fields of `Sampling` in `SAME_NAME`. None states nothing."""
+    return {name: value for name in SAME_NAME if (value := getattr(body, name, None)) is not None}
 
 
 def unset(given: object) -> tuple[str, ...]:

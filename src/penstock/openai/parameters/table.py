@@ -187,7 +187,7 @@ def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
         return "honoured", "vLLM" if name in DEFAULTS else ""
     if values is None:
         values = REFUSED[key][name]
-    return "refused", "" if values is _NOTHING or not values else f"but for {_told(values)}"
+    return "refused", "" if values is _NOTHING or not values else f"but for {_in_words(values)}"
 
 
 def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
@@ -195,10 +195,10 @@ def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 def _refusal(name: str, values: tuple[Any, ...]) -> RequestError:
-    but = "" if values is _NOTHING or not values else f" but for {_told(values)}"
+    but = "" if values is _NOTHING or not values else f" but for {_in_words(values)}"
     return RequestError(f"{name} is not supported{but}", param=name)
 
 
-def _told(values: tuple[Any, ...]) -> str:
+def _in_words(values: tuple[Any, ...]) -> str:
     words = (str(one).lower() if isinstance(one, bool) else repr(one) for one in values)
     return " and ".join(words).replace("'", "`")

@@ -128,7 +128,7 @@ class _Literals(ast.NodeTransformer):
 
 
 def _with_literals(node: ast.expr) -> ast.expr:
-    """JSON's literals as Python's."""
+    """The expression with `true`, `false` and `null` as Python's constants."""
     changed = _Literals().visit(node)
     assert isinstance(changed, ast.expr)
     return changed

@@ -9,8 +9,7 @@ from msgspec import structs
 
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import HERMES, forced_call
-from penstock.openai.parsers.text import CallForm, Offered, Pieces, Source
-from penstock.openai.parsers.thinking import Thinking
+from penstock.openai.parsers.text import CallForm, Offered, Pieces, Source, Thinking
 from penstock.types import Delta, ToolCallPart
 
 
@@ -43,7 +42,9 @@ class AnswerReader:
         self._answers: dict[int, _Answer] = {}
 
     def translate(self, delta: Delta) -> Delta:
-        """The delta, its text told apart. All parts may be empty while a mark is unfinished."""
+        """The delta, its text split into thoughts, answer and calls: all empty while a mark is
+        unfinished.
+        """
         answer = self._answers.get(delta.index)
         if answer is None:
             answer = self._answers[delta.index] = _Answer(

@@ -11,15 +11,12 @@ from functools import lru_cache
 from msgspec import Struct
 
 from penstock.errors import ConfigError, nearest
-from penstock.openai.parsers.deepseek import DeepSeekCalls
-from penstock.openai.parsers.gemma import GemmaCalls
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import HERMES, JsonCalls
-from penstock.openai.parsers.mistral import MistralCalls
+from penstock.openai.parsers.named_calls import DeepSeekCalls, MistralCalls
 from penstock.openai.parsers.python_calls import PythonCalls
-from penstock.openai.parsers.tag_calls import TagCalls
-from penstock.openai.parsers.text import CallForm
-from penstock.openai.parsers.thinking import Thinking
+from penstock.openai.parsers.tag_calls import GemmaCalls, TagCalls
+from penstock.openai.parsers.text import CallForm, Thinking
 
 _FUNCTION = ("<function=", r"<function=([^>]+)>", "</function>")
 _PARAMETER = (r"<parameter=([^>]+)>", "</parameter>")

@@ -220,8 +220,8 @@ class EventsOf(Response):
 
 
 class Kept(Response):
-    """Sends another response on, and has its end stored before the client sees it. Without `store`
-    in its body only its conversation gets it.
+    """Sends another response on, and stores its end before the client sees it. If its body says
+    `store` false, only its conversation gets the end.
     """
 
     def __init__(self, answer: Response, turn: Turn, store: ResponseStore, *, whole: bool) -> None:

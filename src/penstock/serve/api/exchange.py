@@ -7,17 +7,24 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import msgspec
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
-from penstock.errors import PenstockError, RequestError, ShuttingDownError, UnavailableError
+from penstock.errors import (
+    ContextLengthError,
+    PenstockError,
+    RequestError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from penstock.observability import Span, gather_queue_times
-from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
@@ -25,8 +32,6 @@ from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelHandle
-from penstock.serve.models.names import ModelNames, Target
 from penstock.types import Usage
 
 if TYPE_CHECKING:
@@ -340,3 +345,22 @@ def check_template(template: str | None, exchange: Exchange) -> None:
         raise RequestError(
             "this server takes no chat templates from requests", param="chat_template"
         )
+
+
+def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
+    """The error with the names that the request's body has: the same object if it has them."""
+    names: dict[str, str] = getattr(body, "names", {})
+    given = error.param
+    if given is None and isinstance(error, ContextLengthError):
+        given = "prompt"
+    if given is None:
+        return error
+    name, end = re.match(r"([^.\[]*)(.*)", given, re.DOTALL).groups()  # type: ignore[union-attr]
+    named = names.get(name, name) + end
+    if named == error.param:
+        return error
+    shown = copy(error)
+    shown.param = named
+    if name in names and "_" in name:  # others are words of plain text, too
+        shown.args = (re.sub(rf"\b{name}\b", names[name], str(error)),)
+    return shown

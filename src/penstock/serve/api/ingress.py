@@ -9,16 +9,16 @@ from msgspec.structs import replace
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
-from penstock.errors import RequestError, ShuttingDownError
+from penstock.errors import ConfigError, RequestError, ShuttingDownError, UnsupportedError
 from penstock.observability import request_id, span
-from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
+from penstock.serve.api.auth import check_admin, check_not_cross_site, check_user, rank_of
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
-from penstock.serve.api.engine_app import EngineApp
 from penstock.serve.api.errors import error_response, is_anthropic
 from penstock.serve.api.exchange import (
     UNTRUSTED,
@@ -29,8 +29,7 @@ from penstock.serve.api.exchange import (
 )
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, describe
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelCard, ModelHandle
-from penstock.serve.models.names import ModelNames
+from penstock.serve.models.handle import ModelCard, ModelHandle, ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.store.responses import ResponseStore
@@ -206,3 +205,31 @@ class ExchangeMiddleware:
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error
             await error_response(scope, error, exchange.id)(scope, receive, send)
+
+
+class EngineApp:
+    """The application of the only model's engine. It knows nothing of queues, limits and adapters
+    here, so only admins may use it. Raises `ConfigError` where there is none.
+    """
+
+    def __init__(self, models: ModelNames, path: str) -> None:
+        if len(models.handles) != 1:
+            raise ConfigError("needs exactly one model", field="engine_app", value=path)
+        (self._handle,) = models.handles.values()
+        self._path = path
+        try:
+            self._app: ASGIApp = self._handle.engine_app()
+        except UnsupportedError:
+            raise ConfigError(
+                f"the {self._handle.engine_name} engine has no application of its own here",
+                field="engine_app",
+                value=path,
+            ) from None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["penstock.exchange"]
+        exchange.endpoint = self._path
+        exchange.model = self._handle.model_id
+        exchange.request = Request(scope, receive)
+        check_admin(exchange.rank, exchange.request.headers)
+        await self._app(scope, receive, send)

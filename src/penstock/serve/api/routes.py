@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import penstock
+from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -22,14 +23,13 @@ from penstock.openai.extensions import (
     TokenizeBody,
 )
 from penstock.openai.messages_api import CountBody, MessageBody
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (
     control,
     conversations,
     generation,
-    invocations,
     responses,
     site,
     texts,
@@ -41,6 +41,35 @@ from penstock.serve.api.endpoints.conversations import (
     ConversationUpdate,
 )
 from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.limits import decode_body
+
+_SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...] = (
+    ("messages", ChatBody, generation.chat_completions),
+    ("prompt", CompletionBody, generation.completions),
+    ("input", EmbeddingBody, texts.embeddings),
+    ("text_1", ScoreBody, texts.score),
+    ("query", RerankBody, texts.rerank),
+)
+"""What `POST /invocations` is asked, the one path that Amazon SageMaker asks for everything, as in
+vLLM: the parameter that only a body of this form has, the form, and the endpoint that answers it.
+"""
+_NAMES = frozenset(ClassifyBody.__struct_fields__)
+FORMS: tuple[type[Struct], ...] = (*(form for _, form, _ in _SHAPES), ClassifyBody)
+
+
+async def invocations(exchange: Exchange) -> Response:
+    """Answer a body of any form: a chat, a completion, embeddings or classes, a score, a rank."""
+    body: Any = decode_body(await exchange.read_json(), Any)
+    for name, form, answer in _SHAPES:
+        if isinstance(body, dict) and name in body:
+            try:
+                return await answer(exchange, parse_body(form, body))
+            except UnsupportedError:
+                if form is not EmbeddingBody or not body.keys() <= _NAMES:
+                    raise
+            return await texts.classify(exchange, parse_body(ClassifyBody, body))
+    names = ", ".join(name for name, _, _ in _SHAPES)
+    raise RequestError(f"the body has no form that is known here: it needs one of {names}")
 
 
 class Endpoint(Struct, frozen=True):
@@ -48,9 +77,9 @@ class Endpoint(Struct, frozen=True):
 
     `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
     of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
-    kind; `query` names the parameters of the URL.
-    `runs`: it uses an engine; `admin`: for operators only; `public`: for everybody, without a key.
-    Raises `ValueError` for an endpoint that controls a model without `admin`.
+    kind; `query` names the parameters of the URL. `runs`: it uses an engine; `admin`: for operators
+    only; `public`: for everybody, without a key. Raises `ValueError` for an endpoint that controls
+    a model without `admin`.
     """
 
     method: str
@@ -151,7 +180,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         multipart=transcriptions.FORM,
         runs=True,
     ),
-    Endpoint("POST", "/invocations", invocations.invocations, forms=invocations.FORMS, runs=True),
+    Endpoint("POST", "/invocations", invocations, forms=FORMS, runs=True),
     Endpoint("POST", "/tokenize", texts.tokenize, TokenizeBody, runs=True),
     Endpoint("POST", "/detokenize", texts.detokenize, DetokenizeBody, runs=True),
     Endpoint("GET", "/tokenizer_info", texts.tokenizer_info, query=("model",), runs=True),

@@ -8,17 +8,17 @@ from typing import Literal
 
 from msgspec import Struct
 
+from penstock.config import masked
 from penstock.engines.base import LLMEngine
 from penstock.errors import MissingExtraError
 from penstock.kv.base import Role, configured_connector
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import LLMConfig, Parallelism, parallelism
+from penstock.llm_config.engine_config import Bundle
+from penstock.llm_config.model import NOT_NEEDED
 from penstock.serve.config.placement import (
-    Bundle,
-    Parallelism,
     engine_bundles,
     merged,
     multiply,
-    parallelism,
     places_itself,
     replica_bundle,
     replica_bundles,
@@ -73,6 +73,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
     role: Role
     source: str
     engine: str
+    engine_reason: str
     server: str
     context_length: int | None
     max_num_seqs: int | None
@@ -141,8 +142,9 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     plan = ModelPlan(
         model=config.model_id,
         role=server.role,
-        source=config.model_source,
+        source=masked(config.model_source),
         engine=config.engine_name,
+        engine_reason=config.engine_reason,
         server=server.__name__,
         context_length=context,
         max_num_seqs=slots if isinstance(slots, int) else None,
@@ -237,6 +239,8 @@ def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str
         - _connector_ports(config, plan.role).keys()
     ):
         yield f"experimental_configs.{name} is set, and no KV connector takes ports from there"
+    for name in NOT_NEEDED.keys() & config.experimental_configs.keys():
+        yield f"experimental_configs.{name} changes nothing here: {NOT_NEEDED[name]}"
     given = config.placement_group_config and config.placement_group_config.bundles
     if given and len(given) != sizes.workers:
         yield f"{len(given)} bundles are given for {sizes.workers} workers"

@@ -11,69 +11,18 @@ from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Any
 
-import msgspec
 from msgspec.structs import asdict
 
-from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig, PlacementGroupConfig
-
-Bundle = dict[str, float]
-
-GPU_ENGINES = frozenset({"vllm", "sglang"})
-ACCELERATOR_SHARE = 0.001
-"""Each worker's share of a machine's `accelerator_type:NAME` marker, which all workers share."""
+from penstock.llm_config import LLMConfig
+from penstock.llm_config.engine_config import Bundle
 
 AUTO_MOST = 100
 """Ray Serve's bound on replicas for `num_replicas` "auto"."""
 
 
-class Parallelism(msgspec.Struct, frozen=True):
-    """One engine's workers: `data` ranks of `pipeline` stages of `tensor` shards."""
-
-    tensor: int = 1
-    pipeline: int = 1
-    data: int = 1
-
-    @property
-    def workers(self) -> int:
-        return self.tensor * self.pipeline * self.data
-
-
-def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
-    """The sizes in `engine_kwargs`, under vLLM's or SGLang's names. Raises `ConfigError` for a
-    value that is no number.
-    """
-    return Parallelism(
-        _parallel(engine_kwargs, "tensor_parallel_size", "tp_size"),
-        _parallel(engine_kwargs, "pipeline_parallel_size", "pp_size"),
-        _parallel(engine_kwargs, "data_parallel_size_local", "data_parallel_size", "dp_size"),
-    )
-
-
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
     """One bundle a worker. The default is one GPU, or one CPU for an engine without GPUs."""
-    if config.placement_group_config is not None:
-        return configured_bundles(config.placement_group_config, config.engine_kwargs)
-    kind = config.accelerator_config.kind if config.accelerator_config is not None else None
-    device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
-    worker = {device: 1.0}
-    if config.accelerator_type is not None:
-        worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
-    return [dict(worker) for _ in range(parallelism(config.engine_kwargs).workers)]
-
-
-def configured_bundles(
-    placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]
-) -> list[Bundle]:
-    """The listed bundles, or one worker's for each worker. Raises `ConfigError` for none."""
-    if placement.bundles is None:
-        return [
-            dict(placement.bundle_per_worker or {})
-            for _ in range(parallelism(engine_kwargs).workers)
-        ]
-    if not placement.bundles:
-        raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
-    return [dict(bundle) for bundle in placement.bundles]
+    return config.get_engine_config().placement_bundles
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:
@@ -156,21 +105,27 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     options = {name: value for name, value in given.items() if value != unset[name]}
     if config.deployment_config.autoscaling_config is not None:
         options["autoscaling_config"] = asdict(config.deployment_config.autoscaling_config)
-    placement = config.placement_group_config
+    for name in ("health_check_period_s", "health_check_timeout_s"):
+        if given[name] is not None:  # the environment's default is not Ray Serve's
+            options[name] = given[name]
     if not places_itself(config):
         options["placement_group_bundles"] = replica_bundles(config)
-        options["placement_group_strategy"] = (
-            placement.strategy if placement is not None else "PACK"
-        )
+        options["placement_group_strategy"] = config.get_engine_config().placement_strategy
     actor = {**(options.get("ray_actor_options") or {}), **_own_devices(config)}
     lower, upper = actor.get("runtime_env") or {}, config.runtime_env or {}
     if lower or upper:
-        actor["runtime_env"] = {**lower, **upper}
-    if "env_vars" in lower and "env_vars" in upper:
-        actor["runtime_env"]["env_vars"] = {**lower["env_vars"], **upper["env_vars"]}
+        actor["runtime_env"] = joined_environments(lower, upper)
     if actor:
         options["ray_actor_options"] = actor
     return options
+
+
+def joined_environments(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Two runtime environments as one: the upper's fields win, and its variables one by one."""
+    joined = {**lower, **upper}
+    if "env_vars" in lower and "env_vars" in upper:
+        joined["env_vars"] = {**lower["env_vars"], **upper["env_vars"]}
+    return joined
 
 
 def _own_devices(config: LLMConfig) -> dict[str, Any]:
@@ -188,17 +143,3 @@ def _own_devices(config: LLMConfig) -> dict[str, Any]:
     if bundle.get("TPU"):
         asked["resources"] = {**(options.get("resources") or {}), "TPU": bundle["TPU"]}
     return asked
-
-
-def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        value = engine_kwargs.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"must be a whole number of at least 1, got {value!r}",
-                field=f"engine_kwargs.{name}",
-            )
-        return value
-    return 1

@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import field
+from msgspec.structs import replace
 
-from penstock.config import parse_options, read_yaml
+from penstock.config import Options, import_object, parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
 
 
-class IngressArgs(Struct, frozen=True, kw_only=True):
+class IngressArgs(Options, kw_only=True):
     """The options of an ingress. `ingress_cls_config` may name another ingress class
     (`ingress_cls`, `ingress_extra_kwargs`). `ingress_deployment_config` is for runtimes that deploy
     the ingress separately: there `listen` ("127.0.0.1:8000") opens a port on the ingress itself,
@@ -31,9 +32,21 @@ class IngressArgs(Struct, frozen=True, kw_only=True):
     listen: str | None = None
     http: HttpSettings = HttpSettings()
 
+    def __post_init__(self) -> None:
+        where = "ingress_cls_config"
+        for name in self.ingress_cls_config:
+            if name not in ("ingress_cls", "ingress_extra_kwargs"):
+                raise ConfigError(
+                    f"unknown key '{name}'. Known: ingress_cls, ingress_extra_kwargs", field=where
+                )
+        cls = self.ingress_cls_config.get("ingress_cls")
+        if isinstance(cls, str):
+            import_object(cls, f"{where}.ingress_cls")  # checked now rather than in the ingress
 
-class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
-    """The models to serve, and the options of their ingress (`IngressArgs`). With `front` "replica"
+
+class LLMServingArgs(IngressArgs, kw_only=True):
+    """The models to serve, and the options of their ingress (`IngressArgs`). A model is an
+    `LLMConfig`, a mapping, or the path of a YAML file with one model. With `front` "replica"
     the only replica of the only model opens the port of `listen` itself, so requests skip the
     ingress; while the replica is being replaced, nobody listens there.
     """
@@ -42,7 +55,16 @@ class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
     front: Literal["ingress", "replica"] = "ingress"
 
     def __post_init__(self) -> None:
+        IngressArgs.__post_init__(self)
         _ = self.listen_address  # checked now rather than on first use
+        names = [config.model_id for config in self.llm_configs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"two models are called '{name}'",
+                    field="model_loading_config.model_id",
+                    value=name,
+                )
         if self.front == "replica" and (why := self._why_no_front()):
             raise ConfigError(
                 f"the replica cannot be the front: {why}", field="front", value=self.front
@@ -82,23 +104,11 @@ class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
         """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML
         file with one model, relative to `folder` (default: the current one). Raises `ConfigError`.
         """
-        if "llm_config" in given and "llm_configs" not in given:  # Ray Serve's one-model form
-            given = {
-                "llm_configs": [given["llm_config"]],
-                **{k: v for k, v in given.items() if k != "llm_config"},
-            }
-        entries = given.get("llm_configs")
-        if not isinstance(entries, (list, tuple)) or not entries:
-            raise ConfigError(
-                "must be a list of at least one model",
-                field=_at(where, "llm_configs"),
-                value=entries,
-            )
-        models = [
-            _read_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]"))
-            for n, entry in enumerate(entries)
-        ]
-        return parse_options(cls, {**given, "llm_configs": models}, where)
+        return parse_options(cls, _with_models(given, folder or Path(), where), where)
+
+    @classmethod
+    def read_fields(cls, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return _with_models(given, Path(), where)
 
     @property
     def lora_paths(self) -> dict[str, str]:
@@ -111,7 +121,7 @@ class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
         }
 
 
-class PDServingArgs(IngressArgs, frozen=True, kw_only=True):
+class PDServingArgs(IngressArgs, kw_only=True):
     """One model, served by two kinds of engines, and the options of its ingress (`IngressArgs`)."""
 
     prefill_config: LLMConfig
@@ -124,11 +134,17 @@ class PDServingArgs(IngressArgs, frozen=True, kw_only=True):
         """Read a mapping. Either side is an `LLMConfig`, a mapping, or the path of a YAML file with
         one model, relative to `folder` (default: the current one). Raises `ConfigError`.
         """
-        sides = {
-            name: _read_model(given.get(name), folder or Path(), _at(where, name))
-            for name in ("prefill_config", "decode_config")
-        }
-        return parse_options(cls, {**given, **sides}, where)
+        return parse_options(cls, _with_pair(given, folder or Path(), where), where)
+
+    @classmethod
+    def read_fields(cls, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return _with_pair(given, Path(), where)
+
+    def __post_init__(self) -> None:
+        from penstock.serve.prefill_decode import paired  # imported only for a pair
+
+        IngressArgs.__post_init__(self)
+        paired(self.prefill_config, self.decode_config)
 
     def serving_args(self) -> LLMServingArgs:
         """The same as one model with a prefill side. Raises `ConfigError` if the sides mismatch."""
@@ -138,6 +154,32 @@ class PDServingArgs(IngressArgs, frozen=True, kw_only=True):
         return LLMServingArgs(
             llm_configs=[paired(self.prefill_config, self.decode_config)], **ingress
         )
+
+
+def _with_models(given: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    given = dict(given)
+    if "llm_config" in given and "llm_configs" not in given:  # Ray Serve's one-model form
+        given["llm_configs"] = [given.pop("llm_config")]
+    entries = given.get("llm_configs")
+    if not isinstance(entries, (list, tuple)) or not entries:
+        raise ConfigError(
+            "must be a list of at least one model",
+            field=_at(where, "llm_configs"),
+            value=entries,
+        )
+    given["llm_configs"] = [
+        _read_model(entry, folder, _at(where, f"llm_configs[{n}]"))
+        for n, entry in enumerate(entries)
+    ]
+    return given
+
+
+def _with_pair(given: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    sides = {
+        name: _read_model(given.get(name), folder, _at(where, name))
+        for name in ("prefill_config", "decode_config")
+    }
+    return {**given, **sides}
 
 
 def load_serving_args(path: str | Path) -> LLMServingArgs:
@@ -184,8 +226,9 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
         args = application.get("args") if isinstance(application, Mapping) else None
         if not isinstance(args, Mapping):
             raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        made = read_args(args, folder, where)
-        builder = str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2]
+        import_path = str(application.get("import_path") or "")
+        made = _imported_by(import_path, read_args(args, folder, where))
+        builder = import_path.replace(":", ".").rpartition(".")[2]
         if builder == "build_dp_openai_app":
             from penstock.serve.models.data_parallel import grouped  # which imports this module
 
@@ -201,11 +244,29 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
     )
 
 
+def _imported_by(import_path: str, args: LLMServingArgs) -> LLMServingArgs:
+    """The models know the application's import path: Ray's own mean vLLM."""
+    if not import_path:
+        return args
+    return replace(
+        args,
+        llm_configs=[
+            replace(
+                config,
+                import_path=import_path,
+                prefill_config=config.prefill_config
+                and replace(config.prefill_config, import_path=import_path),
+            )
+            for config in args.llm_configs
+        ],
+    )
+
+
 def _read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
     """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`."""
     if isinstance(entry, LLMConfig):
         return _with_sides(entry)
-    if isinstance(entry, str):
+    if isinstance(entry, (str, Path)):
         where = f"{where} ({entry})"
         entry = read_yaml(folder / entry)
     if not isinstance(entry, Mapping):

@@ -206,6 +206,8 @@ def passed_over(config: LLMConfig) -> list[str]:
             and (part.name, value) != ("num_replicas", 1)
         ):
             found.append(f"deployment_config.{part.name}")
+    if config.num_ingress_replicas is not None:
+        found.append("experimental_configs.num_ingress_replicas")
     scaling = config.autoscaling
     for name in ("min_replicas", "max_replicas"):
         if (replicas := getattr(scaling, name)) > 1:
@@ -231,6 +233,13 @@ def build_local_handles(
                 f"two models are called '{config.model_id}'",
                 field="model_loading_config.model_id",
                 value=config.model_id,
+            )
+        if config.llm_engine is None:
+            _log.info(
+                "model '%s' runs on %s: %s",
+                config.model_id,
+                config.engine_name,
+                config.engine_reason,
             )
         try:
             handles[config.model_id] = LocalModel(config, budget)

@@ -16,8 +16,7 @@ from msgspec import Struct
 
 from penstock import demo
 from penstock.errors import EngineStartError
-from penstock.llm_config import LLMConfig
-from penstock.serve.config.placement import parallelism
+from penstock.llm_config import LLMConfig, parallelism
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")

@@ -18,6 +18,7 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.model_files import copy_files
 from penstock.engines.quarantine import digest_of
 from penstock.engines.sampling import check_before_load
 from penstock.engines.supervisor import Policy, Supervisor
@@ -346,6 +347,9 @@ class LLMServer(Tasks, ControlPlane):
         self._adapters.forget_missing()
         await self._callbacks.run("on_before_node_init")
         await self._callbacks.run("on_before_download_model_files_distributed")
+        mirror = self.llm_config.model_loading_config.mirror
+        for part in mirror.extra_files if mirror is not None else ():
+            await asyncio.to_thread(copy_files, part.bucket_uri, part.destination_path)
 
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests
@@ -438,10 +442,11 @@ def engine_site(config: LLMConfig, role: Role) -> Site:
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
     """The class of a configuration's engine. Raises `ConfigError`, `MissingExtraError`."""
-    path = env.engine_cls()
-    cls: type[LLMEngine] = (
-        import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
-    )
+    replacement = env.engine_cls()
+    if replacement is None:
+        return engine_class(config.engine_name)
+    variable, path = replacement
+    cls: type[LLMEngine] = import_object(path, variable)
     return cls
 
 

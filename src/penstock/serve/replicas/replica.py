@@ -22,8 +22,8 @@ from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.models.control import control_result
+from penstock.serve.models.handle import ModelNames
 from penstock.serve.models.local import LocalModel
-from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
 from penstock.serve.replicas.messages import BLOCKS_HEADER, names_of
 from penstock.serve.replicas.pool import LOAD_HEADER

@@ -1,14 +1,18 @@
-"""One SQLite file, used by a thread of its own, so that the event loop never waits for the disk."""
+"""One SQLite file, used by a thread of its own, so that the event loop never waits for the disk.
+`Lives` knows which of the servers that share the file still run.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 from penstock import private_files
 from penstock.errors import ConfigError, UnavailableError
@@ -16,6 +20,7 @@ from penstock.errors import ConfigError, UnavailableError
 T = TypeVar("T")
 BUSY_S = 10.0
 """How long a transaction waits for another process's."""
+PRAGMAS = ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON")
 
 
 class Database:
@@ -37,20 +42,13 @@ class Database:
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute("PRAGMA secure_delete = ON")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            found = self.run_now(lambda db: _prepare(db, schema, version))
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot be used: {error}", field="store") from None
-        if found != version:
+        try:
+            self._prepare(schema, version)
+        except BaseException:
             self._connection.close()
-            raise ConfigError(
-                f"{path} has version {found} of the tables; this Penstock reads version {version}",
-                field="store",
-            )
+            raise
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """The result of `work`. What it wrote is undone if it raises. Raises `UnavailableError` if
@@ -80,8 +78,24 @@ class Database:
                 self._connection.execute("ROLLBACK")
             raise
 
+    def _prepare(self, schema: str, version: int) -> None:
+        """Set the connection up, and make the tables of a new file."""
+        try:
+            self._connection.row_factory = sqlite3.Row
+            for pragma in PRAGMAS:
+                self._connection.execute(f"PRAGMA {pragma}")
+            found = self.run_now(lambda db: _make_tables(db, schema, version))
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self.path} cannot be used: {error}", field="store") from None
+        if found != version:
+            raise ConfigError(
+                f"{self.path} has version {found} of the tables; this Penstock reads version"
+                f" {version}",
+                field="store",
+            )
 
-def _prepare(db: sqlite3.Connection, schema: str, version: int) -> int:
+
+def _make_tables(db: sqlite3.Connection, schema: str, version: int) -> int:
     """Make the tables of a new file. Returns the version that the file has."""
     (found,) = db.execute("PRAGMA user_version").fetchone()
     if found == 0:
@@ -90,3 +104,57 @@ def _prepare(db: sqlite3.Connection, schema: str, version: int) -> int:
         db.execute(f"PRAGMA user_version = {version}")
         return version
     return int(found)
+
+
+class Lives:
+    """Each server holds a lock on a small file of its own beside `path`; the kernel frees it when
+    the server ends, however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.own = uuid4().hex
+        self._path = path
+        self._descriptor: int | None = None
+
+    def hold(self) -> str:
+        """Take the own lock, if not yet held. Returns the name of this server."""
+        if self._descriptor is None:
+            self._descriptor = private_files.opener(
+                str(self._file(self.own)), os.O_RDWR | os.O_CREAT
+            )
+            _lock(self._descriptor)
+        return self.own
+
+    def lives(self, server: str) -> bool:
+        """Whether a server lives. Removes the file of a dead one."""
+        if server == self.own:
+            return True
+        file = self._file(server)
+        try:
+            descriptor = os.open(file, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            if not _lock(descriptor):
+                return True
+            file.unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            self._file(self.own).unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _file(self, server: str) -> Path:
+        return self._path.with_name(f"{self._path.name}-server-{server}")
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -13,9 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from penstock.errors import NotStoredError, RequestError
-from penstock.openai.stored_items import Item, items_of, with_new_id
+from penstock.openai.responses_api import Item, items_of, with_new_id
 from penstock.serve.config.settings import StoreSettings
-from penstock.serve.store.lives import Lives
 from penstock.serve.store.tables import (
     SCHEMA,
     VERSION,
@@ -70,7 +69,7 @@ class ResponseStore:
     def __init__(self, settings: StoreSettings, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self._clock = clock
-        from penstock.serve.store.database import Database  # loads SQLite
+        from penstock.serve.store.database import Database, Lives  # loads SQLite
 
         path = Path(settings.path).expanduser().absolute()
         self._lives = Lives(path)

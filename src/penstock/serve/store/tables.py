@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.openai.stored_items import Item
+from penstock.openai.responses_api import Item
 
 if TYPE_CHECKING:
     import sqlite3

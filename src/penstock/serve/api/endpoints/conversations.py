@@ -8,8 +8,7 @@ from msgspec import Struct, field
 from starlette.responses import Response
 
 from penstock.errors import NotStoredError, RequestError
-from penstock.openai.responses_api import ResponseBody
-from penstock.openai.stored_items import Item, item_list, items_of
+from penstock.openai.responses_api import Item, ResponseBody, item_list, items_of
 from penstock.serve.api.endpoints.responses import opened, page_of
 from penstock.serve.api.exchange import Exchange
 

@@ -11,8 +11,7 @@ from starlette.responses import Response
 
 from penstock.engines.sampling import check_before_load
 from penstock.errors import RequestError
-from penstock.openai.responses_api import ResponseBody, pending_response
-from penstock.openai.stored_items import Item, item_page, items_of
+from penstock.openai.responses_api import Item, ResponseBody, item_page, items_of, pending_response
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange

@@ -24,8 +24,7 @@ from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
 from penstock.serve.api.exchange import Exchange, check_loaded, check_template
 from penstock.serve.api.limits import check_texts, texts_of
-from penstock.serve.models.handle import ModelHandle
-from penstock.serve.models.names import Target
+from penstock.serve.models.handle import ModelHandle, Target
 from penstock.types import ClassifyRequest, EmbeddingRequest, TokenizeRequest, Tokens, Usage
 
 

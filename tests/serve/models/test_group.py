@@ -7,9 +7,9 @@ import pytest
 import pytest_asyncio
 
 from penstock.balance.policies.prefix import PrefixAware
-from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineDeadError, EngineStartError
+from penstock.serve.models.data_parallel import EngineGroup
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import EmbeddingRequest, Sampling
 

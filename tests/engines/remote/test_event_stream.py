@@ -1,6 +1,6 @@
 import pytest
 
-from penstock.http.event_stream import EventReader
+from penstock.engines.remote.stream import EventReader
 
 STREAM = (
     'data: {"a": "Grüße"}\n\n: a comment\n\nevent: named\nid: 3\ndata:no space\n\r\ndata:'

@@ -1,0 +1,180 @@
+"""The methods that Ray's users call on configurations."""
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+
+from penstock.batch import vLLMEngineProcessorConfig
+from penstock.errors import ConfigError
+from penstock.llm_config import AutoscalingConfig, LLMConfig
+from penstock.serve import LLMServingArgs
+
+
+def config(**fields):
+    return LLMConfig(**{"model_loading_config": {"model_id": "m"}, **fields})
+
+
+def test_a_file_is_read(tmp_path):
+    text = "model_loading_config: {model_id: m}\nengine_kwargs: {max_model_len: 64}\n"
+    (tmp_path / "one.yaml").write_text(text)
+    one = LLMConfig.from_file(tmp_path / "one.yaml")
+    assert one.max_request_context_length == 64
+    assert one == LLMConfig.parse_yaml(io.StringIO(text)) == LLMConfig.model_validate(one)
+    with pytest.raises(ValueError, match="made of a mapping"):
+        LLMConfig.model_validate(3)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        LLMConfig.parse_yaml("{")
+    models: list[Any] = [
+        str(tmp_path / "one.yaml"),
+        {"model_loading_config": {"model_id": "n"}},
+        config(model_loading_config={"model_id": "o"}),
+    ]
+    args = LLMServingArgs(llm_configs=models)
+    assert [model.model_id for model in args.llm_configs] == ["m", "n", "o"]
+
+
+def test_engine_kwargs_are_updated():
+    one = config(engine_kwargs={"max_model_len": 8})
+    held = one.engine_kwargs
+    one.update_engine_kwargs(data_parallel_rank=1)
+    assert held == {"max_model_len": 8, "data_parallel_rank": 1}
+    with pytest.raises(ConfigError, match="model_loading_config"):
+        one.update_engine_kwargs(model="x")
+
+
+def test_items_of_the_deployment():
+    one = config()
+    deployment = one.deployment_config
+    deployment["num_replicas"] = 2
+    deployment.setdefault("ray_actor_options", {})["num_cpus"] = 3
+    deployment.update(max_ongoing_requests=5)
+    assert (one.deployment_config.num_replicas, deployment["max_ongoing_requests"]) == (2, 5)
+    assert dict(deployment) == {
+        "num_replicas": 2,
+        "ray_actor_options": {"num_cpus": 3},
+        "max_ongoing_requests": 5,
+    }
+    assert "autoscaling_config" not in deployment
+    assert deployment.get("autoscaling_config", 1) == 1
+    with pytest.raises(KeyError):
+        deployment["autoscaling_config"]
+    with pytest.raises(ConfigError, match="num_replicas"):
+        deployment["num_replicass"] = 2
+    deployment["autoscaling_config"] = {"max_replicas": 4}
+    deployment["autoscaling_config"]["min_replicas"] = 2
+    assert one.autoscaling == AutoscalingConfig(min_replicas=2, max_replicas=4)
+    with pytest.raises(ConfigError, match="min_replicas"):
+        deployment["autoscaling_config"]["min_replicas"] = 9
+    assert one.autoscaling.min_replicas == 2
+
+
+def test_assignments_are_checked_and_normalised():
+    one = config()
+    one.accelerator_type = "A10"
+    assert (one.accelerator_type, one.engine_name) == ("A10G", "vllm")
+    with pytest.raises(ValueError, match="no accelerator"):
+        one.accelerator_type = "A11"
+    assert one.accelerator_type == "A10G"
+    processor = vLLMEngineProcessorConfig(model_source="m")
+    processor.concurrency = (2, 4)
+    processor.batch_size = 8
+    assert (processor.batch_size, processor.get_concurrency()) == (
+        8,
+        {"min_size": 2, "max_size": 4},
+    )
+    wrongs: list[Any] = [0, (3, 2), (0, 1), "2"]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match="concurrency"):
+            processor.concurrency = wrong
+    with pytest.raises(ValueError, match="batch_sizes"):
+        processor.batch_sizes = 3
+
+
+def test_pools():
+    of = vLLMEngineProcessorConfig(model_source="m", concurrency=4)
+    assert of.get_concurrency() == {"min_size": 1, "max_size": 4}
+    assert of.get_concurrency(autoscaling_enabled=False) == {"size": 4}
+
+
+def test_copies():
+    one = config(engine_kwargs={"hf_overrides": {"a": 1}}, deployment_config={"num_replicas": 1})
+    shallow, deep = one.model_copy(), one.model_copy(deep=True)
+    assert one == shallow == deep == pickle.loads(pickle.dumps(one)) == copy.deepcopy(one)
+    deep.engine_kwargs["hf_overrides"]["a"] = 2
+    deep.deployment_config["num_replicas"] = 2
+    assert one.engine_kwargs["hf_overrides"] == {"a": 1}
+    assert one.deployment_config.num_replicas == 1
+    assert shallow.engine_kwargs is one.engine_kwargs
+    other = one.model_copy(update={"model_loading_config": {"model_id": "n"}})
+    assert (other.model_id, one.model_id) == ("n", "m")
+    tpus = {"accelerator_type": "TPU-V6E", "placement_group_config": {"bundles": [{"TPU": 1}]}}
+    gpus = config(accelerator_type="L4", placement_group_config={"bundles": [{"GPU": 1}]})
+    assert gpus.model_copy(update=tpus).accelerator_kind == "tpu"
+    with pytest.raises(ConfigError, match="model_idd"):
+        one.model_copy(update={"model_loading_config": {"model_idd": "n"}})
+
+
+def test_dumps():
+    one = config(lora_config={"max_num_adapters_per_replica": 2})
+    dumped = one.model_dump()
+    assert dumped["lora_config"]["max_num_adapters_per_replica"] == 2
+    assert dumped["placement_group_config"] is None
+    assert LLMConfig.model_validate(dumped) == one
+    assert one.model_dump(exclude_unset=True) == {
+        "model_loading_config": {"model_id": "m"},
+        "lora_config": {"max_num_adapters_per_replica": 2},
+    }
+    assert "placement_group_config" not in one.model_dump(exclude_none=True)
+
+
+def test_what_the_engine_gets():
+    one = config(
+        model_loading_config={"model_id": "m", "model_source": "org/name"},
+        engine_kwargs={
+            "tensor_parallel_size": 2,
+            "pipeline_parallel_size": 3,
+            "trust_remote_code": True,
+        },
+        placement_group_config={"bundle_per_worker": {"GPU": 1, "CPU": 2}, "strategy": "SPREAD"},
+    )
+    engine = one.get_engine_config()
+    assert (engine.num_devices, engine.tensor_parallel_degree, engine.pipeline_parallel_degree) == (
+        6,
+        2,
+        3,
+    )
+    assert engine.placement_bundles == [{"GPU": 1.0, "CPU": 2.0}] * 6
+    assert (engine.placement_strategy, engine.actual_hf_model_id) == ("SPREAD", "org/name")
+    kwargs = engine.get_initialization_kwargs()
+    assert (kwargs["model"], kwargs["served_model_name"]) == ("org/name", ["m"])
+    assert engine.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("num_router_replicas", 2, "num_ingress_replicas"),
+        ("stream_batching_interval", 2, "stream_batching_interval_ms"),
+        ("num_ingress_replicas", 1.5, "whole number"),
+        ("num_ingress_replicas", -1, "at least 0"),
+    ],
+)
+def test_experiments_are_known_or_refused(name, value, why):
+    with pytest.raises(ConfigError, match=why) as caught:
+        config(experimental_configs={name: value})
+    assert caught.value.field == f"experimental_configs.{name}"
+
+
+def test_rays_experiments_are_read():
+    one = config(
+        experimental_configs={
+            "num_ingress_replicas": 3,
+            "KV_EVENTS_PORT_BASE": 5557,
+            "pd_tokenize_once": True,
+        }
+    )
+    assert one.num_ingress_replicas == 3
+    assert config().num_ingress_replicas is None
