@@ -32,6 +32,7 @@ from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.handle import ModelHandle, ModelNames, Target
 from penstock.types import Usage
 
 if TYPE_CHECKING:

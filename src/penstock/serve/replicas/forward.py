@@ -27,8 +27,7 @@ from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
 from penstock.serve.api.limits import decode_body
 from penstock.serve.api.sse import EventStream
-from penstock.serve.models.handle import ModelHandle
-from penstock.serve.models.names import Target
+from penstock.serve.models.handle import ModelHandle, Target
 from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import ReplicaPool
