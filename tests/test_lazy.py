@@ -47,8 +47,8 @@ def table(tree: ast.Module) -> dict[str, tuple[str, ...]]:
 
 
 def defined_in(module: str) -> set[str]:
-    """The top-level names of a module of ours, read from its source, so that nothing heavy is
-    loaded.
+    """The top-level names of a module of ours, and those that it lends itself. Reads its source, so
+    that nothing heavy is loaded.
     """
     path = SOURCE.joinpath(*module.split(".")[1:])
     tree = ast.parse(
@@ -63,6 +63,9 @@ def defined_in(module: str) -> set[str]:
                 names.update(target.id for target in node.targets if isinstance(target, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
                 names.add(name)
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.ImportFrom):
+            names.update(alias.name for alias in inner.names if alias.asname == alias.name)
     return names
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     from ray import cloudpickle, serve
+    from ray.util.annotations import RayDeprecationWarning
 
 from penstock.batch.pipeline.builder import build_processor
 from penstock.batch.pipeline.configs import (
@@ -26,6 +27,7 @@ from penstock.batch.pipeline.configs import (
 )
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.stages.base import StatefulStage
+from penstock.compat import ray as compat
 from penstock.errors import ConfigError
 from penstock.ray.data import stage_options
 from penstock.serve import build_openai_app
@@ -243,6 +245,49 @@ def test_sequential_processors_share_a_served_model() -> None:
         build_processor(config, preprocess=asks("chat"))(ray.data.range(1))
 
 
+class Own:
+    """A user's deployment."""
+
+    def double(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"doubled": 2 * request["x"]}
+
+    async def stream(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if request["x"] == 3:
+            raise ValueError("three")
+        yield {"part": request["x"]}
+
+    def several(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"among": len(requests)} for _ in requests]
+
+
+def test_any_method_of_any_deployment() -> None:
+    serve.start(proxy_location="Disabled")
+    serve.run(serve.deployment(Own).bind(), name="own", route_prefix=None)
+
+    def answers(method: str, **fields: Any) -> list[dict[str, Any]]:
+        config = compat.ServeDeploymentProcessorConfig(
+            deployment_name="Own", app_name="own", should_continue_on_error=True, **fields
+        )
+        made = build_processor(
+            config, lambda row: {"method": method, "request_kwargs": {"x": row["id"]}}
+        )
+        rows: list[dict[str, Any]] = made(ray.data.range(8, override_num_blocks=1)).take_all()
+        return sorted(rows, key=lambda row: row["id"])
+
+    try:
+        assert [row["doubled"] for row in answers("double")] == [2 * n for n in range(8)]
+        parts = answers("stream")
+        assert [row["part"] for row in parts] == [0, 1, 2, None, 4, 5, 6, 7]
+        assert parts[3]["__inference_error__"] == "user_code_error: ValueError: three"
+        assert parts[4]["__inference_error__"] == ""
+        assert len({row["batch_uuid"] for row in parts if row["part"] is not None}) == 1
+        assert {row["among"] for row in answers("several", rows_per_call=4)} == {4}
+        (message,) = {row["error"]["message"] for row in answers("none")}
+        assert "does not exist" in message
+    finally:
+        serve.delete("own")
+
+
 def test_an_engines_actor_has_what_its_workers_need_together() -> None:
     group = {"bundles": [{"CPU": 1}, {"CPU": 2, "memory": 1000}], "strategy": "STRICT_PACK"}
     made = build_processor(
@@ -254,6 +299,16 @@ def test_an_engines_actor_has_what_its_workers_need_together() -> None:
     options = stage_options(made.config, stage)
     assert (options["num_cpus"], options["memory"]) == (3, 1000)
     assert len(made(ray.data.range(20)).take_all()) == 20
+
+
+def test_ray_warns_of_nothing() -> None:
+    config = OpenVINOEngineProcessorConfig(
+        model_source="demo", resources_per_bundle={"GPU": 1, "CPU": 1, "special": 1}
+    )
+    made = build_processor(config, lambda row: {"prompt": "Hello"}, lambda row: {"id": row["id"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RayDeprecationWarning)
+        made(ray.data.range(1)).schema  # noqa: B018 - lazy: nothing runs
 
 
 def test_resources_are_said_once() -> None:

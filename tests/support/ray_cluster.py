@@ -18,7 +18,7 @@ PATIENCE_S = 240
 
 
 @contextmanager
-def own_cluster(*, proxy_port: int | None = None) -> Iterator[str]:
+def own_cluster(*, proxy_port: int | None = None, num_gpus: int = 0) -> Iterator[str]:
     """A cluster of this machine with Ray Serve on it, and with Ray's proxy where that has a port;
     gives its address.
     """
@@ -26,6 +26,7 @@ def own_cluster(*, proxy_port: int | None = None) -> Iterator[str]:
     about = ray.init(
         address="local",
         num_cpus=16,  # as Ray counts them: a replica reserves two
+        num_gpus=num_gpus,
         object_store_memory=80 * 2**20,
         include_dashboard=False,
         log_to_driver=False,

@@ -39,6 +39,14 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
     "repetition_penalty": (1e-6, 1e6, "between 1e-06 and 1e+06"),
     "top_p": (LEAST, 1.0, f"above 0 (at least {LEAST:.3g}) and at most 1"),
 }
+_ABLE = Capabilities(
+    tasks=frozenset(),
+    context_length=0,
+    max_concurrency=1,
+    max_top_logprobs=2**31,
+    prompt_logprobs=True,
+    logit_bias=True,
+)
 _WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
 
 
@@ -89,6 +97,14 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
             raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
+
+
+def check_before_load(sampling: Sampling, n: int) -> None:
+    """Raise what `check_sampling` raises whatever the engine can do, so before there is one."""
+    able = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
+    if sampling.structured is not None:
+        able = msgspec.structs.replace(able, structured=frozenset({sampling.structured.kind}))
+    check_sampling(sampling, n, able, "")
 
 
 def check_token_ids(token_ids: Sequence[int], param: str) -> None:

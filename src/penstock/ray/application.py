@@ -156,6 +156,9 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         **(own(args.llm_configs) if own is not None else {}),
         **args.ingress_deployment_config,
     }
+    known = inspect.signature(serve.deployment).parameters
+    if not {"max_surge_percent"} & {*known, *args.ingress_deployment_config}:  # before Ray 2.60
+        del options["max_surge_percent"]
     return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
         deployments,
         cards,

@@ -63,14 +63,14 @@ async def served_model(deployment_handle: Any) -> ModelHandle:
     return cast(ModelHandle, await ray.served_model(deployment_handle))
 
 
-def build_openai_app(builder_config: Given) -> Any:
+def build_openai_app(llm_serving_args: Given) -> Any:
     """Models behind an OpenAI-compatible ingress, as a Ray Serve application for `serve.run` or an
     `import_path`.
 
     With `listen` the ingress opens a port of its own, so that requests bypass Ray's proxy. Raises
     `ConfigError`, and `MissingExtraError` without Ray.
     """
-    return _ray().build_application(_args(builder_config))
+    return _ray().build_application(_args(llm_serving_args))
 
 
 def build_dev_openai_app(builder_config: Given) -> Any:
@@ -118,12 +118,12 @@ def build_dp_deployment(
     )
 
 
-def build_dp_openai_app(builder_config: Given) -> Any:
+def build_dp_openai_app(dp_serving_args: Given) -> Any:
     """As `build_openai_app`; each replica is a group of `engine_kwargs.data_parallel_size` ranks.
 
     A mapping may hold one `llm_config` instead of `llm_configs`. Raises as `build_openai_app`.
     """
-    return _ray().build_application(grouped(_args(builder_config)))
+    return _ray().build_application(grouped(_args(dp_serving_args)))
 
 
 def _args(given: Given) -> LLMServingArgs:
@@ -136,7 +136,7 @@ def _args(given: Given) -> LLMServingArgs:
     if isinstance(given, Mapping):
         return read_args(given)
     raise ConfigError(
-        "must be LLMServingArgs, a mapping or a path", field="builder_config", value=given
+        "must be LLMServingArgs, a mapping or a path", field="llm_serving_args", value=given
     )
 
 

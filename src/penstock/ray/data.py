@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
 
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import Beginning, Ending
@@ -34,13 +37,17 @@ _OPTIONS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
 
 
 def process_dataset(processor: Processor, dataset: Any) -> Any:
-    """The processor's output as a lazy Ray data set. Raises `ConfigError`."""
+    """The processor's output as a lazy Ray data set. Raises `ConfigError`.
+
+    `map_batches` would warn of `max_concurrency`, and refuse GPUs without a `batch_size`; Ray's own
+    processors call what is below it, too.
+    """
     config = processor.config
     _check_engine_resources(processor)
     keep = config.should_continue_on_error
     beginning = Beginning(processor.preprocess, keep=keep)
-    ending = Ending(processor.postprocess, keep=keep)
-    dataset = dataset.map_batches(
+    ending = Ending(processor.postprocess, keep=keep, ray_columns=config.ray_columns)
+    dataset = dataset.map_batches_internal(
         _begin,
         fn_kwargs={"beginning": beginning},
         batch_format="pyarrow",
@@ -56,13 +63,13 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
             "batch_size": config.batch_size,
             "keep": keep,
         }
-        dataset = dataset.map_batches(
+        dataset = dataset.map_batches_internal(
             StageActor,
             fn_constructor_kwargs=about,
             batch_format="pyarrow",
             **stage_options(config, stage),
         )
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         _end,
         fn_kwargs={"ending": ending},
         batch_format="pyarrow",
@@ -138,9 +145,46 @@ def _check_deployment(stage: Any) -> None:
 
 
 async def _connect(deployment: str, app: str) -> None:
-    """Register the served model in this process, where the stage looks it up."""
-    served = await served_model(serve.get_deployment_handle(deployment, app))
-    engines().put(deployment, CompleteAnswers(served), app)
+    """Register the deployment in this process, where the stage looks it up."""
+    handle = serve.get_deployment_handle(deployment, app)
+    served: Any = Deployment(handle)
+    try:
+        model = CompleteAnswers(await served_model(handle))
+    except Exception as error:
+        if "does not exist" not in str(error):  # as Ray says of a method that a user's class lacks
+            raise
+    else:
+        model.deployment = served
+        served = model
+    engines().put(deployment, served, app)
+
+
+class Deployment:
+    """The methods of a Serve deployment, each with one request."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._generators: set[str] = set()
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return partial(self._call, method)
+
+    async def _call(self, method: str, request: Any) -> Any:
+        """The method's answer, or the first that it yields. Raises what it raises."""
+        try:
+            if method not in self._generators:
+                try:
+                    return await getattr(self._handle, method).remote(request)
+                except Exception as error:  # nothing of a generator has run yet
+                    if "returned a generator" not in str(error):
+                        raise
+                    self._generators.add(method)
+            answers = getattr(self._handle.options(stream=True), method).remote(request)
+            return await anext(aiter(answers))
+        except RayTaskError as error:
+            raise error.cause from None
 
 
 # What an actor asks Ray for

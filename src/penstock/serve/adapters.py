@@ -168,6 +168,16 @@ class AdapterStore:
             assert known.version is not None
             return known.version
 
+    async def check(self, name: str) -> None:
+        """Raise `ModelNotFoundError` unless the adapter is there. Downloads nothing."""
+        location = self._location(name)
+        try:
+            if location is None:
+                raise FileNotFoundError(name)
+            await self._patiently(lambda: _stamp(location), f"adapter '{name}'")
+        except FileNotFoundError:
+            raise await self.unknown(name) from None
+
     def _location(self, name: str) -> str | None:
         if name in self.given:
             return self.given[name]

@@ -7,6 +7,7 @@ from penstock.batch import ServeDeploymentProcessorConfig, build_processor
 from penstock.engines.registry import engines
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import JobError, ModelNotFoundError
+from penstock.types import RerankRequest
 
 
 class ChatRequest(msgspec.Struct, omit_defaults=True):
@@ -151,3 +152,122 @@ async def test_rows_come_one_to_one_and_in_order(engine):
 async def test_a_name_that_nothing_has():
     with pytest.raises(ModelNotFoundError, match="there is no engine 'llm' in app 'app'"):
         await all_of(processor()([{}]))
+
+
+class Own:
+    """A user's deployment."""
+
+    def __init__(self):
+        self.calls = []
+
+    def double(self, request):
+        self.calls.append(request)
+        return {"doubled": 2 * request["x"]}
+
+    async def later(self, request):
+        return {"x": request["x"] + 1}
+
+    async def stream(self, request):
+        yield {"part": request["x"]}
+        raise AssertionError("nobody reads on")
+
+    async def several(self, requests):
+        self.calls.append(len(requests))
+        return [{"x": request["x"] + 1} for request in requests]
+
+    def typed(self, request):
+        return Answer(request.x + 1)
+
+    def text(self, request):
+        return "no fields"
+
+
+class AnyMethod:
+    """Has a method of any name, as a handle to another process has."""
+
+    def __getattr__(self, name):
+        return lambda request: {"called": name}
+
+
+async def test_a_handle_may_have_methods_of_any_name():
+    engines().put("llm", AnyMethod(), "app")
+    rows: list[dict] = [
+        {"method": name, "request_kwargs": {}} for name in ("one", "chat", "deployment")
+    ]
+    assert [row["called"] for row in await all_of(processor()(rows))] == [
+        "one",
+        "chat",
+        "deployment",
+    ]
+    engines().remove("llm", "app")
+
+
+class Question(msgspec.Struct):
+    x: int
+
+
+class Answer(msgspec.Struct):
+    y: int
+
+
+@pytest.fixture
+async def own():
+    deployment = Own()
+    engines().put("llm", deployment, "app")
+    yield deployment
+    engines().remove("llm", "app")
+
+
+@pytest.mark.parametrize(
+    ("method", "column", "value"),
+    [("double", "doubled", 6), ("later", "x", 4), ("stream", "part", 3)],
+)
+async def test_a_users_deployment_has_its_own_methods(own, method, column, value):
+    (row,) = await all_of(processor()([{"method": method, "request_kwargs": {"x": 3}}]))
+    assert row[column] == value
+    assert row.keys() >= {"request_id", "time_taken"}
+
+
+async def test_requests_and_answers_may_be_objects(own):
+    row = {"method": "typed", "dtype": "Question", "request_kwargs": {"x": 3}}
+    (found,) = await all_of(processor(dtype_mapping={"Question": Question})([row]))
+    assert found["y"] == 4
+
+
+async def test_rows_are_grouped_where_a_method_takes_lists(own):
+    rows = [{"row": n, "method": "several", "request_kwargs": {"x": n}} for n in range(100)]
+    found = await all_of(processor(rows_per_call=8)(rows))
+    assert [row["x"] for row in found] == list(range(1, 101))
+    assert max(own.calls) == 8
+    assert sum(own.calls) == 100
+    assert len(own.calls) < 30
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("doubel", "Did you mean 'double'?"),
+        ("__init__", "unknown method"),
+        ("text", "gave a str, no dict and no object"),
+        ("double", "KeyError"),
+    ],
+)
+async def test_what_a_users_deployment_cannot_do(own, method, message):
+    row = {"method": method, "request_kwargs": {}}
+    (found,) = await all_of(processor(should_continue_on_error=True)([row]))
+    assert message in found["error"]["message"]
+
+
+async def test_a_wrong_number_of_answers_fails_all_rows_of_a_call(own):
+    own.several = lambda requests: requests[1:]
+    rows = [{"method": "several", "request_kwargs": {"x": n}} for n in range(4)]
+    found = await all_of(processor(rows_per_call=4, should_continue_on_error=True)(rows))
+    assert {row["error"]["message"] for row in found} == {"3 answers to 4 requests"}
+
+
+async def test_methods_of_an_engine_beside_the_three(engine):
+    types = {"Rank": RerankRequest}
+    kwargs = {"query": "a", "documents": ["a", "b"]}
+    row = {"method": "score", "dtype": "Rank", "request_kwargs": kwargs}
+    (found,) = await all_of(processor(dtype_mapping=types)([row]))
+    assert len(found["scores"]) == 2

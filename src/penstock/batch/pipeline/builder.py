@@ -236,7 +236,8 @@ def _engine_stages(
     variables = {**(chat_template_kwargs or {}), **((chat and chat.chat_template_kwargs) or {})}
     # Token ids of a prompt need the prompt.
     tokenizes = tokens is not None and generates and _own(config.tokenize_stage)
-    templated = chat is not None and generates and (_own(template_field) or tokenizes)
+    own_template = _own(template_field) or tokenizes or config.ray_columns
+    templated = chat is not None and generates and own_template
     if chat is not None and generates:
         own = {"source": source, "template": template, "variables": variables}
         stages.append(
@@ -260,6 +261,7 @@ def _engine_stages(
                 "variables": variables,
                 "lora_path": config.dynamic_lora_loading_path,
                 "most": config.max_pending_requests,
+                "ray_columns": config.ray_columns,
                 "max_attempts": config.max_attempts,
                 "repair": Repair.of(config.on_length, config.on_invalid_json, config.max_attempts),
             },
@@ -304,6 +306,8 @@ def _deployment_stages(config: ServeDeploymentProcessorConfig) -> list[StatefulS
         "app_name": config.app_name,
         "dtype_mapping": config.dtype_mapping,
         "request_timeout_s": config.request_timeout_s,
+        "rows_per_call": config.rows_per_call,
+        "ray_columns": config.ray_columns,
     }
     return [ServeDeploymentStage(None, arguments, _placing(config, StageConfig()))]
 

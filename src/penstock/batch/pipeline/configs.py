@@ -124,6 +124,8 @@ class ProcessorConfig(Options, kw_only=True):
     concurrency: Concurrency = 1
     resources_per_bundle: dict[str, float] | None = None
     should_continue_on_error: bool = False
+    ray_columns: bool = False
+    """Whether rows have the columns too that `ray.data.llm` has and Penstock lacks."""
     experimental: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -265,12 +267,15 @@ class ServeDeploymentProcessorConfig(ProcessorConfig, kw_only=True):
 
     On one machine `app_name` and `deployment_name` name an engine or handle of this process
     (`penstock.engines.registry`), on Ray a Serve deployment. `dtype_mapping` maps the names in
-    `dtype` to classes that check the request.
+    `dtype` to classes that check the request. Any method of any deployment can be called; what it
+    returns, a mapping or an object with fields, becomes columns. With `rows_per_call` above 1 a
+    method gets lists of up to so many requests, and returns the list of their answers.
     """
 
     deployment_name: str
     app_name: str = "default"
     dtype_mapping: dict[str, Any] | None = None
+    rows_per_call: Positive = 1
     request_timeout_s: Annotated[float, Meta(gt=0)] | None = None
 
 

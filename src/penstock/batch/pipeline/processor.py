@@ -155,6 +155,7 @@ class Processor:
             keep_errors=self.config.should_continue_on_error
             if keep_errors is None
             else keep_errors,
+            ray_columns=self.config.ray_columns,
             held=held,
         )
 

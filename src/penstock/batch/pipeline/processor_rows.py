@@ -56,11 +56,15 @@ class OutputRows:
 
     With `keep` all rows have the same columns: those of the input, those that the processor makes,
     `status` and `error`. A value that a row lacks is null. The columns that the processor makes
-    show in the first good row, so `learn` of it early; then they are `known`.
+    show in the first good row, so `learn` of it early; then they are `known`. With
+    `ray_columns` they have `__inference_error__` too, empty in a good row.
     """
 
-    def __init__(self, *, keep: bool) -> None:
+    def __init__(self, *, keep: bool, ray_columns: bool = False) -> None:
         self._keep = keep
+        self._good: dict[str, Any] = {"status": "ok", "error": None}
+        if ray_columns:
+            self._good["__inference_error__"] = ""
         self._names: dict[str, None] = {}
 
     @property
@@ -80,14 +84,17 @@ class OutputRows:
         """The output row of what was made of an input row."""
         if not self._keep:
             return made
-        return {**dict.fromkeys(values or ()), **made, "status": "ok", "error": None}
+        return {**dict.fromkeys(values or ()), **made, **self._good}
 
     def bad(self, values: Mapping[str, Any] | None, error: RowError) -> dict[str, Any]:
         """The output row of an input row that failed, or that could not be read."""
         row = dict(values or {})
         for name in self._names:
             row.setdefault(name)
-        return FailedRow({**row, "status": "error", "error": msgspec.structs.asdict(error)}, error)
+        row |= {"status": "error", "error": msgspec.structs.asdict(error)}
+        if "__inference_error__" in self._good:
+            row["__inference_error__"] = f"{error.type}: {error.message}"
+        return FailedRow(row, error)
 
 
 class ProcessorRows(RowForm):
@@ -111,6 +118,7 @@ class ProcessorRows(RowForm):
         *,
         threads: tuple[int, int] = (1, 1),
         keep_errors: bool = False,
+        ray_columns: bool = False,
         held: Held = "values",
     ) -> None:
         self._stages = [stage for stage in stages.values() if stage.fn is not None]
@@ -119,7 +127,7 @@ class ProcessorRows(RowForm):
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
-        self.made = OutputRows(keep=keep_errors)
+        self.made = OutputRows(keep=keep_errors, ray_columns=ray_columns)
         self._held = held
         self._opaque = False
         read = [
@@ -339,13 +347,16 @@ class Beginning:
 class Ending:
     """Postprocesses rows, and makes the output rows (`OutputRows`), each batch by itself."""
 
-    def __init__(self, postprocess: RowFunction | None, *, keep: bool) -> None:
+    def __init__(
+        self, postprocess: RowFunction | None, *, keep: bool, ray_columns: bool = False
+    ) -> None:
         self._postprocess = postprocess
         self._keep = keep
+        self._ray_columns = ray_columns
 
     def __call__(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
         ended = [self._end(unpack_row(data)) for data in rows]
-        output = OutputRows(keep=self._keep)
+        output = OutputRows(keep=self._keep, ray_columns=self._ray_columns)
         for row in ended:
             if row.error is None:
                 output.learn(row.values, row.columns)

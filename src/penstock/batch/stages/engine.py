@@ -16,6 +16,7 @@ from penstock.batch.rows.repair import Repair, Request, collect, invalid_json, m
 from penstock.batch.rows.row import Outcome
 from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
+from penstock.batch.stages.ray_columns import RayColumns, logprobs_by_id
 from penstock.batch.stages.text import conversation
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
@@ -42,7 +43,7 @@ class EngineRequests:
     `tokenized_prompt`, which a stage before has filled if `templated`. `text`: whether answers come
     as texts too, None: unless the row's `detokenize` is false. `lora_path` is where adapters lie,
     by name. `most` limits the rows in flight. `repair` says when a row is asked again with other
-    words. While `ending` is set, nothing is tried again.
+    words. `ray_columns` adds Ray's columns. While `ending` is set, nothing is tried again.
     """
 
     _supervisor: Supervisor
@@ -62,6 +63,7 @@ class EngineRequests:
         most: int | None = None,
         max_attempts: int = 3,
         repair: Repair | None = None,
+        ray_columns: bool = False,
     ) -> None:
         self.most_in_flight = most or 1
         self._source = source
@@ -75,6 +77,7 @@ class EngineRequests:
         self._most = most
         self._max_attempts = max_attempts
         self.repair = repair or Repair()
+        self._more = RayColumns() if ray_columns else None
         self._stack = contextlib.AsyncExitStack()
         self.ending = False
 
@@ -104,16 +107,21 @@ class EngineRequests:
             if text is None:
                 text = (row.get("sampling_params") or {}).get("detokenize") is not False
             read = _checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
-            ask = partial(self.repair.answer, request, engine, _ASK, read)
+            form = _ASK if self._more is None else _ASK_AS_RAY
+            ask = partial(self.repair.answer, request, engine, form, read)
             outcome = await self._attempts.answer(
                 ask, adapter, Tries(), partial(digest_of, request)
             )
             columns = _columns(outcome, row.get("prompt"), text=text)
+            if self._more is not None:
+                columns |= await self._more.of_answer(engine, request, columns, began)
         else:
             read_columns = (*tasks.COLUMNS[self._task], "prompt", "messages")
             asked = self._task, {name: row.get(name) for name in read_columns}
             act = partial(tasks.request(self._task, row, truncate=self.repair.truncate), engine)
             columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
+            if self._more is not None:
+                columns = await self._more.of_vector(engine, row, columns)
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
@@ -279,7 +287,17 @@ def _output(
     }
 
 
+def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
+    """As `_outcome`, with log probabilities in Ray's form, those of the prompt too."""
+    outcome, found = _outcome(deltas), Answers(deltas)
+    for index, output in zip(sorted(found.reasons), outcome.parsed, strict=True):
+        output["logprobs"] = logprobs_by_id(found.logprobs.get(index))
+        output["prompt_logprobs"] = logprobs_by_id(found.prompt_logprobs.get(index))
+    return outcome
+
+
 _ASK = partial(collect, made=_outcome)
+_ASK_AS_RAY = partial(collect, made=_outcome_as_ray)
 
 
 class EngineStage(StatefulStage):

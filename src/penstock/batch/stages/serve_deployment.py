@@ -1,12 +1,16 @@
-"""Sends rows, as requests of OpenAI's API, to a model that this process serves, by its name."""
+"""Sends rows to what is served under a name: to a model as requests of OpenAI's API, else to any
+method of a deployment.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import inspect
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,7 +23,8 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.engines.supervisor import supervisor_of
-from penstock.errors import EngineTimeoutError, RequestError, nearest
+from penstock.engines.tasks import Tasks
+from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 
@@ -34,7 +39,9 @@ class DeploymentRequests:
 
     A row has a `method`, its `request_kwargs` (the body of such a request), and where
     `dtype_mapping` is given a `dtype`: the name of the class that checks them. The answer's fields
-    become columns.
+    become columns. A method other than `METHODS` is the deployment's own: it gets the request, an
+    object of that class or else a dict, and gives an answer or yields one. With `rows_per_call`
+    above 1 it gets a list of up to so many requests, and gives a list of answers.
     """
 
     def __init__(
@@ -45,19 +52,31 @@ class DeploymentRequests:
         dtype_mapping: Mapping[str, Any] | None = None,
         request_timeout_s: float | None = None,
         most: int | None = None,
+        rows_per_call: int = 1,
+        ray_columns: bool = False,
     ) -> None:
         self.most_in_flight = most or MOST_IN_FLIGHT
+        self._rows_per_call = rows_per_call
+        self._groups: dict[str, Group] = {}
+        self._more: dict[str, Any] = {}
+        if ray_columns:
+            self._more = {"batch_uuid": uuid.uuid4().hex, "__inference_error__": ""}
         self._names = (deployment_name, app_name)
         self._types = dict(dtype_mapping or {})
         self._timeout = request_timeout_s
         self._stack = contextlib.AsyncExitStack()
         self._handle: Any = None
+        self._deployment: Any = None
         self._attempts: Attempts | None = None
         self.ending = False
 
     async def start(self) -> None:
         """Find the deployment. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
+        # A served model has methods of its deployment beside those that reach it directly.
+        self._deployment = self._handle
+        if isinstance(self._handle, Tasks):
+            self._deployment = getattr(self._handle, "deployment", self._handle)
         if isinstance(self._handle, LLMEngine):
             supervisor = supervisor_of(self._handle)
             await self._stack.enter_async_context(supervisor.running())
@@ -69,43 +88,60 @@ class DeploymentRequests:
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """The fields of the answer, and `request_id` and `time_taken` (seconds)."""
         method, kwargs = row.get("method"), row.get("request_kwargs")
-        if method not in METHODS:
-            raise RequestError(
-                f"unknown method {method!r}. {nearest(str(method), METHODS)}", param="method"
-            )
+        direct = method in METHODS and isinstance(self._handle, Tasks)
+        call = None if direct else self._method(method)
         if not isinstance(kwargs, Mapping):
             raise RequestError(
                 "the row has no dict in column 'request_kwargs'", param="request_kwargs"
             )
-        body = self._checked(row.get("dtype"), kwargs)
+        request = self._request(row.get("dtype"), kwargs)
+        body = {str(key): value for key, value in _fields(request).items() if value is not None}
         name = uuid.uuid4().hex
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
-                ask = partial(self._answer, method, body, name)
-                if self._attempts is None:
+                ask = partial(self._answer, str(method), body, name)
+                if call is not None:
+                    answer = columns_of(await call(request))
+                elif self._attempts is None:
                     answer = await ask()
                 else:
                     key = partial(digest_of, (method, body))
                     answer = await self._attempts.answer(ask, None, Tries(), key)
         except TimeoutError:
             raise EngineTimeoutError(f"no answer within {self._timeout} s") from None
-        return {**answer, "request_id": name, "time_taken": time.perf_counter() - began}
+        taken = time.perf_counter() - began
+        return {**answer, "request_id": name, "time_taken": taken, **self._more}
 
-    def _checked(self, dtype: str | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The request's body, seen through the class that `dtype` names."""
-        if dtype is not None:
-            if dtype not in self._types:
-                hint = nearest(str(dtype), self._types) or "The processor has no dtype_mapping"
-                raise RequestError(f"unknown dtype '{dtype}'. {hint}", param="dtype")
-            try:
-                made = self._types[dtype](**kwargs)
-            except Exception as error:
-                raise RequestError(
-                    f"request_kwargs are no {dtype}: {error}", param="request_kwargs"
-                ) from error
-            kwargs = _fields(made)
-        return {str(key): value for key, value in kwargs.items() if value is not None}
+    def _request(self, dtype: str | None, kwargs: Mapping[str, Any]) -> Any:
+        """The request: an object of the class that `dtype` names, or the mapping itself."""
+        if dtype is None:
+            return kwargs
+        if dtype not in self._types:
+            hint = nearest(str(dtype), self._types) or "The processor has no dtype_mapping"
+            raise RequestError(f"unknown dtype '{dtype}'. {hint}", param="dtype")
+        try:
+            return self._types[dtype](**kwargs)
+        except Exception as error:
+            raise RequestError(
+                f"request_kwargs are no {dtype}: {error}", param="request_kwargs"
+            ) from error
+
+    def _method(self, name: object) -> Callable[[Any], Awaitable[Any]]:
+        """The deployment's method of that name. Raises `RequestError`."""
+        found = None
+        if isinstance(name, str) and not name.startswith("_"):
+            found = getattr(self._deployment, name, None)
+        if not callable(found):
+            of_model = METHODS if isinstance(self._handle, Tasks) else ()
+            known = [*of_model, *_public(self._deployment)]
+            hint = nearest(str(name), known)
+            raise RequestError(f"unknown method {name!r}. {hint}", param="method")
+        if self._rows_per_call == 1:
+            return partial(answer_of, found)
+        if name not in self._groups:
+            self._groups[str(name)] = Group(partial(answer_of, found), self._rows_per_call)
+        return self._groups[str(name)].ask
 
     async def _answer(self, method: str, body: dict[str, Any], name: str) -> dict[str, Any]:
         model = body.get("model") or getattr(self._handle, "model_id", None) or self._names[0]
@@ -148,12 +184,85 @@ def _fields(made: Any) -> Mapping[str, Any]:
     return dict(vars(made))
 
 
+class Group:
+    """Puts the requests that come in one turn of the event loop into calls of at most so many."""
+
+    def __init__(self, call: Callable[[list[Any]], Awaitable[Any]], most: int) -> None:
+        self._call = call
+        self._most = most
+        self._waiting: list[tuple[Any, asyncio.Future[Any]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def ask(self, request: Any) -> Any:
+        """The answer to one request."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((request, answer))
+        if len(self._waiting) == self._most:
+            self._send()
+        return await answer
+
+    def _send(self) -> None:
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            call = asyncio.create_task(self._ask(waiting))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _ask(self, waiting: list[tuple[Any, asyncio.Future[Any]]]) -> None:
+        try:
+            found = await self._call([request for request, _ in waiting])
+            answers = list(found)
+            if len(answers) != len(waiting):
+                raise UserCodeError(f"{len(answers)} answers to {len(waiting)} requests")
+        except Exception as error:
+            for _, answer in waiting:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for (_, answer), one in zip(waiting, answers, strict=True):
+            if not answer.done():
+                answer.set_result(one)
+
+
+async def answer_of(method: Callable[[Any], Any], request: Any) -> Any:
+    """What a method gives for a request, whatever its kind: at once, later, or as the first that it
+    yields.
+    """
+    result = method(request)
+    if inspect.isawaitable(result):
+        result = await result
+    if inspect.isasyncgen(result):
+        async with contextlib.aclosing(result):
+            return await anext(result)
+    return next(result) if inspect.isgenerator(result) else result
+
+
+def columns_of(answer: Any) -> Mapping[str, Any]:
+    """The fields of an answer. Raises `UserCodeError` for one that has none."""
+    if isinstance(answer, Mapping):
+        return answer
+    if hasattr(answer, "model_dump"):
+        return dict(answer.model_dump())
+    if isinstance(answer, msgspec.Struct):
+        return msgspec.structs.asdict(answer)
+    if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        return dataclasses.asdict(answer)
+    raise UserCodeError(f"the method gave a {type(answer).__name__}, no dict and no object")
+
+
+def _public(deployment: object) -> list[str]:
+    return [name for name in dir(deployment) if not name.startswith("_")]
+
+
 class ServeDeploymentStage(StatefulStage):
     """A row to a served model."""
 
     fn = DeploymentRequests
     _required: ClassVar[Mapping[str, str]] = {
-        "method": f"What to call: {', '.join(METHODS)}.",
+        "method": f"What to call: {', '.join(METHODS)}, or any other method of the deployment.",
         "request_kwargs": "The body of the request, as a dict.",
     }
     _optional: ClassVar[Mapping[str, str]] = {

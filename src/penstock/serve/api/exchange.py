@@ -17,7 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
-from penstock.errors import ContextLengthError, PenstockError, RequestError, ShuttingDownError
+from penstock.errors import (
+    ContextLengthError,
+    PenstockError,
+    RequestError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
@@ -26,7 +32,7 @@ from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelNames, Target
+from penstock.serve.models.handle import ModelHandle, ModelNames, Target
 from penstock.types import Usage
 
 if TYPE_CHECKING:
@@ -320,6 +326,18 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     _access.info(
         "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
     )
+
+
+def check_loaded(exchange: Exchange, model: ModelHandle) -> None:
+    """Raise `UnavailableError` for a `GET` to a model that is to be loaded on demand: it asks about
+    the model, and must not load it.
+    """
+    state = model.state()
+    absent = state.on_demand and state.state in ("cold", "failed")
+    if exchange.request.method == "GET" and absent:
+        raise UnavailableError(
+            f"'{model.model_id}' is not loaded: the first request to be answered loads it"
+        )
 
 
 def check_template(template: str | None, exchange: Exchange) -> None:

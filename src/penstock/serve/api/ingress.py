@@ -67,7 +67,7 @@ class IngressApp:
         ingress.openapi = cache(partial(describe, endpoints, with_keys=keys, root_path=root))
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
-                replace(one, answer=forward, body=None)
+                replace(one, answer=partial(forward, endpoint=one), body=None)
                 if one.runs and not (ingress.store is not None and one.answer is responses.create)
                 else one
                 for one in endpoints

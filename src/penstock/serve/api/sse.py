@@ -38,7 +38,7 @@ class EventStream(Response):
         self, exchange: Exchange, batches: Batches, framer: Framer, *, n: int = 1, prompts: int = 1
     ) -> None:
         self._exchange = exchange
-        self._batches = batches
+        self.batches = batches
         self._framer = framer
         self._n = n
         self._open = n * prompts
@@ -66,7 +66,7 @@ class EventStream(Response):
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
         total = UsageTotal(self._n)
-        async with exchange.interrupt() as interrupt, aclosing(self._batches) as batches:
+        async with exchange.interrupt() as interrupt, aclosing(self.batches) as batches:
             more = True
             while more:
                 asked = clock()

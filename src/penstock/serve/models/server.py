@@ -20,6 +20,7 @@ from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.model_files import copy_files
 from penstock.engines.quarantine import digest_of
+from penstock.engines.sampling import check_before_load
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
 from penstock.errors import (
@@ -208,7 +209,7 @@ class LLMServer(Tasks, ControlPlane):
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
             version = await self.store.fetch(request.adapter) if request.adapter else None
-            self._check_open()
+            self._check_open(request)
             await self._enter(request.priority)
             try:
                 self._check_task(task_of(request))
@@ -307,8 +308,10 @@ class LLMServer(Tasks, ControlPlane):
                     await self._adapters.drop(name)
 
     # What requests meet
-    def _check_open(self) -> None:
-        """Turn away what cannot be answered; load what can be loaded."""
+    def _check_open(self, request: ChatRequest | CompletionRequest | None = None) -> None:
+        """Turn away what cannot be answered; load what can be loaded, but for no request that no
+        engine would answer.
+        """
         if self._stopping:
             raise self._stopping_error()
         if self.asleep:
@@ -318,6 +321,8 @@ class LLMServer(Tasks, ControlPlane):
             return
         if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
             raise supervisor.failure()
+        if request is not None:
+            check_before_load(request.sampling, request.n)
         supervisor.load()
 
     def _check_task(self, task: str) -> None:

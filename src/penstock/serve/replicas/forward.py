@@ -4,26 +4,34 @@ came, and the reply comes back as it is. Nothing is decoded but what the choice 
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import re
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, cast
 
 from msgspec import UNSET, Raw, Struct, UnsetType
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from penstock.balance.policies.base import RouteRequest
+from penstock.engines.sampling import check_before_load
+from penstock.engines.tasks import Batches, Tasks
 from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
 from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
 from penstock.openai.response_events import response_error_events
 from penstock.serve.api.errors import error_response
-from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange
+from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
 from penstock.serve.api.limits import decode_body
+from penstock.serve.api.sse import EventStream
+from penstock.serve.models.handle import ModelHandle, Target
 from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import ReplicaPool
+from penstock.types import ChatRequest, CompletionRequest
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
 _PASSED_BACK = frozenset(
@@ -47,9 +55,14 @@ class _Head(Struct):
     input: Raw | UnsetType = UNSET
 
 
-async def forward(exchange: Exchange, body: bytes | None = None) -> Response:
+async def forward(
+    exchange: Exchange, body: bytes | None = None, *, endpoint: Endpoint | None = None
+) -> Response:
     """Forward the request to a replica and its answer to the client. `body` takes the place of the
     request's own, which has been read: a response with its whole conversation.
+
+    A model without a replica is woken only by a request that a replica would put to its engine:
+    `endpoint`, which a replica would answer it with, is rehearsed first.
     """
     kind = exchange.request.headers.get("content-type", "")
     whole_response = body is not None
@@ -71,10 +84,76 @@ async def forward(exchange: Exchange, body: bytes | None = None) -> Response:
     target = await exchange.target(model)
     if not isinstance(target.handle, RemoteModel):
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
+    if endpoint is not None and not target.handle.pool.current():
+        await _rehearse(endpoint, exchange, target, body)
     pool, session = target.handle.pool, exchange.request.headers.get("x-session-id", "")
     route = pool.route(prompt, session=session, adapter=target.adapter or "")
     extra = [(RESPONSE_ID, exchange.answer_id)] if whole_response else []
     return Forwarded(exchange, pool, body, route, extra)
+
+
+class Endpoint(Protocol):
+    """What answers a request, as `penstock.serve.api.routes.Endpoint` does: `body` is the form of
+    its JSON body, which `answer` gets after the exchange.
+    """
+
+    @property
+    def body(self) -> type[Struct] | None: ...
+
+    @property
+    def answer(self) -> Callable[..., Awaitable[Response]]: ...
+
+
+class _Asks(Exception):
+    """The request has come as far as its model."""
+
+
+class _NoModel(Tasks):
+    """Stands for a model in a rehearsal."""
+
+    def __init__(self, model: RemoteModel) -> None:
+        self.model_id, self.engine_name, self.card = model.model_id, model.engine_name, model.card
+
+    async def answer(self, task: str, request: Any) -> Any:
+        raise _Asks
+
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        check_before_load(request.sampling, request.n)
+        raise _Asks
+        yield
+
+
+async def _rehearse(endpoint: Endpoint, exchange: Exchange, target: Target, body: bytes) -> None:
+    """Do what a replica does before it asks its engine. Raises what that raises, for an adapter
+    that is not there `ModelNotFoundError`, and for a `GET` `UnavailableError`.
+    """
+    model = target.handle
+    assert isinstance(model, RemoteModel)
+    check_loaded(exchange, model)
+    if target.adapter is not None:
+        await model.check_adapter(target.adapter)
+
+    async def receive() -> Message:
+        if unread:
+            return {"type": "http.request", "body": unread.pop()}
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def the_target(_: str) -> Target:
+        return target._replace(handle=cast(ModelHandle, _NoModel(model)))
+
+    unread = [body]
+    rehearsal = copy.copy(exchange)
+    rehearsal.request = Request(exchange.request.scope, receive)
+    rehearsal.target = the_target  # type: ignore[assignment,method-assign]
+    try:
+        form = () if endpoint.body is None else (await rehearsal.body(endpoint.body),)
+        response = await endpoint.answer(rehearsal, *form)
+        if isinstance(response, EventStream):
+            await anext(response.batches)
+    except _Asks:
+        pass
+    finally:
+        exchange._form = rehearsal._form
 
 
 class Forwarded(Response):

@@ -120,6 +120,13 @@ class RemoteModel(ModelHandle):
         names = {name for name in await self._store.names() if wanted.get(name, name) is not None}
         return sorted(names | {name for name, path in wanted.items() if path is not None})
 
+    async def check_adapter(self, name: str) -> None:
+        """Raise `ModelNotFoundError` unless the model has that adapter, or the errors of its
+        source. Asks no replica.
+        """
+        if name not in await self.adapters():
+            await self._store.check(name)
+
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
 
@@ -206,6 +213,8 @@ class CompleteAnswers(Tasks):
 
     def __init__(self, model: RemoteModel) -> None:
         self.model_id = model.model_id
+        self.deployment: object = model
+        """What has its further methods."""
         self._model = model
 
     async def answer(self, task: str, request: Any) -> Any:

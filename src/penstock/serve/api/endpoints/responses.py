@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 from starlette.responses import Response
 
+from penstock.engines.sampling import check_before_load
 from penstock.errors import RequestError
 from penstock.openai.responses_api import Item, ResponseBody, item_page, items_of, pending_response
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
@@ -39,7 +40,8 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
             body.request()  # an error names an item by its place in the client's own list
         body = replace(body, input=[*earlier, *given])
     if remote or body.background:  # a foreground answer of this process checks it itself
-        within_limits(body.request(), exchange.limits)
+        request = within_limits(body.request(), exchange.limits)
+        check_before_load(request.sampling, request.n)
     exchange.answer_id = uuid4().hex
     about = exchange.about("", target)
     turn = Turn(

@@ -27,7 +27,7 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import CountBody
 from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
-from penstock.serve.api.exchange import Exchange, check_template
+from penstock.serve.api.exchange import Exchange, check_loaded, check_template
 from penstock.serve.api.limits import check_texts, texts_of
 from penstock.serve.models.handle import ModelHandle, Target
 from penstock.types import (
@@ -199,6 +199,7 @@ async def _tokens(exchange: Exchange, target: Target, request: TokenizeRequest) 
 async def tokenizer_info(exchange: Exchange) -> Response:
     """The model's tokenizer: its special tokens, chat template and context."""
     target = await exchange.target(exchange.request.query_params.get("model", ""))
+    check_loaded(exchange, target.handle)
     info = await exchange.wait(target.handle.tokenizer_info())
     none = dict.fromkeys(("bos_token", "eos_token", "pad_token"))
     return exchange.json(

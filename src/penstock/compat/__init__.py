@@ -1,0 +1,1 @@
+"""Other libraries' names and forms, for programs that were written for them."""

@@ -1,0 +1,116 @@
+"""The columns that `ray.data.llm` has, where they are asked for."""
+
+import json
+
+import pytest
+
+import penstock
+from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.batch.stages.ray_columns import logprobs_by_id
+from penstock.compat import ray as compat
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.types import TokenLogprob
+
+GREEDY = {"temperature": 0.0, "max_tokens": 8}
+ADDED = {
+    *("params", "metrics", "prompt_token_ids", "prompt_logprobs", "request_id", "batch_uuid"),
+    "__inference_error__",
+}
+
+
+def processor(*functions, **fields):
+    fields = {"engine": SimulatedEngine(), **fields}
+    return build_processor(compat.OpenVINOEngineProcessorConfig(**fields), *functions)
+
+
+async def all_of(stream):
+    return [row async for row in stream]
+
+
+def asked(text, **params):
+    message = {"role": "user", "content": text}
+    return {"messages": [message], "sampling_params": {**GREEDY, **params}}
+
+
+async def test_they_are_off_unless_asked_for():
+    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine())
+    (row,) = await all_of(build_processor(config)([asked("a")]))
+    assert not row.keys() & ADDED
+
+
+async def test_an_answer_has_all_of_them():
+    first, second = await all_of(processor()([asked("ab"), {"prompt": "abc"}]))
+    assert first.keys() >= ADDED
+    assert sorted([first["request_id"], second["request_id"]]) == [0, 1]
+    assert first["batch_uuid"] == second["batch_uuid"] != ""
+    assert first["__inference_error__"] == ""
+    assert "max_tokens=8" in first["params"]
+    assert first["metrics"]["num_generation_tokens"] == 8
+    assert first["metrics"]["arrival_time"] > 0
+    assert len(first["prompt_token_ids"]) == first["num_input_tokens"]
+    assert second["prompt"] == "abc"
+    assert second["prompt_token_ids"] == list(b"abc")
+
+
+async def test_the_prompt_is_what_the_template_made():
+    (row,) = await all_of(processor(engine=None, model_source="demo")([asked("ab")]))
+    assert row["prompt"].endswith("<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n")
+    (plain,) = await all_of(
+        build_processor(OpenVINOEngineProcessorConfig(model_source="demo"))([asked("ab")])
+    )
+    assert plain["prompt"] is None
+    assert plain["generated_text"] == row["generated_text"]
+
+
+async def test_log_probabilities_are_by_token_id_as_vllm_has_them():
+    rows = [asked("ab", logprobs=1, prompt_logprobs=1)]
+    (row,) = await all_of(processor(engine=None, model_source="demo")(rows))
+    first = row["logprobs"][0][row["generated_tokens"][0]]
+    assert first.keys() == {"logprob", "rank", "decoded_token"}
+    assert first["rank"] == 1
+    assert row["prompt_logprobs"][0] is None
+    assert row["prompt_token_ids"][3] in row["prompt_logprobs"][3]
+    assert len(row["prompt_logprobs"]) == row["num_input_tokens"]
+
+
+@pytest.mark.parametrize(("id", "key"), [(7, 7), (None, "a")])
+def test_an_engine_without_ids_has_them_by_text(id, key):
+    token = TokenLogprob("a", -1.0, (("a", -1.0), ("b", -2.0)), id, top_ids=(7, 8) if id else ())
+    made = logprobs_by_id([token])
+    assert made is not None
+    found = made[0]
+    assert found is not None
+    assert found[key] == {"logprob": -1.0, "rank": None, "decoded_token": "a"}
+    assert [one["decoded_token"] for one in found.values()] == ["a", "b"]
+
+
+async def test_an_error_row_says_why_in_rays_column():
+    rows = [asked("a"), {"id": 2}]
+    made = processor(None, lambda row: {"x": row["generated_text"]}, should_continue_on_error=True)
+    good, bad = await all_of(made(rows))
+    assert good["__inference_error__"] == ""
+    assert "messages" in bad["__inference_error__"]
+    assert bad["status"] == "error"
+    assert bad.keys() == good.keys() | {"id"}
+
+
+async def test_vectors_have_them_too(make_engine):
+    config = compat.OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
+    (row,) = await all_of(build_processor(config)([{"prompt": "ab"}]))
+    assert row.keys() >= ADDED
+    assert row["prompt_token_ids"] == list(b"ab")
+    assert row["generated_text"] == ""
+    assert len(row["embeddings"]) > 0
+
+
+def test_a_job_holds_them(tmp_path):
+    output = tmp_path / "out.jsonl"
+    penstock.run(
+        [{"id": 1}],
+        output,
+        processor=processor(lambda row: asked("a", logprobs=1), engine=None, model_source="demo"),
+    )
+    (line,) = output.read_text().splitlines()
+    row = json.loads(line)
+    assert row.keys() >= ADDED
+    assert list(row["logprobs"][0]) == [str(row["generated_tokens"][0])]

@@ -1,0 +1,67 @@
+"""docs/from-ray.md has a verdict on every public name of Ray, with its reason."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = json.loads((Path(__file__).parent / "ray_names.json").read_text())
+PAGE = (ROOT / "docs" / "from-ray.md").read_text()
+ROWS = {
+    module: re.findall(r"^\| `([\w.]+)` \| (\w+) \| (.*) \|$", part, re.MULTILINE)
+    for module, part in re.findall(r"^### `([\w.]+)`\n(.*?)(?=^###|<!-- end)", PAGE, re.M | re.S)
+}
+TOOL = runpy.run_path(str(ROOT / "tools" / "ray_names.py"))
+
+
+@pytest.mark.parametrize("module", NAMES["modules"])
+def test_every_name_has_a_line(module):
+    rows = {name: why for name, _, why in ROWS[module]}
+    for name, about in NAMES["modules"][module].items():
+        assert name in rows
+        for member in (*about.get("fields", {}), *about.get("methods", {})):
+            assert f"`{member}`" in rows[name] or f"{name}.{member}" in rows, f"{name}.{member}"
+
+
+def test_every_difference_has_a_reason():
+    for rows in ROWS.values():
+        for name, word, why in rows:
+            assert word in ("same", "differs", "refused", "missing")
+            assert word == "same" or why, name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ours", "lacking"),
+    [
+        (["a", "b="], lambda a, b=1: None, []),
+        (["a", "c="], lambda a, b=1: None, ["`c`"]),
+        (["a", "**kwargs"], lambda a: None, []),
+        (["a"], lambda **kwargs: None, []),
+    ],
+)
+def test_parameters_are_compared(wanted, ours, lacking):
+    assert TOOL["lacks"](wanted, ours) == lacking
+
+
+def test_what_is_written_by_hand_may_be_out_of_date():
+    verdict, weighed = TOOL["Verdict"], TOOL["weighed"]
+    refused, differs = verdict("refused", "why"), verdict("differs", "why")
+    assert weighed(refused, verdict("missing")) == refused
+    assert weighed(refused, verdict("same")) == verdict("same")
+    assert weighed(differs, verdict("same")) == differs
+    assert weighed(differs, verdict("missing")) == verdict("missing")
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_is_up_to_date():
+    """Run tools/ray_names.py where it is not."""
+    ray = pytest.importorskip("ray")
+    if ray.__version__ != NAMES["ray"]:
+        pytest.skip(f"the table is of Ray {NAMES['ray']}")
+    names = TOOL["read_ray"]()
+    assert names == NAMES
+    assert TOOL["with_table"](PAGE, TOOL["table"](names)) == PAGE

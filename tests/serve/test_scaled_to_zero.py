@@ -1,0 +1,173 @@
+"""What wakes a model that is scaled to zero: a request that its engine is to answer, nothing else.
+In this process, and where replicas run elsewhere.
+"""
+
+import re
+
+import httpx
+import pytest
+
+from penstock.llm_config import LLMConfig
+from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS
+from penstock.serve.config.settings import HttpSettings, StoreSettings
+from penstock.serve.models.local import LocalModel
+from replica_cluster import Make, config
+
+ZERO = {"deployment_config": {"autoscaling_config": {"min_replicas": 0}}}
+GETS = [
+    re.sub(r"{[^}]+}", "m", one.path)
+    for one in (*ENDPOINTS, *CONTROL_ENDPOINTS)
+    if one.method == "GET"
+]
+MALFORMED = [
+    ("/v1/chat/completions", {}),
+    ("/v1/chat/completions", {"messages": []}),
+    ("/v1/chat/completions", {"messages": [{"role": "nobody"}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_token": 3}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": "x"}),
+    ("/v1/completions", {}),
+    ("/v1/completions", {"prompt": "a", "max_tokens": -1, "stream": True}),
+    ("/v1/responses", {}),
+    ("/v1/messages", {"messages": []}),
+    ("/v1/messages/count_tokens", {}),
+    ("/v1/embeddings", {}),
+    ("/v1/score", {}),
+    ("/v1/rerank", {}),
+    ("/pooling", {}),
+    ("/classify", {}),
+    ("/invocations", {}),
+    ("/tokenize", {}),
+    ("/detokenize", {}),
+]
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+
+
+class Local:
+    """The model in this process."""
+
+    def __init__(self, model: LLMConfig) -> None:
+        self.model = LocalModel(model)
+        app = OpenAiIngress(
+            {"m": self.model}, lora_paths={"m": "/nowhere"}, settings=HttpSettings(dev=True)
+        )
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://test"
+        )
+
+    @property
+    def woken(self) -> int:
+        return self.model.state().loads
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self.model.stop(0)
+
+
+class Elsewhere:
+    """The model's replicas are elsewhere."""
+
+    def __init__(self, made) -> None:
+        self._made = made
+        self.client = made.client
+
+    @property
+    def woken(self) -> int:
+        return self._made.obtained
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture(params=["local", "elsewhere"])
+async def zero(request, cluster: Make, tmp_path):
+    model = config(**ZERO, lora_config={"dynamic_lora_loading_path": str(tmp_path)})
+    one = Local(model) if request.param == "local" else Elsewhere(await cluster(0, model))
+    yield one
+    await one.close()
+
+
+@pytest.mark.parametrize("path", GETS)
+async def test_no_get_wakes_it(zero, path):
+    reply = await zero.client.get(path, params={"model": "m"})
+    assert zero.woken == 0
+    assert reply.status_code in (200, 400, 404, 503), reply.text
+
+
+async def test_a_get_says_why_there_is_no_answer(zero):
+    reply = await zero.client.get("/tokenizer_info")
+    assert reply.status_code == 503
+    assert "the first request to be answered loads it" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "body"), MALFORMED)
+async def test_no_malformed_body_wakes_it(zero, path, body):
+    reply = await zero.client.post(path, json={"model": "m", **body})
+    assert reply.status_code == 400, reply.text
+    assert zero.woken == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"model": 3}', b'{"model": "m", "messages": "\xff"}']
+)
+async def test_no_broken_body_wakes_it(zero, content):
+    headers = {"content-type": "application/json"}
+    reply = await zero.client.post("/v1/chat/completions", content=content, headers=headers)
+    assert reply.status_code == 400, reply.text
+    assert zero.woken == 0
+
+
+async def test_no_form_without_a_file_wakes_it(zero):
+    reply = await zero.client.post("/v1/audio/transcriptions", files={"model": (None, "m")})
+    assert reply.status_code == 400, reply.text
+    assert zero.woken == 0
+
+
+@pytest.mark.parametrize("name", ["n", "m:", "m:none", "m:none:none", "other:none"])
+async def test_no_unknown_model_wakes_it(zero, name):
+    reply = await zero.client.post("/v1/chat/completions", json={**CHAT, "model": name})
+    assert reply.status_code == 404, reply.text
+    assert zero.woken == 0
+
+
+@pytest.mark.parametrize("path", [one.path for one in CONTROL_ENDPOINTS if one.method == "POST"])
+async def test_no_control_call_wakes_it(zero, path):
+    bodies: dict[str, dict[str, object]] = {
+        "/collective_rpc": {"options": {"method": "a"}},
+        "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
+        "/v1/unload_lora_adapter": {"lora_name": "a"},
+    }
+    await zero.client.post(path, json={"model": "m", **bodies.get(path, {})})
+    assert zero.woken == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_wakes_it(zero, stream):
+    reply = await zero.client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert reply.status_code == 200, reply.text
+    assert zero.woken == 1
+    assert (await zero.client.get("/tokenizer_info")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/v1/score", {"text_1": "a", "text_2": ["b", "c"]}),
+    ],
+)
+async def test_so_does_a_request_of_another_kind(zero, path, body):
+    reply = await zero.client.post(path, json={"model": "m", **body})
+    assert reply.status_code == 200, reply.text
+    assert zero.woken == 1
+
+
+@pytest.mark.parametrize("body", [{}, {"input": "a", "max_output_tokens": -1}, {"input": [{}]}])
+async def test_no_malformed_response_to_be_stored_wakes_it(cluster, tmp_path, body):
+    store = StoreSettings(path=str(tmp_path / "store.db"))
+    made = await cluster(0, config(**ZERO), store=store)
+    reply = await made.client.post("/v1/responses", json={"model": "m", **body})
+    assert reply.status_code == 400, reply.text
+    assert made.obtained == 0
