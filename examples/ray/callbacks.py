@@ -1,4 +1,4 @@
-"""A hook that runs before a replica loads its model."""
+"""Hooks that run before a replica loads its model."""
 
 import os
 import tempfile
@@ -7,23 +7,23 @@ from pathlib import Path
 from ray import serve
 
 from penstock.compat.ray import LLMConfig, build_openai_app
+from penstock.serve.callbacks import CallbackBase
 
 MARK = Path(tempfile.gettempdir(), f"replica-{os.getpid()}")
 
 
-class Noting:
-    """Notes that a replica starts."""
+class Noting(CallbackBase):
+    """Notes that a replica starts. `kwargs` are the configured ones."""
 
-    def __init__(self, llm_config, raise_error_on_callback, path):
-        self.llm_config = llm_config
-        self.path = path
+    async def on_before_node_init(self):
+        self.note(f"{self.llm_config.model_id} starts")
 
-    def on_before_node_init(self):
-        Path(self.path).write_text(f"{self.llm_config.model_id} starts")
+    async def on_after_node_init(self):
+        self.note(", and is ready for its engine")
 
-    def on_after_node_init(self):
-        with open(self.path, "a") as file:
-            file.write(", and runs")
+    def note(self, text):
+        with open(self.kwargs["path"], "a") as file:
+            file.write(text)
 
 
 llm_config = LLMConfig(

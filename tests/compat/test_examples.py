@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray")
-from ray import serve
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("ray")
+    from ray import serve
 
 from ray_cluster import PATIENCE_S, free_port, own_cluster
 
@@ -21,7 +24,8 @@ SHOWS = {
     "batch_own_deployment": "20 texts counted",
     "batch_quickstart": '"category"',
     "batch_shared_deployment": '{"category"',
-    "callbacks": "m starts, and runs",
+    "bucket": "from the bucket: {",
+    "callbacks": "m starts, and is ready",
     "data_parallel": "{'",
     "fractional_gpu": "GPUs left: 0.0",
     "multi_lora": "demo:german",
