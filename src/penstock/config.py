@@ -195,10 +195,13 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         """The fields that differ from their defaults."""
         found = []
         for part in msgspec.structs.fields(self):
-            default = part.default_factory() if callable(part.default_factory) else part.default
-            if getattr(self, part.name) != default:
+            if getattr(self, part.name) != _default(part):
                 found.append(part.name)
         return found
+
+
+def _default(part: msgspec.structs.FieldInfo) -> Any:
+    return part.default_factory() if callable(part.default_factory) else part.default
 
 
 class Items(Options, kw_only=True):
@@ -228,9 +231,28 @@ class Items(Options, kw_only=True):
     def items(self) -> list[tuple[str, Any]]:
         return [(name, getattr(self, name)) for name in self._given()]
 
+    def values(self) -> list[Any]:
+        return [getattr(self, name) for name in self._given()]
+
     def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        part = next(one for one in msgspec.structs.fields(self) if one.name == name)
+        setattr(self, name, _default(part))
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """What the field has, which is its default from then on. Raises `KeyError` as a dict's."""
+        if name not in self and default:
+            return default[0]
         value = getattr(self, name, None)
-        return default if value is None else value
+        del self[name]
+        return value
 
     def setdefault(self, name: str, default: Any = None) -> Any:
         if self.get(name) is None:
@@ -278,11 +300,31 @@ def tells_a_secret(name: str) -> bool:
     return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
+RAYS_LIBRARIES = ("ray.serve.llm.", "ray.data.llm.", "ray.llm.")
+"""Beginnings of the modules whose public names have counterparts here."""
+_COUNTERPARTS = ("deployment", "ingress", "request_router", "openai_api_models", "callbacks")
+
+
+def _counterpart(name: str, where: str, path: str) -> str:
+    """The module that has this name of Ray's libraries. Raises `ConfigError` if none has it."""
+    for module in (f"penstock.serve.{one}" for one in _COUNTERPARTS):
+        if name in dir(import_module(module)):
+            return module
+    hint = "Set llm_engine: sglang." if "SGLang" in name else "docs/from-ray.md lists those that do"
+    raise ConfigError(
+        f"{name} is a class of Ray's own, which does not run here",
+        field=where,
+        value=path,
+        hint=hint,
+    )
+
+
 def import_object(path: str, where: str) -> Any:
     """The object at the import path "package.module:name" (or "package.module.name").
 
-    Raises `ConfigError` naming the field `where` if the object is missing. An error inside the
-    module itself propagates.
+    A name of Ray's libraries for language models is that of its counterpart here. Raises
+    `ConfigError` naming the field `where` if the object is missing. An error inside the module
+    itself propagates.
     """
     module, separator, name = path.partition(":")
     if not separator:
@@ -291,6 +333,8 @@ def import_object(path: str, where: str) -> Any:
         raise ConfigError(
             "must be an import path such as 'package.module:Name'", field=where, value=path
         )
+    if f"{module}.".startswith(RAYS_LIBRARIES):
+        module = _counterpart(name, where, path)
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:

@@ -178,3 +178,23 @@ def test_rays_experiments_are_read():
     )
     assert one.num_ingress_replicas == 3
     assert config().num_ingress_replicas is None
+
+
+def test_fields_that_are_items_can_be_taken_out():
+    config = LLMConfig.from_dict(
+        {
+            "model_loading_config": {"model_id": "m"},
+            "deployment_config": {"num_replicas": 2, "max_ongoing_requests": 3},
+        }
+    )
+    deployment = config.deployment_config
+    assert deployment.values() == [2, 3]
+    assert deployment.pop("num_replicas") == 2
+    assert deployment.pop("num_replicas", None) is None
+    assert "num_replicas" not in deployment
+    for missing in ("num_replicas", "update"):
+        assert deployment.get(missing) is None
+        with pytest.raises(KeyError):
+            deployment.pop(missing)
+    del deployment["max_ongoing_requests"]
+    assert dict(deployment) == {}
