@@ -292,3 +292,42 @@ def test_private_methods_that_nothing_calls_are_refused(name):
     cls = type("Own", (OpenAiIngress,), {name: lambda self: None, "__module__": "mine"})
     with pytest.raises(ConfigError, match=name):
         cls({}, {})
+
+
+class Failing(OpenAiIngress):
+    async def chat(self, body, request):
+        raise LookupError("secret of the method")
+
+
+async def test_an_error_of_a_users_method_is_answered_in_openais_form(client_of, caplog):
+    reply = await client_of(Failing).post("/v1/chat/completions", json=CHAT)
+    assert reply.status_code == 500
+    assert reply.json()["error"]["code"] == "internal_error"
+    assert "secret" not in reply.text
+    (record,) = [one for one in caplog.records if one.exc_info]
+    assert isinstance(record.exc_info[1], LookupError)
+
+
+async def test_a_users_handlers_of_errors_come_before_ours(client_of):
+    import fastapi  # an extra
+
+    app = fastapi.FastAPI()
+
+    @app.exception_handler(LookupError)
+    async def looked(request, error):
+        return fastapi.Response("looked", 418)
+
+    @app.exception_handler(fastapi.exceptions.RequestValidationError)
+    async def wrong(request, error):
+        return fastapi.Response("wrong", 422)
+
+    client = client_of(make_fastapi_ingress(Failing, app=app))
+    reply = await client.post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.text) == (418, "looked")
+    reply = await client.post("/v1/chat/completions", json={"model": "m"})
+    assert (reply.status_code, reply.text) == (422, "wrong")
+
+
+def test_a_route_needs_its_method():
+    with pytest.raises(ConfigError, match="has no method 'nope'"):
+        make_fastapi_ingress(OpenAiIngress, endpoint_map={"nope": lambda app: app.get("/nope")})

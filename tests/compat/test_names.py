@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock.compat import ray as ray_names
+
 ROOT = Path(__file__).parents[2]
 NAMES = json.loads((Path(__file__).parent / "ray_names.json").read_text())
 PAGE = (ROOT / "docs" / "from-ray.md").read_text()
@@ -65,3 +67,9 @@ def test_the_page_is_up_to_date():
     names = TOOL["read_ray"]()
     assert names == NAMES
     assert TOOL["with_table"](PAGE, TOOL["table"](names)) == PAGE
+
+
+@pytest.mark.parametrize("engine", ["vLLMEngine", "SGLangEngine", "HttpRequest", "ServeDeployment"])
+def test_processors_have_rays_base(engine):
+    cls = getattr(ray_names, f"{engine}ProcessorConfig")
+    assert issubclass(cls, ray_names.ProcessorConfig)

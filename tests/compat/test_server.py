@@ -257,6 +257,14 @@ def test_what_is_not_called_is_refused():
 
 
 # Engines and downloaders
+
+
+@pytest.mark.parametrize("given", ["hi", [1, 2], Sampling()])
+async def test_what_is_no_request_is_an_error_that_says_so(server, given):
+    with pytest.raises(RequestError, match=f"not a {type(given).__name__}"):
+        await only(server.chat(given))
+
+
 class RaysEngine:
     """An engine of Ray's form."""
 
@@ -379,3 +387,47 @@ def test_who_does_not_use_it_loads_none_of_it():
 def test_the_class_alone_needs_no_pydantic():
     blocked = "import sys; sys.modules['pydantic'] = None; "
     modules_added(blocked + "from penstock.serve import LLMServer")
+
+
+class SleepyEngine(RaysEngine):
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, llm_config):
+        super().__init__(llm_config)
+        self.made.append(self)
+        self.called: list[Any] = []
+
+    async def sleep(self, **options):
+        self.called.append(("sleep", options))
+
+    async def wakeup(self, **options):
+        self.called.append(("wakeup", options))
+
+    async def pause(self, **options):
+        self.called.append(("pause", options))
+
+    async def reset_prefix_cache(self):
+        self.called.append(("reset_prefix_cache", {}))
+
+
+async def test_an_engine_of_rays_form_wakes_and_is_not_made_again():
+    SleepyEngine.made.clear()
+    one: Any = await LLMServer(config(), engine_cls=SleepyEngine)
+    await one.sleep(level=2)
+    assert await one.is_sleeping()
+    await one.wakeup()
+    assert isinstance(await only(one.chat(CHAT)), ChatCompletionResponse)
+    (engine,) = SleepyEngine.made
+    assert engine.called == [("sleep", {"level": 2}), ("wakeup", {})]
+    await one.stop()
+
+
+@pytest.mark.parametrize("clears", [False, True])
+async def test_whether_a_pause_clears_the_cache_of_an_engine_of_rays_form(clears):
+    SleepyEngine.made.clear()
+    one: Any = await LLMServer(config(), engine_cls=SleepyEngine)
+    await one.pause(clear_cache=clears)
+    (engine,) = SleepyEngine.made
+    paused = ("pause", {"mode": "abort", "clear_cache": False})
+    assert engine.called == [paused] + [("reset_prefix_cache", {})] * clears
+    await one.stop()

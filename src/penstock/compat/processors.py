@@ -5,12 +5,6 @@ from __future__ import annotations
 from penstock.batch.pipeline import configs
 
 
-class ProcessorConfig(configs.ProcessorConfig, kw_only=True):
-    """As `penstock.batch.ProcessorConfig`, with Ray's columns."""
-
-    ray_columns: bool = True
-
-
 class HttpRequestProcessorConfig(configs.HttpRequestProcessorConfig, kw_only=True):
     """As `penstock.batch.HttpRequestProcessorConfig`, with Ray's column of errors."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         PrepareMultimodalStageConfig as PrepareMultimodalStageConfig,
         Processor as Processor,
         ProcessorBuilder as ProcessorBuilder,
+        ProcessorConfig as ProcessorConfig,
         StatefulStage as StatefulStage,
         TokenizerStageConfig as TokenizerStageConfig,
         build_processor as build_processor,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from penstock.compat.processors import (
         HttpRequestProcessorConfig as HttpRequestProcessorConfig,
         OpenVINOEngineProcessorConfig as OpenVINOEngineProcessorConfig,
-        ProcessorConfig as ProcessorConfig,
         ServeDeploymentProcessorConfig as ServeDeploymentProcessorConfig,
         SGLangEngineProcessorConfig as SGLangEngineProcessorConfig,
         vLLMEngineProcessorConfig as vLLMEngineProcessorConfig,
@@ -51,6 +51,7 @@ else:
                 "PrepareMultimodalStageConfig",
                 "Processor",
                 "ProcessorBuilder",
+                "ProcessorConfig",
                 "StatefulStage",
                 "TokenizerStageConfig",
                 "build_processor",
@@ -58,7 +59,6 @@ else:
             "penstock.compat.processors": (
                 "HttpRequestProcessorConfig",
                 "OpenVINOEngineProcessorConfig",
-                "ProcessorConfig",
                 "ServeDeploymentProcessorConfig",
                 "SGLangEngineProcessorConfig",
                 "vLLMEngineProcessorConfig",

@@ -48,9 +48,13 @@ class FormEngine(LLMEngine):
         self._cls = cls
         self._shown = f"the engine {getattr(cls, '__name__', cls)}"
         self.inner: Any = None
+        self._asleep = False
 
     # Life
     async def start(self) -> None:
+        if self.inner is not None and await self._is_well():
+            return  # it slept
+        await self.stop()
         self.inner = inner = self._cls(self._config)
         await _awaited(inner.start())
         options = self._config.engine_kwargs
@@ -69,7 +73,7 @@ class FormEngine(LLMEngine):
         )
 
     async def stop(self) -> None:
-        inner, self.inner = self.inner, None
+        inner, self.inner, self._asleep = self.inner, None, False
         if inner is not None and hasattr(inner, "shutdown"):
             await _awaited(inner.shutdown())
 
@@ -84,6 +88,13 @@ class FormEngine(LLMEngine):
             raise
         except Exception as error:
             raise EngineDeadError(f"{self._shown} is ill: {error}") from error
+
+    async def _is_well(self) -> bool:
+        try:
+            await self.check_health()
+        except PenstockError:
+            return False
+        return True
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
@@ -112,9 +123,16 @@ class FormEngine(LLMEngine):
 
     async def control(self, operation: str, **options: Any) -> Any:
         method = getattr(self.inner, operation, None)
+        if method is None and operation == "is_sleeping":
+            return self._asleep
         if method is None:
             return await super().control(operation, **options)
-        return await _awaited(method(**options))
+        if operation == "pause" and self.brings("reset_prefix_cache") and _takes_cache(method):
+            options["clear_cache"] = False  # who asks for that has the cache reset as well
+        result = await _awaited(method(**options))
+        if operation in ("sleep", "wakeup"):
+            self._asleep = operation == "sleep"
+        return result
 
     async def resolve_lora(self, name: str, path: str) -> None:
         if not hasattr(self.inner, "resolve_lora"):
@@ -134,6 +152,11 @@ class FormEngine(LLMEngine):
 
     async def remove_lora(self, name: str) -> None:
         self.adapters.pop(name, None)
+
+
+def _takes_cache(pause: Any) -> bool:
+    found = inspect.signature(pause).parameters.values()
+    return any(one.name == "clear_cache" or one.kind is one.VAR_KEYWORD for one in found)
 
 
 async def _awaited(value: Any) -> Any:

@@ -58,6 +58,8 @@ DEFAULT_ENDPOINTS: dict[str, Factory] = {
 """Method → its route."""
 NOT_CALLED = ("_get_response", "_get_model_id", "_get_configured_serve_handle")
 """Methods of Ray's ingress that nothing here calls."""
+_ANSWERED = "penstock.answered"
+"""In the scope of a user's application: errors that `_crashed` answered."""
 _HIDDEN = frozenset({b"content-length", b"content-type", b"transfer-encoding"})
 
 
@@ -133,9 +135,14 @@ class OpenAiIngress:
     def _inside(self, router: ASGIApp) -> ASGIApp:
         self._router = router
         app = routed(self, self.endpoint_map or DEFAULT_ENDPOINTS, self.fastapi_app)
-        app.add_exception_handler(PenstockError, _failed)
-        app.add_exception_handler(OpenAIHTTPException, _refused)
-        app.add_exception_handler(lazy.require("fastapi.exceptions").RequestValidationError, _wrong)
+        invalid = lazy.require("fastapi.exceptions").RequestValidationError
+        default = lazy.require("fastapi.exception_handlers").request_validation_exception_handler
+        handlers = app.exception_handlers  # those of the user's application come first
+        handlers.setdefault(PenstockError, _failed)
+        handlers.setdefault(OpenAIHTTPException, _refused)
+        handlers.setdefault(Exception, _crashed)
+        if handlers.get(invalid, default) is default:
+            handlers[invalid] = _wrong
         return Inside(app, router)
 
     async def check_health(self) -> None:
@@ -293,7 +300,13 @@ class Inside:
             content, body = body, None
             return {"type": "http.request", "body": content, "more_body": False}
 
-        await self.app({**scope, "app": self.app}, again, send)
+        answered: list[Exception] = []
+        inner = {**scope, "app": self.app, _ANSWERED: answered}
+        try:
+            await self.app(inner, again, send)
+        except Exception as error:  # Starlette raises it again after its answer
+            if not any(one is error for one in answered):
+                raise
 
 
 def make_fastapi_ingress(
@@ -311,6 +324,9 @@ def make_fastapi_ingress(
             "fastapi_app": app,
         },
     )
+    for name in endpoint_map or ():
+        if not callable(getattr(cls, name, None)):
+            raise ConfigError(f"{cls.__name__} has no method '{name}'", field="endpoint_map")
     if not issubclass(cls, OpenAiIngress):
         if endpoint_map is None:
             raise ConfigError(f"{cls.__name__} needs routes", field="endpoint_map")
@@ -393,6 +409,11 @@ async def _text(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[str, None]
 async def _failed(request: Request, error: Any) -> Response:
     exchange: Exchange = request.scope["penstock.exchange"]
     return error_response(request.scope, exchange.failed(error), exchange.id)
+
+
+async def _crashed(request: Request, error: Any) -> Response:
+    request.scope[_ANSWERED].append(error)
+    return await _failed(request, error)
 
 
 async def _refused(request: Request, error: Any) -> Response:

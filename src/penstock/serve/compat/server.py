@@ -38,7 +38,7 @@ from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import LocalModel, server_class
 from penstock.serve.models.server import LLMServer as OwnServer, make_engine
 from penstock.serve.prefill_decode import DecodeServer, PrefillServer
-from penstock.types import CompletionRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 NOT_CALLED = (
     *("_init_multiplex_loader", "_start_engine", "_batch_output_stream"),
@@ -288,6 +288,8 @@ class LLMServer(metaclass=_Awaited):
     async def _neutral(self, task: str, request: Any) -> AsyncGenerator[Any, None]:
         server = self._started().server
         if task in ("chat", "completions"):
+            if not isinstance(request, (ChatRequest, CompletionRequest)):
+                raise RequestError(f"{task} takes a request, not a {type(request).__name__}")
             async with aclosing(server.generate(request)) as batches:
                 async for batch in batches:
                     for delta in batch:
