@@ -112,6 +112,18 @@ async def test_a_stream_has_lists_of_events_and_the_same_text(server):
     assert text_of(streamed) == whole.choices[0].message.content
 
 
+async def test_unset_fields_of_requests_read_as_vllms(server):
+    request = ChatCompletionRequest(**CHAT)
+    assert (request.n, request.min_tokens, request.ignore_eos, request.tools) == (1, 0, False, None)
+    assert request.model_dump(exclude_unset=True) == CHAT
+    assert request.bad_words == []
+    assert isinstance(await only(server.chat(request)), ChatCompletionResponse)
+    whole = (await only(server.chat(CHAT))).choices[0].message.content
+    request.stop.append(whole[1])
+    assert (await only(server.chat(request))).choices[0].message.content == whole[0]
+    assert ChatCompletionRequest(**CHAT).stop == []
+
+
 async def test_neutral_requests_give_neutral_results(server):
     request = ChatRequest(ASK, Sampling(max_tokens=4, temperature=0.0))
     deltas = await all_of(server.chat(request))

@@ -35,22 +35,38 @@ def _new_id() -> str:
     return uuid.uuid4().hex
 
 
+_VLLMS: dict[str, Any] = {
+    **{"n": 1, "min_tokens": 0, "priority": 0, "top_logprobs": 0},
+    **{"ignore_eos": False, "echo": False, "continue_final_message": False},
+    **{"return_token_strs": False, "add_generation_prompt": True, "parallel_tool_calls": True},
+    **{"stop": [], "stop_token_ids": [], "bad_words": []},
+}
+"""What unset fields of vLLM's requests are, where that is not None."""
+
+
 @cache
 def _defaults(form: type[msgspec.Struct]) -> dict[str, Any]:
+    found = {one.name: one.default for one in msgspec.structs.fields(form)}
     return {
-        one.name: None if one.default is msgspec.NODEFAULT else one.default
-        for one in msgspec.structs.fields(form)
+        name: _VLLMS.get(name) if value in (None, msgspec.NODEFAULT) else value
+        for name, value in found.items()
     }
 
 
 class Request(Open):
-    """A request; fields of `form` that it does not have read as their defaults."""
+    """A request; fields of `form` that it does not have read as their defaults, those of vLLM. A
+    list is the request's own from then on, so that it can be added to.
+    """
 
     form: ClassVar[type[msgspec.Struct]]
     model: str | None = None
     request_id: str = Field(default_factory=_new_id)
 
-    if not TYPE_CHECKING:
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    else:
 
         def __getattr__(self, name: str) -> Any:
             try:
@@ -59,6 +75,9 @@ class Request(Open):
                 defaults = _defaults(type(self).form)
                 if name not in defaults:
                     raise
+                if isinstance(defaults[name], list):
+                    setattr(self, name, [])
+                    return getattr(self, name)
                 return defaults[name]
 
 
