@@ -174,6 +174,7 @@ def test_rays_experiments_are_read():
             "num_ingress_replicas": 3,
             "KV_EVENTS_PORT_BASE": 5557,
             "pd_tokenize_once": True,
+            "dp_size_per_node": 2,
         }
     )
     assert one.num_ingress_replicas == 3

@@ -481,6 +481,10 @@ class TestConfiguration:
             ),
             (
                 {"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlPushConnector"}}},
+                "must know the decode side before",
+            ),
+            (
+                {"engine_kwargs": {"kv_transfer_config": {"kv_connector": "Own"}}},
                 "unknown connector",
             ),
         ],

@@ -158,11 +158,22 @@ CONNECTORS = {
 """Names in vLLM, past ones too → classes of `connectors`; the last is the simulated engine's."""
 
 
+NEED_A_PEER = frozenset({"MoRIIOConnector", "MooncakeConnector", "NixlPushConnector"})
+"""Connectors of vLLM's that must know the other side before the prompt is computed."""
+
+
 def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
     """The connector that a `kv_transfer_config` names. Raises `ConfigError`."""
     if not isinstance(config, Mapping):
         raise ConfigError("must be a mapping", field=where, value=config)
     name = config.get("kv_connector")
+    if name in NEED_A_PEER:
+        raise ConfigError(
+            f"{name} must know the decode side before the prompt is computed; nobody does here",
+            field=f"{where}.kv_connector",
+            value=name,
+            hint="NixlConnector need not.",
+        )
     if name not in CONNECTORS:
         raise ConfigError(
             f"unknown connector {name!r}" if name else "a connector must be named",

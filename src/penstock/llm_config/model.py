@@ -243,6 +243,7 @@ NOT_NEEDED = {
     "_prewarm_prefill_decode": "the first request makes the connection of the two sides",
     "pd_tokenize_once": "each side encodes the prompt; that is cheap beside computing it",
     "KV_INDEXER_THREADS": "the kv_aware policy has no threads of its own",
+    "dp_size_per_node": "a data-parallel group is one replica, on one machine",
 }
 """Ray's keys of `experimental_configs` that change no answer, and why nothing is done about them.
 """
