@@ -30,7 +30,7 @@ _IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
 class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
 
-    `timeout_s` is for each wait for a server; the whole may take twice that. `max_bytes` is the
+    `timeout_s` is for the whole of a source. `max_bytes` is the
     most that is read.
     """
 
@@ -55,7 +55,7 @@ class Loader:
                 f"{what} must be bytes, a path or a URL, not a {type(source).__name__}", param=what
             )
         try:
-            async with asyncio.timeout(self._timeout * 2):
+            async with asyncio.timeout(self._timeout):
                 data: bytes = await self._offload.submit(partial(self._read, os.fspath(source)))
         except TimeoutError:
             raise RequestError(
