@@ -129,7 +129,9 @@ class ClassifyBody(Struct, kw_only=True):
 
     def decisions(self, *, request_id: str = "") -> list[DecideRequest]:
         """The choice among `labels`, for each text."""
-        question = ChoiceQuestion(self.instructions, tuple(map(Option, self.labels or ())))
+        question = ChoiceQuestion(
+            self.instructions, tuple(map(Option, self.labels or ())), "labels"
+        )
         return [
             DecideRequest(text, (question,), request_id=f"{request_id}-{number}")
             for number, text in enumerate(input_texts(self.input))
