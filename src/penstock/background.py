@@ -21,11 +21,12 @@ _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
 _ending: set[asyncio.Task[Any]] = set()
+"""Keeps the tasks of `finish` from the garbage collector."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on the background loop, and return its result. Ctrl-C cancels `work`, and returns
-    after its end.
+    """Run `work` on the background loop, and return its result. Ctrl-C cancels `work`, and is
+    raised once that has ended.
 
     Raises `ConfigError` on that loop itself, which cannot wait for its own thread.
     """

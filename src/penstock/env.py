@@ -1,5 +1,6 @@
-"""Every `PENSTOCK_*` variable of the environment, read and checked in one place; and those of Ray
-Serve LLM that mean something here.
+"""Settings from the environment, read and checked in one place: Penstock's own variables, and those
+of Ray Serve LLM that mean something here. Only `PENSTOCK_API_KEY` is read elsewhere: it is an
+option of two commands.
 
 Each call reads the environment, so a program may still set a variable after the import.
 """
@@ -63,7 +64,7 @@ def debug() -> bool:
     return value == "1"
 
 
-# Ray's
+# Ray Serve LLM's
 def adapter_timeout_s() -> float | None:
     """`DEFAULT_MULTIPLEX_DOWNLOAD_TIMEOUT_S`: seconds for the download of an adapter; default 30, 0
     for no limit.
@@ -73,18 +74,22 @@ def adapter_timeout_s() -> float | None:
 
 
 def adapter_tries() -> int:
-    """`DEFAULT_MULTIPLEX_DOWNLOAD_RETRIES`: tries of a download of an adapter; default 3."""
+    """`DEFAULT_MULTIPLEX_DOWNLOAD_RETRIES`: tries of a download of an adapter; default 3, also
+    for 0.
+    """
     return int(_number("DEFAULT_MULTIPLEX_DOWNLOAD_RETRIES", 3) or 3)
 
 
 def start_timeout_s(default: float) -> float:
-    """`RAYLLM_ENGINE_START_TIMEOUT_S`: seconds within which an engine must start."""
+    """`RAYLLM_ENGINE_START_TIMEOUT_S`: seconds within which an engine must start; `default`
+    also for 0.
+    """
     return _number("RAYLLM_ENGINE_START_TIMEOUT_S", default) or default
 
 
 def stream_interval_ms() -> float:
-    """`RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS`: how long later deltas of a stream are joined;
-    default 0.
+    """`RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS`: for how long the deltas of a stream are
+    collected and sent as one, from the second on; default 0, which holds none.
     """
     return _number("RAYLLM_MODEL_RESPONSE_BATCH_TIMEOUT_MS", 0.0) or 0.0
 

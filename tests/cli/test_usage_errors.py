@@ -9,7 +9,8 @@ from penstock.cli.commands import cli, usage_fault
     [
         (
             "nosuch",
-            "there is no such command; there are chat, demo, explain, models, plan, run, serve",
+            "there is no such command; there are calibrate, chat, demo, eval, explain, models,"
+            " plan, run, serve",
         ),
         ("--nosuch", "there is no option --nosuch"),
         ("run", "INPUT is missing"),

@@ -30,11 +30,10 @@ def usage_fault(error: click.UsageError) -> str:
     change with its versions.
     """
     if isinstance(error, click.NoSuchOption):
-        near = (
-            f". Did you mean {' or '.join(sorted(error.possibilities))}?"
-            if error.possibilities
-            else ""
-        )
+        from difflib import get_close_matches  # imported only for an error
+
+        found = get_close_matches(error.option_name, error.possibilities or (), n=2, cutoff=0.0)
+        near = f". Did you mean {' or '.join(found)}?" if found else ""
         return f"there is no option {error.option_name}{near}"
     if isinstance(error, click.MissingParameter):
         return f"{_name(error)} is missing"

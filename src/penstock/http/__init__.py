@@ -1,6 +1,5 @@
 """Outgoing HTTP, for engines and stages that call other servers.
 
 `client` sends (the only home of aiohttp), `endpoint` says where to and keeps keys secret, `retries`
-decides on another try, `complaints` and `event_stream` read what comes back. `balance.limiter`
-bounds the rate.
+decides on another try, `complaints` reads the bodies of errors. `balance.limiter` bounds the rate.
 """

@@ -38,7 +38,9 @@ _PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
 
 
 class _Refusals(Struct):
-    """A request refused for load: how often, and how later requests fared at their first try."""
+    """A request refused for load: since when, how often, and how many of the requests that began
+    after it have been refused (each counts once) and answered (at whichever try).
+    """
 
     since: float
     count: int = 0
@@ -103,7 +105,7 @@ class Retries:
                 except (UpstreamError, EngineTimeoutError) as error:
                     if isinstance(error, UpstreamError) and is_throttling(error):
                         wait = self._after_refusal(number, error)
-                        if token is None:
+                        if token is None:  # the limiter asks whether this refusal shows load
                             token = refused_alone.set(self._refused[number].is_alone)
                     else:
                         failures += 1

@@ -22,7 +22,8 @@ GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """`structured_outputs`, vLLM's name for a constraint beyond `response_format`. One of the first
-    five may be given. `grammar` is EBNF in GBNF's form, as XGrammar reads it.
+    five may be given; the others are refused. `grammar` is EBNF in GBNF's form, as XGrammar reads
+    it.
     """
 
     json: dict[str, Any] | str | None = None
@@ -85,6 +86,9 @@ def _structured(given: StructuredOutputs) -> list[tuple[str, StructuredOutput]]:
 
 
 def _constraint(kind: str, value: Any, place: str, param: str) -> StructuredOutput:
+    """`place` names the value in errors raised here; `param` goes with the constraint, for the
+    errors of those who enforce it.
+    """
     match kind:
         case "json":
             if isinstance(value, str) and not _is_object(value):
@@ -105,8 +109,8 @@ def _constraint(kind: str, value: Any, place: str, param: str) -> StructuredOutp
 def one_of(
     choices: Sequence[str], place: str = "choice", param: str = "structured_outputs"
 ) -> StructuredOutput:
-    """The constraint to one of some texts. Raises `RequestError` for none, an empty one, or more
-    than `MAX_CHOICES`.
+    """The constraint to one of some texts; `place` and `param` as in `_constraint`. Raises
+    `RequestError` for none, an empty one, or more than `MAX_CHOICES`.
     """
     if not choices or not all(choices):
         raise RequestError(f"{place} needs texts that are not empty", param=place)
@@ -118,7 +122,8 @@ def one_of(
 
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
     """`response_format` as a constraint. Its types: text, json_object, json_schema, regex
-    (`{"type": "regex", "pattern": …}`) and grammar (`{"type": "grammar", "grammar": …}`).
+    (`{"type": "regex", "pattern": …}`) and grammar (`{"type": "grammar", "grammar": …}`). Raises
+    `RequestError`.
     """
     if given is None or given.get("type") == "text":
         return None

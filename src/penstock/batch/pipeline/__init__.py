@@ -1,1 +1,1 @@
-"""Processors: their configurations, their stages' workers, and their rows."""
+"""What answers the rows of a job: its pipeline, cascades, and processors with their stages."""

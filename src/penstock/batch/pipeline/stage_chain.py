@@ -1,5 +1,7 @@
-"""Runs a processor's stages: each row moves from stage to stage by itself. All of them in this
-process, or one worker of one stage, which other processes have beside it.
+"""Runs a processor's stages: each row moves from stage to stage by itself.
+
+`StageChain` has all stages, in this process. `StageProcess` is one worker of one stage, for a
+runtime that spreads the workers over processes.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ from penstock.errors import (
 )
 from penstock.types import Usage
 
-DEFAULT_BATCH_SIZE = 32
 _log = logging.getLogger(__name__)
 _OWN = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
 _PROMPT = ("prompt_tokens", "input_tokens")
@@ -57,7 +58,7 @@ class StagePool:
         self,
         name: str,
         stage: StatefulStage,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_size: int,
         concurrency: int | Sequence[int] = 1,
     ) -> None:
         assert stage.fn is not None
@@ -68,7 +69,9 @@ class StagePool:
         self._workers: list[_Worker] = []
         self.capacity = 0
         self.places: asyncio.Semaphore | None = None
-        """Free places; None before the start, and if nothing brings more rows than fit."""
+        """Bounds the rows inside to `capacity`. None before the start, and where the caller keeps
+        that bound itself.
+        """
 
     async def start(self) -> None:
         """Make the workers and start them.
@@ -133,7 +136,10 @@ class StagePool:
 
 
 class _Worker:
-    """One instance of a stage's class. Plain methods run in a thread of the worker's own."""
+    """One instance of a stage's class. Plain methods run in a thread of the worker's own.
+
+    `busy` rows are inside, at most `most` should be; `taken` is how many have come so far.
+    """
 
     def __init__(self, instance: Any) -> None:
         self.instance = instance
@@ -169,7 +175,7 @@ class _Worker:
 
 
 class StageChain:
-    """A processor's stages, one after another: the step of its jobs.
+    """A processor's stages, one after another: the `Step` of its jobs (`pipeline.py`).
 
     `batch_size` and `concurrency` are those of a stage that does not say otherwise.
 
@@ -233,6 +239,9 @@ class StageChain:
         return Outcome(None, None, added.get("finish_reason"), usage, parsed=added)
 
     def asked(self, row: Row) -> Asked | None:
+        """What the engine will be asked, to forecast a job. None if a stage before the engine's may
+        change it; templates and tokens do not.
+        """
         workers = [pool.worker for pool in self._pools]
         first = next(
             (worker for worker in workers if not isinstance(worker, ChatTemplates | Tokens)), None

@@ -30,7 +30,8 @@ _IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
 class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
 
-    `timeout_s` is for each step of a download, `max_bytes` the most that is read.
+    `timeout_s` is for the whole of a source. `max_bytes` is the
+    most that is read.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Loader:
                 f"{what} must be bytes, a path or a URL, not a {type(source).__name__}", param=what
             )
         try:
-            async with asyncio.timeout(self._timeout * 2):
+            async with asyncio.timeout(self._timeout):
                 data: bytes = await self._offload.submit(partial(self._read, os.fspath(source)))
         except TimeoutError:
             raise RequestError(
@@ -98,7 +99,9 @@ class Loader:
 
 
 class PrepareMultimodal:
-    """Puts images into `messages`, and lists them in `multimodal_data` and `multimodal_uuids`."""
+    """Puts images into `messages`. For the row's user it also lists them in `multimodal_data`, and
+    what names their content in `multimodal_uuids`, as Ray's stage does: no later stage reads these.
+    """
 
     def __init__(
         self,

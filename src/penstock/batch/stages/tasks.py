@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from penstock.batch.decisions.questions import option_names, questions_of
 from penstock.batch.rows.repair import collect
@@ -26,7 +25,7 @@ from penstock.errors import (
     RequestError,
     UnsupportedError,
 )
-from penstock.openai.constraints import one_of
+from penstock.openai.constraints import StructuredOutputs, one_constraint
 from penstock.openai.requests import SamplingParameters
 from penstock.openai.responses import Answers
 from penstock.types import (
@@ -286,14 +285,6 @@ def _pooling(row: Mapping[str, Any], known: str) -> Any:
 
 
 # sampling_params
-class _Structured(Struct):
-    json: dict[str, Any] | str | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    json_object: bool | None = None
-    grammar: str | None = None
-
-
 class _Params(SamplingParameters):
     """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
 
@@ -303,8 +294,8 @@ class _Params(SamplingParameters):
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     logprobs: int | None = None
-    structured_outputs: _Structured | None = None
-    guided_decoding: _Structured | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_decoding: StructuredOutputs | None = None
     json_schema: str | dict[str, Any] | None = None
     regex: str | None = None
     detokenize: bool = True
@@ -355,20 +346,14 @@ def _known(**params: Any) -> tuple[Sampling, int]:
 
 
 def _structured(wanted: _Params) -> StructuredOutput | None:
-    constraint = wanted.structured_outputs or wanted.guided_decoding
-    if constraint is None:
-        constraint = _Structured(json=wanted.json_schema, regex=wanted.regex)
-    if constraint.json is not None:
-        text = (
-            constraint.json
-            if isinstance(constraint.json, str)
-            else json.dumps(constraint.json, ensure_ascii=False)
+    names = ("structured_outputs", "guided_decoding", "json_schema", "regex")
+    given = [name for name in names if getattr(wanted, name) is not None]
+    if len(given) > 1:
+        raise RequestError(
+            f"an answer has one form: give one of {' and '.join(given)}",
+            param=f"sampling_params.{given[-1]}",
         )
-        return StructuredOutput("json_schema", text)
-    if constraint.regex is not None:
-        return StructuredOutput("regex", constraint.regex)
-    if constraint.choice:
-        return one_of(constraint.choice)
-    if constraint.grammar is not None:
-        return StructuredOutput("grammar", constraint.grammar, param="structured_outputs")
-    return StructuredOutput("json_object") if constraint.json_object else None
+    nested = wanted.structured_outputs or wanted.guided_decoding
+    return one_constraint(
+        None, nested or StructuredOutputs(json=wanted.json_schema, regex=wanted.regex)
+    )

@@ -36,7 +36,9 @@ class Branch(Struct, frozen=True, array_like=True):
 
 
 class Asked(Struct, frozen=True):
-    """A request as texts. `special_tokens`: the tokenizer adds its own to the head."""
+    """A request as texts. `special_tokens`: the tokenizer must add its own (such as one that begins
+    a text) to the head; a chat template has written them already.
+    """
 
     head: str
     branches: list[Branch]
@@ -44,7 +46,7 @@ class Asked(Struct, frozen=True):
 
 
 Render = Callable[[list[Message], bool], str]
-"""Makes a conversation a prompt, which may continue the last message."""
+"""Makes a conversation a prompt. If the flag is true, the prompt continues the last message."""
 
 
 def asked(request: DecideRequest, render: Render | None) -> Asked:
@@ -52,7 +54,8 @@ def asked(request: DecideRequest, render: Render | None) -> Asked:
     `RequestError`.
 
     Where no question has instructions, and the last message is the assistant's, the labels continue
-    that message.
+    that message. For a model without conversations, the labels of a question without instructions
+    continue the input.
     """
     if render is None:
         if not isinstance(request.input, str):
@@ -72,6 +75,7 @@ def _is_begun(request: DecideRequest) -> bool:
 
 
 def _placed(prompt: str, request: DecideRequest, plain: bool) -> Asked:
+    """`prompt`, taken apart at the place of the questions. `plain`: a text, no conversation."""
     head, found, tail = prompt.rpartition(_PLACE)
     if not found or _PLACE in head:
         raise RequestError("the chat template drops or changes the last message", param="input")

@@ -16,10 +16,11 @@ _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
 _FUNCTIONS = "functions."
 _RECIPIENT_FIRST = " to="
+"""An answer may begin inside a header, as the prompt ends with "<|start|>assistant"."""
 
 
 class HarmonyCalls:
-    """Reads thoughts too: a message says itself what it is."""
+    """A `CallForm` that reads thoughts as well: no other parser runs before it."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -44,6 +45,7 @@ class HarmonyCalls:
 
 
 def _body(source: Source, offered: Offered, header: str) -> Pieces:
+    """One message, whose header is taken. A call of a tool that is not offered is text."""
     recipient, channel = _RECIPIENT.search(header), _CHANNEL_NAME.search(header)
     name = recipient[1].removeprefix(_FUNCTIONS) if recipient is not None else ""
     kind: Kind = "thought" if channel is not None and channel[1] == "analysis" else "text"
@@ -55,6 +57,6 @@ def _body(source: Source, offered: Offered, header: str) -> Pieces:
             yield Piece("text", header + _MESSAGE)
     _, end = yield from source.until((*_ENDS, _START), kind)
     if end == _START:
-        source.text = _START + source.text
+        source.text = _START + source.text  # it begins the next message
     if kind == "arguments" and end:
         yield Piece("whole", "")

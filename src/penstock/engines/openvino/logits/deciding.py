@@ -27,7 +27,7 @@ from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import EngineError, PenstockError, context_overflow
 from penstock.types import Question, Usage
 
-_END = object()
+_DONE = object()
 _QUESTIONS = list[Question]
 
 
@@ -45,7 +45,7 @@ class Deciding:
         self._alone = alone
         self._ids = TextIds(tokenizer.encode)
         self._arrived: list[Call] = []
-        self._waiting: deque[_Decided] = deque()
+        self._waiting: deque[_Pending] = deque()
 
     @property
     def busy(self) -> bool:
@@ -77,7 +77,7 @@ class Deciding:
                 self._ids(each, special)
         for number, texts, questions in asked:
             try:
-                self._waiting.append(_Decided(number, self._tokenized(texts, questions)))
+                self._waiting.append(_Pending(number, self._tokenized(texts, questions)))
             except Exception as error:
                 refused.append(_failed(number, error))
         for special, each in heads.items():
@@ -98,10 +98,10 @@ class Deciding:
         """Give a request up."""
         self._arrived = [call for call in self._arrived if call.id != number]
         self._waiting = deque(one for one in self._waiting if one.number != number)
-        self._rest()
+        self._note_idle()
 
     def turn(self) -> list[Reply | Failed]:
-        """Read one chunk. Returns the answers that are there, and what failed."""
+        """Read one chunk, or nothing while the model loads. Returns answers, and what failed."""
         refused = self._take_arrived()
         return refused + (self._read_chunk() if self._waiting else [])
 
@@ -122,7 +122,7 @@ class Deciding:
                 first = self._waiting[0]
                 if first.steps is None:
                     first.steps = first.in_chunks(model)
-                if next(first.steps, _END) is None:
+                if next(first.steps, _DONE) is not _DONE:
                     return []
                 done = [first]
             answers: list[Reply | Failed] = [one.reply() for one in done]
@@ -130,12 +130,12 @@ class Deciding:
             done = done or [self._waiting[0]]
             answers = [_failed(one.number, error) for one in done]
         self._waiting = deque(one for one in self._waiting if one not in done)
-        self._rest()
+        self._note_idle()
         return answers
 
-    def _small(self, model: LogitModel) -> list[_Decided]:
+    def _small(self, model: LogitModel) -> list[_Pending]:
         """The first requests that wait, as many as one chunk takes whole."""
-        found: list[_Decided] = []
+        found: list[_Pending] = []
         room = model.chunk if model.takes_trees else 0
         for one in self._waiting:
             if one.read.size > room or (found and self._alone) or one.steps:
@@ -144,13 +144,16 @@ class Deciding:
             room -= one.read.size
         return found
 
-    def _rest(self) -> None:
+    def _note_idle(self) -> None:
+        """Let the second copy of the model be given back in a while, if nobody waits."""
         if not self._waiting:
             self._logits.rest()
 
 
-class _Decided:
-    """One request, and what is known for it: log probabilities by branch and place."""
+class _Pending:
+    """One request until its answer, and the log probabilities read so far: by branch, and by place
+    in the branch's trie. `steps` is its reading under way, if that takes several chunks.
+    """
 
     def __init__(self, number: int, read: TokenizedHead) -> None:
         self.number = number
@@ -175,19 +178,19 @@ class _Decided:
             reading.back(head)
 
     def wanted(self, tree: TokenTree) -> dict[int, list[int]]:
-        """The tokens that are asked for after each place of a tree."""
+        """The tokens that are asked for after each token of a tree, by its number there."""
         return {
             at: [token for want in wants for token in self._parting(want)]
             for at, wants in tree.wants.items()
         }
 
     def take(self, tree: TokenTree, found: dict[int, list[float]]) -> None:
-        """Note the log probabilities of the tokens `wanted` after places of a tree."""
+        """Note the log probabilities `found` of the tokens `wanted`, in their order."""
         for at, values in found.items():
-            rest = iter(values)
+            left = iter(values)
             for number, place in tree.wants[at]:
                 size = len(self._parting((number, place)))
-                self._known[number][place] = list(islice(rest, size))
+                self._known[number][place] = list(islice(left, size))
 
     def reply(self) -> Reply:
         """The answer, once all is read."""
@@ -202,7 +205,7 @@ class _Decided:
         return self.read.branches[number].trie.parting[place]
 
 
-def _read_together(model: LogitModel, requests: list[_Decided]) -> None:
+def _read_together(model: LogitModel, requests: list[_Pending]) -> None:
     """Read small requests whole, side by side."""
     trees = [whole(one.read) for one in requests]
     ids: list[int] = []
