@@ -163,7 +163,7 @@ class TokenizeBody(Struct, kw_only=True):
 
     model: str = ""
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
