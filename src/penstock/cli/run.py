@@ -340,7 +340,7 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
 
 
 def _models(large: str | None, model: str | None) -> str | list[str] | None:
-    return model if large is None else [model or "demo", large]
+    return model if large is None else ["demo" if model is None else model, large]
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
