@@ -34,4 +34,5 @@ def test_an_answer_has_one_form(params, names):
 )
 def test_its_form_stands_under_several_names(params, kind):
     structured = sampling_of(params)[0].structured
-    assert structured is not None and structured.kind == kind
+    assert structured is not None
+    assert structured.kind == kind
