@@ -36,6 +36,10 @@ class Outer(Struct):
         (5, "it must be an object, not 5"),
         ({}, "name is missing"),
         ({"name": None}, "name must be text, not null"),
+        (
+            {"name": "x", "share": 10**400},
+            "share is too large a number",
+        ),
         ({"name": "x", "count": True}, "count must be an integer, not true"),
         ({"name": "x", "count": 1.0}, "count must be an integer, not 1.0"),
         ({"name": "x", "count": 0}, "count must be at least 1, not 0"),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import operator
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from msgspec import inspect
 
+_MOST_OF_FLOATS = sys.float_info.max
 _LISTS = inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType
 _KINDS: tuple[tuple[Any, str, Any], ...] = (
     (inspect.NoneType, "null", type(None)),
@@ -122,6 +124,8 @@ def _is(kind: Any, value: Any) -> bool:
 
 
 def _broken_bound(kind: Any, value: Any, place: str) -> Mismatch | None:
+    if isinstance(kind, inspect.FloatType) and type(value) is int and abs(value) > _MOST_OF_FLOATS:
+        return Mismatch(place, "is too large a number", value)
     for name, breaks, words in (
         ("ge", operator.lt, "must be at least {}"),
         ("gt", operator.le, "must be more than {}"),

@@ -37,6 +37,8 @@ def test_what_is_saved_comes_back(tmp_path):
     (tmp_path / "e.json").write_text("[]")
     with pytest.raises(ConfigError, match="is no evaluation"):
         load(tmp_path / "e.json")
+    with pytest.raises(ConfigError, match=r"none.json cannot be read: No such file"):
+        load(tmp_path / "none.json")
 
 
 async def test_exact_answers(make_engine):
@@ -80,6 +82,18 @@ async def test_a_judge_of_pairs_favours_no_place():
     assert found.scores == pytest.approx([1 - score for score in other.scores])
 
 
+async def test_the_likeliest_level_counts_and_not_the_mean():
+    rows = [{"q": f"{n}", "is": f"{n % 3}.0"} for n in range(30)]
+    decide = [{"name": "x", "low": 0, "high": 2}]
+    found = await aevaluate(
+        rows, "choice", expected="is", prompt="{q}", decide=decide, model="simulated"
+    )
+    assert 0 < found.mean < 1
+
+
+SEVERAL = {"name": "x", "instructions": "?", "options": ["a", "b"], "several": True}
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -90,6 +104,16 @@ async def test_a_judge_of_pairs_favours_no_place():
         ({"form": "exact", "expected": "iss"}, "no column 'iss'. Did you mean 'is'"),
         ({"form": "choice", "expected": "is"}, "needs choices"),
         ({"form": "exakt", "expected": "is"}, "there is no 'exakt'"),
+        ({"form": "exact", "expected": "is", "choices": "a,b"}, "choices: has no meaning for the"),
+        (
+            {"form": "exact", "expected": "is", "filter": "a?"},
+            "filter: has no meaning for the form",
+        ),
+        ({"form": "exact", "expected": "is", "pair": ["a", "b"]}, "pair: has no meaning"),
+        ({"form": "choice", "expected": "is", "choices": "a,b", "schema": {}}, "schema: has no"),
+        ({"form": "pair", "pair": ["q", "is"], "decide": [SEVERAL]}, "decide: has no meaning"),
+        ({"form": "schema", "schema": {}, "expected": "is"}, "expected: has no meaning"),
+        ({"form": "choice", "expected": "is", "decide": [SEVERAL]}, "'x' takes several options"),
     ],
 )
 async def test_refused(options, why):

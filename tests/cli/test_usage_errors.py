@@ -2,6 +2,7 @@ import click
 import pytest
 
 from penstock.cli.commands import cli, usage_fault
+from penstock.errors import PenstockError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,25 @@ def test_a_near_option_is_named():
     with pytest.raises(click.UsageError) as caught:
         cli.main(["run", "a", "--limt", "3"], standalone_mode=False)
     assert usage_fault(caught.value).startswith("there is no option --limt. Did you mean --limit")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("calibrate --labels a --labels b", "labels: give each as QUESTION=COLUMN"),
+        ("calibrate --labels =b", "labels: give each as QUESTION=COLUMN"),
+        ("calibrate --labels choice=a --labels choice=b", "the question 'choice' has two columns"),
+        ("calibrate --labels a -o none/c.json", "its directory does not exist"),
+        ("calibrate --labels a --picture .", "it is a directory"),
+        ("eval --form choice --expected a -o none/e.json", "its directory does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_the_work(line, why, monkeypatch):
+    async def worked(*_args, **_options):
+        raise AssertionError("it began")
+
+    monkeypatch.setattr("penstock.batch.decisions.calibrate.acalibrate", worked)
+    monkeypatch.setattr("penstock.batch.evaluation.aevaluate", worked)
+    command, *options = line.split()
+    with pytest.raises(PenstockError, match=why):
+        cli.main([command, "in.jsonl", *options, "--choices", "a,b"], standalone_mode=False)

@@ -10,7 +10,7 @@ import pytest
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.base import ENGINES
-from penstock.engines.registry import engines, stop_engines
+from penstock.engines.registry import engine_for, engines, stop_engines
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError, ModelNotFoundError
 
@@ -197,3 +197,9 @@ async def test_each_event_loop_has_one_engine_of_a_processor():
     assert len(await asyncio.to_thread(both(ROWS).take_all)) == 10
     await rows.aclose()
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("model", ["", " "])
+def test_a_model_without_a_name_is_not_the_default_one(model):
+    with pytest.raises(ConfigError, match="model: is empty"):
+        engine_for(model, None, None)

@@ -10,7 +10,7 @@ from penstock.openai.framing import ChatFramer, CompletionFramer, Framer
 from penstock.openai.messages_api import MessageFramer, message_body
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import Answers, chat_completion, usage_body
-from penstock.openai.responses_api import ResponseBody
+from penstock.openai.responses_api import Reasoning, ResponseBody
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 ABOUT: Any = {"id": "x", "created": 7, "model": 'a "model"'}
@@ -199,7 +199,7 @@ def test_pieces_of_two_calls_in_one_delta_are_two_calls_in_every_api() -> None:
 
 @pytest.mark.parametrize("summary", [None, "auto"])
 def test_a_response_has_the_reasoning_as_an_item(summary: str | None) -> None:
-    body = ResponseBody(input="q", reasoning={"summary": summary})
+    body = ResponseBody(input="q", reasoning=Reasoning(summary=summary))
     framer = ResponseFramer(body, **ABOUT)
     stream = framer.open()
     for delta in (Delta(reasoning="h"), Delta(reasoning="m"), Delta(text="a"), call(0, name="f")):
@@ -312,7 +312,7 @@ def test_events_of_a_response_are_openais(summary: str | None) -> None:
     pydantic = pytest.importorskip("pydantic")
     types = pytest.importorskip("openai.types.responses")
     known = pydantic.TypeAdapter(types.ResponseStreamEvent)
-    framer = ResponseFramer(ResponseBody(input="q", reasoning={"summary": summary}), **ABOUT)
+    framer = ResponseFramer(ResponseBody(input="q", reasoning=Reasoning(summary=summary)), **ABOUT)
     stream = framer.open() + b"".join(map(framer.frame, THOUGHT_AND_CALLED)) + framer.close()
     for event in parsed(stream):
         made = known.validate_python(event)

@@ -154,3 +154,11 @@ def test_definitions_of_all_tools_fit_one_table() -> None:
         {"$ref": "#/$defs/Y", "$defs": {"Y": {"const": {"$ref": "#/a"}}}},
         {**body, "$defs": {"tool3": body}},
     ]
+
+
+@pytest.mark.parametrize("given", ["yes", 1, {}])
+def test_strict_is_true_or_false(given: Any) -> None:
+    tool = {"type": "function", "function": {"name": "a", "strict": given}}
+    with pytest.raises(RequestError, match="must be true or false") as caught:
+        check_tools([TOOLS[0], tool], None)
+    assert caught.value.param == "tools[1].function.strict"

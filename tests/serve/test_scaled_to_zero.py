@@ -28,6 +28,7 @@ MALFORMED = [
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": "x"}),
     ("/v1/completions", {}),
     ("/v1/completions", {"prompt": "a", "max_tokens": -1, "stream": True}),
+    ("/v1/completions", {"prompt": [[]]}),
     ("/v1/responses", {}),
     ("/v1/messages", {"messages": []}),
     ("/v1/messages/count_tokens", {}),
@@ -38,6 +39,7 @@ MALFORMED = [
     ("/classify", {}),
     ("/invocations", {}),
     ("/tokenize", {}),
+    ("/tokenize", {"messages": []}),
     ("/detokenize", {}),
 ]
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
@@ -141,6 +143,15 @@ async def test_no_control_call_wakes_it(zero, path):
     assert zero.woken == 0
 
 
+@pytest.mark.parametrize("refused", [{"cache_salt": "x"}, {"logprobs": True, "top_logprobs": 9}])
+async def test_nothing_wakes_it_that_its_engine_is_known_to_refuse(refused):
+    zero = Local(config(**ZERO))
+    reply = await zero.client.post("/v1/chat/completions", json={**CHAT, **refused})
+    assert reply.json()["error"]["param"] == list(refused)[-1]
+    assert (reply.status_code, zero.woken) == (400, 0)
+    await zero.close()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_wakes_it(zero, stream):
     reply = await zero.client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
@@ -153,6 +164,8 @@ async def test_a_request_wakes_it(zero, stream):
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 1}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0, "prompt_logprobs": 1}),
         ("/v1/embeddings", {"input": "a"}),
         ("/tokenize", {"prompt": "a"}),
         ("/v1/score", {"text_1": "a", "text_2": ["b", "c"]}),

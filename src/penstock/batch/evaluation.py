@@ -14,14 +14,23 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name
+from penstock.batch.decisions.questions import as_name, labelled, questions_of
 from penstock.batch.job.job import Job
 from penstock.errors import ConfigError, InputError, OutputError, nearest
 from penstock.parsing import read_file
-from penstock.types import ChoiceQuestion, Option
+from penstock.types import ChoiceQuestion, Option, Question
 
 Form = Literal["choice", "exact", "schema", "pair"]
 FORMS: tuple[Form, ...] = ("choice", "exact", "schema", "pair")
+_OF_FORMS: dict[str, tuple[Form, ...]] = {
+    "expected": ("choice", "exact"),
+    "schema": ("schema",),
+    "pair": ("pair",),
+    "choices": ("choice",),
+    "decide": ("choice",),
+    "filter": (),
+}
+"""The forms that have a use for an option. A filter leaves rows out, so no form has."""
 _PREFIX = "evaluated_"
 _Z = 1.959964  # of 95 %
 _JUDGE = ChoiceQuestion("Which of the two answers is better?", (Option("A"), Option("B")), "better")
@@ -109,7 +118,9 @@ def load(path: str | os.PathLike[str]) -> Evaluation:
     """A saved evaluation. Raises `ConfigError`."""
     try:
         found = msgspec.json.decode(read_file(path), type=Evaluation)
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", field="against") from None
+    except msgspec.DecodeError as error:
         raise ConfigError(f"{path} is no evaluation: {error}", field="against") from None
     return found
 
@@ -133,6 +144,10 @@ async def aevaluate(
     """
     if form not in FORMS:
         raise ConfigError(f"there is no '{form}'", field="form", hint=nearest(form, FORMS))
+    asked_for = {"expected": expected, "schema": schema, "pair": pair, **options}
+    for name, forms in _OF_FORMS.items():
+        if asked_for.get(name) is not None and form not in forms:
+            raise ConfigError(f"has no meaning for the form '{form}'", field=name)
     needs = {"schema": ("schema", schema), "pair": ("pair", pair)}
     name, given = needs.get(form, ("expected", expected))
     if given is None:
@@ -140,6 +155,7 @@ async def aevaluate(
     if form == "pair":
         assert pair is not None
         return await _judged(source, pair, options)
+    question = _one_question(options) if form == "choice" else None
     asked = await _rows(source, options)
     if form == "schema":
         wanted = structured.load(schema)
@@ -147,12 +163,14 @@ async def aevaluate(
         marks = [_follows(wanted, row[f"{_PREFIX}response"]) for row in asked]
     else:
         assert expected is not None
-        column = f"{_PREFIX}response" if form == "exact" else _decided(asked)
         _check_columns(asked, [expected])
         marks = [
-            row[column] is not None
-            and row.get(expected) is not None
-            and as_name(row[column]).strip() == as_name(row[expected]).strip()
+            row.get(expected) is not None
+            and (
+                _is_text(row[f"{_PREFIX}response"], row[expected])
+                if question is None
+                else _is_likeliest(question, row, row[expected])
+            )
             for row in asked
         ]
     return Evaluation(form, [float(mark) for mark in marks], _failed(asked))
@@ -185,17 +203,31 @@ async def _judged(source: Any, pair: Sequence[str], options: dict[str, Any]) -> 
     return Evaluation("pair", scores, failed)
 
 
-def _decided(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The column of the one question."""
-    ending = "_probabilities"
-    names = [
-        name.removesuffix(ending)
-        for name in rows[0]
-        if name.startswith(_PREFIX) and name.endswith(ending)
-    ]
-    if len(names) != 1:
+def _one_question(options: Mapping[str, Any]) -> Question:
+    decide, choices = options.get("decide"), options.get("choices")
+    questions = questions_of(decide, choices) if (decide, choices) != (None, None) else ()
+    if len(questions) != 1:
         raise ConfigError("the form 'choice' needs choices, or one question", field="decide")
-    return names[0]
+    (question,) = questions
+    if isinstance(question, ChoiceQuestion) and question.several:
+        raise ConfigError(
+            f"the question '{question.name}' takes several options; the form 'choice' needs one"
+            " answer",
+            field="decide",
+        )
+    return question
+
+
+def _is_likeliest(question: Question, row: Mapping[str, Any], expected: Any) -> bool:
+    column = f"{_PREFIX}{question.name}"
+    if row[column] is None:
+        return False
+    chances: dict[str, float] = row[f"{column}_probabilities"]
+    return max(chances, key=chances.__getitem__) == labelled(question, expected)
+
+
+def _is_text(answer: str | None, expected: Any) -> bool:
+    return answer is not None and answer.strip() == as_name(expected).strip()
 
 
 def _check_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from penstock.cli.process import interruptible
-from penstock.cli.run import json_object, what_is_input, what_is_loaded
+from penstock.cli.run import check_place, json_object, what_is_input, what_is_loaded
+from penstock.errors import ConfigError
 from penstock.observability import say
 
 _EXAMPLES = """
@@ -64,10 +65,9 @@ def calibrate(
 
     from penstock.batch.decisions.calibrate import acalibrate
 
-    named = [text.rpartition("=") for text in labels]
-    given: Any = {name: column for name, _, column in named}
-    if len(named) == 1 and not named[0][1]:
-        given = named[0][2]
+    given = _by_question(labels)
+    for path in (output, picture):
+        check_place(path)
     kwargs = json_object(engine_kwargs, "engine_kwargs")
     with interruptible():
         fits = asyncio.run(acalibrate(source, given, engine_kwargs=kwargs, **options))
@@ -84,3 +84,18 @@ def calibrate(
         for what, path in (("Calibration", output), ("Picture", picture)):
             if path is not None:
                 say(f"{what}: {path}")
+
+
+def _by_question(labels: tuple[str, ...]) -> str | dict[str, str]:
+    """The one column, or the column of each question."""
+    if len(labels) == 1 and "=" not in labels[0]:
+        return labels[0]
+    columns: dict[str, str] = {}
+    for text in labels:
+        name, _, column = text.rpartition("=")
+        if not name or not column:
+            raise ConfigError("give each as QUESTION=COLUMN", field="labels", value=text)
+        if name in columns:
+            raise ConfigError(f"the question '{name}' has two columns", field="labels", value=text)
+        columns[name] = column
+    return columns

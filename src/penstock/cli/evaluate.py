@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from penstock.cli.process import interruptible
-from penstock.cli.run import json_object, what_is_input, what_is_loaded
+from penstock.cli.run import check_place, json_object, what_is_input, what_is_loaded
 
 _EXAMPLES = """
 \b
@@ -62,6 +62,7 @@ def evaluate(
 
     from penstock.batch.evaluation import aevaluate, compared, load
 
+    check_place(output)
     before = load(against) if against is not None else None
     options = {name: value for name, value in options.items() if value is not None}
     options["engine_kwargs"] = json_object(engine_kwargs, "engine_kwargs")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from penstock.cli.process import interruptible
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OutputError
 from penstock.observability import say
 
 Command = Callable[..., Any]
@@ -148,6 +148,18 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ConfigError("must be a JSON object", field=field, value=text)
     return value
+
+
+def check_place(path: str | None) -> None:
+    """Raise `OutputError` now for a file that could not be written after all the work."""
+    import os
+
+    if path is None:
+        return
+    if os.path.isdir(path):
+        raise OutputError(f"{path} cannot be written: it is a directory")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise OutputError(f"{path} cannot be written: its directory does not exist")
 
 
 _EXAMPLES = """
@@ -328,7 +340,7 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
 
 
 def _models(large: str | None, model: str | None) -> str | list[str] | None:
-    return model if large is None else [model or "demo", large]
+    return model if large is None else ["demo" if model is None else model, large]
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:

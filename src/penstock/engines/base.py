@@ -110,6 +110,8 @@ class LLMEngine(Tasks, Operations):
     """
     makes_ranks: ClassVar[bool] = False
     """Whether this engine starts data-parallel ranks itself, and balances between them."""
+    learns: ClassVar[bool] = False
+    """Whether it learns what it can do from a server, which may be another one after a pause."""
     operations: ClassVar[frozenset[str]] = frozenset()
     """The operations that `control` does."""
     capabilities: Capabilities

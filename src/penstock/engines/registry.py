@@ -232,6 +232,8 @@ def engine_for(
         raise ConfigError(
             f"must be a name or an engine object, not a {type(engine).__name__}", field="engine"
         )
+    if model is not None and not model.strip():
+        raise ConfigError("is empty; leave it out for the default", field="model")
     if engine is None:
         engine = "simulated" if model == "simulated" else "openvino"
     if model is None:

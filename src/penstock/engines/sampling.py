@@ -99,12 +99,37 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
         _check_structured(sampling.structured, capabilities, engine)
 
 
-def check_before_load(sampling: Sampling, n: int) -> None:
-    """Raise what `check_sampling` raises whatever the engine can do, so before there is one."""
-    able = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
-    if sampling.structured is not None:
-        able = msgspec.structs.replace(able, structured=frozenset({sampling.structured.kind}))
-    check_sampling(sampling, n, able, "")
+def check_before_load(
+    request: ChatRequest | CompletionRequest, known: Capabilities | None = None, engine: str = ""
+) -> None:
+    """Raise what an engine's checks raise whatever it can do, so before there is one. `known`: what
+    the engine could do when it ran.
+    """
+    sampling = request.sampling
+    if isinstance(request, CompletionRequest):
+        if request.prompt == []:
+            raise RequestError("the prompt is empty", param="prompt")
+        if request.echo or sampling.prompt_logprobs is not None:
+            sampling, _ = prompt_sampling(request)
+    if known is None:
+        known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
+        if sampling.structured is not None:
+            known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
+    check_sampling(sampling, request.n, known, engine)
+
+
+def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
+    """The sampling with what an echo needs, and whether the prompt alone is asked for.
+
+    A prompt alone (`max_tokens` 0) is asked for as one token more, which is dropped.
+    """
+    sampling = request.sampling
+    if request.echo and sampling.logprobs is not None and sampling.prompt_logprobs is None:
+        sampling = msgspec.structs.replace(sampling, prompt_logprobs=sampling.logprobs)
+    alone = sampling.max_tokens == 0
+    if alone:
+        sampling = msgspec.structs.replace(sampling, max_tokens=1, min_tokens=0)
+    return sampling, alone
 
 
 def check_token_ids(token_ids: Sequence[int], param: str) -> None:

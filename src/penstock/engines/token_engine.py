@@ -21,7 +21,12 @@ from penstock.engines.decisions.answers import decisions
 from penstock.engines.decisions.checks import check_questions
 from penstock.engines.decisions.prompts import Asked, asked
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
+from penstock.engines.sampling import (
+    check_sampling,
+    check_token_ids,
+    prompt_sampling,
+    with_seed,
+)
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
 from penstock.openai.parsers.harmony import HarmonyCalls
@@ -369,20 +374,6 @@ def _last(request: ChatRequest) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text", "")) for part in content)
-
-
-def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
-    """The sampling with what an echo needs, and whether the prompt alone is asked for.
-
-    A prompt alone (`max_tokens` 0) is asked for as one token more, which is dropped.
-    """
-    sampling = request.sampling
-    if request.echo and sampling.logprobs is not None and sampling.prompt_logprobs is None:
-        sampling = msgspec.structs.replace(sampling, prompt_logprobs=sampling.logprobs)
-    alone = sampling.max_tokens == 0
-    if alone:
-        sampling = msgspec.structs.replace(sampling, max_tokens=1, min_tokens=0)
-    return sampling, alone
 
 
 def without_answer(delta: Delta) -> Delta:

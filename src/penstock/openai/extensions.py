@@ -129,7 +129,9 @@ class ClassifyBody(Struct, kw_only=True):
 
     def decisions(self, *, request_id: str = "") -> list[DecideRequest]:
         """The choice among `labels`, for each text."""
-        question = ChoiceQuestion(self.instructions, tuple(map(Option, self.labels or ())))
+        question = ChoiceQuestion(
+            self.instructions, tuple(map(Option, self.labels or ())), "labels"
+        )
         return [
             DecideRequest(text, (question,), request_id=f"{request_id}-{number}")
             for number, text in enumerate(input_texts(self.input))
@@ -161,7 +163,7 @@ class TokenizeBody(Struct, kw_only=True):
 
     model: str = ""
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None

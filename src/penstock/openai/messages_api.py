@@ -22,11 +22,20 @@ from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class OutputConfig(Struct):
+class OutputConfig(Struct, forbid_unknown_fields=True):
     """`output_config`: a schema for the answer, and the effort to spend on it."""
 
     format: dict[str, Any] | None = None
     effort: str | None = None
+    task_budget: None = None
+
+
+class Thinking(Struct, forbid_unknown_fields=True):
+    """`thinking`: whether the model thinks first. `budget_tokens` and `display` change nothing."""
+
+    type: str
+    budget_tokens: Whole | None = None
+    display: str | None = None
 
 
 class MessageBody(Struct, kw_only=True):
@@ -48,7 +57,7 @@ class MessageBody(Struct, kw_only=True):
     top_k: Whole | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
+    thinking: Thinking | None = None
     thread: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None
@@ -99,11 +108,11 @@ class CountBody(MessageBody, kw_only=True):
     max_tokens: Whole = 1
 
 
-def _thinking(given: dict[str, Any] | None) -> dict[str, Any]:
+def _thinking(given: Thinking | None) -> dict[str, Any]:
     """The template's variable for `thinking`. A model that does not think answers without; the
     budget is not held to, but `max_tokens` is.
     """
-    kind = (given or {}).get("type")
+    kind = None if given is None else given.type
     if given is not None and kind not in ("enabled", "disabled", "adaptive"):
         raise RequestError(
             f"unknown thinking type {kind!r}: it is enabled, disabled or adaptive", param="thinking"
@@ -181,8 +190,8 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
     if tool.get("description"):
         function["description"] = tool["description"]
-    if tool.get("strict"):
-        function["strict"] = True
+    if tool.get("strict") is not None:
+        function["strict"] = tool["strict"]
     return {"type": "function", "function": function}
 
 

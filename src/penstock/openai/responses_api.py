@@ -8,7 +8,7 @@ Nothing is stored here: the input of a request that continues a stored conversat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 from msgspec import Struct, field
@@ -40,17 +40,36 @@ _INCLUDABLE = frozenset(
 )
 
 
-class TextOptions(Struct):
+class TextOptions(Struct, forbid_unknown_fields=True):
     """`text`: the format of the answer's text, such as a JSON schema."""
 
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
 
+class Reasoning(Struct, forbid_unknown_fields=True):
+    """`reasoning`: the effort to spend on it, and whether it is shown as its summary, by the old
+    name `generate_summary` too. A model's template says what earlier reasoning it sees.
+    """
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
+
+
+class EventOptions(Struct, forbid_unknown_fields=True):
+    """`stream_options` of a response. Nothing is obfuscated here."""
+
+    include_obfuscation: bool | None = None
+
+
 class ResponseBody(SamplingBody, kw_only=True):
     """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
     names: ClassVar = {
+        "logprobs": "top_logprobs",
         "max_tokens": "max_output_tokens",
         "messages": "input",
         "prompt": "input",
@@ -60,12 +79,12 @@ class ResponseBody(SamplingBody, kw_only=True):
     instructions: str | None = None
     max_output_tokens: Whole | None = None
     top_logprobs: Whole | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: EventOptions | None = None
     text: TextOptions | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: dict[str, Any] | None = None
+    reasoning: Reasoning | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     background: bool | None = None
@@ -88,7 +107,8 @@ class ResponseBody(SamplingBody, kw_only=True):
     @property
     def wants_summary(self) -> bool:
         """Whether reasoning goes where its summary is looked for: it is whole there."""
-        return (self.reasoning or {}).get("summary") is not None
+        given = self.reasoning or Reasoning()
+        return (given.summary or given.generate_summary) is not None
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
         for name in self.include or ():
@@ -121,7 +141,7 @@ class ResponseBody(SamplingBody, kw_only=True):
             tools=tools,
             tool_choice=choice,
             chat_template_kwargs=with_effort(
-                self.chat_template_kwargs, (self.reasoning or {}).get("effort")
+                self.chat_template_kwargs, self.reasoning.effort if self.reasoning else None
             ),
             adapter=adapter,
             stream=bool(self.stream),

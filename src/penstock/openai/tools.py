@@ -40,6 +40,10 @@ def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> None:
                 f"{where}.function.parameters must be a JSON schema",
                 param=f"{where}.function.parameters",
             )
+        if not isinstance(function.get("strict"), (bool, type(None))):
+            raise RequestError(
+                f"{where}.function.strict must be true or false", param=f"{where}.function.strict"
+            )
         names.append(function["name"])
     if choice in (None, "none", "auto"):
         return

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from penstock.batch.decisions.questions import Deciding, deciding, option_names
+from penstock.batch.decisions.questions import (
+    Deciding,
+    deciding,
+    labelled,
+    option_names,
+    question_of,
+)
 from penstock.errors import ConfigError
 from penstock.types import ChoiceQuestion, Option, PredicateQuestion, ScoreQuestion
 
@@ -72,6 +78,9 @@ GOOD = {"name": "good", "instructions": "Good?"}
             r"questions\[1\] \('x'\): unknown key 'descripton' of an option. Did you mean 'descri",
         ),
         ({"name": "x", "optoins": ["a"]}, r"questions\[1\] \('x'\): unknown key 'optoins'"),
+        ({"name": "x", "type": ["choice"]}, r"\('x'\): there is no type \['choice'\]"),
+        ({"name": "x", "low": 0, "high": 255}, "at most 255 from the lower to the higher"),
+        ({"name": "x", "options": ["a", "b"], "several": True}, r"'x'\) has no instructions"),
         ({"name": "x", "type": "chioce"}, r"questions\[1\] \('x'\): there is no type 'chioce'"),
         ({"name": "x", "type": "score"}, r"questions\[1\] \('x'\): a score needs levels"),
         ({"name": "x", "low": 3, "high": 1}, r"questions\[1\] \('x'\): a score needs levels"),
@@ -113,3 +122,18 @@ def test_bad_options(options, why):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("question", "label", "name"),
+    [
+        ({"instructions": "Is it?"}, "YES ", "true"),
+        ({"options": [True, False]}, 0, "false"),
+        ({"options": ["yes", "no"]}, "yes", "yes"),
+        ({"low": 1, "high": 5}, "5.0", "5"),
+        ({"low": 1, "high": 5}, "five", "five"),
+        ({"options": ["1.0", "2.0"]}, "1.0", "1.0"),
+    ],
+)
+def test_labels_in_the_data_name_options(question, label, name):
+    assert labelled(question_of({"name": "x", **question}, 0), label) == name

@@ -33,4 +33,6 @@ def test_an_answer_has_one_form(params, names):
     ],
 )
 def test_its_form_stands_under_several_names(params, kind):
-    assert sampling_of(params)[0].structured.kind == kind
+    structured = sampling_of(params)[0].structured
+    assert structured is not None
+    assert structured.kind == kind

@@ -1,5 +1,7 @@
 """Questions: their checks, their texts, their tokens, and decisions made of probabilities."""
 
+import math
+
 import msgspec
 import pytest
 
@@ -43,6 +45,13 @@ def encode(texts, special_tokens):
         ((ChoiceQuestion("?", tuple(Option(f"{n}") for n in range(256))),), "more than 255"),
         ((CHOICE, PredicateQuestion("?", "letter")), r"questions\[1\] \('letter'\)"),
         ((ScoreQuestion("?", (A, Option("b", value="x"))),), "no number"),
+        (
+            (ScoreQuestion("?", (A, Option("b", value=10**400))),),
+            "'b', whose value is out of range",
+        ),
+        ((ScoreQuestion("?", (A, Option("b", value=math.nan))),), "out of range"),
+        ((ChoiceQuestion("?", (A, Option("b", value=2**63))),), "out of range"),
+        ((ChoiceQuestion(" ", (A, B), "k", True),), r"'k'\) has no instructions"),
     ],
 )
 def test_a_bad_question_is_named(questions, why):

@@ -129,6 +129,13 @@ FIELDS: dict[str, Callable[[Asked, str], bool]] = {
     "With `add_generation_prompt: false` vLLM names the last message's role in its answer.": (
         lambda asked, place: asked.get("add_generation_prompt") is False and place.endswith(".role")
     ),
+    "With `echo`, vLLM's streams carry the prompt's token ids unasked.": lambda asked, place: (
+        "echo" in asked and place == ".prompt_ids"
+    ),
+    "Custom tools of responses are shown to the model; vLLM drops them.": lambda asked, place: (
+        any(tool.get("type") == "custom" for tool in asked.get("tools") or ())
+        and place.startswith(".usage.")
+    ),
     "`usage` of vectors, scores and classes has no `completion_tokens`; vLLM's are 0.": (
         lambda asked, place: (
             bool(asked.keys() & {"input", "text_1", "queries", "data_1"})

@@ -101,3 +101,29 @@ def test_the_page_is_of_these_tables() -> None:
     assert parameters.PAGE.read_text(encoding="utf-8") == parameters.page(TAKEN), (
         "run tools/parameters.py"
     )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "param"),
+    [
+        ("/v1/responses", {"reasoning": {"efort": "low"}}, "reasoning.efort"),
+        ("/v1/responses", {"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+        ("/v1/responses", {"reasoning": {"context": "all_turns"}}, "reasoning.context"),
+        ("/v1/responses", {"text": {"fromat": {}}}, "text.fromat"),
+        ("/v1/responses", {"stream_options": {"x": True}}, "stream_options.x"),
+        ("/v1/messages", {"output_config": {"task_budget": {}}}, "output_config.task_budget"),
+        ("/v1/messages", {"output_config": {"x": 1}}, "output_config.x"),
+        ("/v1/messages", {"thinking": {"type": "adaptive", "x": 1}}, "thinking.x"),
+    ],
+)
+def test_an_option_within_a_field_is_not_dropped(
+    endpoint: str, given: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parsed(endpoint, **given)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_the_old_name_of_a_summary_shows_it() -> None:
+    assert parsed("/v1/responses", reasoning={"generate_summary": "auto"}).wants_summary
+    assert not parsed("/v1/responses", reasoning={"effort": "low", "mode": None}).wants_summary

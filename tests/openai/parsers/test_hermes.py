@@ -84,6 +84,20 @@ def test_a_call_cut_short_keeps_its_reason_and_what_there_was() -> None:
     assert answers.reasons[0] == "length"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('<tool_call>{"name": "a", "arguments": {"x": "lon', "stop"),
+        ('<tool_call>{"name": "a", "arguments": {"x": 1}}\n', "tool_calls"),
+    ],
+)
+@pytest.mark.parametrize("by", [{"stop": "g"}, {"stop_token": 7}])
+def test_a_call_that_a_stop_cut_is_not_whole(text: str, reason: str, by: dict[str, Any]) -> None:
+    delta = AnswerReader("seed").translate(Delta(text=text, finish_reason="stop", **by))
+    assert [part.name for part in delta.tool_calls] == ["a"]
+    assert delta.finish_reason == reason
+
+
 def test_arguments_stream_as_they_come() -> None:
     reader = AnswerReader("seed")
     text = '<tool_call>{"name": "a", "arguments": {"x": "long"}}</tool_call>'

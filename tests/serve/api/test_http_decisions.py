@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import openai
 import pytest
+
+from penstock.serve.api.endpoints.texts import each
 
 PREDICATE = {"type": "predicate", "instructions": "It is a complaint.", "name": "complaint"}
 CHOICE = {
@@ -66,6 +69,12 @@ def test_openais_client_runs_unchanged(url: str) -> None:
         ([{**CHOICE, "choices": [{"value": ""}, {"value": "a"}]}], "questions[0]", "empty label"),
         ([{"type": "choice", "instructions": "x"}], "questions[0].choices", "needs choices"),
         ([{**PREDICATE, "levels": []}], "questions[0].levels", "has no levels"),
+        ([{**CHOICE, "instructions": "", "several": True}], "questions[0]", "no instructions"),
+        (
+            [{**SCORE, "levels": [{"label": "a", "value": 10**400}, {"label": "b"}]}],
+            "questions[0].levels[0].value",
+            "is too large a number",
+        ),
         ([{**SCORE, "several": True}], "questions[0].several", "only a choice"),
         ([{**PREDICATE, "type": "box"}], "questions[0].type", "must be"),
         (
@@ -134,3 +143,64 @@ async def test_a_language_model_classifies_by_given_labels(client: Any) -> None:
         for one in found:
             assert one["label"] == ["good", "bad"][one["probs"].index(max(one["probs"]))]
             assert sum(one["probs"]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        ({"type": "noul", "criteria": ["x"]}, "must be an object with true and false"),
+        ({"type": "noul", "criteria": {"yes": "x"}}, "must be an object with true and false"),
+        ({"type": "choice", "criteria": ["x", "y", "x"]}, "('q') has the option 'x' twice"),
+        ({"type": "choice"}, "('q') has no options"),
+        ({"type": "score", "criteria": {"a": "b"}}, "must be a list of levels"),
+    ],
+)
+async def test_bad_questions_of_system_one(client: Any, question: Any, why: str) -> None:
+    questions = {"q": {"instructions": "?", **question}}
+    body = {"model": "sim", "state": "x", "questions": questions}
+    answer = await client.post("/v1/systemone", json=body)
+    assert answer.status_code == 400
+    assert why in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("labels", [[], ["a"], ["a", "a"], ["a", ""]])
+async def test_bad_labels_are_refused_by_their_name(client: Any, labels: list[str]) -> None:
+    body = {"model": "sim", "input": ["x", "y"], "labels": labels}
+    answer = await client.post("/classify", json=body)
+    assert answer.status_code == 400
+    assert "'labels'" in answer.json()["error"]["message"]
+
+
+async def test_a_long_list_of_texts_asks_only_some_at_a_time() -> None:
+    asked, go_on = 0, asyncio.Event()
+
+    async def ask(number: int) -> int:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+        return number
+
+    answers = asyncio.ensure_future(each(ask, range(1000)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert asked == 64
+    go_on.set()
+    assert await answers == list(range(1000))
+
+
+async def test_where_one_request_of_many_fails_the_others_end() -> None:
+    running: set[int] = set()
+
+    async def ask(number: int) -> None:
+        if number == 1:
+            raise ValueError("one")
+        running.add(number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            running.remove(number)
+
+    with pytest.raises(ValueError, match="one"):
+        await each(ask, range(100))
+    await asyncio.sleep(0)
+    assert not running

@@ -22,17 +22,16 @@ from penstock.batch.decisions.calibration import (
     fitted,
     reliability,
 )
-from penstock.batch.decisions.questions import as_name, option_names, questions_of
+from penstock.batch.decisions.questions import labelled, option_names, questions_of
 from penstock.batch.job.job import Job
 from penstock.engines.decisions.answers import values_of
 from penstock.engines.registry import engine_for
 from penstock.errors import ConfigError, InputError, OutputError, nearest
-from penstock.types import PredicateQuestion, Question
+from penstock.types import Question
 
 _PREFIX = "decided_"
 _PLOT = 260
 _MARGIN = 46
-_TRUTHS = {"yes": "true", "no": "false", "1": "true", "0": "false"}
 
 
 class QuestionFit(Struct, frozen=True):
@@ -196,7 +195,6 @@ def _fit(
     question: Question, column: str, rows: Sequence[Mapping[str, Any]], folds: int
 ) -> QuestionFit:
     places = {name: place for place, name in enumerate(option_names(question))}
-    predicate = isinstance(question, PredicateQuestion)
     probabilities: list[list[float]] = []
     right: list[int] = []
     names = (name for row in rows for name in row)
@@ -208,16 +206,15 @@ def _fit(
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
         label = row.get(column)
-        name = "" if label is None else as_name(label).strip()
-        if predicate:
-            name = _TRUTHS.get(name.lower(), name.lower())
+        name = "" if label is None else labelled(question, label)
         if shares is not None and name in places:
             probabilities.append(list(shares.values()))
             right.append(places[name])
     if len(right) < 2 * folds:
         raise InputError(
             f"{len(right)} rows have a label of the question '{question.name}' in column"
-            f" '{column}', too few to fit; its labels are {', '.join(list(places)[:10])}"
+            f" '{column}', and {folds} folds need {2 * folds}; its labels are"
+            f" {', '.join(list(places)[:10])}"
         )
     fold = [number % folds for number in range(len(right))]
     random.Random(0).shuffle(fold)

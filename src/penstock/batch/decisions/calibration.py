@@ -31,6 +31,7 @@ LEAST = 1e-9
 BINS = 10
 _PULL = 1.0  # in rows: what the fit's start weighs against the labels
 _LEAST_SCALE = 1e-3
+_LEAST_NUMBER, _MOST_NUMBER = 1e-9, 1e9  # where probabilities cannot overflow
 _STEPS = 100
 
 
@@ -116,8 +117,11 @@ def read_calibration(
                 field="calibration",
             )
         numbers = (scaling.temperature, *scaling.bias)
-        if not all(map(math.isfinite, numbers)) or scaling.temperature <= 0:
-            raise ConfigError(f"the numbers of '{name}' cannot be", field="calibration")
+        if scaling.temperature < _LEAST_NUMBER or not all(abs(n) < _MOST_NUMBER for n in numbers):
+            raise ConfigError(
+                f"the temperature or a bias of '{name}' is out of range; calibrate again",
+                field="calibration",
+            )
     return calibration
 
 

@@ -13,7 +13,12 @@ from msgspec import Struct
 from penstock.batch.decisions.calibration import Calibration, read_calibration
 from penstock.config import read_yaml
 from penstock.engines.decisions.answers import Value, values_of
-from penstock.engines.decisions.checks import check_questions, named, scale
+from penstock.engines.decisions.checks import (
+    MOST_OPTIONS,
+    check_questions,
+    named,
+    scale,
+)
 from penstock.errors import ConfigError, RequestError, nearest
 from penstock.types import (
     ChoiceQuestion,
@@ -35,7 +40,7 @@ _KINDS: dict[str, Any] = {
     "choice": ChoiceQuestion,
     "score": ScoreQuestion,
 }
-_MOST_LEVELS = 255
+_TRUTHS = {"yes": "true", "no": "false", "1": "true", "0": "false"}
 
 
 class Deciding(Struct, frozen=True):
@@ -132,7 +137,7 @@ def question_of(given: Any, place: int) -> Question:
         if {"levels", "low"} & fields.keys()
         else "predicate"
     )
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(
             f"{called}: there is no type {kind!r}. {nearest(str(kind), _KINDS)}", field="decide"
         )
@@ -158,6 +163,22 @@ def question_of(given: Any, place: int) -> Question:
 def option_names(question: Question) -> list[str]:
     """What stands for each option in the columns of an output: its value as text."""
     return [as_name(value) for value in values_of(question)]
+
+
+def labelled(question: Question, label: Any) -> str:
+    """The name of the option that a label in the data means. Yes, no, 1 and 0 are labels of true
+    and false; a number may be written with a point ("5.0").
+    """
+    name = as_name(label).strip()
+    values = values_of(question)
+    if all(isinstance(value, bool) for value in values):
+        return _TRUTHS.get(name.lower(), name.lower())
+    if not any(isinstance(value, str) for value in values):
+        try:
+            return as_name(float(name))
+        except ValueError:
+            return name
+    return name
 
 
 def as_name(value: Value) -> str:
@@ -244,8 +265,10 @@ def _option(given: Any, called: str) -> Any:
 
 
 def _levels(low: Any, high: Any, called: str) -> Any:
-    if type(low) is not int or type(high) is not int or not 0 < high - low < _MOST_LEVELS:
+    if type(low) is not int or type(high) is not int or not 0 < high - low < MOST_OPTIONS:
         raise ConfigError(
-            f"{called}: a score needs levels, or two whole numbers low and high", field="decide"
+            f"{called}: a score needs levels, or whole numbers low and high, at most"
+            f" {MOST_OPTIONS} from the lower to the higher",
+            field="decide",
         )
     return msgspec.to_builtins(scale(low, high))

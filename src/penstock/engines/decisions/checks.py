@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from penstock.errors import RequestError
@@ -71,10 +72,22 @@ def _check_options(number: int, question: Question) -> None:
         if option.label in seen:
             raise _bad(number, question, f"has the option {option.label!r} twice")
         seen.add(option.label)
+        if isinstance(option.value, int | float) and not _fits(option.value):
+            raise _bad(
+                number, question, f"has the option {option.label!r}, whose value is out of range"
+            )
     if isinstance(question, ScoreQuestion):
         for level in options:
             if level.value is not None and type(level.value) not in (int, float):
                 raise _bad(number, question, f"has the level {level.label!r}, which is no number")
+    several = isinstance(question, ChoiceQuestion) and question.several
+    if several and not question.instructions.strip():
+        raise _bad(number, question, "has no instructions, which a choice of several needs")
+
+
+def _fits(value: int | float) -> bool:
+    """Whether a column of 64 bits holds the number."""
+    return -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
 
 
 def _bad(number: int, question: Question, why: str) -> RequestError:

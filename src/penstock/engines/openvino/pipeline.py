@@ -125,7 +125,9 @@ def generation_config(
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min(sampling.min_tokens, max_new_tokens),
-        ignore_eos=sampling.ignore_eos,
+        # A constraint on the whole answer ends it: nothing that follows would be held to it.
+        ignore_eos=sampling.ignore_eos
+        and (sampling.structured is None or bool(sampling.structured.triggers)),
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
@@ -133,13 +135,16 @@ def generation_config(
         apply_chat_template=False,
         do_sample=sampling.temperature > 0,
     )
+    ends = set(sampling.stop_token_ids)
+    if not config.ignore_eos:
+        ends |= stop_ids
+    elif ends:
+        # With `ignore_eos` GenAI heeds no stop id at all; so one of them is the end of sequence.
+        config.ignore_eos = False
+        eos = min(ends)
     if eos >= 0:
         config.set_eos_token_id(eos)
-    config.stop_token_ids = (
-        set(sampling.stop_token_ids)
-        if sampling.ignore_eos
-        else stop_ids.union(sampling.stop_token_ids)
-    )
+    config.stop_token_ids = ends
     if sampling.temperature > 0:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p

@@ -64,6 +64,7 @@ class RemoteEngine(LLMEngine):
 
     name: ClassVar[str] = "remote"
     costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
+    learns: ClassVar[bool] = True
 
     def __init__(self, model_source: str = AUTO, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)

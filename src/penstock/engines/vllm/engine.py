@@ -17,13 +17,12 @@ from penstock.engines.decisions.generated import generated_shares
 from penstock.engines.decisions.prompts import Asked
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
-from penstock.engines.sampling import check_sampling, with_seed
+from penstock.engines.sampling import check_sampling, prompt_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
 from penstock.engines.token_engine import (
     Echo,
     TokenEngine,
     echoed,
-    prompt_sampling,
     without_answer,
 )
 from penstock.engines.vllm import kv_cache, options

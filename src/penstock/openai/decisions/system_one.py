@@ -62,16 +62,18 @@ def systemone_object(result: Decisions, model: str) -> dict[str, Any]:
 def _question(name: str, form: SystemOneQuestion) -> Question:
     text, criteria = _text(form.instructions), form.criteria
     if form.type == "noul":
-        sides = criteria if isinstance(criteria, dict) else {}
+        sides = {} if criteria is None else criteria
+        if not isinstance(sides, dict) or not sides.keys() <= {"true", "false"}:
+            where = f"questions.{name}.criteria"
+            raise RequestError(f"{where} must be an object with true and false", param=where)
         for key, word in (("true", "Yes"), ("false", "No")):
             if sides.get(key):
                 text += f"\n{word}: {_text(sides[key])}"
         return PredicateQuestion(text, name)
     if form.type == "choice":
-        named = (
-            criteria if isinstance(criteria, dict) else dict.fromkeys(map(_text, criteria or ()))
-        )
-        options = (Option(key, _text(value) if value else "") for key, value in named.items())
+        listed = criteria if isinstance(criteria, list) else []
+        named = criteria.items() if isinstance(criteria, dict) else [(_text(x), "") for x in listed]
+        options = (Option(key, _text(value) if value else "") for key, value in named)
         return ChoiceQuestion(text, tuple(options), name)
     if not isinstance(criteria, list):
         where = f"questions.{name}.criteria"

@@ -72,7 +72,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
 _NOTHING: tuple[Any, ...] = (False, "", [], {})
 """Values that ask for nothing, where a parameter has no other default."""
 _PROCESSED_MEDIA: dict[str, tuple[Any, ...]] = {
-    "mm_payload": _NOTHING,
+    "mm_payload": ("tensors",),
     "return_mm_kwargs": (False,),
 }
 _OF_ENGINES: dict[str, tuple[Any, ...]] = {

@@ -52,9 +52,12 @@ class AnswerReader:
             )
         reason = delta.finish_reason
         text, reasoning, parts = answer.read(delta.text, ended=reason is not None)
-        # A model may append white space to a forced call.
+        # A stop string may cut a call as a limit does. A model may append white space to a forced
+        # call.
+        cut = delta.stop is not None or delta.stop_token is not None
         if answer.calls and (
-            reason == "stop" or (reason == "length" and self._forced and answer.whole)
+            (reason == "stop" and (answer.whole or not cut))
+            or (reason == "length" and self._forced and answer.whole)
         ):
             reason = "tool_calls"
         return structs.replace(

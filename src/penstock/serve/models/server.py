@@ -322,7 +322,8 @@ class LLMServer(Tasks, ControlPlane):
         if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
             raise supervisor.failure()
         if request is not None:
-            check_before_load(request.sampling, request.n)
+            known = None if self.engine.learns else getattr(self.engine, "capabilities", None)
+            check_before_load(request, known, self.engine.name)
         supervisor.load()
 
     def _check_task(self, task: str) -> None:

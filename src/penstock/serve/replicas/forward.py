@@ -118,7 +118,7 @@ class _NoModel(Tasks):
         raise _Asks
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        check_before_load(request.sampling, request.n)
+        check_before_load(request)
         raise _Asks
         yield
 

@@ -126,6 +126,44 @@ def test_small_requests_share_a_turn_unless_alone(model, tokenizer):
     assert turns == 3
 
 
+def test_a_small_request_does_not_wait_for_a_large_one(model, tokenizer):
+    large, small = DecideRequest(TEXT * 40, QUESTIONS), DecideRequest(TEXT, QUESTIONS[:1])
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=False)
+    for number, request in enumerate((large, small, large, small)):
+        deciding.begin(Call(number, "decide", [asked(request, render), request.questions]))
+    order = []
+    while deciding.busy:
+        order.append([one.id for one in deciding.turn()])
+    assert order[0] == [1, 3]
+    assert [one for turn in order[1:] for one in turn] == [0, 2]
+
+
+def test_small_requests_do_not_keep_a_large_one_waiting(model, tokenizer):
+    large, small = DecideRequest(TEXT * 40, QUESTIONS), DecideRequest(TEXT, QUESTIONS[:1])
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=True)
+    deciding.begin(Call(0, "decide", [asked(large, render), large.questions]))
+    answered: list[int] = []
+    for number in range(1, 100):
+        deciding.begin(Call(number, "decide", [asked(small, render), small.questions]))
+        answered += [one.id for one in deciding.turn()]
+        if 0 in answered:
+            break
+    assert 0 in answered
+    assert len(answered) > 3
+
+
+def test_a_stem_that_is_longer_than_a_chunk_is_read_once(model, tokenizer):
+    options = tuple(Option(f"o{number}") for number in range(30))
+    request = DecideRequest(TEXT, (ChoiceQuestion("Which? " * 60, options),))
+    read = tokenized(asked(request, render), request.questions, tokenizer.encode)
+    assert len(read.branches[0].stem) > model.chunk
+    (group,) = groups(read, model.chunk)
+    assert group.lead == read.branches[0].stem
+    assert sum(map(len, group.wants.values())) == len(read.branches[0].trie.parting) > 1
+    answers, _ = run(Deciding(Loaded(model), tokenizer, 4096, alone=False), request)
+    check(answers[0], directly(model, read))
+
+
 def test_branches_that_begin_alike_share_tokens(tokenizer):
     request = DecideRequest(TEXT, QUESTIONS)
     read = tokenized(asked(request, render), QUESTIONS, tokenizer.encode)

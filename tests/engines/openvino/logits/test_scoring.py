@@ -1,11 +1,15 @@
 """Log probabilities and biased logits through the engine, on the demo model."""
 
 import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.logits.scoring import check_together
 from penstock.errors import RequestError, UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import CompletionRequest, Sampling, StructuredOutput
@@ -158,3 +162,39 @@ async def test_a_client_that_leaves_frees_what_it_read(engine):
 async def test_what_cannot_be_done_is_refused(engine, given, match):
     with pytest.raises((RequestError, UnsupportedError), match=match):
         await answer(engine, chat_request(PROMPT, greedy(**given)))
+
+
+@pytest.mark.parametrize("biased", [(), ((5, 1.0),)])
+async def test_a_stop_token_ends_an_answer_that_goes_on_past_its_end(engine, biased):
+    extra = {"return_token_ids": True}
+    free = await answer(engine, chat_request(PROMPT, greedy(max_tokens=4, extra=extra)))
+    stop = free.token_ids[0][-1]
+    sampling = greedy(max_tokens=60, stop_token_ids=(stop,), logit_bias=biased, extra=extra)
+    ended = await answer(engine, chat_request(PROMPT, sampling))
+    assert ended.reasons == {0: "stop"}
+    assert ended.stop_tokens == {0: stop}
+    assert ended.token_ids == free.token_ids
+
+
+async def test_an_answer_that_ignores_its_end_ends_with_its_constraint(engine):
+    sampling = greedy(max_tokens=200, structured=StructuredOutput("json_object"))
+    ended = await answer(engine, chat_request(PROMPT, sampling))
+    assert ended.reasons == {0: "stop"}
+    json.loads(ended.texts[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"allowed_token_ids": (5,)}, "allowed_token_ids"),
+        ({"bad_words": ("a",)}, "bad_words"),
+        ({"logit_bias": ((5, 1.0),)}, "logit_bias"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"logprobs": 2}, "logprobs"),
+    ],
+)
+async def test_the_parameter_that_was_given_is_named(given, param):
+    request: Any = SimpleNamespace(sampling=greedy(**given), adapter="german")
+    with pytest.raises(UnsupportedError) as caught:
+        check_together(request, 1024)
+    assert caught.value.param == param

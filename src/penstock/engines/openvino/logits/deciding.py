@@ -1,7 +1,8 @@
 """The requests for decisions in the worker, read beside the pipeline that generates.
 
 A turn reads one chunk: the next piece of a long head, a group of branches, or several small
-requests together. So neither a long input nor many questions stall the answers of others.
+requests together. Where a large request and small ones wait, they take turns. So neither a long
+input nor many questions stall the answers of others.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Deciding:
         self._ids = TextIds(tokenizer.encode)
         self._arrived: list[Call] = []
         self._waiting: deque[_Pending] = deque()
+        self._large_next = False
 
     @property
     def busy(self) -> bool:
@@ -114,31 +116,36 @@ class Deciding:
             return failed
         if model is None:
             return []
-        done = self._small(model)
+        room = model.chunk if model.takes_trees else 0
+        large = next((one for one in self._waiting if one.read.size > room), None)
+        done = self._small(room)
+        if large is not None and (self._large_next or not done):
+            done, self._large_next = [large], False
+        else:
+            large, self._large_next = None, True
         try:
-            if done:
+            if large is None:
                 _read_together(model, done)
             else:
-                first = self._waiting[0]
-                if first.steps is None:
-                    first.steps = first.in_chunks(model)
-                if next(first.steps, _DONE) is not _DONE:
+                if large.steps is None:
+                    large.steps = large.in_chunks(model)
+                if next(large.steps, _DONE) is not _DONE:
                     return []
-                done = [first]
             answers: list[Reply | Failed] = [one.reply() for one in done]
         except Exception as error:
-            done = done or [self._waiting[0]]
             answers = [_failed(one.number, error) for one in done]
         self._waiting = deque(one for one in self._waiting if one not in done)
         self._note_idle()
         return answers
 
-    def _small(self, model: LogitModel) -> list[_Pending]:
-        """The first requests that wait, as many as one chunk takes whole."""
+    def _small(self, chunk: int) -> list[_Pending]:
+        """The first small requests that wait, as many as one chunk takes whole."""
         found: list[_Pending] = []
-        room = model.chunk if model.takes_trees else 0
+        room = chunk
         for one in self._waiting:
-            if one.read.size > room or (found and self._alone) or one.steps:
+            if one.read.size > chunk:
+                continue
+            if one.read.size > room or (found and self._alone):
                 break
             found.append(one)
             room -= one.read.size

@@ -21,7 +21,7 @@ from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.openvino.second_copy import IDLE_SECONDS, is_biased, needs_scores
 from penstock.engines.sampling import check_id_range
 from penstock.errors import UnsupportedError
-from penstock.types import TokenLogprob
+from penstock.types import Sampling, TokenLogprob
 
 _LOADING_WAIT_SECONDS = 0.002
 
@@ -222,7 +222,7 @@ def check_together(request: Request, vocabulary: int) -> None:
     biased, scored = is_biased(sampling), needs_scores(sampling)
     if not biased and not scored:
         return
-    param = "logit_bias" if biased else "logprobs"
+    param = _asked(sampling)
     what = (
         "logit_bias, allowed_token_ids and bad_words"
         if biased
@@ -238,6 +238,13 @@ def check_together(request: Request, vocabulary: int) -> None:
         )
     check_id_range([token for token, _ in sampling.logit_bias], vocabulary, "logit_bias")
     check_id_range(sampling.allowed_token_ids, vocabulary, "allowed_token_ids")
+
+
+def _asked(sampling: Sampling) -> str:
+    """The first parameter of a request that the pipeline alone does not honour."""
+    names = ("logit_bias", "allowed_token_ids", "bad_words")
+    given = (name for name in names if getattr(sampling, name))
+    return next(given, "prompt_logprobs" if sampling.logprobs is None else "logprobs")
 
 
 def answer_logprobs(

@@ -68,21 +68,29 @@ def whole(read: TokenizedHead) -> TokenTree:
 
 
 def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
-    """The branches of a request as trees of at most `most` tokens. What is longer is the lead of a
-    tree without tokens.
+    """The branches of a request as trees of at most `most` tokens. A stem that is longer leads a
+    tree of its labels, so it is read once; of a longer label all is the lead.
     """
     tree = TokenTree()
     for number, branch in enumerate(read.branches):
+        labels = TokenTree(branch.stem)
         for place in branch.trie.parting:
             path = [*branch.stem, *place]
-            if len(path) > most:
+            if len(path) <= most:
+                if len(tree) + tree.new_tokens(path) > most:
+                    yield tree
+                    tree = TokenTree()
+                tree.want(number, place, path)
+            elif len(place) <= most:
+                if len(labels) + labels.new_tokens(place) > most:
+                    yield labels
+                    labels = TokenTree(branch.stem)
+                labels.want(number, place, place)
+            else:
                 alone = TokenTree(path)
                 alone.want(number, place, ())
                 yield alone
-                continue
-            if len(tree) + tree.new_tokens(path) > most:
-                yield tree
-                tree = TokenTree()
-            tree.want(number, place, path)
+        if labels.wants:
+            yield labels
     if tree.wants:
         yield tree

@@ -41,7 +41,7 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
         body = replace(body, input=[*earlier, *given])
     if remote or body.background:  # a foreground answer of this process checks it itself
         request = within_limits(body.request(), exchange.limits)
-        check_before_load(request.sampling, request.n)
+        check_before_load(request)
     exchange.answer_id = uuid4().hex
     about = exchange.about("", target)
     turn = Turn(

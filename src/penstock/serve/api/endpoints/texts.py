@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
 
 from starlette.responses import Response
 
@@ -41,6 +42,11 @@ from penstock.types import (
     Usage,
 )
 
+R = TypeVar("R")
+T = TypeVar("T")
+_AT_ONCE = 64
+"""Requests to the engine of one request with a list."""
+
 
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
     """Embed texts, one vector each."""
@@ -70,13 +76,36 @@ async def systemone(exchange: Exchange, body: SystemOneBody) -> Response:
 
 
 async def _decided(exchange: Exchange, target: Target, request: DecideRequest) -> Decisions:
-    if target.adapter is not None:
-        raise UnsupportedError("decisions are of the bare model, not of an adapter", param="model")
-    check_questions(request.questions)
-    check_texts(_asked(request), exchange.limits, "input")
+    _check_asked(exchange, target, [request])
     result = await exchange.wait(target.handle.decide(request))
     exchange.usage = result.usage
     return result
+
+
+def _check_asked(exchange: Exchange, target: Target, requests: Sequence[DecideRequest]) -> None:
+    if target.adapter is not None:
+        raise UnsupportedError("decisions are of the bare model, not of an adapter", param="model")
+    check_questions(requests[0].questions)
+    for request in requests:
+        check_texts(_asked(request), exchange.limits, "input")
+
+
+async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[T]:
+    """The answers to the requests, in their order. Only some are asked at a time, so that a long
+    list leaves room in the queue; where one fails, the others end.
+    """
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(request: R) -> T:
+        async with slots:
+            return await ask(request)
+
+    asked = [asyncio.ensure_future(one(request)) for request in requests]
+    try:
+        return await asyncio.gather(*asked)
+    finally:
+        for task in asked:
+            task.cancel()
 
 
 def _asked(request: DecideRequest) -> Iterator[str]:
@@ -96,7 +125,7 @@ async def score(exchange: Exchange, body: ScoreBody) -> Response:
     requests = body.requests(request_id=exchange.answer_id)
     texts = (text for one in requests for text in (one.query, *one.documents))
     check_texts(texts, exchange.limits, "text_2")
-    results = await exchange.wait(asyncio.gather(*map(target.handle.score, requests)))
+    results = await exchange.wait(each(target.handle.score, requests))
     exchange.usage = Usage(sum(result.usage.prompt_tokens for result in results))
     return exchange.json(score_list(results, **exchange.about("score-", target)))
 
@@ -118,8 +147,8 @@ async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
     target = await exchange.target(body.model)
     if body.labels is not None:
         requests = body.decisions(request_id=exchange.answer_id)
-        results = [_decided(exchange, target, one) for one in requests]
-        classes = classes_of(await asyncio.gather(*results))
+        _check_asked(exchange, target, requests)
+        classes = classes_of(await exchange.wait(each(target.handle.decide, requests)))
         exchange.usage = classes.usage
         return exchange.json(class_list(classes, **exchange.about("classify-", target)))
     request = body.request(request_id=exchange.answer_id)
