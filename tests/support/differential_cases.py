@@ -37,7 +37,7 @@ SAMPLING: dict[str, list[Any]] = {
     "min_p": [0, 0.1, 1, 1.1, -0.1, *NUMBER],
     "seed": [0, 7, -1, 2**40, 2**64, 1.5, *NUMBER],
     "n": [1, 2, 0, -1, 1.5, *NUMBER],
-    "max_tokens": [1, 3, 0, -1, 4000, 1.5, *NUMBER],
+    "max_tokens": [1, 3, 0, -1, 4000, 5000, 1.5, *NUMBER],
     "min_tokens": [0, 4, 9, -1, *NUMBER],
     "stop": [[], "e", ["e", "a"], "", [""], ["never said"], 5, [5], None],
     "stop_token_ids": [[], [5, 300], [-1], [10**6], ["a"], 5, None],

@@ -91,6 +91,11 @@ STATUS: dict[str, tuple[int, int, Callable[[Asked], bool]]] = {
         400,
         lambda asked: asked.get("max_tokens") == 0 and "prompt_logprobs" in asked,
     ),
+    "`max_tokens` beyond the context is cut to what is left of it; vLLM refuses it.": (
+        200,
+        400,
+        lambda asked: asked.get("max_tokens") == 5000,
+    ),
     "`continue_final_message` needs nothing beside it; vLLM wants"
     " `add_generation_prompt: false`.": (
         200,
