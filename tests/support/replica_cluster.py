@@ -77,6 +77,7 @@ class Cluster:
 
     async def close(self) -> None:
         await self.client.aclose()
+        await self.app.ingress.drain(0)
         await self.model.stop()
         for server in self.servers.values():
             await server.stop()
