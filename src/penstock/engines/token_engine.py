@@ -19,7 +19,7 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.decisions.answers import decisions
 from penstock.engines.decisions.checks import check_questions
-from penstock.engines.decisions.prompts import Asked, asked
+from penstock.engines.decisions.prompts import RequestTexts, asked
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.sampling import (
     check_sampling,
@@ -182,7 +182,7 @@ class TokenEngine(LLMEngine):
         return await super().answer(task, request)
 
     async def label_shares(
-        self, texts: Asked, request: DecideRequest
+        self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
         """The probabilities of each branch's labels. Raises `RequestError`."""
         raise self._unsupported("decide")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.tokens import Encode, tokenized
 from penstock.engines.decisions.trie import Path, Shares, shares
 from penstock.engines.tasks import Tasks, generated
@@ -21,7 +21,7 @@ MOST_IDS = 128
 
 
 async def generated_shares(
-    model: Tasks, texts: Asked, request: DecideRequest, encode: Encode
+    model: Tasks, texts: RequestTexts, request: DecideRequest, encode: Encode
 ) -> tuple[list[Shares], Usage]:
     """The shares of each branch's labels. `model` honours `logprob_token_ids`."""
     read = tokenized(texts, request.questions, encode)

@@ -35,7 +35,7 @@ class Branch(Struct, frozen=True, array_like=True):
     labels: tuple[str, ...]
 
 
-class Asked(Struct, frozen=True):
+class RequestTexts(Struct, frozen=True):
     """A request as texts. `special_tokens`: the tokenizer must add its own (such as one that begins
     a text) to the head; a chat template has written them already.
     """
@@ -49,7 +49,7 @@ Render = Callable[[list[Message], bool], str]
 """Makes a conversation a prompt. If the flag is true, the prompt continues the last message."""
 
 
-def asked(request: DecideRequest, render: Render | None) -> Asked:
+def asked(request: DecideRequest, render: Render | None) -> RequestTexts:
     """The texts of a request; `render` None: the model holds no conversations. Raises
     `RequestError`.
 
@@ -74,7 +74,7 @@ def _is_begun(request: DecideRequest) -> bool:
     return begun and not any(question.instructions.strip() for question in request.questions)
 
 
-def _placed(prompt: str, request: DecideRequest, plain: bool) -> Asked:
+def _placed(prompt: str, request: DecideRequest, plain: bool) -> RequestTexts:
     """`prompt`, taken apart at the place of the questions. `plain`: a text, no conversation."""
     head, found, tail = prompt.rpartition(_PLACE)
     if not found or _PLACE in head:
@@ -91,7 +91,7 @@ def _placed(prompt: str, request: DecideRequest, plain: bool) -> Asked:
         for number, question in enumerate(request.questions)
         for text, labels in _texts(question)
     ]
-    return Asked(head, branches, plain)
+    return RequestTexts(head, branches, plain)
 
 
 def _with_place(given: str | list[Message]) -> list[Message]:

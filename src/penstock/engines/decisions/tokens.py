@@ -8,7 +8,7 @@ from itertools import chain, takewhile
 from msgspec import Struct
 
 from penstock.engines.decisions.checks import named, no_tokens
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Path, Trie
 from penstock.errors import RequestError
 from penstock.types import Question
@@ -62,7 +62,7 @@ class TextIds:
             self._known.pop((text, special_tokens), None)
 
 
-def tokenized(asked: Asked, questions: Sequence[Question], encode: Encode) -> TokenizedHead:
+def tokenized(asked: RequestTexts, questions: Sequence[Question], encode: Encode) -> TokenizedHead:
     """The ids of a request's texts. Raises `RequestError` for a label without tokens, and for two
     that the model reads alike.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
@@ -150,7 +150,7 @@ class OpenVINOEngine(WorkerEngine):
                 yield batch
 
     async def label_shares(
-        self, texts: Asked, request: DecideRequest
+        self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
         if request.adapter is not None:
             raise UnsupportedError(

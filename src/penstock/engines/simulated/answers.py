@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.tokens import tokenized
 from penstock.engines.decisions.trie import Shares, shares
 from penstock.engines.sampling import check_id_range
@@ -115,7 +115,9 @@ def scores(request: RerankRequest) -> Scores:
     return Scores(shares, Usage(sum(len(document.encode()) for document in request.documents)))
 
 
-def label_shares(texts: Asked, request: DecideRequest, seed: int) -> tuple[list[Shares], Usage]:
+def label_shares(
+    texts: RequestTexts, request: DecideRequest, seed: int
+) -> tuple[list[Shares], Usage]:
     """Probabilities drawn from the text before each place. A token's is as large as that of one in
     all bytes, in the mean.
     """

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import PLAIN, ChatTemplate
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens, shown_prompt
@@ -261,7 +261,7 @@ class SimulatedEngine(TokenEngine):
         return await super().answer(task, request)
 
     async def label_shares(
-        self, texts: Asked, request: DecideRequest
+        self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
         await self.check_health()
         return label_shares(texts, request, self.options.seed)

@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.engines import model_files
 from penstock.engines.decisions.generated import generated_shares
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, prompt_sampling, with_seed
@@ -220,7 +220,7 @@ class VLLMEngine(TokenEngine):
         return await self._ask(lambda running: running.answer(task, request))
 
     async def label_shares(
-        self, texts: Asked, request: DecideRequest
+        self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
         tokenizer = self._alive().prompts.tokenizer
 

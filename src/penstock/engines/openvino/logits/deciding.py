@@ -15,7 +15,7 @@ from itertools import islice
 import msgspec
 import numpy as np
 
-from penstock.engines.decisions.prompts import Asked
+from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenized
 from penstock.engines.decisions.trie import Path, shares
 from penstock.engines.openvino.logits.biased import Row
@@ -61,13 +61,12 @@ class Deciding:
         """Tokenize what has arrived, all inputs in one call. Returns what is refused."""
         arrived, self._arrived = self._arrived, []
         refused: list[Reply | Failed] = []
-        asked: list[tuple[int, Asked, list[Question]]] = []
+        asked: list[tuple[int, RequestTexts, list[Question]]] = []
         for call in arrived:
             try:
-                texts, questions = call.args
-                asked.append(
-                    (call.id, msgspec.convert(texts, Asked), msgspec.convert(questions, _QUESTIONS))
-                )
+                given, questions = call.args
+                texts = msgspec.convert(given, RequestTexts)
+                asked.append((call.id, texts, msgspec.convert(questions, _QUESTIONS)))
             except Exception as error:
                 refused.append(_failed(call.id, error))
         heads = {
@@ -86,7 +85,7 @@ class Deciding:
             self._ids.forget(each, special)
         return refused
 
-    def _tokenized(self, texts: Asked, questions: list[Question]) -> TokenizedHead:
+    def _tokenized(self, texts: RequestTexts, questions: list[Question]) -> TokenizedHead:
         read = tokenized(texts, questions, self._ids)
         self._tokenizer.check_uncut(read.ids, "input", "input")
         longest = max(
