@@ -3,7 +3,7 @@ import json
 import pytest
 
 from penstock.batch.decisions.questions import (
-    Deciding,
+    RowQuestions,
     deciding,
     labelled,
     option_names,
@@ -48,7 +48,7 @@ def test_json_lists_and_structures_are_the_same(tmp_path):
     path = tmp_path / "questions.json"
     given = [{"name": "urgent", "instructions": "Urgent? 🙂"}]
     path.write_text(json.dumps(given))
-    expected = Deciding((PredicateQuestion("Urgent? 🙂", "urgent"),))
+    expected = RowQuestions((PredicateQuestion("Urgent? 🙂", "urgent"),))
     for each in (path, given, {"questions": given}, [PredicateQuestion("Urgent? 🙂", "urgent")]):
         assert read(each) == expected
 

@@ -43,7 +43,7 @@ _KINDS: dict[str, Any] = {
 _TRUTHS = {"yes": "true", "no": "false", "1": "true", "0": "false"}
 
 
-class Deciding(Struct, frozen=True):
+class RowQuestions(Struct, frozen=True):
     """What a job asks of each row. With a `threshold`, rows stay in the output whose question
     `filter` is true with at least this probability.
     """
@@ -73,7 +73,7 @@ def deciding(
     keep: str | None,
     threshold: float | None,
     model: str,
-) -> Deciding | None:
+) -> RowQuestions | None:
     """The questions of a job's options of these names, None where there are none.
 
     `decide` is a path of YAML or JSON, a mapping with its keys (`questions`, `calibration`), or a
@@ -86,7 +86,7 @@ def deciding(
     content, folder = _content(decide)
     questions = _questions(content, choices, keep)
     calibration = content.get("calibration")
-    return Deciding(
+    return RowQuestions(
         questions,
         None if calibration is None else read_calibration(calibration, folder, questions, model),
         None if keep is None else 0.5 if threshold is None else float(threshold),
@@ -225,7 +225,7 @@ def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:
             decide = []
     if decide is None:
         return {}, folder
-    if isinstance(decide, Deciding):
+    if isinstance(decide, RowQuestions):
         return {"questions": decide.questions, "calibration": decide.calibration}, folder
     if isinstance(decide, list | tuple):
         return {"questions": decide}, folder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.decisions.questions import Deciding
+from penstock.batch.decisions.questions import RowQuestions
 from penstock.batch.pipeline.configs import (
     COSTS_ONLY,
     EngineProcessorConfig,
@@ -40,7 +40,7 @@ def job_identity(
     sampling: Sampling,
     form: RowForm,
     output: Output | Literal["-"] | None,
-    deciding: Deciding | None,
+    deciding: RowQuestions | None,
 ) -> dict[str, Any]:
     """All that decides what the output will be, in plain values."""
     data = source.fingerprint or {"input": source.name}

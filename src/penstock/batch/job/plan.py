@@ -18,7 +18,7 @@ import msgspec
 
 from penstock import lazy
 from penstock.batch import structured
-from penstock.batch.decisions.questions import Deciding, deciding
+from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -148,7 +148,7 @@ def _plan(
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
-    asked: Deciding | None,
+    asked: RowQuestions | None,
 ) -> Plan:
     if isinstance(output, Output):
         for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
@@ -222,7 +222,7 @@ def _engine_rows(
     output: Output | Literal["-"] | None,
     schema: structured.Schema | None,
     sampling: Sampling,
-    asked: Deciding | None,
+    asked: RowQuestions | None,
 ) -> tuple[EngineForm, str | None]:
     """The form of rows that ask the engine, and the one adapter of all of them."""
     if (
@@ -272,7 +272,7 @@ def _engine_rows(
     return form, constant
 
 
-def _deciding(job: Job, engines: Sequence[LLMEngine]) -> Deciding | None:
+def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
     cascade = len(engines) == 2
     if not cascade:

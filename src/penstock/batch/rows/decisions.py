@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from penstock.batch.decisions.questions import FILTER, Deciding, option_names
+from penstock.batch.decisions.questions import FILTER, RowQuestions, option_names
 from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
@@ -41,7 +41,7 @@ class ColumnDecisions(ColumnRequests):
     kind = "decisions"
 
     def __init__(
-        self, deciding: Deciding, *, cascade: bool = False, prefix: str = "", **options: Any
+        self, deciding: RowQuestions, *, cascade: bool = False, prefix: str = "", **options: Any
     ) -> None:
         super().__init__(**options)
         self._own = ("model", *DECISION_COLUMNS) if cascade else DECISION_COLUMNS
