@@ -225,8 +225,6 @@ def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:
             decide = []
     if decide is None:
         return {}, folder
-    if isinstance(decide, RowQuestions):
-        return {"questions": decide.questions, "calibration": decide.calibration}, folder
     if isinstance(decide, list | tuple):
         return {"questions": decide}, folder
     if not isinstance(decide, Mapping):
