@@ -25,7 +25,7 @@ def check_questions(questions: Sequence[Question]) -> None:
     names: set[str] = set()
     for number, question in enumerate(questions):
         if question.name and question.name in names:
-            raise _bad(number, question, "has the name of an earlier one")
+            raise bad_question(number, question, "has the name of an earlier one")
         names.add(question.name)
         _check_options(number, question)
 
@@ -54,41 +54,43 @@ def named(number: int, question: Question) -> str:
     return f"questions[{number}]" + (f" ('{question.name}')" if question.name else "")
 
 
-def no_tokens(number: int, question: Question, label: str) -> RequestError:
-    """The refusal of a label that no token of the model stands for."""
-    return _bad(number, question, f"has the option {label!r}, of which the model has no token")
+def bad_question(number: int, question: Question, why: str) -> RequestError:
+    """The refusal of a question."""
+    return RequestError(f"{named(number, question)} {why}", param=f"questions[{number}]")
 
 
 def _check_options(number: int, question: Question) -> None:
     options = options_of(question)
     if len(options) < 2:
-        raise _bad(number, question, f"has {'one option' if options else 'no options'}: it needs 2")
+        raise bad_question(
+            number, question, f"has {'one option' if options else 'no options'}: it needs 2"
+        )
     if len(options) > MOST_OPTIONS:
-        raise _bad(number, question, f"has {len(options)} options, more than {MOST_OPTIONS}")
+        raise bad_question(
+            number, question, f"has {len(options)} options, more than {MOST_OPTIONS}"
+        )
     seen: set[str] = set()
     for option in options:
         if not option.label.strip():
-            raise _bad(number, question, "has an option with an empty label")
+            raise bad_question(number, question, "has an option with an empty label")
         if option.label in seen:
-            raise _bad(number, question, f"has the option {option.label!r} twice")
+            raise bad_question(number, question, f"has the option {option.label!r} twice")
         seen.add(option.label)
         if isinstance(option.value, int | float) and not _fits(option.value):
-            raise _bad(
+            raise bad_question(
                 number, question, f"has the option {option.label!r}, whose value is out of range"
             )
     if isinstance(question, ScoreQuestion):
         for level in options:
             if level.value is not None and type(level.value) not in (int, float):
-                raise _bad(number, question, f"has the level {level.label!r}, which is no number")
+                raise bad_question(
+                    number, question, f"has the level {level.label!r}, which is no number"
+                )
     several = isinstance(question, ChoiceQuestion) and question.several
     if several and not question.instructions.strip():
-        raise _bad(number, question, "has no instructions, which a choice of several needs")
+        raise bad_question(number, question, "has no instructions, which a choice of several needs")
 
 
 def _fits(value: int | float) -> bool:
     """Whether a column of 64 bits holds the number."""
     return -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
-
-
-def _bad(number: int, question: Question, why: str) -> RequestError:
-    return RequestError(f"{named(number, question)} {why}", param=f"questions[{number}]")

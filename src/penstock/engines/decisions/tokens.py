@@ -7,7 +7,7 @@ from itertools import chain, takewhile
 
 from msgspec import Struct
 
-from penstock.engines.decisions.checks import named, no_tokens
+from penstock.engines.decisions.checks import bad_question
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Path, Trie
 from penstock.errors import RequestError
@@ -83,12 +83,11 @@ def tokenized(asked: RequestTexts, questions: Sequence[Question], encode: Encode
         paths = [tuple(ids[branch.text + label]) for label in branch.labels]
         for label, path in zip(branch.labels, paths, strict=True):
             if not path or list(path) == bare:
-                raise no_tokens(branch.number, question, label)
+                why = f"has the option {label!r}, of which the model has no token"
+                raise bad_question(branch.number, question, why)
         if len(set(paths)) < len(paths):
-            raise RequestError(
-                f"{named(branch.number, question)} has two options that the model reads alike",
-                param=f"questions[{branch.number}]",
-            )
+            why = "has two options that the model reads alike"
+            raise bad_question(branch.number, question, why)
         shared = _shared([tuple(bare), *paths])
         branches.append(TokenBranch(list(paths[0][:shared]), Trie([p[shared:] for p in paths])))
     if not head and any(not branch.stem for branch in branches):
