@@ -18,8 +18,7 @@ import numpy as np
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenized
 from penstock.engines.decisions.trie import Path, shares
-from penstock.engines.openvino.logits.biased import Row
-from penstock.engines.openvino.logits.model import LogitModel, Reading
+from penstock.engines.openvino.logits.model import LogitModel, Reading, log_softmax
 from penstock.engines.openvino.logits.scoring import Logits
 from penstock.engines.openvino.logits.token_forest import TokenTree, Want, groups, whole
 from penstock.engines.openvino.options import reason_of
@@ -174,12 +173,13 @@ class _Pending:
         head = reading.mark()
         for tree in groups(self.read, model.chunk if model.takes_trees else 0):
             yield from _in_chunks(reading, tree.lead, model.chunk)
-            if -1 in tree.wants and reading.after is not None:
-                wanted = self.wanted(tree)[-1]
-                self.take(tree, {-1: _logprobs(reading.after, wanted)})
+            wanted = self.wanted(tree)
+            at_once = wanted.pop(-1, None)
+            if at_once is not None and reading.after is not None:
+                logprobs = log_softmax(reading.after.astype(np.float64))
+                self.take(tree, {-1: logprobs[at_once].tolist()})
             if tree.ids:
-                wanted_each = {at: ids for at, ids in self.wanted(tree).items() if at >= 0}
-                self.take(tree, reading.tree(tree.ids, tree.parents, wanted_each))
+                self.take(tree, reading.tree(tree.ids, tree.parents, wanted))
                 yield
             reading.back(head)
 
@@ -233,13 +233,6 @@ def _in_chunks(reading: Reading, ids: list[int], size: int) -> Iterator[None]:
     for start in range(0, len(ids), size):
         reading.add(ids[start : start + size], silent=True)
         yield
-
-
-def _logprobs(logits: Row, tokens: list[int]) -> list[float]:
-    wide = logits.astype(np.float64)
-    largest = wide.max()
-    total = largest + np.log(np.exp(wide - largest).sum())
-    return [float(wide[token] - total) for token in tokens]
 
 
 def _failed(number: int, error: Exception) -> Failed:
