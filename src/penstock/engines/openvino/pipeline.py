@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -250,16 +250,13 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, none added. Raises `ContextLengthError` for a text that would be cut."""
-        token_ids = self.encode([text], special_tokens=False)[0]
-        self.check_uncut(token_ids, "text", "prompt")
-        return token_ids
+        return self.encoded(text, special_tokens=False, names=False).ids
 
     def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         """As `tokenize`, with special tokens and each token's own text if they are wanted."""
         (token_ids,) = self.encode([text], special_tokens)
         self.check_uncut(token_ids, "text", "prompt")
-        each = [[one] for one in token_ids]
-        return Tokens(token_ids, self.decode(each, skip_special_tokens=False) if names else None)
+        return Tokens(token_ids, self.token_texts(token_ids) if names else None)
 
     def detokenize(self, token_ids: list[int]) -> str:
         check_id_range(token_ids, self.vocabulary, "tokens")
@@ -306,6 +303,10 @@ class Tokenizer:
         return [
             "".join(found) for found in zip(*(self.decode(p, False) for p in parts), strict=True)
         ]
+
+    def token_texts(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token by itself."""
+        return self.decode([[one] for one in ids], skip_special_tokens=False)
 
     def shown(self, ids: list[int], marks: tuple[str, ...]) -> list[int]:
         """The tokens without the special ones that belong to none of `marks`, if there are any."""

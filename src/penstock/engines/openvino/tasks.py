@@ -79,7 +79,7 @@ class Task:
         self._tokenizer = genai.Tokenizer(path)
         plain = Tokenizer(self._tokenizer)
         self.detokenize, self.special_tokens = plain.detokenize, plain.special_tokens
-        self._decode = plain.decode
+        self._token_texts = plain.token_texts
         self._start()
 
     def _start(self) -> None:
@@ -101,16 +101,14 @@ class Task:
         return {}
 
     def tokenize(self, text: str) -> list[int]:
-        encoded = self._tokenizer.encode([text], add_special_tokens=False, max_length=_NO_LIMIT)
-        return list(map(int, encoded.input_ids.data[0]))
+        return self.encoded(text, special_tokens=False, names=False).ids
 
     def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         given = self._tokenizer.encode(
             [text], add_special_tokens=special_tokens, max_length=_NO_LIMIT
         )
         ids = list(map(int, given.input_ids.data[0]))
-        each = [[one] for one in ids]
-        return Tokens(ids, self._decode(each, skip_special_tokens=False) if names else None)
+        return Tokens(ids, self._token_texts(ids) if names else None)
 
     def add_adapter(self, *_: str) -> None:
         raise self._unsupported("LoRA adapters")

@@ -257,7 +257,7 @@ def answer_logprobs(
     if scored is not None:
         return _named(scored.answer[start:], tokenizer)
     ids = request.ids[start:]
-    names = tokenizer.decode([[i] for i in ids], skip_special_tokens=False)
+    names = tokenizer.token_texts(ids)
     return tuple(
         TokenLogprob(
             name,
@@ -277,7 +277,7 @@ def prompt_logprobs(scored: Scored | None, tokenizer: Tokenizer) -> tuple[TokenL
     if scored is None or scored.request.sampling.prompt_logprobs is None:
         return None
     first = scored.ids[0]
-    (name,) = tokenizer.decode([[first]], skip_special_tokens=False)
+    (name,) = tokenizer.token_texts([first])
     begin = TokenLogprob(name, None, id=first, raw=tokenizer.raw.get(first))
     return (begin, *_named(scored.prompt, tokenizer))
 
@@ -285,8 +285,7 @@ def prompt_logprobs(scored: Scored | None, tokenizer: Tokenizer) -> tuple[TokenL
 def _named(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
     """The scores with the texts of their tokens, from one call of the detokenizer."""
     ids = {token for score in scores for token in (score.token, *(i for i, _ in score.top))}
-    texts = tokenizer.decode([[i] for i in ids], skip_special_tokens=False)
-    names = dict(zip(ids, texts, strict=True))
+    names = dict(zip(ids, tokenizer.token_texts(ids), strict=True))
     return tuple(
         TokenLogprob(
             names[score.token],
