@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name, labelled, questions_of
+from penstock.batch.decisions.questions import as_name, check_column, labelled, questions_of
 from penstock.batch.job.job import Job
 from penstock.errors import ConfigError, InputError, OutputError, nearest
 from penstock.parsing import read_file
@@ -163,7 +163,7 @@ async def aevaluate(
         marks = [_follows(wanted, row[f"{_PREFIX}response"]) for row in asked]
     else:
         assert expected is not None
-        _check_columns(asked, [expected])
+        check_column(asked, expected, _PREFIX, "expected")
         marks = [
             row.get(expected) is not None
             and (
@@ -228,18 +228,6 @@ def _is_likeliest(question: Question, row: Mapping[str, Any], expected: Any) -> 
 
 def _is_text(answer: str | None, expected: Any) -> bool:
     return answer is not None and answer.strip() == as_name(expected).strip()
-
-
-def _check_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    names = (name for row in rows for name in row)
-    known = dict.fromkeys(name for name in names if not name.startswith(_PREFIX))
-    for column in columns:
-        if column not in known:
-            raise ConfigError(
-                f"the data has no column '{column}'",
-                field="expected",
-                hint=nearest(column, known),
-            )
 
 
 def _follows(schema: structured.Schema, answer: str | None) -> bool:

@@ -22,7 +22,7 @@ from penstock.batch.decisions.calibration import (
     fitted,
     reliability,
 )
-from penstock.batch.decisions.questions import labelled, option_names, questions_of
+from penstock.batch.decisions.questions import check_column, labelled, option_names, questions_of
 from penstock.batch.job.job import Job
 from penstock.engines.decisions.answers import values_of
 from penstock.engines.registry import engine_for
@@ -197,12 +197,8 @@ def _fit(
     places = {name: place for place, name in enumerate(option_names(question))}
     probabilities: list[list[float]] = []
     right: list[int] = []
-    names = (name for row in rows for name in row)
-    known = dict.fromkeys(name for name in names if not name.startswith(_PREFIX))
-    if rows and column not in known:
-        raise ConfigError(
-            f"the data has no column '{column}'", field="labels", hint=nearest(column, known)
-        )
+    if rows:
+        check_column(rows, column, _PREFIX, "labels")
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
         label = row.get(column)
