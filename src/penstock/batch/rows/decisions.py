@@ -4,7 +4,6 @@ becomes two columns, `name` and `name_probabilities`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +74,7 @@ class ColumnDecisions(ColumnRequests):
                 f"the {engine.name} engine gives no probabilities of options with this model"
             )
 
-    def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
-        return self._ask(engine, row)
-
-    async def _ask(self, engine: LLMEngine, row: Row) -> Outcome:
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         return self.outcome(*await self.decided(engine, row))
 
     async def decided(
