@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from penstock.batch import structured
 from penstock.batch.decisions.questions import as_name, check_column, labelled, questions_of
+from penstock.batch.decisions.thresholds import binomial_at_most
 from penstock.batch.job.job import Job
 from penstock.errors import ConfigError, InputError, OutputError, nearest
 from penstock.parsing import read_file
@@ -109,8 +110,7 @@ def compared(before: Evaluation, after: Evaluation) -> Comparison:
     mean = math.fsum(changes) / rows
     spread = math.sqrt(math.fsum((c - mean) ** 2 for c in changes) / max(rows - 1, 1) / rows)
     better, worse = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
-    tail = sum(math.comb(better + worse, n) for n in range(min(better, worse) + 1))
-    p = min(2 * tail / 2 ** (better + worse), 1.0)
+    p = min(2 * binomial_at_most(min(better, worse), better + worse, 0.5), 1.0)
     return Comparison(rows, better, worse, mean, (mean - _Z * spread, mean + _Z * spread), p)
 
 

@@ -32,13 +32,13 @@ def least_confidence(
     chosen = ALL_TO_LARGE
     for tried in _GRID:
         mistakes = sum(confidence >= tried for confidence in wrong)
-        if _at_most(mistakes, len(confidences), 1 - target) > delta:
+        if binomial_at_most(mistakes, len(confidences), 1 - target) > delta:
             break
         chosen = tried
     return chosen
 
 
-def _at_most(most: int, rows: int, chance: float) -> float:
+def binomial_at_most(most: int, rows: int, chance: float) -> float:
     """The probability that at most so many of `rows` have what each has with this chance."""
     if not 0 < chance < 1:
         return float(chance <= 0 or most >= rows)
