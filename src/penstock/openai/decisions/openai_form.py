@@ -132,13 +132,7 @@ def _messages(items: list[dict[str, Any]]) -> list[Message]:
 
 
 def _as_response_item(item: dict[str, Any]) -> dict[str, Any]:
-    """An item in the words of the Responses API."""
-    match item.get("type"):
-        case "custom_tool_call":
-            arguments = json.dumps({"input": item.get("input")}, ensure_ascii=False)
-            return {**item, "type": "function_call", "arguments": arguments}
-        case "custom_tool_call_output":
-            item = {**item, "type": "function_call_output"}
+    """An item with the parts that the Responses API has."""
     for name in ("content", "output"):
         if isinstance(item.get(name), list):
             item = {**item, name: list(map(_as_text, item[name]))}
