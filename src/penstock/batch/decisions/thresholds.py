@@ -26,9 +26,7 @@ def least_confidence(
     of it, a large model as the judge of a small one, is that of BARGAIN (Zeighami et al., 2025,
     https://arxiv.org/abs/2509.02896).
     """
-    wrong = sorted(
-        (c for c, same in zip(confidences, agree, strict=True) if not same), reverse=True
-    )
+    wrong = [c for c, same in zip(confidences, agree, strict=True) if not same]
     chosen = ALL_TO_LARGE
     for tried in _GRID:
         mistakes = sum(confidence >= tried for confidence in wrong)
