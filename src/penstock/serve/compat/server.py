@@ -8,28 +8,24 @@ operators; then all requests for the model go through it, from whatever ingress 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
+from starlette.types import ASGIApp
 
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, by_kind
+from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.api.ingress import IngressApp
-from penstock.serve.compat.asking import ask, scope_of
+from penstock.serve.compat.asking import answers
 from penstock.serve.compat.downloads import DownloadedAdapters
 from penstock.serve.compat.faced import FacedModel, check_class, overridden
 from penstock.serve.compat.forms import (
-    METHODS,
-    body_of,
-    headers_of,
     is_neutral,
-    multipart,
 )
 from penstock.serve.compat.hosts import Given, Here, Host, hosts, settings_of
 from penstock.serve.models.control import parse_control
@@ -37,8 +33,7 @@ from penstock.serve.models.data_parallel import DPServer as OwnDPServer
 from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import LocalModel, server_class
 from penstock.serve.models.server import LLMServer as OwnServer, make_engine
-from penstock.serve.prefill_decode import DecodeServer, PrefillServer
-from penstock.types import ChatRequest, CompletionRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest
 
 NOT_CALLED = (
     *("_init_multiplex_loader", "_start_engine", "_batch_output_stream"),
@@ -283,7 +278,9 @@ class LLMServer(metaclass=_Awaited):
     ) -> AsyncGenerator[Any, None]:
         if is_neutral(request):
             return self._neutral(engine_method, request)
-        return self._answers(engine_method, request, raw_request_info, batch_output_stream)
+        return answers(
+            self._api, engine_method, request, raw_request_info, hosts(), batch_output_stream
+        )
 
     async def _neutral(self, task: str, request: Any) -> AsyncGenerator[Any, None]:
         server = self._started().server
@@ -297,56 +294,9 @@ class LLMServer(metaclass=_Awaited):
         else:
             yield await server.answer(task, request)
 
-    async def _answers(
-        self, method: str, request: Any, raw: Any, in_lists: bool
-    ) -> AsyncGenerator[Any, None]:
-        from penstock.serve.compat import models  # needs pydantic, so only where it is used
-
+    def _api(self) -> ASGIApp:
         self._started()
-        try:
-            scope, content = self._asked(method, request, raw)
-        except PenstockError as error:
-            yield models.error_answer(error)
-            return
-        answer = await ask(self._app, scope, content)
-        streams = answer.headers.get("content-type", "").startswith("text/event-stream")
-        if answer.status == 200 and streams:
-            async with aclosing(answer.parts()) as parts:
-                async for part in parts:
-                    yield [f"{event}\n\n" for event in part.decode().split("\n\n") if event]
-            return
-        body = await answer.whole()
-        if answer.status != 200:
-            given = json.loads(body)["error"]
-            told = by_kind(given["code"], given["message"], given.get("param"))
-            told.status = answer.status
-            failure = models.error_answer(told)
-            yield [failure] if in_lists and _streams(request) else failure
-        elif answer.headers.get("content-type", "").startswith("application/json"):
-            yield models.RESPONSES[method].model_validate_json(body)
-        else:  # a transcription as text or subtitles
-            yield models.TranscriptionResponse(text=body.decode())
-
-    def _asked(self, method: str, request: Any, raw: Any) -> tuple[dict[str, Any], bytes]:
-        runtime = hosts()
-        file = getattr(request, "file", None)
-        if file is None and isinstance(request, Mapping):
-            file = request.get("file")
-        if method == "transcriptions" and not isinstance(request, Mapping):
-            request = request.model_dump(exclude_unset=True)
-        body = body_of(request)
-        id = body.pop("request_id", None) or (runtime.request_id() if runtime else None)
-        if runtime is not None and (adapter := runtime.adapter()):
-            body["model"] = adapter
-        headers = headers_of(raw, id)
-        if method == "transcriptions":
-            body.pop("file", None)
-            fields = {name: str(value) for name, value in body.items() if value not in (None, "")}
-            kind, content = multipart(fields, _bytes_of(file))
-        else:
-            kind, content = "application/json", msgspec.json.encode(body)
-        headers.append(("content-type", kind))
-        return scope_of(METHODS[method], headers), content
+        return self._app
 
     def _started(self) -> LocalModel:
         if self._host is None or self.engine is None:
@@ -467,65 +417,6 @@ class LLMServer(metaclass=_Awaited):
         return app if runtime is None else runtime.at_root(app)
 
 
-class PDPrefillServer(LLMServer):
-    """The prefill side: computes prompts for a `PDDecodeServer`."""
-
-    own_server_cls = PrefillServer
-
-    async def prewarm_prefill(self, prefill_request: Any) -> dict[str, Any] | None:
-        """Compute one prompt; gives what the decode side would get, None if it fails."""
-        connector = None if self.engine is None else self.engine.connector
-        if connector is None:
-            return None
-        asked = CompletionRequest(
-            body_of(prefill_request).get("prompt") or " ",
-            Sampling(max_tokens=1, temperature=0.0),
-            stream=False,
-            kv_transfer_params=connector.request_params(),
-        )
-        try:
-            deltas = [delta async for delta in await self.completions(asked)]
-        except PenstockError:
-            return None
-        found: dict[str, Any] | None = deltas[-1].kv_transfer_params
-        return found
-
-
-class PDDecodeServer(LLMServer):
-    """The decode side: lets `prefill_server`, the deployment of a `PDPrefillServer`, compute
-    prompts, and the tokens come from its own engine.
-    """
-
-    own_server_cls = DecodeServer
-
-    async def __init__(  # type: ignore[misc]  # as above
-        self,
-        llm_config: LLMConfig,
-        *,
-        prefill_server: Any = None,
-        engine_cls: type | None = None,
-        model_downloader: type | None = None,
-    ) -> None:
-        if prefill_server is not None:
-            self._about = {**self._about, "prefill": prefill_server}
-        if not self._about.get("prefill"):
-            raise ConfigError("the decode side needs a prefill side", field="prefill_server")
-        await super().__init__(llm_config, engine_cls=engine_cls, model_downloader=model_downloader)
-
-    async def _made_host(self) -> Host:
-        host, side = await super()._made_host(), self._about["prefill"]
-        if isinstance(side, LLMServer):  # in this process
-            host.model.server.prefill = side._started()
-        return host
-
-    @classmethod
-    def _own_config(cls, config: LLMConfig) -> LLMConfig:
-        side = msgspec.structs.replace(config, server_cls=PrefillServer, prefill_config=None)
-        return msgspec.structs.replace(
-            config, server_cls=DecodeServer, prefill_config=config.prefill_config or side
-        )
-
-
 class DPServer(LLMServer):
     """A replica is a group of `engine_kwargs.data_parallel_size` ranks, which lives and dies as a
     whole; in Ray each rank is a replica of its own.
@@ -542,21 +433,6 @@ def _config(given: Any) -> LLMConfig:
     if not isinstance(given, Mapping):
         raise ConfigError("must be an LLMConfig, or a mapping of one", field="llm_config")
     return LLMConfig.from_dict(given)
-
-
-def _streams(request: Any) -> bool:
-    given = request.get("stream") if isinstance(request, Mapping) else request.stream
-    return bool(given)
-
-
-def _bytes_of(file: Any) -> bytes:
-    if isinstance(file, (bytes, bytearray)):
-        return bytes(file)
-    file = getattr(file, "file", file)  # an upload of Starlette's
-    if not hasattr(file, "read"):
-        raise RequestError("file is missing", param="file")
-    content: bytes = file.read()
-    return content
 
 
 async def _nothing() -> dict[str, Any]:
