@@ -401,6 +401,19 @@ def test_the_class_alone_needs_no_pydantic():
     modules_added(blocked + "from penstock.serve import LLMServer")
 
 
+class TokenizingEngine(RaysEngine):
+    async def tokenize(self, request, raw_request_info=None):
+        return {"count": 1, "max_model_len": 8, "tokens": [len(request.prompt)]}
+
+
+async def test_an_engine_of_rays_form_has_no_tokenizer_to_describe():
+    one: Any = await LLMServer(config(), engine_cls=TokenizingEngine)
+    assert await one._host.model.tokenize("abc") == [3]
+    with pytest.raises(UnsupportedError, match="tokenizer_info"):
+        await one._host.model.tokenizer_info()
+    await one.stop()
+
+
 class SleepyEngine(RaysEngine):
     made: ClassVar[list[Any]] = []
 
