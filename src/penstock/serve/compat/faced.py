@@ -34,6 +34,7 @@ class FacedModel(ModelHandle):
         self._model = model
         self._server_of = server_of
         self._making: asyncio.Task[Any] | None = None
+        self._own: frozenset[str] = frozenset()
 
     @property
     def server(self) -> OwnServer:
@@ -71,7 +72,7 @@ class FacedModel(ModelHandle):
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         task, face = task_of(request), await self._face()
-        if task in overridden(type(face)):
+        if task in self._own:
             batches = batches_of(
                 asked(face, task, request, self.model_id), request.n, self._shown(face)
             )
@@ -83,14 +84,14 @@ class FacedModel(ModelHandle):
 
     async def answer(self, task: str, request: Any) -> Any:
         face = await self._face()
-        if METHOD_OF.get(task, task) not in overridden(type(face)):
+        if METHOD_OF.get(task, task) not in self._own:
             return await self._model.answer(task, request)
         given = asked(face, task, request, self.model_id)
         return await result_of(task, request, given, self._shown(face))
 
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         face = await self._face()
-        if method not in overridden(type(face)):
+        if method not in self._own:
             return await self._model.control(method, options)
         parse_control(method, options)
         replica = getattr(self._model, "replica_id", REPLICA)
@@ -104,8 +105,13 @@ class FacedModel(ModelHandle):
 
     async def _face(self) -> Any:
         if self._making is None:
-            self._making = asyncio.ensure_future(self._server_of())
+            self._making = asyncio.ensure_future(self._made())
         return await asyncio.shield(self._making)
+
+    async def _made(self) -> Any:
+        face = await self._server_of()
+        self._own = overridden(type(face))
+        return face
 
     def _shown(self, face: Any) -> str:
         return f"{type(face).__name__} of '{self.model_id}'"
