@@ -40,12 +40,12 @@ from penstock.serve.compat.models import (
     TranscriptionRequest,
     to_model_metadata,
 )
+from penstock.serve.config.placement import ingress_options
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle, ModelNames
 
 Factory = Callable[[Any], Callable[[Any], Any]]
 """Takes the FastAPI application, and gives what registers a method on a route."""
-UNLIMITED = 1_000_000
 
 DEFAULT_ENDPOINTS: dict[str, Factory] = {
     "models": lambda app: app.get("/v1/models", response_model=ModelList),
@@ -150,14 +150,8 @@ class OpenAiIngress:
 
     @classmethod
     def get_deployment_options(cls, llm_configs: list[LLMConfig] | None = None) -> dict[str, Any]:
-        """The options of `serve.deployment` for this ingress. It mostly waits for others, and its
-        successor listens before it stops.
-        """
-        return {
-            "max_ongoing_requests": UNLIMITED,
-            "ray_actor_options": {"num_cpus": 0},
-            "max_surge_percent": 100,
-        }
+        """The options of `serve.deployment` for this ingress."""
+        return ingress_options()
 
     # Models
     async def models(self) -> ModelList:
