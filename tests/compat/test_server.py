@@ -11,7 +11,7 @@ pytest.importorskip("pydantic")
 
 from import_time import modules_added
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.serve import LLMConfig, LLMServer
+from penstock.serve import LLMServer
 from penstock.serve.deployment import DPServer, PDDecodeServer, PDPrefillServer, RawRequestInfo
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.openai_api_models import (
@@ -27,19 +27,10 @@ from penstock.serve.openai_api_models import (
     TokenizeCompletionRequest,
 )
 from penstock.types import ChatRequest, Sampling
+from replica_cluster import config
 
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
 CHAT: dict[str, Any] = {"messages": ASK, "max_tokens": 4, "temperature": 0}
-
-
-def config(**fields: Any) -> LLMConfig:
-    return LLMConfig.from_dict(
-        {
-            "model_loading_config": {"model_id": "m", "model_source": "simulated"},
-            "llm_engine": "simulated",
-            **fields,
-        }
-    )
 
 
 @pytest.fixture
