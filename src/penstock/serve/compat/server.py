@@ -79,6 +79,7 @@ class LLMServer(metaclass=_Awaited):
     _host: Host | None = None
     _about: Mapping[str, Any] = {}
     engine: LLMEngine | None = None
+    _app: ASGIApp | None = None
 
     if TYPE_CHECKING:  # what a call gives is awaited before it is an instance
 
@@ -144,18 +145,7 @@ class LLMServer(metaclass=_Awaited):
             model.server.store = DownloadedAdapters(config, self._model_downloader)
         await self._host.start()
         self.engine = model.server.engine
-        names = partial(ModelNames, lora_paths={model.model_id: ""} if self._has_lora() else {})
-        limits = msgspec.structs.replace(settings_of(self._about).limits, max_inflight=None)
-        inner = msgspec.structs.replace(
-            settings_of(self._about),
-            api_keys=frozenset(),
-            store=None,
-            engine_app=None,
-            limits=limits,
-            dev=False,
-        )
-        self._app = IngressApp(IngressState(names({model.model_id: model}), inner))
-        self._outer_names = names
+        self._app = None
 
     async def _made_host(self) -> Host:
         own = self._own_config(self._llm_config)
@@ -178,8 +168,9 @@ class LLMServer(metaclass=_Awaited):
     async def _myself(self) -> LLMServer:
         return self
 
-    def _has_lora(self) -> bool:
-        return self._llm_config.lora_config is not None
+    def _names(self, model: ModelHandle) -> ModelNames:
+        paths = {} if self._llm_config.lora_config is None else {model.model_id: ""}
+        return ModelNames({model.model_id: model}, lora_paths=paths)
 
     async def stop(self) -> None:
         """Take no more requests and free everything."""
@@ -295,7 +286,19 @@ class LLMServer(metaclass=_Awaited):
             yield await server.answer(task, request)
 
     def _api(self) -> ASGIApp:
-        self._started()
+        """The HTTP API of the server's own model, for the caller of its methods."""
+        model = self._started()
+        if self._app is None:
+            settings = settings_of(self._about)
+            inner = msgspec.structs.replace(
+                settings,
+                api_keys=frozenset(),
+                store=None,
+                engine_app=None,
+                limits=msgspec.structs.replace(settings.limits, max_inflight=None),
+                dev=False,
+            )
+            self._app = IngressApp(IngressState(self._names(model), inner))
         return self._app
 
     def _started(self) -> LocalModel:
@@ -409,8 +412,7 @@ class LLMServer(metaclass=_Awaited):
         """The OpenAI-compatible API of this model, as an ASGI application."""
         model = self._started()
         settings = msgspec.structs.replace(settings_of(self._about), store=None)
-        names = self._outer_names({model.model_id: self._outside(model)})
-        return IngressApp(IngressState(names, settings))
+        return IngressApp(IngressState(self._names(self._outside(model)), settings))
 
     async def __serve_build_asgi_app__(self) -> Any:
         app, runtime = await self.build_asgi_app(), hosts()
