@@ -126,9 +126,11 @@ class OpenAiIngress:
         return made.application(models, settings)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        runtime, given = hosts(), self._default_serve_handles
+        given = self._default_serve_handles
         if all(isinstance(one, ModelHandle) for one in given.values()):
             return self.application(given)
+        runtime = hosts()
+        assert runtime is not None  # handles are of a runtime
         configs = {id: await _config_of(given[id], card) for id, card in self._model_cards.items()}
         return runtime.at_root(self.application(await runtime.models(given, configs)))
 
@@ -328,7 +330,7 @@ def make_fastapi_ingress(
     runtime = hosts()
     if runtime is None:
         return made
-    deployable: type = runtime.deployable(made)
+    deployable = runtime.deployable(made)
     deployable.undeployed = made  # type: ignore[attr-defined]
     return deployable
 

@@ -151,7 +151,7 @@ class LLMServer(metaclass=_Awaited):
         own = self._own_config(self._llm_config)
         engine = make_engine(own, self._engine_cls) if self._engine_cls is not None else None
         if (runtime := hosts()) is not None:
-            host: Host | None = await runtime.replica(own, engine, self._outside, self._about)
+            host = await runtime.replica(own, engine, self._outside, self._about)
             if host is not None:
                 return host
         return Here(own, engine)
@@ -195,8 +195,7 @@ class LLMServer(metaclass=_Awaited):
         own, runtime = server_class(cls._own_config(config)), hosts()
         if runtime is None:
             return own.get_deployment_options(config)
-        options: dict[str, Any] = runtime.options(own, config)
-        return options
+        return runtime.options(own, config)
 
     # Requests
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
