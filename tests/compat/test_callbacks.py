@@ -105,6 +105,11 @@ def test_files_are_copied(tmp_path):
     assert copy.read_text() == "hello"
 
 
+@pytest.mark.parametrize("scheme", ["azure", "abfss", "s3", "gs", "pyarrow-s3"])
+def test_rays_kinds_of_url_are_known(scheme):
+    CloudDownloader(llm_config=None, paths=[(f"{scheme}://bucket/a.txt", "a.txt")])
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [({}, "paths"), ({"paths": [("nope://a", "b")]}, "URL"), ({"paths": ["a"]}, "pairs")],

@@ -19,19 +19,10 @@ pytest.importorskip("fastapi")
 from penstock.serve.compat import ingress as ingress_module
 from penstock.serve.ingress import OpenAiIngress, make_fastapi_ingress
 from penstock.serve.openai_api_models import ModelList, OpenAIHTTPException, to_model_metadata
+from replica_cluster import config
 
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
 CHAT: dict[str, Any] = {"messages": ASK, "max_tokens": 4, "temperature": 0}
-
-
-def config(**fields: Any) -> LLMConfig:
-    return LLMConfig.from_dict(
-        {
-            "model_loading_config": {"model_id": "m", "model_source": "simulated"},
-            "llm_engine": "simulated",
-            **fields,
-        }
-    )
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +13,7 @@ pytest.importorskip("pydantic")
 
 from import_time import modules_added
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.serve import LLMConfig, LLMServer
+from penstock.serve import LLMServer
 from penstock.serve.deployment import DPServer, PDDecodeServer, PDPrefillServer, RawRequestInfo
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.openai_api_models import (
@@ -27,19 +29,10 @@ from penstock.serve.openai_api_models import (
     TokenizeCompletionRequest,
 )
 from penstock.types import ChatRequest, Sampling
+from replica_cluster import config
 
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
 CHAT: dict[str, Any] = {"messages": ASK, "max_tokens": 4, "temperature": 0}
-
-
-def config(**fields: Any) -> LLMConfig:
-    return LLMConfig.from_dict(
-        {
-            "model_loading_config": {"model_id": "m", "model_source": "simulated"},
-            "llm_engine": "simulated",
-            **fields,
-        }
-    )
 
 
 @pytest.fixture
@@ -390,15 +383,54 @@ def test_options_of_a_deployment():
     assert options["placement_group_bundles"] == [{"CPU": 2.0}]
 
 
+SERVED = """
+import asyncio, sys
+import penstock.cli.serve
+from penstock.llm_config import LLMConfig
+from penstock.serve.api.ingress import made_ingress
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.local import build_local_handles
+
+async def main():
+    loading = {"model_id": "m", "model_source": "simulated"}
+    one = LLMConfig(model_loading_config=loading, llm_engine="simulated")
+    models = build_local_handles([one])
+    made_ingress({}, models, [one], settings=HttpSettings(dev=True))
+    await models["m"].start()
+    assert await models["m"].tokenize("a")
+    await models["m"].stop(0.0)
+
+asyncio.run(main())
+print(*sys.modules)
+"""
+
+
 def test_who_does_not_use_it_loads_none_of_it():
-    started = "import penstock.cli, penstock.serve.api.ingress, penstock.serve.models.local"
-    added = modules_added(started)
-    assert not any(name.startswith(("penstock.serve.compat", "pydantic")) for name in added)
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED], capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert "penstock.serve.models.local" in loaded
+    faces = ("penstock.serve.compat", "penstock.compat", "penstock.ray", "pydantic", "fastapi")
+    assert [name for name in loaded if name.startswith(faces)] == []
 
 
 def test_the_class_alone_needs_no_pydantic():
     blocked = "import sys; sys.modules['pydantic'] = None; "
     modules_added(blocked + "from penstock.serve import LLMServer")
+
+
+class TokenizingEngine(RaysEngine):
+    async def tokenize(self, request, raw_request_info=None):
+        return {"count": 1, "max_model_len": 8, "tokens": [len(request.prompt)]}
+
+
+async def test_an_engine_of_rays_form_has_no_tokenizer_to_describe():
+    one: Any = await LLMServer(config(), engine_cls=TokenizingEngine)
+    assert await one._host.model.tokenize("abc") == [3]
+    with pytest.raises(UnsupportedError, match="tokenizer_info"):
+        await one._host.model.tokenizer_info()
+    await one.stop()
 
 
 class SleepyEngine(RaysEngine):

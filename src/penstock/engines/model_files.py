@@ -128,7 +128,7 @@ def file_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL or a local path, and the path on it."""
     import fsspec  # imported only for files elsewhere
 
-    fs, path = fsspec.core.url_to_fs(os.path.expanduser(_of_fsspec(url)))
+    fs, path = fsspec.core.url_to_fs(os.path.expanduser(fsspec_url(url)))
     fs.invalidate_cache()  # fsspec's cached listing would hide a change
     return fs, path
 
@@ -142,7 +142,7 @@ def check_url(url: str, field: str, what: str) -> None:
     """Raise `ConfigError` for an unknown kind of URL, `MissingExtraError` where its package is
     missing. A path is no URL.
     """
-    scheme, separator, _ = _of_fsspec(url).partition("://")
+    scheme, separator, _ = fsspec_url(url).partition("://")
     if not separator:
         return
     from fsspec.registry import get_filesystem_class, known_implementations, registry
@@ -248,8 +248,8 @@ def _copy(fs: Any, root: str, files: dict[str, Any], folder: Path) -> None:
     fs.get(list(files), [str(copy) for copy in copies])
 
 
-def _of_fsspec(url: str) -> str:
-    """Ray's `azure://`, `abfss://` and `pyarrow-s3://` have other names there."""
+def fsspec_url(url: str) -> str:
+    """A URL as fsspec has it: Ray's `azure://`, `abfss://` and `pyarrow-s3://` have other names."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url

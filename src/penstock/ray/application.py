@@ -23,7 +23,12 @@ from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress, ingress_class
 from penstock.serve.compat.server import LLMServer
-from penstock.serve.config.placement import deployment_options, joined_environments
+from penstock.serve.config.placement import (
+    UNLIMITED,
+    deployment_options,
+    ingress_options,
+    joined_environments,
+)
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard
@@ -31,8 +36,6 @@ from penstock.serve.models.server import LLMServer as OwnServer
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 _log = logging.getLogger(__name__)
-UNLIMITED = 1_000_000
-"""Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 DEFAULT_TARGET = 32.0
 """Autoscaling's target of requests a replica, if no other option implies one."""
 
@@ -149,9 +152,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
     own = getattr(cls, "get_deployment_options", None)
     options = {
         "name": "OpenAiIngress",
-        "max_ongoing_requests": UNLIMITED,
-        "ray_actor_options": {"num_cpus": 0},  # the ingress mostly waits for others
-        "max_surge_percent": 100,  # a new ingress listens before its predecessor stops
+        **ingress_options(),
         **_ingress_replicas(args),
         **(own(args.llm_configs) if own is not None else {}),
         **args.ingress_deployment_config,

@@ -13,13 +13,12 @@ from ray.serve.handle import DeploymentHandle
 
 from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
-from penstock.ray.replicas import ClusterStore, RayReplicas, cluster_secret
+from penstock.ray.replicas import cluster_secret, remote_model
 from penstock.serve.api.ingress import made_ingress
 from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, address, listen as listening_socket
 from penstock.serve.models.handle import ModelCard
-from penstock.serve.replicas.model import RemoteModel
 
 
 class LLMReplica(LLMServer):
@@ -103,12 +102,7 @@ class LLMIngress:
     ) -> None:
         secret = await cluster_secret()
         models = {
-            config.model_id: RemoteModel(
-                config,
-                RayReplicas(llm_deployments[config.model_id], config.model_id),
-                key=secret,
-                desired=ClusterStore(mark, config.model_id),
-            )
+            config.model_id: remote_model(config, llm_deployments[config.model_id], mark, secret)
             for config in llm_configs
         }
         self._own_app = made_ingress(

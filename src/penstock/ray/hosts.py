@@ -13,9 +13,14 @@ from ray.serve.exceptions import RayServeException
 
 from penstock.engines.base import LLMEngine
 from penstock.llm_config import LLMConfig
-from penstock.ray.replicas import METADATA, ClusterStore, RayReplicas, cluster_secret
-from penstock.serve.compat.hosts import Outside
-from penstock.serve.config.settings import HttpSettings
+from penstock.ray.replicas import (
+    METADATA,
+    ClusterStore,
+    RayReplicas,
+    cluster_secret,
+    remote_model,
+)
+from penstock.serve.compat.hosts import Outside, settings_of
 from penstock.serve.models.handle import ModelHandle
 from penstock.serve.prefill_decode import DecodeServer
 from penstock.serve.replicas.model import RemoteModel
@@ -64,7 +69,7 @@ class RayHosts:
             replica_id=context.replica_tag,
             host=about.get("host") or ray.util.get_node_ip_address(),
             key=secret,
-            settings=about.get("settings") or HttpSettings(),
+            settings=settings_of(about),
             desired=store,
             front=about.get("front"),
             engine=engine,
@@ -91,11 +96,8 @@ class RayHosts:
         """The models behind Ray's handles, by their ids."""
         secret = await cluster_secret()
         return {
-            model_id: RemoteModel(
-                configs[model_id],
-                RayReplicas(handle, model_id),
-                key=secret,
-                desired=ClusterStore(mark_of(handle.app_name, handle.deployment_name), model_id),
+            model_id: remote_model(
+                configs[model_id], handle, mark_of(handle.app_name, handle.deployment_name), secret
             )
             for model_id, handle in deployments.items()
         }

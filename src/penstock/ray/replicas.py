@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from penstock.errors import EngineStartError, OverloadedError
+from penstock.llm_config import LLMConfig
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.runtime import DesiredState, ReplicaInfo
 
@@ -75,9 +76,18 @@ async def served_model(handle: DeploymentHandle[Any]) -> RemoteModel:
     and so starts one if there is none.
     """
     config, mark = await handle.connection.remote()
-    replicas = RayReplicas(handle, config.model_id)
+    return remote_model(config, handle, mark, await cluster_secret())
+
+
+def remote_model(
+    config: LLMConfig, handle: DeploymentHandle[Any], mark: str, secret: str
+) -> RemoteModel:
+    """The model that the deployment `mark` serves behind `handle`. Calls no replica."""
     return RemoteModel(
-        config, replicas, key=await cluster_secret(), desired=ClusterStore(mark, config.model_id)
+        config,
+        RayReplicas(handle, config.model_id),
+        key=secret,
+        desired=ClusterStore(mark, config.model_id),
     )
 
 

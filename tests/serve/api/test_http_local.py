@@ -13,6 +13,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.local import build_local_handles
+from replica_cluster import config
 
 TOOL = {
     "type": "function",
@@ -22,13 +23,6 @@ TOOL = {
     },
 }
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
-
-
-def config(**fields: Any) -> LLMConfig:
-    loading = {"model_id": "m", "model_source": "simulated"}
-    return LLMConfig.from_dict(
-        {"model_loading_config": loading, "llm_engine": "simulated", **fields}
-    )
 
 
 @pytest.fixture

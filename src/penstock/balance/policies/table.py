@@ -58,10 +58,8 @@ def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> Routi
     """
     name, cls, kwargs = _chosen(config, default)
     where = f"{FIELD}.request_router_class"
-    if cls is None and not kwargs:
+    if cls is None and (not kwargs or name not in POLICIES):
         return make_policy(name, where)
-    if cls is None and name not in POLICIES:
-        return make_policy(name, where)  # raises
     made = cls or POLICIES[name]
     known = inspect.signature(made).parameters
     for key, value in kwargs.items():

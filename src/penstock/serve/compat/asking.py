@@ -1,13 +1,22 @@
-"""Asks an ASGI application in this process, as a client would over HTTP."""
+"""Asks an ASGI application in this process, as a client would over HTTP: for a server in Ray's
+form, its own model's HTTP API.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+import json
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Scope
+
+from penstock.errors import PenstockError, RequestError, by_kind
+from penstock.serve.compat.forms import METHODS, body_of, headers_of, multipart
+from penstock.serve.compat.hosts import Hosts
 
 READ_AHEAD = 2
 """Parts of an answer that wait for their reader; then the application waits."""
@@ -103,3 +112,82 @@ class Answer:
 async def ask(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
     """The answer of `app`, as soon as it has begun."""
     return await Answer(app, scope, body).begin()
+
+
+async def answers(
+    api_of: Callable[[], ASGIApp],
+    method: str,
+    request: Any,
+    raw: Any,
+    runtime: Hosts | None,
+    in_lists: bool,
+) -> AsyncGenerator[Any, None]:
+    """What the HTTP API answers to a request for a method of Ray's servers, in Ray's form: lists of
+    events, one response object, or an error object. The error of a stream is in a list too, with
+    `in_lists`. Raises what `api_of()` raises.
+    """
+    from penstock.serve.compat import models  # needs pydantic, so only where it is used
+
+    api = api_of()
+    try:
+        scope, content = _asked(method, request, raw, runtime)
+    except PenstockError as error:
+        yield models.error_answer(error)
+        return
+    answer = await ask(api, scope, content)
+    kind = answer.headers.get("content-type", "")
+    if answer.status == 200 and kind.startswith("text/event-stream"):
+        async with aclosing(answer.parts()) as parts:
+            async for part in parts:
+                yield [f"{event}\n\n" for event in part.decode().split("\n\n") if event]
+        return
+    body = await answer.whole()
+    if answer.status != 200:
+        given = json.loads(body)["error"]
+        told = by_kind(given["code"], given["message"], given.get("param"))
+        told.status = answer.status
+        failure = models.error_answer(told)
+        yield [failure] if in_lists and _streams(request) else failure
+    elif kind.startswith("application/json"):
+        yield models.RESPONSES[method].model_validate_json(body)
+    else:  # a transcription as text or subtitles
+        yield models.TranscriptionResponse(text=body.decode())
+
+
+def _asked(
+    method: str, request: Any, raw: Any, runtime: Hosts | None
+) -> tuple[dict[str, Any], bytes]:
+    """The scope and the body that ask the HTTP API. Raises `RequestError`."""
+    file = getattr(request, "file", None)
+    if file is None and isinstance(request, Mapping):
+        file = request.get("file")
+    if method == "transcriptions" and not isinstance(request, Mapping):
+        request = request.model_dump(exclude_unset=True)
+    body = body_of(request)
+    id = body.pop("request_id", None) or (runtime.request_id() if runtime else None)
+    if runtime is not None and (adapter := runtime.adapter()):
+        body["model"] = adapter
+    headers = headers_of(raw, id)
+    if method == "transcriptions":
+        body.pop("file", None)
+        fields = {name: str(value) for name, value in body.items() if value not in (None, "")}
+        kind, content = multipart(fields, _bytes_of(file))
+    else:
+        kind, content = "application/json", msgspec.json.encode(body)
+    headers.append(("content-type", kind))
+    return scope_of(METHODS[method], headers), content
+
+
+def _streams(request: Any) -> bool:
+    given = request.get("stream") if isinstance(request, Mapping) else request.stream
+    return bool(given)
+
+
+def _bytes_of(file: Any) -> bytes:
+    if isinstance(file, (bytes, bytearray)):
+        return bytes(file)
+    file = getattr(file, "file", file)  # an upload of Starlette's
+    if not hasattr(file, "read"):
+        raise RequestError("file is missing", param="file")
+    content: bytes = file.read()
+    return content

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from penstock.engines.model_files import file_system, fsspec_url
 from penstock.errors import ConfigError, nearest
 
 _log = logging.getLogger(__name__)
@@ -95,16 +96,14 @@ class CloudDownloader(CallbackBase):
         from fsspec import available_protocols  # imported only where it is used
 
         for url, _ in paths:
-            scheme, separator, _ = str(url).partition("://")
+            scheme, separator, _ = fsspec_url(str(url)).partition("://")
             if not separator or scheme not in available_protocols():
                 hint = nearest(scheme, ("s3", "gs", "abfss", "azure"))
                 raise ConfigError("unknown kind of URL", field=where, value=url, hint=hint)
 
     def on_before_download_model_files_distributed(self) -> None:
         """Copy the files."""
-        import fsspec  # imported only where it is used
-
         for url, path in self.kwargs["paths"]:
-            fs, source = fsspec.core.url_to_fs(url)
+            fs, source = file_system(str(url))
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             fs.get(source, str(path), recursive=fs.isdir(source))

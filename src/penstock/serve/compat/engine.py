@@ -11,13 +11,8 @@ from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import ConfigError, EngineDeadError, PenstockError
 from penstock.llm_config import LLMConfig
-from penstock.serve.compat.forms import (
-    METHODS,
-    RawRequestInfo,
-    batches_of,
-    request_for,
-    result_of,
-)
+from penstock.serve.compat.forms import METHOD_OF, METHODS, asked, batches_of, result_of
+from penstock.serve.models.server import takes
 from penstock.types import ChatRequest, CompletionRequest
 
 MOST_AT_ONCE = 256
@@ -110,12 +105,9 @@ class FormEngine(LLMEngine):
         return await result_of(task, request, self._ask(task, request), self._shown)
 
     def _ask(self, task: str, request: Any) -> Any:
-        given = request_for(task, request, self._config.model_id)
-        raw = RawRequestInfo({"x-request-id": getattr(request, "request_id", "")})
-        method = getattr(self.inner, "tokenize" if task == "tokens" else task, None)
-        if method is None:
+        if not hasattr(self.inner, METHOD_OF.get(task, task)):
             raise self._unsupported(task)
-        return method(given, raw)
+        return asked(self.inner, task, request, self._config.model_id)
 
     # What operators ask
     def brings(self, operation: str) -> bool:
@@ -127,7 +119,8 @@ class FormEngine(LLMEngine):
             return self._asleep
         if method is None:
             return await super().control(operation, **options)
-        if operation == "pause" and self.brings("reset_prefix_cache") and _takes_cache(method):
+        clears = operation == "pause" and self.brings("reset_prefix_cache")
+        if clears and takes(method, "clear_cache"):
             options["clear_cache"] = False  # who asks for that has the cache reset as well
         result = await _awaited(method(**options))
         if operation in ("sleep", "wakeup"):
@@ -152,11 +145,6 @@ class FormEngine(LLMEngine):
 
     async def remove_lora(self, name: str) -> None:
         self.adapters.pop(name, None)
-
-
-def _takes_cache(pause: Any) -> bool:
-    found = inspect.signature(pause).parameters.values()
-    return any(one.name == "clear_cache" or one.kind is one.VAR_KEYWORD for one in found)
 
 
 async def _awaited(value: Any) -> Any:

@@ -12,9 +12,8 @@ from penstock.errors import ConfigError, PenstockError, UnsupportedError
 from penstock.serve.compat.forms import (
     METHOD_OF,
     METHODS,
-    RawRequestInfo,
+    asked,
     batches_of,
-    request_for,
     result_of,
 )
 from penstock.serve.models.control import METHODS as CONTROLS, control_failure, parse_control
@@ -35,6 +34,7 @@ class FacedModel(ModelHandle):
         self._model = model
         self._server_of = server_of
         self._making: asyncio.Task[Any] | None = None
+        self._own: frozenset[str] = frozenset()
 
     @property
     def server(self) -> OwnServer:
@@ -72,8 +72,10 @@ class FacedModel(ModelHandle):
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         task, face = task_of(request), await self._face()
-        if task in overridden(type(face)):
-            batches = batches_of(self._asked(face, task, request), request.n, self._shown(face))
+        if task in self._own:
+            batches = batches_of(
+                asked(face, task, request, self.model_id), request.n, self._shown(face)
+            )
         else:
             batches = self._model.generate(request)
         async with aclosing(batches):
@@ -82,13 +84,14 @@ class FacedModel(ModelHandle):
 
     async def answer(self, task: str, request: Any) -> Any:
         face = await self._face()
-        if METHOD_OF.get(task, task) not in overridden(type(face)):
+        if METHOD_OF.get(task, task) not in self._own:
             return await self._model.answer(task, request)
-        return await result_of(task, request, self._asked(face, task, request), self._shown(face))
+        given = asked(face, task, request, self.model_id)
+        return await result_of(task, request, given, self._shown(face))
 
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         face = await self._face()
-        if method not in overridden(type(face)):
+        if method not in self._own:
             return await self._model.control(method, options)
         parse_control(method, options)
         replica = getattr(self._model, "replica_id", REPLICA)
@@ -102,13 +105,13 @@ class FacedModel(ModelHandle):
 
     async def _face(self) -> Any:
         if self._making is None:
-            self._making = asyncio.ensure_future(self._server_of())
+            self._making = asyncio.ensure_future(self._made())
         return await asyncio.shield(self._making)
 
-    def _asked(self, face: Any, task: str, request: Any) -> Any:
-        raw = RawRequestInfo({"x-request-id": getattr(request, "request_id", "")})
-        given = request_for(task, request, self.model_id)
-        return getattr(face, METHOD_OF.get(task, task))(given, raw)
+    async def _made(self) -> Any:
+        face = await self._server_of()
+        self._own = overridden(type(face))
+        return face
 
     def _shown(self, face: Any) -> str:
         return f"{type(face).__name__} of '{self.model_id}'"

@@ -111,6 +111,15 @@ def request_for(task: str, request: Any, model: str) -> Any:
     return form(**body)
 
 
+def asked(owner: Any, task: str, request: Any, model: str) -> Any:
+    """What the method of `owner`, a server or an engine in Ray's form, gives for a neutral request:
+    see `items`.
+    """
+    raw = RawRequestInfo({"x-request-id": getattr(request, "request_id", "")})
+    given = request_for(task, request, model)
+    return getattr(owner, METHOD_OF.get(task, task))(given, raw)
+
+
 def _name(request: ChatRequest | CompletionRequest, model: str) -> str:
     return model if request.adapter is None else f"{model}:{request.adapter}"
 

@@ -89,11 +89,12 @@ class Hosts(Protocol):
         """The application behind the runtime's proxy."""
 
 
-def hosts() -> Any:
-    """`Hosts` of the runtime whose package this process has loaded; None without one."""
+def hosts() -> Hosts | None:
+    """What the runtime whose package this process has loaded offers; None without one."""
     for name in lazy.RUNTIME_SERVERS:
         if name in sys.modules:
-            return lazy.load_runtime(lazy.RUNTIME_SERVERS, name)()
+            found: Hosts = lazy.load_runtime(lazy.RUNTIME_SERVERS, name)()
+            return found
     return None
 
 

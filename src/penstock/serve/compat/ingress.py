@@ -40,12 +40,12 @@ from penstock.serve.compat.models import (
     TranscriptionRequest,
     to_model_metadata,
 )
+from penstock.serve.config.placement import ingress_options
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle, ModelNames
 
 Factory = Callable[[Any], Callable[[Any], Any]]
 """Takes the FastAPI application, and gives what registers a method on a route."""
-UNLIMITED = 1_000_000
 
 DEFAULT_ENDPOINTS: dict[str, Factory] = {
     "models": lambda app: app.get("/v1/models", response_model=ModelList),
@@ -126,9 +126,11 @@ class OpenAiIngress:
         return made.application(models, settings)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        runtime, given = hosts(), self._default_serve_handles
+        given = self._default_serve_handles
         if all(isinstance(one, ModelHandle) for one in given.values()):
             return self.application(given)
+        runtime = hosts()
+        assert runtime is not None  # handles are of a runtime
         configs = {id: await _config_of(given[id], card) for id, card in self._model_cards.items()}
         return runtime.at_root(self.application(await runtime.models(given, configs)))
 
@@ -150,14 +152,8 @@ class OpenAiIngress:
 
     @classmethod
     def get_deployment_options(cls, llm_configs: list[LLMConfig] | None = None) -> dict[str, Any]:
-        """The options of `serve.deployment` for this ingress. It mostly waits for others, and its
-        successor listens before it stops.
-        """
-        return {
-            "max_ongoing_requests": UNLIMITED,
-            "ray_actor_options": {"num_cpus": 0},
-            "max_surge_percent": 100,
-        }
+        """The options of `serve.deployment` for this ingress."""
+        return ingress_options()
 
     # Models
     async def models(self) -> ModelList:
@@ -334,7 +330,7 @@ def make_fastapi_ingress(
     runtime = hosts()
     if runtime is None:
         return made
-    deployable: type = runtime.deployable(made)
+    deployable = runtime.deployable(made)
     deployable.undeployed = made  # type: ignore[attr-defined]
     return deployable
 

@@ -8,28 +8,24 @@ operators; then all requests for the model go through it, from whatever ingress 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
+from starlette.types import ASGIApp
 
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, by_kind
+from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.api.ingress import IngressApp
-from penstock.serve.compat.asking import ask, scope_of
+from penstock.serve.compat.asking import answers
 from penstock.serve.compat.downloads import DownloadedAdapters
 from penstock.serve.compat.faced import FacedModel, check_class, overridden
 from penstock.serve.compat.forms import (
-    METHODS,
-    body_of,
-    headers_of,
     is_neutral,
-    multipart,
 )
 from penstock.serve.compat.hosts import Given, Here, Host, hosts, settings_of
 from penstock.serve.models.control import parse_control
@@ -37,8 +33,7 @@ from penstock.serve.models.data_parallel import DPServer as OwnDPServer
 from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import LocalModel, server_class
 from penstock.serve.models.server import LLMServer as OwnServer, make_engine
-from penstock.serve.prefill_decode import DecodeServer, PrefillServer
-from penstock.types import ChatRequest, CompletionRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest
 
 NOT_CALLED = (
     *("_init_multiplex_loader", "_start_engine", "_batch_output_stream"),
@@ -84,6 +79,7 @@ class LLMServer(metaclass=_Awaited):
     _host: Host | None = None
     _about: Mapping[str, Any] = {}
     engine: LLMEngine | None = None
+    _app: ASGIApp | None = None
 
     if TYPE_CHECKING:  # what a call gives is awaited before it is an instance
 
@@ -149,24 +145,13 @@ class LLMServer(metaclass=_Awaited):
             model.server.store = DownloadedAdapters(config, self._model_downloader)
         await self._host.start()
         self.engine = model.server.engine
-        names = partial(ModelNames, lora_paths={model.model_id: ""} if self._has_lora() else {})
-        limits = msgspec.structs.replace(settings_of(self._about).limits, max_inflight=None)
-        inner = msgspec.structs.replace(
-            settings_of(self._about),
-            api_keys=frozenset(),
-            store=None,
-            engine_app=None,
-            limits=limits,
-            dev=False,
-        )
-        self._app = IngressApp(IngressState(names({model.model_id: model}), inner))
-        self._outer_names = names
+        self._app = None
 
     async def _made_host(self) -> Host:
         own = self._own_config(self._llm_config)
         engine = make_engine(own, self._engine_cls) if self._engine_cls is not None else None
         if (runtime := hosts()) is not None:
-            host: Host | None = await runtime.replica(own, engine, self._outside, self._about)
+            host = await runtime.replica(own, engine, self._outside, self._about)
             if host is not None:
                 return host
         return Here(own, engine)
@@ -183,8 +168,9 @@ class LLMServer(metaclass=_Awaited):
     async def _myself(self) -> LLMServer:
         return self
 
-    def _has_lora(self) -> bool:
-        return self._llm_config.lora_config is not None
+    def _names(self, model: ModelHandle) -> ModelNames:
+        paths = {} if self._llm_config.lora_config is None else {model.model_id: ""}
+        return ModelNames({model.model_id: model}, lora_paths=paths)
 
     async def stop(self) -> None:
         """Take no more requests and free everything."""
@@ -209,8 +195,7 @@ class LLMServer(metaclass=_Awaited):
         own, runtime = server_class(cls._own_config(config)), hosts()
         if runtime is None:
             return own.get_deployment_options(config)
-        options: dict[str, Any] = runtime.options(own, config)
-        return options
+        return runtime.options(own, config)
 
     # Requests
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
@@ -283,7 +268,9 @@ class LLMServer(metaclass=_Awaited):
     ) -> AsyncGenerator[Any, None]:
         if is_neutral(request):
             return self._neutral(engine_method, request)
-        return self._answers(engine_method, request, raw_request_info, batch_output_stream)
+        return answers(
+            self._api, engine_method, request, raw_request_info, hosts(), batch_output_stream
+        )
 
     async def _neutral(self, task: str, request: Any) -> AsyncGenerator[Any, None]:
         server = self._started().server
@@ -297,56 +284,21 @@ class LLMServer(metaclass=_Awaited):
         else:
             yield await server.answer(task, request)
 
-    async def _answers(
-        self, method: str, request: Any, raw: Any, in_lists: bool
-    ) -> AsyncGenerator[Any, None]:
-        from penstock.serve.compat import models  # needs pydantic, so only where it is used
-
-        self._started()
-        try:
-            scope, content = self._asked(method, request, raw)
-        except PenstockError as error:
-            yield models.error_answer(error)
-            return
-        answer = await ask(self._app, scope, content)
-        streams = answer.headers.get("content-type", "").startswith("text/event-stream")
-        if answer.status == 200 and streams:
-            async with aclosing(answer.parts()) as parts:
-                async for part in parts:
-                    yield [f"{event}\n\n" for event in part.decode().split("\n\n") if event]
-            return
-        body = await answer.whole()
-        if answer.status != 200:
-            given = json.loads(body)["error"]
-            told = by_kind(given["code"], given["message"], given.get("param"))
-            told.status = answer.status
-            failure = models.error_answer(told)
-            yield [failure] if in_lists and _streams(request) else failure
-        elif answer.headers.get("content-type", "").startswith("application/json"):
-            yield models.RESPONSES[method].model_validate_json(body)
-        else:  # a transcription as text or subtitles
-            yield models.TranscriptionResponse(text=body.decode())
-
-    def _asked(self, method: str, request: Any, raw: Any) -> tuple[dict[str, Any], bytes]:
-        runtime = hosts()
-        file = getattr(request, "file", None)
-        if file is None and isinstance(request, Mapping):
-            file = request.get("file")
-        if method == "transcriptions" and not isinstance(request, Mapping):
-            request = request.model_dump(exclude_unset=True)
-        body = body_of(request)
-        id = body.pop("request_id", None) or (runtime.request_id() if runtime else None)
-        if runtime is not None and (adapter := runtime.adapter()):
-            body["model"] = adapter
-        headers = headers_of(raw, id)
-        if method == "transcriptions":
-            body.pop("file", None)
-            fields = {name: str(value) for name, value in body.items() if value not in (None, "")}
-            kind, content = multipart(fields, _bytes_of(file))
-        else:
-            kind, content = "application/json", msgspec.json.encode(body)
-        headers.append(("content-type", kind))
-        return scope_of(METHODS[method], headers), content
+    def _api(self) -> ASGIApp:
+        """The HTTP API of the server's own model, for the caller of its methods."""
+        model = self._started()
+        if self._app is None:
+            settings = settings_of(self._about)
+            inner = msgspec.structs.replace(
+                settings,
+                api_keys=frozenset(),
+                store=None,
+                engine_app=None,
+                limits=msgspec.structs.replace(settings.limits, max_inflight=None),
+                dev=False,
+            )
+            self._app = IngressApp(IngressState(self._names(model), inner))
+        return self._app
 
     def _started(self) -> LocalModel:
         if self._host is None or self.engine is None:
@@ -459,71 +411,11 @@ class LLMServer(metaclass=_Awaited):
         """The OpenAI-compatible API of this model, as an ASGI application."""
         model = self._started()
         settings = msgspec.structs.replace(settings_of(self._about), store=None)
-        names = self._outer_names({model.model_id: self._outside(model)})
-        return IngressApp(IngressState(names, settings))
+        return IngressApp(IngressState(self._names(self._outside(model)), settings))
 
     async def __serve_build_asgi_app__(self) -> Any:
         app, runtime = await self.build_asgi_app(), hosts()
         return app if runtime is None else runtime.at_root(app)
-
-
-class PDPrefillServer(LLMServer):
-    """The prefill side: computes prompts for a `PDDecodeServer`."""
-
-    own_server_cls = PrefillServer
-
-    async def prewarm_prefill(self, prefill_request: Any) -> dict[str, Any] | None:
-        """Compute one prompt; gives what the decode side would get, None if it fails."""
-        connector = None if self.engine is None else self.engine.connector
-        if connector is None:
-            return None
-        asked = CompletionRequest(
-            body_of(prefill_request).get("prompt") or " ",
-            Sampling(max_tokens=1, temperature=0.0),
-            stream=False,
-            kv_transfer_params=connector.request_params(),
-        )
-        try:
-            deltas = [delta async for delta in await self.completions(asked)]
-        except PenstockError:
-            return None
-        found: dict[str, Any] | None = deltas[-1].kv_transfer_params
-        return found
-
-
-class PDDecodeServer(LLMServer):
-    """The decode side: lets `prefill_server`, the deployment of a `PDPrefillServer`, compute
-    prompts, and the tokens come from its own engine.
-    """
-
-    own_server_cls = DecodeServer
-
-    async def __init__(  # type: ignore[misc]  # as above
-        self,
-        llm_config: LLMConfig,
-        *,
-        prefill_server: Any = None,
-        engine_cls: type | None = None,
-        model_downloader: type | None = None,
-    ) -> None:
-        if prefill_server is not None:
-            self._about = {**self._about, "prefill": prefill_server}
-        if not self._about.get("prefill"):
-            raise ConfigError("the decode side needs a prefill side", field="prefill_server")
-        await super().__init__(llm_config, engine_cls=engine_cls, model_downloader=model_downloader)
-
-    async def _made_host(self) -> Host:
-        host, side = await super()._made_host(), self._about["prefill"]
-        if isinstance(side, LLMServer):  # in this process
-            host.model.server.prefill = side._started()
-        return host
-
-    @classmethod
-    def _own_config(cls, config: LLMConfig) -> LLMConfig:
-        side = msgspec.structs.replace(config, server_cls=PrefillServer, prefill_config=None)
-        return msgspec.structs.replace(
-            config, server_cls=DecodeServer, prefill_config=config.prefill_config or side
-        )
 
 
 class DPServer(LLMServer):
@@ -542,21 +434,6 @@ def _config(given: Any) -> LLMConfig:
     if not isinstance(given, Mapping):
         raise ConfigError("must be an LLMConfig, or a mapping of one", field="llm_config")
     return LLMConfig.from_dict(given)
-
-
-def _streams(request: Any) -> bool:
-    given = request.get("stream") if isinstance(request, Mapping) else request.stream
-    return bool(given)
-
-
-def _bytes_of(file: Any) -> bytes:
-    if isinstance(file, (bytes, bytearray)):
-        return bytes(file)
-    file = getattr(file, "file", file)  # an upload of Starlette's
-    if not hasattr(file, "read"):
-        raise RequestError("file is missing", param="file")
-    content: bytes = file.read()
-    return content
 
 
 async def _nothing() -> dict[str, Any]:

@@ -18,6 +18,8 @@ from penstock.llm_config.engine_config import Bundle
 
 AUTO_MOST = 100
 """Ray Serve's bound on replicas for `num_replicas` "auto"."""
+UNLIMITED = 1_000_000
+"""Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
@@ -118,6 +120,17 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     if actor:
         options["ray_actor_options"] = actor
     return options
+
+
+def ingress_options() -> dict[str, Any]:
+    """The options of `serve.deployment` for an ingress. It mostly waits for others, and its
+    successor listens before it stops.
+    """
+    return {
+        "max_ongoing_requests": UNLIMITED,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_surge_percent": 100,
+    }
 
 
 def joined_environments(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -403,7 +403,7 @@ class Callbacks:
                 f"must be a class with one of {', '.join(HOOKS)}", field=where, value=cls
             )
         kwargs = {**given.callback_kwargs}
-        if _takes(cls, "ctx_kwargs"):
+        if takes(cls, "ctx_kwargs"):
             kwargs["ctx_kwargs"] = {"runtime_env": config.runtime_env}
         try:
             self._object = cls(llm_config=config, raise_error_on_callback=self._raises, **kwargs)
@@ -440,9 +440,9 @@ class Callbacks:
             _log.error("%s", failure)
 
 
-def _takes(cls: type, name: str) -> bool:
-    """Whether a class may be called with an argument of this name."""
-    parameters = inspect.signature(cls).parameters.values()
+def takes(called: Callable[..., Any], name: str) -> bool:
+    """Whether a class or a function may be called with an argument of this name."""
+    parameters = inspect.signature(called).parameters.values()
     return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
 

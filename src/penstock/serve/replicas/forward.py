@@ -8,8 +8,8 @@ import asyncio
 import copy
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 from starlette.requests import Request
@@ -32,6 +32,9 @@ from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import ReplicaPool
 from penstock.types import ChatRequest, CompletionRequest
+
+if TYPE_CHECKING:
+    from penstock.serve.api.routes import Endpoint  # which imports this module
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
 _PASSED_BACK = frozenset(
@@ -90,18 +93,6 @@ async def forward(
     route = pool.route(prompt, session=session, adapter=target.adapter or "")
     extra = [(RESPONSE_ID, exchange.answer_id)] if whole_response else []
     return Forwarded(exchange, pool, body, route, extra)
-
-
-class Endpoint(Protocol):
-    """What answers a request, as `penstock.serve.api.routes.Endpoint` does: `body` is the form of
-    its JSON body, which `answer` gets after the exchange.
-    """
-
-    @property
-    def body(self) -> type[Struct] | None: ...
-
-    @property
-    def answer(self) -> Callable[..., Awaitable[Response]]: ...
 
 
 class _Asks(Exception):
