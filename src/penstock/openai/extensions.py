@@ -209,17 +209,10 @@ class DetokenizeBody(Struct, kw_only=True):
 def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of a score answer: one number a pair, in the order of the pairs."""
     values = [value for one in scores for value in one.scores]
-    return {
-        "id": id,
-        "object": "list",
-        "created": created,
-        "model": model,
-        "data": [
-            {"index": index, "object": "score", "score": value}
-            for index, value in enumerate(values)
-        ],
-        "usage": prompt_usage(sum((one.usage for one in scores), Usage())),
-    }
+    data = [
+        {"index": index, "object": "score", "score": value} for index, value in enumerate(values)
+    ]
+    return _list_of(data, sum((one.usage for one in scores), Usage()), id, created, model)
 
 
 def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dict[str, Any]:
@@ -251,22 +244,16 @@ def classes_of(results: Sequence[Decisions]) -> Classifications:
 
 def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of a classification answer: label and probabilities of each text, in order."""
-    return {
-        "id": id,
-        "object": "list",
-        "created": created,
-        "model": model,
-        "data": [
-            {
-                "index": index,
-                "label": one.label,
-                "probs": one.probabilities,
-                "num_classes": len(one.probabilities),
-            }
-            for index, one in enumerate(classes.items)
-        ],
-        "usage": prompt_usage(classes.usage),
-    }
+    data = [
+        {
+            "index": index,
+            "label": one.label,
+            "probs": one.probabilities,
+            "num_classes": len(one.probabilities),
+        }
+        for index, one in enumerate(classes.items)
+    ]
+    return _list_of(data, classes.usage, id, created, model)
 
 
 def pooling_list(
@@ -279,14 +266,21 @@ def pooling_list(
     base64: bool = False,
 ) -> dict[str, Any]:
     """Body of a pooling answer: a vector a text, in the forms of embeddings."""
+    data = [
+        {"index": index, "object": "pooling", "data": encoded_vector(vector, base64)}
+        for index, vector in enumerate(vectors)
+    ]
+    return _list_of(data, usage, id, created, model)
+
+
+def _list_of(
+    data: list[dict[str, Any]], usage: Usage, id: str, created: int, model: str
+) -> dict[str, Any]:
     return {
         "id": id,
         "object": "list",
         "created": created,
         "model": model,
-        "data": [
-            {"index": index, "object": "pooling", "data": encoded_vector(vector, base64)}
-            for index, vector in enumerate(vectors)
-        ],
+        "data": data,
         "usage": prompt_usage(usage),
     }
