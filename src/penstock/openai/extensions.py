@@ -11,6 +11,7 @@ from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.requests import (
     EmbeddingBody,
     TokenId,
+    begins_turn,
     check_messages,
     input_texts,
 )
@@ -180,11 +181,7 @@ class TokenizeBody(Struct, kw_only=True):
         if self.prompt is not None:
             return TokenizeRequest(self.prompt, None, special is not False, names)
         assert self.messages is not None
-        if self.continue_final_message and self.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt cannot both be true",
-                param="continue_final_message",
-            )
+        generates = begins_turn(self.add_generation_prompt, self.continue_final_message)
         check_messages(self.messages)
         check_tools(self.tools, None)
         chat = ChatRequest(
@@ -192,8 +189,7 @@ class TokenizeBody(Struct, kw_only=True):
             tools=self.tools or None,
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
-            add_generation_prompt=self.add_generation_prompt is not False
-            and not self.continue_final_message,
+            add_generation_prompt=generates,
             continue_final_message=self.continue_final_message,
         )
         return TokenizeRequest("", chat, bool(special), names)
