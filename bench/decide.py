@@ -61,10 +61,8 @@ async def _input(engine: OpenVINOEngine, tokens: int) -> str:
 
 async def _prefill(engine: OpenVINOEngine, tokens: int) -> None:
     """Read a new prompt by the same copy of the model."""
-    ids = (await engine.tokenize(" ".join(_tickets(tokens // 10))))[:tokens]
-    text = await engine.detokenize(ids)
     question = ChoiceQuestion("", (Option("a"), Option("b")))
-    await engine.decide(DecideRequest(text, (question,)))
+    await engine.decide(DecideRequest(await _input(engine, tokens), (question,)))
 
 
 async def _questions(engine: OpenVINOEngine, tokens: int, count: int) -> int:

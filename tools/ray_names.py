@@ -235,10 +235,8 @@ def table(names: Mapping[str, Any]) -> str:
                 else:
                     others.append(row(key, found))
             if ours is None:
-                all_of = [*about.get("fields", {}), *about.get("methods", {})]
-                why = "; ".join(
-                    filter(None, [verdict.why, ", ".join(f"`{one}`" for one in all_of)])
-                )
+                all_of = ", ".join(f"`{one}`" for one in listed)
+                why = "; ".join(filter(None, [verdict.why, all_of]))
                 lines.append(row(name, Verdict(verdict.word, why)))
             else:
                 alike = f"the same: {', '.join(same)}" if same else ""

@@ -86,19 +86,29 @@ def read_yaml(file: Path) -> Any:
         except ValueError as error:
             raise ConfigError(f"{file} is not valid JSON: {error}") from None
     try:
-        content = yaml.safe_load(text)
-    except RecursionError:
-        raise ConfigError(f"{file} cannot be read: {TOO_DEEP}") from None
+        return _load_yaml(yaml, text, str(file))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise ConfigError(f"{file} is not valid YAML{place}") from None
+
+
+def _load_yaml(yaml: Any, given: Any, name: str) -> Any:
+    """The content of a YAML text or open file. Raises `ConfigError`; passes on `YAMLError`, and
+    errors of reading the file.
+    """
+    try:
+        content = yaml.safe_load(given)
+    except RecursionError:
+        raise ConfigError(f"{name} cannot be read: {TOO_DEEP}") from None
+    except (yaml.YAMLError, OSError, UnicodeError):
+        raise
     except Exception:  # of several kinds, for values that do not match their form or tag
         raise ConfigError(
-            f"{file} is not valid YAML: it holds a date or number that there is not"
+            f"{name} is not valid YAML: it holds a date or number that there is not"
         ) from None
     if is_too_deep(content):
-        raise ConfigError(f"{file} cannot be read: {TOO_DEEP}")
+        raise ConfigError(f"{name} cannot be read: {TOO_DEEP}")
     return content
 
 
@@ -161,7 +171,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         """As `from_file`, of an open file or a text. Raises `ConfigError`."""
         yaml = lazy.require("yaml", needed_by="A YAML configuration")
         try:
-            content = yaml.safe_load(file)
+            content = _load_yaml(yaml, file, "the text")
         except yaml.YAMLError as error:
             raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
         return cls.model_validate(content)

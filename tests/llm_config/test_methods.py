@@ -25,8 +25,13 @@ def test_a_file_is_read(tmp_path):
     assert one == LLMConfig.parse_yaml(io.StringIO(text)) == LLMConfig.model_validate(one)
     with pytest.raises(ValueError, match="made of a mapping"):
         LLMConfig.model_validate(3)
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        LLMConfig.parse_yaml("{")
+    for wrong, why in (
+        ("{", "not valid YAML: while parsing"),
+        ("a: 2026-13-45", "a date or number that there is not"),
+        ("[" * 5000 + "]" * 5000, "nested more than"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            LLMConfig.parse_yaml(wrong)
     models: list[Any] = [
         str(tmp_path / "one.yaml"),
         {"model_loading_config": {"model_id": "n"}},

@@ -231,24 +231,19 @@ def serve(
         )
     elif ssl_keyfile is not None or ssl_ca_certs is not None or ssl_cert_reqs:
         raise ConfigError("is missing", field="--ssl-certfile")
-    if runtime == "ray" and options["engine_app"] is not None:
-        raise ConfigError(
-            "is for the local runtime",
-            field="--engine-app",
-            hint="The engines run in other processes.",
-        )
-    if runtime == "ray" and (uds is not None or tls is not None):
-        raise ConfigError(
-            "is for the local runtime",
-            field="--uds" if uds is not None else "--ssl-certfile",
-            hint="Put a proxy in front of the cluster.",
-        )
-    if runtime == "ray" and memory_budget_gb is not None:
-        raise ConfigError(
-            "is for the local runtime",
-            field="--memory-budget-gb",
-            hint="On Ray, ray_actor_options.memory says what a replica takes.",
-        )
+    if runtime == "ray":
+        local = {
+            "--engine-app": (options["engine_app"], "The engines run in other processes."),
+            "--uds": (uds, "Put a proxy in front of the cluster."),
+            "--ssl-certfile": (tls, "Put a proxy in front of the cluster."),
+            "--memory-budget-gb": (
+                memory_budget_gb,
+                "On Ray, ray_actor_options.memory says what a replica takes.",
+            ),
+        }
+        for field, (value, hint) in local.items():
+            if value is not None:
+                raise ConfigError("is for the local runtime", field=field, hint=hint)
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()

@@ -11,6 +11,7 @@ from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.requests import (
     EmbeddingBody,
     TokenId,
+    begins_turn,
     check_messages,
     input_texts,
 )
@@ -180,11 +181,7 @@ class TokenizeBody(Struct, kw_only=True):
         if self.prompt is not None:
             return TokenizeRequest(self.prompt, None, special is not False, names)
         assert self.messages is not None
-        if self.continue_final_message and self.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt cannot both be true",
-                param="continue_final_message",
-            )
+        generates = begins_turn(self.add_generation_prompt, self.continue_final_message)
         check_messages(self.messages)
         check_tools(self.tools, None)
         chat = ChatRequest(
@@ -192,8 +189,7 @@ class TokenizeBody(Struct, kw_only=True):
             tools=self.tools or None,
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
-            add_generation_prompt=self.add_generation_prompt is not False
-            and not self.continue_final_message,
+            add_generation_prompt=generates,
             continue_final_message=self.continue_final_message,
         )
         return TokenizeRequest("", chat, bool(special), names)
@@ -209,17 +205,10 @@ class DetokenizeBody(Struct, kw_only=True):
 def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of a score answer: one number a pair, in the order of the pairs."""
     values = [value for one in scores for value in one.scores]
-    return {
-        "id": id,
-        "object": "list",
-        "created": created,
-        "model": model,
-        "data": [
-            {"index": index, "object": "score", "score": value}
-            for index, value in enumerate(values)
-        ],
-        "usage": prompt_usage(sum((one.usage for one in scores), Usage())),
-    }
+    data = [
+        {"index": index, "object": "score", "score": value} for index, value in enumerate(values)
+    ]
+    return _list_of(data, sum((one.usage for one in scores), Usage()), id, created, model)
 
 
 def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dict[str, Any]:
@@ -251,22 +240,16 @@ def classes_of(results: Sequence[Decisions]) -> Classifications:
 
 def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of a classification answer: label and probabilities of each text, in order."""
-    return {
-        "id": id,
-        "object": "list",
-        "created": created,
-        "model": model,
-        "data": [
-            {
-                "index": index,
-                "label": one.label,
-                "probs": one.probabilities,
-                "num_classes": len(one.probabilities),
-            }
-            for index, one in enumerate(classes.items)
-        ],
-        "usage": prompt_usage(classes.usage),
-    }
+    data = [
+        {
+            "index": index,
+            "label": one.label,
+            "probs": one.probabilities,
+            "num_classes": len(one.probabilities),
+        }
+        for index, one in enumerate(classes.items)
+    ]
+    return _list_of(data, classes.usage, id, created, model)
 
 
 def pooling_list(
@@ -279,14 +262,21 @@ def pooling_list(
     base64: bool = False,
 ) -> dict[str, Any]:
     """Body of a pooling answer: a vector a text, in the forms of embeddings."""
+    data = [
+        {"index": index, "object": "pooling", "data": encoded_vector(vector, base64)}
+        for index, vector in enumerate(vectors)
+    ]
+    return _list_of(data, usage, id, created, model)
+
+
+def _list_of(
+    data: list[dict[str, Any]], usage: Usage, id: str, created: int, model: str
+) -> dict[str, Any]:
     return {
         "id": id,
         "object": "list",
         "created": created,
         "model": model,
-        "data": [
-            {"index": index, "object": "pooling", "data": encoded_vector(vector, base64)}
-            for index, vector in enumerate(vectors)
-        ],
+        "data": data,
         "usage": prompt_usage(usage),
     }

@@ -189,11 +189,7 @@ class ChatBody(GenerationBody, kw_only=True):
             raise UnsupportedError(
                 "a chat template adds the special tokens itself", param="add_special_tokens"
             )
-        if self.continue_final_message and self.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt cannot both be true",
-                param="continue_final_message",
-            )
+        generates = begins_turn(self.add_generation_prompt, self.continue_final_message)
         messages = plain_messages(self.messages)
         tools, choice = self._tools()
         top = None
@@ -220,8 +216,7 @@ class ChatBody(GenerationBody, kw_only=True):
             priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False and not self.functions,
             continue_final_message=bool(self.continue_final_message),
-            add_generation_prompt=self.add_generation_prompt is not False
-            and not self.continue_final_message,
+            add_generation_prompt=generates,
             echo=bool(self.echo),
         )
 
@@ -305,6 +300,18 @@ class CompletionBody(GenerationBody, kw_only=True):
         if self.best_of is None or self.best_of == n:
             return None
         return BestOf(n, self.logprobs is not None)
+
+
+def begins_turn(add_generation_prompt: bool | None, continue_final_message: bool | None) -> bool:
+    """Whether the prompt ends with the beginning of the assistant's turn; None states nothing.
+    Raises `RequestError` if both are true.
+    """
+    if continue_final_message and add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt cannot both be true",
+            param="continue_final_message",
+        )
+    return add_generation_prompt is not False and not continue_final_message
 
 
 def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:

@@ -272,8 +272,9 @@ def response_body(
         output.append(reasoning_item(f"rs_{id}", status, thought, summary=body.wants_summary))
     if text or not calls:
         output.append(message_item(f"msg_{id}", status, text, answers.logprobs.get(0)))
+    named = body.custom
     for call in calls:
-        custom = call.name in body.custom
+        custom = call.name in named
         output.append(call_item(call.id, call.name, call.arguments, status, custom=custom))
     made = response_object(body, id, created, model, status, output, answers.usage)
     if answers.kv_transfer_params:

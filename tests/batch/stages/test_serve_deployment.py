@@ -265,6 +265,23 @@ async def test_a_wrong_number_of_answers_fails_all_rows_of_a_call(own):
     assert {row["error"]["message"] for row in found} == {"3 answers to 4 requests"}
 
 
+async def test_a_call_for_which_nobody_waits_ends_with_the_processor(own):
+    ended = []
+
+    async def several(requests):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(len(requests))
+
+    own.several = several
+    rows = [{"method": "several", "request_kwargs": {"x": n}} for n in range(2)]
+    config = {"rows_per_call": 2, "request_timeout_s": 0.02, "should_continue_on_error": True}
+    found = await all_of(processor(**config)(rows))
+    assert {row["error"]["type"] for row in found} == {"engine_timeout"}
+    assert ended == [2]
+
+
 async def test_methods_of_an_engine_beside_the_three(engine):
     types = {"Rank": RerankRequest}
     kwargs = {"query": "a", "documents": ["a", "b"]}

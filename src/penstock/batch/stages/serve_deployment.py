@@ -83,6 +83,8 @@ class DeploymentRequests:
             self._attempts = Attempts(supervisor, lambda: not self.ending)
 
     async def stop(self) -> None:
+        for group in self._groups.values():
+            await group.stop()
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +205,12 @@ class Group:
         if len(self._waiting) == self._most:
             self._send()
         return await answer
+
+    async def stop(self) -> None:
+        """End the calls that go on, for which nobody waits any more."""
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _send(self) -> None:
         if self._waiting:

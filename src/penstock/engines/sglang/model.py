@@ -15,7 +15,7 @@ from typing import Any
 
 from penstock.engines.base import Capabilities
 from penstock.engines.process import Ready, Submit
-from penstock.engines.sampling import most_new_tokens
+from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.sglang.options import Load, version_note
 from penstock.engines.sglang.translation import DeltaMaker, error_of, sampling_params
 from penstock.errors import (
@@ -287,8 +287,7 @@ class Model:
         return most_new_tokens(length, max_tokens, self._context_length, whole)
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
-        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+        check_id_range(ids, self._vocabulary, param)
 
     def _adapter(self, name: str | None) -> str | None:
         if name is None:

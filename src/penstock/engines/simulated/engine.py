@@ -383,6 +383,7 @@ class SimulatedEngine(TokenEngine):
 
     def _emit(self, item: _Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
+        sampling = item.request.sampling
         text = item.stop.push(item.texts[item.emitted])
         ids: tuple[int, ...] = (item.answer[item.emitted],)
         item.emitted += 1
@@ -390,40 +391,31 @@ class SimulatedEngine(TokenEngine):
         if not item.request.stream:
             if not done:
                 return None
-            whole = StopStrings(item.request.sampling.stop)
+            whole = StopStrings(sampling.stop)
             ids = tuple(item.answer[: item.emitted])
             text = whole.push(bytes(ids).decode(errors="replace"))
             if not whole.stopped:
                 text += whole.flush()
         elif done and not item.stop.stopped:
             text += item.stop.flush()
-        top = item.request.sampling.logprobs
-        logprobs = None if top is None else tuple(logprob(token, top) for token in ids)
+        top = sampling.logprobs
         begun = item.request.stream and item.emitted > 1
-        sampling = item.request.sampling
-        before = None if begun else prompt_logprobs(item.prompt, sampling)
-        prompt = None if begun else shown_prompt(sampling, item.prompt)
-        if not done:
-            usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
-            return Delta(
-                text=text,
-                token_ids=ids,
-                logprobs=logprobs,
-                usage=usage,
-                prompt_logprobs=before,
-                prompt_token_ids=prompt,
-            )
-        self._finished()
+        reason: FinishReason | None = None
+        usage = None if begun else Usage(item.prompt_tokens, 0, item.cached)
+        if done:
+            self._finished()
+            reason = "stop" if item.stop.stopped else item.reason
+            usage = Usage(item.prompt_tokens, item.emitted, item.cached)
         return Delta(
             text=text,
             token_ids=ids,
-            logprobs=logprobs,
-            finish_reason="stop" if item.stop.stopped else item.reason,
-            usage=Usage(item.prompt_tokens, item.emitted, item.cached),
+            logprobs=None if top is None else tuple(logprob(token, top) for token in ids),
+            finish_reason=reason,
+            usage=usage,
             stop=item.stop.found,
-            kv_transfer_params=self._hold(item),
-            prompt_logprobs=before,
-            prompt_token_ids=prompt,
+            kv_transfer_params=self._hold(item) if done else None,
+            prompt_logprobs=None if begun else prompt_logprobs(item.prompt, sampling),
+            prompt_token_ids=None if begun else shown_prompt(sampling, item.prompt),
         )
 
     def _finished(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -47,12 +46,9 @@ _SHORT = 4096
 times as much as the work.
 """
 _TOO_LONG = frozenset({"input_tokens", "input_text"})
-_FOR_PROMPT = frozenset(
-    {"truncate_prompt_tokens", "truncation_side", "documents", "mm_processor_kwargs"}
-    | {"media_io_kwargs"}
-)
-_NEUTRAL = Sampling()
 _FOR_MEDIA = ("mm_processor_kwargs", "media_io_kwargs")
+_FOR_PROMPT = frozenset({"truncate_prompt_tokens", "truncation_side", "documents", *_FOR_MEDIA})
+_NEUTRAL = Sampling()
 _SAME_EXTRA = (
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
     *("logprob_token_ids", "thinking_token_budget", "watermarking"),
@@ -390,7 +386,7 @@ def _cut(params: Any, sampling: Sampling) -> Any:
     """Parameters of tokenizing that cut a long prompt as the request wants it."""
     if "truncate_prompt_tokens" not in sampling.extra:
         return params
-    return dataclasses.replace(
+    return replace(
         params,
         truncate_prompt_tokens=sampling.extra["truncate_prompt_tokens"],
         truncation_side=sampling.extra.get("truncation_side"),

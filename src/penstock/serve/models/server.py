@@ -89,6 +89,7 @@ class LLMServer(Tasks, ControlPlane):
         self.llm_config = llm_config
         self.engine = engine if engine is not None else self.make_engine(llm_config)
         self.engine.site = engine_site(llm_config, self.role)
+        self._stream_interval_s = llm_config.stream_batching_interval_s
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         policy = Policy(
@@ -195,9 +196,7 @@ class LLMServer(Tasks, ControlPlane):
 
     # Requests
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        stream = DeltaStream(
-            interval_s=self.llm_config.stream_batching_interval_s, answers=request.n
-        )
+        stream = DeltaStream(interval_s=self._stream_interval_s, answers=request.n)
         return stream.batches(self._let_in(request, stream))
 
     @asynccontextmanager
