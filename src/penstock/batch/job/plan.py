@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,7 +86,9 @@ _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1,
 
 @dataclass(kw_only=True)
 class Plan:
-    """What `step` is to do with the rows of `source`. `identity` is all that decides the output."""
+    """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
+    `watch` gets the job's counts before its rows move.
+    """
 
     source: Source
     form: RowForm
@@ -101,9 +103,12 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
+    watch: Callable[[Counts], None] | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
+        if self.watch is not None:
+            self.watch(counts)
         if isinstance(self.step, CascadeStep):
             self.step.counts = counts
         return Pipeline(self.step, self.form, counts)

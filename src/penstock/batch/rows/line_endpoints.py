@@ -223,4 +223,3 @@ def read_line(url: str, body: Any, adapter: str | None) -> Asked:
             f"{url.rpartition('/')[2]} take no adapter, as ':{adapter}' asks for", param="model"
         )
     return endpoint.read(body, adapter)
-
