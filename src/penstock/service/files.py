@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -87,12 +88,13 @@ class FileStore:
         room.
         """
         now = int(time.time())
+        size = await asyncio.to_thread(os.path.getsize, made)
         file = StoredFile(
             id=id or new_id("file-"),
             owner=owner,
             purpose=purpose,
             filename=filename,
-            bytes=os.path.getsize(made),
+            bytes=size,
             created_at=now,
             expires_at=now + int(expires_in or self._settings.ttl_s),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import time
@@ -63,7 +64,8 @@ class UploadStore:
 
     async def add_part(self, owner: str | None, upload: str, made: Path) -> dict[str, Any]:
         """Store a part, a local file. Raises `RequestError` if the upload gets too large."""
-        id, size = new_id("part_"), os.path.getsize(made)
+        id = new_id("part_")
+        size = await asyncio.to_thread(os.path.getsize, made)
         await self._files.content.put(id, made)
 
         def insert(db: Connection) -> None:
