@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,8 @@ PROGRESS_S = 1.0
 """How often the counts of a batch under way are stored."""
 SWEEP_S = 600.0
 DRAIN_S = 15.0
+MOST_ROWS = 2048
+"""Of one batch in memory: others run beside it, and online requests wait while rows are sorted."""
 AGAIN_S = 5.0
 """How long a batch rests whose state could not be reached."""
 _log = logging.getLogger("penstock.service")
@@ -129,7 +132,7 @@ class Runner:
 
     def start(self) -> None:
         """Go on with what another server, or an earlier life of this one, has left."""
-        self._watch = asyncio.create_task(self._look_after())
+        self._watch = asyncio.create_task(self._look_after(), context=Context())
 
     async def stop(self, grace_s: float) -> None:
         """Leave all batches as they are, so that a server can go on with them. Lines under way have
@@ -154,7 +157,8 @@ class Runner:
         """Run a batch that this server has."""
         if batch.id not in self._runs and not self._stopping:
             run = self._runs[batch.id] = Run(batch)
-            run.task = asyncio.create_task(self._take_turn(run))
+            # Nothing of the request that asks for it, such as its id, belongs to the batch.
+            run.task = asyncio.create_task(self._take_turn(run), context=Context())
 
     def cancel(self, id: str) -> None:
         """End a batch that is being cancelled, if it runs here."""
@@ -250,7 +254,9 @@ class Runner:
     async def _answered(self, run: Run, folder: Path, input: Path) -> Counts | None:
         """Answer the lines. Returns None if the server stops before the end."""
         batch = run.batch
-        form = ServedLines(model="", created=batch.created_at, limit=limited(self._http))
+        form = ServedLines(
+            model="", created=batch.created_at, limit=limited(self._http), unique=True
+        )
         step = ServedStep(
             form, self._models, batch.model, self._slots, self._settings.max_in_flight
         )
@@ -264,6 +270,7 @@ class Runner:
             identity={**(source.fingerprint or {}), "batch": batch.id},
             progress=False,
             watch=partial(setattr, run, "counts"),
+            most_rows=MOST_ROWS,
         )
         told = asyncio.create_task(self._tell_progress(run))
         try:

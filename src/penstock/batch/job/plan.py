@@ -87,7 +87,8 @@ _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1,
 @dataclass(kw_only=True)
 class Plan:
     """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
-    `watch` gets the job's counts before its rows move.
+    `watch` gets the job's counts before its rows move. `most_rows` is how many rows and answers
+    memory holds at a time, about; None is what a job alone in its process takes.
     """
 
     source: Source
@@ -104,6 +105,7 @@ class Plan:
     row_timeout: float | None = None
     progress: bool | None = None
     watch: Callable[[Counts], None] | None = None
+    most_rows: int | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""

@@ -48,16 +48,21 @@ class OpenAILines(EngineForm):
     Any other `model` in a body is answered by the job's model, and named in the answer as it was
     asked for. `created` is the time that answers carry, in Unix seconds. `limit` gives a request
     within the limits of its place; it may raise `RequestError`. Holds about 70 bytes for each
-    `custom_id` seen.
+    `custom_id` seen, unless they are known to be `unique`.
     """
 
     flat_columns = ("id", "custom_id", "response", "error")
     kind = "OpenAI batch lines"
-    every_row = True  # an id can repeat one from before the interruption
 
     def __init__(
-        self, *, model: str, created: int, limit: Callable[[Any], Any] | None = None
+        self,
+        *,
+        model: str,
+        created: int,
+        limit: Callable[[Any], Any] | None = None,
+        unique: bool = False,
     ) -> None:
+        self.every_row = not unique  # an id can repeat one from before the interruption
         self._model = model
         self.created = created
         self._limit = limit
@@ -130,12 +135,13 @@ class OpenAILines(EngineForm):
         custom_id = values.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
             raise LineError("the line has no custom_id", param="custom_id")
-        key = hash_key(custom_id)
-        if key in self._seen:
-            raise DuplicateIdError(
-                f"custom_id '{custom_id}' stands in an earlier line", param="custom_id"
-            )
-        self._seen.add(key)
+        if self.every_row:
+            key = hash_key(custom_id)
+            if key in self._seen:
+                raise DuplicateIdError(
+                    f"custom_id '{custom_id}' stands in an earlier line", param="custom_id"
+                )
+            self._seen.add(key)
         if values.get("method") != "POST":
             raise LineError(f"method must be POST, not {values.get('method')!r}", param="method")
         url = values.get("url")
