@@ -7,7 +7,6 @@ import openai
 import pytest
 
 from batch_service import batch_service, line, lines
-from penstock.service import files as files_module
 
 CONTENT = lines([line("a"), line("b")])
 
@@ -113,7 +112,7 @@ async def test_files_expire(service, monkeypatch):
     file = await upload(client, expires_after={"anchor": "created_at", "seconds": 60})
     assert file.expires_at == file.created_at + 60
     now = time.time()
-    monkeypatch.setattr(files_module.time, "time", lambda: now + 61)
+    monkeypatch.setattr("penstock.service.files.time.time", lambda: now + 61)
     with pytest.raises(openai.NotFoundError):
         await client.files.retrieve(file.id)
     await (await service.service.opened()).files.sweep()

@@ -133,7 +133,7 @@ async def test_what_no_batch_is_made_of(service):
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             await client.batches.create(input_file_id=file.id, **{**good, **wrong})
-        assert refused.value.param.startswith(param)
+        assert str(refused.value.param).startswith(param)
     with pytest.raises(openai.NotFoundError):
         await client.batches.create(input_file_id="file-../../etc/passwd", **good)
     with pytest.raises(openai.NotFoundError):

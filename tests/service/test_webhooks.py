@@ -5,6 +5,7 @@ import base64
 import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import openai
 import pytest
@@ -26,7 +27,7 @@ def receiver(statuses):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
-            got.append((dict(self.headers), body))
+            got.append(({key.lower(): value for key, value in self.headers.items()}, body))
             self.send_response(next(left, 200))
             self.end_headers()
 
@@ -36,9 +37,11 @@ def receiver(statuses):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/hook", got
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hook", got
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 async def test_a_signed_event_tells_of_the_end(tmp_path, monkeypatch):
@@ -54,7 +57,7 @@ async def test_a_signed_event_tells_of_the_end(tmp_path, monkeypatch):
         assert body == again
         assert first["webhook-id"] == second["webhook-id"]
         client = openai.OpenAI(api_key="none", webhook_secret=SECRET)
-        event = client.webhooks.unwrap(body.decode(), second)
+        event: Any = client.webhooks.unwrap(body.decode(), second)
         assert (event.type, event.data.id) == ("batch.completed", batch.id)
         with pytest.raises(openai.InvalidWebhookSignatureError):
             client.webhooks.unwrap(body.decode() + " ", second)

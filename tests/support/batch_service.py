@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -48,15 +49,25 @@ class Service:
         headers = {"authorization": f"Bearer {key}"}
         return httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
 
-    def openai(self, key: str = "none") -> openai.AsyncOpenAI:
+    def openai(self, key: str = "none") -> Any:
+        """OpenAI's client."""
+        http: Any = self._http_of(openai.DefaultAsyncHttpxClient)
         return openai.AsyncOpenAI(
-            api_key=key, base_url="http://test/v1", max_retries=0, http_client=self.http(key)
+            api_key=key, base_url="http://test/v1", max_retries=0, http_client=http
         )
 
-    def anthropic(self, key: str = "none") -> anthropic.AsyncAnthropic:
+    def anthropic(self, key: str = "none") -> Any:
+        """Anthropic's client."""
+        http: Any = self._http_of(anthropic.DefaultAsyncHttpxClient)
         return anthropic.AsyncAnthropic(
-            auth_token=key, base_url="http://test", max_retries=0, http_client=self.http(key)
+            auth_token=key, base_url="http://test", max_retries=0, http_client=http
         )
+
+    def _http_of(self, client: Any) -> Any:
+        """A client in the form of this one, whose library depends on its version."""
+        names = [cls.__module__.partition(".")[0] for cls in client.__mro__]
+        library = importlib.import_module(next(one for one in names if one.startswith("httpx")))
+        return client(transport=library.ASGITransport(app=self.app, raise_app_exceptions=False))
 
     async def submit(self, given: Iterable[Any], key: str = "none", **options: Any) -> Any:
         """A new batch of these lines."""

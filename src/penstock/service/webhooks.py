@@ -112,8 +112,11 @@ _open = urllib.request.build_opener(_NoRedirects).open
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
     request = urllib.request.Request(url, body, headers, method="POST")
-    with _open(request, timeout=TIMEOUT_S):
-        pass
+    try:
+        _open(request, timeout=TIMEOUT_S).close()
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        raise
 
 
 def _checked(url: str) -> str:
