@@ -22,7 +22,9 @@ LINES, IN_FLIGHT = 3000, 20
 
 def given():
     for number in range(LINES):
-        wrong: dict[str, Any] = {"max_tokens": -1} if number % 50 == 7 else {"max_tokens": 4, "temperature": 0}
+        wrong: dict[str, Any] = (
+            {"max_tokens": -1} if number % 50 == 7 else {"max_tokens": 4, "temperature": 0}
+        )
         yield line(f"row-{number}", f"say {number}", model="simulated", **wrong)
 
 

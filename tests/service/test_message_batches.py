@@ -22,7 +22,7 @@ def asked(name, **params):
 
 async def ended(client, id):
     async with asyncio.timeout(60):
-        while (batch := await client.messages.batches.retrieve(id)).processing_status != "ended":
+        while (batch := await client.messages.batches.retrieve(id)).processing_status != "ended":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return batch
 
@@ -67,7 +67,9 @@ async def test_a_cancelled_batch_of_messages(tmp_path):
         batch = await ended(client, batch.id)
         assert batch.cancel_initiated_at is not None
         found = await results(client, batch.id)
-        assert sum(one.type == "canceled" for one in found.values()) == batch.request_counts.canceled
+        assert (
+            sum(one.type == "canceled" for one in found.values()) == batch.request_counts.canceled
+        )
         assert len(found) == 20
         assert batch.request_counts.canceled > 15
 

@@ -145,7 +145,7 @@ async def test_cancelling_keeps_what_was_answered(tmp_path):
         batch = await service.submit([line(str(number), max_tokens=5) for number in range(500)])
         client = service.openai()
         async with asyncio.timeout(30):
-            while (await client.batches.retrieve(batch.id)).request_counts.completed < 2:
+            while (await client.batches.retrieve(batch.id)).request_counts.completed < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert (await client.batches.cancel(batch.id)).status == "cancelling"
         batch = await service.ended(batch.id)
@@ -229,7 +229,7 @@ async def test_a_server_goes_on_where_it_was_stopped(tmp_path):
     async with batch_service(tmp_path, engine=slow) as service:
         batch = await service.submit([line(str(number), max_tokens=8) for number in range(60)])
         async with asyncio.timeout(30):
-            while (await service.openai().batches.retrieve(batch.id)).request_counts.completed < 3:
+            while (await service.openai().batches.retrieve(batch.id)).request_counts.completed < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     async with batch_service(tmp_path) as service:
         ended = await service.ended(batch.id)

@@ -41,7 +41,7 @@ async def test_two_ingresses_share_batches(postgres, tmp_path):
 
         other = await one.submit([line(str(number), max_tokens=50) for number in range(200)])
         async with asyncio.timeout(30):
-            while (await client.batches.retrieve(other.id)).status != "in_progress":
+            while (await client.batches.retrieve(other.id)).status != "in_progress":  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await client.batches.cancel(other.id)  # the other ingress runs it
         assert (await two.ended(other.id)).status == "cancelled"

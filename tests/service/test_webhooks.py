@@ -51,7 +51,7 @@ async def test_a_signed_event_tells_of_the_end(tmp_path, monkeypatch):
         async with batch_service(tmp_path, webhooks=hooks) as service:
             batch = await service.ended((await service.submit([line("a")])).id)
             async with asyncio.timeout(20):
-                while len(got) < 2:
+                while len(got) < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         (first, body), (second, again) = got
         assert body == again

@@ -82,7 +82,7 @@ class Service:
         """The batch when it has ended."""
         client = self.openai(key)
         async with asyncio.timeout(60):
-            while (batch := await client.batches.retrieve(id)).status not in ENDED:
+            while (batch := await client.batches.retrieve(id)).status not in ENDED:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return batch
 

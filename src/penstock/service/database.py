@@ -123,7 +123,7 @@ class PostgresState:
     """
 
     def __init__(self, url: str) -> None:
-        self._psycopg: Any = lazy.require("psycopg", "postgres", needed_by="A shared database")
+        self._psycopg: Any = lazy.require("psycopg", needed_by="A shared database")
         from uuid import uuid4
 
         self.server = uuid4().hex

@@ -19,6 +19,8 @@ from penstock.engines.base import Capabilities
 from penstock.engines.decisions.checks import options_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import (
+    BatchCancelledError,
+    BatchExpiredError,
     EngineStartError,
     JobError,
     OverloadedError,
@@ -44,18 +46,6 @@ MOST_ATTEMPTS = 3
 UNLOADED_IN_FLIGHT = 64
 """Lines at a time for a model of which nobody knows yet how many it takes."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
-
-
-class BatchExpiredError(RequestError):
-    """The line was not answered before the batch expired."""
-
-    kind = "batch_expired"
-
-
-class BatchCancelledError(RequestError):
-    """The line was not answered before the batch was cancelled."""
-
-    kind = "batch_cancelled"
 
 
 UNANSWERED = {BatchExpiredError.kind, BatchCancelledError.kind}

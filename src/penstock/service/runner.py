@@ -23,15 +23,20 @@ from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts
 from penstock.batch.read import open_source
 from penstock.batch.write.outputs import Output
-from penstock.errors import NotStoredError, PenstockError, UnavailableError, class_and_text
+from penstock.errors import (
+    BatchCancelledError,
+    BatchExpiredError,
+    NotStoredError,
+    PenstockError,
+    UnavailableError,
+    class_and_text,
+)
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
 from penstock.service.files import FileStore
 from penstock.service.lines import (
     UNANSWERED,
-    BatchCancelledError,
-    BatchExpiredError,
     ServedLines,
     ServedStep,
     limited,

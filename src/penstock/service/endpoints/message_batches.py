@@ -16,7 +16,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import Response, StreamingResponse
 
-from penstock.errors import EngineError, NotStoredError, RequestError, by_kind
+from penstock.errors import (
+    BatchCancelledError,
+    BatchExpiredError,
+    EngineError,
+    NotStoredError,
+    RequestError,
+    by_kind,
+)
 from penstock.openai.messages_api import message_error
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
@@ -25,7 +32,6 @@ from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import RUNNING, Batch, Tally
 from penstock.service.endpoints.asked import page_limits, sees
 from penstock.service.files import FileStore, new_id
-from penstock.service.lines import BatchCancelledError, BatchExpiredError
 from penstock.service.service import BatchService
 
 URL = "/v1/messages"
