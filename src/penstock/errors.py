@@ -235,7 +235,7 @@ class NoRouteError(RequestError):
 
 
 class NotStoredError(RequestError):
-    """The store has no such response, conversation, item, file or batch, or none of this caller's."""
+    """The store has no such object (response, file, batch and so on), or none of this caller's."""
 
     status = 404
     kind = "not_stored"
