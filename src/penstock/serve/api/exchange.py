@@ -45,6 +45,8 @@ T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
 """Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
+CLASS = "x-penstock-class"
+"""A request's header with its class, "online" (the default) or "batch"."""
 RESPONSE_ID = "x-penstock-response-id"
 """Header from an ingress with a store to a replica: the response's id. Its input has all of the
 conversation.
@@ -206,7 +208,21 @@ class Exchange:
         return work
 
     async def target(self, model: str) -> Target:
-        """The model and adapter that a request names. Raises `ModelNotFoundError`."""
+        """The model and adapter that a request names, in the class of the request. Raises
+        `ModelNotFoundError`, and `RequestError` for an unknown class.
+        """
+        found = await self.find(model)
+        given = self.request.headers.get(CLASS)
+        if given is None or given == "online":
+            return found
+        if given != "batch":
+            raise RequestError(
+                f"the header {CLASS} must be 'online' or 'batch', not {given[:50]!r}", param=CLASS
+            )
+        return found._replace(handle=found.handle.for_batch())
+
+    async def find(self, model: str) -> Target:
+        """As `target`, whatever the request's class."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found

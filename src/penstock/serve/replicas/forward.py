@@ -24,7 +24,7 @@ from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
 from penstock.openai.response_events import response_error_events
 from penstock.serve.api.errors import error_response
-from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
+from penstock.serve.api.exchange import CLASS, RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
 from penstock.serve.api.limits import decode_body
 from penstock.serve.api.sse import EventStream
 from penstock.serve.models.handle import ModelHandle, Target
@@ -36,7 +36,7 @@ from penstock.types import ChatRequest, CompletionRequest
 if TYPE_CHECKING:
     from penstock.serve.api.routes import Endpoint  # which imports this module
 
-_PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
+_PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version", CLASS)
 _PASSED_BACK = frozenset(
     {
         *("content-type", "content-length", "cache-control", "x-accel-buffering"),
@@ -84,7 +84,7 @@ async def forward(
             (raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b""
         )
         prompt = bytes(text)
-    target = await exchange.target(model)
+    target = await exchange.find(model)
     if not isinstance(target.handle, RemoteModel):
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
     if endpoint is not None and not target.handle.pool.current():
