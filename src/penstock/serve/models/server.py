@@ -89,6 +89,7 @@ class LLMServer(Tasks, ControlPlane):
         self.llm_config = llm_config
         self.engine = engine if engine is not None else self.make_engine(llm_config)
         self.engine.site = engine_site(llm_config, self.role)
+        self.engine.sharing = llm_config.batch
         self._stream_interval_s = llm_config.stream_batching_interval_s
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
@@ -360,6 +361,7 @@ class LLMServer(Tasks, ControlPlane):
         self.admission.max_running = limit or math.ceil(
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
+        self.admission.apart = self.engine.shares_steps
         await self._adapters.reapply()
 
     def _on_change(self) -> None:
