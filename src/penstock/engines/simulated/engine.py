@@ -32,6 +32,7 @@ from penstock.engines.simulated.answers import (
     seeded,
     text_of_each,
 )
+from penstock.engines.simulated.shared_steps import SharedSteps
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
@@ -142,7 +143,8 @@ class _Running:
         self.slowness = 1.0
         self.hangs = False
         self.kills = False
-        self.ready_at = 0.0
+        self.ready_at: float | None = None
+        """When its first token is due; None until it was admitted."""
         self.stop = StopStrings(request.sampling.stop)
         self.mailbox = Mailbox()
 
@@ -186,6 +188,7 @@ class SimulatedEngine(TokenEngine):
         self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
         self._waiting: deque[_Running] = deque()
         self._running: dict[_Running, None] = {}  # in the order of their admission
+        self._shared: SharedSteps[_Running] = SharedSteps(self.sharing, self.options.max_num_seqs)
         self._loop_task: asyncio.Task[None] | None = None
         self._alive = False
         self._deaths = 0
@@ -206,6 +209,7 @@ class SimulatedEngine(TokenEngine):
         self._alive = True
         self.loop = asyncio.get_running_loop()
         self._served_since_start = 0
+        self._shared = SharedSteps(self.sharing, self.options.max_num_seqs)
 
     async def stop(self) -> None:
         self._die("the simulated engine was stopped", suspects=False)
@@ -232,7 +236,8 @@ class SimulatedEngine(TokenEngine):
                 pass
             yield [delta]
             return
-        self._waiting.append(item)
+        self._shared.came(item)
+        self._shared.queue_of(item, self._waiting).append(item)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._step_loop())
         reason: FinishReason | None = None
@@ -296,7 +301,8 @@ class SimulatedEngine(TokenEngine):
         return {
             "steps": self._steps,
             "requests_running": len(self._running),
-            "requests_waiting": len(self._waiting),
+            "requests_waiting": len(self._waiting) + len(self._shared.waiting),
+            **self._shared.metrics(),
             **(
                 {
                     "kv_transfers": self.kv_transfers,
@@ -310,7 +316,11 @@ class SimulatedEngine(TokenEngine):
     @property
     def running(self) -> int:
         """Requests that hold a slot or wait for one."""
-        return len(self._running) + len(self._waiting)
+        return len(self._running) + len(self._waiting) + len(self._shared.waiting)
+
+    @property
+    def shares_steps(self) -> bool:
+        return True
 
     # One request
     def _admit(self, request: GenerateRequest) -> _Running:
@@ -433,23 +443,27 @@ class SimulatedEngine(TokenEngine):
     # Time
     async def _step_loop(self) -> None:
         clock = asyncio.get_running_loop().time
-        while self._running or self._waiting:
-            while self._waiting and len(self._running) < self.options.max_num_seqs:
-                item = self._waiting.popleft()
-                item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
-                self._running[item] = None
+        shared = self._shared
+        while self._running or self._waiting or shared.waiting:
+            for item in shared.admitted(clock(), self._running, self._waiting):
+                if item.ready_at is None:
+                    item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
             slowdown = 1 + self.options.batch_slowdown * (len(self._running) - 1)
             step = self.options.time_per_token_ms / 1000 * slowdown
-            ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
+            due = [(i, i.ready_at or 0.0) for i in self._running if not i.hangs]
+            ready = [i for i, at in due if at <= clock()]
             if not ready:
-                upcoming = [i.ready_at for i in self._running if not i.hangs]
+                upcoming = [at for _, at in due]
                 # All that run hang: look again now and then, as a caller may give up or a new
                 # request come.
-                await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
+                pause = shared.pause or 0.01
+                await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else pause)
                 continue
             if step:
+                began = clock()
                 await asyncio.sleep(step)
                 self._step(ready, step, clock())
+                shared.stepped(began, clock(), ready)
             else:
                 for _ in range(self.options.steps_per_turn):
                     self._step(ready, step, clock())
@@ -472,10 +486,11 @@ class SimulatedEngine(TokenEngine):
                     self._forget(item)
 
     def _forget(self, item: _Running) -> None:
+        self._shared.gone(item)
         if item in self._running:
             del self._running[item]
-        elif item in self._waiting:
-            self._waiting.remove(item)
+        elif item in (waiting := self._shared.queue_of(item, self._waiting)):
+            waiting.remove(item)
             if item.kv.get("do_remote_prefill"):
                 self._fetched(item)  # nobody else will, and it takes room there
 
@@ -490,8 +505,9 @@ class SimulatedEngine(TokenEngine):
         if self.identity is not None:
             HELD.pop(self.identity.engine_id, None)
             self.identity = None
-        for item in [*self._running, *self._waiting]:
+        for item in [*self._running, *self._waiting, *self._shared.waiting]:
             item.mailbox.fail(EngineDeadError(why, suspects=suspects))
         self._running.clear()
         self._waiting.clear()
+        self._shared.waiting.clear()
         self._forget_prefixes()
