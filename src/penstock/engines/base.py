@@ -126,6 +126,8 @@ class LLMEngine(Tasks, Operations):
     """How it shares its steps between the classes of requests; its owner may set it before the
     start.
     """
+    served: bool = False
+    """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None
     """What takes memory beside the model, if anything does."""
     supervisor: Supervisor | None = None

@@ -8,6 +8,9 @@ from msgspec import Meta
 
 from penstock.config import Options
 
+CLASS_HEADER = "x-penstock-class"
+"""The header of a request with its class, "online" (the default) or "batch"."""
+
 
 class BatchConfig(Options, kw_only=True):
     """What batch work may cost online requests, and what it gets at least.

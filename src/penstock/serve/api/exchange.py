@@ -24,6 +24,7 @@ from penstock.errors import (
     ShuttingDownError,
     UnavailableError,
 )
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
@@ -45,8 +46,6 @@ T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
 """Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
-CLASS = "x-penstock-class"
-"""A request's header with its class, "online" (the default) or "batch"."""
 RESPONSE_ID = "x-penstock-response-id"
 """Header from an ingress with a store to a replica: the response's id. Its input has all of the
 conversation.
@@ -212,12 +211,13 @@ class Exchange:
         `ModelNotFoundError`, and `RequestError` for an unknown class.
         """
         found = await self.find(model)
-        given = self.request.headers.get(CLASS)
+        given = self.request.headers.get(CLASS_HEADER)
         if given is None or given == "online":
             return found
         if given != "batch":
             raise RequestError(
-                f"the header {CLASS} must be 'online' or 'batch', not {given[:50]!r}", param=CLASS
+                f"the header {CLASS_HEADER} must be 'online' or 'batch', not {given[:50]!r}",
+                param=CLASS_HEADER,
             )
         return found._replace(handle=found.handle.for_batch())
 

@@ -90,6 +90,7 @@ class LLMServer(Tasks, ControlPlane):
         self.engine = engine if engine is not None else self.make_engine(llm_config)
         self.engine.site = engine_site(llm_config, self.role)
         self.engine.sharing = llm_config.batch
+        self.engine.served = True
         self._stream_interval_s = llm_config.stream_batching_interval_s
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)

@@ -20,11 +20,12 @@ from penstock.balance.policies.base import RouteRequest
 from penstock.engines.sampling import check_before_load
 from penstock.engines.tasks import Batches, Tasks
 from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
 from penstock.openai.response_events import response_error_events
 from penstock.serve.api.errors import error_response
-from penstock.serve.api.exchange import CLASS, RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
+from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
 from penstock.serve.api.limits import decode_body
 from penstock.serve.api.sse import EventStream
 from penstock.serve.models.handle import ModelHandle, Target
@@ -36,7 +37,14 @@ from penstock.types import ChatRequest, CompletionRequest
 if TYPE_CHECKING:
     from penstock.serve.api.routes import Endpoint  # which imports this module
 
-_PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version", CLASS)
+_PASSED_ON = (
+    "content-type",
+    "accept",
+    "traceparent",
+    "tracestate",
+    "anthropic-version",
+    CLASS_HEADER,
+)
 _PASSED_BACK = frozenset(
     {
         *("content-type", "content-length", "cache-control", "x-accel-buffering"),
