@@ -93,6 +93,15 @@ class VLLMEngine(TokenEngine):
             else model_files.stated_context_length(self.model_source)
         )
 
+    @property
+    def shares_steps(self) -> bool:
+        running = self._running
+        return (
+            running is not None
+            and running.front.shares_steps
+            and "completions" in self.capabilities.tasks
+        )
+
     # Life
     async def start(self) -> None:
         if self._running is not None:
@@ -114,6 +123,8 @@ class VLLMEngine(TokenEngine):
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
+        if self.served:
+            variables[options.BATCH_CONFIG] = msgspec.json.encode(self.sharing).decode()
         try:
             source = self.model_source
             if self.options.engine.get("load_format") not in model_files.STREAMED:
@@ -124,6 +135,7 @@ class VLLMEngine(TokenEngine):
                 variables,
                 tells_blocks=blocks is not None,
                 counts=counts,
+                shares=self.served,
             )
             running: Running = await module.Running.start(starting, self.model_source, blocks)
         except BaseException:
@@ -182,7 +194,8 @@ class VLLMEngine(TokenEngine):
                     running.llm.generate(
                         prepared.prompt,
                         prepared.params,
-                        request.request_id or uuid.uuid4().hex,
+                        f"{options.BATCH_ID if request.batch else ''}"
+                        f"{request.request_id or uuid.uuid4().hex}",
                         lora_request=lora,
                         priority=request.priority if running.by_priority else 0,
                         **prepared.extras,
