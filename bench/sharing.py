@@ -39,7 +39,7 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-_REAL_S = 60.0
+_REAL_S = 2.0
 
 
 class _NoWait(selectors.DefaultSelector):

@@ -15,6 +15,7 @@ from penstock.llm_config.batch import BatchConfig
 
 BASE, ROW, PROMPT = 0.007, 0.0007, 0.012
 SLOTS = 32
+QUEUE = 64
 ANSWER = 32
 """Tokens of each answer."""
 
@@ -57,9 +58,10 @@ class Simulation:
         controller = self.controller
         while self.next_arrival <= self.now:
             self.count += 1
-            self.waiting.append((self.count, self.next_arrival))
-            if controller is not None:
-                controller.arrived(self.count, self.next_arrival)
+            if len(self.waiting) < QUEUE:
+                self.waiting.append((self.count, self.next_arrival))
+                if controller is not None:
+                    controller.arrived(self.count, self.next_arrival)
             self.next_arrival += self.gap()
         decision = None
         if controller is not None:
