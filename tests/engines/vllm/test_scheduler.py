@@ -19,8 +19,8 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine() -> Any:
-    engine = VLLMEngine("demo", engine_kwargs={"max_num_seqs": 8})
-    engine.served = True
+    scheduler = "penstock.engines.vllm.scheduler.SharingAsyncScheduler"
+    engine = VLLMEngine("demo", engine_kwargs={"max_num_seqs": 8, "scheduler_cls": scheduler})
     engine.sharing = BatchConfig(ttft_ratio=1.25)
     await engine.start()
     yield engine

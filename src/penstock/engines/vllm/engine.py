@@ -123,7 +123,7 @@ class VLLMEngine(TokenEngine):
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
-        if self.served:
+        if "scheduler_cls" in self.options.engine:
             variables[options.BATCH_CONFIG] = msgspec.json.encode(self.sharing).decode()
         try:
             source = self.model_source
@@ -135,7 +135,6 @@ class VLLMEngine(TokenEngine):
                 variables,
                 tells_blocks=blocks is not None,
                 counts=counts,
-                shares=self.served,
             )
             running: Running = await module.Running.start(starting, self.model_source, blocks)
         except BaseException:
@@ -197,7 +196,7 @@ class VLLMEngine(TokenEngine):
                         f"{options.BATCH_ID if request.batch else ''}"
                         f"{request.request_id or uuid.uuid4().hex}",
                         lora_request=lora,
-                        priority=request.priority if running.by_priority else 0,
+                        priority=_priority(request) if running.by_priority else 0,
                         **prepared.extras,
                     )
                 ) as outputs,
@@ -434,3 +433,8 @@ def _with_echo(request: ChatRequest, prepared: Prepared) -> Prepared:
         echo = Echo(text, tokens=False)
         prepared.translate = echo if translate is None else lambda delta: echo(translate(delta))
     return prepared
+
+
+def _priority(request: ChatRequest | CompletionRequest) -> int:
+    """Its own, behind that of every online request where it is of the batch class."""
+    return request.priority + (options.BATCH_PRIORITY if request.batch else 0)

@@ -54,9 +54,8 @@ _SCHEDULERS = "penstock.engines.vllm.scheduler"
 
 class Starting:
     """Starts vLLM. `environment` is for the engine's processes. With `tells_blocks` the engine
-    publishes the events of its KV cache. With `shares` its scheduler, if the options name none,
-    shares its steps between the classes of requests. `counts` is its only logger of statistics,
-    unless the options ask for vLLM's own.
+    publishes the events of its KV cache. `counts` is its only logger of statistics, unless the
+    options ask for vLLM's own.
     """
 
     def __init__(
@@ -67,10 +66,8 @@ class Starting:
         *,
         tells_blocks: bool,
         counts: Counts,
-        shares: bool = False,
     ) -> None:
         self._model = model
-        self._shares = shares
         self._mark = uuid.uuid4().hex
         self._folder = tempfile.mkdtemp(prefix="penstock-vllm-")
         if tells_blocks:
@@ -99,9 +96,6 @@ class Starting:
             with processes_start(self._mark, self._folder, self._environment):
                 args = _arguments(self._model, self._options.engine)
                 config = args.create_engine_config(UsageContext.LLM_CLASS)
-                if self._shares and config.scheduler_config.scheduler_cls is None:
-                    kind = "Async" if config.scheduler_config.async_scheduling else ""
-                    config.scheduler_config.scheduler_cls = f"{_SCHEDULERS}.Sharing{kind}Scheduler"
                 load_parsers(self._options.frontend, config.structured_outputs_config)
                 if self._given_up:
                     raise EngineStartError("the start was given up")
