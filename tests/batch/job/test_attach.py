@@ -19,9 +19,10 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import LocalModel
-from penstock.types import CompletionRequest
+from penstock.types import CompletionRequest, Sampling
 from serve_process import serving, simulated
 
+GREEDY = Sampling(temperature=0.0)
 ROWS = [{"n": number} for number in range(40)]
 ASK: dict[str, Any] = {"prompt": "row {n}", "max_tokens": 8}
 
@@ -103,7 +104,8 @@ def test_a_killed_job_goes_on_where_it_was(server: Any, key: None, tmp_path: Pat
 def next_state(folder: Path, process: subprocess.Popen[bytes]) -> bool:
     """Wait until some rows are in the journal."""
     while process.poll() is None:
-        if any(file.stat().st_size > 2000 for file in folder.rglob("*journal*") if file.is_file()):
+        files = [file for file in folder.rglob("*") if file.is_file() and file.stem != "rows"]
+        if sum(file.stat().st_size for file in files) > 6000:
             return True
     return False
 
@@ -118,7 +120,7 @@ async def test_one_engine_serves_requests_and_runs_a_job_at_once(tmp_path: Path)
     texts = []
     while not running.done():
         text = ""
-        async for delta in model.completions(CompletionRequest("online")):
+        async for delta in model.completions(CompletionRequest("online", GREEDY)):
             text += delta.text
         texts.append(text)
     assert (await running).counts.ok == 40
