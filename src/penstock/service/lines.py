@@ -32,7 +32,6 @@ from penstock.errors import (
 from penstock.serve.api.limits import check_texts, texts_of, within_limits
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle, ModelNames
-from penstock.serve.replicas.model import CompleteAnswers, RemoteModel
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -96,8 +95,8 @@ def limited(settings: HttpSettings) -> Callable[[Any], Any]:
 
 
 def model_for_batches(handle: ModelHandle) -> Tasks:
-    """What answers the lines of batches for a model."""
-    return CompleteAnswers(handle) if isinstance(handle, RemoteModel) else handle
+    """The model for the lines of batches: their requests are of the batch class."""
+    return handle.for_batch()
 
 
 class ServedStep:

@@ -88,8 +88,7 @@ _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1,
 @dataclass(kw_only=True)
 class Plan:
     """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
-    `watch` gets the job's counts before its rows move. `most_rows` is how many rows and answers
-    memory holds at a time, about; None is what a job alone in its process takes.
+    `watch` gets the counts before rows move. `most_rows` bounds rows and answers in memory.
     """
 
     source: Source
@@ -493,9 +492,8 @@ def _require_unicode(name: str, value: object) -> None:
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"is no UTF-8 at character {error.start + 1}", field=name, value=value
-        ) from None
+        why = f"is no UTF-8 at character {error.start + 1}"
+        raise ConfigError(why, field=name, value=value) from None
 
 
 def _is_list_of(values: object, kind: type) -> bool:
