@@ -44,7 +44,9 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """A prompt to continue: text or token ids. `marks` are as in `GenerateRequest`."""
+    """A prompt to continue: text or token ids. `marks`, `image_mark` are as in `GenerateRequest`,
+    `images` holds the bytes of files.
+    """
 
     id: int
     prompt: str | list[int]
@@ -53,6 +55,8 @@ class Submit(Struct, tag="submit", array_like=True):
     stream: bool
     special_tokens: bool
     marks: tuple[str, ...] = ()
+    images: tuple[bytes, ...] = ()
+    image_mark: str = ""
 
 
 class Abort(Struct, tag="abort", array_like=True):

@@ -8,6 +8,7 @@ from typing import Any
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
+from penstock.engines.openvino.vision import Picture
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Failed, Submit
 from penstock.engines.sampling import StopStrings
@@ -34,7 +35,11 @@ class Request:
         self.adapter = submit.adapter
         self.stream = submit.stream
         self.marks = submit.marks
+        self.special_tokens = submit.special_tokens
         self.prompt = prompt
+        self.text: str | None = None
+        """The prompt of a pipeline that takes texts alone."""
+        self.picture: Picture | None = None
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
         self.max_new_tokens = 0
@@ -46,7 +51,7 @@ class Request:
         self.finish: FinishReason | None = None
         self.failed = False
         self.prefilled = False
-        self.text = TextStream()
+        self.shown = TextStream()
         self.stop = StopStrings(submit.sampling.stop)
         self.held_text = ""
         """Text not yet sent because nobody streams."""
@@ -63,6 +68,13 @@ class Request:
         """Whether its tokens are looked at as they come, rather than once at the end."""
         return self.stream or bool(self.sampling.stop)
 
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
+        and the pipeline takes token ids.
+        """
+        return self.sampling.structured is None and self.text is None
+
 
 class Lane:
     """One pipeline with its queue, its running requests and an index of its prefix cache."""
@@ -75,10 +87,11 @@ class Lane:
         prefix_caching: bool,
         company: int = 0,
         grammars: CompiledGrammars | None = None,
+        sees: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.grammars = grammars
-        self.companions = Companions(pipeline, company)
+        self.companions = Companions(pipeline, company, sees)
         self.waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
         self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
@@ -192,15 +205,15 @@ class Lane:
                 self._on_trial = None
 
     def restart(self, request: Request) -> None:
-        """Queue a request again after a fault: what it made so far becomes prompt, or, where a
-        grammar's state is lost, goes.
+        """Queue a request again after a fault: what it made so far becomes prompt, or, where it is
+        not resumable, goes.
         """
         request.handle = None
         request.prefilled = False
         request.harmless_steps = 0
-        if request.sampling.structured is not None:
+        if not request.resumable:
             request.ids, request.logprobs, request.reported, request.held_text = [], [], 0, ""
-            request.text, request.stop = TextStream(), StopStrings(request.sampling.stop)
+            request.shown, request.stop = TextStream(), StopStrings(request.sampling.stop)
         else:
             made = request.ids[request.resumed :]
             request.prompt = request.prompt + made
@@ -216,8 +229,8 @@ class Lane:
         The pipeline works again once all its requests are dropped and it was stepped. The request
         that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
         a time. The others go on from where they are, their tokens so far being part of the prompt
-        now; a constrained one cannot (its grammar's state is lost), so it starts again if nobody
-        saw its tokens, else it fails.
+        now; one that is not resumable starts again if nobody saw its tokens, else it fails, and so
+        does one with images, whose pixels are gone.
         """
         self.companions.leave()
         requests = list(self.active.values())
@@ -242,7 +255,9 @@ class Lane:
                     else "the engine cannot answer this request"
                 )
                 failure = Failed(request.id, RequestError.kind, f"{why}: {reason}")
-            elif request.sampling.structured is not None and request.stream and request.reported:
+            elif request.picture is not None or (
+                not request.resumable and request.stream and request.reported
+            ):
                 why = f"the engine failed in a step: {reason}"
                 failure = Failed(request.id, EngineError.kind, why)
             else:
