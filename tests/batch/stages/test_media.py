@@ -11,8 +11,8 @@ from PIL import Image
 
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
 from penstock.batch.rows.row import nbytes
-from penstock.engines.images import FORMS, prepared as prepared_image
 from penstock.batch.stages.media import Loader, PrepareMultimodalStage
+from penstock.engines.images import FORMS, prepared as prepared_image
 from penstock.errors import ConfigError, MissingExtraError, RequestError
 
 

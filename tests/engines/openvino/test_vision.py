@@ -1,6 +1,5 @@
 """The contract on a vision-language model with random weights, and what is special about images."""
 
-import asyncio
 import os
 import signal
 
@@ -8,10 +7,8 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino import OpenVINOEngine
-from penstock.errors import EngineStartError, RequestError, UnsupportedError
-from penstock.testing import GREEDY, EngineContract, answer, chat_request
-from penstock.types import ChatRequest, CompletionRequest, Sampling
-from vision_models import bomb, image_file, image_part, picture, vision_model
+from penstock.testing import EngineContract
+from vision_models import vision_model
 
 OPTIONS = {
     "max_num_seqs": 16,
