@@ -77,8 +77,8 @@ class RowImages:
         """What is said of each image of a row."""
         value = (row.values or {}).get(self._column or self._messages or "")
         if self._column is not None:
-            many = isinstance(value, list | tuple)
-            yield from value if many else (value,)
+            images: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+            yield from images
             return
         if isinstance(value, str):
             if '"image' not in value and '"input_image' not in value:
