@@ -119,8 +119,7 @@ def pipeline(folder: Path, tokens: int) -> tuple[list[str], float]:
     made = []
     for row in _rows(folder):
         images = [_tensor(row["picture"]["bytes"])]
-        # Without a tag the pipeline puts one in, and no line end behind it, as the template does.
-        prompt = "<ov_genai_image_0>\n" + QUESTION.format(**row)
+        prompt = QUESTION.format(**row)
         made += pipe.generate(prompt, images=images, generation_config=config).texts
     return made, time.perf_counter() - start
 
@@ -142,7 +141,7 @@ def bare(folder: Path, tokens: int) -> tuple[list[str], float]:
     handles = [
         pipe.add_request(
             row["id"],
-            f"USER: <image>\n{QUESTION.format(**row)} ASSISTANT:",
+            f"USER: <image>{QUESTION.format(**row)} ASSISTANT:",  # GenAI adds the line end
             [_tensor(row["picture"]["bytes"])],
             config,
         )

@@ -14,7 +14,7 @@ from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import GREEDY, EngineContract, answer, chat_request
-from penstock.types import ChatRequest, CompletionRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Message, Sampling
 from vision_models import bomb, image_file, image_part, picture, vision_model
 
 OPTIONS = {
@@ -81,7 +81,7 @@ class TestContract(EngineContract):
             await answer(engine, _asked(image_part(image_file(1)), text))
 
     async def test_an_answer_about_an_image_is_continued(self, engine):
-        messages = [
+        messages: list[Message] = [
             {"role": "user", "content": [image_part(image_file(1))]},
             {"role": "assistant", "content": "A ball that is"},
         ]

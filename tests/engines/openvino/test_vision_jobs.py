@@ -1,6 +1,7 @@
 """Jobs and processors over images, on the embedded engine."""
 
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from vision_models import bomb, image_file, image_part, picture, vision_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SAMPLING = Sampling(temperature=0, max_tokens=6, ignore_eos=True)
-ASKED = {"prompt": "What is {id}?", "max_tokens": 6, "ignore_eos": True}
+ASKED: dict[str, Any] = {"prompt": "What is {id}?", "max_tokens": 6, "ignore_eos": True}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -112,7 +113,7 @@ async def test_batch_lines_hold_images(engine):
     }
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     result = await penstock.arun([line], engine=engine)
-    answered = list(result.rows())[0]["response"]["body"]["choices"][0]["message"]["content"]
+    answered = next(iter(result.rows()))["response"]["body"]["choices"][0]["message"]["content"]
     assert answered == await alone(engine, "What?", image_file(1))
 
 

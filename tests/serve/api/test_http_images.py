@@ -25,11 +25,13 @@ TEXT = {"type": "text", "text": "What is it?"}
 async def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
     model = vision_model(tmp_path_factory.mktemp("model"))
     configs = [
-        LLMConfig(
-            model_loading_config={"model_id": name, "model_source": source},
-            llm_engine="openvino",
-            engine_kwargs={"kv_cache_memory_bytes": 64 << 20, **kwargs},
-            deployment_config={"autoscaling_config": {"min_replicas": 0, "max_replicas": 1}},
+        LLMConfig.from_dict(
+            {
+                "model_loading_config": {"model_id": name, "model_source": source},
+                "llm_engine": "openvino",
+                "engine_kwargs": {"kv_cache_memory_bytes": 64 << 20, **kwargs},
+                "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
+            }
         )
         for name, source, kwargs in (
             ("eyes", str(model), {"deterministic": True}),

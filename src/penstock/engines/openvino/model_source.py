@@ -262,7 +262,7 @@ def _convert(
                 f" (the log: {log})"
             )
         if seeing:
-            _keep_image_settings(directory, partial)
+            keep_image_settings(directory, partial)
         for file in (SENTENCE_TRANSFORMERS, POOLING_CONFIG):
             if (directory / file).is_file():
                 (partial / file).parent.mkdir(exist_ok=True)
@@ -273,7 +273,7 @@ def _convert(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _keep_image_settings(directory: Path, target: Path) -> None:
+def keep_image_settings(directory: Path, target: Path) -> None:
     """Give the converted model its `preprocessor_config.json`. Newer versions of transformers have
     its content in `processor_config.json`, where the engine does not look for it.
     """

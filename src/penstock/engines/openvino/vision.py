@@ -12,9 +12,10 @@ dropped as soon as the pipeline has made embeddings of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from hashlib import blake2b
+from itertools import count, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,9 @@ _AHEAD_PIXELS = 1 << 26
 _WAIT_SECONDS = 0.002
 _MERGED_PATCH = 28
 """Pixels a side that become a token where images keep their size, as in Qwen2-VL."""
+
+_END_LINES = frozenset({"llava", "llava_next"})
+"""Types of models for which GenAI writes a line end behind each image, as their templates do."""
 
 Size = tuple[int, int]
 
@@ -68,6 +72,7 @@ class Vision:
         self._ahead = 0
         self._tokens_by_size: dict[Size, int] = {}
         self._usual_tokens = _usual_tokens(config)
+        self._ends_lines = config.get("model_type") in _END_LINES
 
     # Prompts
     def prompt(self, submit: Submit, tokenizer: Tokenizer) -> tuple[str, list[int], Picture | None]:
@@ -87,16 +92,19 @@ class Vision:
         if not submit.images:
             return given, tokenizer.encode([given], submit.special_tokens)[0], None
         sizes = self._images.check_pixels(submit.images, self._max_pixels)
-        pieces = given.split(submit.image_mark)
+        pieces = counted = given.split(submit.image_mark)
+        if self._ends_lines:  # GenAI puts a line end behind the image, which is here already
+            pieces = [pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])]
         # The empty text before an image at the beginning has the special tokens.
-        first = tokenizer.encode([pieces[0]], submit.special_tokens)
-        ids, *others = first + tokenizer.encode(pieces[1:], special_tokens=False)
+        first = tokenizer.encode([counted[0]], submit.special_tokens)
+        ids, *others = first + tokenizer.encode(counted[1:], special_tokens=False)
         for data, size, more in zip(submit.images, sizes, others, strict=True):
             digest = blake2b(data, digest_size=7).digest()
             ids = ids + [-1 - int.from_bytes(digest, "little")] * self._tokens(size) + more
+        marks: Iterable[str] = repeat(submit.image_mark)
         if submit.image_mark == IMAGE_TAG:  # GenAI numbers them
-            numbered = (f"<ov_genai_image_{n}>{piece}" for n, piece in enumerate(pieces[1:]))
-            given = pieces[0] + "".join(numbered)
+            marks = (f"<ov_genai_image_{number}>" for number in count())
+        given = pieces[0] + "".join(map("".join, zip(marks, pieces[1:], strict=False)))
         return given, ids, Picture(submit.images, sizes)
 
     def _tokens(self, size: Size) -> int:
