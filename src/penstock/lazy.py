@@ -35,6 +35,7 @@ EXTRAS: Mapping[str, str] = {
     "optimum": "convert",
     "psycopg": "postgres",
     "pydantic": "ray",
+    "pypdfium2": "pdf",
     "ray": "ray",
     "s3fs": "s3",
     "sglang": "sglang",
