@@ -214,7 +214,7 @@ Examples:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Replicas of the engine, on Ray.",
+    help="Replicas of the engine; here they part the CPU cores among them.",
 )
 @click.option(
     "--order",

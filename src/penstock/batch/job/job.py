@@ -61,9 +61,11 @@ class Job:
             one here: as requests of the batch class, which take what its other users leave.
             Results come here. `model` is a model of the server; default: the one that it has.
             The key is taken from the environment's PENSTOCK_API_KEY, if that is set.
-        runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on
-            a Ray cluster: the one that RAY_ADDRESS names, the one on this machine, or one of its
-            own. The job is the same, so either runtime resumes what the other began.
+        runtime: "local" is this machine. "ray" is a Ray cluster: the one that RAY_ADDRESS names,
+            the one on this machine, or one of its own. The job is the same, so either runtime
+            resumes what the other began.
+        replicas: how many copies of the engine answer the rows. On this machine each has a part of
+            the CPU cores.
 
         processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an
             engine and of what to ask. Of the options below only those of how to run then have a

@@ -353,11 +353,11 @@ def _engines(job: Job) -> list[LLMEngine]:
 
 def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
     made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
-    if job.runtime == "local":
+    if job.runtime == "local" and job.replicas == 1:
         return made
     if made is engine:
         raise ConfigError(
-            "an engine object is in this process, and no replica on Ray", field="engine"
+            "an engine object is in this process, and replicas are in others", field="engine"
         )
     if job.adapter is not None and os.path.isdir(job.adapter):
         made.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
@@ -448,8 +448,10 @@ def _check_options(job: Job) -> None:
     ids = job.stop_token_ids
     _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
     _check_ranges(job)
-    if job.runtime == "local" and job.replicas != 1:
-        raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
+    if job.replicas != 1 and (job.processor is not None or job.attach is not None):
+        raise ConfigError(
+            "is for engines that the job starts itself", field="replicas", value=job.replicas
+        )
     if job.runtime == "ray" and job.processor is not None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"

@@ -69,6 +69,10 @@ class MemoryBudget:
         """Bytes that are taken or promised."""
         return sum(self._held.values())
 
+    def has_room(self, size: int) -> bool:
+        """Whether `size` bytes are free without unloading anybody."""
+        return self.total is None or self.used + size <= self.total
+
     async def acquire(self, resident: Resident, size: int) -> None:
         """Make room for `size` bytes: unload the least recently used idle residents, or wait until
         there is one.
@@ -80,7 +84,7 @@ class MemoryBudget:
             return
         self.check(size)
         async with self._acquiring:
-            while self.total is not None and self.used + size > self.total:
+            while not self.has_room(size):
                 idle = [
                     (since, other)
                     for other in self._held

@@ -114,6 +114,8 @@ class LLMServer(Tasks, ControlPlane):
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
         self._stopping = False
+        self.hands_on: Callable[[], bool] = lambda: False
+        """Whether another replica takes the requests without a token from an engine that died."""
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
@@ -246,7 +248,7 @@ class LLMServer(Tasks, ControlPlane):
 
     def _asks_again(self) -> bool:
         """Whether a request without a token yet is put to a new engine after a death."""
-        return True
+        return not self.hands_on()
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         return generated(self.engine, request)
