@@ -241,12 +241,15 @@ def _handle(config: LLMConfig, budget: MemoryBudget) -> ModelHandle:
 def local_counts(config: LLMConfig) -> tuple[int, int]:
     """The fewest and the most replicas of a model here. "auto" is up to one a core.
 
-    A model that takes accelerators, or has a prefill side, has one: nothing parts these here.
+    A model that takes accelerators, or is a side of a prefill/decode pair, has one: nothing parts
+    these here.
     """
     fewest, most = replica_counts(config)
     if config.deployment_config.num_replicas == "auto" and most == AUTO_MOST:
         most = len(usable_cores())
-    if config.prefill_config is not None or kind_of_bundles(engine_bundles(config)) != "cpu":
+    if most > 1 and (
+        kind_of_bundles(engine_bundles(config)) != "cpu" or server_class(config).role != "both"
+    ):
         return min(fewest, 1), 1
     return fewest, most
 

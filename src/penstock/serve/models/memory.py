@@ -69,9 +69,14 @@ class MemoryBudget:
         """Bytes that are taken or promised."""
         return sum(self._held.values())
 
-    def has_room(self, size: int) -> bool:
-        """Whether `size` bytes are free without unloading anybody."""
-        return self.total is None or self.used + size <= self.total
+    def take(self, resident: Resident, size: int) -> bool:
+        """Give the resident `size` bytes if so many are free, without unloading anybody."""
+        if resident in self._held:
+            return True
+        if self.total is not None and self.used + size > self.total:
+            return False
+        self._held[resident] = size
+        return True
 
     async def acquire(self, resident: Resident, size: int) -> None:
         """Make room for `size` bytes: unload the least recently used idle residents, or wait until
@@ -84,7 +89,7 @@ class MemoryBudget:
             return
         self.check(size)
         async with self._acquiring:
-            while not self.has_room(size):
+            while not self.take(resident, size):
                 idle = [
                     (since, other)
                     for other in self._held
@@ -95,7 +100,6 @@ class MemoryBudget:
                 else:
                     self._changed.clear()
                     await self._changed.wait()
-            self._held[resident] = size
 
     def check(self, size: int) -> None:
         """Raise `EngineStartError` for more than the budget."""

@@ -209,10 +209,12 @@ class Crew(Pool[_Replica]):
     async def _load(self, replica: _Replica) -> None:
         """Load a replica; one beyond the fewest only into memory that is free."""
         size = await asyncio.to_thread(memory_estimate, self._config)
-        if replica not in self.replicas[: self.wanted] or self._stopping:
+        server, stays = replica.model.server, replica in self.replicas[: self.fewest]
+        unwanted = replica not in self.replicas[: self.wanted] or self._stopping
+        if unwanted or server.asleep or replica.phase not in ("cold", "failed"):
             return
-        if replica in self.replicas[: self.fewest] or self._budget.has_room(size):
-            await replica.model.server.start()
+        if stays or self._budget.take(replica.model, size):
+            await server.start()
         elif not self._short:
             self._short = True
             _log.warning(
