@@ -8,7 +8,13 @@ import pytest
 
 from penstock.balance.policies.load import LeastBusy
 from penstock.balance.policies.prefix import PrefixAware
-from penstock.errors import EngineDeadError, EngineStartError, OverloadedError, UnavailableError
+from penstock.errors import (
+    EngineDeadError,
+    EngineStartError,
+    OverloadedError,
+    QuarantinedError,
+    UnavailableError,
+)
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import LocalModel, build_local_handles
 from penstock.serve.models.memory import MemoryBudget
@@ -18,6 +24,16 @@ from penstock.types import EmbeddingRequest, Sampling
 from warped_time import run_warped
 
 SLOW = {"time_per_token_ms": 100.0}
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch):
+    """A loop whose time is warped would not wait for a thread."""
+
+    async def at_once(function, *args):
+        return function(*args)
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
 
 
 def config(replicas: Any = 2, *, engine_kwargs=None, **deployment):
@@ -225,6 +241,30 @@ def test_what_kills_replicas_is_found_and_the_others_are_answered():
     killer, *others = run_warped(main())
     assert type(killer).__name__ == "QuarantinedError"
     assert not [one for one in others if isinstance(one, BaseException)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 8, 64])
+def test_innocent_requests_are_all_answered(concurrency):
+    async def main():
+        model = made(2, engine_kwargs={"output_tokens": 2, "die_on": "poison"})
+        await model.start()
+        places = asyncio.Semaphore(concurrency)
+
+        async def one(number):
+            text = f"{'poison' if number % 30 == 7 else 'text'} {number}"
+            async with places:
+                try:
+                    await answer(model, chat_request(text, stream=False), patience=36000)
+                except QuarantinedError:
+                    return "refused"
+            return "answered"
+
+        outcomes = await asyncio.gather(*map(one, range(60)))
+        await model.stop(0)
+        return outcomes
+
+    expected = ["refused" if number % 30 == 7 else "answered" for number in range(60)]
+    assert run_warped(main()) == expected
 
 
 async def test_a_stream_that_has_begun_is_not_repeated():
