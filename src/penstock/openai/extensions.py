@@ -86,7 +86,7 @@ def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
-class RerankDocument(Struct, kw_only=True):
+class RerankDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     """A document to rerank, given as an object instead of as text."""
 
     text: str

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct, field
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
 from penstock.openai.parameters.engine import EngineParameters, stated, unset
+from penstock.openai.parameters.inside import check_inside
 from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
@@ -385,6 +386,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
         found = mismatch(form, given)
         raise RequestError(str(found), param=found.place or None) from None
     check_only(checked)
+    check_inside(form, given)
     return checked
 
 
