@@ -62,7 +62,7 @@ class ScoreBody(Struct, kw_only=True):
         given = {name for pair in _SIDES for name in pair if getattr(self, name) is not None}
         names = next((pair for pair in _SIDES if given == set(pair)), None)
         if names is None:
-            raise RequestError("give text_1 and text_2", param="text_1")
+            raise _no_pair(given)
         left, right = (_listed(getattr(self, name)) for name in names)
         if not left or not right:
             raise RequestError(
@@ -80,6 +80,17 @@ class ScoreBody(Struct, kw_only=True):
         return [
             RerankRequest(one, [other], f"{request_id}-{number}") for number, (one, other) in pairs
         ]
+
+
+def _no_pair(given: set[str]) -> RequestError:
+    """The error for names that are no pair: too many, too few, or of two pairs."""
+    whole = next((pair for pair in _SIDES if given > set(pair)), None)
+    if whole is not None:
+        odd = min(given - set(whole))
+        return RequestError(f"{odd} does not go with {' and '.join(whole)}", param=odd)
+    pair = next((pair for pair in _SIDES if given & set(pair)), _SIDES[0])
+    missing = next(name for name in pair if name not in given)
+    return RequestError(f"give {' and '.join(pair)}: {missing} is missing", param=missing)
 
 
 def _listed(given: Any) -> list[Any]:

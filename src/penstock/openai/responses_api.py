@@ -126,6 +126,7 @@ class ResponseBody(SamplingBody, kw_only=True):
             raise RequestError("input must not be empty", param="input")
         check_messages(messages)
         tools, choice = self._tools()
+        prefilled = _is_begun(self.input)
         return ChatRequest(
             messages=messages,
             sampling=self.to_sampling(
@@ -148,6 +149,8 @@ class ResponseBody(SamplingBody, kw_only=True):
             request_id=request_id,
             priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False,
+            continue_final_message=prefilled,
+            add_generation_prompt=not prefilled,
         )
 
     def _tools(self) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
@@ -173,6 +176,18 @@ def _named(tool: Any) -> Any:
     kind = tool.get("type")
     kind = "function" if kind == "custom" else kind
     return {"type": kind, "function": {"name": tool.get("name")}}
+
+
+def _is_begun(given: str | list[dict[str, Any]]) -> bool:
+    """Whether the last item is a message of the assistant that is not complete, which the answer
+    continues (as in vLLM).
+    """
+    last = given[-1] if given and isinstance(given, list) else {}
+    return (
+        last.get("type", "message") == "message"
+        and last.get("role") == "assistant"
+        and last.get("status") in ("in_progress", "incomplete")
+    )
 
 
 def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:

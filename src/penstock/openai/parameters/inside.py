@@ -117,7 +117,7 @@ _ITEM_PARTS = Shape(
 _OUTPUT = _shape("type call_id", f"{_OF_ITEMS} name caller namespace", output=_ITEM_PARTS)
 _ITEM = Shape(
     kinds={
-        "message": _shape("type role", f"{_OF_ITEMS} phase", content=_ITEM_PARTS),
+        "message": _shape("type role status", f"{_OF_ITEMS} phase", content=_ITEM_PARTS),
         "function_call": _shape(
             "type call_id name arguments", f"{_OF_ITEMS} parsed_arguments caller namespace"
         ),
