@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
@@ -23,7 +24,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
-from penstock.errors import RequestError
+from penstock.errors import ConfigError, RequestError
 from penstock.openai.tools import Tool, arguments_as_objects
 from penstock.types import ChatRequest, Message
 
@@ -40,6 +41,31 @@ _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands behind the text that the answer continues, to find its place in the prompt."""
 
 
+def read_template(given: str) -> str:
+    """The template that an option gives: the path of a file, or the text itself. Raises
+    `ConfigError` for a path without a file, and for what is no template.
+    """
+    text = given
+    if "{" not in given and "\n" not in given:
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"is no template, and no file that can be read: {error}",
+                field="engine_kwargs.chat_template",
+                value=given,
+            ) from None
+    try:
+        _compile(text)
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"is no Jinja template: {error.message} (line {error.lineno})",
+            field="engine_kwargs.chat_template",
+            value=given[:200],
+        ) from None
+    return text
+
+
 def template_options(request: ChatRequest) -> dict[str, Any]:
     """What `ChatTemplate.render` takes for a request, beside its messages."""
     return {
@@ -52,10 +78,18 @@ def template_options(request: ChatRequest) -> dict[str, Any]:
 
 
 class ChatTemplate:
-    """One model's template. `source` None: the model has none, and line ends join the contents."""
+    """One model's template. `source` None: the model has none, and line ends join the contents.
+    `variables` are further names for it, where a request does not give them.
+    """
 
-    def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str | None,
+        special_tokens: Mapping[str, str] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.source = source or PLAIN
+        self._variables = dict(variables or {})
         self._names = tuple((special_tokens or {}).items())
         self.names = dict(self._names)
         """Special tokens by the names that templates use."""
@@ -99,6 +133,7 @@ class ChatTemplate:
         names: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt and not continue_final_message,
             **dict(self._names),
+            **self._variables,
             **(variables or {}),
         }
         source = override or self.source

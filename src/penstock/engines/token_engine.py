@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -73,10 +73,13 @@ class TokenEngine(LLMEngine):
     """An engine whose model continues token sequences. Errors name it by `model_kind`.
 
     `tool_call_parser` and `reasoning_parser` name the forms of calls and thoughts
-    (`openai.parsers.table`); None: what the chat template's marks say.
+    (`openai.parsers.table`); None: what the chat template's marks say. `chat_template` takes the
+    place of the model's own, `template_variables` are further names for either.
     """
 
     template: ChatTemplate
+    chat_template: str | None = None
+    template_variables: Mapping[str, Any] | None = None
     model_kind = "this model"
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

@@ -113,7 +113,11 @@ class WorkerEngine(TokenEngine):
             process.send(encode(load))
             answer: Ready = await ready
             self.capabilities = answer.capabilities
-            self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
+            self.template = ChatTemplate(
+                self.chat_template or answer.chat_template,
+                answer.special_tokens,
+                self.template_variables,
+            )
             for name, path in self.adapters.items():
                 await self._add_adapter(name, path)
             if self._watching is not None:

@@ -38,6 +38,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
     not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
     properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's marks say.
+    `chat_template`: a file with a template in place of the model's own, or its text.
+    `default_chat_template_kwargs`: names for the template that requests may override.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -62,6 +64,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     properties: dict[str, Any] = field(default_factory=dict)
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    chat_template: str | None = None
+    default_chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names(self.tool_call_parser, self.reasoning_parser)
