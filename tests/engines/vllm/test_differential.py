@@ -85,8 +85,8 @@ STATUS: dict[str, tuple[int, int, Callable[[Asked], bool]]] = {
         400,
         lambda asked: asked.get("tool_choice") == "auto" and "tools" not in asked,
     ),
-    "`tool_choice: any` of a message without tools is a 400, as `required` is in a chat; vLLM ignores"
-    " it.": (400, 200, lambda asked: asked.get("tool_choice") == {"type": "any"}),
+    "`tool_choice: any` of a message without tools is a 400, as `required` is in a chat; vLLM"
+    " ignores it.": (400, 200, lambda asked: asked.get("tool_choice") == {"type": "any"}),
     "`reasoning_effort` is any text that the chat template knows; vLLM has a list.": (
         200,
         400,
