@@ -161,7 +161,7 @@ TOGETHER_CHAT: list[dict[str, Any]] = [
     {"cache_salt": "a", "priority": 1},
     {"skip_special_tokens": False, "ignore_eos": True, "max_tokens": 70},
     {"tools": [{**TOOL, "unheard_of": 1}], "tool_choice": "auto"},
-    {"tools": [{**TOOL, "function": {**TOOL["function"], "unheard_of": 1}}]},
+    {"tools": [{"type": "function", "function": {"name": "refund", "unheard_of": 1}}]},
     {"response_format": {"type": "json_object", "unheard_of": 1}},
 ]
 OF_TEXT: dict[str, list[Any]] = {

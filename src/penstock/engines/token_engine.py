@@ -51,7 +51,7 @@ from penstock.types import (
     Usage,
 )
 
-MEDIA = ("image", "audio", "video", "file")
+MEDIA = ("image", "audio", "video", "file", "embeds", "thinking", "tool_reference")
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from penstock.openai.requests import (
     input_texts,
 )
 from penstock.openai.responses import encoded_vector, prompt_usage
+from penstock.openai.tool_forms import plain_messages
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
@@ -196,7 +197,7 @@ class TokenizeBody(Struct, kw_only=True):
         check_messages(self.messages)
         check_tools(self.tools, None)
         chat = ChatRequest(
-            self.messages,
+            plain_messages(self.messages),
             tools=self.tools or None,
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,

@@ -438,7 +438,7 @@ def check_messages(messages: list[Message]) -> None:
                 f"{where}.content must be a text or a list of parts", param=f"{where}.content"
             )
         for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or "type" not in part:
+            if not isinstance(part, dict) or not isinstance(part.get("type"), str):
                 raise RequestError(
                     f"{where}.content: every part needs a 'type'", param=f"{where}.content"
                 )

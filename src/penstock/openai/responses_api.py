@@ -60,9 +60,12 @@ class Reasoning(Struct, forbid_unknown_fields=True):
 
 
 class EventOptions(Struct, forbid_unknown_fields=True):
-    """`stream_options` of a response. Nothing is obfuscated here."""
+    """`stream_options` of a response. Nothing is obfuscated here. The usage comes always, which
+    clients of chat completions ask for (AIPerf).
+    """
 
     include_obfuscation: bool | None = None
+    include_usage: bool | None = None
 
 
 class ResponseBody(SamplingBody, kw_only=True):

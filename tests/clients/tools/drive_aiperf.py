@@ -60,7 +60,8 @@ def completions():
 
 @check
 def responses():
-    measured("responses", "--streaming")
+    # To AIPerf an answer that the limit cuts has failed.
+    measured("responses", "--streaming", "--extra-inputs", "temperature:0")
 
 
 @check

@@ -46,6 +46,8 @@ def claude(**fields: Any) -> dict[str, Any]:
             said({**IMAGE, "image_url": {"url": "", "x": 1}}),
             "messages[0].content[0].image_url.x",
         ),
+        (ChatBody, said(TEXT, {"type": "tekst", "text": "a"}), "messages[0].content[1].type"),
+        (ChatBody, said({"type": {"a": 1}}), "messages[0].content[0].type"),
         (
             ChatBody,
             {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "x": 1}]}]},
@@ -181,9 +183,11 @@ SENT_BACK = {
     ("form", "body"),
     [
         (ChatBody, {"messages": [ASK, SENT_BACK]}),
+        (ResponseBody, {"input": "a", "stream": True, "stream_options": {"include_usage": True}}),
         (ChatBody, said({**TEXT, "cache_control": {"type": "ephemeral"}})),
         (ChatBody, said({**IMAGE, "image_url": {"url": "data:,", "detail": "low"}})),
-        (ChatBody, said({"type": "of another kind", "x": 1})),
+        (ChatBody, said({"type": "file", "file": {"file_id": "x"}})),
+        (ChatBody, said({"type": "refusal", "refusal": "No."})),
         (ChatBody, {"messages": [ASK], "tools": [{**TOOL, "allowed_callers": ["direct"]}]}),
         (
             ResponseBody,
@@ -230,6 +234,34 @@ SENT_BACK = {
 )
 def test_what_clients_send_is_taken(form: Any, body: Any) -> None:
     parse_body(form, body)
+
+
+def test_parts_that_are_texts_by_another_name_are_texts() -> None:
+    parts = [
+        TEXT,
+        {"type": "input_text", "text": "b"},
+        {"type": "refusal", "refusal": "No."},
+        {"type": "output_text", "text": None},
+    ]
+    for request in (
+        parse_body(ChatBody, said(*parts)).request(),
+        parse_body(TokenizeBody, said(*parts)).request().chat,
+    ):
+        assert request is not None
+        assert request.messages[0]["content"] == [
+            {"type": "text", "text": text} for text in ("a", "b", "No.", "")
+        ]
+
+
+@pytest.mark.parametrize("kind", ["thinking", "prompt_embeds", "file", "image_url"])
+async def test_an_engine_that_reads_texts_refuses_other_parts(kind: str) -> None:
+    engine = SimulatedEngine("sim")
+    await engine.start()
+    request = parse_body(ChatBody, said({"type": kind})).request()
+    with pytest.raises(RequestError) as caught:
+        _ = [delta async for delta in engine.chat(request)]
+    assert caught.value.param == "messages[0].content"
+    await engine.stop()
 
 
 def test_objects_of_a_wrong_form_are_left_to_others() -> None:

@@ -7,7 +7,7 @@ conversation are known, of other providers' answers as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct, field
@@ -20,14 +20,16 @@ class Shape(Struct, frozen=True):
     """What is known of an object. `keys`: what is honoured, with the shape of what is inside, None
     for anything. `harmless`: any value is taken and changes nothing. `only`: the values that ask
     for nothing. With `kinds`, an object's `type` (`kind` where it has none) chooses its shape; one
-    of another type is left to those who read it.
+    of a type without a shape is left to those who read it; so is one of another type, or refused
+    where the kinds are `closed`.
     """
 
     keys: Mapping[str, Shape | None] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    kinds: Mapping[str, Shape] = field(default_factory=dict)
+    kinds: Mapping[str, Shape | None] = field(default_factory=dict)
     kind: str = ""
+    closed: bool = False
 
 
 def _shape(honoured: str, harmless: str = "", **inside: Shape) -> Shape:
@@ -38,6 +40,11 @@ def _shape(honoured: str, harmless: str = "", **inside: Shape) -> Shape:
 _CACHE = "cache_control prompt_cache_breakpoint"
 _CALLERS: Mapping[str, tuple[Any, ...]] = {"allowed_callers": (["direct"],), "async": (False,)}
 _MEDIUM = _shape("url", "detail format")
+_OF_ENGINES = (
+    *("image", "image_pil", "image_embeds", "input_image"),
+    *("audio", "audio_embeds", "video", "video_embeds", "file"),
+    *("thinking", "prompt_embeds", "tool_reference"),
+)
 _PARTS = Shape(
     kinds={
         "text": _shape("type text", f"{_CACHE} annotations citations"),
@@ -45,7 +52,13 @@ _PARTS = Shape(
         "audio_url": _shape("type uuid", _CACHE, audio_url=_MEDIUM),
         "video_url": _shape("type uuid", _CACHE, video_url=_MEDIUM),
         "input_audio": _shape("type uuid", _CACHE, input_audio=_shape("data format")),
-    }
+        **dict.fromkeys(
+            ("input_text", "output_text"), _shape("type text", f"{_CACHE} annotations")
+        ),
+        "refusal": _shape("type refusal"),
+        **dict.fromkeys(_OF_ENGINES),
+    },
+    closed=True,
 )
 _CALLED = _shape("name arguments", "parsed_arguments")
 _CALL = _shape(
@@ -217,7 +230,10 @@ def _check(shape: Shape, given: Any, place: str) -> None:
         return
     if shape.kinds:
         kind = given.get("type") or shape.kind
-        found = shape.kinds.get(kind) if isinstance(kind, str) else None
+        known = isinstance(kind, str) and kind in shape.kinds
+        if kind and not known and shape.closed:
+            raise _unknown_kind(kind, shape.kinds, f"{place}.type")
+        found = shape.kinds[kind] if known else None
         if found is None:
             return
         shape = found
@@ -228,6 +244,11 @@ def _check(shape: Shape, given: Any, place: str) -> None:
                 _check(inside, value, f"{place}.{key}")
         elif value is not None and key not in shape.harmless:
             _check_other(shape, key, value, f"{place}.{key}")
+
+
+def _unknown_kind(kind: Any, known: Iterable[str], place: str) -> RequestError:
+    hint = nearest(str(kind), known)
+    return RequestError(f"{place} {str(kind)[:80]!r} is unknown. {hint}", param=place)
 
 
 def _check_other(shape: Shape, key: str, value: Any, place: str) -> None:
@@ -241,8 +262,9 @@ def _check_other(shape: Shape, key: str, value: Any, place: str) -> None:
 def places(shape: Shape, place: str) -> Iterator[tuple[str, Shape]]:
     """The place of each object within a field, with its shape."""
     for kind, one in shape.kinds.items():
-        yield f"{place} ({kind})", one
-        yield from _within(one, place)
+        if one is not None:
+            yield f"{place} ({kind})", one
+            yield from _within(one, place)
     if not shape.kinds:
         yield place, shape
         yield from _within(shape, place)
