@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
@@ -28,7 +29,7 @@ from penstock.engines.sampling import (
     with_seed,
 )
 from penstock.engines.tasks import Batches, mapped
-from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
+from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
@@ -143,8 +144,30 @@ class TokenEngine(LLMEngine):
                 one_call=not request.parallel_tool_calls,
             )
             answers = mapped(answers, reader.translate)
+        if thinking is not None or isinstance(calls, HarmonyCalls):
+            answers = self._with_counted_thoughts(answers)
         text = echoed(request)
         return mapped(answers, Echo(text, tokens=False)) if text else answers
+
+    async def _with_counted_thoughts(self, answers: Batches) -> Batches:
+        """The batches, with the tokens of each answer's thoughts in its usage: as many as the
+        tokenizer makes of their text.
+        """
+        thoughts: dict[int, str] = {}
+        async with contextlib.aclosing(answers):
+            async for batch in answers:
+                for at, delta in enumerate(batch):
+                    if delta.reasoning:
+                        thoughts[delta.index] = thoughts.get(delta.index, "") + delta.reasoning
+                    usage = delta.usage
+                    if usage is None or delta.finish_reason is None or delta.index not in thoughts:
+                        continue
+                    with contextlib.suppress(PenstockError):  # the answer is whole all the same
+                        tokens = await self.encoded(thoughts.pop(delta.index), False, False)
+                        count = min(len(tokens.ids), usage.completion_tokens)
+                        usage = structs.replace(usage, reasoning_tokens=count)
+                        batch[at] = structs.replace(delta, usage=usage)
+                yield batch
 
     def _after_thoughts(
         self, sampling: Sampling, structured: StructuredOutput, thinking: Thinking, begun: bool
