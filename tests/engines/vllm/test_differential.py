@@ -1,4 +1,4 @@
-"""vLLM's own server beside ours around one engine: some 800 request forms get the same status
+"""vLLM's own server beside ours around one engine: some 1,100 request forms get the same status
 and the same JSON, but for ids, times and the differences that docs/compatibility.md lists.
 """
 
