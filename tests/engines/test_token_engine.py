@@ -205,7 +205,7 @@ async def test_an_answer_that_continues_a_message_continues_its_thoughts(
 async def test_the_tokens_of_thoughts_are_counted(off, answer, count):
     engine = scripted(THINKS, answer)  # whose tokens are bytes
     request = ChatRequest(ASK, n=2, chat_template_kwargs={"off": off})
-    usages = [d.usage async for d in engine.chat(request) if d.finish_reason]
+    usages = [d.usage or Usage() async for d in engine.chat(request) if d.finish_reason]
     assert [usage.reasoning_tokens for usage in usages] == [count, count]
     assert {usage.completion_tokens for usage in usages} == {len(answer)}
 
