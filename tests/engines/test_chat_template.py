@@ -276,3 +276,10 @@ def test_variables_of_the_server_give_way_to_those_of_a_request():
     template = ChatTemplate("{{ a }}{{ b }}", None, {"a": 1, "b": 2})
     assert template.render([]) == "12"
     assert template.render([], variables={"b": 3}) == "13"
+
+
+def test_marks_for_training_are_no_text():
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    assert ChatTemplate(template).render(HELLO) == "hello"
