@@ -183,7 +183,7 @@ def _image_url(block: dict[str, Any], where: str) -> str:
 
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
-    if tool.get("type", "custom") != "custom":
+    if (tool.get("type") or "custom") != "custom":
         raise UnsupportedError(
             f"tools[{number}]: tools of type {tool['type']!r} are not supported",
             param=f"tools[{number}]",

@@ -187,7 +187,7 @@ def _is_begun(given: str | list[dict[str, Any]]) -> bool:
     """
     last = given[-1] if given and isinstance(given, list) else {}
     return (
-        last.get("type", "message") == "message"
+        (last.get("type") or "message") == "message"
         and last.get("role") == "assistant"
         and last.get("status") in ("in_progress", "incomplete")
     )
@@ -201,7 +201,7 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
     thought = ""
     for number, item in enumerate(given):
         where = f"input[{number}]"
-        kind = item.get("type", "message")
+        kind = item.get("type") or "message"
         if kind == "message":
             message = {"role": item.get("role"), "content": _content(item.get("content"), where)}
             if message["role"] == "assistant":

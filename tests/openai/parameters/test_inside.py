@@ -288,6 +288,13 @@ def test_examples_of_a_tools_input_are_shown_to_the_model() -> None:
     )
 
 
+def test_a_type_of_null_is_the_usual_one() -> None:
+    claudes = parse_body(MessageBody, claude(tools=[{**CLAUDES, "type": None}])).request()
+    assert claudes.tools is not None
+    item = {**ASK, "type": None}
+    assert parse_body(ResponseBody, {"input": [item]}).request().messages == [ASK]
+
+
 OF_ENGINES: dict[str, Any] = {
     "cache_salt": "salt",
     "vllm_xargs": {"a": 1},
