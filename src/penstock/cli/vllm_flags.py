@@ -232,7 +232,7 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "runner": ("auto",),
     "convert": ("auto",),
     "scheduling_policy": ("fcfs",),
-    "generation_config": ("auto",),
+    "generation_config": ("auto", "vllm"),
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),

@@ -114,8 +114,9 @@ class WorkerEngine(TokenEngine):
             answer: Ready = await ready
             self.capabilities = answer.capabilities
             self.template = ChatTemplate(
-                answer.chat_template,
+                self.chat_template or answer.chat_template,
                 answer.special_tokens,
+                self.template_variables,
                 images="image" in self.capabilities.inputs,
             )
             for name, path in self.adapters.items():

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct, field
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
 from penstock.openai.parameters.engine import EngineParameters, stated, unset
+from penstock.openai.parameters.inside import check_inside
 from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
@@ -385,6 +386,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
         found = mismatch(form, given)
         raise RequestError(str(found), param=found.place or None) from None
     check_only(checked)
+    check_inside(form, given)
     return checked
 
 
@@ -436,7 +438,7 @@ def check_messages(messages: list[Message]) -> None:
                 f"{where}.content must be a text or a list of parts", param=f"{where}.content"
             )
         for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or "type" not in part:
+            if not isinstance(part, dict) or not isinstance(part.get("type"), str):
                 raise RequestError(
                     f"{where}.content: every part needs a 'type'", param=f"{where}.content"
                 )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
@@ -59,6 +60,9 @@ class OpenVINOEngine(WorkerEngine):
         self.deterministic = self.options.deterministic
         self.tool_call_parser = self.options.tool_call_parser
         self.reasoning_parser = self.options.reasoning_parser
+        if self.options.chat_template is not None:
+            self.chat_template = read_template(self.options.chat_template)
+        self.template_variables = self.options.default_chat_template_kwargs
         for name, path in self.adapters.items():
             adapter_rank(name, path)
         self.beside: SecondCopy = SecondCopy(self._release_logits)
@@ -73,7 +77,11 @@ class OpenVINOEngine(WorkerEngine):
             for name, value in deciding.pop("properties", {}).items()
             if name.upper() not in COSTS_ONLY_PROPERTIES
         }
-        return {**deciding, "properties": properties} if properties else deciding
+        if properties:
+            deciding["properties"] = properties
+        if deciding.get("chat_template") is not None:  # what is in the file decides
+            deciding["chat_template"] = read_template(deciding["chat_template"])
+        return deciding
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:

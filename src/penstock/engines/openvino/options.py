@@ -39,6 +39,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
     not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
     properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's marks say.
+    `chat_template`: a file with a template in place of the model's own, or its text.
+    `default_chat_template_kwargs`: names for the template that requests may override.
 
     Of vision-language models: a request may have `max_images`, of `max_image_bytes` (files) and
     `max_image_pixels` together. `image_urls`: images are also loaded from http and https, within
@@ -67,6 +69,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     properties: dict[str, Any] = field(default_factory=dict)
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    chat_template: str | None = None
+    default_chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_images: Positive = 16
     max_image_bytes: Positive = 64 << 20
     max_image_pixels: Positive = 1 << 26
