@@ -165,13 +165,13 @@ class Deciding:
         small = [one for one in self._waiting if self._is_small(one, model)]
         if not small or self._alone:
             return small[:1]
-        first = small[0].read.size
+        first = small[0].size
         most = model.batch // first
-        near = nsmallest(most, small, key=lambda one: abs(one.read.size - first))
+        near = nsmallest(most, small, key=lambda one: abs(one.size - first))
         found: list[_Pending] = []
         longest = 0
         for one in near:
-            longest = max(longest, one.read.size)
+            longest = max(longest, one.size)
             if found and longest * (len(found) + 1) > model.batch:
                 break
             found.append(one)
@@ -179,7 +179,7 @@ class Deciding:
 
     @staticmethod
     def _is_small(one: _Pending, model: LogitModel) -> bool:
-        return model.takes_trees and one.read.size <= model.chunk
+        return model.takes_trees and one.size <= model.chunk
 
     def _note_idle(self) -> None:
         """Let the second copy of the model be given back in a while, if nobody waits."""
@@ -202,6 +202,7 @@ class _Pending:
     def __init__(self, number: int, read: TokenizedHead) -> None:
         self.number = number
         self.read = read
+        self.size = read.size
         self.steps: Iterator[None] | None = None
         self._known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
 
@@ -249,7 +250,7 @@ class _Pending:
             shares(branch.trie, known)
             for branch, known in zip(self.read.branches, self._known, strict=True)
         ]
-        return Reply(self.number, (each, Usage(self.read.size)))
+        return Reply(self.number, (each, Usage(self.size)))
 
     def _parting(self, want: Want) -> tuple[int, ...]:
         number, place = want

@@ -152,8 +152,9 @@ class Reading:
         ids = np.zeros((len(trees), size), np.int64)
         positions = np.zeros((len(trees), size), np.int64)
         mask = np.zeros((len(trees), 1, size, self.length + size), np.float32)
+        mask[..., self.length :][..., *np.triu_indices(size, 1)] = _HIDDEN
         rows: list[int] = []
-        wanted: list[Sequence[int]] = []
+        wanted: list[list[int]] = []
         for number, tree in enumerate(trees):
             length = len(tree.ids)
             ids[number, :length] = tree.ids
@@ -217,18 +218,15 @@ class Mark(NamedTuple):
 
 def _hide(parents: Sequence[int], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Let the tokens of a tree see just those that lead to them: `mask`, shape [tokens, tokens or
-    more], is written. Returns how many tokens lead to each.
+    more], in which each sees all before it. Returns how many tokens lead to each.
     """
     size = len(parents)
     depths = np.arange(size)
-    apart = next((at for at, parent in enumerate(parents) if parent != at - 1), size)
-    mask[:apart] = np.where(depths[:apart, None] >= np.arange(mask.shape[1]), 0, _HIDDEN)
-    mask[apart:] = _HIDDEN
-    for at in range(apart, size):
+    astray = np.flatnonzero(np.array(parents) != depths - 1)
+    for at in range(astray[0] if len(astray) else size, size):
         parent = parents[at]
         depths[at] = depths[parent] + 1 if parent >= 0 else 0
-        if parent >= 0:
-            mask[at] = mask[parent]
+        mask[at] = mask[parent] if parent >= 0 else _HIDDEN
         mask[at, at] = 0
     return depths
 
