@@ -130,7 +130,7 @@ async def test_a_column_that_is_not_there_is_refused_before_any_row_is_asked(
         source.write_text("q,is\na,A\n")
     else:
         source.write_text('{"q": "a"}\n' * 2000 + '{"q": "a", "is": "A"}\n')
-    with pytest.raises(ConfigError, match="no column 'iss'. Did you mean 'is'"):
+    with pytest.raises(ConfigError, match=r"no column 'iss'\. Did you mean 'is'"):
         await aevaluate(source, "exact", expected="iss", prompt="{q}", engine=engine)
     assert engine.starts == 0
     found = await aevaluate(source, "exact", expected="is", prompt="{q}", engine=engine)
@@ -139,7 +139,7 @@ async def test_a_column_that_is_not_there_is_refused_before_any_row_is_asked(
 
 async def test_rows_that_are_read_once_are_asked_first(make_engine):
     rows = iter([{"q": "a", "is": "A"}])
-    with pytest.raises(ConfigError, match="no column 'iss'. Did you mean 'is'"):
+    with pytest.raises(ConfigError, match=r"no column 'iss'\. Did you mean 'is'"):
         await aevaluate(rows, "exact", expected="iss", prompt="{q}", engine=make_engine())
 
 

@@ -331,13 +331,13 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
 
 
 async def _check_column(plan: Plan, field: str, column: str) -> None:
-    known = dict.fromkeys(plan.source.every_column() or plan.source.columns)
-    if column in known:
+    again = plan.source.fingerprint is not None
+    every = plan.source.columns if again else plan.source.every_column()
+    if every is None or column in every:
         return
-    if plan.source.every_column() is None:
-        if plan.source.fingerprint is None:
-            return
-        async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit, None)) as batches:
+    known = dict.fromkeys(every)
+    if again:
+        async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit)) as batches:
             async for batch in batches:
                 known.update((name, None) for row in batch for name in row.values or ())
                 if column in known:
