@@ -21,7 +21,7 @@ MANAGER = "srt/managers/tokenizer_manager.py"
 INHERITED = {MANAGER: "srt/managers/tokenizer_control_mixin.py"}
 """Where a class gets methods from that its own file does not have."""
 OWN = {"load", "unload", "answers", "increments", "output", "joined", "cached", "answer"}
-OWN |= {"embeddings", "__init__"}
+OWN |= {"embeddings", "scores", "__init__"}
 """Methods of the stand-in's manager that Penstock does not call."""
 
 
