@@ -272,6 +272,6 @@ async def test_decisions_that_cannot_be_made_are_refused(started):
     question = PredicateQuestion("Is it true?")
     with pytest.raises(ContextLengthError, match="an input with a question"):
         await engine.decide(DecideRequest("long " * 60, (question,)))
-    joining = await started(multi_item_scoring_delimiter=7)
+    joining = await started(enable_mis=True)
     with pytest.raises(UnsupportedError, match="decide"):
         await joining.decide(DecideRequest("a", (question,)))

@@ -54,7 +54,7 @@ class Job:
 
     What to run:
         model: "demo", a model directory or file, or a hub id. Default "demo". Two of them, the
-            small one first, decide as a cascade.
+            small one first, decide or answer with a schema as a cascade.
         engine: an engine's name, or an engine object; a running one keeps running. Default
             "openvino". Of a cascade: for both, or a list of two.
         engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.

@@ -83,8 +83,8 @@ class Model:
             state.get("effective_max_running_requests_per_dp") or 0
             for state in info["internal_states"]
         )
-        # With a delimiter, a score call puts it between the input and the questions.
-        joined = info.get("multi_item_scoring_delimiter") is not None
+        # Else a score call puts delimiters between the input and the questions.
+        joined = bool(info.get("enable_mis"))
         constrained = generates and info.get("grammar_backend") != "none"
         capabilities = Capabilities(
             tasks=frozenset(
