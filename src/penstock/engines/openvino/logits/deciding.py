@@ -114,7 +114,7 @@ class Deciding:
             raise context_overflow(self._context_length, size, what="an input with a question")
 
     def abort(self, number: int) -> None:
-        """Give a request up."""
+        """Drop a request that nobody waits for any more."""
         self._arrived = [call for call in self._arrived if call.id != number]
         self._tokenizing = deque(one for one in self._tokenizing if one.number != number)
         self._waiting = deque(one for one in self._waiting if one.number != number)

@@ -87,7 +87,7 @@ class LogitModel:
         self._short: Any = None
 
     def begin(self) -> Reading:
-        """A sequence without tokens."""
+        """A new sequence, without tokens yet."""
         return Reading(self, self._compiled.create_infer_request())
 
     def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
