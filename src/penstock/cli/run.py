@@ -71,7 +71,7 @@ _ANSWERED = (
     click.option(
         "--cascade",
         metavar="LARGE_MODEL",
-        help="Decisions and answers with a schema that --model is unsure of are made by this model.",
+        help="Decisions, and answers with a schema, of which --model is unsure are made by this one.",
     ),
     click.option(
         "--target-accuracy",
