@@ -71,7 +71,7 @@ _ANSWERED = (
     click.option(
         "--cascade",
         metavar="LARGE_MODEL",
-        help="Decisions, and answers with a schema, of which --model is unsure are made by this one.",
+        help="Decisions and answers by a schema that --model is unsure of come from this one.",
     ),
     click.option(
         "--target-accuracy",
