@@ -23,8 +23,8 @@ QUESTIONS = [
 
 SCHEMA = {
     "type": "object",
-    "properties": {"category": {"type": "string"}},
-    "required": ["category"],
+    "properties": {"team": {"enum": ["billing", "refund", "shipping", "technical"]}},
+    "required": ["team"],
 }
 
 
@@ -32,7 +32,9 @@ def command(folder, name, together=16, asked=("--decide", "questions.json")):
     (folder / "questions.json").write_text(json.dumps(QUESTIONS))
     (folder / "schema.json").write_text(json.dumps(SCHEMA))
     options = ["--prompt", "{ticket}", *asked, "--limit", "80"]
-    engine = ["--engine-kwargs", json.dumps({"max_num_seqs": together})]
+    generates = "--schema" in asked  # what is generated may depend on what runs beside it
+    given = {"max_num_seqs": together, "deterministic": generates}
+    engine = ["--engine-kwargs", json.dumps(given)]
     program = [sys.executable, "-m", "penstock.cli", "run", tickets_path(), "-o", name]
     return [*program, *options, *engine]
 
