@@ -96,11 +96,11 @@ async def test_decisions_are_those_of_its_own_log_probabilities(engine):
     assert decision.mass == pytest.approx(sum(chances), abs=1e-3)
 
 
-async def test_four_hundred_questions_on_vllm(engine):
-    questions = tuple(PredicateQuestion(f"Order {number}?") for number in range(400))
+async def test_many_questions_about_one_input(engine):
+    questions = tuple(PredicateQuestion(f"Order {number}?") for number in range(100))
     found = await engine.decide(DecideRequest(TICKET, questions))
-    assert len(found.items) == 400
-    assert [sum(one.probabilities) for one in found.items] == pytest.approx([1] * 400, abs=1e-6)
+    assert len(found.items) == 100
+    assert [sum(one.probabilities) for one in found.items] == pytest.approx([1] * 100, abs=1e-6)
 
 
 async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):
