@@ -183,14 +183,8 @@ def test_a_request_with_long_texts_is_tokenized_in_steps(model, tokenizer, monke
         model, tokenized(asked(request, render), request.questions, tokenizer.encode)
     )
     deciding = Deciding(Loaded(model), tokenizer, 4096, alone=False)
-    for number, one in enumerate((request, small)):
-        deciding.begin(Call(number, "decide", [asked(one, render), one.questions]))
-    answers, order = {}, []
-    while deciding.busy:
-        for one in deciding.turn():
-            answers[one.id] = one
-            order.append(one.id)
-    assert order == [1, 0]
+    answers, _ = run(deciding, request, small)
+    assert list(answers) == [1, 0]
     check(answers[0], expected)
 
 
