@@ -182,6 +182,8 @@ class WorkerEngine(TokenEngine):
                     request.stream,
                     request.special_tokens,
                     request.marks,
+                    request.batch,
+                    time.monotonic(),
                 )
             )
             while not finished:

@@ -19,6 +19,7 @@ import msgspec
 from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
+from penstock.batch.job.attach import attached
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -56,7 +57,7 @@ _ROW_OPTIONS = (
     | _DECIDES
     | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
 )
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
 _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
@@ -67,7 +68,7 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("attach", "filter", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -254,13 +255,12 @@ def _engine_rows(
         "prefix": job.result_prefix,
         "values_for": _values_for(source, output),
     }
-    cascade = len(engines) == 2
-    form: ColumnRequests
-    if asked is not None:
-        form = ColumnDecisions(asked, cascade=cascade, **input)
-    else:
-        kind = CascadedAnswers if cascade else ColumnRequests
-        form = kind(schema=schema, repair=_repair(job), **input)
+    kind = CascadedAnswers if len(engines) == 2 else ColumnRequests
+    form: ColumnRequests = (
+        kind(schema=schema, repair=_repair(job), **input)
+        if asked is None
+        else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
+    )
     if job.prompt is None and job.messages is None:
         raise ConfigError(
             "say what to ask: give a prompt with {column} in it, or a column of messages",
@@ -282,10 +282,8 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
         _check_unset(job, frozenset(_CASCADE), "is of two models, and there is one")
     elif asked is None:
         if job.schema is None:
-            raise ConfigError(
-                "two of them make decisions or answers with a schema, and neither is asked for",
-                field="model",
-            )
+            why = "two of them make decisions or answers with a schema, and neither is asked for"
+            raise ConfigError(why, field="model")
         if job.temperature:
             raise ConfigError("must be 0 for two models, which are compared", field="temperature")
     if cascade and job.adapter is not None:
@@ -334,6 +332,10 @@ def _engines(job: Job) -> list[LLMEngine]:
                 _require(isinstance(value, kind), name, value, meant)
                 if kind is str:
                     _require_unicode(name, value)
+    if job.attach is not None:
+        if lists:
+            raise ConfigError("is one server's engine, and two models are given", field="attach")
+        return [attached(job, job.attach)]
     if not lists:
         return [_engine(job, **given)]
     if job.runtime != "local":

@@ -80,6 +80,10 @@ class OpenVINOEngine(WorkerEngine):
     def stated_context_length(self) -> int | None:
         return self.options.max_model_len or stated_context_length(self.model_source)
 
+    @property
+    def shares_steps(self) -> bool:
+        return "completions" in self.capabilities.tasks
+
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
@@ -93,7 +97,7 @@ class OpenVINOEngine(WorkerEngine):
                 self.options.tokenizer or str(files.path),
                 lambda: self.idle_seconds < SERVING_SECONDS,
             )
-        return Load(str(files.path), files.task, files.context_length, self.options)
+        return Load(str(files.path), files.task, files.context_length, self.options, self.sharing)
 
     async def stop(self) -> None:
         await super().stop()
