@@ -84,7 +84,7 @@ _ANSWERED = (
     click.option(
         "--cascade",
         metavar="LARGE_MODEL",
-        help="Decisions that --model is unsure of are made by this model.",
+        help="Decisions and answers by a schema that --model is unsure of come from this one.",
     ),
     click.option(
         "--target-accuracy",

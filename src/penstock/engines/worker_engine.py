@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.decisions.prompts import RequestTexts
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.process import (
     Abort,
@@ -34,10 +36,11 @@ from penstock.errors import (
     EngineStartError,
     ModelNotFoundError,
     RequestError,
+    UnsupportedError,
     by_kind,
     class_and_text,
 )
-from penstock.types import Embeddings, StructuredOutput, Tokens
+from penstock.types import DecideRequest, Embeddings, StructuredOutput, Tokens, Usage
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -53,8 +56,9 @@ class WorkerEngine(TokenEngine):
     """An engine in front of the process `python -m WORKER`, which speaks
     `penstock.engines.process`.
 
-    The worker has the methods `ping`, `tokenize`, `detokenize`, `encoded`, `embed`, `add_adapter`,
-    `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the abilities.
+    The worker has the methods `ping`, `tokenize`, `detokenize`, `encoded`, `embed`, `decide`,
+    `add_adapter`, `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the
+    abilities.
     """
 
     worker: ClassVar[str]
@@ -260,6 +264,16 @@ class WorkerEngine(TokenEngine):
                 f" {class_and_text(error)}"
             ) from None
         self._process.send(data)
+
+    async def label_shares(
+        self, texts: RequestTexts, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        if request.adapter is not None:
+            raise UnsupportedError(
+                "decisions are of the bare model; this request has an adapter", param="model"
+            )
+        answer = await self._call("decide", texts, request.questions)
+        return msgspec.convert(answer, tuple[list[Shares], Usage])
 
     async def _call(self, method: str, *args: Any) -> Any:
         number = next(self._ids)

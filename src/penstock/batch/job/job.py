@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import inspect
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -23,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from penstock import background
 from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
-from penstock.batch.job.plan import plan_of
+from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
+from penstock.batch.read.sources import read_ahead
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
@@ -51,7 +54,7 @@ class Job:
 
     What to run:
         model: "demo", a model directory or file, or a hub id. Default "demo". Two of them, the
-            small one first, decide as a cascade.
+            small one first, decide or answer with a schema as a cascade.
         engine: an engine's name, or an engine object; a running one keeps running. Default
             "openvino". Of a cascade: for both, or a list of two.
         engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.
@@ -312,3 +315,47 @@ def arun(*args: Any, **kwargs: Any) -> Awaitable[RunResult]:
     keeps what is done.
     """
     return Job(*args, **kwargs).arun()
+
+
+async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of a job. `needed` are options and the columns that they name: `ConfigError`, before
+    any row is asked, for one that no row has; after it where the data can be read once only.
+    """
+    plan = await plan_of(job)
+    try:
+        for field, column in needed:
+            await _check_column(plan, field, column)
+    except BaseException:
+        await plan.source.close()
+        raise
+    with Interrupts() as interrupts:
+        result = await execute(plan, interrupts)
+    rows = list(result.rows())
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = [name for name in names if not name.startswith(job.result_prefix)]
+    for field, column in needed:
+        if rows and column not in known:
+            raise _missing(field, column, known)
+    return rows
+
+
+async def _check_column(plan: Plan, field: str, column: str) -> None:
+    again = plan.source.fingerprint is not None
+    every = plan.source.columns if again else plan.source.every_column()
+    if every is None or column in every:
+        return
+    known = dict.fromkeys(every)
+    if again:
+        async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit)) as batches:
+            async for batch in batches:
+                known.update((name, None) for row in batch for name in row.values or ())
+                if column in known:
+                    return
+    if known:  # else there are no rows
+        raise _missing(field, column, known)
+
+
+def _missing(field: str, column: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"the data has no column '{column}'", field=field, hint=nearest(column, known)
+    )

@@ -29,6 +29,7 @@ from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
@@ -263,8 +264,9 @@ def _engine_rows(
         "prefix": job.result_prefix,
         "values_for": _values_for(source, output),
     }
-    form = (
-        ColumnRequests(schema=schema, repair=_repair(job), **input)
+    kind = CascadedAnswers if len(engines) == 2 else ColumnRequests
+    form: ColumnRequests = (
+        kind(schema=schema, repair=_repair(job), **input)
         if asked is None
         else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
     )
@@ -288,8 +290,12 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     if not cascade:
         _check_unset(job, frozenset(_CASCADE), "is of two models, and there is one")
     elif asked is None:
-        raise ConfigError("two of them make decisions, and none are asked for", field="model")
-    elif job.adapter is not None:
+        if job.schema is None:
+            why = "two of them make decisions or answers with a schema, and neither is asked for"
+            raise ConfigError(why, field="model")
+        if job.temperature:
+            raise ConfigError("must be 0 for two models, which are compared", field="temperature")
+    if cascade and job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
         meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
@@ -310,7 +316,7 @@ def _cascade(
         raise ConfigError(
             "two models need an input that can be read twice, for a sample of it", field="source"
         )
-    assert isinstance(form, ColumnDecisions)
+    assert isinstance(form, ColumnDecisions | CascadedAnswers)
     return CascadeStep(
         engines,
         form,

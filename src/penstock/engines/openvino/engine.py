@@ -36,7 +36,7 @@ from penstock.engines.openvino.second_copy import SecondCopy, is_biased, needs_s
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
+from penstock.errors import EngineDeadError, EngineStartError
 from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
 
 
@@ -179,13 +179,8 @@ class OpenVINOEngine(WorkerEngine):
     async def label_shares(
         self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
-        if request.adapter is not None:
-            raise UnsupportedError(
-                "decisions are of the bare model; this request has an adapter", param="model"
-            )
         async with self.beside.used():
-            answer = await self._call("decide", texts, request.questions)
-        return msgspec.convert(answer, tuple[list[Shares], Usage])
+            return await super().label_shares(texts, request)
 
     async def control(self, operation: str, **options: Any) -> Any:
         """Sleep by ending the process, which gives all its memory back."""
