@@ -144,12 +144,36 @@ async def test_no_control_call_wakes_it(zero, path):
 
 
 @pytest.mark.parametrize("refused", [{"cache_salt": "x"}, {"logprobs": True, "top_logprobs": 9}])
-async def test_nothing_wakes_it_that_its_engine_is_known_to_refuse(refused):
-    zero = Local(config(**ZERO))
+async def test_nothing_wakes_it_that_its_engine_is_known_to_refuse(zero, refused):
     reply = await zero.client.post("/v1/chat/completions", json={**CHAT, **refused})
     assert reply.json()["error"]["param"] == list(refused)[-1]
     assert (reply.status_code, zero.woken) == (400, 0)
-    await zero.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": [5, 300]}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "stop_token_ids": [300]}, "stop_token_ids"),
+        ("/v1/embeddings", {"input": [[5, 300]]}, "input"),
+        ("/detokenize", {"tokens": [5, 300]}, "tokens"),
+    ],
+)
+async def test_no_token_beyond_the_vocabulary_wakes_it(zero, path, body, param):
+    reply = await zero.client.post(path, json={"model": "m", **body})
+    assert reply.json()["error"]["param"].startswith(param)
+    assert (reply.status_code, zero.woken) == (400, 0)
+
+
+@pytest.mark.parametrize("path", ["/classify", "/v1/audio/transcriptions"])
+async def test_nothing_wakes_it_that_is_no_task_of_its_model(zero, path):
+    if path == "/classify":
+        reply = await zero.client.post(path, json={"model": "m", "input": "a"})
+    else:
+        files = {"model": (None, "m"), "file": ("a.wav", b"RIFF")}
+        reply = await zero.client.post(path, files=files)
+    assert "does not support" in reply.json()["error"]["message"]
+    assert (reply.status_code, zero.woken) == (400, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.base import Stated
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
@@ -19,6 +20,7 @@ from penstock.engines.openvino.model_files import MODEL_KINDS
 from penstock.engines.openvino.model_source import (
     check_tokenizer,
     find_model,
+    stated,
     stated_context_length,
 )
 from penstock.engines.openvino.options import (
@@ -79,6 +81,9 @@ class OpenVINOEngine(WorkerEngine):
 
     def stated_context_length(self) -> int | None:
         return self.options.max_model_len or stated_context_length(self.model_source)
+
+    def stated(self) -> Stated:
+        return stated(self.model_source, self.options.task)
 
     # Life
     async def _load_message(self) -> Load:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from penstock.engines.sampling import check_before_load
+from penstock.engines.beforehand import check_before_load
 from penstock.errors import RequestError
 from penstock.openai.responses_api import Item, ResponseBody, item_page, items_of, pending_response
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
