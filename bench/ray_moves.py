@@ -42,7 +42,9 @@ def run_program(module: str, rows: int, out: Path) -> None:
     import ray
 
     llm = importlib.import_module(module)
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(  # a worker of vLLM reserves a GPU on both sides, which need not be there
+        address="local", num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     config = llm.vLLMEngineProcessorConfig(
         model_source=str(demo_directory()),
