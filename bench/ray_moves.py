@@ -125,12 +125,16 @@ def main() -> None:
         run_program(args.side, args.rows, args.out)
         return
     found = {}
-    about = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    about = {
+        **os.environ,
+        **{"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"},
+    }
+    about.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles vLLM and torch anew
     with tempfile.TemporaryDirectory() as folder:
         for side in (PEER, OURS):
             out = Path(folder, side)
             argv = [args.python, "-W", "ignore", __file__, "--side", side, "--out", str(out)]
-            used = harness.command([*argv, "--rows", str(args.rows)], env={**os.environ, **about})
+            used = harness.command([*argv, "--rows", str(args.rows)], env=about)
             found[side] = json.loads(out.read_text())
             print(f"{side}: {used.seconds:.0f} s with all starts")
     differing = compared(found[PEER], found[OURS])
