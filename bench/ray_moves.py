@@ -1,8 +1,9 @@
 """The same program under Ray's import and under ours, its outputs compared row by row.
 
 Each side is a fresh process of `--python`, which has ray[data], vLLM and Penstock: the environment
-of `scripts/test_ray_vllm.sh`. Only the module that the program imports differs. Both ask the demo
-model on vLLM for greedy answers. Columns that hold times or numbers of requests are not compared.
+of `scripts/test_ray_vllm.sh` with `VLLM_VERSION=0.29.0`, which Ray 2.60 asks for. Only the module
+that the program imports differs. Both ask the demo model on vLLM for greedy answers. Columns that
+hold times or numbers of requests are not compared.
 """
 
 from __future__ import annotations
