@@ -59,6 +59,14 @@ _INPUT = (
 )
 _ANSWERED = (
     click.option(
+        "--attach",
+        metavar="URL",
+        help=(
+            "A running server, whose engine does the work beside its other users; the key is"
+            " PENSTOCK_API_KEY."
+        ),
+    ),
+    click.option(
         "--filter",
         metavar="QUESTION",
         help="Keep the rows to whose prompt the answer is yes.",
@@ -174,6 +182,7 @@ Examples:
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
+  penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
 

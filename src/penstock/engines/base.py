@@ -19,6 +19,7 @@ from penstock.engines.tasks import Batches, Operations, Tasks, task_of
 from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
+from penstock.llm_config.batch import BatchConfig
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -130,6 +131,12 @@ class LLMEngine(Tasks, Operations):
     cached_blocks: CachedBlocks | None = None
     loop: asyncio.AbstractEventLoop | None = None
     deterministic: bool = False
+    sharing: BatchConfig = BatchConfig()
+    """How it shares its steps between the classes of requests; its owner may set it before the
+    start.
+    """
+    served: bool = False
+    """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None
     """What takes memory beside the model, if anything does."""
     supervisor: Supervisor | None = None
@@ -145,6 +152,13 @@ class LLMEngine(Tasks, Operations):
         self.model_source = model_source
         self.engine_kwargs = dict(engine_kwargs or {})
         self.adapters = dict(adapters or {})
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether the started engine lets batch requests into its steps as `sharing` says. Of any
+        other, the owner gives them slots that are idle.
+        """
+        return False
 
     def stated_context_length(self) -> int | None:
         """The context in tokens that options or the model's files state; None if none does."""

@@ -57,7 +57,7 @@ MEDIA = ("image", "audio", "video", "file")
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
     BOS) to a text; `kv_transfer_params` are for the engine's KV connector. Special tokens that are
-    part of one of `marks` stay in the answer's text.
+    part of one of `marks` stay in the answer's text. `batch` is as in `ChatRequest`.
     """
 
     prompt: str | list[int]
@@ -67,6 +67,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     special_tokens: bool = False
     kv_transfer_params: dict[str, Any] | None = None
     marks: tuple[str, ...] = ()
+    batch: bool = False
 
 
 class TokenEngine(LLMEngine):
@@ -127,6 +128,7 @@ class TokenEngine(LLMEngine):
                 *(thinking.marks if thinking is not None else ()),
                 *(calls.marks if calls is not None and not forced else ()),
             ),
+            batch=request.batch,
         )
         answers = self._answers(single, request.n)
         if calls is not None or thinking is not None:
@@ -230,6 +232,7 @@ class TokenEngine(LLMEngine):
             request.stream and not only_prompt,
             request.special_tokens,
             request.kv_transfer_params,
+            batch=request.batch,
         )
         answers = self._answers(single, request.n)
         if only_prompt:

@@ -178,6 +178,8 @@ class WorkerEngine(TokenEngine):
                     request.stream,
                     request.special_tokens,
                     request.marks,
+                    request.batch,
+                    time.monotonic(),
                 )
             )
             while not finished:

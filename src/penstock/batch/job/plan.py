@@ -19,6 +19,7 @@ import msgspec
 from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
+from penstock.batch.job.attach import attached
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -55,7 +56,7 @@ _ROW_OPTIONS = (
     | _DECIDES
     | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
 )
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
 _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
@@ -66,7 +67,7 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("attach", "filter", "prompt", "messages", "system", "adapter", "result_prefix")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -325,6 +326,10 @@ def _engines(job: Job) -> list[LLMEngine]:
                 _require(isinstance(value, kind), name, value, meant)
                 if kind is str:
                     _require_unicode(name, value)
+    if job.attach is not None:
+        if lists:
+            raise ConfigError("is one server's engine, and two models are given", field="attach")
+        return [attached(job, job.attach)]
     if not lists:
         return [_engine(job, **given)]
     if job.runtime != "local":

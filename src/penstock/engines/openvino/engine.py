@@ -85,6 +85,10 @@ class OpenVINOEngine(WorkerEngine):
     def stated(self) -> Stated:
         return stated(self.model_source, self.options.task)
 
+    @property
+    def shares_steps(self) -> bool:
+        return "completions" in self.capabilities.tasks
+
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
@@ -98,7 +102,7 @@ class OpenVINOEngine(WorkerEngine):
                 self.options.tokenizer or str(files.path),
                 lambda: self.idle_seconds < SERVING_SECONDS,
             )
-        return Load(str(files.path), files.task, files.context_length, self.options)
+        return Load(str(files.path), files.task, files.context_length, self.options, self.sharing)
 
     async def stop(self) -> None:
         await super().stop()

@@ -41,10 +41,12 @@ from penstock.engines.openvino.pipeline import (
     sequences_wanted,
 )
 from penstock.engines.openvino.second_copy import is_biased, needs_scores
+from penstock.engines.openvino.shared_steps import SharedSteps
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens, shown_prompt
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
+from penstock.llm_config.batch import BatchConfig
 from penstock.types import Delta, Usage
 
 _COMPILING_WAIT_SECONDS = 0.002
@@ -57,8 +59,17 @@ _BIASED = "\0biased"
 class Generation:
     """The model and its requests. Single-threaded: `step` holds the interpreter lock anyway."""
 
-    def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        options: OpenVINOOptions,
+        context_length: int,
+        sharing: BatchConfig | None = None,
+    ) -> None:
         self.options = options
+        self._shared = SharedSteps(
+            sharing or BatchConfig(), options.max_num_seqs, options.max_num_batched_tokens
+        )
         self.context_length = context_length
         self._pipelines = Pipelines(path, options)
         self._ids = count(1)
@@ -119,6 +130,7 @@ class Generation:
                 else:
                     self._queue(lane, request)
                 self._requests[request.id] = request
+                self._shared.came(request, submit.at)
             except PenstockError as error:
                 refused.append(Failed.of(submit.id, error))
             except Exception as error:
@@ -132,6 +144,7 @@ class Generation:
             self._deciding.abort(request_id)
             return
         self._scoring.forget(request)
+        self._shared.gone(request)
         if (uncompiled := self._uncompiled.pop(request, None)) is not None:
             if uncompiled[1] is not None:
                 uncompiled[1].cancel()
@@ -147,16 +160,26 @@ class Generation:
         deltas: list[tuple[int, Delta]] = []
         failures = self._take_compiled() if self._uncompiled else []
         self._steps += 1
-        for lane in list(self._lanes.values()):
+        lanes = list(self._lanes.values())
+        for lane, request in self._shared.begin(lanes):
+            while request.handle.can_read():
+                for output in request.handle.read().values():
+                    self._append(request, output)
+            lane.evict(request)
+            self._scoring.restarted(request)
+        for lane in lanes:
             if not lane.busy:
                 continue
-            for request in lane.admit():
+            for request in lane.admit(self._shared.decision_for(lane)):
                 try:
                     self._add(lane, request)
                 except Exception as error:  # what GenAI has against it is this request's affair
                     lane.remove(request)
                     self._forget(request)
                     failures.append(_not_taken(request.id, error))
+            if not (lane.active or lane.cancelled):
+                continue  # batch requests wait
+            self._shared.steps(lane)
             try:
                 lane.step()
             except Exception as error:
@@ -182,9 +205,15 @@ class Generation:
                     )
             if not lane.active:
                 lane.rest()
+        self._shared.end()
         if self._scoring.busy:
             deltas += self._take_scored(failures)
         return deltas, failures
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which nothing is to be done, unless a message comes."""
+        return self._shared.pause
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
@@ -208,8 +237,9 @@ class Generation:
         return {
             "steps": self._steps,
             "requests_running": sum(len(lane.active) for lane in lanes),
-            "requests_waiting": sum(len(lane.waiting) for lane in lanes),
+            "requests_waiting": sum(len(lane.waiting) + len(lane.batch_waiting) for lane in lanes),
             "kv_cache_usage": max(lane.pipeline.get_metrics().cache_usage for lane in lanes) / 100,
+            **self._shared.metrics(),
         }
 
     def add_adapter(self, name: str, path: str) -> None:
@@ -226,8 +256,14 @@ class Generation:
         self._adapter_paths.pop(name, None)
         if lane is not None:
             compiling = [request for request, (its, _) in self._uncompiled.items() if its is lane]
-            for request in [*lane.active.values(), *lane.waiting, *compiling]:
+            for request in [
+                *lane.active.values(),
+                *lane.waiting,
+                *lane.batch_waiting,
+                *compiling,
+            ]:
                 self._requests.pop(request.id, None)
+                self._shared.gone(request)
                 self._uncompiled.pop(request, None)
 
     def reset_prefix_cache(self) -> None:
@@ -326,6 +362,7 @@ class Generation:
 
     def _forget(self, request: Request) -> None:
         self._requests.pop(request.id, None)
+        self._shared.gone(request)
         self._scoring.forget(request)
 
     # CompiledGrammars
@@ -333,11 +370,11 @@ class Generation:
         """Let a request wait for a slot; one with a new grammar waits for that first."""
         structured = request.sampling.structured
         if structured is None:
-            lane.waiting.append(request)
+            lane.queue_of(request).append(request)
             return
         assert lane.grammars is not None
         if lane.grammars.ready(structured.spec):
-            lane.waiting.append(request)
+            lane.queue_of(request).append(request)
         else:  # many are forgotten first, for which nothing may be under way
             start = self._compiling.start
             self._uncompiled[request] = (
@@ -358,7 +395,7 @@ class Generation:
                 continue
             del self._uncompiled[request]
             if (error := future.exception()) is None:
-                lane.waiting.append(request)
+                lane.queue_of(request).append(request)
             else:
                 self._forget(request)
                 why = f"the constraint cannot be compiled: {reason_of(error)}"
@@ -372,8 +409,9 @@ class Generation:
         for lane in self._lanes.values():
             if lane.grammars is not None and lane.grammars.many:
                 lane.grammars.forget()
-                for request in [r for r in lane.waiting if r.sampling.structured is not None]:
-                    lane.waiting.remove(request)
+                waiting = [*lane.waiting, *lane.batch_waiting]
+                for request in [r for r in waiting if r.sampling.structured is not None]:
+                    lane.queue_of(request).remove(request)
                     self._queue(lane, request)
         for request, (lane, future) in list(self._uncompiled.items()):
             if future is None:

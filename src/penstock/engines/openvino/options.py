@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field, msgpack
 from penstock.engines.base import not_deterministic
 from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
+from penstock.llm_config.batch import BatchConfig
 from penstock.openai.parsers.table import check_names
 
 GIB = 1 << 30
@@ -140,6 +141,7 @@ class Load(Struct, tag="load", array_like=True):
     task: str
     context_length: int
     options: OpenVINOOptions
+    sharing: BatchConfig = field(default_factory=BatchConfig)
 
 
 class LoadTokenizer(Struct, tag="load_tokenizer", array_like=True):

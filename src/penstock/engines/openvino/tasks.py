@@ -73,6 +73,7 @@ class Task:
 
     kind = ""
     busy = False
+    pause = 0.0
 
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self._path = path

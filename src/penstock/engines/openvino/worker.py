@@ -51,7 +51,7 @@ def main(fd: int, parent: int) -> None:
         if early:  # it came with the first message
             _turn(pipe, model, early)
         while True:
-            _turn(pipe, model, pipe.read(wait=not model.busy))
+            _turn(pipe, model, pipe.read(wait=not model.busy, at_most=model.pause))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -64,7 +64,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         return load_task(load)
     from penstock.engines.openvino.generation import Generation
 
-    model = Generation(load.path, load.options, load.context_length)
+    model = Generation(load.path, load.options, load.context_length, load.sharing)
     capabilities = Capabilities(
         tasks=TASKS_OF["generate"],
         context_length=load.context_length,

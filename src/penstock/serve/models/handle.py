@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
-from penstock.engines.tasks import Tasks
+from penstock.engines.tasks import Batches, Tasks, generated
 from penstock.errors import ConfigError, ModelNotFoundError, RequestError, UnsupportedError, nearest
+from penstock.types import ChatRequest, CompletionRequest
 
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
@@ -127,6 +129,12 @@ class ModelHandle(Tasks, ABC):
         Requests still under way after that end with `EngineDeadError`.
         """
 
+    def for_batch(self) -> ModelHandle:
+        """The same model for work that can wait: its requests are of the batch class. They take
+        what requests of the online class leave, and yield to them.
+        """
+        return BatchHandle(self)
+
     @abstractmethod
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Call a control method on every replica; `penstock.serve.models.control` lists the methods
@@ -136,6 +144,57 @@ class ModelHandle(Tasks, ABC):
         "ok": False, "error": {"type": …, "message": …}}`. Raises `RequestError` for a wrong method
         or option, `UnsupportedError` where the engine lacks the ability.
         """
+
+
+class BatchHandle(ModelHandle):
+    """A view of `handle` whose requests are of the batch class."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self.model_id = handle.model_id
+        self._handle = handle
+
+    @property
+    def engine_name(self) -> str:
+        return self._handle.engine_name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self._handle.aliases
+
+    def card(self) -> ModelCard:
+        return self._handle.card()
+
+    def state(self) -> ModelState:
+        return self._handle.state()
+
+    def engine_app(self) -> Any:
+        return self._handle.engine_app()
+
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self._handle.engine_metrics()
+
+    async def adapters(self) -> list[str]:
+        return await self._handle.adapters()
+
+    def for_batch(self) -> ModelHandle:
+        return self
+
+    async def start(self) -> None:
+        await self._handle.start()
+
+    async def stop(self, drain_timeout_s: float = 30.0) -> None:
+        await self._handle.stop(drain_timeout_s)
+
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return generated(self._handle, replace(request, batch=True))
+
+    async def answer(self, task: str, request: Any) -> Any:
+        if hasattr(request, "batch"):
+            request = replace(request, batch=True)
+        return await getattr(self._handle, task)(request)
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return await self._handle.control(method, options)
 
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")

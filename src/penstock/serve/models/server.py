@@ -18,7 +18,6 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
-from penstock.engines.beforehand import check_before_load, check_task
 from penstock.engines.model_files import copy_files
 from penstock.engines.quarantine import digest_of
 from penstock.engines.supervisor import Policy, Supervisor
@@ -36,6 +35,7 @@ from penstock.observability import note_queue_time
 from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission
+from penstock.serve.models.beforehand import check_before_load, check_task
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
@@ -86,6 +86,8 @@ class LLMServer(Tasks, ControlPlane):
         self.llm_config = llm_config
         self.engine = engine if engine is not None else self.make_engine(llm_config)
         self.engine.site = engine_site(llm_config, self.role)
+        self.engine.sharing = llm_config.batch
+        self.engine.served = True
         self._stream_interval_s = llm_config.stream_batching_interval_s
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
@@ -207,7 +209,7 @@ class LLMServer(Tasks, ControlPlane):
             version = await self.store.fetch(request.adapter) if request.adapter else None
             task = task_of(request)
             self._check_open(task, request)
-            await self._enter(request.priority)
+            await self._enter(request.priority, request.batch)
             try:
                 self._check_task(task)
                 async with AsyncExitStack() as held:
@@ -225,7 +227,7 @@ class LLMServer(Tasks, ControlPlane):
                     held.callback(self.streams.discard, stream)
                     yield await held.enter_async_context(aclosing(self._attempts(request)))
             finally:
-                self.admission.leave()
+                self.admission.leave(request.batch)
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
@@ -247,15 +249,16 @@ class LLMServer(Tasks, ControlPlane):
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         return generated(self.engine, request)
 
-    async def _enter(self, priority: int = 0) -> None:
+    async def _enter(self, priority: int = 0, batch: bool = False) -> None:
         began = time.perf_counter()
-        await self.admission.enter(priority)
+        await self.admission.enter(priority, batch)
         note_queue_time(time.perf_counter() - began)
 
     async def answer(self, task: str, request: Any) -> Any:
         self._check_open(task, request)
+        batch = getattr(request, "batch", False)
         if task not in SLOTLESS or self.supervisor.phase != "ready":
-            await self._enter()
+            await self._enter(batch=batch)
         else:
             self.admission.enter_at_once()
         try:
@@ -267,7 +270,7 @@ class LLMServer(Tasks, ControlPlane):
                     async with visit:
                         return await getattr(self.engine, task)(request)
         finally:
-            self.admission.leave()
+            self.admission.leave(batch)
 
     # Adapters
     async def load_lora_adapter(
@@ -351,6 +354,7 @@ class LLMServer(Tasks, ControlPlane):
         self.admission.max_running = limit or math.ceil(
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
+        self.admission.apart = self.engine.shares_steps
         await self._adapters.reapply()
 
     def _on_change(self) -> None:

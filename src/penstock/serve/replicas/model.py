@@ -14,7 +14,6 @@ import msgspec
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
 from penstock.engines.base import ENGINES, LLMEngine
-from penstock.engines.beforehand import check_before_load
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
@@ -25,6 +24,7 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
+from penstock.serve.models.beforehand import check_before_load
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.server import make_engine

@@ -8,10 +8,10 @@ import pytest
 
 from penstock import demo
 from penstock.engines.base import Capabilities, LLMEngine, Stated
-from penstock.engines.beforehand import check_before_load
 from penstock.engines.openvino import OpenVINOEngine
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
+from penstock.serve.models.beforehand import check_before_load
 from penstock.serve.models.data_parallel import EngineGroup
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
