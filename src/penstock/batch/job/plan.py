@@ -54,7 +54,8 @@ _CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
-    | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
+    | {*("prompt", "messages", "image", "system", "schema", "adapter")}
+    | {*("result_prefix", "max_tokens")}
 )
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
@@ -67,7 +68,8 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("attach", "filter", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("attach", "filter", "prompt", "messages", "image", "system", "adapter")),
+    (str, "text", ("result_prefix",)),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -248,6 +250,7 @@ def _engine_rows(
         "template": Template(job.prompt) if job.prompt is not None else None,
         "messages": job.messages,
         "system": job.system,
+        "image": job.image,
         "sampling": sampling,
         "adapter": constant,
         "adapter_column": job.adapter if in_column else None,
@@ -283,8 +286,10 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     elif job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
-        meaningless = _GENERATES - {"seed"} if cascade else _GENERATES
-        _check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
+        meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
+        _check_unset(
+            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
+        )
     return asked
 
 
@@ -443,6 +448,8 @@ def _check_options(job: Job) -> None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"
         )
+    if job.image is not None and (job.messages is not None or job.prompt is None):
+        raise ConfigError("goes with a prompt; conversations hold their own images", field="image")
     if job.prompt is not None and job.messages is not None:
         raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 
