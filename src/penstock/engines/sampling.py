@@ -39,14 +39,6 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
     "repetition_penalty": (1e-6, 1e6, "between 1e-06 and 1e+06"),
     "top_p": (LEAST, 1.0, f"above 0 (at least {LEAST:.3g}) and at most 1"),
 }
-_ABLE = Capabilities(
-    tasks=frozenset(),
-    context_length=0,
-    max_concurrency=1,
-    max_top_logprobs=2**31,
-    prompt_logprobs=True,
-    logit_bias=True,
-)
 _WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
 
 
@@ -97,25 +89,6 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
             raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
-
-
-def check_before_load(
-    request: ChatRequest | CompletionRequest, known: Capabilities | None = None, engine: str = ""
-) -> None:
-    """Raise what an engine's checks raise whatever it can do, so before there is one. `known`: what
-    the engine could do when it ran.
-    """
-    sampling = request.sampling
-    if isinstance(request, CompletionRequest):
-        if request.prompt == []:
-            raise RequestError("the prompt is empty", param="prompt")
-        if request.echo or sampling.prompt_logprobs is not None:
-            sampling, _ = prompt_sampling(request)
-    if known is None:
-        known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
-        if sampling.structured is not None:
-            known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
-    check_sampling(sampling, request.n, known, engine)
 
 
 def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.base import Stated
 from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
@@ -21,6 +22,7 @@ from penstock.engines.openvino.model_files import MODEL_KINDS, sees
 from penstock.engines.openvino.model_source import (
     check_tokenizer,
     find_model,
+    stated,
     stated_context_length,
     stated_inputs,
 )
@@ -89,6 +91,9 @@ class OpenVINOEngine(WorkerEngine):
 
     def stated_context_length(self) -> int | None:
         return self.options.max_model_len or stated_context_length(self.model_source)
+
+    def stated(self) -> Stated:
+        return stated(self.model_source, self.options.task)
 
     @property
     def shares_steps(self) -> bool:

@@ -19,6 +19,13 @@ MODEL_KINDS = {
     "transcribe": "a speech-to-text model",
 }
 """The tasks, with the name that messages give to a model of each."""
+TASKS_OF = {
+    "generate": frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
+    "embed": frozenset({"embeddings", "tokenize", "detokenize"}),
+    "score": frozenset({"score", "rerank", "tokenize", "detokenize"}),
+    "transcribe": frozenset({"transcriptions", "tokenize", "detokenize"}),
+}
+"""What a model of each task is asked: the methods of the engine protocol that it serves."""
 
 
 def is_ir(path: Path) -> bool:
@@ -115,7 +122,18 @@ def _unused_positions(config: dict[str, Any]) -> int:
 
 
 def gguf_context_length(path: Path) -> int:
-    """The context in tokens, from `*.context_length` in the file's header.
+    """The context in tokens, from `*.context_length` in the file's header."""
+    found = _gguf_field(path, ".context_length")
+    return FALLBACK_CONTEXT if found is None else found
+
+
+def gguf_vocabulary(path: Path) -> int | None:
+    """The number of tokens that the file's header lists; None if it has no list."""
+    return _gguf_field(path, "tokenizer.ggml.tokens")
+
+
+def _gguf_field(path: Path, end: str) -> int | None:
+    """A number in the file's header, or the length of a list there, by the end of its name.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
@@ -127,11 +145,11 @@ def gguf_context_length(path: Path) -> int:
             for _ in range(_number(file, "Q")):
                 name = file.read(_number(file, "Q")).decode(errors="replace")
                 value = _gguf_value(file, _number(file, "I"))
-                if name.endswith(".context_length"):
+                if name.endswith(end):
                     return int(value)
     except (struct.error, KeyError, OverflowError, MemoryError):
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
-    return FALLBACK_CONTEXT
+    return None
 
 
 _GGUF_FORMATS = {
@@ -157,7 +175,7 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
             _gguf_value(file, item)
-        return None
+        return size
     return _number(file, _GGUF_FORMATS[kind])
 
 

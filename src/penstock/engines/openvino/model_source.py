@@ -23,12 +23,15 @@ from msgspec import Struct
 
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
+from penstock.engines.base import Stated
 from penstock.engines.model_files import local_source, locked, partial_of
 from penstock.engines.openvino.model_files import (
     POOLING_CONFIG,
     SENTENCE_TRANSFORMERS,
+    TASKS_OF,
     context_length_of,
     gguf_context_length,
+    gguf_vocabulary,
     is_ir,
     is_vision_config,
     lacks_token_types,
@@ -96,6 +99,24 @@ def stated_context_length(source: str) -> int | None:
     except (OSError, EngineStartError):
         return None
     return context_length_of(config) if config else None
+
+
+def stated(source: str, task: str | None) -> Stated:
+    """What the model's local files state, if it is there. `task` is what the options say."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    vocabulary = None
+    try:
+        if path.suffix == ".gguf":
+            vocabulary, task = gguf_vocabulary(path), task or "generate"
+        elif config := read_config(path):
+            vocabulary = config.get("text_config", config).get("vocab_size")
+            task = task or task_of(path, config)
+    except (OSError, AttributeError, EngineStartError):
+        pass
+    return Stated(
+        vocabulary if isinstance(vocabulary, int) else None,
+        None if task is None else TASKS_OF.get(task),
+    )
 
 
 def stated_inputs(source: str) -> tuple[str, ...]:

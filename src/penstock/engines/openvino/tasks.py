@@ -20,7 +20,12 @@ import openvino_genai as genai
 from numpy.typing import NDArray
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
+from penstock.engines.openvino.model_files import (
+    MODEL_KINDS,
+    TASKS_OF,
+    lacks_token_types,
+    pooling_of,
+)
 from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
@@ -56,16 +61,16 @@ def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
     model = _TASKS[load.task](load.path, load.options, load.context_length)
     at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
-    tasks = frozenset({*model.tasks, "tokenize", "detokenize"})
     return model, Ready(
-        Capabilities(tasks, load.context_length, at_once), None, model.special_tokens()
+        Capabilities(TASKS_OF[load.task], load.context_length, at_once),
+        None,
+        model.special_tokens(),
     )
 
 
 class Task:
-    """A model that answers calls. `tasks` are the methods of the engine protocol that it serves."""
+    """A model that answers calls."""
 
-    tasks: tuple[str, ...] = ()
     kind = ""
     busy = False
     pause = 0.0
@@ -138,7 +143,6 @@ class Task:
 class Embedding(Task):
     """A model that embeds texts as vectors."""
 
-    tasks = ("embeddings",)
     kind = MODEL_KINDS["embed"]
 
     def _start(self) -> None:
@@ -255,7 +259,6 @@ class Embedding(Task):
 class Rerank(Task):
     """The relevance of documents to a query."""
 
-    tasks = ("score", "rerank")
     kind = MODEL_KINDS["score"]
 
     def _start(self) -> None:
@@ -290,7 +293,6 @@ class Rerank(Task):
 class Speech(Task):
     """A model that transcribes speech to text."""
 
-    tasks = ("transcriptions",)
     kind = MODEL_KINDS["transcribe"]
 
     def _start(self) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from typing import Any, ClassVar
 
 from penstock.config import parse_options
-from penstock.engines.base import Capabilities
+from penstock.engines.base import Capabilities, Stated
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
@@ -184,6 +184,9 @@ class SimulatedEngine(TokenEngine):
                 yield batch
         finally:
             self._forget(item)
+
+    def stated(self) -> Stated:
+        return Stated(_VOCABULARY, self.capabilities.tasks)
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:
