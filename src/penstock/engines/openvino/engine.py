@@ -34,7 +34,14 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, UnsupportedError
-from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
+from penstock.types import (
+    DecideRequest,
+    EmbeddingRequest,
+    Scores,
+    StructuredOutput,
+    Transcription,
+    Usage,
+)
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -135,6 +142,9 @@ class OpenVINOEngine(WorkerEngine):
                 )
                 return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
+
+    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        return request.inputs, request.dimensions, request.input_type, request.truncate
 
     async def _release_logits(self) -> None:
         await self._call("release_logits")

@@ -25,12 +25,15 @@ from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.model_files import local_source, locked, partial_of
 from penstock.engines.openvino.model_files import (
+    LENGTH_CONFIG,
     POOLING_CONFIG,
+    PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
     context_length_of,
     gguf_context_length,
     is_ir,
     lacks_token_types,
+    longest_text,
     read_config,
     task_of,
 )
@@ -50,6 +53,10 @@ EXPORT_TASKS = {
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
+"""Files of sentence-transformers, which a conversion keeps."""
+_RECIPE = 2
+"""Counts the changes to what a conversion makes."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
 # The tokenizer's settings may omit token types although the model needs them.
@@ -112,9 +119,11 @@ def find_model(source: str, task: str | None, max_model_len: int | None) -> Mode
     if not is_ir(path):
         path = convert(source, task)
     config = read_config(path)
-    return ModelFiles(
-        path, task or task_of(path, config), max_model_len or context_length_of(config)
-    )
+    task = task or task_of(path, config)
+    longest = context_length_of(config)
+    if task == "embed":
+        longest = min(longest, longest_text(path) or longest)
+    return ModelFiles(path, task, max_model_len or longest)
 
 
 def convert(source: str, task: str | None = None) -> Path:
@@ -140,7 +149,7 @@ def convert(source: str, task: str | None = None) -> Path:
             f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
             " form, a .gguf file, or a hub id such as 'org/name'"
         )
-    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task, _RECIPE]).encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target
@@ -243,7 +252,7 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
-        for file in (SENTENCE_TRANSFORMERS, POOLING_CONFIG):
+        for file in _BESIDE:
             if (directory / file).is_file():
                 (partial / file).parent.mkdir(exist_ok=True)
                 shutil.copy(directory / file, partial / file)

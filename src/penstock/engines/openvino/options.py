@@ -33,7 +33,9 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     `inference_precision` None: the device's choice, f32 where only one CPU is visible (bf16 crashes
     there on AMX machines). `max_loras`: adapters held at once, each with a copy of the model's
     weights; the least recently used leaves. `embedding_pooling` None: what the model's
-    `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of the
+    `1_Pooling/config.json` says, else the mean. `query_instruction` and `document_instruction`: the
+    text before each text whose `input_type` is that; None: what the model's
+    `config_sentence_transformers.json` says. `prompt_lookup`: speculate with n-grams of the
     prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that
     speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
     not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
@@ -58,6 +60,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     num_speculative_tokens: Positive = 5
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
+    query_instruction: str | None = None
+    document_instruction: str | None = None
     deterministic: bool = False
     properties: dict[str, Any] = field(default_factory=dict)
     tool_call_parser: str | None = None

@@ -100,7 +100,10 @@ def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:
     for one in request.inputs:
         if not isinstance(one, str):
             check_id_range(one, 256, "input")
-    inputs = [one.encode() if isinstance(one, str) else bytes(one) for one in request.inputs]
+    before = f"{request.input_type}: " if request.input_type is not None else ""
+    inputs = [
+        (before + one).encode() if isinstance(one, str) else bytes(one) for one in request.inputs
+    ]
     vectors = [
         [seeded(seed, "embed", one.decode(errors="replace")).gauss(0, 1) for _ in range(width)]
         for one in inputs
