@@ -141,9 +141,7 @@ PROMPTS_CONFIG = "config_sentence_transformers.json"
 LENGTH_CONFIG = "sentence_bert_config.json"
 
 
-def instructions_of(
-    path: Path, query: str | None, document: str | None
-) -> dict[str | None, str]:
+def instructions_of(path: Path, query: str | None, document: str | None) -> dict[str | None, str]:
     """The text to put before each text by its `input_type`, as the options say (`query`,
     `document`) or the file of sentence-transformers; under None that of texts without a type.
     A type is absent where nothing is stated for any: the model may or may not want one.
@@ -160,7 +158,10 @@ def instructions_of(
     }
     found: dict[str | None, str] = {None: prompts.get(stated.get("default_prompt_name") or "", "")}
     known = prompts.keys() & {"query", "document", "passage", "corpus"}
-    named = {"query": (query, ("query",)), "document": (document, ("document", "passage", "corpus"))}
+    named = {
+        "query": (query, ("query",)),
+        "document": (document, ("document", "passage", "corpus")),
+    }
     if known or query is not None or document is not None:
         for name, (given, names) in named.items():
             own = next((prompts[one] for one in names if one in prompts), "")

@@ -149,7 +149,9 @@ def convert(source: str, task: str | None = None) -> Path:
             f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
             " form, a .gguf file, or a hub id such as 'org/name'"
         )
-    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task, _RECIPE]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        json.dumps([identity, WEIGHT_FORMAT, task, _RECIPE]).encode()
+    ).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target

@@ -243,8 +243,8 @@ class Embedding(Task):
             texts = [(call, place) for call in self._waiting for place in range(call.left)]
             self._waiting = []
             lengths = [call.lengths[place] for call, place in texts]
-            for group in _groups(lengths, self._batch_tokens):
-                self._round.append([texts[index] for index in group])
+            for indexes in _groups(lengths, self._batch_tokens):
+                self._round.append([texts[index] for index in indexes])
         group = [(call, at) for call, at in self._round.popleft() if call.vectors is not None]
         answers: list[Reply | Failed] = []
         try:

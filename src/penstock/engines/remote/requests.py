@@ -145,7 +145,9 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
                 "dimensions": request.dimensions,
                 "input_type": request.input_type,
                 # Of others, a text that is too long shows in their refusal.
-                "truncate_prompt_tokens": -1 if request.truncate and dialect == "penstock" else None,
+                "truncate_prompt_tokens": -1
+                if request.truncate and dialect == "penstock"
+                else None,
             }
             return {name: value for name, value in body.items() if value is not None}
         case "classify":

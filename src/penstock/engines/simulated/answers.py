@@ -20,6 +20,7 @@ from penstock.engines.decisions.tokens import tokenized
 from penstock.engines.decisions.trie import Shares, shares
 from penstock.engines.sampling import check_id_range
 from penstock.engines.token_engine import GenerateRequest
+from penstock.errors import context_overflow
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
@@ -94,7 +95,7 @@ def prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob
     return (first, *(logprob(token, top) for token in prompt[1:]))
 
 
-def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:
+def embeddings(request: EmbeddingRequest, seed: int, context: int) -> Embeddings:
     """A vector for each input, drawn from its bytes, which are its tokens, and the seed."""
     width = request.dimensions or _EMBEDDING_WIDTH
     for one in request.inputs:
@@ -104,6 +105,10 @@ def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:
     inputs = [
         (before + one).encode() if isinstance(one, str) else bytes(one) for one in request.inputs
     ]
+    for index, one in enumerate(inputs):
+        if len(one) > context and not request.truncate:
+            raise context_overflow(context, len(one), what=f"input[{index}]", param="input")
+    inputs = [one[:context] for one in inputs]
     vectors = [
         [seeded(seed, "embed", one.decode(errors="replace")).gauss(0, 1) for _ in range(width)]
         for one in inputs
