@@ -26,6 +26,7 @@ DECIDE = {
         ),
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
+        *("weight_format", "quantization", "query_instruction", "document_instruction"),
         *("tool_call_parser", "reasoning_parser"),
     },
     "remote": {"tasks", "max_model_len", "max_top_logprobs", "structured", "extra_body"},

@@ -90,7 +90,13 @@ class OpenVINOEngine(WorkerEngine):
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
-            None, find_model, self.model_source, self.options.task, self.options.max_model_len
+            None,
+            find_model,
+            self.model_source,
+            self.options.task,
+            self.options.max_model_len,
+            self.options.weight_format,
+            self.options.quantization,
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)

@@ -37,12 +37,19 @@ from penstock.engines.openvino.model_files import (
     read_config,
     task_of,
 )
+from penstock.engines.openvino.weights import (
+    Quantization,
+    WeightFormat,
+    chosen_format,
+    megabytes,
+    weight_bytes,
+    what_is_missing,
+)
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
 from penstock.observability import is_terminal, say
 
-WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {
     "generate": "text-generation-with-past",
     "embed": "feature-extraction",
@@ -51,8 +58,9 @@ EXPORT_TASKS = {
 }
 
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
+_PLAIN = Quantization()
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers, which a conversion keeps."""
 _RECIPE = 2
@@ -103,21 +111,32 @@ def stated_context_length(source: str) -> int | None:
     return context_length_of(config) if config else None
 
 
-def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
+def find_model(
+    source: str,
+    task: str | None,
+    max_model_len: int | None,
+    weight_format: WeightFormat | None = None,
+    quantization: Quantization = _PLAIN,
+) -> ModelFiles:
     """Resolve `source`. Copies a bucket's files, and converts a Hugging Face model, on first use,
     and shows its progress.
 
-    Raises `EngineStartError` if there is no such model, `MissingExtraError` if a conversion needs
-    an extra that is not installed.
+    Raises `EngineStartError` if there is no such model, or for a `weight_format` of one that is
+    converted already; `MissingExtraError` if a conversion needs an extra that is not installed.
     """
     source = local_source(source)
     path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if weight_format is not None and (path.suffix == ".gguf" or is_ir(path)):
+        raise EngineStartError(
+            f"'{source}' is not converted, so weight_format '{weight_format}' has no meaning for"
+            " it: leave it out, or give the model in Hugging Face's form"
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise EngineStartError(f"there is no GGUF file '{path}'")
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
     if not is_ir(path):
-        path = convert(source, task)
+        path = convert(source, task, weight_format, quantization)
     config = read_config(path)
     task = task or task_of(path, config)
     longest = context_length_of(config)
@@ -126,11 +145,17 @@ def find_model(source: str, task: str | None, max_model_len: int | None) -> Mode
     return ModelFiles(path, task, max_model_len or longest)
 
 
-def convert(source: str, task: str | None = None) -> Path:
+def convert(
+    source: str,
+    task: str | None = None,
+    weight_format: WeightFormat | None = None,
+    quantization: Quantization = _PLAIN,
+) -> Path:
     """Convert a Hugging Face model and return the path of the result. `source` is a directory, or a
     hub id such as "org/name" or "org/name@revision".
 
-    The first call converts the model, shows its progress on stderr, and caches the result. Later
+    The first call converts the model, shows its progress and its size before and after on stderr,
+    and caches the result. Later
     calls use the cache, even if the extra is gone. A changed directory is converted again; a hub id
     without a revision keeps its first conversion. With `task` None the model's files decide.
 
@@ -149,9 +174,9 @@ def convert(source: str, task: str | None = None) -> Path:
             f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
             " form, a .gguf file, or a hub id such as 'org/name'"
         )
-    digest = hashlib.sha256(
-        json.dumps([identity, WEIGHT_FORMAT, task, _RECIPE]).encode()
-    ).hexdigest()[:12]
+    wanted = [weight_format or "auto", quantization.arguments()]
+    text = json.dumps([identity, wanted, task, _RECIPE])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target
@@ -169,7 +194,7 @@ def convert(source: str, task: str | None = None) -> Path:
                 if not directory.exists():
                     stage("downloading")
                     directory = _download(source)
-                _convert(source, directory, target, task, stage)
+                _convert(source, directory, target, task, weight_format, quantization, stage)
     except OSError as error:
         raise EngineStartError(f"'{source}' could not be converted: {error}") from None
     return target
@@ -180,13 +205,10 @@ def _check_directory(path: Path) -> None:
         raise EngineStartError(
             f"'{path}' is a file, but no .gguf file; for other models give their directory"
         )
-    missing = [] if (path / "config.json").is_file() else ["config.json"]
-    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
-        missing.append("weights (*.safetensors, or pytorch_model*.bin)")
-    if missing:
+    if missing := what_is_missing(path):
         raise EngineStartError(
             f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging"
-            f" Face's; for those it lacks {' and '.join(missing)}"
+            f" Face's; for those {missing}"
         )
 
 
@@ -229,12 +251,19 @@ def _download(source: str) -> Path:
 
 
 def _convert(
-    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+    source: str,
+    directory: Path,
+    target: Path,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+    stage: Callable[[str], None],
 ) -> None:
     """Export beside `target`, then rename: `target` is complete whenever it exists."""
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
+    precision = chosen_format(weight_format, directory, task)
     partial = partial_of(target)
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
@@ -242,7 +271,8 @@ def _convert(
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
-            *("--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT, str(partial)),
+            *("--task", EXPORT_TASKS[task], "--weight-format", precision),
+            *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
         _run(source, command, log, stage)
@@ -260,6 +290,10 @@ def _convert(
                 shutil.copy(directory / file, partial / file)
         partial.rename(target)
         log.unlink()
+        before, after = weight_bytes(directory), weight_bytes(target)
+        say(
+            f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}"
+        )
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -315,6 +349,8 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         with exporter:
             for line in exporter.stdout:
                 file.write(line)
+                if (done := _COMPRESSING.search(line)) is not None:
+                    stage(f"compressing the weights, {done[1]} %")
                 if line.startswith("Loading weights"):
                     stage("exporting" if "100%" in line else "loading weights")
                 if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):

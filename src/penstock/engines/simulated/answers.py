@@ -105,15 +105,17 @@ def embeddings(request: EmbeddingRequest, seed: int, context: int) -> Embeddings
     inputs = [
         (before + one).encode() if isinstance(one, str) else bytes(one) for one in request.inputs
     ]
-    for index, one in enumerate(inputs):
-        if len(one) > context and not request.truncate:
-            raise context_overflow(context, len(one), what=f"input[{index}]", param="input")
-    inputs = [one[:context] for one in inputs]
+    for index, size in enumerate(map(len, inputs)):
+        if size > context and not request.truncate:
+            raise context_overflow(context, size, what=f"input[{index}]", param="input")
     vectors = [
-        [seeded(seed, "embed", one.decode(errors="replace")).gauss(0, 1) for _ in range(width)]
+        [
+            seeded(seed, "embed", one[:context].decode(errors="replace")).gauss(0, 1)
+            for _ in range(width)
+        ]
         for one in inputs
     ]
-    return Embeddings(vectors, Usage(sum(map(len, inputs))))
+    return Embeddings(vectors, Usage(sum(min(len(one), context) for one in inputs)))
 
 
 def scores(request: RerankRequest) -> Scores:
