@@ -22,21 +22,70 @@ from penstock.env import cache_dir
 from penstock.errors import EngineError
 
 
+LINK = "model.gguf"
+"""The name of the link to the GGUF file in the folder of its graph: it tells whose graph it is."""
+_SAVING = {"enable_save_ov_model": True}
+_MADE = ("openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
+
+
+def is_of_gguf(path: str | Path) -> bool:
+    """Whether a model is a GGUF file, or the graph of one."""
+    return Path(path).suffix == ".gguf" or (Path(path) / LINK).is_symlink()
+
+
 def saved_ir(path: Path) -> Path:
     """The directory with the graph of the GGUF file `path`. Made at the first call and cached until
-    the file changes; the copy is as large as the weights in 16 bits.
+    the file changes; the copy is as large as the weights in 16 bits, or as in the file where they
+    have 4 or 8.
     """
-    stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {genai.get_version()}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    target = Path(cache_dir()) / "converted" / f"{path.stem}-{digest}"
-    if (target / "openvino_model.xml").is_file():
+    target = _place(path)
+    if _is_whole(target):
         return target
     private_files.make_folder(target.parent)
     with locked(target, lambda _: None):
-        if not (target / "openvino_model.xml").is_file():  # nobody else was faster
+        if not _is_whole(target):  # nobody else was faster
             _write(path, target)
     return target
+
+
+@contextmanager
+def keeping(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What to load a GGUF model by: a path, and properties for model and tokenizer. The first time
+    GenAI writes the graph while it loads the file, which is kept when the context ends well; from
+    then on the path is that of the graph, which loads faster.
+    """
+    target = _place(Path(path))
+    if _is_whole(target):
+        yield str(target), {}
+        return
+    try:
+        private_files.make_folder(target.parent)
+        with locked(target, lambda _: None):
+            if _is_whole(target):
+                yield str(target), {}
+                return
+            partial = partial_of(target)
+            try:
+                (partial / LINK).symlink_to(Path(path).resolve())
+                yield str(partial / LINK), _SAVING
+                if _is_whole(partial):
+                    shutil.rmtree(target, ignore_errors=True)  # an older, incomplete one
+                    partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError:  # no folder for it, or no space
+        yield path, {}
+
+
+def _place(path: Path) -> Path:
+    stat = path.stat()
+    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {genai.get_version()}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return Path(cache_dir()) / "converted" / f"{path.stem}-{digest}"
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _MADE)
 
 
 def _write(path: Path, target: Path) -> None:

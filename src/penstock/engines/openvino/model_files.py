@@ -26,6 +26,15 @@ def is_ir(path: Path) -> bool:
     return path.is_dir() and any(path.glob("openvino_*model*.xml"))
 
 
+def onnx_file(path: Path) -> Path | None:
+    """The model in ONNX form in a directory, where optimum, sentence-transformers or fastembed put
+    it; the one with the most precise weights.
+    """
+    names = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx", "model_quantized.onnx")
+    files = (path / name for name in (*names, "onnx/model_quantized.onnx"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The model's `config.json`; an empty dict if there is none."""
     try:

@@ -34,6 +34,7 @@ from penstock.engines.openvino.model_files import (
     is_ir,
     lacks_token_types,
     longest_text,
+    onnx_file,
     read_config,
     task_of,
 )
@@ -61,6 +62,8 @@ _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?"
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
+_BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
+"""What an ONNX model without a `config.json` is taken for."""
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers, which a conversion keeps."""
 _RECIPE = 2
@@ -175,12 +178,17 @@ def convert(
             " form, a .gguf file, or a hub id such as 'org/name'"
         )
     wanted = [weight_format or "auto", quantization.arguments()]
-    text = json.dumps([identity, wanted, task, _RECIPE])
+    by_onnx = directory.is_dir() and _is_for_onnx(directory)
+    if by_onnx and (weight_format is not None or quantization != _PLAIN):
+        raise EngineStartError(
+            f"'{source}' is an ONNX model, whose weights stay as they are: leave weight_format out"
+        )
+    text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target
-    if find_spec("optimum") is None:
+    if find_spec("optimum") is None and not by_onnx:
         what = (
             f"'{source}'"
             if directory.exists()
@@ -194,7 +202,10 @@ def convert(
                 if not directory.exists():
                     stage("downloading")
                     directory = _download(source)
-                _convert(source, directory, target, task, weight_format, quantization, stage)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
     except OSError as error:
         raise EngineStartError(f"'{source}' could not be converted: {error}") from None
     return target
@@ -205,15 +216,28 @@ def _check_directory(path: Path) -> None:
         raise EngineStartError(
             f"'{path}' is a file, but no .gguf file; for other models give their directory"
         )
-    if missing := what_is_missing(path):
+    if onnx_file(path) is not None and not (path / "tokenizer.json").is_file():
+        raise EngineStartError(
+            f"'{path}' has an ONNX model and no tokenizer.json: copy that of the model it was made"
+            " of there"
+        )
+    if not _is_for_onnx(path) and (missing := what_is_missing(path)):
         raise EngineStartError(
             f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging"
             f" Face's; for those {missing}"
         )
 
 
+def _is_for_onnx(path: Path) -> bool:
+    """Whether a directory's ONNX form is taken: where it has no other, or nothing converts that."""
+    if onnx_file(path) is None:
+        return False
+    return what_is_missing(path) is not None or find_spec("optimum") is None
+
+
 def _fingerprint(path: Path) -> list[Any]:
-    files = sorted(file for file in (*path.iterdir(), path / POOLING_CONFIG) if file.is_file())
+    beside = (path / POOLING_CONFIG, *path.glob("onnx/*"))
+    files = sorted(file for file in (*path.iterdir(), *beside) if file.is_file())
     return [
         str(path),
         *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
@@ -284,10 +308,7 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
-        for file in _BESIDE:
-            if (directory / file).is_file():
-                (partial / file).parent.mkdir(exist_ok=True)
-                shutil.copy(directory / file, partial / file)
+        _keep_beside(directory, partial)
         partial.rename(target)
         log.unlink()
         before, after = weight_bytes(directory), weight_bytes(target)
@@ -296,6 +317,40 @@ def _convert(
         )
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_onnx(
+    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+) -> None:
+    """The same for an ONNX model, which OpenVINO reads itself."""
+    config = read_config(directory) or _BARE
+    task = task or task_of(directory, config)
+    if task not in ("embed", "score"):
+        raise EngineStartError(
+            f"'{source}': of ONNX models the openvino engine runs those that embed or rerank; give"
+            " this one in Hugging Face's form"
+        )
+    partial = partial_of(target)
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    try:
+        stage("reading the ONNX model")
+        context = str(context_length_of(config))
+        module = "penstock.engines.openvino.onnx_ir"
+        _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        (partial / "config.json").write_text(json.dumps(config))
+        _keep_beside(directory, partial)
+        partial.rename(target)
+        log.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _keep_beside(directory: Path, partial: Path) -> None:
+    for file in _BESIDE:
+        if (directory / file).is_file():
+            (partial / file).parent.mkdir(exist_ok=True)
+            shutil.copy(directory / file, partial / file)
 
 
 def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:

@@ -42,7 +42,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     of the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller
     model that speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`:
     answers do not depend on what else runs, on the cache or on restarts. `properties`: further
-    OpenVINO properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's marks say.
+    OpenVINO properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's
+    marks say.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
