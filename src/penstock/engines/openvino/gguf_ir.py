@@ -1,7 +1,8 @@
-"""The graph of a GGUF model as OpenVINO's files, which GenAI writes while it loads the model.
+"""The graph of a GGUF model as OpenVINO's files, which GenAI writes while it loads the model. The
+first start of an engine keeps them for the next one.
 
-Run as a program it writes them beside the file that is named: GenAI holds the interpreter lock
-meanwhile, which would stop an engine that answers others.
+Run as a program it writes them beside the file that is named, where nothing has kept them: GenAI
+holds the interpreter lock meanwhile, which would stop an engine that answers others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import openvino_genai as genai
 
@@ -21,16 +25,10 @@ from penstock.engines.process import end_with_parent
 from penstock.env import cache_dir
 from penstock.errors import EngineError
 
-
-LINK = "model.gguf"
-"""The name of the link to the GGUF file in the folder of its graph: it tells whose graph it is."""
 _SAVING = {"enable_save_ov_model": True}
 _MADE = ("openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
-
-
-def is_of_gguf(path: str | Path) -> bool:
-    """Whether a model is a GGUF file, or the graph of one."""
-    return Path(path).suffix == ".gguf" or (Path(path) / LINK).is_symlink()
+_SPACE = 3
+"""Free space that is needed, in sizes of the file."""
 
 
 def saved_ir(path: Path) -> Path:
@@ -50,31 +48,40 @@ def saved_ir(path: Path) -> Path:
 
 @contextmanager
 def keeping(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What to load a GGUF model by: a path, and properties for model and tokenizer. The first time
-    GenAI writes the graph while it loads the file, which is kept when the context ends well; from
-    then on the path is that of the graph, which loads faster.
+    """What to load the GGUF file `path` by: a path, and properties for model and tokenizer. The
+    first time GenAI writes the graph while it loads the file; it is kept if the context ends well.
+    From then on the path is that of the graph, which loads faster.
     """
     target = _place(Path(path))
-    if _is_whole(target):
-        yield str(target), {}
-        return
+    with ExitStack() as held:
+        partial = None if _is_whole(target) else _begin(Path(path), target, held)
+        if _is_whole(target):  # perhaps only now, by another process
+            yield str(target), {}
+        elif partial is None:
+            yield path, {}
+        else:
+            yield str(partial / Path(path).name), _SAVING
+            (partial / Path(path).name).unlink()
+            if _is_whole(partial):
+                shutil.rmtree(target, ignore_errors=True)  # an older, incomplete one
+                partial.rename(target)
+
+
+def _begin(path: Path, target: Path, held: ExitStack) -> Path | None:
+    """A folder to make `target` in, with a link to the file; None where there is no room."""
     try:
         private_files.make_folder(target.parent)
-        with locked(target, lambda _: None):
-            if _is_whole(target):
-                yield str(target), {}
-                return
-            partial = partial_of(target)
-            try:
-                (partial / LINK).symlink_to(Path(path).resolve())
-                yield str(partial / LINK), _SAVING
-                if _is_whole(partial):
-                    shutil.rmtree(target, ignore_errors=True)  # an older, incomplete one
-                    partial.rename(target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError:  # no folder for it, or no space
-        yield path, {}
+        if shutil.disk_usage(target.parent).free < _SPACE * path.stat().st_size:
+            return None
+        held.enter_context(locked(target, lambda _: None))
+        if _is_whole(target):
+            return None
+        partial = partial_of(target)
+        held.callback(shutil.rmtree, partial, ignore_errors=True)
+        (partial / path.name).symlink_to(path.resolve())
+    except OSError:
+        return None
+    return partial
 
 
 def _place(path: Path) -> Path:
@@ -102,6 +109,7 @@ def _write(path: Path, target: Path) -> None:
             if child.wait():
                 raise EngineError("the graph of the GGUF model could not be written")
         link.unlink()
+        shutil.rmtree(target, ignore_errors=True)  # an older, incomplete one
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,7 +120,7 @@ def main(path: str, parent: int) -> None:
     end_with_parent(sys.stdin.fileno(), parent)
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 1
-    genai.ContinuousBatchingPipeline(path, scheduler, "CPU", {"enable_save_ov_model": True})
+    genai.ContinuousBatchingPipeline(path, scheduler, "CPU", _SAVING, _SAVING)
 
 
 if __name__ == "__main__":

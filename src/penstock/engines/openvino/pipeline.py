@@ -14,6 +14,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.openvino.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
@@ -38,6 +39,8 @@ class Pipelines:
         self._path = path
         self._options = options
         self._exact_blocks = 0
+        said = {name.lower(): value for name, value in options.properties.items()}
+        self._keeps = path.endswith(".gguf") and said.get("enable_save_ov_model") is not False
         self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self.cache_blocks = 0
 
@@ -108,6 +111,11 @@ class Pipelines:
         if adapters is not None:
             properties["adapters"] = adapters
         properties.update(options.properties)
+        if options.tokenizer is None and self._keeps:
+            with keeping(self._path) as (path, saving):
+                return genai.ContinuousBatchingPipeline(
+                    path, scheduler, options.device, {**properties, **saving}, saving
+                )
         if options.tokenizer is None:
             return genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties
