@@ -40,6 +40,7 @@ class Hub(ThreadingHTTPServer):
 
 class Asked(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: Hub
 
     def log_message(self, *_):
         pass

@@ -172,16 +172,17 @@ def _is_sound(path: Path, file: Any) -> bool:
     """Whether a file has the checksum that the hub states: SHA-256 of large files (Git LFS), Git's
     own of others.
     """
-    stated = getattr(file.lfs, "sha256", None) if file.lfs else file.blob_id
+    stated: str | None = getattr(file.lfs, "sha256", None) if file.lfs else file.blob_id
     if stated is None:
-        return path.stat().st_size == file.size
-    digest = hashlib.sha256() if file.lfs else hashlib.sha1(usedforsecurity=False)
+        return file.size in (None, path.stat().st_size)
+    digest: Any = hashlib.sha256() if file.lfs else hashlib.sha1(usedforsecurity=False)
     if not file.lfs:
         digest.update(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as opened:
         while piece := opened.read(_AT_ONCE):
             digest.update(piece)
-    return digest.hexdigest() == stated
+    found: str = digest.hexdigest()
+    return found == stated
 
 
 def _unreachable(name: str, error: Exception) -> str:

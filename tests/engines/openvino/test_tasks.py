@@ -118,8 +118,9 @@ class TestEmbedding:
         calls = [asyncio.ensure_future(self.embed(embedder, *WORDS * 40)) for _ in range(3)]
         await asyncio.sleep(0)
         calls[1].cancel()
-        first, _, last = await asyncio.gather(*calls, return_exceptions=True)
-        assert first.vectors == last.vectors
+        await asyncio.wait(calls)
+        assert calls[1].cancelled()
+        assert calls[0].result().vectors == calls[2].result().vectors
         assert len((await self.embed(embedder, "red")).vectors) == 1
 
     async def test_no_inputs(self, embedder):
