@@ -69,7 +69,7 @@ class ColumnVectors(ColumnRequests):
             )
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        found = await embedded(engine, row.request)
+        found, _ = await embedded(engine, row.request)
         packed = pack(found.vectors[0], self._type)
         return Outcome(response=b64encode(packed).decode(), usage=found.usage)
 
@@ -99,14 +99,17 @@ class ColumnVectors(ColumnRequests):
         return [vector, pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
 
 
-async def embedded(engine: LLMEngine, request: EmbeddingRequest) -> Embeddings:
-    """The vector of the request's one text. If `truncate` is set and the engine cannot cut, the
-    text is made shorter here until it fits. Raises what the engine raises.
+async def embedded(
+    engine: LLMEngine, request: EmbeddingRequest
+) -> tuple[Embeddings, EmbeddingRequest]:
+    """The vector of the request's one text, and the request that got it: if `truncate` is set and
+    the engine cannot cut, the text is made shorter here until it fits. Raises what the engine
+    raises.
     """
     cuts = _CUTS if request.truncate else 0
     while True:
         try:
-            return await engine.embeddings(request)
+            return await engine.embeddings(request), request
         except ContextLengthError:
             if not cuts:
                 raise

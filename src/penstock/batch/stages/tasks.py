@@ -121,9 +121,9 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        found = await embedded(engine, request)
+        found, asked = await embedded(engine, request)
         return {
-            "prompt": text,
+            "prompt": asked.inputs[0],
             "embeddings": found.vectors[0],
             "num_input_tokens": found.usage.prompt_tokens,
         }
