@@ -34,6 +34,7 @@ EXTRAS: Mapping[str, str] = {
     "opentelemetry.sdk": "otel",
     "optimum": "convert",
     "pydantic": "ray",
+    "pypdfium2": "pdf",
     "ray": "ray",
     "s3fs": "s3",
     "sglang": "sglang",

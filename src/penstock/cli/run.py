@@ -82,6 +82,19 @@ _ANSWERED = (
         help="Type of a vector's numbers.  [default: float32]",
     ),
     click.option(
+        "--attach",
+        metavar="URL",
+        help=(
+            "A running server, whose engine does the work beside its other users; the key is"
+            " PENSTOCK_API_KEY."
+        ),
+    ),
+    click.option(
+        "--image",
+        metavar="COLUMN",
+        help="A column of images before each prompt: bytes, paths or data URIs, PDFs too.",
+    ),
+    click.option(
         "--filter",
         metavar="QUESTION",
         help="Keep the rows to whose prompt the answer is yes.",
@@ -197,7 +210,9 @@ Examples:
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
   penstock run articles.parquet -o vectors.parquet --model ./minilm --embed body
+  penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
+  penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
 

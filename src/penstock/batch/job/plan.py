@@ -19,6 +19,7 @@ import msgspec
 from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
+from penstock.batch.job.attach import attached
 from penstock.batch.job.identity import EMBEDS, job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -56,9 +57,10 @@ _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
     | _EMBEDS
-    | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
+    | {*("prompt", "messages", "image", "system", "schema", "adapter")}
+    | {*("result_prefix", "max_tokens")}
 )
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
 _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
@@ -69,7 +71,8 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("filter", "embed", "prompt", "messages", "system", "adapter")),
+    (str, "text", ("attach", "embed", "filter", "prompt", "messages")),
+    (str, "text", ("image", "system", "adapter")),
     (str, "text", ("result_prefix",)),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
@@ -261,6 +264,7 @@ def _engine_rows(
         "template": Template(job.prompt) if job.prompt is not None else None,
         "messages": job.messages,
         "system": job.system,
+        "image": job.image,
         "sampling": sampling,
         "adapter": constant,
         "adapter_column": job.adapter if in_column else None,
@@ -327,8 +331,10 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     elif job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
-        meaningless = _GENERATES - {"seed"} if cascade else _GENERATES
-        _check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
+        meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
+        _check_unset(
+            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
+        )
     return asked
 
 
@@ -370,6 +376,10 @@ def _engines(job: Job) -> list[LLMEngine]:
                 _require(isinstance(value, kind), name, value, meant)
                 if kind is str:
                     _require_unicode(name, value)
+    if job.attach is not None:
+        if lists:
+            raise ConfigError("is one server's engine, and two models are given", field="attach")
+        return [attached(job, job.attach)]
     if not lists:
         return [_engine(job, **given)]
     if job.runtime != "local":
@@ -483,6 +493,8 @@ def _check_options(job: Job) -> None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"
         )
+    if job.image is not None and (job.messages is not None or job.prompt is None):
+        raise ConfigError("goes with a prompt; conversations hold their own images", field="image")
     if job.prompt is not None and job.messages is not None:
         raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 

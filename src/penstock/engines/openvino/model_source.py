@@ -32,10 +32,12 @@ from penstock.engines.openvino.model_files import (
     context_length_of,
     gguf_context_length,
     is_ir,
+    is_vision_config,
     lacks_token_types,
     longest_text,
     onnx_file,
     read_config,
+    sees,
     task_of,
 )
 from penstock.engines.openvino.weights import (
@@ -114,6 +116,18 @@ def stated_context_length(source: str) -> int | None:
     return context_length_of(config) if config else None
 
 
+def stated_inputs(source: str) -> tuple[str, ...]:
+    """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return ("text",)
+    try:
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return ()
+    return (("text", "image") if is_vision_config(config) else ("text",)) if config else ()
+
+
 def find_model(
     source: str,
     task: str | None,
@@ -141,6 +155,8 @@ def find_model(
     if not is_ir(path):
         path = convert(source, task, weight_format, quantization)
     config = read_config(path)
+    if task not in (None, "generate") and sees(path):
+        raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     task = task or task_of(path, config)
     longest = context_length_of(config)
     if task == "embed":
@@ -288,6 +304,8 @@ def _convert(
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
     precision = chosen_format(weight_format, directory, task)
+    seeing = task == "generate" and is_vision_config(config)
+    exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
     partial = partial_of(target)
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
@@ -295,7 +313,7 @@ def _convert(
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
-            *("--task", EXPORT_TASKS[task], "--weight-format", precision),
+            *("--task", exported, "--weight-format", precision),
             *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
@@ -308,6 +326,8 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
+        if seeing:
+            keep_image_settings(directory, partial)
         _keep_beside(directory, partial)
         partial.rename(target)
         log.unlink()
@@ -353,13 +373,24 @@ def _keep_beside(directory: Path, partial: Path) -> None:
             shutil.copy(directory / file, partial / file)
 
 
+def keep_image_settings(directory: Path, target: Path) -> None:
+    """Give the converted model its `preprocessor_config.json`. Newer versions of transformers have
+    its content in `processor_config.json`, where the engine does not look for it.
+    """
+    wanted = target / "preprocessor_config.json"
+    if (directory / wanted.name).is_file():
+        shutil.copy(directory / wanted.name, wanted)
+    elif not wanted.is_file() and (found := directory / "processor_config.json").is_file():
+        settings = json.loads(found.read_bytes()).get("image_processor")
+        if settings:
+            wanted.write_text(json.dumps(settings))
+
+
 def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
     """Refuse models that the exporter supports and the engine does not."""
     architecture = str((config.get("architectures") or [""])[0])
     kind = ""
-    if task == "generate" and "vision_config" in config:
-        kind = "vision"
-    elif task == "generate" and config.get("is_encoder_decoder"):
+    if task == "generate" and config.get("is_encoder_decoder"):
         kind = "encoder-decoder"
     elif task == "score" and architecture.endswith("ForCausalLM"):
         kind = "generative rerank"

@@ -78,6 +78,7 @@ class Task:
 
     tasks: tuple[str, ...] = ()
     kind = ""
+    pause = 0.0
 
     @property
     def busy(self) -> bool:

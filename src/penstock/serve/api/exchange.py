@@ -24,6 +24,7 @@ from penstock.errors import (
     ShuttingDownError,
     UnavailableError,
 )
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
@@ -206,7 +207,22 @@ class Exchange:
         return work
 
     async def target(self, model: str) -> Target:
-        """The model and adapter that a request names. Raises `ModelNotFoundError`."""
+        """The model and adapter that a request names, in the class of the request. Raises
+        `ModelNotFoundError`, and `RequestError` for an unknown class.
+        """
+        found = await self.find(model)
+        given = self.request.headers.get(CLASS_HEADER)
+        if given is None or given == "online":
+            return found
+        if given != "batch":
+            raise RequestError(
+                f"the header {CLASS_HEADER} must be 'online' or 'batch', not {given[:50]!r}",
+                param=CLASS_HEADER,
+            )
+        return found._replace(handle=found.handle.for_batch())
+
+    async def find(self, model: str) -> Target:
+        """As `target`, whatever the request's class."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found
