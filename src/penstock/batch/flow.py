@@ -29,6 +29,7 @@ from penstock.batch.rows.intake import (
     LARGEST_WINDOW,
     Replay,
     add_row,
+    by_length,
     in_order,
     other_rows,
     prepare,
@@ -301,7 +302,8 @@ class Flow:
             waiting >= self._most_rows or self._bytes_inside - self._filling_bytes >= MAX_BYTES
         ):
             return False
-        self._window.extend(in_order(self._filling))
+        arranged = by_length if self._form.by_length else in_order
+        self._window.extend(arranged(self._filling))
         self._filling = []
         self._filling_bytes = 0
         self._window_size = min(2 * self._window_size, self._largest_window)

@@ -59,6 +59,29 @@ _INPUT = (
 )
 _ANSWERED = (
     click.option(
+        "--embed",
+        metavar="COLUMN",
+        help=(
+            "The column of texts that become vectors, or text with {column} in it: the column"
+            " embedding."
+        ),
+    ),
+    click.option(
+        "--dimensions",
+        type=click.IntRange(1),
+        help="Numbers of a vector.  [default: the model's own]",
+    ),
+    click.option(
+        "--input-type",
+        type=click.Choice(["query", "document"]),
+        help="Put the model's instruction for queries or documents before each text.",
+    ),
+    click.option(
+        "--vector-type",
+        type=click.Choice(["float32", "float16", "int8"]),
+        help="Type of a vector's numbers.  [default: float32]",
+    ),
+    click.option(
         "--attach",
         metavar="URL",
         help=(
@@ -186,6 +209,7 @@ Examples:
   penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
+  penstock run articles.parquet -o vectors.parquet --model ./minilm --embed body
   penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
@@ -239,7 +263,8 @@ Examples:
     metavar="ACTION",
     help=(
         "'raise': ask again with twice the tokens for an answer that was cut off; 'truncate':"
-        " shorten a prompt that is too long; 'raise,truncate': both.  [default: keep]"
+        " shorten a prompt or a text to embed that is too long; 'raise,truncate': both. "
+        " [default: keep]"
     ),
 )
 @click.option(

@@ -16,7 +16,13 @@ import msgspec
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError, context_overflow
 from penstock.parsing import is_too_deep, json_fault
-from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Sampling,
+    StructuredOutput,
+)
 
 MAX_N = 128
 MAX_STOPS, LONGEST_STOP = 128, 4096
@@ -110,6 +116,17 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
     if not {int}.issuperset(map(type, token_ids)):  # not True either
         raise RequestError("token ids must be whole numbers", param=param)
     check_id_range(token_ids, 2**31, param)
+
+
+def check_input_type(request: EmbeddingRequest, name: str) -> None:
+    """Raise `UnsupportedError` if a request wants the model's instruction from an engine (its
+    `name`) that adds none.
+    """
+    if request.input_type is not None:
+        raise UnsupportedError(
+            f"the {name} engine adds no instructions: put the model's own before each text",
+            param="input_type",
+        )
 
 
 def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> None:

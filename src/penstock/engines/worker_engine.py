@@ -29,6 +29,7 @@ from penstock.engines.process import (
     decode_to_parent,
     encode,
 )
+from penstock.engines.sampling import check_input_type
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
@@ -40,7 +41,14 @@ from penstock.errors import (
     by_kind,
     class_and_text,
 )
-from penstock.types import DecideRequest, Embeddings, StructuredOutput, Tokens, Usage
+from penstock.types import (
+    DecideRequest,
+    EmbeddingRequest,
+    Embeddings,
+    StructuredOutput,
+    Tokens,
+    Usage,
+)
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -217,11 +225,16 @@ class WorkerEngine(TokenEngine):
             case "embeddings":
                 self._check_task(task)
                 return msgspec.convert(
-                    await self._call("embed", request.inputs, request.dimensions), Embeddings
+                    await self._call("embed", *self._embed_arguments(request)), Embeddings
                 )
             case "tokenize" | "detokenize":
                 return await self._call(task, request)
         return await super().answer(task, request)
+
+    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        """The arguments of the worker's `embed`. Raises `UnsupportedError`."""
+        check_input_type(request, self.name)
+        return request.inputs, request.dimensions
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         return msgspec.convert(await self._call("encoded", text, special_tokens, names), Tokens)

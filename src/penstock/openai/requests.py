@@ -341,13 +341,21 @@ class EmbeddingBody(Struct, kw_only=True):
     dimensions: Count | None = None
     names: ClassVar = {"messages": "input", "prompt": "input"}
     encoding_format: Literal["float", "base64"] = "float"
+    input_type: Literal["query", "document"] | None = None
+    truncate_prompt_tokens: Literal[-1] | None = None
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
         inputs = texts_or_ids(self.input, "input") if self.input else []
         if not inputs or not all(inputs):
             raise RequestError("input must not be empty", param="input")
-        return EmbeddingRequest(inputs, self.dimensions, request_id)
+        return EmbeddingRequest(
+            inputs,
+            self.dimensions,
+            request_id,
+            input_type=self.input_type,
+            truncate=self.truncate_prompt_tokens is not None,
+        )
 
 
 def input_texts(given: str | list[str]) -> list[str]:

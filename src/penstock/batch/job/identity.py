@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from penstock.batch.pipeline.processor import Processor
 
 
+EMBEDS = ("embed", "dimensions", "input_type", "vector_type")
+"""The options of what is embedded."""
+
+
 def job_identity(
     job: Job,
     source: Source,
@@ -75,6 +79,7 @@ def job_identity(
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
         "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
+        "embed": {name: getattr(job, name) for name in EMBEDS} if job.embed is not None else None,
         "decide": None if deciding is None else deciding.identity(),
         **how,
     }

@@ -84,6 +84,14 @@ class Job:
             sure that, with probability 1 - `delta` (default 0.05), at least this share of all rows
             (default 0.95) gets the large model's decision. `seed` draws the sample that shows it.
 
+    What to embed, in the place of an answer:
+        embed: the column of texts, or text with `{column}` in it. Each becomes a vector, in the
+            column `embedding`.
+        dimensions: how many numbers a vector has. Default: as many as the model makes.
+        input_type: "query" or "document" puts the model's instruction for these before each text.
+        vector_type: the type of the numbers: "float32" (default), "float16", or "int8" (each
+            vector scaled so that its largest number is 127, which keeps cosines).
+
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
@@ -107,8 +115,8 @@ class Job:
             the others. Default: "keep"; "fail" with a processor that does not continue on errors,
             unless `dead_letter` or `max_error_rate` is given.
         on_length: "raise" asks again, with twice the `max_tokens`, for an answer that these cut
-            off; "truncate" shortens a prompt that is too long for the model; "raise,truncate" does
-            both. Default "keep": neither.
+            off; "truncate" shortens a prompt, or a text to embed, that is too long for the model;
+            "raise,truncate" does both. Default "keep": neither.
         on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow
             the schema, and asks again, up to `max_attempts` times. Default "keep": it becomes an
             error row.
@@ -144,6 +152,10 @@ class Job:
     threshold: float | None = None
     target_accuracy: float | None = None
     delta: float | None = None
+    embed: str | None = None
+    dimensions: int | None = None
+    input_type: Literal["query", "document"] | None = None
+    vector_type: Literal["float32", "float16", "int8"] | None = None
     prompt: str | None = None
     messages: str | None = None
     image: str | None = None

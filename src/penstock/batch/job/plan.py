@@ -20,7 +20,7 @@ from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.attach import attached
-from penstock.batch.job.identity import job_identity
+from penstock.batch.job.identity import EMBEDS, job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
@@ -31,6 +31,7 @@ from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
+from penstock.batch.rows.embeddings import VECTOR_TYPES, ColumnVectors
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
@@ -51,10 +52,12 @@ _log = logging.getLogger(__name__)
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
+_EMBEDS = frozenset(EMBEDS)
 _CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
+    | _EMBEDS
     | {*("prompt", "messages", "image", "system", "schema", "adapter")}
     | {*("result_prefix", "max_tokens")}
 )
@@ -65,11 +68,12 @@ _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 _PATH: Any = str | os.PathLike
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
-    *("limit", "max_attempts", "max_tokens_total", "replicas"),
+    *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions"),
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("attach", "filter", "prompt", "messages", "image", "system", "adapter")),
+    (str, "text", ("attach", "embed", "filter", "prompt", "messages")),
+    (str, "text", ("image", "system", "adapter")),
     (str, "text", ("result_prefix",)),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
@@ -84,8 +88,14 @@ _ALLOWED = {
     "runtime": ("local", "ray"),
     "order": ("input", "done"),
     "on_invalid_json": ("keep", "retry"),
+    "input_type": (None, "query", "document"),
+    "vector_type": (None, *VECTOR_TYPES),
 }
-_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1, "replicas": 1}
+_LEAST = {
+    "limit": 0,
+    **dict.fromkeys(("max_tokens", "max_attempts", "max_tokens_total", "replicas"), 1),
+    "dimensions": 1,
+}
 
 
 @dataclass(kw_only=True)
@@ -238,6 +248,7 @@ def _engine_rows(
     if (
         job.prompt is None
         and job.messages is None
+        and job.embed is None
         and asked is None
         and (source.first is None or are_lines(source.first))
     ):
@@ -251,6 +262,9 @@ def _engine_rows(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
         return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
+    if job.embed is not None:
+        return _vectors(job, source, output), None
+    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -278,10 +292,41 @@ def _engine_rows(
     if job.prompt is not None and not form.columns and 1 not in (job.limit, source.rows):
         known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
         _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
+    _check_data(form, source, output)
+    return form, constant
+
+
+def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnVectors:
+    """The form of rows whose texts become vectors."""
+    assert job.embed is not None
+    others = _ROW_OPTIONS | _SAMPLING
+    meaningless = others - _EMBEDS - {"on_length", "result_prefix"}
+    _check_unset(job, meaningless, "has no meaning beside `embed`")
+    if job.on_length not in ("keep", "truncate"):
+        raise ConfigError(
+            f"must be keep or truncate where texts are embedded, not {job.on_length!r}",
+            field="on_length",
+            value=job.on_length,
+        )
+    text = job.embed if "{" in job.embed else f"{{{job.embed}}}"
+    form = ColumnVectors(
+        template=Template(text, "embed"),
+        dimensions=job.dimensions,
+        input_type=job.input_type,
+        truncate=job.on_length == "truncate",
+        vector_type=job.vector_type or "float32",
+        prefix=job.result_prefix,
+        sampling=Sampling(),
+        values_for=_values_for(source, output),
+    )
+    _check_data(form, source, output)
+    return form
+
+
+def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
     if source.columns:
         flat = isinstance(output, Output) and output.form == "csv"
         form.check(source.columns, source.every_column(), flat=flat)
-    return form, constant
 
 
 def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
@@ -471,7 +516,9 @@ def _check_ranges(job: Job) -> None:
         value = getattr(job, name)
         if value not in allowed:
             raise ConfigError(
-                f"must be {' or '.join(allowed)}, not {value!r}", field=name, value=value
+                f"must be {' or '.join(filter(None, allowed))}, not {value!r}",
+                field=name,
+                value=value,
             )
     for name, least in _LEAST.items():
         number = getattr(job, name)

@@ -39,7 +39,14 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError
-from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
+from penstock.types import (
+    DecideRequest,
+    EmbeddingRequest,
+    Scores,
+    StructuredOutput,
+    Transcription,
+    Usage,
+)
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -105,7 +112,13 @@ class OpenVINOEngine(WorkerEngine):
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
-            None, find_model, self.model_source, self.options.task, self.options.max_model_len
+            None,
+            find_model,
+            self.model_source,
+            self.options.task,
+            self.options.max_model_len,
+            self.options.weight_format,
+            self.options.quantization,
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
@@ -167,6 +180,9 @@ class OpenVINOEngine(WorkerEngine):
                 )
                 return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
+
+    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        return request.inputs, request.dimensions, request.input_type, request.truncate
 
     async def _release_logits(self) -> None:
         await self._call("release_logits")

@@ -33,6 +33,15 @@ def is_ir(path: Path) -> bool:
     return path.is_dir() and any(path.glob("openvino_*model*.xml"))
 
 
+def onnx_file(path: Path) -> Path | None:
+    """The model in ONNX form in a directory, where optimum, sentence-transformers or fastembed put
+    it; the one with the most precise weights.
+    """
+    names = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx", "model_quantized.onnx")
+    files = (path / name for name in (*names, "onnx/model_quantized.onnx"))
+    return next((file for file in files if file.is_file()), None)
+
+
 LANGUAGE_MODEL = "openvino_language_model.xml"
 _VISION = (
     *("openvino_vision_embeddings_model.xml", "openvino_text_embeddings_model.xml"),
@@ -181,6 +190,50 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
 
 def _number(file: BinaryIO, form: str) -> Any:
     return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]
+
+
+PROMPTS_CONFIG = "config_sentence_transformers.json"
+LENGTH_CONFIG = "sentence_bert_config.json"
+
+
+def instructions_of(path: Path, query: str | None, document: str | None) -> dict[str | None, str]:
+    """The text to put before each text by its `input_type`, as the options say (`query`,
+    `document`) or the file of sentence-transformers; under None that of texts without a type.
+    A type is absent where nothing is stated for any: the model may or may not want one.
+    """
+    try:
+        stated = _read_json(path / PROMPTS_CONFIG)
+    except FileNotFoundError:
+        stated = {}
+    stated = stated if isinstance(stated, dict) else {}
+    prompts = {
+        name: text
+        for name, text in (stated.get("prompts") or {}).items()
+        if isinstance(name, str) and isinstance(text, str)
+    }
+    found: dict[str | None, str] = {None: prompts.get(stated.get("default_prompt_name") or "", "")}
+    known = prompts.keys() & {"query", "document", "passage", "corpus"}
+    named = {
+        "query": (query, ("query",)),
+        "document": (document, ("document", "passage", "corpus")),
+    }
+    if known or query is not None or document is not None:
+        for name, (given, names) in named.items():
+            own = next((prompts[one] for one in names if one in prompts), "")
+            found[name] = own if given is None else given
+    return found
+
+
+def longest_text(path: Path) -> int | None:
+    """The most tokens of a text that an embedding model was made for, by the file of
+    sentence-transformers; None without it.
+    """
+    try:
+        stated = _read_json(path / LENGTH_CONFIG)
+    except FileNotFoundError:
+        return None
+    length = stated.get("max_seq_length") if isinstance(stated, dict) else None
+    return length if isinstance(length, int) and length > 0 else None
 
 
 POOLING_CONFIG = "1_Pooling/config.json"

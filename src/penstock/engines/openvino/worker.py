@@ -119,7 +119,7 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
     if submits:
         out += model.submit(submits)
     if embeds:
-        out += model.embed_batch(embeds)
+        out += model.begin_embeddings(embeds)
     if model.busy:
         deltas, failures = model.step()
         if deltas:

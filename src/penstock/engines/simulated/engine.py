@@ -198,7 +198,7 @@ class SimulatedEngine(TokenEngine):
             case "embeddings" | "score" | "rerank":
                 await self.check_health()
                 return (
-                    embeddings(request, self.options.seed)
+                    embeddings(request, self.options.seed, self.options.max_model_len)
                     if task == "embeddings"
                     else scores(request)
                 )
