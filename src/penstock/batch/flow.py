@@ -35,6 +35,7 @@ from penstock.batch.rows.intake import (
 )
 from penstock.batch.rows.row import Outcome, Row, nbytes
 from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.parts import RowSet
 from penstock.batch.write.sinks import Sink
@@ -59,7 +60,7 @@ _TURN = 512  # answers from memory before the event loop gets its turn
 class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
-    `journal` is None where results are not kept. `stream` sums up the rows read from a source
+    `journal` is None where results are not kept. `kept` has answers of an earlier input. `stream` sums up the rows read from a source
     without fingerprint, so that a complete job can tell whether it is given the same again.
     `on_quiet` is called when no row is worked on.
     """
@@ -72,6 +73,7 @@ class Flow:
         counts: Counts,
         answers: AnswerCache,
         journal: Journal | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._plan = plan
         self._form = plan.form
@@ -82,6 +84,8 @@ class Flow:
         self._counts = counts
         self._answers = answers
         self._journal = journal
+        self._keys = plan.keys
+        self._kept = kept
         self._reached: JobLimitError | None = None
         self._has_limits = plan.limits.any
 
@@ -216,6 +220,8 @@ class Flow:
         failure = prepare(self._form, row)
         self._rows_inside += 1
         self._bytes_inside += row.nbytes
+        if self._keys is not None:
+            self._keys.mark(row)
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
         if record is not None:
             if record.key != digest_key(row.digest):
@@ -226,6 +232,12 @@ class Flow:
             self._finish(row, record.outcome, journaled=True)
         elif failure is not None:
             self._finish(row, failure)
+        elif (
+            self._kept is not None
+            and (known := self._kept.get(row.key, digest_key(row.digest))) is not None
+        ):
+            self._counts.kept += 1
+            self._finish(row, known)
         else:
             self._filling.append(row)
             self._filling_bytes += row.nbytes

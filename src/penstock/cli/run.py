@@ -173,6 +173,7 @@ Examples:
   penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
+  penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
@@ -269,6 +270,17 @@ Examples:
 )
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard the results of an earlier run.")
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help=(
+        "The input has grown or changed: run only new and changed rows, keep the answers to the"
+        " others. For the first run too."
+    ),
+)
+@click.option(
+    "--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart."
+)
 @click.option(
     "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
 )

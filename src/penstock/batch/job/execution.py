@@ -25,6 +25,7 @@ from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
+from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import PartWriter
@@ -50,6 +51,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     began = time.perf_counter()
     output = plan.output
     if isinstance(output, Output):
+        if plan.keys is not None:
+            await plan.keys.check(plan.source, plan.limit)
         tables = plan.form.tables(plan.source) if output.columnar else None
         if tables is not None:
             tables.check_storable()
@@ -59,6 +62,7 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
             keep_order=plan.keep_order,
             fresh=plan.fresh,
             retry_failed=plan.retry_failed,
+            incremental=plan.keys is not None,
         )
         with contextlib.closing(state):
             if state.complete:
@@ -102,8 +106,14 @@ async def _durable(
         return ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    with contextlib.closing(AnswerCache(output.folder, key=state.manifest.key)) as answers:
-        finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
+    with contextlib.ExitStack() as open_files:
+        memory = AnswerCache(output.folder, key=state.manifest.key)
+        answers = open_files.enter_context(contextlib.closing(memory))
+        kept = None
+        if plan.keys is not None and journal.kept_files():
+            kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
+            open_files.callback(kept.close)
+        finished, stream = await _move(plan, sink, counts, answers, journal, interrupts, kept)
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:
@@ -145,12 +155,13 @@ async def _move(
     answers: AnswerCache,
     journal: Journal | None,
     interrupts: Interrupts,
+    kept: Kept | None = None,
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
     before = job_pauses.set(counts.pauses)
     try:
         async with plan.pipeline(counts).running() as pipeline:
-            flow = Flow(plan, pipeline, sink, counts, answers, journal)
+            flow = Flow(plan, pipeline, sink, counts, answers, journal, kept)
             interrupts.on_first = flow.drain
             async with Progress(counts, plan.progress):
                 began = time.perf_counter()

@@ -22,6 +22,7 @@ from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
+from penstock.batch.job.reuse import keys_of
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
@@ -29,6 +30,7 @@ from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.decisions import ColumnDecisions
+from penstock.batch.rows.keys import RowKeys
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
@@ -66,7 +68,7 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix", "key")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -74,7 +76,7 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (_PATH, "a path", ("dead_letter",)),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (bool, "true or false", ("deterministic",)),
+    (bool, "true or false", ("deterministic", "incremental")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),
@@ -101,6 +103,7 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
+    keys: RowKeys | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
@@ -120,9 +123,10 @@ class Plan:
 
         Where columns pass through in Arrow form, only those that requests are made of.
         """
-        return (
-            self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
-        )
+        asked = self.form.columns
+        if asked is None or not (isinstance(self.output, Output) and self.output.columnar):
+            return None
+        return asked if self.keys is None else (*asked, self.keys.column)
 
 
 async def plan_of(job: Job) -> Plan:
@@ -185,6 +189,7 @@ def _plan(
         fresh=job.fresh,
         row_timeout=job.row_timeout,
         progress=job.progress,
+        keys=keys_of(job, source, output, form, len(engines)),
     )
 
 

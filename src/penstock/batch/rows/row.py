@@ -69,7 +69,8 @@ class Row(Struct, eq=False):
     names the request (16 bytes), `prefix` sorts rows that share the start of a prompt next to each
     other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
     row failed in the processor that it comes from. `longest` is how many tokens its answer may
-    have, 0 where no limit is set.
+    have, 0 where no limit is set. `key` stands for its key column in an incremental job, 0 in
+    others.
     """
 
     index: int
@@ -85,6 +86,7 @@ class Row(Struct, eq=False):
     longest: int = 0
     failure: PenstockError | None = None
     earlier: RowError | None = None
+    key: int = 0
 
 
 class FailedRow(dict[str, Any]):
