@@ -49,6 +49,7 @@ from penstock.errors import (
 from penstock.garbage import collected_seldom
 
 if TYPE_CHECKING:
+    from penstock.batch.cache.shared import SharedCache
     from penstock.batch.job.plan import Plan
 
 MAX_ROWS = 16384
@@ -60,9 +61,10 @@ _TURN = 512  # answers from memory before the event loop gets its turn
 class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
-    `journal` is None where results are not kept. `kept` has answers of an earlier input. `stream` sums up the rows read from a source
-    without fingerprint, so that a complete job can tell whether it is given the same again.
-    `on_quiet` is called when no row is worked on.
+    `journal` is None where results are not kept. `kept` has answers of an earlier input, `cache`
+    those that jobs share. `stream` sums up the rows read from a source without fingerprint, so that
+    a complete job can tell whether it is given the same again. `on_quiet` is called when no row is
+    worked on.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Flow:
         answers: AnswerCache,
         journal: Journal | None = None,
         kept: Kept | None = None,
+        cache: SharedCache | None = None,
     ) -> None:
         self._plan = plan
         self._form = plan.form
@@ -86,6 +89,7 @@ class Flow:
         self._journal = journal
         self._keys = plan.keys
         self._kept = kept
+        self._cache = cache
         self._reached: JobLimitError | None = None
         self._has_limits = plan.limits.any
 
@@ -292,10 +296,14 @@ class Flow:
             return True
         try:
             known = self._answers.get(row.digest)
-            if known is None:
+            if known is not None:
+                self._counts.deduplicated += 1
+            elif self._cache is not None and (known := self._cache.get(row)) is not None:
+                self._counts.from_cache += 1
+                self._answers.put(row.digest, known)
+            else:
                 self._followers[row.digest] = []
                 return False
-            self._counts.deduplicated += 1
             self._conclude(row, known)
         except PenstockError as error:
             self.stop(error)
@@ -329,6 +337,8 @@ class Flow:
                     if row.shareable and outcome.error is None:
                         # As it is before the user's function has it.
                         self._answers.put(row.digest, outcome)
+                        if self._cache is not None:
+                            self._cache.put(row, outcome)
                     own = form.conclude(row, outcome) if form.concludes else outcome
                     if not isinstance(own, Outcome):
                         own = await own

@@ -278,8 +278,21 @@ Examples:
         " others. For the first run too."
     ),
 )
+@click.option("--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart.")
 @click.option(
-    "--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart."
+    "--cache",
+    metavar="DIR|URL",
+    help="Answers that jobs share: those of deterministic requests to the same model.",
+)
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(1),
+    help="Most MiB of the cache; the oldest answers go.  [default: 10240]",
+)
+@click.option(
+    "--cache-days",
+    type=click.FloatRange(0, min_open=True),
+    help="Age at which an answer in the cache expires.  [default: 30]",
 )
 @click.option(
     "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,8 +161,11 @@ async def _move(
     """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
     before = job_pauses.set(counts.pauses)
     try:
-        async with plan.pipeline(counts).running() as pipeline:
-            flow = Flow(plan, pipeline, sink, counts, answers, journal, kept)
+        async with (
+            nullcontext() if plan.cache is None else plan.cache.open() as cache,
+            plan.pipeline(counts).running() as pipeline,
+        ):
+            flow = Flow(plan, pipeline, sink, counts, answers, journal, kept, cache)
             interrupts.on_first = flow.drain
             async with Progress(counts, plan.progress):
                 began = time.perf_counter()

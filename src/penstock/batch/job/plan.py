@@ -18,11 +18,12 @@ import msgspec
 
 from penstock import lazy
 from penstock.batch import structured
+from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
-from penstock.batch.job.reuse import keys_of
+from penstock.batch.job.reuse import cache_of, keys_of
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
@@ -64,16 +65,16 @@ _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 _PATH: Any = str | os.PathLike
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
-    *("limit", "max_attempts", "max_tokens_total", "replicas"),
+    *("limit", "max_attempts", "max_tokens_total", "replicas", "cache_mb"),
 )
-_REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
+_REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix", "key")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter",)),
+    (_PATH, "a path", ("dead_letter", "cache")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
     (bool, "true or false", ("deterministic", "incremental")),
@@ -83,7 +84,9 @@ _ALLOWED = {
     "order": ("input", "done"),
     "on_invalid_json": ("keep", "retry"),
 }
-_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1, "replicas": 1}
+_LEAST = {"limit": 0} | dict.fromkeys(
+    ("max_tokens", "max_attempts", "max_tokens_total", "replicas", "cache_mb"), 1
+)
 
 
 @dataclass(kw_only=True)
@@ -104,6 +107,7 @@ class Plan:
     row_timeout: float | None = None
     progress: bool | None = None
     keys: RowKeys | None = None
+    cache: CacheChoice | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
@@ -190,6 +194,7 @@ def _plan(
         row_timeout=job.row_timeout,
         progress=job.progress,
         keys=keys_of(job, source, output, form, len(engines)),
+        cache=cache_of(job, engines, form, asked),
     )
 
 

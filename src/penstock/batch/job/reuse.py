@@ -1,13 +1,20 @@
-"""What a job takes of answers that are there already: those of its own earlier input."""
+"""What a job takes of answers that are there already: those of its own earlier input, and those
+that jobs share.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from penstock.batch.cache.shared import CacheChoice
+from penstock.batch.decisions.questions import RowQuestions
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.keys import RowKeys
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
+from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,3 +44,39 @@ def keys_of(
             "has no meaning for two models, whose sample is of one input", field="incremental"
         )
     return RowKeys(job.key, whole=form.concludes)
+
+
+def cache_of(
+    job: Job, engines: Sequence[LLMEngine], form: RowForm, deciding: RowQuestions | None
+) -> CacheChoice | None:
+    """The cache that the job shares with others. Raises `ConfigError`."""
+    if job.cache is None:
+        for name in ("cache_mb", "cache_days"):
+            if getattr(job, name) is not None:
+                raise ConfigError("is of a cache, and there is none", field=name)
+        return None
+    if len(engines) != 1:
+        why = "whose stages may do anything" if not engines else "whose sample is of one input"
+        what = "a processor" if not engines else "two models"
+        raise ConfigError(f"has no meaning for {what}, {why}", field="cache")
+    if job.adapter is not None:
+        raise ConfigError("holds no answers of adapters, whose files may change", field="cache")
+    if engines[0].name == "remote" and engines[0].model_source == "auto":
+        raise ConfigError("needs a model by its name, to tell whose answers it has", field="model")
+    if job.cache_days is not None and job.cache_days <= 0:
+        raise ConfigError(f"must be above 0, not {job.cache_days}", field="cache_days")
+    place = os.fspath(job.cache)
+    if not place:
+        raise ConfigError("must not be empty", field="cache")
+    return CacheChoice(
+        place,
+        engines[0],
+        {
+            "requests": form.kind,
+            "on_length": job.on_length,
+            "on_invalid_json": job.on_invalid_json,
+            "decide": None if deciding is None else deciding.identity(),
+        },
+        most_bytes=(job.cache_mb or 10240) << 20,
+        days=30 if job.cache_days is None else job.cache_days,
+    )

@@ -184,7 +184,9 @@ class _Spill:
 
 
 def new_index(path: Path, table: str) -> sqlite3.Connection:
-    """A new index, with this table. It can be made again at any time, so it needs no journal and no lock."""
+    """A new index, with this table. It can be made again at any time, so it needs no journal and no
+    lock.
+    """
     import sqlite3
 
     path.unlink(missing_ok=True)
