@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
 DRAIN_SECONDS = 15.0
+_LATEST = 16
 _TURN = 512  # answers from memory before the event loop gets its turn
 
 
@@ -64,7 +65,8 @@ class Flow:
     `journal` is None where results are not kept. `kept` has answers of an earlier input, `cache`
     those that jobs share. `stream` sums up the rows read from a source without fingerprint, so that
     a complete job can tell whether it is given the same again. `on_quiet` is called when no row is
-    worked on.
+    worked on. `latest` has the rows that finished last: their number in order of finishing, in the
+    input, and outcome.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class Flow:
         self._keys = plan.keys
         self._kept = kept
         self._cache = cache
+        self.latest: deque[tuple[int, int, Outcome]] = deque(maxlen=_LATEST)
+        self._paused = False
         self._reached: JobLimitError | None = None
         self._has_limits = plan.limits.any
 
@@ -157,6 +161,15 @@ class Flow:
         """Admit no more rows; `run` returns when those in flight are finished, or after 15 s."""
         self._pipeline.end()
         self._over.set()
+
+    def pause(self) -> None:
+        """Admit no more rows until `go_on`; those in flight finish."""
+        self._paused = True
+
+    def go_on(self) -> None:
+        """Admit rows again."""
+        self._paused = False
+        self._admit()
 
     def _end_early(self, why: JobLimitError) -> None:
         if self._reached is None:
@@ -273,6 +286,7 @@ class Flow:
         for _ in range(_TURN):
             if (
                 self._pipeline.ending
+                or self._paused
                 or self._sink.full
                 or not (self._window or self._open_window())
             ):
@@ -440,6 +454,7 @@ class Flow:
         elif outcome.skipped:
             counts.left_out += 1
         counts.rows += 1
+        self.latest.append((counts.rows, row.index, outcome))
         size = len(outcome.response or "") + (
             nbytes(outcome.parsed) if outcome.parsed is not None else 0
         )

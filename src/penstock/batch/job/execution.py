@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
+from penstock.batch.monitor.monitor import Monitor
+from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
@@ -107,14 +110,21 @@ async def _durable(
         return ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    with contextlib.ExitStack() as open_files:
+    async with contextlib.AsyncExitStack() as files:
         memory = AnswerCache(output.folder, key=state.manifest.key)
-        answers = open_files.enter_context(contextlib.closing(memory))
+        answers = files.enter_context(contextlib.closing(memory))
         kept = None
         if plan.keys is not None and journal.kept_files():
             kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
-            open_files.callback(kept.close)
-        finished, stream = await _move(plan, sink, counts, answers, journal, interrupts, kept)
+            files.callback(kept.close)
+        stop = partial(interrupts.request, signal.SIGTERM)
+        watched = Monitor(output.folder, _status(plan, output), counts, stop)
+        monitor = await files.enter_async_context(watched)
+        finished, stream = await _move(
+            plan, sink, counts, answers, journal, interrupts, kept, monitor
+        )
+        if not finished:
+            monitor.stopped()
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:
@@ -131,6 +141,17 @@ async def _durable(
                 state.publish, counts, stream, lambda: tables and tables.empty(), names
             )
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
+
+
+def _status(plan: Plan, output: Output) -> Status:
+    """The status of a job that begins."""
+    return Status(
+        id_of(output.folder),
+        output.path if output.remote else os.path.abspath(output.path),
+        "loading",
+        input=plan.source.name,
+        model=plan.identity.get("model"),
+    )
 
 
 async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunResult:
@@ -157,6 +178,7 @@ async def _move(
     journal: Journal | None,
     interrupts: Interrupts,
     kept: Kept | None = None,
+    monitor: Monitor | None = None,
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
     before = job_pauses.set(counts.pauses)
@@ -167,6 +189,8 @@ async def _move(
         ):
             flow = Flow(plan, pipeline, sink, counts, answers, journal, kept, cache)
             interrupts.on_first = flow.drain
+            if monitor is not None:
+                monitor.begin(flow)
             async with Progress(counts, plan.progress):
                 began = time.perf_counter()
                 finished = await flow.run()
@@ -220,6 +244,11 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         self._task = None
+
+    def request(self, number: int) -> None:
+        """Do what the signal of this number would. From the job's own event loop."""
+        self._came.append(number)
+        self._handle()
 
     def restore(self) -> None:
         """Give the signals back to those who handled them before."""
