@@ -51,6 +51,7 @@ from penstock.garbage import collected_seldom
 if TYPE_CHECKING:
     from penstock.batch.cache.shared import SharedCache
     from penstock.batch.job.plan import Plan
+    from penstock.batch.report.observed import Observer
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
@@ -79,6 +80,7 @@ class Flow:
         journal: Journal | None = None,
         kept: Kept | None = None,
         cache: SharedCache | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._plan = plan
         self._form = plan.form
@@ -89,9 +91,10 @@ class Flow:
         self._counts = counts
         self._answers = answers
         self._journal = journal
-        self._keys = plan.keys
+        self._keys = plan.extras.keys
         self._kept = kept
         self._cache = cache
+        self._observer = observer
         self.latest: deque[tuple[int, int, Outcome]] = deque(maxlen=_LATEST)
         self._paused = False
         self._reached: JobLimitError | None = None
@@ -455,6 +458,8 @@ class Flow:
             counts.left_out += 1
         counts.rows += 1
         self.latest.append((counts.rows, row.index, outcome))
+        if self._observer is not None and not journaled:
+            self._observer.note(row, outcome, counts)
         size = len(outcome.response or "") + (
             nbytes(outcome.parsed) if outcome.parsed is not None else 0
         )

@@ -174,6 +174,7 @@ Examples:
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
   penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
+  penstock run in.jsonl -o out.jsonl --prompt '{text}' --cache ~/answers --report job.html
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
@@ -293,6 +294,11 @@ Examples:
     "--cache-days",
     type=click.FloatRange(0, min_open=True),
     help="Age at which an answer in the cache expires.  [default: 30]",
+)
+@click.option(
+    "--report",
+    metavar="FILE.html",
+    help="Write a page about the job when it ends: speed, tokens, latencies, errors, some rows.",
 )
 @click.option(
     "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."

@@ -26,6 +26,7 @@ from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.monitor.monitor import Monitor
 from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
+from penstock.batch.report.writing import Report, write_again
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
@@ -55,8 +56,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     began = time.perf_counter()
     output = plan.output
     if isinstance(output, Output):
-        if plan.keys is not None:
-            await plan.keys.check(plan.source, plan.limit)
+        if plan.extras.keys is not None:
+            await plan.extras.keys.check(plan.source, plan.limit)
         tables = plan.form.tables(plan.source) if output.columnar else None
         if tables is not None:
             tables.check_storable()
@@ -66,7 +67,7 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
             keep_order=plan.keep_order,
             fresh=plan.fresh,
             retry_failed=plan.retry_failed,
-            incremental=plan.keys is not None,
+            incremental=plan.extras.keys is not None,
         )
         with contextlib.closing(state):
             if state.complete:
@@ -74,9 +75,13 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
                     await compare_stream(
                         plan.source, plan.limit, plan.value_columns, state.manifest.stream
                     )
-                return RunResult(
-                    Counts(**state.manifest.result), output.path, already_complete=True
-                )
+                counts = Counts(**state.manifest.result)
+                if plan.extras.report is not None:
+                    generation = state.manifest.generation
+                    write_again(
+                        plan.extras.report, plan.identity, counts, output.folder, generation
+                    )
+                return RunResult(counts, output.path, already_complete=True)
             result = await _durable(plan, output, tables, state, interrupts)
     else:
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
@@ -114,14 +119,15 @@ async def _durable(
         memory = AnswerCache(output.folder, key=state.manifest.key)
         answers = files.enter_context(contextlib.closing(memory))
         kept = None
-        if plan.keys is not None and journal.kept_files():
+        if plan.extras.keys is not None and journal.kept_files():
             kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
             files.callback(kept.close)
         stop = partial(interrupts.request, signal.SIGTERM)
         watched = Monitor(output.folder, _status(plan, output), counts, stop)
         monitor = await files.enter_async_context(watched)
+        report = await _report(files, plan, counts, output.folder, journal.generation)
         finished, stream = await _move(
-            plan, sink, counts, answers, journal, interrupts, kept, monitor
+            plan, sink, counts, answers, journal, interrupts, kept, monitor, report
         )
         if not finished:
             monitor.stopped()
@@ -143,6 +149,17 @@ async def _durable(
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
 
 
+async def _report(
+    files: contextlib.AsyncExitStack, plan: Plan, counts: Counts, *state: Any
+) -> Report | None:
+    """The job's report, if it wants one, written when `files` are closed."""
+    if plan.extras.report is None:
+        return None
+    return await files.enter_async_context(
+        Report(plan.extras.report, plan.identity, counts, *state)
+    )
+
+
 def _status(plan: Plan, output: Output) -> Status:
     """The status of a job that begins."""
     return Status(
@@ -160,8 +177,10 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
     sink: Sink = kept
     if plan.output is not None:
         sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
-    with contextlib.closing(AnswerCache(folder)) as answers:
-        finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
+    async with contextlib.AsyncExitStack() as files:
+        answers = files.enter_context(contextlib.closing(AnswerCache(folder)))
+        report = await _report(files, plan, counts)
+        finished, _ = await _move(plan, sink, counts, answers, None, interrupts, report=report)
     result = RunResult(
         counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received
     )
@@ -179,21 +198,25 @@ async def _move(
     interrupts: Interrupts,
     kept: Kept | None = None,
     monitor: Monitor | None = None,
+    report: Report | None = None,
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
     before = job_pauses.set(counts.pauses)
     try:
         async with (
-            nullcontext() if plan.cache is None else plan.cache.open() as cache,
+            nullcontext() if plan.extras.cache is None else plan.extras.cache.open() as cache,
             plan.pipeline(counts).running() as pipeline,
         ):
-            flow = Flow(plan, pipeline, sink, counts, answers, journal, kept, cache)
+            observer = None if report is None else report.observer
+            flow = Flow(plan, pipeline, sink, counts, answers, journal, kept, cache, observer)
             interrupts.on_first = flow.drain
             if monitor is not None:
                 monitor.begin(flow)
             async with Progress(counts, plan.progress):
                 began = time.perf_counter()
                 finished = await flow.run()
+            if report is not None:
+                report.finished = finished
             if finished:
                 await sink.finish()
             counts.row_seconds = time.perf_counter() - began

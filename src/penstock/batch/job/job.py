@@ -113,6 +113,8 @@ class Job:
             with a seed) to the same model with the same options are answered from there, and new
             answers go there. At most `cache_mb` MiB (default 10,240; the oldest go), none older
             than `cache_days` (default 30).
+        report: a path ending in .html for a page about the job, written when it ends, also when it
+            is stopped: speed over time, tokens, latencies, lengths, errors, some rows.
         max_tokens_total: stop when prompts and answers of this run have so many tokens together.
         max_error_rate: stop when more than this share (0 to 1) of the rows failed, from 50 rows on.
         deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that one of
@@ -175,6 +177,7 @@ class Job:
     cache: str | os.PathLike[str] | None = None
     cache_mb: int | None = None
     cache_days: float | None = None
+    report: str | os.PathLike[str] | None = None
     max_attempts: int = 3
     row_timeout: float | None = None
     result_prefix: str = ""

@@ -18,12 +18,11 @@ import msgspec
 
 from penstock import lazy
 from penstock.batch import structured
-from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions, deciding
+from penstock.batch.job.extras import Extras, extras_of
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
-from penstock.batch.job.reuse import cache_of, keys_of
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
@@ -31,7 +30,6 @@ from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.decisions import ColumnDecisions
-from penstock.batch.rows.keys import RowKeys
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
@@ -74,7 +72,7 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter", "cache")),
+    (_PATH, "a path", ("dead_letter", "cache", "report")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
     (bool, "true or false", ("deterministic", "incremental")),
@@ -106,8 +104,7 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
-    keys: RowKeys | None = None
-    cache: CacheChoice | None = None
+    extras: Extras = field(default_factory=Extras)
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
@@ -130,7 +127,8 @@ class Plan:
         asked = self.form.columns
         if asked is None or not (isinstance(self.output, Output) and self.output.columnar):
             return None
-        return asked if self.keys is None else (*asked, self.keys.column)
+        keys = self.extras.keys
+        return asked if keys is None else (*asked, keys.column)
 
 
 async def plan_of(job: Job) -> Plan:
@@ -193,8 +191,7 @@ def _plan(
         fresh=job.fresh,
         row_timeout=job.row_timeout,
         progress=job.progress,
-        keys=keys_of(job, source, output, form, len(engines)),
-        cache=cache_of(job, engines, form, asked),
+        extras=extras_of(job, source, output, form, engines, asked),
     )
 
 

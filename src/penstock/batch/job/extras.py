@@ -1,16 +1,18 @@
-"""What a job takes of answers that are there already: those of its own earlier input, and those
-that jobs share.
+"""What a job has beside its rows: answers that are there already, of its own earlier input or
+shared with other jobs, and a report.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
 from penstock.batch.read.sources import Source
+from penstock.batch.report.writing import report_place
 from penstock.batch.rows.keys import RowKeys
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
@@ -21,7 +23,32 @@ if TYPE_CHECKING:
     from penstock.batch.job.job import Job
 
 
-def keys_of(
+@dataclass(frozen=True)
+class Extras:
+    """`keys` of an incremental job's rows, the `cache` that it shares, the path of its `report`."""
+
+    keys: RowKeys | None = None
+    cache: CacheChoice | None = None
+    report: str | None = None
+
+
+def extras_of(
+    job: Job,
+    source: Source,
+    output: Output | Literal["-"] | None,
+    form: RowForm,
+    engines: Sequence[LLMEngine],
+    deciding: RowQuestions | None,
+) -> Extras:
+    """Those of a job, checked. Raises `ConfigError` or `OutputError`."""
+    return Extras(
+        _keys(job, source, output, form, len(engines)),
+        _cache(job, engines, form, deciding),
+        report_place(job.report, source, output),
+    )
+
+
+def _keys(
     job: Job, source: Source, output: Output | Literal["-"] | None, form: RowForm, engines: int
 ) -> RowKeys | None:
     """The keys of an incremental job's rows. Raises `ConfigError`."""
@@ -46,7 +73,7 @@ def keys_of(
     return RowKeys(job.key, whole=form.concludes)
 
 
-def cache_of(
+def _cache(
     job: Job, engines: Sequence[LLMEngine], form: RowForm, deciding: RowQuestions | None
 ) -> CacheChoice | None:
     """The cache that the job shares with others. Raises `ConfigError`."""
