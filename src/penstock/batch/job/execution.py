@@ -37,7 +37,7 @@ from penstock.batch.write.parts import PartWriter
 from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
 from penstock.batch.write.state import State
 from penstock.batch.write.text import JsonlWriter
-from penstock.errors import JobError, OutputError
+from penstock.errors import JobError, OutputError, printable
 from penstock.observability import say
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ async def _durable(
             kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
             files.callback(kept.close)
         stop = partial(interrupts.request, signal.SIGTERM)
-        watched = Monitor(output.folder, _status(plan, output), counts, stop)
+        status, held = _status(plan, output), partial(getattr, state, "held")
+        watched = Monitor(output.folder, status, counts, stop=stop, held=held)
         monitor = await files.enter_async_context(watched)
-        report = await _report(files, plan, counts, output.folder, journal.generation)
+        report = await _report(files, plan, counts, output.folder, journal.generation, held)
         finished, stream = await _move(
             plan, sink, counts, answers, journal, interrupts, kept, monitor, report
         )
@@ -164,9 +165,9 @@ def _status(plan: Plan, output: Output) -> Status:
     """The status of a job that begins."""
     return Status(
         id_of(output.folder),
-        output.path if output.remote else os.path.abspath(output.path),
+        printable(output.path if output.remote else os.path.abspath(output.path)),
         "loading",
-        input=plan.source.name,
+        input=printable(plan.source.name),
         model=plan.identity.get("model"),
     )
 

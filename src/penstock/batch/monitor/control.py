@@ -57,9 +57,11 @@ class ControlSocket:
         except OSError as error:
             _log.debug("No control socket in %s: %s", self._folder, error)
 
-    async def stop(self) -> None:
+    async def stop(self, *, remove: bool = True) -> None:
+        """Answer no more. `remove`: the socket is still in the job's own directory."""
         if self._server is not None:
             self._server.close()
+        if self._server is not None and remove:
             with contextlib.suppress(OSError):
                 (self._folder / FILE).unlink()
 
@@ -104,7 +106,8 @@ def live(folder: Path) -> Status | None:
     if answer is not None:
         return msgspec.convert(answer, Status)
     found = statuses.load(folder) or found  # it may have ended in between
-    if found.state in ALIVE and statuses.is_stale(found):
+    silent = (folder / FILE).exists()  # a socket that nobody listens to
+    if found.state in ALIVE and (silent or statuses.is_stale(found)):
         found.state = "interrupted"
     return found
 

@@ -28,18 +28,26 @@ _RECENT = 10
 
 
 class Monitor:
-    """Of the job with this state directory, inside `async with`. `stop` ends it as a signal would.
+    """Of the job with this state directory, inside `async with`. `stop` ends it as a signal would,
+    `held` says whether the directory is still the job's: in another's nothing is written.
 
-    `flow` is set when rows begin to move.
+    `begin` is called when rows begin to move.
     """
 
     def __init__(
-        self, folder: Path, status: Status, counts: Counts, stop: Callable[[], None]
+        self,
+        folder: Path,
+        status: Status,
+        counts: Counts,
+        *,
+        stop: Callable[[], None],
+        held: Callable[[], bool] = lambda: True,
     ) -> None:
         self._folder = folder
         self._status = status
         self._counts = counts
         self._stop = stop
+        self._held = held
         self._flow: Flow | None = None
         self._paused = False
         self._stopping = False
@@ -69,7 +77,7 @@ class Monitor:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self._socket.stop()
+        await self._socket.stop(remove=self._held())
         complete = kind is None and not self._stopping
         stopped = self._stopping or isinstance(error, asyncio.CancelledError | JobLimitError)
         self._recent.clear()  # the speeds are those of the whole run now
@@ -95,7 +103,8 @@ class Monitor:
 
     def _save(self, state: State, error: BaseException | None = None) -> None:
         self._status.error = str(error) if state == "failed" and error is not None else None
-        statuses.save(self._folder, self._now(state))
+        if self._held():
+            statuses.save(self._folder, self._now(state))
 
     def _now(self, state: State) -> Status:
         counts, status = self._counts, self._status

@@ -79,7 +79,7 @@ def save(folder: Path, status: Status) -> None:
 def register(folder: Path) -> None:
     """Note where the job is. A failure is ignored: its output then names it."""
     path = _registry() / f"{id_of(folder)}.json"
-    _replace(path, msgspec.json.encode({"folder": printable(os.path.realpath(folder))}))
+    _replace(path, msgspec.json.encode({"folder": os.fsencode(os.path.realpath(folder)).hex()}))
 
 
 def load(folder: Path) -> Status | None:
@@ -111,8 +111,9 @@ def known_folders(place: str | None = None) -> Iterator[Path]:
         return
     for path in sorted(_registry().glob("*.json")):
         try:
-            folder = Path(msgspec.json.decode(path.read_bytes(), type=dict[str, str])["folder"])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError):
+            named = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["folder"]
+            folder = Path(os.fsdecode(bytes.fromhex(named)))
+        except (OSError, ValueError, KeyError):
             continue
         if folder.is_dir():
             yield folder
@@ -134,7 +135,7 @@ def find(job: str) -> Path:
         return known[begins[0]]
     for folder in known.values():  # the output is a URL, or was given in another way
         status = load(folder)
-        if status is not None and status.output == job:
+        if status is not None and status.output == printable(job):
             return folder
     raise InputError(f"there is no job '{job}'. {nearest(job, known) if known else ''}".strip())
 
@@ -143,7 +144,7 @@ def _of_manifest(folder: Path) -> Status | None:
     try:
         manifest = manifests.load(folder)
     except JobError as error:
-        output = str(folder).removesuffix(FOLDER_END)
+        output = printable(str(folder).removesuffix(FOLDER_END))
         return Status(id_of(folder), output, "failed", error=str(error))
     if manifest is None:
         return None
@@ -151,7 +152,7 @@ def _of_manifest(folder: Path) -> Status | None:
     errors = result.get("errors", {})
     return Status(
         id_of(folder),
-        str(folder).removesuffix(FOLDER_END),
+        printable(str(folder).removesuffix(FOLDER_END)),
         "complete" if manifest.status == "complete" else "interrupted",
         input=str(manifest.job.get("input", "")),
         model=manifest.job.get("model"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,18 @@ class Observed(Struct):
 
 
 class Observer:
-    """Notes rows as they finish. `folder` keeps what was noted for a run that resumes; None: this
-    run is all.
+    """Notes rows as they finish. `folder` keeps what was noted for a run that resumes, while it is
+    `held`; None: this run is all.
     """
 
-    def __init__(self, folder: Path | None = None, generation: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        generation: int = 0,
+        held: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._folder = folder
+        self._held = held
         self.observed = (None if folder is None else load(folder, generation)) or Observed(
             generation=generation
         )
@@ -131,7 +137,7 @@ class Observer:
     def save(self) -> None:
         """Keep what was noted, for another run. A failure is ignored."""
         self.observed.seconds = self._before + time.monotonic() - self._began
-        if self._folder is not None:
+        if self._folder is not None and self._held():
             with contextlib.suppress(OSError):
                 made = self._folder / f"{FILE}.tmp"
                 with open(made, "wb", opener=private_files.opener) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,7 +41,8 @@ def report_place(report: str | os.PathLike[str] | None, source: Source, output: 
 class Report:
     """The report at `path` of the rows that move inside `async with`.
 
-    `job` is what the job was asked to do; `folder` and `generation` are those of its state.
+    `job` is what the job was asked to do; `folder` and `generation` are those of its state, which
+    is written while it is `held`.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class Report:
         counts: Counts,
         folder: Path | None = None,
         generation: int = 0,
+        held: Callable[[], bool] = lambda: True,
     ) -> None:
         self._path = path
         self._job = job
         self._counts = counts
-        self.observer = Observer(folder, generation)
+        self.observer = Observer(folder, generation, held)
         self.finished = True
         self._task: asyncio.Task[None] | None = None
 

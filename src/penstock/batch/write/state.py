@@ -107,6 +107,15 @@ class State:
         """Whether all rows are done and stand in the output."""
         return self.manifest.status == "complete"
 
+    @property
+    def held(self) -> bool:
+        """Whether the state directory is still this run's."""
+        try:
+            self._lock.check()
+        except OutputError:
+            return False
+        return True
+
     def publish(
         self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]
     ) -> None:
