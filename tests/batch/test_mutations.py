@@ -171,7 +171,7 @@ def attempt(stages, tmp_path, stage, form, seed):
         asyncio.run(run(source, output, fresh=True))
     assert content(output) == whole, (stage, form, done)
     left = {path.name for path in Path(f"{output}.penstock").iterdir()}
-    names = {"manifest.json", "lock"}
+    names = {"manifest.json", "lock", "status.json"}
     assert {
         name for name in left if name not in names and not name.startswith("parts-")
     } == set(), done

@@ -70,8 +70,8 @@ def list_(
         batches = list(_client(url, api_key).batches())
         if as_json:
             return _print_json(batches)
-        rows = [("batch", "state", "done", "failed", "begun", "endpoint")]
-        return click.echo(plain_table([*rows, *map(_batch_row, batches)]))
+        head = ("batch", "state", "done", "failed", "begun", "endpoint")
+        return click.echo(plain_table([head, *map(_batch_row, batches)]))
     from penstock.batch.monitor.control import live
     from penstock.batch.monitor.status import known_folders
 
@@ -81,8 +81,8 @@ def list_(
         return _print_json([_plain(status) for status in found])
     if metrics:
         return click.echo(_metrics(found))
-    rows = [("job", "state", "rows", "failed", "rows/s", "begun", "output")]
-    click.echo(plain_table([*rows, *map(_job_row, found)]))
+    columns = ("job", "state", "rows", "failed", "rows/s", "begun", "output")
+    click.echo(plain_table([columns, *map(_job_row, found)]))
 
 
 @jobs.command(short_help="Show a job.")

@@ -18,6 +18,12 @@ def state(tmp_path, monkeypatch):
     return tmp_path / "state"
 
 
+def seen(folder):
+    found = control.live(folder)
+    assert found is not None
+    return found
+
+
 async def asked(folder, word, **options):
     return await asyncio.to_thread(control.ask, folder, word, **options)
 
@@ -33,7 +39,7 @@ async def held_job(tmp_path, make_engine, name="out.jsonl"):
 
 async def test_a_running_job_is_seen_and_ends_complete(tmp_path, make_engine, state):
     job, engine, folder = await held_job(tmp_path, make_engine)
-    found = await asyncio.to_thread(control.live, folder)
+    found = await asyncio.to_thread(seen, folder)
     assert (found.state, found.pid, found.total) == ("running", os.getpid(), 20)
     assert found.rows >= 8
     assert found.output == str(tmp_path / "out.jsonl")
@@ -50,7 +56,7 @@ async def test_a_running_job_is_seen_and_ends_complete(tmp_path, make_engine, st
     assert (await asked(folder, "tail", after=rows[-1]["number"]))["rows"] == []
     engine.gate.set()
     await job
-    found = control.live(folder)
+    found = seen(folder)
     assert (found.state, found.rows, found.failed) == ("complete", 20, 0)
     assert await asked(folder, "status") is None
     assert not (folder / control.FILE).exists()
@@ -76,7 +82,7 @@ async def test_a_cancelled_job_keeps_what_is_done(tmp_path, make_engine, state):
     engine.gate.set()
     result = await job
     assert 9 <= result.counts.rows < 20
-    assert control.live(folder).state == "stopped"
+    assert seen(folder).state == "stopped"
     again = make_engine()
     await ask(numbered(20), tmp_path / "out.jsonl", again)
     assert len(again.asked) == 20 - result.counts.rows
@@ -88,7 +94,7 @@ async def test_a_second_cancel_ends_at_once(tmp_path, make_engine, state):
     await asked(folder, "cancel")
     with pytest.raises(asyncio.CancelledError):
         await job
-    assert control.live(folder).state == "stopped"
+    assert seen(folder).state == "stopped"
 
 
 async def test_a_failed_and_a_killed_job(tmp_path, make_engine, state):
@@ -98,11 +104,11 @@ async def test_a_failed_and_a_killed_job(tmp_path, make_engine, state):
     with pytest.raises(JobError):
         await ask(numbered(5), tmp_path / "out.jsonl", make_engine(fails))
     folder = tmp_path / "out.jsonl.penstock"
-    found = control.live(folder)
+    found = seen(folder)
     assert (found.state, found.error) == ("failed", "it broke")
     found.state, found.updated = "running", 1.0  # as a killed process leaves it
     statuses.save(folder, found)
-    assert control.live(folder).state == "interrupted"
+    assert seen(folder).state == "interrupted"
     assert control.ask(folder, "cancel") is None
 
 
@@ -160,7 +166,7 @@ async def test_jobs_are_found(tmp_path, make_engine, state, monkeypatch):
         find("c.jsonl")
     assert sorted(known_folders(str(tmp_path))) == [folder, tmp_path / "b.jsonl.penstock"]
     (folder / "status.json").unlink()  # as of an earlier version
-    found = control.live(folder)
+    found = seen(folder)
     assert (found.state, found.rows, found.model) == ("complete", 1, "scripted-model")
     folder.rename(tmp_path / "gone")
     assert list(known_folders()) == [tmp_path / "b.jsonl.penstock"]
@@ -169,10 +175,10 @@ async def test_jobs_are_found(tmp_path, make_engine, state, monkeypatch):
 
 async def test_a_job_that_does_not_begin_leaves_the_status(tmp_path, make_engine, state):
     await ask(numbered(1), tmp_path / "a.jsonl", make_engine())
-    before = control.live(tmp_path / "a.jsonl.penstock")
+    before = seen(tmp_path / "a.jsonl.penstock")
     with pytest.raises(JobMismatchError):
         await ask(numbered(1), tmp_path / "a.jsonl", make_engine(), prompt="{id}")
-    assert control.live(tmp_path / "a.jsonl.penstock") == before
+    assert seen(tmp_path / "a.jsonl.penstock") == before
 
 
 def test_a_damaged_status_is_that_of_the_manifest(tmp_path):

@@ -20,14 +20,13 @@ async def browser_page():
     """A page of a headless browser: PENSTOCK_BROWSER, one that the system has, or Playwright's
     own.
     """
-    from playwright.async_api import async_playwright
-
+    playwright = pytest.importorskip("playwright.async_api")
     found = (
         os.environ.get("PENSTOCK_BROWSER")
         or shutil.which("chromium")
         or shutil.which("google-chrome")
     )
-    async with async_playwright() as driver:
+    async with playwright.async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield await browser.new_page()
         await browser.close()

@@ -138,18 +138,19 @@ class AnswerDatabase:
 
         return self._guarded(found, [])
 
-    def mark_sent(self, answers: Iterable[Answer], segment: str) -> None:
-        """Note that these stand in the segment of this name."""
+    def mark_sent(self, answers: Iterable[Answer], segment: str) -> bool:
+        """Note that these stand in the segment of this name. Returns whether that is noted."""
 
-        def update() -> None:
+        def update() -> bool:
             with self._transaction() as connection:
                 connection.executemany(
                     "UPDATE answers SET sent = 1 WHERE key = ?",
                     [(_key(one.digest),) for one in answers],
                 )
                 connection.execute("INSERT OR IGNORE INTO segments VALUES (?)", (segment,))
+            return True
 
-        self._guarded(update, None)
+        return self._guarded(update, False)
 
     def segments(self) -> set[str]:
         """The segments whose answers are here."""
@@ -211,7 +212,8 @@ class AnswerDatabase:
                 self._path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
+            # A power cut may damage it: then it begins anew. No job waits for the disk.
+            self._connection.execute("PRAGMA synchronous=OFF")
             self._connection.execute("PRAGMA cache_size=-16384")
             self._connection.executescript(_TABLE)
         return self._connection

@@ -52,7 +52,8 @@ class RemoteAnswers:
                 name = f"answers-{int(time.time())}-{secrets.token_hex(8)}.bin"
                 self._fs.makedirs(self._root, exist_ok=True)
                 self._fs.pipe_file(f"{self._root}/{name}", _packed(answers))
-                self.database.mark_sent(answers, name)
+                if not self.database.mark_sent(answers, name):
+                    break  # another job writes: sent again at the next run, which does no harm
         self.database.close()
 
     def _fetch(self) -> None:
