@@ -367,7 +367,7 @@ class LLMConfig(Options, kw_only=True):
 
     @property
     def max_request_context_length(self) -> int | None:
-        """`engine_kwargs.max_model_len`."""
+        """`engine_kwargs.max_model_len`, in tokens; None where it is no number."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 

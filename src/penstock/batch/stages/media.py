@@ -116,7 +116,7 @@ class PrepareMultimodal:
         self._loader: Loader | None = None
 
     async def start(self) -> None:
-        """Load Pillow. Raises `MissingExtraError`."""
+        """Load Pillow. Raises `MissingExtraError` where it is not installed."""
         self._images = lazy.require(
             "penstock.batch.stages.images", needed_by="The preparation of images"
         )

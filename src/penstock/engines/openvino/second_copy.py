@@ -78,7 +78,7 @@ class SecondCopy:
             self.lost()
 
     def lost(self) -> None:
-        """The process has ended."""
+        """The process has ended: give its memory back to the budget."""
         self._stop_timer()
         held, self._held = self._held, None
         if held is not None:

@@ -113,7 +113,6 @@ def _label(value: str | bool) -> str:
 
 
 def _text(given: Parts, place: str) -> str:
-    """Instructions as one text."""
     if isinstance(given, str):
         return given
     texts = []

@@ -38,7 +38,7 @@ class SystemOneQuestion(Struct, forbid_unknown_fields=True):
 
 
 class SystemOneBody(Struct, kw_only=True):
-    """Body of `POST /v1/systemone`."""
+    """Body of `POST /v1/systemone`: a state, and questions by their names."""
 
     names: ClassVar = {"input": "state", "messages": "state", "prompt": "state"}
     model: str = ""

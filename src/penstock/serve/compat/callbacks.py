@@ -48,7 +48,7 @@ class CallbackBase:
         self.ctx = CallbackCtx(**(ctx_kwargs or {}))
 
     async def on_before_node_init(self) -> None:
-        """Called first."""
+        """Called first, before any other callback of the node."""
 
     async def on_after_node_init(self) -> None:
         """Called when the node is ready for the engine, before the engine starts."""
@@ -102,7 +102,7 @@ class CloudDownloader(CallbackBase):
                 raise ConfigError("unknown kind of URL", field=where, value=url, hint=hint)
 
     def on_before_download_model_files_distributed(self) -> None:
-        """Copy the files."""
+        """Copy the files of `paths` from their URLs to the node's disk."""
         for url, path in self.kwargs["paths"]:
             fs, source = file_system(str(url))
             Path(path).parent.mkdir(parents=True, exist_ok=True)

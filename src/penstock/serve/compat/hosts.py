@@ -24,14 +24,14 @@ class Host(Protocol):
     """A `LocalModel`."""
 
     async def start(self) -> None:
-        """Load the model."""
+        """Load the model; returns when it answers."""
 
     async def stop(self) -> None:
-        """Free everything."""
+        """Stop the engine and free its memory."""
 
 
 class Here:
-    """In this process."""
+    """The side of a server whose engine runs in this process."""
 
     def __init__(self, config: LLMConfig, engine: LLMEngine | None) -> None:
         self.model = LocalModel(config, engine=engine)

@@ -184,7 +184,7 @@ class LLMServer(metaclass=_Awaited):
         return self.stop() if placed else None
 
     async def llm_config(self) -> LLMConfig:
-        """The configuration."""
+        """The configuration that the server was made with."""
         return self._llm_config
 
     @classmethod
@@ -330,7 +330,7 @@ class LLMServer(metaclass=_Awaited):
         await self._operate("pause", {"mode": "abort", "clear_cache": True, **kwargs})
 
     async def resume(self, **kwargs: Any) -> None:
-        """Undo `pause`."""
+        """Undo `pause`: requests that wait are answered."""
         await self._operate("resume", kwargs)
 
     async def is_paused(self) -> bool:
@@ -368,7 +368,7 @@ class LLMServer(metaclass=_Awaited):
         await self._operate("load_lora_adapter", options)
 
     async def unload_lora_adapter(self, lora_name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter, and free its weights in the engine."""
         await self._operate("unload_lora_adapter", {"lora_name": lora_name})
 
     async def _operate(self, method: str, options: Mapping[str, Any]) -> Any:

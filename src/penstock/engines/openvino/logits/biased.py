@@ -99,7 +99,6 @@ class BiasedPipeline:
         self._handles: list[Handle] = []
 
     def add(self, handle: Handle) -> Handle:
-        """Take a request in."""
         self._handles.append(handle)
         return handle
 

@@ -95,7 +95,7 @@ class Deciding:
         return read
 
     def abort(self, number: int) -> None:
-        """Give a request up."""
+        """Drop a request that nobody waits for any more."""
         self._arrived = [call for call in self._arrived if call.id != number]
         self._waiting = deque(one for one in self._waiting if one.number != number)
         self._note_idle()

@@ -61,7 +61,7 @@ class LogitModel:
         self._compiled = core.compile_model(model, "CPU", properties)
 
     def begin(self) -> Reading:
-        """A sequence without tokens."""
+        """A new sequence, without tokens yet."""
         return Reading(self, self._compiled.create_infer_request())
 
 

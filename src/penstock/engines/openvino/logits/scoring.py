@@ -70,7 +70,7 @@ class Logits:
         return LogitModel(str(directory / "openvino_model.xml"), self._options)
 
     def rest(self) -> None:
-        """Nobody reads for now."""
+        """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""
         with self._lock:
             if self._timer is None and self._loading is not None:
                 self._timer = threading.Timer(IDLE_SECONDS, self.release)
@@ -78,7 +78,7 @@ class Logits:
                 self._timer.start()
 
     def release(self) -> None:
-        """Give it back."""
+        """Free the model; the next reader loads it again."""
         with self._lock:
             self._loading, self._timer = None, None
 
@@ -114,7 +114,7 @@ class Scored:
         return self.request.ids[start - self.prompt_size :][:most]
 
     def again(self) -> None:
-        """The answer begins anew."""
+        """Forget what was read: the engine generates this answer from its start again."""
         self.answer.clear()
         self.reading, self.read = None, 0
 

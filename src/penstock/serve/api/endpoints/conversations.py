@@ -14,7 +14,7 @@ from penstock.serve.api.exchange import Exchange
 
 
 class ConversationBody(Struct, kw_only=True):
-    """Body of `POST /v1/conversations`."""
+    """Body of `POST /v1/conversations`: the first items, and what the client notes."""
 
     items: list[dict[str, Any]] | None = None
     metadata: dict[str, str] | None = None
