@@ -9,18 +9,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import xxhash
 
 from penstock import demo
-from penstock.batch.cache.database import AnswerDatabase
-from penstock.batch.cache.remote import RemoteAnswers
 from penstock.batch.read.files import is_url
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
 from penstock.engines.model_files import local_source
+
+if TYPE_CHECKING:
+    from penstock.batch.cache.database import AnswerDatabase
+    from penstock.batch.cache.remote import RemoteAnswers
 
 _VERSION = 1
 _WHOLE_BYTES = 1 << 30
@@ -52,6 +54,10 @@ class CacheChoice:
             await asyncio.to_thread(cache.answers.close)
 
     def _open(self) -> SharedCache:
+        # Most jobs need neither, and no SQLite.
+        from penstock.batch.cache.database import AnswerDatabase
+        from penstock.batch.cache.remote import RemoteAnswers
+
         kind = RemoteAnswers if is_url(self.place) else AnswerDatabase
         place: Any = self.place if is_url(self.place) else Path(self.place)
         answers = kind(place, most_bytes=self.most_bytes, seconds=86400 * self.days)

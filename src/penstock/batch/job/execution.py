@@ -26,7 +26,6 @@ from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.monitor.monitor import Monitor
 from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
-from penstock.batch.report.writing import Report, write_again
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
@@ -41,6 +40,7 @@ from penstock.errors import JobError, OutputError, printable
 from penstock.observability import say
 
 if TYPE_CHECKING:
+    from penstock.batch.report.writing import Report
     from penstock.batch.write.tables import Tables
 
 
@@ -77,6 +77,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
                     )
                 counts = Counts(**state.manifest.result)
                 if plan.extras.report is not None:
+                    from penstock.batch.report.writing import write_again
+
                     generation = state.manifest.generation
                     write_again(
                         plan.extras.report, plan.identity, counts, output.folder, generation
@@ -156,6 +158,8 @@ async def _report(
     """The job's report, if it wants one, written when `files` are closed."""
     if plan.extras.report is None:
         return None
+    from penstock.batch.report.writing import Report
+
     return await files.enter_async_context(
         Report(plan.extras.report, plan.identity, counts, *state)
     )

@@ -7,17 +7,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
+from penstock.batch.read.files import is_url
 from penstock.batch.read.sources import Source
-from penstock.batch.report.writing import report_place
 from penstock.batch.rows.keys import RowKeys
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -44,7 +45,7 @@ def extras_of(
     return Extras(
         _keys(job, source, output, form, len(engines)),
         _cache(job, engines, form, deciding),
-        report_place(job.report, source, output),
+        _report_place(job.report, source, output),
     )
 
 
@@ -107,3 +108,18 @@ def _cache(
         most_bytes=(job.cache_mb or 10240) << 20,
         days=30 if job.cache_days is None else job.cache_days,
     )
+
+
+def _report_place(report: str | os.PathLike[str] | None, source: Source, output: Any) -> str | None:
+    """The path of the report. Raises `ConfigError` or `OutputError` for one that cannot be."""
+    if report is None:
+        return None
+    path = os.fspath(report)
+    if is_url(path) or not path.lower().endswith((".html", ".htm")):
+        raise ConfigError("must be a local path ending in .html", field="report", value=path)
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        raise OutputError(f"{path} cannot be written: its directory does not exist, or it is one")
+    folder = output.folder if isinstance(output, Output) else None
+    if source.reads(path) or (folder is not None and Path(path).resolve().parent == folder):
+        raise ConfigError(f"{path} lies in the input or in the job's state", field="report")
+    return path

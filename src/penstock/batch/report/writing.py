@@ -11,31 +11,13 @@ from types import TracebackType
 from typing import Any
 
 from penstock.batch.job.result import Counts
-from penstock.batch.read.files import is_url
-from penstock.batch.read.sources import Source
 from penstock.batch.report.observed import Observed, Observer, load
 from penstock.batch.report.page import page
-from penstock.batch.write.outputs import Output
 from penstock.batch.write.state_files import writing
 from penstock.config import masked
-from penstock.errors import ConfigError, JobLimitError, OutputError
+from penstock.errors import JobLimitError, OutputError
 
 _SECONDS = 1.0
-
-
-def report_place(report: str | os.PathLike[str] | None, source: Source, output: Any) -> str | None:
-    """The path of the report. Raises `ConfigError` or `OutputError` for one that cannot be."""
-    if report is None:
-        return None
-    path = os.fspath(report)
-    if is_url(path) or not path.lower().endswith((".html", ".htm")):
-        raise ConfigError("must be a local path ending in .html", field="report", value=path)
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
-        raise OutputError(f"{path} cannot be written: its directory does not exist, or it is one")
-    folder = output.folder if isinstance(output, Output) else None
-    if source.reads(path) or (folder is not None and Path(path).resolve().parent == folder):
-        raise ConfigError(f"{path} lies in the input or in the job's state", field="report")
-    return path
 
 
 class Report:
