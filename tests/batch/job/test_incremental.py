@@ -6,7 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import penstock
 from jobs import ask, interrupted, lines, numbered, settled
+from penstock.batch import Processor, ProcessorConfig, StatefulStage
 from penstock.errors import ConfigError, EngineError, InputError, JobMismatchError
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -198,3 +200,66 @@ async def test_rows_that_can_be_read_once_are_refused(tmp_path, make_engine):
         await ask(iter(numbered(2)), tmp_path / "out.jsonl", make_engine(), **INCREMENTAL)
     with pytest.raises(ConfigError, match="needs an output"):
         await ask(iter(numbered(2)), None, make_engine(), **INCREMENTAL)
+
+
+async def test_dead_letters_follow_the_input(tmp_path, make_engine):
+    def fails(text):
+        return EngineError("no luck") if text.endswith("5") else text.upper()
+
+    source, output = write(tmp_path / "in.jsonl", numbered(20)), tmp_path / "out.jsonl"
+    letters = tmp_path / "failed.jsonl"
+    options = {**INCREMENTAL, "max_attempts": 1, "dead_letter": letters}
+    await ask(source, output, make_engine(fails), **options)
+    assert [row["id"] for row in lines(letters)] == [5, 15]
+    write(source, [row for row in numbered(30) if row["id"] != 5])
+    engine = make_engine(fails)
+    result = await ask(source, output, engine, **options)
+    assert (len(engine.asked), result.counts.kept) == (10, 19)
+    assert [row["id"] for row in lines(letters)] == [15, 25]
+    assert len(lines(output)) == 27
+
+
+async def test_an_output_at_a_url(tmp_path, make_engine, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
+    source, output = write(tmp_path / "in.jsonl", numbered(20)), f"file://{tmp_path}/out.jsonl"
+    await ask(source, output, make_engine(), **INCREMENTAL)
+    write(source, numbered(21))
+    engine = make_engine()
+    await ask(source, output, engine, **INCREMENTAL)
+    assert engine.asked == ["text 20"]
+    assert len(lines(tmp_path / "out.jsonl")) == 21
+
+
+class Doubling:
+    """A stage that notes which rows it sees, by `seen`."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    async def process(self, row):
+        self.seen.append(row["n"])
+        return {"double": 2 * row["n"]}
+
+
+async def test_a_row_of_a_processor_has_changed_with_any_column(tmp_path):
+    source = tmp_path / "in.jsonl"
+
+    async def run(seen):
+        processor = Processor(
+            ProcessorConfig(concurrency=2, batch_size=4),
+            [StatefulStage(fn=Doubling, fn_constructor_kwargs={"seen": seen})],
+            preprocess=lambda row: {"n": row["n"]},
+            postprocess=lambda row: {**row, "by": "post"},
+        )
+        options = {"processor": processor, "incremental": True, "key": "n", "progress": False}
+        return await penstock.arun(source, tmp_path / "out.jsonl", **options)
+
+    rows = [{"n": number, "note": "old"} for number in range(10)]
+    write(source, rows)
+    await run([])
+    rows[3]["note"] = "new"
+    write(source, [*rows, {"n": 10, "note": "old"}])
+    seen = []
+    result = await run(seen)
+    assert (sorted(seen), result.counts.kept) == ([3, 10], 9)
+    assert [row["double"] for row in lines(tmp_path / "out.jsonl")] == list(range(0, 22, 2))
