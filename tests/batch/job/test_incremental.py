@@ -1,6 +1,7 @@
 """Jobs whose input has changed since they ran."""
 
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -251,15 +252,16 @@ async def test_a_row_of_a_processor_has_changed_with_any_column(tmp_path):
             preprocess=lambda row: {"n": row["n"]},
             postprocess=lambda row: {**row, "by": "post"},
         )
-        options = {"processor": processor, "incremental": True, "key": "n", "progress": False}
-        return await penstock.arun(source, tmp_path / "out.jsonl", **options)
+        output = tmp_path / "out.jsonl"
+        options: dict[str, Any] = {"processor": processor, "incremental": True, "key": "n"}
+        return await penstock.arun(source, output, progress=False, **options)
 
     rows = [{"n": number, "note": "old"} for number in range(10)]
     write(source, rows)
     await run([])
     rows[3]["note"] = "new"
     write(source, [*rows, {"n": 10, "note": "old"}])
-    seen = []
+    seen: list[int] = []
     result = await run(seen)
     assert (sorted(seen), result.counts.kept) == ([3, 10], 9)
     assert [row["double"] for row in lines(tmp_path / "out.jsonl")] == list(range(0, 22, 2))
