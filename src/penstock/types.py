@@ -103,7 +103,8 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     has one. `prompt_token_ids` is the result of `LLMEngine.prompt_ids` for this request: the engine
     does not tokenize again. With `continue_final_message` the answer continues the last message's
     text; it holds the new text alone, or with `echo` the whole. Without `add_generation_prompt`
-    the prompt ends after the last message.
+    the prompt ends after the last message. `batch`: the request is of the batch class, and yields
+    to those of the online class.
     """
 
     messages: list[Message]
@@ -124,13 +125,15 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     echo: bool = False
+    batch: bool = False
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
 
     `special_tokens`: whether the tokenizer adds its own (such as BOS) to a text; false for the
-    output of a chat template. `kv_transfer_params` and `prompt_token_ids` are as in `ChatRequest`.
+    output of a chat template. `kv_transfer_params`, `prompt_token_ids` and `batch` are as in
+    `ChatRequest`.
     """
 
     prompt: str | list[int]
@@ -144,6 +147,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     special_tokens: bool = True
     kv_transfer_params: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = None
+    batch: bool = False
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
@@ -154,6 +158,7 @@ class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
     inputs: Sequence[str | list[int]]
     dimensions: int | None = None
     request_id: str = ""
+    batch: bool = False
 
 
 class RerankRequest(Struct, frozen=True, omit_defaults=True):
@@ -162,6 +167,7 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
     query: str
     documents: list[str]
     request_id: str = ""
+    batch: bool = False
 
 
 class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
@@ -169,6 +175,7 @@ class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
 
     inputs: list[str]
     request_id: str = ""
+    batch: bool = False
 
 
 class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
@@ -184,6 +191,7 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
     max_tokens: int | None = None
     request_id: str = ""
     timestamps: bool = False
+    batch: bool = False
 
 
 class TokenizeRequest(Struct, frozen=True, omit_defaults=True):
@@ -271,6 +279,7 @@ class DecideRequest(Struct, frozen=True, omit_defaults=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     request_id: str = ""
+    batch: bool = False
 
 
 class Usage(Struct, frozen=True):

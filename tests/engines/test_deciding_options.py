@@ -10,7 +10,7 @@ from penstock.engines.base import ENGINES, engine_class, with_deterministic
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.remote.options import RemoteOptions
 from penstock.engines.sglang import options as sglang_options
-from penstock.engines.simulated.engine import SimulatedOptions
+from penstock.engines.simulated.options import SimulatedOptions
 from penstock.engines.vllm import options as vllm_options
 from penstock.errors import ConfigError, MissingExtraError
 

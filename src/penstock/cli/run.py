@@ -59,6 +59,19 @@ _INPUT = (
 )
 _ANSWERED = (
     click.option(
+        "--attach",
+        metavar="URL",
+        help=(
+            "A running server, whose engine does the work beside its other users; the key is"
+            " PENSTOCK_API_KEY."
+        ),
+    ),
+    click.option(
+        "--image",
+        metavar="COLUMN",
+        help="A column of images before each prompt: bytes, paths or data URIs, PDFs too.",
+    ),
+    click.option(
         "--filter",
         metavar="QUESTION",
         help="Keep the rows to whose prompt the answer is yes.",
@@ -175,7 +188,9 @@ Examples:
     --cascade ./large-model --target-accuracy 0.95
   penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
   penstock run in.jsonl -o out.jsonl --prompt '{text}' --cache ~/answers --report job.html
+  penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
+  penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
 """
 

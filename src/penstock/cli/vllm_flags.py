@@ -303,7 +303,7 @@ def _known(engine: str) -> frozenset[str]:
     if engine == "openvino":
         from penstock.engines.openvino.options import OpenVINOOptions as options
     elif engine == "simulated":
-        from penstock.engines.simulated.engine import SimulatedOptions as options
+        from penstock.engines.simulated.options import SimulatedOptions as options
     elif engine == "remote":
         from penstock.engines.remote.options import RemoteOptions as options
     else:

@@ -19,6 +19,7 @@ from penstock.engines.tasks import Batches, Operations, Tasks, task_of
 from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
+from penstock.llm_config.batch import BatchConfig
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Capabilities(Struct, frozen=True):
     `logit_bias`: it takes that, and lists of allowed and forbidden tokens. `token_ids`: deltas
     carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
-    `Sampling.extra` that it honours.
+    `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
+    empty where a server decides.
     """
 
     tasks: frozenset[str]
@@ -61,6 +63,7 @@ class Capabilities(Struct, frozen=True):
     extra: frozenset[str] = frozenset()
     thoughts_first: bool = False
     triggers: bool = False
+    inputs: tuple[str, ...] = ("text",)
 
 
 class Room(NamedTuple):
@@ -121,6 +124,12 @@ class LLMEngine(Tasks, Operations):
     cached_blocks: CachedBlocks | None = None
     loop: asyncio.AbstractEventLoop | None = None
     deterministic: bool = False
+    sharing: BatchConfig = BatchConfig()
+    """How it shares its steps between the classes of requests; its owner may set it before the
+    start.
+    """
+    served: bool = False
+    """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None
     """What takes memory beside the model, if anything does."""
     supervisor: Supervisor | None = None
@@ -137,10 +146,23 @@ class LLMEngine(Tasks, Operations):
         self.engine_kwargs = dict(engine_kwargs or {})
         self.adapters = dict(adapters or {})
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether the started engine lets batch requests into its steps as `sharing` says. Of any
+        other, the owner gives them slots that are idle.
+        """
+        return False
+
     def stated_context_length(self) -> int | None:
         """The context in tokens that options or the model's files state; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
+
+    def stated_inputs(self) -> tuple[str, ...]:
+        """What messages may hold ("text", "image"), as far as the model's files state it; empty if
+        they do not.
+        """
+        return ()
 
     def brings(self, operation: str) -> bool:
         """Whether the engine does this operation itself."""

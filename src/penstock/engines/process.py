@@ -44,7 +44,10 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """A prompt to continue: text or token ids. `marks` are as in `GenerateRequest`."""
+    """A prompt to continue: text or token ids. `marks`, `batch` and `image_mark` are as in
+    `GenerateRequest`; `at` is when it was asked, in seconds of the machine's monotonic clock;
+    `images` holds the bytes of files.
+    """
 
     id: int
     prompt: str | list[int]
@@ -53,6 +56,10 @@ class Submit(Struct, tag="submit", array_like=True):
     stream: bool
     special_tokens: bool
     marks: tuple[str, ...] = ()
+    batch: bool = False
+    at: float = 0.0
+    images: tuple[bytes, ...] = ()
+    image_mark: str = ""
 
 
 class Abort(Struct, tag="abort", array_like=True):
@@ -284,13 +291,16 @@ class WorkerPipe:
         self._decode = decode
         self._buffer = bytearray()
 
-    def read(self, wait: bool) -> list[Any]:
-        """All messages that are there; with `wait`, at least one.
+    def read(self, wait: bool, at_most: float = 0.0) -> list[Any]:
+        """All messages that are there; with `wait`, at least one, else one that comes within
+        `at_most` seconds.
 
         In the place of a message that cannot be read stands the answer to it. Raises `EOFError`
         once the parent is gone.
         """
         messages: list[Any] = []
+        if at_most and not wait:
+            select.select([self._socket], [], [], at_most)
         while True:
             try:
                 data = self._socket.recv(

@@ -46,6 +46,7 @@ _GROWTH = 4
 _NOT_ASKED = {
     "request_id": "",
     "priority": 0,
+    "batch": False,
     "stream": True,
     "forward_chunks": False,
     "kv_transfer_params": None,

@@ -12,6 +12,7 @@ from penstock import env
 from penstock.config import Items, Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.accelerators import Kind, accelerator_name, kind_of, kind_of_bundles
+from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine
 from penstock.llm_config.engine_config import EngineConfig
 
@@ -261,8 +262,9 @@ class LLMConfig(Options, kw_only=True):
     class or an import path). `experimental_configs`: `stream_batching_interval_ms` (later deltas of
     a stream are joined for this time; 0), `start_timeout_s` (600), `num_ingress_replicas` (on Ray),
     `prefill_timeout_s`, `prefill_min_tokens`, and first ports (`NIXL_SIDE_CHANNEL_PORT_BASE`).
-    With `prefill_config` this model decodes, and engines of that
-    configuration compute its prompts; see `serve.prefill_decode`. Raises `ConfigError` for an
+    `batch` says what batch work may cost online requests. With `prefill_config` this model
+    decodes, and engines of that configuration compute its prompts; see `serve.prefill_decode`.
+    Raises `ConfigError` for an
     unknown or wrong field.
     """
 
@@ -282,6 +284,7 @@ class LLMConfig(Options, kw_only=True):
     log_engine_metrics: bool | None = True
     prefill_config: LLMConfig | None = None
     import_path: str | None = None
+    batch: BatchConfig = field(default_factory=BatchConfig)
 
     def __post_init__(self) -> None:
         _check_engine_kwargs(self.engine_kwargs)

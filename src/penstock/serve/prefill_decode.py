@@ -283,6 +283,7 @@ class DecodeServer(LLMServer):
             stream=False,
             request_id=request.request_id,
             priority=request.priority,
+            batch=request.batch,
             kv_transfer_params=self.engine.connector.request_params(),
         )
         params: dict[str, Any] = {}

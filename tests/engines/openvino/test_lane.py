@@ -3,6 +3,7 @@ from hypothesis import given, strategies as st
 from penstock.engines.openvino.lane import Lane, Request, TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Submit
+from penstock.engines.sharing import ALL
 from penstock.types import Sampling, StructuredOutput
 
 SHARED = [1] * (2 * BLOCK_SIZE)
@@ -19,7 +20,7 @@ def lane(slots=8):
 
 
 def admitted(lane):
-    return [r.id for r in lane.admit()]
+    return [r.id for r in lane.admit(ALL)]
 
 
 def test_slots_bound_what_runs_and_order_is_kept():

@@ -120,3 +120,48 @@ async def test_drained_waits_for_those_inside_or_for_the_gate():
     assert not emptied.done()
     admission.leave()
     await emptied
+
+
+async def test_batch_requests_wait_behind_all_others_and_take_only_idle_slots():
+    admission = opened(2)
+    order: list[Any] = []
+
+    async def enters(name, batch):
+        await admission.enter(batch=batch)
+        order.append(name)
+
+    await enters("batch 1", True)
+    await enters("online 1", False)
+    waiting = [
+        asyncio.create_task(enters(name, batch))
+        for name, batch in (("batch 2", True), ("online 2", False))
+    ]
+    await settle()
+    assert (admission.running, admission.batch_running, admission.waiting) == (2, 1, 2)
+    admission.leave(batch=True)
+    await settle()
+    assert order == ["batch 1", "online 1", "online 2"]
+    assert admission.batch_running == 0
+    admission.leave()
+    await asyncio.gather(*waiting)
+    assert (admission.running, admission.batch_running) == (2, 1)
+
+
+async def test_an_engine_that_shares_itself_gets_as_many_of_either_class():
+    admission = opened(1, max_waiting=1)
+    admission.apart = True
+    await admission.enter(batch=True)
+    await admission.enter()
+    assert (admission.running, admission.batch_running) == (2, 1)
+    queued = [asyncio.create_task(admission.enter(batch=batch)) for batch in (True, False)]
+    await settle()
+    for batch in (True, False):
+        with pytest.raises(OverloadedError):
+            await admission.enter(batch=batch)
+    admission.leave(batch=True)
+    await settle()
+    assert (queued[0].done(), queued[1].done()) == (True, False)
+    queued[1].cancel()
+    await settle()
+    assert (admission.running, admission.batch_running, admission.waiting) == (2, 1, 0)
+    admission.refuse_waiting(lambda: EngineStartError("no"))

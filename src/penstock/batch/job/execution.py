@@ -118,7 +118,7 @@ async def _durable(
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
     async with contextlib.AsyncExitStack() as files:
-        memory = AnswerCache(output.folder, key=state.manifest.key)
+        memory = AnswerCache(output.folder, in_memory=plan.most_rows, key=state.manifest.key)
         answers = files.enter_context(contextlib.closing(memory))
         kept = None
         if plan.extras.keys is not None and journal.kept_files():

@@ -57,6 +57,10 @@ class Job:
         engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.
         deterministic: the same row gets the same answer whatever runs beside it, in any order, also
             in a resumed job. It costs speed. Engines that cannot promise it refuse it.
+        attach: the URL of a running Penstock server, whose engine does the work in the place of
+            one here: as requests of the batch class, which take what its other users leave.
+            Results come here. `model` is a model of the server; default: the one that it has.
+            The key is taken from the environment's PENSTOCK_API_KEY, if that is set.
         runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on
             a Ray cluster: the one that RAY_ADDRESS names, the one on this machine, or one of its
             own. The job is the same, so either runtime resumes what the other began.
@@ -80,6 +84,9 @@ class Job:
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
+        image: with a prompt, a column of images that stand before its text: bytes, a path, a data
+            URI, a mapping with `bytes` or `path`, an image of Pillow's, or a list of these. A PDF
+            is an image for each page. The model must be one that sees.
         system: a system message before each.
         schema: a JSON Schema (mapping or path) that answers follow; its fields become columns.
         adapter: a column with the names of LoRA adapters (null: none), else one adapter's name or
@@ -134,6 +141,7 @@ class Job:
     engine: str | LLMEngine | Sequence[str | LLMEngine] | None = None
     engine_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     deterministic: bool = False
+    attach: str | None = None
     runtime: Literal["local", "ray"] = "local"
     replicas: int = 1
     processor: Processor | None = None
@@ -145,6 +153,7 @@ class Job:
     delta: float | None = None
     prompt: str | None = None
     messages: str | None = None
+    image: str | None = None
     system: str | None = None
     schema: Mapping[str, Any] | str | os.PathLike[str] | None = None
     adapter: str | None = None

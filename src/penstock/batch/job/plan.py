@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,8 @@ import msgspec
 from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
+from penstock.batch.job.attach import attached
+from penstock.batch.job.checks import is_list_of, require, require_unicode
 from penstock.batch.job.extras import Extras, extras_of
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
@@ -54,9 +56,10 @@ _CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
-    | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
+    | {*("prompt", "messages", "image", "system", "schema", "adapter")}
+    | {*("result_prefix", "max_tokens")}
 )
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
 _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
@@ -67,7 +70,8 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("filter", "prompt", "messages", "system", "adapter", "result_prefix", "key")),
+    (str, "text", ("attach", "filter", "prompt", "messages", "image", "system", "adapter")),
+    (str, "text", ("result_prefix", "key")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -89,7 +93,9 @@ _LEAST = {"limit": 0} | dict.fromkeys(
 
 @dataclass(kw_only=True)
 class Plan:
-    """What `step` is to do with the rows of `source`. `identity` is all that decides the output."""
+    """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
+    `watch` gets the counts before rows move. `most_rows` bounds rows and answers in memory.
+    """
 
     source: Source
     form: RowForm
@@ -105,9 +111,13 @@ class Plan:
     row_timeout: float | None = None
     progress: bool | None = None
     extras: Extras = field(default_factory=Extras)
+    watch: Callable[[Counts], None] | None = None
+    most_rows: int | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
+        if self.watch is not None:
+            self.watch(counts)
         if isinstance(self.step, CascadeStep):
             self.step.counts = counts
         return Pipeline(self.step, self.form, counts)
@@ -254,6 +264,7 @@ def _engine_rows(
         "template": Template(job.prompt) if job.prompt is not None else None,
         "messages": job.messages,
         "system": job.system,
+        "image": job.image,
         "sampling": sampling,
         "adapter": constant,
         "adapter_column": job.adapter if in_column else None,
@@ -289,8 +300,10 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     elif job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
-        meaningless = _GENERATES - {"seed"} if cascade else _GENERATES
-        _check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
+        meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
+        _check_unset(
+            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
+        )
     return asked
 
 
@@ -329,9 +342,13 @@ def _engines(job: Job) -> list[LLMEngine]:
     for name, kind, meant in (("model", str, "text"), ("engine_kwargs", Mapping, "a mapping")):
         for value in lists.get(name, [given[name]]):
             if value is not None:
-                _require(isinstance(value, kind), name, value, meant)
+                require(isinstance(value, kind), name, value, meant)
                 if kind is str:
-                    _require_unicode(name, value)
+                    require_unicode(name, value)
+    if job.attach is not None:
+        if lists:
+            raise ConfigError("is one server's engine, and two models are given", field="attach")
+        return [attached(job, job.attach)]
     if not lists:
         return [_engine(job, **given)]
     if job.runtime != "local":
@@ -425,19 +442,19 @@ def _check_options(job: Job) -> None:
             if value is None and name in optional:
                 continue
             is_flag = isinstance(value, bool) and kind is not bool
-            _require(isinstance(value, kind) and not is_flag, name, value, meant)
+            require(isinstance(value, kind) and not is_flag, name, value, meant)
             if kind is str:
-                _require_unicode(name, value)
-    _require(
+                require_unicode(name, value)
+    require(
         job.processor is None or hasattr(job.processor, "stages"),
         *("processor", job.processor, "a Processor"),
     )
     stops = [job.stop] if isinstance(job.stop, str) else job.stop
-    _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
+    require(is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
     for stop in stops:
-        _require_unicode("stop", stop)
+        require_unicode("stop", stop)
     ids = job.stop_token_ids
-    _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
+    require(is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
     _check_ranges(job)
     if job.runtime == "local" and job.replicas != 1:
         raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
@@ -445,6 +462,8 @@ def _check_options(job: Job) -> None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"
         )
+    if job.image is not None and (job.messages is not None or job.prompt is None):
+        raise ConfigError("goes with a prompt; conversations hold their own images", field="image")
     if job.prompt is not None and job.messages is not None:
         raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 
@@ -474,24 +493,3 @@ def _check_ranges(job: Job) -> None:
             raise ConfigError(f"must be from 0 to 1, not {share}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
-
-
-def _require(holds: bool, name: str, value: object, meant: str) -> None:
-    if not holds:
-        raise ConfigError(f"must be {meant}, not a {type(value).__name__}", field=name, value=value)
-
-
-def _require_unicode(name: str, value: object) -> None:
-    """Raise `ConfigError` for text with a lone surrogate: Python reads a byte of the command line
-    that is no UTF-8 as one, and no engine takes it.
-    """
-    try:
-        str(value).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"is no UTF-8 at character {error.start + 1}", field=name, value=value
-        ) from None
-
-
-def _is_list_of(values: object, kind: type) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)

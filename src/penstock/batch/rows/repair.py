@@ -211,6 +211,8 @@ async def collect(model: Any, request: Request, made: Callable[[list[Delta]], T]
     """What `made` makes of the deltas of an engine or a handle for one request. Raises what these
     raise, and `EngineError` where the request was ended early.
     """
+    if getattr(model, "served", False):
+        request = msgspec.structs.replace(request, batch=True)
     deltas: list[Delta] = []
     finished = 0
     async for batch in generated(model, request):

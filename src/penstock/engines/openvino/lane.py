@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import Any
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
+from penstock.engines.openvino.vision import Picture
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Failed, Submit
 from penstock.engines.sampling import StopStrings
+from penstock.engines.sharing import Decision
 from penstock.errors import EngineError, RequestError
 from penstock.types import FinishReason, StructuredOutput
 
@@ -21,6 +24,8 @@ _PROVEN = 256
 """Constraints that are known to work."""
 _PATIENCE = 64
 """Turns in which a request may be passed by others."""
+_MOST_ANEW = 2
+"""How often a request that must begin anew leaves its slot to others."""
 _HARMLESS = 8
 """Steps that clear a suspect: a fault shows in one of the next."""
 
@@ -34,7 +39,12 @@ class Request:
         self.adapter = submit.adapter
         self.stream = submit.stream
         self.marks = submit.marks
+        self.batch = submit.batch
+        self.special_tokens = submit.special_tokens
         self.prompt = prompt
+        self.text: str | None = None
+        """The prompt of a pipeline that takes texts alone."""
+        self.picture: Picture | None = None
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
         self.max_new_tokens = 0
@@ -46,7 +56,7 @@ class Request:
         self.finish: FinishReason | None = None
         self.failed = False
         self.prefilled = False
-        self.text = TextStream()
+        self.shown = TextStream()
         self.stop = StopStrings(submit.sampling.stop)
         self.held_text = ""
         """Text not yet sent because nobody streams."""
@@ -57,11 +67,38 @@ class Request:
         self.suspect = False
         """Whether a step failed that it had a part in, and nobody knows whose fault that was."""
         self.harmless_steps = 0
+        self.admitted = False
+        self.new_tokens = 0
+        """Tokens of the prompt that were not cached when it was admitted last."""
+        self.evicted = 0
+        """How often it has left its slot for requests of the online class."""
+        self.granted = False
+        """Whether it keeps its slot until its next token, whoever comes."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from its tokens so far as if nothing had been: the state of a grammar,
+        of a generator or of penalties is lost.
+        """
+        sampling = self.sampling
+        return self.resumable and not (
+            (sampling.temperature > 0 and sampling.seed is not None)
+            or sampling.presence_penalty
+            or sampling.frequency_penalty
+            or sampling.min_tokens
+        )
 
     @property
     def watched(self) -> bool:
         """Whether its tokens are looked at as they come, rather than once at the end."""
         return self.stream or bool(self.sampling.stop)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
+        and the pipeline takes token ids.
+        """
+        return self.sampling.structured is None and self.text is None
 
 
 class Lane:
@@ -75,12 +112,15 @@ class Lane:
         prefix_caching: bool,
         company: int = 0,
         grammars: CompiledGrammars | None = None,
+        sees: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.grammars = grammars
-        self.companions = Companions(pipeline, company)
+        self.companions = Companions(pipeline, company, sees)
         self.waiting: deque[Request] = deque()
+        self.batch_waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
+        self.batch_active = 0
         self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
         self.cancelled = False
         """Handles were dropped; the pipeline forgets them in its next step."""
@@ -92,11 +132,34 @@ class Lane:
 
     @property
     def busy(self) -> bool:
-        return bool(self.active or self.waiting or self.cancelled)
+        return bool(self.active or self.waiting or self.batch_waiting or self.cancelled)
 
-    def admit(self) -> list[Request]:
-        """Take requests from the queue into free slots, in order but for those that had better wait
-        a step or two, or had better not.
+    def queue_of(self, request: Request) -> deque[Request]:
+        """Where it waits."""
+        return self.batch_waiting if request.batch else self.waiting
+
+    def admit(self, batch: Decision) -> list[Request]:
+        """Take requests from the queues into free slots. Batch requests come last, unless they have
+        a grant.
+        """
+        admitted = [] if batch.granted else self._admit_from(self.waiting, self._max_num_seqs)
+        if self.batch_waiting and batch.rows > self.batch_active:
+            most = len(self.active) + batch.rows - self.batch_active
+            admitted += self._admit_from(
+                self.batch_waiting, min(most, self._max_num_seqs), batch.prompt_tokens
+            )
+        if batch.granted:
+            for request in admitted:
+                request.granted = True
+            admitted += self._admit_from(self.waiting, self._max_num_seqs)
+        return admitted
+
+    def _admit_from(
+        self, waiting: deque[Request], slots: int, prompt_tokens: float = inf
+    ) -> list[Request]:
+        """Take requests from a queue while fewer than `slots` are taken, in order but for those
+        that had better wait a step or two, or had better not. The first has a prompt of any length,
+        all have `prompt_tokens` together.
 
         The pipeline looks into its prefix cache when a request is added, not when it is scheduled.
         A request whose next uncached block is being computed by another one therefore waits for
@@ -105,16 +168,12 @@ class Lane:
         unknown reason. A request whose prompt is cached goes first: while it waits, what others
         compute drives that out of the cache.
         """
-        if len(self.waiting) > 1 and len(self.active) < self._max_num_seqs:
-            self._cached_first()
+        if len(waiting) > 1 and len(self.active) < slots:
+            self._cached_first(waiting)
         admitted: list[Request] = []
         delayed: list[Request] = []
-        while (
-            self.waiting
-            and len(self.active) < self._max_num_seqs
-            and len(delayed) < _ADMISSION_SCAN
-        ):
-            request = self.waiting.popleft()
+        while waiting and len(self.active) < slots and len(delayed) < _ADMISSION_SCAN:
+            request = waiting.popleft()
             matched = self.index.match(request.blocks)
             fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
             structured = request.sampling.structured
@@ -123,20 +182,29 @@ class Lane:
             if fresh_block in self._prefilling or (on_trial and self._on_trial is not None):
                 delayed.append(request)
                 continue
+            cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
+            prompt_tokens -= len(request.prompt) - cached * self._prefix_caching
+            if prompt_tokens < 0 and admitted:
+                delayed.append(request)
+                break
             if on_trial:
                 self._on_trial = request
             if self._prefix_caching:
-                request.cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
+                if not request.admitted:  # later it finds what it computed itself
+                    request.cached = cached
                 if fresh_block is not None:
                     self._prefilling[fresh_block] = request.id
+            request.admitted = True
+            request.new_tokens = len(request.prompt) - cached * self._prefix_caching
             self.active[request.id] = request
+            self.batch_active += request.batch
             admitted.append(request)
-        self.waiting.extendleft(reversed(delayed))
+        waiting.extendleft(reversed(delayed))
         return admitted
 
-    def _cached_first(self) -> None:
+    def _cached_first(self, waiting: deque[Request]) -> None:
         """Move requests with mostly cached prompts before those that have not waited long."""
-        ahead = [self.waiting.popleft() for _ in range(min(len(self.waiting), _ADMISSION_SCAN))]
+        ahead = [waiting.popleft() for _ in range(min(len(waiting), _ADMISSION_SCAN))]
         goes = [
             request.passed >= _PATIENCE or self.index.holds_half(request.blocks)
             for request in ahead
@@ -146,7 +214,7 @@ class Lane:
         if first:
             for request in rest[: len(ahead) - goes[::-1].index(True) - len(first)]:
                 request.passed += 1
-        self.waiting.extendleft(reversed(first + rest))
+        waiting.extendleft(reversed(first + rest))
 
     def step(self) -> None:
         """One step of the pipeline."""
@@ -161,6 +229,7 @@ class Lane:
     def note_prefilled(self, request: Request) -> None:
         """The first token is there: the prompt is in the cache, and the constraint works."""
         request.prefilled = True
+        request.granted = False
         self._release(request, tried=not request.suspect)
         self.index.insert(request.blocks)
         if request.sampling.structured is not None:
@@ -171,9 +240,10 @@ class Lane:
     def remove(self, request: Request) -> None:
         """The request ended, one way or the other."""
         if self.active.pop(request.id, None) is None:
-            if request in self.waiting:
-                self.waiting.remove(request)
+            if request in (waiting := self.queue_of(request)):
+                waiting.remove(request)
             return
+        self.batch_active -= request.batch
         self._release(request)
         if request.finish is not None and self._prefix_caching:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
@@ -191,23 +261,57 @@ class Lane:
                 tried.suspect = False
                 self._on_trial = None
 
-    def restart(self, request: Request) -> None:
-        """Queue a request again after a fault: what it made so far becomes prompt, or, where a
-        grammar's state is lost, goes.
+    def surplus(self, most: int) -> list[Request]:
+        """The batch requests that leave the pipeline so that `most` are left, the last ones first.
+
+        Some stay: who has a grant, is on trial or has images; and who would have to begin anew, if
+        its tokens were seen or that has happened too often.
+        """
+        found: list[Request] = []
+        for request in reversed(self.active.values()):
+            if self.batch_active - len(found) <= most:
+                break
+            if not request.batch or request.granted or request is self._on_trial:
+                continue
+            if request.picture is not None:  # its pixels are gone
+                continue
+            anew = not request.resumes and request.prefilled
+            if anew and (request.evicted >= _MOST_ANEW or (request.stream and request.reported)):
+                continue
+            found.append(request)
+        return found
+
+    def evict(self, request: Request) -> None:
+        """Take a request, whose tokens were read, out of the pipeline, and queue it again."""
+        request.evicted += 1
+        request.handle.cancel()
+        self.cancelled = True
+        if request.prefilled and self._prefix_caching:
+            self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
+        self.remove(request)
+        self.restart(request, anew=not request.resumes)
+
+    def restart(self, request: Request, *, anew: bool = False) -> None:
+        """Queue a request again: what it made so far becomes prompt, or, where it is not
+        resumable or begins `anew`, goes.
         """
         request.handle = None
         request.prefilled = False
         request.harmless_steps = 0
-        if request.sampling.structured is not None:
+        if anew or not request.resumable:
+            request.prompt = request.prompt[: request.prompt_tokens]
+            request.max_new_tokens += request.resumed
+            request.resumed = 0
+            request.blocks = block_hashes(request.prompt)
             request.ids, request.logprobs, request.reported, request.held_text = [], [], 0, ""
-            request.text, request.stop = TextStream(), StopStrings(request.sampling.stop)
+            request.shown, request.stop = TextStream(), StopStrings(request.sampling.stop)
         else:
             made = request.ids[request.resumed :]
             request.prompt = request.prompt + made
             request.resumed = len(request.ids)
             request.max_new_tokens -= len(made)
             request.blocks = block_hashes(request.prompt)
-        self.waiting.appendleft(request)
+        self.queue_of(request).appendleft(request)
 
     def recover(self, error: Exception) -> list[tuple[Request, Failed | None]]:
         """Get the pipeline to work again after an exception in a step. Gives its requests, each
@@ -216,8 +320,8 @@ class Lane:
         The pipeline works again once all its requests are dropped and it was stepped. The request
         that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
         a time. The others go on from where they are, their tokens so far being part of the prompt
-        now; a constrained one cannot (its grammar's state is lost), so it starts again if nobody
-        saw its tokens, else it fails.
+        now; one that is not resumable starts again if nobody saw its tokens, else it fails, and so
+        does one with images, whose pixels are gone.
         """
         self.companions.leave()
         requests = list(self.active.values())
@@ -242,7 +346,9 @@ class Lane:
                     else "the engine cannot answer this request"
                 )
                 failure = Failed(request.id, RequestError.kind, f"{why}: {reason}")
-            elif request.sampling.structured is not None and request.stream and request.reported:
+            elif request.picture is not None or (
+                not request.resumable and request.stream and request.reported
+            ):
                 why = f"the engine failed in a step: {reason}"
                 failure = Failed(request.id, EngineError.kind, why)
             else:

@@ -68,6 +68,7 @@ class Task:
     tasks: tuple[str, ...] = ()
     kind = ""
     busy = False
+    pause = 0.0
 
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self._path = path

@@ -44,6 +44,7 @@ from penstock.errors import (
 from penstock.http.client import multipart
 from penstock.http.endpoint import endpoint
 from penstock.http.retries import Retries, is_throttling
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
@@ -154,7 +155,13 @@ class RemoteEngine(LLMEngine):
         if not request.stream:
             read = partial(answers.whole, n=request.n)
             yield await self._call(
-                task, path, body, read, request.request_id, route=upstreams.route_of(request)
+                task,
+                path,
+                body,
+                read,
+                request.request_id,
+                batch=request.batch,
+                route=upstreams.route_of(request),
             )
             return
         with _refusals():
@@ -182,7 +189,13 @@ class RemoteEngine(LLMEngine):
             path = path if request.task == "transcribe" else "/audio/translations"
         read = partial(answers.read_task, task, request)
         return await self._call(
-            task, path, body, read, getattr(request, "request_id", ""), file=file
+            task,
+            path,
+            body,
+            read,
+            getattr(request, "request_id", ""),
+            file=file,
+            batch=getattr(request, "batch", False),
         )
 
     # How
@@ -207,7 +220,7 @@ class RemoteEngine(LLMEngine):
                     to,
                     upstream.limiter,
                     data=data,
-                    headers=_headers(request.request_id),
+                    headers=_headers(request.request_id, request.batch),
                     tokens=tokens,
                 )
             )
@@ -226,6 +239,7 @@ class RemoteEngine(LLMEngine):
         body: Body,
         read: Callable[[bytes, str], T],
         request_id: str = "",
+        batch: bool = False,
         *,
         file: bytes | None = None,
         route: RouteRequest = ANYWHERE,
@@ -251,7 +265,11 @@ class RemoteEngine(LLMEngine):
                     tokens = self._estimate(data, given.get(self.options.max_tokens_field))
             with upstreams.watch(upstream, path, data if file is None else file):
                 reply = await upstream.client.send(
-                    to, upstream.limiter, data=data, headers=_headers(request_id), tokens=tokens
+                    to,
+                    upstream.limiter,
+                    data=data,
+                    headers=_headers(request_id, batch),
+                    tokens=tokens,
                 )
                 try:
                     result = read(reply.body, to.shown)
@@ -372,10 +390,9 @@ def _refusals() -> Iterator[None]:
         raise as_refusal(error) from None
 
 
-def _headers(request_id: str) -> dict[str, str] | None:
-    """The headers of a request: its id, if that can be a header."""
-    return (
-        {"X-Request-Id": request_id}
-        if request_id and request_id.isascii() and request_id.isprintable()
-        else None
-    )
+def _headers(request_id: str, batch: bool) -> dict[str, str] | None:
+    """The headers of a request: its id, if that can be a header, and its class."""
+    headers = {CLASS_HEADER: "batch"} if batch else {}
+    if request_id and request_id.isascii() and request_id.isprintable():
+        headers["X-Request-Id"] = request_id
+    return headers or None

@@ -11,9 +11,7 @@ import asyncio
 import os
 import uuid
 from collections import deque
-from typing import Annotated, Any, ClassVar
-
-from msgspec import Meta, Struct
+from typing import Any, ClassVar
 
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
@@ -32,6 +30,8 @@ from penstock.engines.simulated.answers import (
     seeded,
     text_of_each,
 )
+from penstock.engines.simulated.options import COSTS_ONLY, SimulatedOptions
+from penstock.engines.simulated.shared_steps import SharedSteps
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
@@ -42,7 +42,6 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.connectors import HELD
-from penstock.openai.parsers.table import check_names
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -52,68 +51,6 @@ from penstock.types import (
     Tokens,
     Usage,
 )
-
-Positive = Annotated[int, Meta(ge=1)]
-Milliseconds = Annotated[float, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-
-
-class SimulatedOptions(Struct, frozen=True):
-    """`engine_kwargs` of the simulated engine. Times are in milliseconds; rates are shares of
-    requests, 0 to 1.
-
-    A step takes `time_per_token_ms` × (1 + `batch_slowdown` × (running - 1)); a new request's first
-    token comes `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it
-    was admitted. Which requests are hit by a fault is drawn from the prompt and `seed`, so the same
-    rows fail each time: `error_rate` fail for good, `slow_rate` run `slow_factor` times longer,
-    `hang_rate` never end. After `die_after` finished requests the engine dies, `die_times` times in
-    all; a prompt that holds the text `die_on` kills it each time, when its first token is due. With
-    `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches with others in
-    `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no
-    time, `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its
-    own does not wait for the loop either. With `deterministic` requests that sample without a seed
-    get one made from what they ask.
-    """
-
-    seed: int = 0
-    time_to_first_token_ms: Milliseconds = 0.0
-    time_per_token_ms: Milliseconds = 0.0
-    batch_slowdown: Annotated[float, Meta(ge=0)] = 0.0
-    prefill_ms_per_token: Milliseconds = 0.0
-    start_ms: Milliseconds = 0.0
-    steps_per_turn: Positive = 1
-    output_tokens: Positive = 16
-    max_num_seqs: Positive = 64
-    max_model_len: Positive = 32768
-    kv_cache_blocks: Positive = 65536
-    error_rate: Share = 0.0
-    slow_rate: Share = 0.0
-    slow_factor: Annotated[float, Meta(ge=1)] = 10.0
-    hang_rate: Share = 0.0
-    die_after: Annotated[int, Meta(ge=0)] = 0
-    die_times: Annotated[int, Meta(ge=0)] = 1
-    die_on: Annotated[str, Meta(min_length=1)] | None = None
-    kv_transfer_config: dict[str, Any] | None = None
-    kv_transfer_ms: Milliseconds = 0.0
-    deterministic: bool = False
-    tool_call_parser: str | None = None
-    reasoning_parser: str | None = None
-
-    def __post_init__(self) -> None:
-        check_names(self.tool_call_parser, self.reasoning_parser)
-
-
-COSTS_ONLY = frozenset(
-    {
-        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown"),
-        *("prefill_ms_per_token", "start_ms"),
-        *("steps_per_turn", "max_num_seqs", "kv_cache_blocks"),
-        *("kv_transfer_config", "kv_transfer_ms"),
-        *("error_rate", "slow_rate", "slow_factor", "hang_rate"),
-        *("die_after", "die_times", "die_on"),
-    }
-)
-
 
 _VOCABULARY = 256
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
@@ -142,7 +79,8 @@ class _Running:
         self.slowness = 1.0
         self.hangs = False
         self.kills = False
-        self.ready_at = 0.0
+        self.ready_at: float | None = None
+        """When its first token is due; None until it was admitted."""
         self.stop = StopStrings(request.sampling.stop)
         self.mailbox = Mailbox()
 
@@ -186,6 +124,7 @@ class SimulatedEngine(TokenEngine):
         self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
         self._waiting: deque[_Running] = deque()
         self._running: dict[_Running, None] = {}  # in the order of their admission
+        self._shared: SharedSteps[_Running] = SharedSteps(self.sharing, self.options.max_num_seqs)
         self._loop_task: asyncio.Task[None] | None = None
         self._alive = False
         self._deaths = 0
@@ -206,6 +145,7 @@ class SimulatedEngine(TokenEngine):
         self._alive = True
         self.loop = asyncio.get_running_loop()
         self._served_since_start = 0
+        self._shared = SharedSteps(self.sharing, self.options.max_num_seqs)
 
     async def stop(self) -> None:
         self._die("the simulated engine was stopped", suspects=False)
@@ -232,7 +172,8 @@ class SimulatedEngine(TokenEngine):
                 pass
             yield [delta]
             return
-        self._waiting.append(item)
+        self._shared.came(item)
+        self._shared.queue_of(item, self._waiting).append(item)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._step_loop())
         reason: FinishReason | None = None
@@ -296,7 +237,8 @@ class SimulatedEngine(TokenEngine):
         return {
             "steps": self._steps,
             "requests_running": len(self._running),
-            "requests_waiting": len(self._waiting),
+            "requests_waiting": len(self._waiting) + len(self._shared.waiting),
+            **self._shared.metrics(),
             **(
                 {
                     "kv_transfers": self.kv_transfers,
@@ -310,7 +252,11 @@ class SimulatedEngine(TokenEngine):
     @property
     def running(self) -> int:
         """Requests that hold a slot or wait for one."""
-        return len(self._running) + len(self._waiting)
+        return len(self._running) + len(self._waiting) + len(self._shared.waiting)
+
+    @property
+    def shares_steps(self) -> bool:
+        return True
 
     # One request
     def _admit(self, request: GenerateRequest) -> _Running:
@@ -433,23 +379,27 @@ class SimulatedEngine(TokenEngine):
     # Time
     async def _step_loop(self) -> None:
         clock = asyncio.get_running_loop().time
-        while self._running or self._waiting:
-            while self._waiting and len(self._running) < self.options.max_num_seqs:
-                item = self._waiting.popleft()
-                item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
-                self._running[item] = None
+        shared = self._shared
+        while self._running or self._waiting or shared.waiting:
+            for item in shared.admitted(clock(), self._running, self._waiting):
+                if item.ready_at is None:
+                    item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
             slowdown = 1 + self.options.batch_slowdown * (len(self._running) - 1)
             step = self.options.time_per_token_ms / 1000 * slowdown
-            ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
+            due = [(i, i.ready_at or 0.0) for i in self._running if not i.hangs]
+            ready = [i for i, at in due if at <= clock()]
             if not ready:
-                upcoming = [i.ready_at for i in self._running if not i.hangs]
+                upcoming = [at for _, at in due]
                 # All that run hang: look again now and then, as a caller may give up or a new
                 # request come.
-                await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
+                pause = shared.pause or 0.01
+                await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else pause)
                 continue
             if step:
+                began = clock()
                 await asyncio.sleep(step)
                 self._step(ready, step, clock())
+                shared.stepped(began, clock(), ready)
             else:
                 for _ in range(self.options.steps_per_turn):
                     self._step(ready, step, clock())
@@ -472,10 +422,11 @@ class SimulatedEngine(TokenEngine):
                     self._forget(item)
 
     def _forget(self, item: _Running) -> None:
+        self._shared.gone(item)
         if item in self._running:
             del self._running[item]
-        elif item in self._waiting:
-            self._waiting.remove(item)
+        elif item in (waiting := self._shared.queue_of(item, self._waiting)):
+            waiting.remove(item)
             if item.kv.get("do_remote_prefill"):
                 self._fetched(item)  # nobody else will, and it takes room there
 
@@ -490,8 +441,9 @@ class SimulatedEngine(TokenEngine):
         if self.identity is not None:
             HELD.pop(self.identity.engine_id, None)
             self.identity = None
-        for item in [*self._running, *self._waiting]:
+        for item in [*self._running, *self._waiting, *self._shared.waiting]:
             item.mailbox.fail(EngineDeadError(why, suspects=suspects))
         self._running.clear()
         self._waiting.clear()
+        self._shared.waiting.clear()
         self._forget_prefixes()

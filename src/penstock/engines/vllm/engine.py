@@ -93,6 +93,15 @@ class VLLMEngine(TokenEngine):
             else model_files.stated_context_length(self.model_source)
         )
 
+    @property
+    def shares_steps(self) -> bool:
+        running = self._running
+        return (
+            running is not None
+            and running.front.shares_steps
+            and "completions" in self.capabilities.tasks
+        )
+
     # Life
     async def start(self) -> None:
         if self._running is not None:
@@ -114,6 +123,8 @@ class VLLMEngine(TokenEngine):
         variables = dict(setup.environment) if setup is not None else {}
         if self.deterministic:
             variables |= options.BATCH_INVARIANT
+        if "scheduler_cls" in self.options.engine:
+            variables[options.BATCH_CONFIG] = msgspec.json.encode(self.sharing).decode()
         try:
             source = self.model_source
             if self.options.engine.get("load_format") not in model_files.STREAMED:
@@ -182,9 +193,10 @@ class VLLMEngine(TokenEngine):
                     running.llm.generate(
                         prepared.prompt,
                         prepared.params,
-                        request.request_id or uuid.uuid4().hex,
+                        f"{options.BATCH_ID if request.batch else ''}"
+                        f"{request.request_id or uuid.uuid4().hex}",
                         lora_request=lora,
-                        priority=request.priority if running.by_priority else 0,
+                        priority=_priority(request) if running.by_priority else 0,
                         **prepared.extras,
                     )
                 ) as outputs,
@@ -421,3 +433,8 @@ def _with_echo(request: ChatRequest, prepared: Prepared) -> Prepared:
         echo = Echo(text, tokens=False)
         prepared.translate = echo if translate is None else lambda delta: echo(translate(delta))
     return prepared
+
+
+def _priority(request: ChatRequest | CompletionRequest) -> int:
+    """Its own, behind that of every online request where it is of the batch class."""
+    return request.priority + (options.BATCH_PRIORITY if request.batch else 0)

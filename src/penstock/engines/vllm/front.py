@@ -49,6 +49,7 @@ _CPU_STOP_SECONDS = 1.0
 """How long a stop waits before it kills. A CPU worker takes seconds to end, but loses nothing."""
 
 _REAP_SECONDS = 5.0
+_SCHEDULERS = "penstock.engines.vllm.scheduler"
 
 
 class Starting:
@@ -134,6 +135,8 @@ class Front:
 
     def __init__(self, llm: Any, args: Any, options: VLLMOptions, guard: Guard) -> None:
         self.llm = llm
+        scheduler = llm.vllm_config.scheduler_config.scheduler_cls
+        self.shares_steps = isinstance(scheduler, str) and scheduler.startswith(_SCHEDULERS)
         self.args = args
         self.options = options
         self.config = llm.vllm_config
@@ -173,6 +176,7 @@ class Front:
             triggers=generates,
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
+            inputs=("text", "image") if model.is_multimodal_model else ("text",),
         )
 
     def _untrusted(self) -> frozenset[str]:

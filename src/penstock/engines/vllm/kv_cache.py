@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.prefix_index import block_hashes
-from penstock.engines.vllm.options import VLLMOptions, installed
+from penstock.engines.vllm.options import BATCH_STATS, VLLMOptions, installed
 from penstock.errors import ConfigError
 from penstock.kv.base import Connector, Setup, Site, configured_connector
 from penstock.kv.cached_blocks import CachedBlocks
@@ -204,7 +204,9 @@ class Counts:
         cache = scheduler_stats.prefix_cache_stats
         self.values["prefix_cache_queries"] += cache.queries
         self.values["prefix_cache_hits"] += cache.hits
-        for stats in _nixl(scheduler_stats.kv_connector_stats or {}):
+        connector = dict(scheduler_stats.kv_connector_stats or {})
+        self.values.update(connector.pop(BATCH_STATS, {}))
+        for stats in _nixl(connector):
             self.values["kv_transfers"] += len(stats.get("transfer_duration", ()))
             self.values["kv_transfer_bytes"] += sum(stats.get("bytes_transferred", ()))
             self.values["kv_transfer_seconds"] += sum(stats.get("transfer_duration", ()))

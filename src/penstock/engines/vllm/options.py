@@ -100,6 +100,13 @@ _ENVIRONMENT: Mapping[str, str] = {
 }
 BATCH_INVARIANT: Mapping[str, str] = {"VLLM_BATCH_INVARIANT": "1"}
 """Kernels whose results do not depend on the batch. vLLM reads it in every process."""
+BATCH_ID = "penstock-batch-"
+"""What the ids of batch requests begin with, for the scheduler in the engine core's process."""
+BATCH_PRIORITY = 1 << 20
+BATCH_CONFIG = "PENSTOCK_BATCH_CONFIG"
+"""The environment variable with how it shares its steps, as JSON."""
+BATCH_STATS = "penstock"
+"""The name under which its decisions travel with vLLM's statistics."""
 _STRUCTURED = "structured_outputs_config"
 
 

@@ -24,6 +24,7 @@ from penstock.errors import (
     ShuttingDownError,
     UnavailableError,
 )
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
@@ -67,6 +68,8 @@ class IngressState:
         """Gives the OpenAPI document of the ingress's endpoints, made when it is asked for."""
         self.store: ResponseStore | None = None
         self.background: BackgroundRuns | None = None
+        self.on_drain: list[Callable[[float], Awaitable[None]]] = []
+        """Called when the server begins to drain, with the seconds that work under way has."""
         self.is_replica = False
         """Whether other ingresses are in front, which store for it."""
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
@@ -98,9 +101,11 @@ class IngressState:
 
         `hurry`, once set, ends the wait.
         """
+        ending = [asyncio.ensure_future(end(timeout_s)) for end in self.on_drain]
         try:
             return await self._drain(timeout_s, hurry)
         finally:
+            await asyncio.gather(*ending, return_exceptions=True)
             if self.store is not None:
                 self.store.close()
 
@@ -206,7 +211,22 @@ class Exchange:
         return work
 
     async def target(self, model: str) -> Target:
-        """The model and adapter that a request names. Raises `ModelNotFoundError`."""
+        """The model and adapter that a request names, in the class of the request. Raises
+        `ModelNotFoundError`, and `RequestError` for an unknown class.
+        """
+        found = await self.find(model)
+        given = self.request.headers.get(CLASS_HEADER)
+        if given is None or given == "online":
+            return found
+        if given != "batch":
+            raise RequestError(
+                f"the header {CLASS_HEADER} must be 'online' or 'batch', not {given[:50]!r}",
+                param=CLASS_HEADER,
+            )
+        return found._replace(handle=found.handle.for_batch())
+
+    async def find(self, model: str) -> Target:
+        """As `target`, whatever the request's class."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found

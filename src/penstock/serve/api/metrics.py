@@ -33,7 +33,7 @@ _ENGINE_COUNTERS = frozenset(
     {
         *("steps", "prefix_cache_queries", "prefix_cache_hits", "kv_transfers"),
         *("kv_transfer_bytes", "kv_transfer_seconds", "kv_transfer_failures"),
-        "kv_expired_requests",
+        *("kv_expired_requests", "batch_evictions", "batch_minimum_share_steps"),
     }
 )
 

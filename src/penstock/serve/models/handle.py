@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
-from penstock.engines.tasks import Tasks
+from penstock.engines.tasks import Batches, Tasks, generated
 from penstock.errors import ConfigError, ModelNotFoundError, RequestError, UnsupportedError, nearest
+from penstock.types import ChatRequest, CompletionRequest
 
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
@@ -26,7 +28,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 
     `base_model` is the base's id for an adapter, None for a model. `created` is in Unix seconds.
     `context_length` is in tokens; None until the model was loaded once, unless the configuration or
-    the model's files state it.
+    the model's files state it. So is `inputs`, what messages may hold ("text", "image"), empty.
     """
 
     id: str
@@ -34,6 +36,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     created: int = 0
     owned_by: str = "penstock"
     context_length: int | None = None
+    inputs: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +130,12 @@ class ModelHandle(Tasks, ABC):
         Requests still under way after that end with `EngineDeadError`.
         """
 
+    def for_batch(self) -> ModelHandle:
+        """The same model for work that can wait: its requests are of the batch class. They take
+        what requests of the online class leave, and yield to them.
+        """
+        return BatchHandle(self)
+
     @abstractmethod
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Call a control method on every replica; `penstock.serve.models.control` lists the methods
@@ -136,6 +145,57 @@ class ModelHandle(Tasks, ABC):
         "ok": False, "error": {"type": …, "message": …}}`. Raises `RequestError` for a wrong method
         or option, `UnsupportedError` where the engine lacks the ability.
         """
+
+
+class BatchHandle(ModelHandle):
+    """A view of `handle` whose requests are of the batch class."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self.model_id = handle.model_id
+        self._handle = handle
+
+    @property
+    def engine_name(self) -> str:
+        return self._handle.engine_name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self._handle.aliases
+
+    def card(self) -> ModelCard:
+        return self._handle.card()
+
+    def state(self) -> ModelState:
+        return self._handle.state()
+
+    def engine_app(self) -> Any:
+        return self._handle.engine_app()
+
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self._handle.engine_metrics()
+
+    async def adapters(self) -> list[str]:
+        return await self._handle.adapters()
+
+    def for_batch(self) -> ModelHandle:
+        return self
+
+    async def start(self) -> None:
+        await self._handle.start()
+
+    async def stop(self, drain_timeout_s: float = 30.0) -> None:
+        await self._handle.stop(drain_timeout_s)
+
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return generated(self._handle, replace(request, batch=True))
+
+    async def answer(self, task: str, request: Any) -> Any:
+        if hasattr(request, "batch"):
+            request = replace(request, batch=True)
+        return await getattr(self._handle, task)(request)
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return await self._handle.control(method, options)
 
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -252,7 +312,8 @@ class ModelNames:
         self, model_id: str, handle: ModelHandle, adapter: str | None = None
     ) -> dict[str, Any]:
         card = self._cards.get(model_id) or handle.card()
-        known = handle.card().context_length  # may have been learned since the card was given
+        now = handle.card()  # it may have learned since the card was given
+        known, inputs = now.context_length, now.inputs or card.inputs
         state = handle.state()
         return {
             "id": model_id if adapter is None else f"{model_id}:{adapter}",
@@ -264,6 +325,7 @@ class ModelNames:
             "state": state.state,
             "reason": state.reason or None,
             "max_model_len": known if known is not None else card.context_length,
+            "input_modalities": list(inputs) or None,
             "metadata": card.metadata,
         }
 

@@ -89,6 +89,8 @@ class LLMServer(Tasks, ControlPlane):
         self.llm_config = llm_config
         self.engine = engine if engine is not None else self.make_engine(llm_config)
         self.engine.site = engine_site(llm_config, self.role)
+        self.engine.sharing = llm_config.batch
+        self.engine.served = True
         self._stream_interval_s = llm_config.stream_batching_interval_s
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
@@ -209,7 +211,7 @@ class LLMServer(Tasks, ControlPlane):
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
             version = await self.store.fetch(request.adapter) if request.adapter else None
             self._check_open(request)
-            await self._enter(request.priority)
+            await self._enter(request.priority, request.batch)
             try:
                 self._check_task(task_of(request))
                 async with AsyncExitStack() as held:
@@ -227,7 +229,7 @@ class LLMServer(Tasks, ControlPlane):
                     held.callback(self.streams.discard, stream)
                     yield await held.enter_async_context(aclosing(self._attempts(request)))
             finally:
-                self.admission.leave()
+                self.admission.leave(request.batch)
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
@@ -249,15 +251,16 @@ class LLMServer(Tasks, ControlPlane):
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         return generated(self.engine, request)
 
-    async def _enter(self, priority: int = 0) -> None:
+    async def _enter(self, priority: int = 0, batch: bool = False) -> None:
         began = time.perf_counter()
-        await self.admission.enter(priority)
+        await self.admission.enter(priority, batch)
         note_queue_time(time.perf_counter() - began)
 
     async def answer(self, task: str, request: Any) -> Any:
         self._check_open()
+        batch = getattr(request, "batch", False)
         if task not in SLOTLESS or self.supervisor.phase != "ready":
-            await self._enter()
+            await self._enter(batch=batch)
         else:
             self.admission.enter_at_once()
         try:
@@ -269,7 +272,7 @@ class LLMServer(Tasks, ControlPlane):
                     async with visit:
                         return await getattr(self.engine, task)(request)
         finally:
-            self.admission.leave()
+            self.admission.leave(batch)
 
     # Adapters
     async def load_lora_adapter(
@@ -359,6 +362,7 @@ class LLMServer(Tasks, ControlPlane):
         self.admission.max_running = limit or math.ceil(
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
+        self.admission.apart = self.engine.shares_steps
         await self._adapters.reapply()
 
     def _on_change(self) -> None:

@@ -102,7 +102,7 @@ class CallAnswer:
         if ingress.draining:
             raise ShuttingDownError("the server is shutting down")
         task, request = decoded(call.task, await self._body())
-        handle = (await exchange.target("")).handle
+        handle = (await exchange.find("")).handle
         asked = clock()
         if not task.streams:
             result = await getattr(handle, call.task)(request)
@@ -176,7 +176,7 @@ async def whole(batches: Batches) -> Batches:
 
 async def cached(exchange: Exchange) -> Response:
     """What the engine has cached, in the names that requests brought, and what changes of it."""
-    target = await exchange.target("")
+    target = await exchange.find("")
     # The handle is in this process.
     blocks = target.handle.server.engine.cached_blocks  # type: ignore[attr-defined]
     if blocks is None:
@@ -217,7 +217,7 @@ async def call(exchange: Exchange) -> Response:
     """Call a task of the engine in the neutral types."""
     name = exchange.request.path_params["task"]
     body = await exchange.read()
-    handle = (await exchange.target("")).handle
+    handle = (await exchange.find("")).handle
     task, request = decoded(name, body)
     if task.streams:
         return EventStream(exchange, generated(handle, request), CallFramer(), n=request.n)
@@ -228,7 +228,7 @@ async def call(exchange: Exchange) -> Response:
 async def group(exchange: Exchange) -> Response:
     """Answer the calls of a group side by side."""
     body = await exchange.read()
-    handle = (await exchange.target("")).handle
+    handle = (await exchange.find("")).handle
     try:
         calls = msgspec.msgpack.decode(body, type=list[tuple[str, Raw]])
     except msgspec.DecodeError:

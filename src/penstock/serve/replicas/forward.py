@@ -20,6 +20,7 @@ from penstock.balance.policies.base import RouteRequest
 from penstock.engines.sampling import check_before_load
 from penstock.engines.tasks import Batches, Tasks
 from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
 from penstock.openai.response_events import response_error_events
@@ -36,7 +37,14 @@ from penstock.types import ChatRequest, CompletionRequest
 if TYPE_CHECKING:
     from penstock.serve.api.routes import Endpoint  # which imports this module
 
-_PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
+_PASSED_ON = (
+    "content-type",
+    "accept",
+    "traceparent",
+    "tracestate",
+    "anthropic-version",
+    CLASS_HEADER,
+)
 _PASSED_BACK = frozenset(
     {
         *("content-type", "content-length", "cache-control", "x-accel-buffering"),
@@ -84,7 +92,7 @@ async def forward(
             (raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b""
         )
         prompt = bytes(text)
-    target = await exchange.target(model)
+    target = await exchange.find(model)
     if not isinstance(target.handle, RemoteModel):
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
     if endpoint is not None and not target.handle.pool.current():

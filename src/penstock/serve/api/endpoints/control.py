@@ -136,7 +136,7 @@ class ReplicaControlBody(Struct, kw_only=True):
 
 async def act_here(exchange: Exchange, body: ReplicaControlBody) -> Response:
     """Call a control method on this replica, whose ingress asks for it."""
-    target = await exchange.target("")
+    target = await exchange.find("")
     (result,) = await target.handle.control(body.method, body.options)
     return exchange.json(result)
 
@@ -157,7 +157,7 @@ async def _call(exchange: Exchange, method: str, model: str, options: dict[str, 
 async def _results(
     exchange: Exchange, method: str, model: str, options: dict[str, Any]
 ) -> tuple[str, list[dict[str, Any]]]:
-    target = await exchange.target(model)
+    target = await exchange.find(model)
     if target.adapter is not None:
         raise RequestError(f"'{target.name}' is an adapter; control its model", param="model")
     return target.name, await target.handle.control(method, options)
