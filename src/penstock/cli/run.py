@@ -210,6 +210,8 @@ Examples:
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
   penstock run articles.parquet -o vectors.parquet --model ./minilm --embed body
+  penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
+  penstock run in.jsonl -o out.jsonl --prompt '{text}' --cache ~/answers --report job.html
   penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
@@ -309,6 +311,35 @@ Examples:
 )
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard the results of an earlier run.")
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help=(
+        "The input has grown or changed: run only new and changed rows, keep the answers to the"
+        " others. For the first run too."
+    ),
+)
+@click.option("--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart.")
+@click.option(
+    "--cache",
+    metavar="DIR|URL",
+    help="Answers that jobs share: those of deterministic requests to the same model.",
+)
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(1),
+    help="Most MiB of the cache; the oldest answers go.  [default: 10240]",
+)
+@click.option(
+    "--cache-days",
+    type=click.FloatRange(0, min_open=True),
+    help="Age at which an answer in the cache expires.  [default: 30]",
+)
+@click.option(
+    "--report",
+    metavar="FILE.html",
+    help="Write a page about the job when it ends: speed, tokens, latencies, errors, some rows.",
+)
 @click.option(
     "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
 )

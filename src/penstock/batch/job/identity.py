@@ -50,6 +50,7 @@ def job_identity(
     data = source.fingerprint or {"input": source.name}
     how = {
         "limit": job.limit,
+        "key": job.key,
         "order": job.order,
         "output form": getattr(output, "form", None),
         "dead letter": os.fspath(job.dead_letter) if job.dead_letter is not None else None,

@@ -123,6 +123,16 @@ class Job:
         dead_letter: a path ending in .jsonl for the rows that failed; the output leaves them out.
         retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
         fresh: discard what an earlier run did.
+        incremental: take the output of an earlier input of this job further: rows whose `key` and
+            request are those of an earlier row keep its answer, new and changed ones run, and rows
+            that are gone leave the output. The earlier run must have been incremental too.
+        key: the column that tells rows apart: text or numbers, none null, none twice.
+        cache: a directory or URL of answers that jobs share. Deterministic requests (greedy, or
+            with a seed) to the same model with the same options are answered from there, and new
+            answers go there. At most `cache_mb` MiB (default 10,240; the oldest go), none older
+            than `cache_days` (default 30).
+        report: a path ending in .html for a page about the job, written when it ends, also when it
+            is stopped: speed over time, tokens, latencies, lengths, errors, some rows.
         max_tokens_total: stop when prompts and answers of this run have so many tokens together.
         max_error_rate: stop when more than this share (0 to 1) of the rows failed, from 50 rows on.
         deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that one of
@@ -186,6 +196,12 @@ class Job:
     deadline: Any = None
     retry_failed: bool = False
     fresh: bool = False
+    incremental: bool = False
+    key: str | None = None
+    cache: str | os.PathLike[str] | None = None
+    cache_mb: int | None = None
+    cache_days: float | None = None
+    report: str | os.PathLike[str] | None = None
     max_attempts: int = 3
     row_timeout: float | None = None
     result_prefix: str = ""

@@ -20,6 +20,8 @@ from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.attach import attached
+from penstock.batch.job.checks import is_list_of, require, require_unicode
+from penstock.batch.job.extras import Extras, extras_of
 from penstock.batch.job.identity import EMBEDS, job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -68,21 +70,20 @@ _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 _PATH: Any = str | os.PathLike
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
-    *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions"),
+    *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"),
 )
-_REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
+_REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("attach", "embed", "filter", "prompt", "messages")),
-    (str, "text", ("image", "system", "adapter")),
-    (str, "text", ("result_prefix",)),
+    (str, "text", ("attach", "embed", "filter", "prompt", "messages", "image", "system")),
+    (str, "text", ("adapter", "result_prefix", "key")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter",)),
+    (_PATH, "a path", ("dead_letter", "cache", "report")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (bool, "true or false", ("deterministic",)),
+    (bool, "true or false", ("deterministic", "incremental")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),
@@ -91,11 +92,9 @@ _ALLOWED = {
     "input_type": (None, "query", "document"),
     "vector_type": (None, *VECTOR_TYPES),
 }
-_LEAST = {
-    "limit": 0,
-    **dict.fromkeys(("max_tokens", "max_attempts", "max_tokens_total", "replicas"), 1),
-    "dimensions": 1,
-}
+_LEAST = {"limit": 0} | dict.fromkeys(
+    ("max_tokens", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"), 1
+)
 
 
 @dataclass(kw_only=True)
@@ -117,6 +116,7 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
+    extras: Extras = field(default_factory=Extras)
     watch: Callable[[Counts], None] | None = None
     most_rows: int | None = None
 
@@ -140,9 +140,11 @@ class Plan:
 
         Where columns pass through in Arrow form, only those that requests are made of.
         """
-        return (
-            self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
-        )
+        asked = self.form.columns
+        if asked is None or not (isinstance(self.output, Output) and self.output.columnar):
+            return None
+        keys = self.extras.keys
+        return asked if keys is None else (*asked, keys.column)
 
 
 async def plan_of(job: Job) -> Plan:
@@ -205,6 +207,7 @@ def _plan(
         fresh=job.fresh,
         row_timeout=job.row_timeout,
         progress=job.progress,
+        extras=extras_of(job, source, output, form, engines, asked),
     )
 
 
@@ -385,9 +388,9 @@ def _engines(job: Job) -> list[LLMEngine]:
     for name, kind, meant in (("model", str, "text"), ("engine_kwargs", Mapping, "a mapping")):
         for value in lists.get(name, [given[name]]):
             if value is not None:
-                _require(isinstance(value, kind), name, value, meant)
+                require(isinstance(value, kind), name, value, meant)
                 if kind is str:
-                    _require_unicode(name, value)
+                    require_unicode(name, value)
     if job.attach is not None:
         if lists:
             raise ConfigError("is one server's engine, and two models are given", field="attach")
@@ -485,19 +488,19 @@ def _check_options(job: Job) -> None:
             if value is None and name in optional:
                 continue
             is_flag = isinstance(value, bool) and kind is not bool
-            _require(isinstance(value, kind) and not is_flag, name, value, meant)
+            require(isinstance(value, kind) and not is_flag, name, value, meant)
             if kind is str:
-                _require_unicode(name, value)
-    _require(
+                require_unicode(name, value)
+    require(
         job.processor is None or hasattr(job.processor, "stages"),
         *("processor", job.processor, "a Processor"),
     )
     stops = [job.stop] if isinstance(job.stop, str) else job.stop
-    _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
+    require(is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
     for stop in stops:
-        _require_unicode("stop", stop)
+        require_unicode("stop", stop)
     ids = job.stop_token_ids
-    _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
+    require(is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
     _check_ranges(job)
     if job.runtime == "local" and job.replicas != 1:
         raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
@@ -538,23 +541,3 @@ def _check_ranges(job: Job) -> None:
             raise ConfigError(f"must be from 0 to 1, not {share}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
-
-
-def _require(holds: bool, name: str, value: object, meant: str) -> None:
-    if not holds:
-        raise ConfigError(f"must be {meant}, not a {type(value).__name__}", field=name, value=value)
-
-
-def _require_unicode(name: str, value: object) -> None:
-    """Raise `ConfigError` for text with a lone surrogate: Python reads a byte of the command line
-    that is no UTF-8 as one, and no engine takes it.
-    """
-    try:
-        str(value).encode()
-    except UnicodeEncodeError as error:
-        why = f"is no UTF-8 at character {error.start + 1}"
-        raise ConfigError(why, field=name, value=value) from None
-
-
-def _is_list_of(values: object, kind: type) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)

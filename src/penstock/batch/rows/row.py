@@ -71,6 +71,7 @@ class Row(Struct, eq=False):
     other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
     row failed in the processor that it comes from. `longest` is how many tokens its answer may
     have, 0 where no limit is set. `images` are the URIs of its images, where those were loaded.
+    `key` stands for its key column in an incremental job, 0 in others.
     """
 
     index: int
@@ -87,6 +88,7 @@ class Row(Struct, eq=False):
     failure: PenstockError | None = None
     images: tuple[str, ...] | None = None
     earlier: RowError | None = None
+    key: int = 0
 
 
 class FailedRow(dict[str, Any]):
