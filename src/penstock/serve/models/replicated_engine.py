@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, Stated
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, EngineDeadError
 from penstock.llm_config import LLMConfig
@@ -65,6 +65,9 @@ class ReplicatedEngine(LLMEngine):
 
     def stated_inputs(self) -> tuple[str, ...]:
         return self._alone.stated_inputs()
+
+    def stated(self) -> Stated:
+        return self._alone.stated()
 
     # Life
     async def start(self) -> None:
