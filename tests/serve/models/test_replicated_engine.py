@@ -53,6 +53,18 @@ def test_an_engine_object_has_no_replicas(tmp_path):
         run(rows(1), tmp_path / "o.jsonl", engine=SimulatedEngine(), replicas=2)
 
 
+def test_what_runs_elsewhere_has_no_replicas_here(tmp_path):
+    with pytest.raises(ConfigError, match="runs elsewhere or on accelerators"):
+        run(
+            rows(1),
+            tmp_path / "o.jsonl",
+            model="m",
+            engine="remote",
+            replicas=2,
+            engine_kwargs={"base_url": "http://127.0.0.1:1/v1"},
+        )
+
+
 def test_replicas_are_of_engines_that_the_job_starts(tmp_path):
     with pytest.raises(ConfigError, match="replicas"):
         run(rows(1), tmp_path / "o.jsonl", attach="http://127.0.0.1:1", replicas=2)

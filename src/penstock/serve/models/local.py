@@ -241,14 +241,16 @@ def _handle(config: LLMConfig, budget: MemoryBudget) -> ModelHandle:
 def local_counts(config: LLMConfig) -> tuple[int, int]:
     """The fewest and the most replicas of a model here. "auto" is up to one a core.
 
-    A model that takes accelerators, or is a side of a prefill/decode pair, has one: nothing parts
-    these here.
+    A model that takes accelerators, runs elsewhere, or is a side of a prefill/decode pair has one:
+    nothing parts these here.
     """
     fewest, most = replica_counts(config)
     if config.deployment_config.num_replicas == "auto" and most == AUTO_MOST:
         most = len(usable_cores())
     if most > 1 and (
-        kind_of_bundles(engine_bundles(config)) != "cpu" or server_class(config).role != "both"
+        config.engine_name == "remote"
+        or kind_of_bundles(engine_bundles(config)) != "cpu"
+        or server_class(config).role != "both"
     ):
         return min(fewest, 1), 1
     return fewest, most
