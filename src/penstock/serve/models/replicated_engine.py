@@ -49,8 +49,8 @@ class ReplicatedEngine(LLMEngine):
         self._config = job_config(engine, replicas)
         if local_counts(self._config)[1] != replicas:
             raise ConfigError(
-                f"the {engine.name} engine runs elsewhere or on accelerators, and only CPU cores are"
-                " parted here",
+                f"the {engine.name} engine runs elsewhere or on accelerators, and only CPU cores"
+                " are parted here",
                 field="replicas",
                 value=replicas,
                 hint="Use the runtime 'ray', or engine_kwargs.data_parallel_size.",
