@@ -14,10 +14,10 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.gguf_ir import keeping
-from penstock.engines.openvino.model_files import LANGUAGE_MODEL, sees
+from penstock.engines.openvino.lanes.vision import AS_IS
+from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
+from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
-from penstock.engines.openvino.vision import AS_IS
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling, Tokens

@@ -23,7 +23,9 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
-from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.lanes.lane import Lane, Request
+from penstock.engines.openvino.lanes.shared_steps import SharedSteps
+from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle
 from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.scoring import (
@@ -33,7 +35,8 @@ from penstock.engines.openvino.logits.scoring import (
     check_together,
     prompt_logprobs,
 )
-from penstock.engines.openvino.model_files import read_config
+from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
+from penstock.engines.openvino.model.files import read_config
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -42,9 +45,6 @@ from penstock.engines.openvino.pipeline import (
     generation_config,
     sequences_wanted,
 )
-from penstock.engines.openvino.second_copy import is_biased, needs_scores
-from penstock.engines.openvino.shared_steps import SharedSteps
-from penstock.engines.openvino.vision import Vision
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens, shown_prompt

@@ -7,9 +7,9 @@ from math import inf
 from typing import Any
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
+from penstock.engines.openvino.lanes.vision import Picture
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
-from penstock.engines.openvino.vision import Picture
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Failed, Submit
 from penstock.engines.sampling import StopStrings
