@@ -27,7 +27,8 @@ from penstock.engines.process import Submit
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from penstock.engines.openvino.lanes.lane import Lane, Request
+    from penstock.engines.openvino.lanes.lane import Lane
+    from penstock.engines.openvino.lanes.request import Request
     from penstock.engines.openvino.pipeline import Tokenizer
 
 AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from penstock.engines.openvino.lanes.lane import Lane, Request
+from penstock.engines.openvino.lanes.lane import Lane
+from penstock.engines.openvino.lanes.request import Request
 from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.logits.second_copy import IDLE_SECONDS, is_biased, needs_scores
 from penstock.engines.openvino.model.gguf_ir import saved_ir
