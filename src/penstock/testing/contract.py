@@ -181,8 +181,8 @@ class EngineContract(Decisions, Images, Constraints):
         for stream in (True, False):
             request = CompletionRequest(ids, sampling, n=2, stream=stream)
             deltas = await deltas_of(engine, request)
-            told = [delta for delta in deltas if delta.prompt_token_ids is not None]
-            assert sorted(delta.index for delta in told) == [0, 1]
+            firsts = [delta for delta in deltas if delta.prompt_token_ids is not None]
+            assert sorted(delta.index for delta in firsts) == [0, 1]
             result = Answers(deltas)
             assert list(result.prompt_token_ids or ()) == ids
             assert [len(of_one) for of_one in result.token_ids.values()] == [4, 4]

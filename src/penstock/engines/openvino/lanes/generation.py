@@ -430,7 +430,7 @@ class Generation:
         if request.text is None:
             prompt = [ov.Tensor(np.array([request.prompt], dtype=np.int64))]
         else:
-            config.apply_chat_template = not request.special_tokens  # see vision.AS_IS
+            config.apply_chat_template = not request.special_tokens  # see pipeline.AS_IS
             if request.picture is not None:
                 prompt.append(request.picture.tensors)
         request.handle = lane.pipeline.add_request(next(self._ids), *prompt, config)
