@@ -66,10 +66,8 @@ Row = Mapping[str, Any]
 
 
 class Cursor(Protocol):
-    """What a statement gives."""
+    """The rows that a statement gives."""
 
-    @property
-    def rowcount(self) -> int: ...
     def fetchone(self) -> Any: ...
     def fetchall(self) -> list[Any]: ...
 
@@ -192,4 +190,5 @@ class _Marked:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
-        return self._connection.execute(sql.replace("?", "%s"), parameters)  # type: ignore[no-any-return]
+        cursor: Cursor = self._connection.execute(sql.replace("?", "%s"), parameters)
+        return cursor

@@ -35,7 +35,7 @@ class StoredFile(Struct, frozen=True, kw_only=True):
     expires_at: int | None
 
     def body(self) -> dict[str, Any]:
-        """As clients read it."""
+        """The file object that clients of OpenAI read."""
         return {
             "id": self.id,
             "object": "file",
@@ -174,7 +174,7 @@ class FileStore:
             await self.content.delete(id)
 
     async def sweep(self) -> None:
-        """Delete what has expired."""
+        """Delete the files that have expired, with their content."""
 
         def find(db: Connection) -> list[str]:
             rows = db.execute(

@@ -19,6 +19,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.responses import Answers
+from penstock.testing.abilities import Constraints, Decisions, Images
 from penstock.testing.asking import (
     GREEDY,
     answer,
@@ -28,9 +29,6 @@ from penstock.testing.asking import (
     endless,
     rest,
 )
-from penstock.testing.constraints import Constraints
-from penstock.testing.decisions import Decisions
-from penstock.testing.images import Images
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,

@@ -25,7 +25,6 @@ class GrammarQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether a request waits."""
         return bool(self._waiting)
 
     def queue(self, lane: Lane, request: Request) -> None:

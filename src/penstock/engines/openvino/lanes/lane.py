@@ -63,7 +63,7 @@ class Lane:
         return bool(self.active or self.waiting or self.batch_waiting or self.cancelled)
 
     def queue_of(self, request: Request) -> deque[Request]:
-        """Where it waits."""
+        """The queue of a request's class."""
         return self.batch_waiting if request.batch else self.waiting
 
     def admit(self, batch: Decision) -> list[Request]:
