@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from msgspec import Struct
 
 from penstock import lazy
-from penstock.engines.cores import Cores
+from penstock.cores import Cores
 from penstock.engines.tasks import Batches, Operations, Tasks, task_of
 from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site

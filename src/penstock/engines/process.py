@@ -28,8 +28,8 @@ from typing import Any, cast
 
 from msgspec import Struct, ValidationError, msgpack
 
+from penstock.cores import Cores, pin
 from penstock.engines.base import Capabilities
-from penstock.engines.cores import Cores, pin
 from penstock.errors import EngineDeadError, PenstockError, RequestError
 from penstock.types import Delta, Sampling
 

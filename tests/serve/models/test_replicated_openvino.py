@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.cores import parted, usable_cores
+from penstock.cores import parted, usable_cores
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import build_local_handles
 from penstock.testing import answer, chat_request

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.cores import usable_cores
 from penstock.engines.base import Stated
 from penstock.engines.chat_template import read_template
-from penstock.engines.cores import usable_cores
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import adapter_rank

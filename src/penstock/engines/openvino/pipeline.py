@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.cores import usable_cores
+from penstock.cores import usable_cores
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions

@@ -9,8 +9,8 @@ from typing import Literal
 from msgspec import Struct
 
 from penstock.config import masked
+from penstock.cores import parted, usable_cores
 from penstock.engines.base import LLMEngine
-from penstock.engines.cores import parted, usable_cores
 from penstock.errors import MissingExtraError
 from penstock.kv.base import Role, configured_connector
 from penstock.llm_config import LLMConfig, Parallelism, parallelism

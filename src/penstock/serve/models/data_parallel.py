@@ -18,8 +18,8 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.load import LeastLoaded
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Member, Pool
+from penstock.cores import parted, usable_cores
 from penstock.engines.base import LLMEngine, Stated
-from penstock.engines.cores import parted, usable_cores
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig, parallelism

@@ -15,8 +15,8 @@ from msgspec import to_builtins
 from msgspec.structs import fields, replace
 
 from penstock.config import import_object
+from penstock.cores import usable_cores
 from penstock.engines.base import LLMEngine, Room
-from penstock.engines.cores import usable_cores
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import DeploymentConfig, LLMConfig

@@ -15,7 +15,7 @@ import msgspec
 from penstock.balance.policies.base import RouteRequest
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Failover, Member, Pool
-from penstock.engines.cores import Cores, parted, usable_cores
+from penstock.cores import Cores, parted, usable_cores
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import (
     EngineDeadError,

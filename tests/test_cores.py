@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from penstock.engines.cores import parted, pin, usable_cores
+from penstock.cores import parted, pin, usable_cores
 
 
 @pytest.mark.parametrize(
