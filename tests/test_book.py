@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, chdir
+from contextlib import ExitStack, chdir, nullcontext
 from pathlib import Path
 
 import pytest
@@ -87,7 +87,9 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands(line, folder):
-    run(["bash", "-euc", line], folder)
+    with serving("demo") if AT in line else nullcontext() as server:
+        at = server.url.removeprefix("http://") if server else AT
+        run(["bash", "-euc", line.replace(AT, at)], folder)
 
 
 @pytest.mark.parametrize("page", PAGES)
