@@ -22,6 +22,7 @@ from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
+from penstock.batch.provider.step import ProviderStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
@@ -82,6 +83,9 @@ async def _durable(
 ) -> RunResult:
     if isinstance(plan.step, CascadeStep):
         plan.step.memory = output.folder / CASCADE_FILE
+    if isinstance(plan.step, ProviderStep):
+        state_of = state.manifest
+        plan.step.engine.keep(output.folder, state_of.key, state_of.generation)
     # Answers of a resumed job carry the time of its beginning.
     plan.form.created = state.manifest.created
     journal = state.journal

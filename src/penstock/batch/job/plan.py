@@ -24,9 +24,11 @@ from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
-from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
+from penstock.batch.pipeline.pipeline import Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
+from penstock.batch.provider.engine import PROVIDERS
+from penstock.batch.provider.step import engine_step, provider_engine
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.decisions import ColumnDecisions
@@ -167,7 +169,7 @@ def _plan(
         if len(engines) == 2:
             step = _cascade(job, source, (engines[0], engines[1]), form, policy)
         else:
-            step = EngineStep(engines[0], form, constant, job.max_attempts, policy)
+            step = engine_step(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
         source=source,
         output=output,
@@ -341,6 +343,8 @@ def _engines(job: Job) -> list[LLMEngine]:
 
 
 def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
+    if isinstance(engine, str) and engine in PROVIDERS:
+        return provider_engine(job, PROVIDERS[engine])
     made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
     if job.runtime == "local":
         return made

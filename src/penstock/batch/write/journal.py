@@ -8,6 +8,7 @@ A state directory holds
     parts-g.jsonl    a record for each part: its rows in written order; its last byte commits a part
     base-g           the output of a complete job whose failed rows are run again: a part, too
     answers.bin      answers for equal requests (`dedupe.py`)
+    batches/         batches of the job at a provider (`provider/ledger.py`)
     lock             held by the process that runs the job
 
 A row's record is written in the event loop's turn in which the row finished, so that a killed
@@ -47,7 +48,10 @@ from penstock.batch.write.state_files import (
 from penstock.errors import JobError, OutputError
 
 _CHECK_SECONDS = 1.0
-_OURS = re.compile(r"(part|parts|rows|base)-.*|(final|failed|download|answers|mode)(\..*)?|.*\.tmp")
+BATCHES = "batches"
+_OURS = re.compile(
+    r"(part|parts|rows|base)-.*|(final|failed|download|answers|mode|batches)(\..*)?|.*\.tmp"
+)
 """Names of what a job leaves in its folder. Anything else there is not touched."""
 
 
@@ -178,8 +182,8 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row was finished."""
-        return not self.done.runs and not self.pending
+        """Whether no row was finished, and none is in a provider's batch."""
+        return not (self.done.runs or self.pending or (self.folder / BATCHES).exists())
 
     @property
     def parts_mark(self) -> int:
@@ -279,7 +283,7 @@ class Journal:
         """
         needed = {self._list.path.name}
         if parts is not None:
-            needed |= {*parts, "answers.bin", *(path.name for path in self._rows_files())}
+            needed |= {*parts, "answers.bin", BATCHES, *(path.name for path in self._rows_files())}
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in needed:
                 guarded(remove, path)
