@@ -18,7 +18,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
+import zlib
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -63,6 +66,36 @@ PATIENCE = 60.0
 def chat_request(text: str, sampling: Sampling = GREEDY, **fields: Any) -> ChatRequest:
     """A conversation of one user message."""
     return ChatRequest([{"role": "user", "content": text}], sampling, **fields)
+
+
+def image_request(
+    text: str, images: Sequence[str], sampling: Sampling = GREEDY, **fields: Any
+) -> ChatRequest:
+    """A conversation of one user message: images, as data URIs, and a text."""
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": image}} for image in images
+    ]
+    parts.append({"type": "text", "text": text})
+    return ChatRequest([{"role": "user", "content": parts}], sampling, **fields)
+
+
+def noise(seed: int, width: int = 64, height: int = 48) -> str:
+    """A PNG of coloured noise as a data URI, the same for the same seed."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    source = random.Random(seed)
+    rows = b"".join(b"\0" + source.randbytes(3 * width) for _ in range(height))
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    file = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size + b"\x08\x02\0\0\0")
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return f"data:image/png;base64,{b64encode(file).decode()}"
 
 
 class Generates(Protocol):
@@ -368,6 +401,42 @@ class EngineContract:
             assert neighbour.texts == alone.texts
         assert (await answer(engine, chat_request(self.prompt))).texts == alone.texts
 
+    # Images
+    async def test_images_are_seen_in_their_order_and_beside_texts(self, engine: LLMEngine) -> None:
+        _needs_images(engine)
+        one, other = noise(1), noise(2, 48, 64)
+        asked = [
+            chat_request(self.prompt),
+            *(image_request(self.prompt, images) for images in ([one], [other])),
+            *(image_request(self.prompt, images) for images in ([one, other], [other, one])),
+        ]
+        alone = [await answer(engine, request) for request in asked]
+        assert len({result.texts[0] for result in alone}) == len(asked)
+        tokens = [result.usage.prompt_tokens for result in alone]
+        assert tokens[0] < min(tokens[1:3]) <= max(tokens[1:3]) < tokens[3] == tokens[4]
+        together = await asyncio.gather(*(answer(engine, request) for request in asked * 3))
+        assert [result.texts for result in together] == [result.texts for result in alone] * 3
+
+    async def test_a_bad_image_is_refused_and_harms_nobody(self, engine: LLMEngine) -> None:
+        _needs_images(engine)
+        good = image_request(self.prompt, [noise(1)])
+        alone = await answer(engine, good)
+        cut, path = noise(1)[: len(noise(1)) // 8 * 4], "/etc/passwd"
+        beside = [asyncio.create_task(answer(engine, good)) for _ in range(3)]
+        for image in ("data:image/png;base64,aGVsbG8=", "data:image/png;base64,%", cut, path):
+            with pytest.raises(RequestError) as caught:
+                await answer(engine, image_request(self.prompt, [noise(2), image]))
+            assert caught.value.status == 400
+        assert {result.texts[0] for result in await asyncio.gather(*beside)} == {alone.texts[0]}
+
+    async def test_an_engine_without_eyes_refuses_images_by_its_name(
+        self, engine: LLMEngine
+    ) -> None:
+        if "text" not in engine.capabilities.inputs or "image" in engine.capabilities.inputs:
+            pytest.skip("it sees, or leaves that to a server")
+        with pytest.raises(RequestError, match=r"image|multimodal"):
+            await answer(engine, image_request(self.prompt, [noise(1)]))
+
     # Refusals
     @pytest.mark.parametrize(
         ("param", "value"),
@@ -599,6 +668,11 @@ class EngineContract:
 async def _rest(stream: Deltas, patience: float = PATIENCE) -> list[Delta]:
     async with asyncio.timeout(patience):
         return [delta async for delta in stream]
+
+
+def _needs_images(engine: LLMEngine) -> None:
+    if "image" not in engine.capabilities.inputs:
+        pytest.skip("no images")
 
 
 def _needs_decisions(engine: LLMEngine) -> None:

@@ -1,8 +1,8 @@
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.chat_template import IMAGE_TAG, ChatTemplate
 from penstock.errors import RequestError
 
 CHATML = (
@@ -257,3 +257,41 @@ def test_a_call_cannot_be_continued():
 
 def test_a_prompt_may_end_after_the_last_message():
     assert ChatTemplate(TALKS).render(HELLO, add_generation_prompt=False) == "<user>hello<end>"
+
+
+class TestImages:
+    MESSAGES: ClassVar[list[dict[str, Any]]] = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A cat."},
+    ]
+
+    def shown(self, source):
+        template = ChatTemplate(source, images=True)
+        text = template.render(self.MESSAGES)
+        return text, template.mark_of(text, 1)
+
+    def test_a_template_of_lists_gets_texts_as_lists(self):
+        lists = (
+            "{% for m in messages %}{% for p in m['content'] %}"
+            "{{ '<image>\n' if p['type'] == 'image' else p['text'] }}{% endfor %};{% endfor %}"
+        )
+        assert self.shown(lists) == ("<image>\nWhat?;A cat.;", "<image>")
+
+    def test_a_template_of_both_gets_texts_as_they_are(self):
+        both = (
+            "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+            "{% for p in m['content'] %}{% if p['type'] == 'image' %}<|a|><|pad|><|b|>"
+            "{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %};{% endfor %}"
+        )
+        assert self.shown(both) == ("<|a|><|pad|><|b|>What?;A cat.;", "<|a|><|pad|><|b|>")
+
+    def test_a_template_of_texts_gets_a_tag(self):
+        texts = "{% for m in messages %}{{ m['content'] }};{% endfor %}"
+        assert self.shown(texts) == (f"{IMAGE_TAG}\nWhat?;A cat.;", IMAGE_TAG)
+
+    def test_another_number_of_marks_than_images_is_refused(self):
+        template = ChatTemplate(None, images=True)
+        with pytest.raises(RequestError, match="2 images: the texts hold"):
+            template.mark_of(IMAGE_TAG * 3, 2)
+        with pytest.raises(RequestError, match="1 image: the model's chat template does not show"):
+            template.mark_of("What?", 1)

@@ -80,6 +80,7 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
         ("replicas", replicas),
         ("workers", f"{sizes.workers} a replica: {shape}" if sizes.workers > 1 else ""),
         ("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens")),
+        ("reads", " and ".join(f"{kind}s" for kind in model.inputs)),
         ("requests", _or_unknown(model.max_num_seqs, lambda n: f"{n} at once{each_rank}", "")),
         ("answers", "deterministic: of the request alone" if model.deterministic else ""),
         ("weights", f"{_or_unknown(memory.weights, _size)} a replica"),

@@ -67,6 +67,11 @@ _ANSWERED = (
         ),
     ),
     click.option(
+        "--image",
+        metavar="COLUMN",
+        help="A column of images before each prompt: bytes, paths or data URIs, PDFs too.",
+    ),
+    click.option(
         "--filter",
         metavar="QUESTION",
         help="Keep the rows to whose prompt the answer is yes.",
@@ -181,6 +186,7 @@ Examples:
   penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
+  penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
   cat rows.jsonl | penstock run - -o - --prompt '{question}'

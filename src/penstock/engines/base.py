@@ -45,7 +45,8 @@ class Capabilities(Struct, frozen=True):
     `logit_bias`: it takes that, and lists of allowed and forbidden tokens. `token_ids`: deltas
     carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
-    `Sampling.extra` that it honours.
+    `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
+    empty where a server decides.
     """
 
     tasks: frozenset[str]
@@ -62,6 +63,7 @@ class Capabilities(Struct, frozen=True):
     extra: frozenset[str] = frozenset()
     thoughts_first: bool = False
     triggers: bool = False
+    inputs: tuple[str, ...] = ("text",)
 
 
 class Room(NamedTuple):
@@ -155,6 +157,12 @@ class LLMEngine(Tasks, Operations):
         """The context in tokens that options or the model's files state; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
+
+    def stated_inputs(self) -> tuple[str, ...]:
+        """What messages may hold ("text", "image"), as far as the model's files state it; empty if
+        they do not.
+        """
+        return ()
 
     def brings(self, operation: str) -> bool:
         """Whether the engine does this operation itself."""

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
 from jinja2.exceptions import SecurityError
@@ -35,6 +35,7 @@ CHANGED = (
     "the model's chat template changes or drops the text of the last message, so no answer can"
     " continue it"
 )
+IMAGE_TAG = "<ov_genai_image_tag>"  # in texts for templates that know no images
 PLAIN_ROLES = frozenset({"system", "user", "assistant"})
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands behind the text that the answer continues, to find its place in the prompt."""
@@ -52,10 +53,19 @@ def template_options(request: ChatRequest) -> dict[str, Any]:
 
 
 class ChatTemplate:
-    """One model's template. `source` None: the model has none, and line ends join the contents."""
+    """One model's template. `source` None: the model has none, and line ends join the contents.
+    `images`: the model sees, so contents may have parts `{"type": "image"}`.
+    """
 
-    def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str | None,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        images: bool = False,
+    ) -> None:
         self.source = source or PLAIN
+        self._images = images
         self._names = tuple((special_tokens or {}).items())
         self.names = dict(self._names)
         """Special tokens by the names that templates use."""
@@ -78,6 +88,23 @@ class ChatTemplate:
             return messages, tools
         system = _shows(source, self._names, _SYSTEM_TURN, "SYSTEM")
         return tools_as_text(messages, tools, system=system), None
+
+    def mark_of(self, prompt: str, images: int, override: str | None = None) -> str:
+        """What stands for each image in a prompt with so many. Raises `RequestError` where the
+        template (or `override`) shows another number of them.
+        """
+        mark = _image_form(override or self.source, self._names).mark
+        count = prompt.count(mark) if mark else 0
+        if count != images:
+            why = (
+                f"the texts hold '{mark}', which stands for an image"
+                if count > images
+                else "the model's chat template does not show each of them"
+            )
+            raise RequestError(
+                f"the messages have {images} image{'s'[: images > 1]}: {why}", param="messages"
+            )
+        return mark
 
     def render(
         self,
@@ -110,19 +137,25 @@ class ChatTemplate:
         if special:
             messages, tools = self.fitted(messages, tools, override)
             messages = arguments_as_objects(messages)
-        plain = list(map(_plain_content, messages))
+        shape = _image_form(source, self._names).shape if self._images else _plain_content
+        plain = list(map(shape, messages))
         if null or special:
             empty = None if _takes_null(source, self._names) else ""
             plain = [m if m.get("content") is not None else {**m, "content": empty} for m in plain]
         if not continue_final_message:
             return self._filled(source, plain, tools, names)
-        text = plain[-1].get("content") if plain else None
+        text = content = plain[-1].get("content") if plain else None
+        if isinstance(content, list) and len(content) == 1:
+            text = content[0].get("text")
         if not isinstance(text, str) or plain[-1].get("tool_calls"):
             raise RequestError(
                 "the last message has no text that an answer could continue",
                 param="continue_final_message",
             )
-        plain[-1] = {**plain[-1], "content": text + _END_MARK}
+        marked: Any = text + _END_MARK
+        if isinstance(content, list):
+            marked = [{"type": "text", "text": marked}]
+        plain[-1] = {**plain[-1], "content": marked}
         return _cut(self._filled(source, plain, tools, names), text)
 
     def _filled(
@@ -251,6 +284,52 @@ def _plain_content(message: Message) -> Message:
     ):
         return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
     return message
+
+
+class _ImageForm(NamedTuple):
+    """How a template takes the contents of messages, and what it writes for an image."""
+
+    shape: Callable[[Message], Message]
+    mark: str
+
+
+_IMAGE = {"type": "image"}
+_PROBE = {"type": "text", "text": "CONTENT"}
+
+
+@lru_cache(maxsize=64)
+def _image_form(source: str, names: _Names) -> _ImageForm:
+    """Finds the form by trying: some templates take lists of parts alone, some only texts, in which
+    the tag that OpenVINO GenAI knows for all models stands for an image.
+    """
+
+    def shown(content: Any) -> str:
+        return _tried(source, names, [{"role": "user", "content": content}]) or ""
+
+    text, one = shown([_PROBE]), shown([_IMAGE, _PROBE])
+    at = text.find(_PROBE["text"])
+    mark = one[at : len(one) - len(text) + at] if at >= 0 else ""
+    if not mark.strip() or text[:at] + mark + text[at:] != one or "'type'" in one:
+        return _ImageForm(_tagged_content, IMAGE_TAG)
+    takes_texts = _PROBE["text"] in shown(_PROBE["text"])
+    return _ImageForm(_plain_content if takes_texts else _listed_content, mark.strip())
+
+
+def _listed_content(message: Message) -> Message:
+    """A text as a list of one part."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}
+
+
+def _tagged_content(message: Message) -> Message:
+    """Parts as one text, in which a tag stands for an image."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts = [f"{IMAGE_TAG}\n" if p == _IMAGE else str(p.get("text", "")) for p in content]
+    return {**message, "content": "".join(texts)}
 
 
 def _raise(message: str) -> None:

@@ -44,8 +44,9 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """A prompt to continue: text or token ids. `marks` and `batch` are as in `GenerateRequest`;
-    `at` is when it was asked, in seconds of the machine's monotonic clock.
+    """A prompt to continue: text or token ids. `marks`, `batch` and `image_mark` are as in
+    `GenerateRequest`; `at` is when it was asked, in seconds of the machine's monotonic clock;
+    `images` holds the bytes of files.
     """
 
     id: int
@@ -57,6 +58,8 @@ class Submit(Struct, tag="submit", array_like=True):
     marks: tuple[str, ...] = ()
     batch: bool = False
     at: float = 0.0
+    images: tuple[bytes, ...] = ()
+    image_mark: str = ""
 
 
 class Abort(Struct, tag="abort", array_like=True):

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.decisions.answers import decisions
 from penstock.engines.decisions.checks import check_questions
@@ -29,6 +28,7 @@ from penstock.engines.sampling import (
 )
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
+from penstock.openai.image_parts import IMAGE_PARTS, image_at
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
@@ -52,12 +52,14 @@ from penstock.types import (
 )
 
 MEDIA = ("image", "audio", "video", "file")
+NOTHING: tuple[str | bytes, ...] = ()
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
     BOS) to a text; `kv_transfer_params` are for the engine's KV connector. Special tokens that are
-    part of one of `marks` stay in the answer's text. `batch` is as in `ChatRequest`.
+    part of one of `marks` stay in the answer's text. `batch` is as in `ChatRequest`. `images` are
+    URIs or the bytes of files; each stands where the prompt has an `image_mark`.
     """
 
     prompt: str | list[int]
@@ -68,6 +70,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     kv_transfer_params: dict[str, Any] | None = None
     marks: tuple[str, ...] = ()
     batch: bool = False
+    images: tuple[str | bytes, ...] = ()
+    image_mark: str = ""
 
 
 class TokenEngine(LLMEngine):
@@ -107,10 +111,10 @@ class TokenEngine(LLMEngine):
         thinking = forms.thinking
         if request.continue_final_message and not (thinking and thinking.open_in(_last(request))):
             thinking = None
-        text = ""
+        text, images = "", NOTHING
         if not request.prompt_token_ids or thinking is not None:
-            check_texts(request.messages, self.name)
-            text = self.template.render(request.messages, **template_options(request))
+            messages, images = seen(request.messages, self.capabilities, self.name)
+            text = self.template.render(messages, **template_options(request))
         if request.prompt_token_ids:
             check_token_ids(request.prompt_token_ids, "prompt_token_ids")
         prompt = request.prompt_token_ids or text
@@ -129,6 +133,10 @@ class TokenEngine(LLMEngine):
                 *(calls.marks if calls is not None and not forced else ()),
             ),
             batch=request.batch,
+            images=images,
+            image_mark=self.template.mark_of(text, len(images), request.chat_template)
+            if images
+            else "",
         )
         answers = self._answers(single, request.n)
         if calls is not None or thinking is not None:
@@ -166,8 +174,12 @@ class TokenEngine(LLMEngine):
 
     def _rendered(self, request: ChatRequest) -> str:
         """The prompt of a conversation. Raises `RequestError`."""
-        check_texts(request.messages, self.name)
-        return self.template.prompt(request)
+        messages, images = seen(request.messages, self.capabilities, self.name)
+        if images:
+            raise UnsupportedError(
+                f"the {self.name} engine counts no tokens of images", param="messages"
+            )
+        return self.template.render(messages, **template_options(request))
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         """The tokens of a text, with their names if those are wanted."""
@@ -195,7 +207,11 @@ class TokenEngine(LLMEngine):
         check_questions(request.questions)
 
         def rendered(messages: list[Message], continued: bool) -> str:
-            check_texts(messages, self.name)
+            messages, images = seen(messages, self.capabilities, self.name)
+            if images:
+                raise UnsupportedError(
+                    f"the {self.name} engine makes no decisions about images", param="messages"
+                )
             return self.template.render(
                 messages,
                 override=request.chat_template,
@@ -395,14 +411,29 @@ def without_answer(delta: Delta) -> Delta:
     )
 
 
-def check_texts(messages: Sequence[Message], engine: str) -> None:
-    """Raise `UnsupportedError` for images and the like, of which a template would make words."""
+def seen(
+    messages: list[Message], capabilities: Capabilities, engine: str
+) -> tuple[list[Message], tuple[str | bytes, ...]]:
+    """Messages as templates take them, and their images in order. Raises `UnsupportedError` for
+    what the engine does not read, of which a template would make words.
+    """
+    images: list[str | bytes] = []
+    shown: list[Message] = []
     for number, message in enumerate(messages):
         content = message.get("content")
-        for part in content if isinstance(content, list) else ():
+        for at, part in enumerate(content) if isinstance(content, list) else ():
             kind = str(part.get("type"))
-            if any(medium in kind for medium in MEDIA):
-                where = f"messages[{number}].content"
+            if not any(medium in kind for medium in MEDIA):
+                continue
+            where = f"messages[{number}].content"
+            if kind not in IMAGE_PARTS or "image" not in capabilities.inputs:
+                reads = "texts and images" if "image" in capabilities.inputs else "texts"
                 raise UnsupportedError(
-                    f"{where}: the {engine} engine reads texts, no '{kind}'", param=where
+                    f"{where}: the {engine} engine reads {reads}, no '{kind}'",
+                    param=where,
                 )
+            images.append(image_at(part, where))
+            message = {**message, "content": [*message["content"]]}
+            message["content"][at] = {"type": "image"}
+        shown.append(message)
+    return (shown, tuple(images)) if images else (messages, NOTHING)

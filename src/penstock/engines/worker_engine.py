@@ -113,7 +113,11 @@ class WorkerEngine(TokenEngine):
             process.send(encode(load))
             answer: Ready = await ready
             self.capabilities = answer.capabilities
-            self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
+            self.template = ChatTemplate(
+                answer.chat_template,
+                answer.special_tokens,
+                images="image" in self.capabilities.inputs,
+            )
             for name, path in self.adapters.items():
                 await self._add_adapter(name, path)
             if self._watching is not None:
@@ -165,6 +169,7 @@ class WorkerEngine(TokenEngine):
             sampling = msgspec.structs.replace(
                 sampling, structured=await self._constraint(sampling.structured)
             )
+        images = await self._files(request.images) if request.images else ()
         number = next(self._ids)
         mailbox = self._mailboxes[number] = Mailbox()
         finished = False
@@ -180,6 +185,8 @@ class WorkerEngine(TokenEngine):
                     request.marks,
                     request.batch,
                     time.monotonic(),
+                    images,
+                    request.image_mark,
                 )
             )
             while not finished:
@@ -195,6 +202,10 @@ class WorkerEngine(TokenEngine):
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
         """A constraint as the worker takes it. Raises `RequestError` for a dangerous one."""
         return structured
+
+    async def _files(self, images: tuple[str | bytes, ...]) -> tuple[bytes, ...]:
+        """The files of images. Raises `RequestError` for those that are not taken."""
+        raise self._unsupported("images")
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:

@@ -10,11 +10,19 @@ from importlib import import_module
 import numpy as np
 import pytest
 import pytest_asyncio
+from make_vision_model import write_vision_model
 
 from penstock.engines.openvino import OpenVINOEngine, model_source as module
 from penstock.errors import EngineStartError
 from penstock.testing import chat_request, deltas_of
-from penstock.types import EmbeddingRequest, RerankRequest, Sampling, TranscriptionRequest, Usage
+from penstock.types import (
+    ChatRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    Sampling,
+    TranscriptionRequest,
+    Usage,
+)
 from torch_models import (
     SPEECH_COMMANDS,
     TEXT,
@@ -23,6 +31,7 @@ from torch_models import (
     save_tokenizer,
     speech_model,
 )
+from vision_models import image_file, image_part, picture
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]
 
@@ -236,3 +245,37 @@ async def test_a_hub_id_without_a_network(monkeypatch):
         EngineStartError, match="there is no path 'no-such/model', and the hub does not give it"
     ):
         await OpenVINOEngine("no-such/model").start()
+
+
+# As those of LLaVA's models: a content that is a text would be left out.
+LISTS_ONLY = (
+    "{% for m in messages %}{{ m['role'].upper() }}: {% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>\n{% elif p['type'] == 'text' %}{{ p['text'] }}{% endif %}"
+    "{% endfor %} {% endfor %}ASSISTANT:"
+)
+
+
+async def test_vision_language_model(engine, tmp_path):
+    import torch
+    import transformers
+
+    model = save(write_vision_model(tmp_path / "llava", LISTS_ONLY), tmp_path / "llava")
+    started = await engine(tmp_path / "llava")
+    assert started.capabilities.inputs == ("text", "image")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "llava")
+    sampling = Sampling(max_tokens=8, temperature=0, ignore_eos=True)
+    for images in ([], [image_file(1, size=(56, 56))]):
+        parts = [*map(image_part, images), {"type": "text", "text": "what is in the picture?"}]
+        chat = await deltas_of(started, ChatRequest([{"role": "user", "content": parts}], sampling))
+        shown = "<image>" * 16 + "\n" if images else ""
+        text = f"USER: {shown}what is in the picture? ASSISTANT:"
+        inputs = processor.tokenizer(text, return_tensors="pt")
+        assert chat[-1].usage == Usage(inputs.input_ids.shape[1], 8)
+        if images:
+            pixels = processor.image_processor(picture(1, (56, 56)), return_tensors="pt")
+            inputs["pixel_values"] = pixels.pixel_values
+        with torch.no_grad():
+            wanted = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)[
+                0, inputs.input_ids.shape[1] :
+            ]
+        assert [token for delta in chat for token in delta.token_ids] == wanted.tolist()

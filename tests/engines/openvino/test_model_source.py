@@ -191,11 +191,18 @@ class TestExporter:
         with pytest.raises(EngineStartError, match="has no tokenizer"):
             convert(hf_model(tmp_path / "llama"))
 
+    def test_image_settings_stand_where_the_engine_looks_for_them(self, tmp_path):
+        (source := tmp_path / "source").mkdir()
+        (target := tmp_path / "target").mkdir()
+        (source / "processor_config.json").write_text('{"image_processor": {"do_resize": true}}')
+        module.keep_image_settings(source, target)
+        settings = json.loads((target / "preprocessor_config.json").read_text())
+        assert settings == {"do_resize": True}
+
     @pytest.mark.parametrize(
         ("architecture", "config", "task", "kind"),
         [
             ("T5ForConditionalGeneration", {"is_encoder_decoder": True}, None, "encoder-decoder"),
-            ("LlavaForConditionalGeneration", {"vision_config": {}}, None, "vision"),
             ("Qwen3ForCausalLM", {}, "score", "generative rerank"),
         ],
     )

@@ -66,6 +66,7 @@ def job_identity(
         "requests": form.kind,
         "prompt": job.prompt,
         "messages": job.messages,
+        **({"image": job.image} if job.image is not None else {}),
         "system": job.system,
         "schema": schema.schema if schema is not None else None,
         **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),

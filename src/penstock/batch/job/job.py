@@ -84,6 +84,9 @@ class Job:
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
+        image: with a prompt, a column of images that stand before its text: bytes, a path, a data
+            URI, a mapping with `bytes` or `path`, an image of Pillow's, or a list of these. A PDF
+            is an image for each page. The model must be one that sees.
         system: a system message before each.
         schema: a JSON Schema (mapping or path) that answers follow; its fields become columns.
         adapter: a column with the names of LoRA adapters (null: none), else one adapter's name or
@@ -140,6 +143,7 @@ class Job:
     delta: float | None = None
     prompt: str | None = None
     messages: str | None = None
+    image: str | None = None
     system: str | None = None
     schema: Mapping[str, Any] | str | os.PathLike[str] | None = None
     adapter: str | None = None

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,7 +56,8 @@ _CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
-    | {*("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens")}
+    | {*("prompt", "messages", "image", "system", "schema", "adapter")}
+    | {*("result_prefix", "max_tokens")}
 )
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
 _SAMPLING = frozenset(Sampling.__struct_fields__)
@@ -69,7 +70,8 @@ _WHOLE = (
 )
 _REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("attach", "filter", "prompt", "messages", "system", "adapter", "result_prefix")),
+    (str, "text", ("attach", "filter", "prompt", "messages", "image", "system", "adapter")),
+    (str, "text", ("result_prefix",)),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
@@ -89,7 +91,9 @@ _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1,
 
 @dataclass(kw_only=True)
 class Plan:
-    """What `step` is to do with the rows of `source`. `identity` is all that decides the output."""
+    """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
+    `watch` gets the counts before rows move. `most_rows` bounds rows and answers in memory.
+    """
 
     source: Source
     form: RowForm
@@ -104,9 +108,13 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
+    watch: Callable[[Counts], None] | None = None
+    most_rows: int | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
+        if self.watch is not None:
+            self.watch(counts)
         if isinstance(self.step, CascadeStep):
             self.step.counts = counts
         return Pipeline(self.step, self.form, counts)
@@ -250,6 +258,7 @@ def _engine_rows(
         "template": Template(job.prompt) if job.prompt is not None else None,
         "messages": job.messages,
         "system": job.system,
+        "image": job.image,
         "sampling": sampling,
         "adapter": constant,
         "adapter_column": job.adapter if in_column else None,
@@ -285,8 +294,10 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     elif job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
-        meaningless = _GENERATES - {"seed"} if cascade else _GENERATES
-        _check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
+        meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
+        _check_unset(
+            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
+        )
     return asked
 
 
@@ -447,6 +458,8 @@ def _check_options(job: Job) -> None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"
         )
+    if job.image is not None and (job.messages is not None or job.prompt is None):
+        raise ConfigError("goes with a prompt; conversations hold their own images", field="image")
     if job.prompt is not None and job.messages is not None:
         raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 
@@ -490,9 +503,8 @@ def _require_unicode(name: str, value: object) -> None:
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"is no UTF-8 at character {error.start + 1}", field=name, value=value
-        ) from None
+        why = f"is no UTF-8 at character {error.start + 1}"
+        raise ConfigError(why, field=name, value=value) from None
 
 
 def _is_list_of(values: object, kind: type) -> bool:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
-from penstock.errors import ConfigError, RequestError, nearest
+from penstock.errors import ConfigError, RequestError, UnsupportedError, nearest
+from penstock.openai.image_parts import IMAGE_PARTS, given_in, name_of, part_with, with_images
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling
@@ -66,9 +68,9 @@ class ColumnRequests(EngineForm):
     """Chat requests from a prompt template or a column of messages; answers become columns.
 
     `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for
-    all rows. `prefix` goes before the name of each result column. `values_for`: the output that
-    rows go to, where their values may be other ones than those of JSON; a row with one that it
-    cannot hold fails.
+    all rows. `image` is a column of images, which stand before the text. `prefix` goes before the
+    name of each result column. `values_for`: the output that rows go to, where their values may be
+    other ones than those of JSON; a row with one that it cannot hold fails.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ColumnRequests(EngineForm):
         template: Template | None = None,
         messages: str | None = None,
         system: str | None = None,
+        image: str | None = None,
         sampling: Sampling,
         schema: Schema | None = None,
         adapter: str | None = None,
@@ -100,7 +103,9 @@ class ColumnRequests(EngineForm):
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
         self._digest = blake2b(self._encode((sampling, self._system)), digest_size=16)
         asked = template.columns if template is not None else (messages or "",)
-        self.columns = (*asked, *([adapter_column] if adapter_column else []))
+        self._image = image
+        self._images = RowImages(image, messages) if image or messages else None
+        self.columns = (*asked, *filter(None, (image, adapter_column)))
         self.fields = schema.fields if schema else ()
         for name in self.fields:
             if name in ("response", *RESULT_COLUMNS):
@@ -141,6 +146,12 @@ class ColumnRequests(EngineForm):
                 field="messages",
                 hint=nearest(self._messages or "", every),
             )
+        if self._image is not None and every is not None and self._image not in every:
+            raise ConfigError(
+                f"the data has no column '{self._image}'",
+                field="image",
+                hint=nearest(self._image, every),
+            )
         results = self._results.union(self.flat_columns) if flat else self._results
         taken = [name for name in columns if name in results]
         if taken:
@@ -151,12 +162,24 @@ class ColumnRequests(EngineForm):
             )
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if self._images is None:
+            yield self._stored(rows)
+            return
+        async for some in self._images.load(rows):
+            yield self._stored(some)
+
+    def close(self) -> None:
+        if self._images is not None:
+            self._images.close()
+
+    def _stored(self, rows: list[Row]) -> list[Row]:
+        """The rows with values that the output can hold."""
         if self._values_for is not None:
             for row in rows:
                 if row.values is not None:
                     row.values, wrong = plain_row(row.values, json=self._values_for == "json")
-                    row.failure = None if wrong is None else RequestError(wrong)
-        yield rows
+                    row.failure = row.failure if wrong is None else RequestError(wrong)
+        return rows
 
     def prepare(self, row: Row) -> None:
         values = row.values
@@ -170,9 +193,17 @@ class ColumnRequests(EngineForm):
         content: Any
         if self._template is not None:
             content = text = self._template.render(values)
-            messages = [*self._system, {"role": "user", "content": text}]
+            said: Any = text
+            if self._image is not None:
+                if self._image not in values:
+                    raise RequestError(f"the row has no column '{self._image}'", param=self._image)
+                if row.images:
+                    content = [*row.images, text]
+                    said = [*map(part_with, row.images), {"type": "text", "text": text}]
+                    text = f"{' '.join(map(name_of, row.images))} {text}"
+            messages = [*self._system, {"role": "user", "content": said}]
         else:
-            messages = content = self._conversation(values)
+            messages = content = self._conversation(values, row.images)
             text = conversation_text(messages)
         digest = self._digest.copy()
         try:
@@ -190,6 +221,13 @@ class ColumnRequests(EngineForm):
 
     def check_engine(self, engine: LLMEngine) -> None:
         check_sampling(self.sampling, 1, engine.capabilities, engine.name)
+        inputs = engine.capabilities.inputs
+        if self._image is not None and inputs and "image" not in inputs:
+            raise UnsupportedError(
+                f"the {engine.name} engine reads texts with '{engine.model_source}', which is no"
+                " vision-language model, and no images",
+                param="image",
+            )
 
     def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
         return self.repair.answer(
@@ -240,7 +278,9 @@ class ColumnRequests(EngineForm):
             outcome.latency_ms,
         ]
 
-    def _conversation(self, values: Mapping[str, Any]) -> list[Message]:
+    def _conversation(
+        self, values: Mapping[str, Any], images: Sequence[str] | None
+    ) -> list[Message]:
         try:
             value = values[self._messages or ""]
         except KeyError:
@@ -269,21 +309,37 @@ class ColumnRequests(EngineForm):
         check_messages(messages)
         for message in messages:
             if isinstance(message.get("content"), list) and any(
-                part["type"] != "text" for part in message["content"]
+                part["type"] not in ("text", *IMAGE_PARTS) for part in message["content"]
             ):
                 raise RequestError(
-                    f"column '{self._messages}' holds a message with other parts than text"
+                    f"column '{self._messages}' holds a message with other parts than texts and"
+                    " images"
                 )
+        if images is not None:
+            messages = with_images(messages, images)
         return messages if messages[0]["role"] == "system" else self._system + messages
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """The contents of a conversation in order: those that begin alike sort together by it."""
+    """The contents of a conversation in order: those that begin alike sort together by it. The
+    name of an image stands for it.
+    """
     return "\n".join(
         [
-            text if isinstance(text := message.get("content"), str) else as_text(text)
+            text if isinstance(text := message.get("content"), str) else _parts_text(text)
             for message in messages
         ]
+    )
+
+
+def _parts_text(content: Any) -> str:
+    parts = content if isinstance(content, list) else ()
+    if not any(isinstance(p, dict) and p.get("type") in IMAGE_PARTS for p in parts):
+        return as_text(content)
+    given = ((part.get("text"), given_in(part)) for part in parts)
+    return " ".join(
+        text if isinstance(text, str) else name_of(image) if isinstance(image, str) else ""
+        for text, image in given
     )
 
 

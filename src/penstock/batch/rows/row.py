@@ -69,7 +69,7 @@ class Row(Struct, eq=False):
     names the request (16 bytes), `prefix` sorts rows that share the start of a prompt next to each
     other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
     row failed in the processor that it comes from. `longest` is how many tokens its answer may
-    have, 0 where no limit is set.
+    have, 0 where no limit is set. `images` are the URIs of its images, where those were loaded.
     """
 
     index: int
@@ -84,6 +84,7 @@ class Row(Struct, eq=False):
     shareable: bool = False
     longest: int = 0
     failure: PenstockError | None = None
+    images: tuple[str, ...] | None = None
     earlier: RowError | None = None
 
 

@@ -22,7 +22,7 @@ from penstock.errors import RequestError
 from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:
-    from penstock.batch.stages.images import PreparedImage
+    from penstock.engines.images import PreparedImage
 
 _IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
 
@@ -118,7 +118,7 @@ class PrepareMultimodal:
     async def start(self) -> None:
         """Load Pillow. Raises `MissingExtraError` where it is not installed."""
         self._images = lazy.require(
-            "penstock.batch.stages.images", needed_by="The preparation of images"
+            "penstock.engines.images", needed_by="The preparation of images"
         )
         self._loader = Loader(**self._options)
         self._decoding = Offload(os.cpu_count() or 1)

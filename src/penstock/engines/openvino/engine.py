@@ -15,11 +15,13 @@ from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
-from penstock.engines.openvino.model_files import MODEL_KINDS
+from penstock.engines.openvino.image_files import image_files
+from penstock.engines.openvino.model_files import MODEL_KINDS, sees
 from penstock.engines.openvino.model_source import (
     check_tokenizer,
     find_model,
     stated_context_length,
+    stated_inputs,
 )
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -33,7 +35,7 @@ from penstock.engines.openvino.second_copy import SecondCopy, is_biased, needs_s
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError, UnsupportedError
+from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
 
 
@@ -84,6 +86,9 @@ class OpenVINOEngine(WorkerEngine):
     def shares_steps(self) -> bool:
         return "completions" in self.capabilities.tasks
 
+    def stated_inputs(self) -> tuple[str, ...]:
+        return stated_inputs(self.model_source)
+
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
@@ -92,6 +97,13 @@ class OpenVINOEngine(WorkerEngine):
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
+        if sees(files.path):
+            self.model_kind = "a vision-language model"
+            for name in ("tokenizer", "prompt_lookup", "draft_model"):
+                if getattr(self.options, name):
+                    raise EngineStartError(
+                        f"'{self.model_source}' is a vision-language model, which takes no {name}"
+                    )
         if self._constraints is None:
             self._constraints = Constraints(
                 self.options.tokenizer or str(files.path),
@@ -119,6 +131,9 @@ class OpenVINOEngine(WorkerEngine):
         if self._constraints is None:
             raise EngineDeadError(self._why_dead)
         return await self._constraints.grammar(structured)
+
+    async def _files(self, images: tuple[str | bytes, ...]) -> tuple[bytes, ...]:
+        return await image_files(images, self.options)
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:

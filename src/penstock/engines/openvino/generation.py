@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from penstock.engines.openvino.logits.scoring import (
     check_together,
     prompt_logprobs,
 )
+from penstock.engines.openvino.model_files import read_config
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -42,6 +44,7 @@ from penstock.engines.openvino.pipeline import (
 )
 from penstock.engines.openvino.second_copy import is_biased, needs_scores
 from penstock.engines.openvino.shared_steps import SharedSteps
+from penstock.engines.openvino.vision import Vision
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens, shown_prompt
@@ -72,6 +75,7 @@ class Generation:
         )
         self.context_length = context_length
         self._pipelines = Pipelines(path, options)
+        self.sees = self._pipelines.sees
         self._ids = count(1)
         self._steps = 0
         self._requests: dict[int, Request] = {}
@@ -87,6 +91,10 @@ class Generation:
         self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
         self.encoded = self._tokenizer.encoded
         self.chat_template = self._tokenizer.chat_template
+        self._vision: Vision | None = None
+        if self._pipelines.sees:
+            self.chat_template = lambda: self._pipelines.chat_template
+            self._vision = Vision(read_config(Path(path)), options.max_image_pixels)
         self.special_tokens = self._tokenizer.special_tokens
         self._deciding = Deciding(
             self._logits, self._tokenizer, context_length, options.deterministic
@@ -103,6 +111,7 @@ class Generation:
         """Whether `step` has anything to do."""
         return (
             bool(self._uncompiled)
+            or (self._vision is not None and self._vision.busy)
             or self._scoring.busy
             or self._deciding.busy
             or any(lane.busy for lane in self._lanes.values())
@@ -120,12 +129,14 @@ class Generation:
             return [failed for submit in arrived for failed in self.submit([submit])]
         for submit, prompt in tokenized:
             try:
-                request = Request(submit, prompt)
+                request = self._request(submit, prompt)
                 self._check(request)
                 if isinstance(submit.prompt, str):
                     self._tokenizer.check_uncut(prompt, "prompt", "messages")
                 lane = self._lane(_lane_of(request))
-                if needs_scores(request.sampling):
+                if request.picture is not None and self._vision is not None:
+                    self._vision.begin(lane, request)
+                elif needs_scores(request.sampling):
                     self._scoring.begin(lane, request)
                 else:
                     self._queue(lane, request)
@@ -145,6 +156,8 @@ class Generation:
             return
         self._scoring.forget(request)
         self._shared.gone(request)
+        if self._vision is not None:
+            self._vision.forget(request)
         if (uncompiled := self._uncompiled.pop(request, None)) is not None:
             if uncompiled[1] is not None:
                 uncompiled[1].cancel()
@@ -159,6 +172,8 @@ class Generation:
         """Give every running request of every lane its next token."""
         deltas: list[tuple[int, Delta]] = []
         failures = self._take_compiled() if self._uncompiled else []
+        if self._vision is not None and self._vision.busy:
+            failures += self._take_decoded(self._vision)
         self._steps += 1
         lanes = list(self._lanes.values())
         for lane, request in self._shared.begin(lanes):
@@ -276,6 +291,8 @@ class Generation:
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
         """Each request with its prompt's ids. One call encodes all texts, as calls are dear."""
+        if self._vision is not None:
+            return [(submit, []) for submit in submits]  # see _request
         ready: list[tuple[Submit, list[int]]] = []
         for special in (False, True):
             texts = [
@@ -286,6 +303,14 @@ class Generation:
                 ready += zip(texts, ids, strict=True)
         ready += [(s, s.prompt) for s in submits if not isinstance(s.prompt, str)]
         return sorted(ready, key=lambda pair: pair[0].id) if len(ready) > 1 else ready
+
+    def _request(self, submit: Submit, prompt: list[int]) -> Request:
+        if self._vision is None:
+            return Request(submit, prompt)
+        text, ids, picture = self._vision.prompt(submit, self._tokenizer)
+        request = Request(submit, ids)
+        request.text, request.picture = text, picture
+        return request
 
     def _check(self, request: Request) -> None:
         """Refuse what the pipeline would accept in silence, or die of."""
@@ -298,7 +323,10 @@ class Generation:
                 f"prompt is too long: {size} tokens. The KV cache holds {self._cache_tokens}; raise"
                 " kv_cache_memory_bytes"
             )
-        check_id_range(request.prompt, self._tokenizer.vocabulary, "prompt")
+        ids = request.prompt
+        if request.picture is not None:
+            ids = [token for token in ids if token >= 0]
+        check_id_range(ids, self._tokenizer.vocabulary, "prompt")
         stop_ids = request.sampling.stop_token_ids
         check_id_range(stop_ids, self._tokenizer.vocabulary, "stop_token_ids")
         check_together(request, self._tokenizer.vocabulary)
@@ -337,7 +365,21 @@ class Generation:
             CompiledGrammars(
                 pipeline.get_tokenizer(), lambda: self._pipelines.logits() or vocabulary
             ),
+            self._pipelines.sees,
         )
+
+    # Images
+    def _take_decoded(self, vision: Vision) -> list[Failed]:
+        """Let requests go on whose images are decoded."""
+        failures: list[Failed] = []
+        serving = any(lane.busy for lane in self._lanes.values())
+        for lane, request, error in vision.turn(serving):
+            if error is None:
+                self._queue(lane, request)
+            else:
+                self._forget(request)
+                failures.append(Failed.of(request.id, error))
+        return failures
 
     # Log probabilities
     def _take_scored(self, failures: list[Failed]) -> list[tuple[int, Delta]]:
@@ -364,6 +406,8 @@ class Generation:
         self._requests.pop(request.id, None)
         self._shared.gone(request)
         self._scoring.forget(request)
+        if self._vision is not None:
+            self._vision.forget(request)
 
     # CompiledGrammars
     def _queue(self, lane: Lane, request: Request) -> None:
@@ -433,11 +477,19 @@ class Generation:
                 Handle(request.prompt, request.sampling, request.max_new_tokens, stops, words)
             )
             return
-        tensor = ov.Tensor(np.array([request.prompt], dtype=np.int64))
         config = generation_config(
             request.sampling, request.max_new_tokens, self._eos, self._stop_ids, self.options
         )
-        request.handle = lane.pipeline.add_request(next(self._ids), tensor, config)
+        prompt: list[Any] = [request.text]
+        if request.text is None:
+            prompt = [ov.Tensor(np.array([request.prompt], dtype=np.int64))]
+        else:
+            config.apply_chat_template = not request.special_tokens  # see vision.AS_IS
+            if request.picture is not None:
+                prompt.append(request.picture.tensors)
+        request.handle = lane.pipeline.add_request(next(self._ids), *prompt, config)
+        if self._vision is not None:
+            self._vision.shown(request)
 
     def _collect(self, lane: Lane, request: Request) -> bool:
         """Read what the step made for a request. Returns whether there is anything to report."""
@@ -456,6 +508,8 @@ class Generation:
                 self._append(request, output)
         if not running and request.finish is None:
             request.failed = True  # dropped without a reason: out of cache
+        if request.picture is not None and self._vision is not None and request.finish:
+            self._vision.learn(request, handle.get_perf_metrics().get_num_input_tokens())
         return request.finish is not None or request.failed or len(request.ids) > request.reported
 
     def _append(self, request: Request, output: Any) -> None:
@@ -474,15 +528,15 @@ class Generation:
             new = request.ids[request.reported :]
             if request.finish == "stop" and new and new[-1] in self._stop_set(request):
                 new = new[:-1]
-            request.text.add(self._tokenizer.shown(new, request.marks))
-            windows += request.text.windows()
+            request.shown.add(self._tokenizer.shown(new, request.marks))
+            windows += request.shown.windows()
         texts = self._tokenizer.decode_each(
             windows, [bool(r.marks) for r in requests for _ in range(2)]
         )
         deltas: list[tuple[int, Delta]] = []
         for at, request in enumerate(requests):
             last = request.finish is not None
-            text = request.stop.push(request.text.advance(texts[2 * at], texts[2 * at + 1], last))
+            text = request.stop.push(request.shown.advance(texts[2 * at], texts[2 * at + 1], last))
             if request.stop.stopped and request.finish is None:
                 request.handle.stop()
                 lane.cancelled = True
@@ -506,7 +560,8 @@ class Generation:
         scored = self._scoring.of(request)
         usage = None
         if request.finish is not None:
-            usage = Usage(request.prompt_tokens, len(request.ids), request.cached)
+            cached = min(request.cached, request.prompt_tokens)
+            usage = Usage(request.prompt_tokens, len(request.ids), cached)
         elif start == 0:
             usage = Usage(request.prompt_tokens, 0, request.cached)
         return Delta(

@@ -9,6 +9,7 @@ from typing import Any
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
+from penstock.engines.openvino.vision import Picture
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Failed, Submit
 from penstock.engines.sampling import StopStrings
@@ -39,7 +40,11 @@ class Request:
         self.stream = submit.stream
         self.marks = submit.marks
         self.batch = submit.batch
+        self.special_tokens = submit.special_tokens
         self.prompt = prompt
+        self.text: str | None = None
+        """The prompt of a pipeline that takes texts alone."""
+        self.picture: Picture | None = None
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
         self.max_new_tokens = 0
@@ -51,7 +56,7 @@ class Request:
         self.finish: FinishReason | None = None
         self.failed = False
         self.prefilled = False
-        self.text = TextStream()
+        self.shown = TextStream()
         self.stop = StopStrings(submit.sampling.stop)
         self.held_text = ""
         """Text not yet sent because nobody streams."""
@@ -76,9 +81,8 @@ class Request:
         of a generator or of penalties is lost.
         """
         sampling = self.sampling
-        return not (
-            sampling.structured is not None
-            or (sampling.temperature > 0 and sampling.seed is not None)
+        return self.resumable and not (
+            (sampling.temperature > 0 and sampling.seed is not None)
             or sampling.presence_penalty
             or sampling.frequency_penalty
             or sampling.min_tokens
@@ -88,6 +92,13 @@ class Request:
     def watched(self) -> bool:
         """Whether its tokens are looked at as they come, rather than once at the end."""
         return self.stream or bool(self.sampling.stop)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
+        and the pipeline takes token ids.
+        """
+        return self.sampling.structured is None and self.text is None
 
 
 class Lane:
@@ -101,10 +112,11 @@ class Lane:
         prefix_caching: bool,
         company: int = 0,
         grammars: CompiledGrammars | None = None,
+        sees: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.grammars = grammars
-        self.companions = Companions(pipeline, company)
+        self.companions = Companions(pipeline, company, sees)
         self.waiting: deque[Request] = deque()
         self.batch_waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
@@ -252,14 +264,16 @@ class Lane:
     def surplus(self, most: int) -> list[Request]:
         """The batch requests that leave the pipeline so that `most` are left, the last ones first.
 
-        Some stay: who has a grant or is on trial; and who would have to begin anew, if its tokens
-        were seen or that has happened too often.
+        Some stay: who has a grant, is on trial or has images; and who would have to begin anew, if
+        its tokens were seen or that has happened too often.
         """
         found: list[Request] = []
         for request in reversed(self.active.values()):
             if self.batch_active - len(found) <= most:
                 break
             if not request.batch or request.granted or request is self._on_trial:
+                continue
+            if request.picture is not None:  # its pixels are gone
                 continue
             anew = not request.resumes and request.prefilled
             if anew and (request.evicted >= _MOST_ANEW or (request.stream and request.reported)):
@@ -278,19 +292,19 @@ class Lane:
         self.restart(request, anew=not request.resumes)
 
     def restart(self, request: Request, *, anew: bool = False) -> None:
-        """Queue a request again: what it made so far becomes prompt, or, where a grammar's state is
-        lost or it begins `anew`, goes.
+        """Queue a request again: what it made so far becomes prompt, or, where it is not
+        resumable or begins `anew`, goes.
         """
         request.handle = None
         request.prefilled = False
         request.harmless_steps = 0
-        if request.sampling.structured is not None or anew:
+        if anew or not request.resumable:
             request.prompt = request.prompt[: request.prompt_tokens]
             request.max_new_tokens += request.resumed
             request.resumed = 0
             request.blocks = block_hashes(request.prompt)
             request.ids, request.logprobs, request.reported, request.held_text = [], [], 0, ""
-            request.text, request.stop = TextStream(), StopStrings(request.sampling.stop)
+            request.shown, request.stop = TextStream(), StopStrings(request.sampling.stop)
         else:
             made = request.ids[request.resumed :]
             request.prompt = request.prompt + made
@@ -306,8 +320,8 @@ class Lane:
         The pipeline works again once all its requests are dropped and it was stepped. The request
         that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
         a time. The others go on from where they are, their tokens so far being part of the prompt
-        now; a constrained one cannot (its grammar's state is lost), so it starts again if nobody
-        saw its tokens, else it fails.
+        now; one that is not resumable starts again if nobody saw its tokens, else it fails, and so
+        does one with images, whose pixels are gone.
         """
         self.companions.leave()
         requests = list(self.active.values())
@@ -332,7 +346,9 @@ class Lane:
                     else "the engine cannot answer this request"
                 )
                 failure = Failed(request.id, RequestError.kind, f"{why}: {reason}")
-            elif request.sampling.structured is not None and request.stream and request.reported:
+            elif request.picture is not None or (
+                not request.resumable and request.stream and request.reported
+            ):
                 why = f"the engine failed in a step: {reason}"
                 failure = Failed(request.id, EngineError.kind, why)
             else:

@@ -26,6 +26,34 @@ def is_ir(path: Path) -> bool:
     return path.is_dir() and any(path.glob("openvino_*model*.xml"))
 
 
+LANGUAGE_MODEL = "openvino_language_model.xml"
+_VISION = (
+    *("openvino_vision_embeddings_model.xml", "openvino_text_embeddings_model.xml"),
+    *("config.json", "preprocessor_config.json"),
+)
+
+
+def sees(path: Path) -> bool:
+    """Whether `path` is a directory with a converted vision-language model. Raises
+    `EngineStartError` for one that lacks a file: without its `preprocessor_config.json`, for
+    instance, images would silently be scaled wrongly.
+    """
+    if not (path / LANGUAGE_MODEL).is_file():
+        return False
+    missing = [name for name in _VISION if not (path / name).is_file()]
+    if missing:
+        raise EngineStartError(
+            f"'{path}' is a vision-language model without {' and '.join(missing)}; convert it"
+            " again, or copy what is missing from the model that it was made of"
+        )
+    return True
+
+
+def is_vision_config(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is that of a vision-language model."""
+    return "vision_config" in config
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The model's `config.json`; an empty dict if there is none."""
     try:

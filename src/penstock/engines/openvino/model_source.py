@@ -30,8 +30,10 @@ from penstock.engines.openvino.model_files import (
     context_length_of,
     gguf_context_length,
     is_ir,
+    is_vision_config,
     lacks_token_types,
     read_config,
+    sees,
     task_of,
 )
 from penstock.env import cache_dir
@@ -96,6 +98,18 @@ def stated_context_length(source: str) -> int | None:
     return context_length_of(config) if config else None
 
 
+def stated_inputs(source: str) -> tuple[str, ...]:
+    """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return ("text",)
+    try:
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return ()
+    return (("text", "image") if is_vision_config(config) else ("text",)) if config else ()
+
+
 def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
     """Resolve `source`. Copies a bucket's files, and converts a Hugging Face model, on first use,
     and shows its progress.
@@ -112,6 +126,8 @@ def find_model(source: str, task: str | None, max_model_len: int | None) -> Mode
     if not is_ir(path):
         path = convert(source, task)
     config = read_config(path)
+    if task not in (None, "generate") and sees(path):
+        raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     return ModelFiles(
         path, task or task_of(path, config), max_model_len or context_length_of(config)
     )
@@ -224,6 +240,8 @@ def _convert(
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
+    seeing = task == "generate" and is_vision_config(config)
+    exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
     partial = partial_of(target)
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
@@ -231,7 +249,7 @@ def _convert(
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
-            *("--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT, str(partial)),
+            *("--task", exported, "--weight-format", WEIGHT_FORMAT, str(partial)),
         ]
         stage("starting the exporter")
         _run(source, command, log, stage)
@@ -243,6 +261,8 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
+        if seeing:
+            keep_image_settings(directory, partial)
         for file in (SENTENCE_TRANSFORMERS, POOLING_CONFIG):
             if (directory / file).is_file():
                 (partial / file).parent.mkdir(exist_ok=True)
@@ -253,13 +273,24 @@ def _convert(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def keep_image_settings(directory: Path, target: Path) -> None:
+    """Give the converted model its `preprocessor_config.json`. Newer versions of transformers have
+    its content in `processor_config.json`, where the engine does not look for it.
+    """
+    wanted = target / "preprocessor_config.json"
+    if (directory / wanted.name).is_file():
+        shutil.copy(directory / wanted.name, wanted)
+    elif not wanted.is_file() and (found := directory / "processor_config.json").is_file():
+        settings = json.loads(found.read_bytes()).get("image_processor")
+        if settings:
+            wanted.write_text(json.dumps(settings))
+
+
 def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
     """Refuse models that the exporter supports and the engine does not."""
     architecture = str((config.get("architectures") or [""])[0])
     kind = ""
-    if task == "generate" and "vision_config" in config:
-        kind = "vision"
-    elif task == "generate" and config.get("is_encoder_decoder"):
+    if task == "generate" and config.get("is_encoder_decoder"):
         kind = "encoder-decoder"
     elif task == "score" and architecture.endswith("ForCausalLM"):
         kind = "generative rerank"

@@ -39,6 +39,10 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
     not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
     properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's marks say.
+
+    Of vision-language models: a request may have `max_images`, of `max_image_bytes` (files) and
+    `max_image_pixels` together. `image_urls`: images are also loaded from http and https, within
+    `image_timeout_s` seconds; else they come with their request.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -63,6 +67,11 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     properties: dict[str, Any] = field(default_factory=dict)
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    max_images: Positive = 16
+    max_image_bytes: Positive = 64 << 20
+    max_image_pixels: Positive = 1 << 26
+    image_urls: bool = False
+    image_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
 
     def __post_init__(self) -> None:
         check_names(self.tool_call_parser, self.reasoning_parser)
@@ -112,7 +121,7 @@ COSTS_ONLY = frozenset(
     {
         *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"),
         *("enable_prefix_caching", "num_threads"),
-        "max_loras",
+        *("max_loras", "image_timeout_s"),
     }
 )
 COSTS_ONLY_PROPERTIES = frozenset(

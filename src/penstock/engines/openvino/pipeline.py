@@ -14,7 +14,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.openvino.model_files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
+from penstock.engines.openvino.vision import AS_IS
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling, Tokens
@@ -40,6 +42,9 @@ class Pipelines:
         self._exact_blocks = 0
         self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self.cache_blocks = 0
+        self.sees = sees(Path(path))
+        """Whether the model is a vision-language model, whose pipeline takes texts alone."""
+        self.chat_template: str | None = None
 
     def first(self) -> Any:
         """The model's first pipeline, which settles `cache_blocks`.
@@ -50,7 +55,7 @@ class Pipelines:
         """
         size = self._options.kv_cache_memory_bytes
         pipeline = self._load()
-        self.cache_blocks, measured = _measure_cache(pipeline, self._options)
+        self.cache_blocks, measured = _measure_cache(pipeline, self._options, self.sees)
         if size % GIB:
             self._exact_blocks = self.cache_blocks = max(size * self.cache_blocks // measured, 1)
             del pipeline
@@ -59,7 +64,7 @@ class Pipelines:
 
     def logits(self) -> int | None:
         """The size of the model's logits, often above the vocabulary's; None if unknown."""
-        file = Path(self._path) / "openvino_model.xml"
+        file = Path(self._path) / (LANGUAGE_MODEL if self.sees else "openvino_model.xml")
         if not file.is_file():
             return None
         size = ov.Core().read_model(file).output("logits").get_partial_shape()[-1]
@@ -71,6 +76,10 @@ class Pipelines:
 
     def with_adapter(self, path: str) -> Any:
         """The model with a LoRA adapter (PEFT files in directory `path`) merged in."""
+        if self.sees:
+            raise UnsupportedError(
+                "the openvino engine has no LoRA adapters for vision-language models"
+            )
         if self._path.endswith(".gguf"):
             raise UnsupportedError(
                 "the openvino engine has no LoRA adapters for GGUF models; use an IR directory"
@@ -109,9 +118,14 @@ class Pipelines:
             properties["adapters"] = adapters
         properties.update(options.properties)
         if options.tokenizer is None:
-            return genai.ContinuousBatchingPipeline(
+            pipeline = genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties
             )
+            if self.sees:
+                tokenizer = pipeline.get_tokenizer()
+                self.chat_template = self.chat_template or own_template(tokenizer)
+                tokenizer.set_chat_template(AS_IS)
+            return pipeline
         tokenizer = genai.Tokenizer(str(Path(options.tokenizer).expanduser()))
         return genai.ContinuousBatchingPipeline(
             self._path, tokenizer, scheduler, options.device, **properties
@@ -168,11 +182,21 @@ def _speculate(config: Any, options: OpenVINOOptions) -> None:
         config.max_ngram_size = options.prompt_lookup_max
 
 
-def _measure_cache(pipeline: Any, options: OpenVINOOptions) -> tuple[int, int]:
+def one_token(sees: bool) -> Any:
+    """The shortest prompt. A pipeline with eyes takes a text."""
+    return "a" if sees else ov.Tensor(np.zeros((1, 1), dtype=np.int64))
+
+
+def own_template(tokenizer: Any) -> str | None:
+    """The model's own chat template, before GenAI simplified it."""
+    return tokenizer.get_original_chat_template() or tokenizer.chat_template or None
+
+
+def _measure_cache(pipeline: Any, options: OpenVINOOptions, sees: bool) -> tuple[int, int]:
     """Blocks and bytes of a pipeline's KV cache, from a run that fills exactly one block."""
     config = genai.GenerationConfig(max_new_tokens=3, ignore_eos=True, apply_chat_template=False)
     _speculate(config, options)
-    handle = pipeline.add_request(0, ov.Tensor(np.zeros((1, 1), dtype=np.int64)), config)
+    handle = pipeline.add_request(0, one_token(sees), config)
     usage = 0.0
     # A request whose handle nobody holds is dropped.
     while handle.get_status() == genai.GenerationStatus.RUNNING:
@@ -199,8 +223,9 @@ class Companions:
     another order of sums. So a few sequences without a meaning keep it company.
     """
 
-    def __init__(self, pipeline: Any, wanted: int) -> None:
+    def __init__(self, pipeline: Any, wanted: int, sees: bool = False) -> None:
         self._pipeline = pipeline
+        self._sees = sees
         self._wanted = wanted
         self._ids = count(1 << 40)  # requests count from 1
         self._handles: list[Any] = []
@@ -214,7 +239,7 @@ class Companions:
             config = genai.GenerationConfig(
                 max_new_tokens=_COMPANION_TOKENS, ignore_eos=True, apply_chat_template=False
             )
-            prompt = ov.Tensor(np.zeros((1, 1), dtype=np.int64))
+            prompt = one_token(self._sees)
             self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
 
     def leave(self) -> bool:
@@ -328,7 +353,7 @@ class Tokenizer:
 
     def chat_template(self) -> str | None:
         """The model's own template, before GenAI simplified it."""
-        return self._tokenizer.get_original_chat_template() or self._tokenizer.chat_template or None
+        return own_template(self._tokenizer)
 
     def special_tokens(self) -> dict[str, str]:
         """Names that chat templates use."""

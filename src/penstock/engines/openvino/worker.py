@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import Any
 
+from msgspec.structs import replace
+
 from penstock.engines.base import Capabilities
 from penstock.engines.openvino.options import Load, ToWorker, decode_to_worker, reason_of
 from penstock.engines.process import (
@@ -78,6 +80,18 @@ def _load(load: Load) -> tuple[Any, Ready]:
         triggers=True,
         extra=frozenset({"return_token_ids"}),
     )
+    if model.sees:
+        # Their pipeline takes no token ids, and the graph of the second copy would.
+        capabilities = replace(
+            capabilities,
+            tasks=capabilities.tasks - {"decide"},
+            max_top_logprobs=-1,
+            adapters=False,
+            prompt_logprobs=False,
+            logit_bias=False,
+            extra=frozenset(),
+            inputs=("text", "image"),
+        )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 
 

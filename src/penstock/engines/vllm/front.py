@@ -176,6 +176,7 @@ class Front:
             triggers=generates,
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
+            inputs=("text", "image") if model.is_multimodal_model else ("text",),
         )
 
     def _untrusted(self) -> frozenset[str]:

@@ -66,7 +66,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
     `bundles` are those of one replica, the first with the replica's own process; empty if the
     engine reserves its own resources. `needs` is their sum. `connector` exchanges KV caches with
     other engines; None without transfers. `deterministic`: the same request gets the same answer,
-    whatever runs beside it.
+    whatever runs beside it. `inputs`: what messages may hold, empty where nothing states it.
     """
 
     model: str
@@ -76,6 +76,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
     engine_reason: str
     server: str
     context_length: int | None
+    inputs: tuple[str, ...]
     max_num_seqs: int | None
     adapters: int
     deterministic: bool
@@ -147,6 +148,7 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
         engine_reason=config.engine_reason,
         server=server.__name__,
         context_length=context,
+        inputs=engine.stated_inputs() if engine is not None else (),
         max_num_seqs=slots if isinstance(slots, int) else None,
         adapters=0 if lora is None else lora.max_num_adapters_per_replica,
         deterministic=engine.deterministic if engine is not None else config.deterministic,

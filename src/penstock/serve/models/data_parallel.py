@@ -129,6 +129,9 @@ class EngineGroup(LLMEngine):
     def deciding_kwargs(self) -> dict[str, Any]:
         return self.ranks[0].deciding_kwargs
 
+    def stated_inputs(self) -> tuple[str, ...]:
+        return self.ranks[0].stated_inputs()
+
     def stated_context_length(self) -> int | None:
         return self.ranks[0].stated_context_length()
 

@@ -28,7 +28,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 
     `base_model` is the base's id for an adapter, None for a model. `created` is in Unix seconds.
     `context_length` is in tokens; None until the model was loaded once, unless the configuration or
-    the model's files state it.
+    the model's files state it. So is `inputs`, what messages may hold ("text", "image"), empty.
     """
 
     id: str
@@ -36,6 +36,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     created: int = 0
     owned_by: str = "penstock"
     context_length: int | None = None
+    inputs: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -311,7 +312,8 @@ class ModelNames:
         self, model_id: str, handle: ModelHandle, adapter: str | None = None
     ) -> dict[str, Any]:
         card = self._cards.get(model_id) or handle.card()
-        known = handle.card().context_length  # may have been learned since the card was given
+        now = handle.card()  # it may have learned since the card was given
+        known, inputs = now.context_length, now.inputs or card.inputs
         state = handle.state()
         return {
             "id": model_id if adapter is None else f"{model_id}:{adapter}",
@@ -323,6 +325,7 @@ class ModelNames:
             "state": state.state,
             "reason": state.reason or None,
             "max_model_len": known if known is not None else card.context_length,
+            "input_modalities": list(inputs) or None,
             "metadata": card.metadata,
         }
 

@@ -90,6 +90,10 @@ class LocalModel(ModelHandle):
     def _stated_context_length(self) -> int | None:
         return self.server.engine.stated_context_length()
 
+    @cached_property
+    def _stated_inputs(self) -> tuple[str, ...]:
+        return self.server.engine.stated_inputs()
+
     def card(self) -> ModelCard:
         capabilities = getattr(self.server.engine, "capabilities", None)
         length = capabilities.context_length if capabilities else self._stated_context_length
@@ -97,6 +101,7 @@ class LocalModel(ModelHandle):
             id=self.model_id,
             created=self._created,
             context_length=length or None,
+            inputs=capabilities.inputs if capabilities else self._stated_inputs,
             metadata={
                 "engine": self.engine_name,
                 **({"capabilities": to_builtins(capabilities)} if capabilities else {}),

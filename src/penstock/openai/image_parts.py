@@ -1,0 +1,128 @@
+"""Images in messages: from the forms in which people have them to data URIs, the one form that
+every engine, and every server, takes. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from binascii import Error as Base64Error, a2b_base64
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from io import BytesIO
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from penstock.errors import RequestError
+from penstock.types import Message
+
+IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
+_BEGINNINGS = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+    (b"BM", "image/bmp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"%PDF-", "application/pdf"),
+)
+
+
+def kind_of(data: bytes) -> str:
+    """The media type of a file by its first bytes; `application/octet-stream` if it is unknown."""
+    known = (kind for beginning, kind in _BEGINNINGS if data.startswith(beginning))
+    return next(known, "application/octet-stream")
+
+
+def data_uri(data: bytes) -> str:
+    """A file as a data URI."""
+    return f"data:{kind_of(data)};base64,{b64encode(data).decode()}"
+
+
+def data_in(uri: str, param: str) -> bytes:
+    """The bytes in a data URI. Raises `RequestError` naming `param` for one that is damaged."""
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise RequestError(f"{param}: the data URI has no data", param=param)
+    if not head.endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return a2b_base64(body, strict_mode=True)
+    except (Base64Error, ValueError) as error:
+        raise RequestError(f"{param}: the data URI is no base64: {error}", param=param) from None
+
+
+def part_with(uri: str) -> dict[str, Any]:
+    """The part of a message with this image."""
+    return {"type": "image_url", "image_url": {"url": uri}}
+
+
+def given_in(part: Mapping[str, Any]) -> Any:
+    """What a part says of its image: text, bytes, a mapping, an image of Pillow's; None: nothing.
+
+    Columnar data gives every part every key; the empty ones were never there.
+    """
+    given = next((part[name] for name in IMAGE_PARTS if part.get(name) is not None), None)
+    return given["url"] if isinstance(given, Mapping) and "url" in given else given
+
+
+def image_at(part: Mapping[str, Any], param: str) -> str | bytes:
+    """The image of a part, as it goes to an engine: a URI, or the bytes of a file. Raises
+    `RequestError` naming `param`.
+    """
+    given = given_in(part)
+    if isinstance(given, str) and given:
+        return given
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given)
+    if hasattr(given, "convert") and hasattr(given, "save"):
+        return bitmap(given)
+    raise RequestError(
+        f"{param}: a part of type '{part.get('type')}' needs an image_url with a url, or the bytes"
+        " of an image",
+        param=param,
+    )
+
+
+def bitmap(image: Any) -> bytes:
+    """An image of Pillow's as the file that is made fastest. Raises `RequestError`."""
+    file = BytesIO()
+    try:
+        image.convert("RGBA" if "A" in image.getbands() else "RGB").save(file, "BMP")
+    except Exception as error:  # it may be read only now, and decoders meet damage in many ways
+        raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+    return file.getvalue()
+
+
+def images_in(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+    """The parts of messages that hold images, in order."""
+    return [
+        part
+        for message in messages
+        if isinstance(content := message.get("content"), list)
+        for part in content
+        if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
+    ]
+
+
+def with_images(messages: Sequence[Message], uris: Sequence[str]) -> list[Message]:
+    """Messages whose image parts, in order, hold these URIs."""
+    left = iter(uris)
+    made: list[Message] = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [
+                part_with(next(left))
+                if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
+                else part
+                for part in content
+            ]
+            message = {**message, "content": content}
+        made.append(message)
+    return made
+
+
+def name_of(uri: str) -> str:
+    """A short name for an image: the same for the same content."""
+    return blake2b(uri.encode(errors="replace"), digest_size=16).hexdigest()
