@@ -84,8 +84,9 @@ async def _durable(
     if isinstance(plan.step, CascadeStep):
         plan.step.memory = output.folder / CASCADE_FILE
     if isinstance(plan.step, ProviderStep):
-        state_of = state.manifest
-        plan.step.engine.keep(output.folder, state_of.key, state_of.generation)
+        batches = plan.step.engine
+        batches.keep(output.folder, state.manifest.key, state.manifest.generation)
+        plan.most_rows = batches.options.rows_in_flight
     # Answers of a resumed job carry the time of its beginning.
     plan.form.created = state.manifest.created
     journal = state.journal

@@ -53,7 +53,8 @@ class Job:
         model: "demo", a model directory or file, or a hub id. Default "demo". Two of them, the
             small one first, decide as a cascade.
         engine: an engine's name, or an engine object; a running one keeps running. Default
-            "openvino". Of a cascade: for both, or a list of two.
+            "openvino". "openai-batch" and "anthropic-batch" hand the rows in as batches of that
+            provider. Of a cascade: for both, or a list of two.
         engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.
         deterministic: the same row gets the same answer whatever runs beside it, in any order, also
             in a resumed job. It costs speed. Engines that cannot promise it refuse it.

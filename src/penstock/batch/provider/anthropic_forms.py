@@ -42,7 +42,7 @@ def check_sampling(sampling: Sampling) -> None:
         if name not in _TAKEN and getattr(sampling, name) != getattr(_PLAIN, name):
             raise UnsupportedError(f"Anthropic's API has no {name}", param=name)
     if sampling.max_tokens is None:
-        raise RequestError("Anthropic's API needs max_tokens", param="max_tokens")
+        raise RequestError("Anthropic's API needs max_tokens: say how many", param="max_tokens")
     if sampling.temperature > 1:
         raise RequestError("Anthropic's API takes a temperature of at most 1", param="temperature")
 

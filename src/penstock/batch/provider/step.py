@@ -48,8 +48,9 @@ def engine_step(
     engine: LLMEngine, form: EngineForm, adapter: str | None, most: int, policy: ErrorPolicy
 ) -> EngineStep:
     """The step of a job with one engine; a row is asked up to `most` times."""
-    kind = ProviderStep if isinstance(engine, BatchApiEngine) else EngineStep
-    return kind(engine, form, adapter, most, policy)
+    if isinstance(engine, BatchApiEngine):
+        return ProviderStep(engine, form, adapter, most, policy)
+    return EngineStep(engine, form, adapter, most, policy)
 
 
 def provider_engine(job: Job, cls: type[BatchApiEngine]) -> BatchApiEngine:
