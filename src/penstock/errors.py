@@ -38,8 +38,6 @@ PenstockError
 │   │   └── TooManyRequestsError  the server is at its limit of concurrent requests
 │   ├── UnavailableError     it takes no requests now: asleep, or draining
 │   │   └── ShuttingDownError     the whole server is shutting down
-│   ├── LineExpiredError     a provider's batch ended without an answer to its line
-│   ├── LineCancelledError   somebody cancelled the batch of its line
 │   └── UpstreamError        another server, called over HTTP, refused or failed
 └── ClientGoneError          the client closed the connection
 
@@ -396,20 +394,6 @@ class ShuttingDownError(UnavailableError):
     """The whole server is shutting down."""
 
     kind = "shutting_down"
-
-
-class LineExpiredError(EngineError):
-    """A provider's batch expired, or ended otherwise, without an answer to the request's line."""
-
-    status = 504
-    retryable = True
-    kind = "batch_expired"
-
-
-class LineCancelledError(EngineError):
-    """The batch of the request's line was cancelled at the provider."""
-
-    kind = "batch_cancelled"
 
 
 class ClientGoneError(PenstockError):

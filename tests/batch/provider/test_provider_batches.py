@@ -105,8 +105,13 @@ async def test_what_stays_wrong_becomes_error_rows(
     kind: str, provider: Provider, tmp_path: Path
 ) -> None:
     cancelled = "cancelled" if kind == "openai-batch" else "canceled"
-    fates = {"row 1": 400, "row 2": "expired", "row 3": cancelled, "row 4": 529}
-    provider.fate = fates.get
+    fates: dict[str, str | int] = {
+        "row 1": 400,
+        "row 2": "expired",
+        "row 3": cancelled,
+        "row 4": 529,
+    }
+    provider.fate = lambda text: fates.get(text)
     result = await run(provider, kind, tmp_path, max_attempts=2)
     kinds = [(row["error"] or {}).get("type") for row in read(tmp_path)]
     assert kinds == [
@@ -251,7 +256,7 @@ async def test_a_killed_job_pays_for_nothing_twice(
 
 
 async def test_rows_of_openai_lines_and_other_endpoints(provider: Provider, tmp_path: Path) -> None:
-    asks = [
+    asks: list[tuple[str, dict[str, Any]]] = [
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
         ("/v1/embeddings", {"input": "text"}),
     ]
@@ -287,7 +292,12 @@ async def test_rows_of_openai_lines_and_other_endpoints(provider: Provider, tmp_
 def test_what_no_batch_can_do_is_refused(
     kind: str, options: dict[str, Any], field: str, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {"output": tmp_path / "out.jsonl", "model": "gpt", "prompt": "{n}", **options}
+    given: dict[str, Any] = {
+        "output": tmp_path / "out.jsonl",
+        "model": "gpt",
+        "prompt": "{n}",
+        **options,
+    }
     with pytest.raises(ConfigError) as caught:
         penstock.run([{"n": 1}], engine=kind, **given)
     assert caught.value.field == field

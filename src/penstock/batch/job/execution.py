@@ -22,7 +22,7 @@ from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
-from penstock.batch.provider.step import ProviderStep
+from penstock.batch.pipeline.pipeline import EngineStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
@@ -83,10 +83,9 @@ async def _durable(
 ) -> RunResult:
     if isinstance(plan.step, CascadeStep):
         plan.step.memory = output.folder / CASCADE_FILE
-    if isinstance(plan.step, ProviderStep):
-        batches = plan.step.engine
-        batches.keep(output.folder, state.manifest.key, state.manifest.generation)
-        plan.most_rows = batches.options.rows_in_flight
+    if isinstance(plan.step, EngineStep):
+        most = plan.step.keep(output.folder, state.manifest.key, state.manifest.generation)
+        plan.most_rows = plan.most_rows or most
     # Answers of a resumed job carry the time of its beginning.
     plan.form.created = state.manifest.created
     journal = state.journal

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
-from penstock.batch.job.attach import attached
+from penstock.batch.job.engines import attached, engine_of, step_of
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
@@ -27,8 +26,6 @@ from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import Pipeline, Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
-from penstock.batch.provider.engine import PROVIDERS
-from penstock.batch.provider.step import engine_step, provider_engine
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.decisions import ColumnDecisions
@@ -38,7 +35,6 @@ from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError, printable
 from penstock.types import FRACTIONS, Sampling, StructuredOutput
@@ -177,7 +173,7 @@ def _plan(
         if len(engines) == 2:
             step = _cascade(job, source, (engines[0], engines[1]), form, policy)
         else:
-            step = engine_step(engines[0], form, constant, job.max_attempts, policy)
+            step = step_of(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
         source=source,
         output=output,
@@ -344,30 +340,13 @@ def _engines(job: Job) -> list[LLMEngine]:
             raise ConfigError("is one server's engine, and two models are given", field="attach")
         return [attached(job, job.attach)]
     if not lists:
-        return [_engine(job, **given)]
+        return [engine_of(job, **given)]
     if job.runtime != "local":
         raise ConfigError("two models run here only", field="runtime")
     return [
-        _engine(job, **{**given, **{name: value[place] for name, value in lists.items()}})
+        engine_of(job, **{**given, **{name: value[place] for name, value in lists.items()}})
         for place in range(2)
     ]
-
-
-def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
-    if isinstance(engine, str) and engine in PROVIDERS:
-        return provider_engine(job, PROVIDERS[engine])
-    made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
-    if job.runtime == "local":
-        return made
-    if made is engine:
-        raise ConfigError(
-            "an engine object is in this process, and no replica on Ray", field="engine"
-        )
-    if job.adapter is not None and os.path.isdir(job.adapter):
-        made.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
-    spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
-    replicated: LLMEngine = spread(made, job.replicas)
-    return replicated
 
 
 def _check_unset(job: Job, names: frozenset[str], why: str) -> None:

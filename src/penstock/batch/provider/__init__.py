@@ -1,1 +1,3 @@
-"""A job through a provider's own batch API, as `--engine openai-batch` or `anthropic-batch`."""
+"""A job through a provider's own batch API: `--engine openai-batch` or `anthropic-batch`."""
+
+PROVIDERS = ("openai-batch", "anthropic-batch")

@@ -20,8 +20,8 @@ from penstock.config import masked
 from penstock.engines.base import Capabilities
 from penstock.engines.remote.refusals import as_refusal
 from penstock.errors import (
-    LineCancelledError,
-    LineExpiredError,
+    BatchCancelledError,
+    BatchExpiredError,
     PenstockError,
     UpstreamError,
 )
@@ -211,9 +211,11 @@ def unanswered(batch: Batch, custom_id: str) -> PenstockError:
 
 def cancelled() -> PenstockError:
     """The error of a line whose batch was cancelled."""
-    return LineCancelledError("the batch was cancelled before this line was answered")
+    return BatchCancelledError("the batch was cancelled before this line was answered")
 
 
 def expired(why: str = "the batch expired before this line was answered") -> PenstockError:
-    """The error of a line whose batch ended first."""
-    return LineExpiredError(why)
+    """The error of a line whose batch ended first. A further batch may answer it."""
+    error = BatchExpiredError(why)
+    error.retryable = True
+    return error

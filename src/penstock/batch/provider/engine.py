@@ -19,7 +19,7 @@ from msgspec import Struct
 from penstock import private_files
 from penstock.batch.provider.anthropic_batches import AnthropicBatches
 from penstock.batch.provider.anthropic_forms import check_sampling
-from penstock.batch.provider.api import BatchApi, BatchState, unanswered
+from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
 from penstock.batch.provider.ledger import Batch, Ledger
 from penstock.batch.provider.openai_batches import OpenAIBatches
 from penstock.batch.provider.options import DECIDING, BatchApiOptions, parse_batch_options
@@ -31,7 +31,6 @@ from penstock.errors import (
     EngineStartError,
     EngineTimeoutError,
     JobError,
-    LineExpiredError,
     PenstockError,
     RequestError,
     UnsupportedError,
@@ -163,7 +162,7 @@ class BatchApiEngine(LLMEngine):
         for batch in self._ledger.batches.values():
             if not batch.answered and batch.error is None:
                 say(self._leaving(batch))
-        self._fail(self._waiting, LineExpiredError("its batch runs on"))
+        self._fail(self._waiting, expired("its batch runs on"))
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
@@ -201,7 +200,7 @@ class BatchApiEngine(LLMEngine):
             if batch is not None and batch.error is not None:
                 raise batch.error
             if self._left:
-                raise LineExpiredError("its batch runs on")
+                raise expired("its batch runs on")
             future = self._waiting[custom_id] = asyncio.get_running_loop().create_future()
             try:
                 await future
@@ -419,8 +418,3 @@ class AnthropicBatchEngine(BatchApiEngine):
 
     def check(self, sampling: Sampling) -> None:
         check_sampling(sampling)
-
-
-PROVIDERS: dict[str, type[BatchApiEngine]] = {
-    engine.name: engine for engine in (OpenAIBatchEngine, AnthropicBatchEngine)
-}

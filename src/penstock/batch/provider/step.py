@@ -6,14 +6,19 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import EngineStep, Tries
-from penstock.batch.provider.engine import Asking, BatchApiEngine, asking
-from penstock.batch.rows.requests import ColumnRequests, EngineForm
+from penstock.batch.provider.engine import (
+    AnthropicBatchEngine,
+    Asking,
+    BatchApiEngine,
+    OpenAIBatchEngine,
+    asking,
+)
+from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +30,10 @@ class ProviderStep(EngineStep):
     """Tells the engine which row asks, so that its lines have the same ids in each run."""
 
     engine: BatchApiEngine
+
+    def keep(self, folder: Path, key: int, generation: int) -> int | None:
+        self.engine.keep(folder, key, generation)
+        return self.engine.options.rows_in_flight
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[int, None]:
@@ -44,17 +53,9 @@ class ProviderStep(EngineStep):
         self.engine.let_go()
 
 
-def engine_step(
-    engine: LLMEngine, form: EngineForm, adapter: str | None, most: int, policy: ErrorPolicy
-) -> EngineStep:
-    """The step of a job with one engine; a row is asked up to `most` times."""
-    if isinstance(engine, BatchApiEngine):
-        return ProviderStep(engine, form, adapter, most, policy)
-    return EngineStep(engine, form, adapter, most, policy)
-
-
-def provider_engine(job: Job, cls: type[BatchApiEngine]) -> BatchApiEngine:
+def provider_engine(job: Job, name: str) -> BatchApiEngine:
     """The engine of a job through a provider's batches. Raises `ConfigError`."""
+    cls = OpenAIBatchEngine if name == OpenAIBatchEngine.name else AnthropicBatchEngine
     if job.runtime != "local":
         raise ConfigError(f"{cls.name} runs in this process", field="runtime", value=job.runtime)
     if job.output is None or os.fspath(job.output) == "-":
