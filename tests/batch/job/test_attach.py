@@ -83,6 +83,26 @@ def test_what_the_server_decides_is_refused(options: dict[str, Any], field: str)
     assert caught.value.field == field
 
 
+def test_a_deadline_is_refused_before_the_work_if_it_cannot_be_kept(
+    server: Any, key: None, tmp_path: Path
+) -> None:
+    rows = [{"n": number} for number in range(30_000)]
+    with pytest.raises(ConfigError, match=r"would take about .* rows/s") as caught:
+        penstock.run(rows, tmp_path / "a.jsonl", attach=server.url, deadline="2s", **ASK)
+    assert caught.value.field == "deadline"
+    assert not (tmp_path / "a.jsonl.penstock").exists()
+    result = penstock.run(ROWS, tmp_path / "a.jsonl", attach=server.url, deadline="10m", **ASK)
+    assert result.counts.ok == 40
+
+
+def test_an_input_that_is_read_once_is_not_checked(
+    server: Any, key: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = penstock.run(iter(ROWS), attach=server.url, deadline="10m", **ASK)
+    assert result.counts.ok == 40
+    assert "deadline is not checked" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_killed_job_goes_on_where_it_was(server: Any, key: None, tmp_path: Path) -> None:
     source, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"

@@ -86,8 +86,8 @@ async def _durable(
     if isinstance(plan.step, EngineStep):
         most = plan.step.keep(output.folder, state.manifest.key, state.manifest.generation)
         plan.most_rows = plan.most_rows or most
-    # Answers of a resumed job carry the time of its beginning.
-    plan.form.created = state.manifest.created
+    # Answers of a resumed job carry the time of its beginning, unless they have one of their own.
+    plan.form.created = plan.form.created or state.manifest.created
     journal = state.journal
     done = len(journal.done)
     counts = Counts(
@@ -128,6 +128,7 @@ async def _durable(
 
 
 async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunResult:
+    plan.form.created = int(time.time())
     counts = Counts(total=plan.total)
     kept = MemorySink(keep_order=plan.keep_order)
     sink: Sink = kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import logging
 import os
 import signal
 import threading
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from penstock import background
 from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
-from penstock.batch.job.plan import plan_of
+from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
 from penstock.engines.base import LLMEngine
@@ -31,6 +32,8 @@ from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -116,7 +119,8 @@ class Job:
         max_tokens_total: stop when prompts and answers of this run have so many tokens together.
         max_error_rate: stop when more than this share (0 to 1) of the rows failed, from 50 rows on.
         deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that one of
-            these limits stops raises `JobLimitError`, and can be resumed.
+            these limits stops raises `JobLimitError`, and can be resumed. With `attach` a new job
+            asks for some rows first, and is refused (`ConfigError`) if it would not end in time.
         max_attempts: how often a row is tried if its failure may pass.
         row_timeout: seconds after which a row without an answer becomes an error row
             (`engine_timeout`): all its attempts together, from when it goes to the engine. Default:
@@ -189,7 +193,7 @@ class Job:
     async def arun(self) -> RunResult:
         """Do the job in the running loop. Raises `PenstockError`. Cancelling keeps what is done."""
         with Interrupts() as interrupts:
-            return await execute(await plan_of(self), interrupts)
+            return await execute(await self._planned(), interrupts)
 
     def plan(self, *, trial: int = 32) -> Forecast:
         """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its
@@ -206,11 +210,28 @@ class Job:
 
         if trial < 0:
             raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
-        if self.source == "-" or isinstance(self.source, AsyncIterable | Iterator):
+        if self._read_once:
             raise ConfigError(
                 "can be read once only, and the job itself must read it", field="source"
             )
         return await forecast(await plan_of(self), trial)
+
+    async def _planned(self) -> Plan:
+        """The plan of the job. Raises `ConfigError` if a server would not be done in time."""
+        plan = await plan_of(self)
+        if self.attach is not None and self.deadline is not None and not plan.begun:
+            from penstock.batch.job.forecast import TRIAL, check_deadline
+
+            if self._read_once:
+                _log.warning("The deadline is not checked: the input can be read once only.")
+            else:
+                check_deadline(await self.aplan(trial=TRIAL), plan.limits)
+        return plan
+
+    @property
+    def _read_once(self) -> bool:
+        """Whether the input can be read once only."""
+        return self.source == "-" or isinstance(self.source, AsyncIterable | Iterator)
 
     def _wait_for(self, work: Callable[[], Coroutine[Any, Any, T]], instead: str) -> T:
         """The result of `work`, done in an event loop of its own; from inside a running one by a
@@ -254,7 +275,7 @@ class Job:
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
             try:
-                result = await execute(await plan_of(self), interrupts)
+                result = await execute(await self._planned(), interrupts)
             except asyncio.CancelledError:
                 if interrupts.received is None:
                     raise

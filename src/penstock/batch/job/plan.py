@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -33,6 +32,7 @@ from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
+from penstock.batch.write.manifest import FILE
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.sampling import check_sampling
@@ -114,6 +114,12 @@ class Plan:
         if isinstance(self.step, CascadeStep):
             self.step.counts = counts
         return Pipeline(self.step, self.form, counts)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run has left a state that this one takes up."""
+        output = self.output
+        return isinstance(output, Output) and not self.fresh and (output.folder / FILE).exists()
 
     @property
     def total(self) -> int | None:
@@ -247,7 +253,7 @@ def _engine_rows(
             raise ConfigError(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
-        return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
+        return OpenAILines(model=engines[0].model_source, created=0), None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
