@@ -328,3 +328,23 @@ def test_without_a_key_it_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyP
         penstock.run(
             [{"n": 1}], tmp_path / "o.jsonl", engine="openai-batch", model="g", prompt="{n}"
         )
+
+
+@both
+async def test_a_signal_says_what_runs_on(kind: str, provider: Provider, tmp_path: Path) -> None:
+    provider.go_on.clear()
+    argv = ["run", str(source(tmp_path, 5)), "-o", str(tmp_path / "out.jsonl"), "--prompt", "{n}"]
+    argv += ["--max-tokens", "8", "--model", "gpt", "--engine", kind, "--engine-kwargs"]
+    argv.append(json.dumps({**QUICK, "base_url": provider.base_url}))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "penstock.cli", *argv), stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        while sum("/batch_0" in one for one in provider.asked) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = await process.communicate()
+    assert process.returncode == 130
+    assert b"batch_0 (5 lines) runs on" in said
+    assert b"/batch_0/cancel" in said
+    assert b"secret" not in said

@@ -5,11 +5,12 @@ of one, and is answered when that has ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar
@@ -224,10 +225,12 @@ class BatchApiEngine(LLMEngine):
             gathering = None
         loop = asyncio.get_running_loop()
         if gathering is None:
-            gathering = _Gathering(ledger.folder, ledger.new_token(), url)
+            with _writing():
+                gathering = _Gathering(ledger.folder, ledger.new_token(), url)
             self._gathering[url] = gathering
             loop.call_later(self.options.gather_s, self._look, gathering)
-        gathering.add(custom_id, line)
+        with _writing():
+            gathering.add(custom_id, line)
         gathering.since = loop.time()
         if len(gathering.lines) >= self._api.most_lines:
             self._hand_in(url)
@@ -248,9 +251,8 @@ class BatchApiEngine(LLMEngine):
         try:
             gathering.close()
             batch = self._running().begin(gathering.token, url, time.time(), gathering.lines)
-        except Exception as error:
-            stop = error if isinstance(error, PenstockError) else JobError(str(error))
-            self._fail(gathering.lines, stop)
+        except (OSError, PenstockError) as error:
+            self._fail(gathering.lines, JobError(str(error)))
             return
         self._take(batch, doubtful=False)
 
@@ -375,6 +377,15 @@ class BatchApiEngine(LLMEngine):
         if self._ledger is None:
             raise EngineDeadError(f"the {self.name} engine does not run", suspects=False)
         return self._ledger
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Inside, a full disk stops the job: no row is to blame."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"the lines of a batch cannot be written: {error}") from error
 
 
 _AGAIN = "The same command takes up what it answers."

@@ -10,6 +10,7 @@ A job that was killed in between looks for the batch at the provider.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -22,6 +23,8 @@ from penstock import private_files
 from penstock.batch.write.journal import BATCHES
 from penstock.batch.write.state_files import Records, guarded, remove, sync_folder, write_all
 from penstock.errors import JobError
+
+_log = logging.getLogger(__name__)
 
 Event = Literal["begun", "uploaded", "created", "ended"]
 
@@ -90,7 +93,10 @@ class Batch:
         with open(self.results, "rb") as file:
             for line in file:
                 if line.strip():
-                    places[_id_of(line).custom_id] = start, len(line)
+                    try:
+                        places[_id_of(line).custom_id] = start, len(line)
+                    except msgspec.DecodeError:
+                        _log.warning("%s: a line that cannot be read answers no row", self.results)
                 start += len(line)
         self._places = places
 
