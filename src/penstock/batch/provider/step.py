@@ -44,7 +44,8 @@ class ProviderStep(EngineStep):
 
     def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
         # Rows with one digest ask once, unless each is to have an answer of its own.
-        name = row.digest.hex()[:24] if row.shareable else f"row{row.index}"
+        digest = row.digest.hex()
+        name = digest[:24] if row.shareable else f"{digest[:12]}-{row.index}"
         asking.set(Asking(name))
         return super().answer(row, tries)
 
