@@ -348,3 +348,10 @@ async def test_a_signal_says_what_runs_on(kind: str, provider: Provider, tmp_pat
     assert b"batch_0 (5 lines) runs on" in said
     assert b"/batch_0/cancel" in said
     assert b"secret" not in said
+
+
+async def test_texts_become_vectors(provider: Provider, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"prompt": None, "max_tokens": None, "embed": "{n}"}
+    await run(provider, "openai-batch", tmp_path, **given)
+    assert [row["embedding"] for row in read(tmp_path)] == [[1.0, 2.0]] * 6
+    assert sorted(provider.paid) == sorted(f"['row {n}']" for n in range(6))
