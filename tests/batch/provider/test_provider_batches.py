@@ -149,13 +149,17 @@ async def test_a_line_that_the_provider_refuses_ends_no_other(
     assert read(tmp_path)[2]["error"]["message"] == "what is this"
 
 
-async def test_a_batch_that_is_refused_stops_the_job(provider: Provider, tmp_path: Path) -> None:
+async def test_a_batch_that_is_refused_stops_the_job(
+    provider: Provider, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     provider.refuse = lambda lines: [{"code": "token_limit_exceeded", "message": "too much"}]
-    with pytest.raises(JobError, match=r"too much.*batch_0"):
-        await run(provider, "openai-batch", tmp_path)
+    for number in range(4):
+        with pytest.raises(JobError, match=rf"too much.*batch_{number}"):
+            await run(provider, "openai-batch", tmp_path)
+    assert "runs on" not in capsys.readouterr().err
     provider.refuse = lambda lines: []
     await run(provider, "openai-batch", tmp_path)
-    assert len(read(tmp_path)) == 6
+    assert [row["attempts"] for row in read(tmp_path)] == [1] * 6
     assert len(provider.paid) == 6
 
 

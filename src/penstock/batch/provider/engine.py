@@ -133,7 +133,8 @@ class BatchApiEngine(LLMEngine):
         self._ledger, self._left = ledger, False
         self.loop = asyncio.get_running_loop()
         for batch in ledger.batches.values():
-            self._take(batch)
+            if not batch.was_refused:  # else its lines were never handed in
+                self._take(batch)
 
     async def stop(self) -> None:
         ledger, self._ledger = self._ledger, None
@@ -161,7 +162,7 @@ class BatchApiEngine(LLMEngine):
             return
         self._left = True
         for batch in self._ledger.batches.values():
-            if not batch.answered and batch.error is None:
+            if not batch.status and batch.error is None:
                 say(self._leaving(batch))
         self._fail(self._waiting, expired("its batch runs on"))
 
@@ -303,7 +304,7 @@ class BatchApiEngine(LLMEngine):
                     )
                 else:
                     batch.files, batch.status = state.files, state.status
-                if state.status == "failed" and not refused:
+                if batch.was_refused:
                     raise JobError(f"the provider refused the batch: {state.why or 'it failed'}")
                 return
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))

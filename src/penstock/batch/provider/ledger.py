@@ -78,6 +78,11 @@ class Batch:
         """Whether its results are here."""
         return self._places is not None
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether the provider refused it as a whole."""
+        return self.status == "failed" and not self.refused
+
     def read_lines(self) -> None:
         """Learn the ids of its lines. Raises `JobError` if they are not all there."""
         try:
