@@ -372,8 +372,9 @@ class Runner:
         """Keep the own batches, take over those of servers that are gone, delete what is old."""
         while True:
             try:
-                statuses = await self._batches.renew(list(self._runs))
-                for id, run in list(self._runs.items()):
+                runs = dict(self._runs)  # others may be submitted meanwhile
+                statuses = await self._batches.renew(list(runs))
+                for id, run in runs.items():
                     if id not in statuses:
                         run.task.cancel()  # it was deleted, or another server has it
                     elif statuses[id] == "cancelling":
