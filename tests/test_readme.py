@@ -2,6 +2,7 @@
 two set-up lines are run by .ci/run.
 """
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from penstock.demo import tickets_path
+from serve_process import serving
 from word_models import CONTEXT, embedding_model
 
 pytestmark = pytest.mark.slow
@@ -71,8 +73,22 @@ def test_there_are_commands():
     assert any(line.startswith("penstock run") for line in COMMANDS)
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One that has the demo model, under the name of a provider's too."""
+    names = ("--served-model-name", "demo", "gpt-5-mini")
+    kept = str(tmp_path_factory.mktemp("batches"))
+    with serving("demo", *names, "--batch-dir", kept) as found:
+        yield found.url
+
+
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands(line, folder):
+def test_commands(line, folder, request):
+    if "--attach" in line:
+        line = line.replace("http://127.0.0.1:8000", request.getfixturevalue("server"))
+    if "openai-batch" in line:
+        here = {"base_url": f"{request.getfixturevalue('server')}/v1", "first_poll_s": 0.5}
+        line += f" --engine-kwargs '{json.dumps(here)}'"
     run(["bash", "-euc", line], folder)
 
 
