@@ -18,7 +18,13 @@ _LOADED = (
     click.option(
         "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
     ),
-    click.option("--engine", help="The engine that runs the model.  [default: openvino]"),
+    click.option(
+        "--engine",
+        help=(
+            "The engine that runs the model; openai-batch and anthropic-batch are those providers'"
+            " batch APIs.  [default: openvino]"
+        ),
+    ),
     click.option(
         "--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."
     ),
