@@ -118,7 +118,7 @@ async def test_files_expire(service, monkeypatch):
         await client.files.retrieve(file.id)
     await (await service.service.opened()).files.sweep()
     async with asyncio.timeout(10):  # the service itself may sweep just now
-        while list((service.service.folder / "files").iterdir()):
+        while list((service.service.folder / "files").iterdir()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
