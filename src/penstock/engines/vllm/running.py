@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.prefix_index import block_hashes
 from penstock.engines.sampling import check_input_type
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
@@ -40,6 +39,7 @@ from penstock.errors import (
     RequestError,
 )
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
+from penstock.kv.prefix_index import block_hashes
 from penstock.openai.responses import usage_in
 from penstock.types import (
     Classification,

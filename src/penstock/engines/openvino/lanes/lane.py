@@ -10,11 +10,11 @@ from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
-from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Failed
 from penstock.engines.sampling import StopStrings
 from penstock.engines.sharing import Decision
 from penstock.errors import EngineError, RequestError
+from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.types import StructuredOutput
 
 _ADMISSION_SCAN = 256
