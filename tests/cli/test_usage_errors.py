@@ -10,7 +10,7 @@ from penstock.errors import PenstockError
     [
         (
             "nosuch",
-            "there is no such command; there are calibrate, chat, demo, eval, explain, models,"
+            "there is no such command; there are bench, calibrate, chat, demo, eval, explain, models,"
             " plan, run, serve",
         ),
         ("--nosuch", "there is no option --nosuch"),

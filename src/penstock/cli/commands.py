@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import penstock
-from penstock.cli import calibrate, chat, demo, evaluate, explain, run, serve
+from penstock.cli import bench, calibrate, chat, demo, evaluate, explain, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +20,7 @@ def cli() -> None:
 
 for command in (
     *(run.run, run.plan, serve.serve, chat.chat, chat.models),
-    *(calibrate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
+    *(bench.bench, calibrate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
 ):
     cli.add_command(command)
 
