@@ -149,8 +149,46 @@ def serve(targets: tuple[str, ...], **options: Any) -> None:
             own_key = key if is_address(target) else None
             server = Server(url, api_key=own_key, timeout_s=timeout)
             sides.append(side(target, server, plan, own_key))
-        report = asyncio.run(_MODES[mode](sides, plan, targets_of, loads, options))
+        report = asyncio.run(_study(mode, sides, plan, targets_of, loads, options))
+    report["figures"]["workload"] = plan.workload
     _write(report, options)
+
+
+_BATCH_EXAMPLES = """
+\b
+Examples:
+  penstock bench batch demo --rows 2000 --output-tokens 16
+  penstock bench batch ./llama-ir --workload gsm8k --rows 500 --json batch.json
+"""
+
+
+@bench.command(epilog=_BATCH_EXAMPLES, short_help="Measure a batch job.")
+@click.argument("model", metavar="MODEL", default="demo")
+@click.option("--rows", type=click.IntRange(1), default=256, show_default=True, help="Of the job.")
+@what_is_asked
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each side."
+)
+@click.option("--json", "as_json", metavar="FILE", help="Write the figures; '-' for stdout.")
+def batch(model: str, rows: int, rounds: int, as_json: str | None, **options: Any) -> None:
+    """Run a job with journal and output file on the embedded engine, and the same rows in a bare
+    loop of OpenVINO GenAI, in turn. Answers have full length. The clock starts when the model is
+    loaded, and stops at the finished file; the bare loop's at the last text.
+    """
+    from penstock.loadtest.jobs import compared
+    from penstock.loadtest.report import batch_table
+
+    check_place(None if as_json == "-" else as_json)
+    workload = _workload(options)
+    with interruptible():
+        found = compared(
+            model, workload, rows, rounds, say, tokens_per_word=options["tokens_per_word"]
+        )
+    text = [plain_table(batch_table(found))]
+    if found.capped:
+        text.append(f"lengths are capped: the model has room for {found.context_length:,} tokens")
+    figures = {"model": model, "workload": workload, "found": found}
+    _write({"text": text, "figures": figures, "failed": False}, {"as_json": as_json})
 
 
 async def _one(
@@ -230,7 +268,12 @@ async def _many(
     }
 
 
-_MODES = {"one": _one, "two": _two, "many": _many}
+async def _study(mode: str, sides: list[Side], *given: Any) -> dict[str, Any]:
+    try:
+        return await {"one": _one, "two": _two, "many": _many}[mode](sides, *given)
+    finally:
+        for one in sides:
+            await one.server.close()
 
 
 def _mode(targets: tuple[str, ...], options: dict[str, Any]) -> str:
@@ -380,7 +423,7 @@ def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
             click.echo(figures.decode())
         else:
             Path(place).write_bytes(figures + b"\n")
-    if options["picture"] is not None:
+    if options.get("picture") is not None:
         Path(options["picture"]).write_text(report["picture"])
     if place != "-":
         click.echo("\n\n".join(report["text"]))

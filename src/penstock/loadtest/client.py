@@ -46,7 +46,7 @@ class _Delta(Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(Struct):
@@ -64,7 +64,7 @@ class _Usage(Struct):
 class _Chunk(Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -141,10 +141,11 @@ class Server:
             )
         return connection
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
+        await asyncio.sleep(0)  # the loop closes them in its next turn
 
 
 class _Connection(asyncio.Protocol):
@@ -250,7 +251,7 @@ class _Connection(asyncio.Protocol):
                 self._end(now)
             return
         while self._sample is not None:
-            if self._chunk < 0:
+            if self._chunk == -1:
                 end = raw.find(b"\r\n")
                 if end < 0:
                     break
@@ -294,7 +295,7 @@ class _Connection(asyncio.Protocol):
             except msgspec.MsgspecError as error:
                 return self._fail("not OpenAI's form", str(error))
             if chunk.error is not None:
-                return self._fail("error event", bytes(chunk.error).decode(errors="replace"))
+                return self._fail("error event", _text_of(chunk.error))
             if any(map(_has_text, chunk.choices)):
                 if sample.pieces:
                     sample.gaps.append(now - sample.last)
@@ -349,14 +350,15 @@ def _has_text(choice: _Choice) -> bool:
     delta = choice.delta
     if delta is None:
         return bool(choice.text)
-    return bool(
-        delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls is not None
-    )
+    return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
 
 
 def _message(text: str) -> str:
     try:
-        error = msgspec.json.decode(text)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
+        return _text_of(msgspec.json.decode(text)["error"])
     except (msgspec.MsgspecError, KeyError, TypeError, UnicodeError):
         return text
+
+
+def _text_of(error: Any) -> str:
+    return str(error.get("message", error) if isinstance(error, dict) else error)

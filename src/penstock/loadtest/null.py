@@ -1,5 +1,6 @@
 """A server that costs next to nothing: it streams prepared answers, so that a load test of it
-shows the load generator's own limit. As a program it prints its port, and serves until it is stopped.
+shows the load generator's own limit. As a program it prints its port and serves until it is
+stopped.
 """
 
 from __future__ import annotations

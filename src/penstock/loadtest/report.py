@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from penstock.loadtest.jobs import JOB, Findings
 from penstock.loadtest.statistics import Ratio, Spread, Summary, Targets, ratio
 
 _LATENCIES = (
@@ -112,6 +113,23 @@ def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) ->
             cells += [f"{found.median:.2f}", f"{found.least:.2f}..{found.greatest:.2f}"]
         rows.append(cells)
     rows.append(["failed", *(f"{sum(one.failed for one in side):,}" for side in runs), "", ""])
+    return rows
+
+
+def batch_table(found: Findings) -> Rows:
+    """Both sides' medians, and the job's speed over the bare loop's."""
+    from statistics import median
+
+    rows = [["", "ROWS", "TOKENS OUT", "SECONDS", "TOKENS OUT/S", "OVER BARE", "LEAST..GREATEST"]]
+    for name, seconds in found.seconds.items():
+        cells = [name, f"{found.rows:,}", f"{found.tokens:,}", f"{median(seconds):.2f}"]
+        cells.append(f"{found.tokens_per_s(name):,.0f}")
+        if name == JOB and found.ratio is not None:
+            spread = f"{found.ratio.least:.2f}..{found.ratio.greatest:.2f}"
+            cells += [f"{found.ratio.median:.2f}", spread]
+        else:
+            cells += ["", ""]
+        rows.append(cells)
     return rows
 
 
