@@ -11,7 +11,7 @@ from penstock.errors import PenstockError
         (
             "nosuch",
             "there is no such command; there are bench, calibrate, chat, demo, eval, explain,"
-            " models, plan, run, serve",
+            " jobs, models, plan, run, serve",
         ),
         ("--nosuch", "there is no option --nosuch"),
         ("run", "INPUT is missing"),

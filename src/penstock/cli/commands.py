@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import penstock
-from penstock.cli import bench, calibrate, chat, demo, evaluate, explain, run, serve
+from penstock.cli import bench, chat, demo, evaluate, explain, jobs, models, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,8 +19,8 @@ def cli() -> None:
 
 
 for command in (
-    *(run.run, run.plan, serve.serve, chat.chat, chat.models),
-    *(bench.bench, calibrate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
+    *(run.run, run.plan, jobs.jobs, serve.serve, chat.chat, models.models),
+    *(bench.bench, evaluate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
 ):
     cli.add_command(command)
 

@@ -64,7 +64,7 @@ def compared(
     tokens_per_word: float | None = None,
 ) -> Findings:
     """The two sides in turn on the same rows: greedy answers of full length."""
-    from penstock.engines.openvino.model_source import find_model
+    from penstock.engines.openvino.model.source import find_model
 
     files = find_model(model, None, None)
     if files.task != "generate":

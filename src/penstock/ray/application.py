@@ -21,7 +21,7 @@ from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig, parallelism
 from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
-from penstock.serve.api.ingress import OpenAiIngress, ingress_class
+from penstock.serve.api.ingress import OpenAiIngress, check_extra, ingress_class
 from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.placement import (
     UNLIMITED,
@@ -149,6 +149,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
             field="ingress_cls_config",
         )
     cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
+    check_extra(cls, ingress.get("ingress_extra_kwargs") or {})
     own = getattr(cls, "get_deployment_options", None)
     options = {
         "name": "OpenAiIngress",
@@ -175,8 +176,8 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
 def _ingress_replicas(args: LLMServingArgs) -> dict[str, Any]:
     """The replicas of the ingress that the models ask for, unless its deployment says."""
     wanted = max(config.num_ingress_replicas or 0 for config in args.llm_configs)
-    said = {"num_replicas", "autoscaling_config"} & args.ingress_deployment_config.keys()
-    return {"num_replicas": wanted} if wanted and not said else {}
+    given = {"num_replicas", "autoscaling_config"} & args.ingress_deployment_config.keys()
+    return {"num_replicas": wanted} if wanted and not given else {}
 
 
 def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:

@@ -23,7 +23,7 @@ from penstock.batch.rows.repair import Repair, Request
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row, RowForm, Stage
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.model_files import adapter_path
+from penstock.engines.disk.sources import adapter_path
 from penstock.engines.supervisor import Supervisor, supervisor_of
 from penstock.errors import (
     EngineDeadError,
@@ -146,7 +146,7 @@ class EngineStep:
             yield rolling(engine.capabilities)
 
     def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
-        name = row.request.adapter
+        name = getattr(row.request, "adapter", None)
         adapter = None if name is None else (name, None)
         ask = partial(self.form.ask, self.engine, row)
         return self._attempts.answer(ask, adapter, tries, lambda: row.digest)

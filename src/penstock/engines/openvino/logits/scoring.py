@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from penstock.engines.openvino.gguf_ir import saved_ir
-from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.lanes.lane import Lane
+from penstock.engines.openvino.lanes.request import Request
 from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
+from penstock.engines.openvino.logits.second_copy import IDLE_SECONDS, is_biased, needs_scores
+from penstock.engines.openvino.model.gguf_ir import saved_ir
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
-from penstock.engines.openvino.second_copy import IDLE_SECONDS, is_biased, needs_scores
 from penstock.engines.sampling import check_id_range
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling, TokenLogprob
@@ -28,12 +29,14 @@ _LOADING_WAIT_SECONDS = 0.002
 
 class Logits:
     """The model that gives log probabilities: loaded when it is first needed, and given back when
-    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it.
+    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it. `exact`: in
+    f32; else in the device's own precision.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions) -> None:
+    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
         self._path = Path(path)
         self._options = options
+        self._exact = exact
         self._lock = threading.Lock()
         self._loading: Future[LogitModel] | None = None
         self._timer: threading.Timer | None = None
@@ -67,7 +70,7 @@ class Logits:
                 f" {self._options.device}"
             )
         directory = saved_ir(self._path) if self._path.suffix == ".gguf" else self._path
-        return LogitModel(str(directory / "openvino_model.xml"), self._options)
+        return LogitModel(str(directory / "openvino_model.xml"), self._options, self._exact)
 
     def rest(self) -> None:
         """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""

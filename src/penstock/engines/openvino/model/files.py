@@ -1,0 +1,274 @@
+"""Reads a model's files for its task, context length and pooling."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from penstock.errors import EngineStartError
+from penstock.parsing import json_fault
+
+FALLBACK_CONTEXT = 4096
+SENTENCE_TRANSFORMERS = "modules.json"
+MODEL_KINDS = {
+    "generate": "a language model",
+    "embed": "an embedding model",
+    "score": "a rerank model",
+    "transcribe": "a speech-to-text model",
+}
+"""The tasks, with the name that messages give to a model of each."""
+TASKS_OF = {
+    "generate": frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
+    "embed": frozenset({"embeddings", "tokenize", "detokenize"}),
+    "score": frozenset({"score", "rerank", "tokenize", "detokenize"}),
+    "transcribe": frozenset({"transcriptions", "tokenize", "detokenize"}),
+}
+"""What a model of each task is asked: the methods of the engine protocol that it serves."""
+
+
+def is_ir(path: Path) -> bool:
+    """Whether `path` is a directory with a converted model."""
+    return path.is_dir() and any(path.glob("openvino_*model*.xml"))
+
+
+def onnx_file(path: Path) -> Path | None:
+    """The model in ONNX form in a directory, where optimum, sentence-transformers or fastembed put
+    it; the one with the most precise weights.
+    """
+    names = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx", "model_quantized.onnx")
+    files = (path / name for name in (*names, "onnx/model_quantized.onnx"))
+    return next((file for file in files if file.is_file()), None)
+
+
+LANGUAGE_MODEL = "openvino_language_model.xml"
+_VISION = (
+    *("openvino_vision_embeddings_model.xml", "openvino_text_embeddings_model.xml"),
+    *("config.json", "preprocessor_config.json"),
+)
+
+
+def sees(path: Path) -> bool:
+    """Whether `path` is a directory with a converted vision-language model. Raises
+    `EngineStartError` for one that lacks a file: without its `preprocessor_config.json`, for
+    instance, images would silently be scaled wrongly.
+    """
+    if not (path / LANGUAGE_MODEL).is_file():
+        return False
+    missing = [name for name in _VISION if not (path / name).is_file()]
+    if missing:
+        raise EngineStartError(
+            f"'{path}' is a vision-language model without {' and '.join(missing)}; convert it"
+            " again, or copy what is missing from the model that it was made of"
+        )
+    return True
+
+
+def is_vision_config(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is that of a vision-language model."""
+    return "vision_config" in config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's `config.json`; an empty dict if there is none."""
+    try:
+        config = _read_json(path / "config.json")
+    except FileNotFoundError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def task_of(path: Path, config: dict[str, Any]) -> str:
+    """The task of the model in `path`, by its architecture and sentence-transformers' file."""
+    name = str((config.get("architectures") or [""])[0])
+    if name.endswith("ForSequenceClassification"):
+        return "score"
+    if name.startswith("Whisper"):
+        return "transcribe"
+    # Some embedding models have the architecture of a language model.
+    if (path / SENTENCE_TRANSFORMERS).is_file():
+        return "embed"
+    if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) or not name:
+        return "generate"
+    return "embed"
+
+
+def lacks_token_types(path: Path) -> bool:
+    """Whether the converted model needs token types (which text of a pair a token belongs to) and
+    its tokenizer does not emit them.
+    """
+    name = '"token_type_ids"'
+    model, tokenizer = path / "openvino_model.xml", path / "openvino_tokenizer.xml"
+    return name in _text(model) and name not in _text(tokenizer)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def context_length_of(config: dict[str, Any]) -> int:
+    """The model's context length in tokens, by its `config.json`."""
+    for part in (config, config.get("text_config") or {}):
+        for name in (
+            "max_position_embeddings",
+            "n_positions",
+            "max_sequence_length",
+            "max_target_positions",
+        ):
+            if isinstance(part.get(name), int):
+                return int(part[name]) - _unused_positions(part)
+    return FALLBACK_CONTEXT
+
+
+def _unused_positions(config: dict[str, Any]) -> int:
+    """The number of positions that no token uses: the RoBERTa family counts positions from the
+    padding token's id on.
+    """
+    if "roberta" in str(config.get("model_type")) or config.get("model_type") == "camembert":
+        return int(config.get("pad_token_id") or 0) + 1
+    return 0
+
+
+def gguf_context_length(path: Path) -> int:
+    """The context in tokens, from `*.context_length` in the file's header."""
+    found = _gguf_field(path, ".context_length")
+    return FALLBACK_CONTEXT if found is None else found
+
+
+def gguf_vocabulary(path: Path) -> int | None:
+    """The number of tokens that the file's header lists; None if it has no list."""
+    return _gguf_field(path, "tokenizer.ggml.tokens")
+
+
+def _gguf_field(path: Path, end: str) -> int | None:
+    """A number in the file's header, or the length of a list there, by the end of its name.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise EngineStartError(f"'{path}' is not a GGUF file")
+            _number(file, "I"), _number(file, "Q")  # version, tensors
+            for _ in range(_number(file, "Q")):
+                name = file.read(_number(file, "Q")).decode(errors="replace")
+                value = _gguf_value(file, _number(file, "I"))
+                if name.endswith(end):
+                    return int(value)
+    except (struct.error, KeyError, OverflowError, MemoryError):
+        raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
+    return None
+
+
+_GGUF_FORMATS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+def _gguf_value(file: BinaryIO, kind: int) -> Any:
+    if kind == _GGUF_STRING:
+        return file.read(_number(file, "Q"))
+    if kind == _GGUF_ARRAY:
+        item, size = _number(file, "I"), _number(file, "Q")
+        for _ in range(size):
+            _gguf_value(file, item)
+        return size
+    return _number(file, _GGUF_FORMATS[kind])
+
+
+def _number(file: BinaryIO, form: str) -> Any:
+    return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]
+
+
+PROMPTS_CONFIG = "config_sentence_transformers.json"
+LENGTH_CONFIG = "sentence_bert_config.json"
+
+
+def instructions_of(path: Path, query: str | None, document: str | None) -> dict[str | None, str]:
+    """The text to put before each text by its `input_type`, as the options say (`query`,
+    `document`) or the file of sentence-transformers; under None that of texts without a type.
+    A type is absent where nothing is stated for any: the model may or may not want one.
+    """
+    try:
+        stated = _read_json(path / PROMPTS_CONFIG)
+    except FileNotFoundError:
+        stated = {}
+    stated = stated if isinstance(stated, dict) else {}
+    prompts = {
+        name: text
+        for name, text in (stated.get("prompts") or {}).items()
+        if isinstance(name, str) and isinstance(text, str)
+    }
+    found: dict[str | None, str] = {None: prompts.get(stated.get("default_prompt_name") or "", "")}
+    known = prompts.keys() & {"query", "document", "passage", "corpus"}
+    named = {
+        "query": (query, ("query",)),
+        "document": (document, ("document", "passage", "corpus")),
+    }
+    if known or query is not None or document is not None:
+        for name, (given, names) in named.items():
+            own = next((prompts[one] for one in names if one in prompts), "")
+            found[name] = own if given is None else given
+    return found
+
+
+def longest_text(path: Path) -> int | None:
+    """The most tokens of a text that an embedding model was made for, by the file of
+    sentence-transformers; None without it.
+    """
+    try:
+        stated = _read_json(path / LENGTH_CONFIG)
+    except FileNotFoundError:
+        return None
+    length = stated.get("max_seq_length") if isinstance(stated, dict) else None
+    return length if isinstance(length, int) and length > 0 else None
+
+
+POOLING_CONFIG = "1_Pooling/config.json"
+_POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last_token",
+    "pooling_mode_mean_tokens": "mean",
+}
+
+
+def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
+    """The pooling of an embedding model, from the file of sentence-transformers; the mean without
+    that file.
+
+    Raises `EngineStartError` for an unknown pooling: the wrong one would silently give poor
+    vectors.
+    """
+    try:
+        modes = _read_json(path / POOLING_CONFIG)
+    except FileNotFoundError:
+        return "mean"
+    chosen = [
+        name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
+    ]
+    if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
+        ways = ", ".join(chosen) or "none"
+        raise EngineStartError(
+            f"the model pools by {ways}; set embedding_pooling to mean, cls or last_token"
+        )
+    return _POOLING_MODES[chosen[0]]
+
+
+def _read_json(file: Path) -> Any:
+    content = file.read_bytes()
+    try:
+        return json.loads(content)  # accepts the infinities that Hugging Face writes
+    except (ValueError, RecursionError):
+        raise EngineStartError(f"'{file}' is not valid JSON: {json_fault(content)}") from None
