@@ -110,7 +110,7 @@ def check_clean(home, name):
         "lock",
         "status.json",
     }
-    assert len(kept) == 3
+    assert len(kept) == 4
     allowed = {"in.jsonl", "failed.jsonl", name.rstrip("/"), f"{name.rstrip('/')}.penstock"}
     assert {path.name for path in home.iterdir()} <= allowed
     if name == "out/":

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from penstock.cli import serve as commands
 from penstock.cli.serve import serve
-from penstock.cli.vllm_flags import as_options
+from penstock.cli.serve.vllm_flags import as_options
 from penstock.errors import ConfigError
 from serve_process import simulated
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from penstock import env
-from penstock.cli import vllm_flags
 from penstock.cli.process import interruptible
 from penstock.cli.run import json_object
-from penstock.cli.vllm_flags import (
+from penstock.cli.serve import vllm_flags
+from penstock.cli.serve.vllm_flags import (
     ENGINE_OPTIONS,
     VllmCommand,
     engine_kwargs,
