@@ -219,6 +219,11 @@ Examples:
 """
 
 
+_result_prefix = click.option(
+    "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
+)
+
+
 @click.command(
     epilog=_EXAMPLES,
     short_help="Run a model over every row of a data set.",
@@ -340,9 +345,7 @@ Examples:
     metavar="FILE.html",
     help="Write a page about the job when it ends: speed, tokens, latencies, errors, some rows.",
 )
-@click.option(
-    "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
-)
+@_result_prefix
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and failures."
 )
@@ -382,6 +385,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 @click.command(short_help="Predict a run: rows, tokens, time.")
 @click.argument("source", metavar="INPUT")
 @what_is_asked
+@_result_prefix
 @click.option(
     "--trial",
     type=click.IntRange(0),

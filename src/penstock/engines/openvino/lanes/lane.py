@@ -1,0 +1,292 @@
+"""A lane: one pipeline's queue, its running requests, and what its prefix cache holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import Any
+
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
+from penstock.engines.openvino.lanes.request import Request, TextStream
+from penstock.engines.openvino.options import reason_of
+from penstock.engines.openvino.pipeline import Companions
+from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.process import Failed
+from penstock.engines.sampling import StopStrings
+from penstock.engines.sharing import Decision
+from penstock.errors import EngineError, RequestError
+from penstock.types import StructuredOutput
+
+_ADMISSION_SCAN = 256
+"""How far the queue is searched for a request that need not wait, or had better not."""
+_PROVEN = 256
+"""Constraints that are known to work."""
+_PATIENCE = 64
+"""Turns in which a request may be passed by others."""
+_MOST_ANEW = 2
+"""How often a request that must begin anew leaves its slot to others."""
+_HARMLESS = 8
+"""Steps that clear a suspect: a fault shows in one of the next."""
+
+
+class Lane:
+    """One pipeline with its queue, its running requests and an index of its prefix cache."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        cache_blocks: int,
+        max_num_seqs: int,
+        prefix_caching: bool,
+        company: int = 0,
+        grammars: CompiledGrammars | None = None,
+        sees: bool = False,
+    ) -> None:
+        self.pipeline = pipeline
+        self.grammars = grammars
+        self.companions = Companions(pipeline, company, sees)
+        self.waiting: deque[Request] = deque()
+        self.batch_waiting: deque[Request] = deque()
+        self.active: dict[int, Request] = {}
+        self.batch_active = 0
+        self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
+        self.cancelled = False
+        """Handles were dropped; the pipeline forgets them in its next step."""
+        self._max_num_seqs = max_num_seqs
+        self._prefix_caching = prefix_caching
+        self._prefilling: dict[int, int] = {}
+        self._proven: set[StructuredOutput] = set()
+        self._on_trial: Request | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.active or self.waiting or self.batch_waiting or self.cancelled)
+
+    def queue_of(self, request: Request) -> deque[Request]:
+        """The queue of a request's class."""
+        return self.batch_waiting if request.batch else self.waiting
+
+    def admit(self, batch: Decision) -> list[Request]:
+        """Take requests from the queues into free slots. Batch requests come last, unless they have
+        a grant.
+        """
+        admitted = [] if batch.granted else self._admit_from(self.waiting, self._max_num_seqs)
+        if self.batch_waiting and batch.rows > self.batch_active:
+            most = len(self.active) + batch.rows - self.batch_active
+            admitted += self._admit_from(
+                self.batch_waiting, min(most, self._max_num_seqs), batch.prompt_tokens
+            )
+        if batch.granted:
+            for request in admitted:
+                request.granted = True
+            admitted += self._admit_from(self.waiting, self._max_num_seqs)
+        return admitted
+
+    def _admit_from(
+        self, waiting: deque[Request], slots: int, prompt_tokens: float = inf
+    ) -> list[Request]:
+        """Take requests from a queue while fewer than `slots` are taken, in order but for those
+        that had better wait a step or two, or had better not. The first has a prompt of any length,
+        all have `prompt_tokens` together.
+
+        The pipeline looks into its prefix cache when a request is added, not when it is scheduled.
+        A request whose next uncached block is being computed by another one therefore waits for
+        that. And a constraint that was never used is tried by one request at a time, so that a
+        broken one is known by the step that fails; so are the requests of a step that failed for an
+        unknown reason. A request whose prompt is cached goes first: while it waits, what others
+        compute drives that out of the cache.
+        """
+        if len(waiting) > 1 and len(self.active) < slots:
+            self._cached_first(waiting)
+        admitted: list[Request] = []
+        delayed: list[Request] = []
+        while waiting and len(self.active) < slots and len(delayed) < _ADMISSION_SCAN:
+            request = waiting.popleft()
+            matched = self.index.match(request.blocks)
+            fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
+            structured = request.sampling.structured
+            untried = structured is not None and structured not in self._proven
+            on_trial = untried or request.suspect
+            if fresh_block in self._prefilling or (on_trial and self._on_trial is not None):
+                delayed.append(request)
+                continue
+            cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
+            prompt_tokens -= len(request.prompt) - cached * self._prefix_caching
+            if prompt_tokens < 0 and admitted:
+                delayed.append(request)
+                break
+            if on_trial:
+                self._on_trial = request
+            if self._prefix_caching:
+                if not request.admitted:  # later it finds what it computed itself
+                    request.cached = cached
+                if fresh_block is not None:
+                    self._prefilling[fresh_block] = request.id
+            request.admitted = True
+            request.new_tokens = len(request.prompt) - cached * self._prefix_caching
+            self.active[request.id] = request
+            self.batch_active += request.batch
+            admitted.append(request)
+        waiting.extendleft(reversed(delayed))
+        return admitted
+
+    def _cached_first(self, waiting: deque[Request]) -> None:
+        """Move requests with mostly cached prompts before those that have not waited long."""
+        ahead = [waiting.popleft() for _ in range(min(len(waiting), _ADMISSION_SCAN))]
+        goes = [
+            request.passed >= _PATIENCE or self.index.holds_half(request.blocks)
+            for request in ahead
+        ]
+        first = [request for request, soon in zip(ahead, goes, strict=True) if soon]
+        rest = [request for request, soon in zip(ahead, goes, strict=True) if not soon]
+        if first:
+            for request in rest[: len(ahead) - goes[::-1].index(True) - len(first)]:
+                request.passed += 1
+        waiting.extendleft(reversed(first + rest))
+
+    def step(self) -> None:
+        """One step of the pipeline."""
+        self.companions.join(len(self.active))
+        self.pipeline.step()
+
+    def rest(self) -> None:
+        """Nothing runs for now: no companion is left in the pipeline."""
+        if self.companions.leave():
+            self.pipeline.step()
+
+    def note_prefilled(self, request: Request) -> None:
+        """The first token is there: the prompt is in the cache, and the constraint works."""
+        request.prefilled = True
+        request.granted = False
+        self._release(request, tried=not request.suspect)
+        self.index.insert(request.blocks)
+        if request.sampling.structured is not None:
+            if len(self._proven) >= _PROVEN:
+                self._proven.clear()
+            self._proven.add(request.sampling.structured)
+
+    def remove(self, request: Request) -> None:
+        """The request ended, one way or the other."""
+        if self.active.pop(request.id, None) is None:
+            if request in (waiting := self.queue_of(request)):
+                waiting.remove(request)
+            return
+        self.batch_active -= request.batch
+        self._release(request)
+        if request.finish is not None and self._prefix_caching:
+            self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
+
+    def trial(self) -> Request | None:
+        """The request on trial: with a new constraint, or after a step that failed."""
+        return self._on_trial
+
+    def note_step(self) -> None:
+        """Count a step without a fault: enough of them clear the request on trial."""
+        tried = self._on_trial
+        if tried is not None and tried.suspect and tried.prefilled:
+            tried.harmless_steps += 1
+            if tried.harmless_steps >= _HARMLESS:
+                tried.suspect = False
+                self._on_trial = None
+
+    def surplus(self, most: int) -> list[Request]:
+        """The batch requests that leave the pipeline so that `most` are left, the last ones first.
+
+        Some stay: who has a grant, is on trial or has images; and who would have to begin anew, if
+        its tokens were seen or that has happened too often.
+        """
+        found: list[Request] = []
+        for request in reversed(self.active.values()):
+            if self.batch_active - len(found) <= most:
+                break
+            if not request.batch or request.granted or request is self._on_trial:
+                continue
+            if request.picture is not None:  # its pixels are gone
+                continue
+            anew = not request.resumes_exactly and request.prefilled
+            if anew and (request.evicted >= _MOST_ANEW or (request.stream and request.reported)):
+                continue
+            found.append(request)
+        return found
+
+    def evict(self, request: Request) -> None:
+        """Take a request, whose tokens were read, out of the pipeline, and queue it again."""
+        request.evicted += 1
+        request.handle.cancel()
+        self.cancelled = True
+        if request.prefilled and self._prefix_caching:
+            self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
+        self.remove(request)
+        self.restart(request, anew=not request.resumes_exactly)
+
+    def restart(self, request: Request, *, anew: bool = False) -> None:
+        """Queue a request again: what it made so far becomes prompt, or, where it is not
+        resumable or begins `anew`, goes.
+        """
+        request.handle = None
+        request.prefilled = False
+        request.harmless_steps = 0
+        if anew or not request.resumable:
+            request.prompt = request.prompt[: request.prompt_tokens]
+            request.max_new_tokens += request.resumed
+            request.resumed = 0
+            request.blocks = block_hashes(request.prompt)
+            request.ids, request.logprobs, request.reported, request.held_text = [], [], 0, ""
+            request.shown, request.stop = TextStream(), StopStrings(request.sampling.stop)
+        else:
+            made = request.ids[request.resumed :]
+            request.prompt = request.prompt + made
+            request.resumed = len(request.ids)
+            request.max_new_tokens -= len(made)
+            request.blocks = block_hashes(request.prompt)
+        self.queue_of(request).appendleft(request)
+
+    def recover(self, error: Exception) -> list[tuple[Request, Failed | None]]:
+        """Get the pipeline to work again after an exception in a step. Gives its requests, each
+        with its failure, None where it goes on.
+
+        The pipeline works again once all its requests are dropped and it was stepped. The request
+        that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
+        a time. The others go on from where they are, their tokens so far being part of the prompt
+        now; one that is not resumable starts again if nobody saw its tokens, else it fails, and so
+        does one with images, whose pixels are gone.
+        """
+        self.companions.leave()
+        requests = list(self.active.values())
+        blamed = self.trial() or (requests[0] if len(requests) == 1 else None)
+        for request in requests:
+            if request.handle is not None:
+                request.handle.cancel()
+        try:
+            self.pipeline.step()
+        except Exception:  # it reports the same fault once more while it drops the requests
+            self.cancelled = True
+        after: list[tuple[Request, Failed | None]] = []
+        reason = reason_of(error)
+        for request in reversed(requests):
+            self.remove(request)
+            failure = None
+            if request is blamed:
+                untried = request.sampling.structured is not None and not request.prefilled
+                why = (
+                    "the constraint cannot be compiled"
+                    if untried
+                    else "the engine cannot answer this request"
+                )
+                failure = Failed(request.id, RequestError.kind, f"{why}: {reason}")
+            elif request.picture is not None or (
+                not request.resumable and request.stream and request.reported
+            ):
+                why = f"the engine failed in a step: {reason}"
+                failure = Failed(request.id, EngineError.kind, why)
+            else:
+                request.suspect = request.suspect or blamed is None
+                self.restart(request)
+            after.append((request, failure))
+        return after
+
+    def _release(self, request: Request, *, tried: bool = True) -> None:
+        if tried and self._on_trial is request:
+            self._on_trial = None
+        for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
+            del self._prefilling[block]

@@ -1,0 +1,481 @@
+"""Resolves a `model_source`: demo model, IR directory, GGUF file, or a model to convert.
+
+Hugging Face models are converted to OpenVINO's format once, and the result is cached. The exporter,
+optimum-intel, imports torch. It runs in a process of its own, so that this one never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from penstock import private_files
+from penstock.demo import MODEL_NAME, model_path
+from penstock.engines.base import Stated
+from penstock.engines.disk.sources import local_source, locked, partial_of
+from penstock.engines.openvino.model.files import (
+    LENGTH_CONFIG,
+    POOLING_CONFIG,
+    PROMPTS_CONFIG,
+    SENTENCE_TRANSFORMERS,
+    TASKS_OF,
+    context_length_of,
+    gguf_context_length,
+    gguf_vocabulary,
+    is_ir,
+    is_vision_config,
+    lacks_token_types,
+    longest_text,
+    onnx_file,
+    read_config,
+    sees,
+    task_of,
+)
+from penstock.engines.openvino.model.weights import (
+    Quantization,
+    WeightFormat,
+    chosen_format,
+    megabytes,
+    weight_bytes,
+    what_is_missing,
+)
+from penstock.env import cache_dir
+from penstock.errors import EngineStartError, MissingExtraError
+from penstock.lazy import require
+from penstock.observability import is_terminal, say
+
+EXPORT_TASKS = {
+    "generate": "text-generation-with-past",
+    "embed": "feature-extraction",
+    "score": "text-classification",
+    "transcribe": "automatic-speech-recognition-with-past",
+}
+
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
+_PLAIN = Quantization()
+_BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
+"""What an ONNX model without a `config.json` is taken for."""
+_BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
+"""Files of sentence-transformers, which a conversion keeps."""
+_RECIPE = 2
+"""Counts the changes to what a conversion makes."""
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+
+# The tokenizer's settings may omit token types although the model needs them.
+_ADD_TOKEN_TYPES = """
+import sys
+from openvino import save_model
+from openvino_tokenizers import convert_tokenizer
+from transformers import AutoTokenizer
+names = ["input_ids", "token_type_ids", "attention_mask"]
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], model_input_names=names)
+save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml")
+"""
+
+
+class ModelFiles(Struct, frozen=True):
+    """A model ready to load: IR directory or GGUF file, task, and context length in tokens."""
+
+    path: Path
+    task: str
+    context_length: int
+
+
+def check_tokenizer(source: str, task: str) -> None:
+    """Raise `EngineStartError` unless `source` holds a tokenizer that the task can use."""
+    if task != "generate":
+        raise EngineStartError(
+            "only models that generate text take another tokenizer than their own"
+        )
+    if not (Path(source).expanduser() / "openvino_tokenizer.xml").is_file():
+        raise EngineStartError(
+            f"the tokenizer '{source}' is no directory with an openvino_tokenizer.xml"
+        )
+
+
+def stated_context_length(source: str) -> int | None:
+    """The context length in tokens that the model's local files state; None if they do not."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return gguf_context_length(path)
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return None
+    return context_length_of(config) if config else None
+
+
+def stated(source: str, task: str | None) -> Stated:
+    """What the model's local files state, if it is there. `task` is what the options say."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    vocabulary = None
+    try:
+        if path.suffix == ".gguf":
+            vocabulary, task = gguf_vocabulary(path), task or "generate"
+        elif config := read_config(path):
+            vocabulary = config.get("text_config", config).get("vocab_size")
+            task = task or task_of(path, config)
+    except (OSError, AttributeError, EngineStartError):
+        pass
+    return Stated(
+        vocabulary if isinstance(vocabulary, int) else None,
+        None if task is None else TASKS_OF.get(task),
+    )
+
+
+def stated_inputs(source: str) -> tuple[str, ...]:
+    """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return ("text",)
+    try:
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return ()
+    return (("text", "image") if is_vision_config(config) else ("text",)) if config else ()
+
+
+def find_model(
+    source: str,
+    task: str | None,
+    max_model_len: int | None,
+    weight_format: WeightFormat | None = None,
+    quantization: Quantization = _PLAIN,
+) -> ModelFiles:
+    """Resolve `source`. Copies a bucket's files, and converts a Hugging Face model, on first use,
+    and shows its progress.
+
+    Raises `EngineStartError` if there is no such model, or for a `weight_format` of one that is
+    converted already; `MissingExtraError` if a conversion needs an extra that is not installed.
+    """
+    source = local_source(source)
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if weight_format is not None and (path.suffix == ".gguf" or is_ir(path)):
+        raise EngineStartError(
+            f"'{source}' is not converted, so weight_format '{weight_format}' has no meaning for"
+            " it: leave it out, or give the model in Hugging Face's form"
+        )
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise EngineStartError(f"there is no GGUF file '{path}'")
+        return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
+    if not is_ir(path):
+        path = convert(source, task, weight_format, quantization)
+    config = read_config(path)
+    if task not in (None, "generate") and sees(path):
+        raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
+    task = task or task_of(path, config)
+    longest = context_length_of(config)
+    if task == "embed":
+        longest = min(longest, longest_text(path) or longest)
+    return ModelFiles(path, task, max_model_len or longest)
+
+
+def convert(
+    source: str,
+    task: str | None = None,
+    weight_format: WeightFormat | None = None,
+    quantization: Quantization = _PLAIN,
+) -> Path:
+    """Convert a Hugging Face model and return the path of the result. `source` is a directory, or a
+    hub id such as "org/name" or "org/name@revision".
+
+    The first call converts the model, shows its progress and its size before and after on stderr,
+    and caches the result. Later
+    calls use the cache, even if the extra is gone. A changed directory is converted again; a hub id
+    without a revision keeps its first conversion. With `task` None the model's files decide.
+
+    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
+    failure.
+    """
+    directory = Path(source).expanduser()
+    if directory.exists():
+        _check_directory(directory)
+        directory = directory.resolve()
+        name, identity = directory.name, _fingerprint(directory)
+    elif _HUB_ID.fullmatch(source):
+        name, identity = source.replace("/", "--"), [source]
+    else:
+        raise EngineStartError(
+            f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
+            " form, a .gguf file, or a hub id such as 'org/name'"
+        )
+    wanted = [weight_format or "auto", quantization.arguments()]
+    by_onnx = directory.is_dir() and _is_for_onnx(directory)
+    if by_onnx and (weight_format is not None or quantization != _PLAIN):
+        raise EngineStartError(
+            f"'{source}' is an ONNX model, whose weights stay as they are: leave weight_format out"
+        )
+    text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
+    if is_ir(target):
+        return target
+    if find_spec("optimum") is None and not by_onnx:
+        what = (
+            f"'{source}'"
+            if directory.exists()
+            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+        )
+        raise MissingExtraError("optimum", "convert", f"Converting {what}")
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise EngineStartError(
+            f"'{path}' is a file, but no .gguf file; for other models give their directory"
+        )
+    if onnx_file(path) is not None and not (path / "tokenizer.json").is_file():
+        raise EngineStartError(
+            f"'{path}' has an ONNX model and no tokenizer.json: copy that of the model it was made"
+            " of there"
+        )
+    if not _is_for_onnx(path) and (missing := what_is_missing(path)):
+        raise EngineStartError(
+            f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging"
+            f" Face's; for those {missing}"
+        )
+
+
+def _is_for_onnx(path: Path) -> bool:
+    """Whether a directory's ONNX form is taken: where it has no other, or nothing converts that."""
+    if onnx_file(path) is None:
+        return False
+    return what_is_missing(path) is not None or find_spec("optimum") is None
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    beside = (path / POOLING_CONFIG, *path.glob("onnx/*"))
+    files = sorted(file for file in (*path.iterdir(), *beside) if file.is_file())
+    return [
+        str(path),
+        *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+    ]
+
+
+def _download(source: str) -> Path:
+    """Download a snapshot of a hub id, with the weights in one format only."""
+    hub_id = _HUB_ID.fullmatch(source)
+    assert hub_id is not None
+    hub = require("huggingface_hub", "convert")
+
+    def snapshot(patterns: list[str], ignored: str | None = "*/*") -> Path:
+        return Path(
+            hub.snapshot_download(
+                hub_id["name"],
+                revision=hub_id["revision"],
+                allow_patterns=patterns,
+                ignore_patterns=ignored,
+            )
+        )
+
+    try:
+        snapshot([POOLING_CONFIG], ignored=None)
+        path = snapshot(_HUB_FILES)
+        if not any(path.glob("*.safetensors")):
+            path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
+    except Exception as error:  # from the hub's client, its HTTP library, or the network
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineStartError(
+            f"there is no path '{source}', and the hub does not give it: {reason[0]}"
+        ) from None
+    _check_directory(path)
+    return path
+
+
+def _convert(
+    source: str,
+    directory: Path,
+    target: Path,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+    stage: Callable[[str], None],
+) -> None:
+    """Export beside `target`, then rename: `target` is complete whenever it exists."""
+    config = read_config(directory)
+    task = task or task_of(directory, config)
+    _check_kind(source, task, config)
+    precision = chosen_format(weight_format, directory, task)
+    seeing = task == "generate" and is_vision_config(config)
+    exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
+    partial = partial_of(target)
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    try:
+        command = [
+            *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
+            *("--library", "transformers", "--model", str(directory)),
+            *("--task", exported, "--weight-format", precision),
+            *(*quantization.arguments(), str(partial)),
+        ]
+        stage("starting the exporter")
+        _run(source, command, log, stage)
+        if lacks_token_types(partial):
+            stage("converting the tokenizer")
+            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+        if not (partial / "openvino_tokenizer.xml").is_file():
+            raise EngineStartError(
+                f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
+                f" (the log: {log})"
+            )
+        if seeing:
+            keep_image_settings(directory, partial)
+        _keep_beside(directory, partial)
+        partial.rename(target)
+        log.unlink()
+        before, after = weight_bytes(directory), weight_bytes(target)
+        say(
+            f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}"
+        )
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_onnx(
+    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+) -> None:
+    """The same for an ONNX model, which OpenVINO reads itself."""
+    config = read_config(directory) or _BARE
+    task = task or task_of(directory, config)
+    if task not in ("embed", "score"):
+        raise EngineStartError(
+            f"'{source}': of ONNX models the openvino engine runs those that embed or rerank; give"
+            " this one in Hugging Face's form"
+        )
+    partial = partial_of(target)
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    try:
+        stage("reading the ONNX model")
+        context = str(context_length_of(config))
+        module = "penstock.engines.openvino.model.onnx_ir"
+        _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        (partial / "config.json").write_text(json.dumps(config))
+        _keep_beside(directory, partial)
+        partial.rename(target)
+        log.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _keep_beside(directory: Path, partial: Path) -> None:
+    for file in _BESIDE:
+        if (directory / file).is_file():
+            (partial / file).parent.mkdir(exist_ok=True)
+            shutil.copy(directory / file, partial / file)
+
+
+def keep_image_settings(directory: Path, target: Path) -> None:
+    """Give the converted model its `preprocessor_config.json`. Newer versions of transformers have
+    its content in `processor_config.json`, where the engine does not look for it.
+    """
+    wanted = target / "preprocessor_config.json"
+    if (directory / wanted.name).is_file():
+        shutil.copy(directory / wanted.name, wanted)
+    elif not wanted.is_file() and (found := directory / "processor_config.json").is_file():
+        settings = json.loads(found.read_bytes()).get("image_processor")
+        if settings:
+            wanted.write_text(json.dumps(settings))
+
+
+def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
+    """Refuse models that the exporter supports and the engine does not."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = ""
+    if task == "generate" and config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif task == "score" and architecture.endswith("ForCausalLM"):
+        kind = "generative rerank"
+    if kind:
+        raise EngineStartError(
+            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
+        )
+
+
+_TIED = """\
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from penstock.engines.process import die_with_parent
+die_with_parent(int(sys.argv[2]))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+"""Becomes Python with the arguments behind the first two: where this package is, and the parent's
+id.
+"""
+_PACKAGES = Path(__file__).parents[4]
+
+
+def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
+    """Run Python with `arguments` and append its output to `log`. Raises `EngineStartError` with
+    its last error line.
+    """
+    last_line = ""
+    with open(log, "a", opener=private_files.opener) as file:
+        # All files are local by now. In offline mode the exporter does not ask the hub for optional
+        # files.
+        exporter = subprocess.Popen(
+            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            umask=0o077,
+        )
+        assert exporter.stdout is not None
+        with exporter:
+            for line in exporter.stdout:
+                file.write(line)
+                if (done := _COMPRESSING.search(line)) is not None:
+                    stage(f"compressing the weights, {done[1]} %")
+                if line.startswith("Loading weights"):
+                    stage("exporting" if "100%" in line else "loading weights")
+                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
+                    last_line = line.strip()
+    if exporter.returncode:
+        reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
+        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
+
+
+@contextmanager
+def _progress(source: str) -> Iterator[Callable[[str], None]]:
+    """Show the conversion on stderr. Yields a function that sets the name of the stage."""
+    title = f"converting {source} (once)"
+    if not is_terminal():
+        say(f"{title} …")
+        yield lambda stage: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=title, bar_format="{desc} ({elapsed})", leave=False) as line:
+        yield lambda stage: line.set_description_str(f"{title}: {stage}")

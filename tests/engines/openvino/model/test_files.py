@@ -1,0 +1,196 @@
+import json
+import struct
+
+import pytest
+
+from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.model.files import (
+    FALLBACK_CONTEXT,
+    gguf_context_length,
+    lacks_token_types,
+    pooling_of,
+)
+from penstock.engines.openvino.model.source import find_model
+from penstock.errors import EngineStartError
+
+STRING, ARRAY, UINT32 = 8, 9, 4
+
+
+def ir(path, config=None):
+    """A directory that looks like a converted model."""
+    (path / "openvino_model.xml").write_text("<net/>")
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def gguf(path, *fields):
+    """A GGUF file of nothing but its header. A field is a name, a kind, and the value's bytes."""
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields))
+    path.write_bytes(
+        header
+        + b"".join(text(name) + struct.pack("<I", kind) + data for name, kind, data in fields)
+    )
+    return path
+
+
+class TestTask:
+    @pytest.mark.parametrize(
+        ("architecture", "task"),
+        [
+            ("LlamaForCausalLM", "generate"),
+            ("Qwen3ForCausalLM", "generate"),
+            ("GPT2LMHeadModel", "generate"),
+            ("BertModel", "embed"),
+            ("XLMRobertaModel", "embed"),
+            ("BertForSequenceClassification", "score"),
+            ("WhisperForConditionalGeneration", "transcribe"),
+        ],
+    )
+    def test_by_architecture(self, tmp_path, architecture, task):
+        assert find_model(ir(tmp_path, {"architectures": [architecture]}), None, None).task == task
+
+    def test_a_language_model_of_sentence_transformers_embeds(self, tmp_path):
+        (tmp_path / "modules.json").write_text("[]")
+        assert (
+            find_model(ir(tmp_path, {"architectures": ["Qwen3ForCausalLM"]}), None, None).task
+            == "embed"
+        )
+
+    def test_a_cross_encoder_of_sentence_transformers_scores(self, tmp_path):
+        (tmp_path / "modules.json").write_text("[]")
+        config = {"architectures": ["BertForSequenceClassification"]}
+        assert find_model(ir(tmp_path, config), None, None).task == "score"
+
+    @pytest.mark.parametrize("config", [None, {}, {"architectures": None}, []])
+    def test_without_a_word_about_it_a_model_generates(self, tmp_path, config):
+        assert find_model(ir(tmp_path, config), None, None).task == "generate"
+
+    def test_the_option_decides(self, tmp_path):
+        assert (
+            find_model(ir(tmp_path, {"architectures": ["LlamaForCausalLM"]}), "embed", None).task
+            == "embed"
+        )
+
+
+class TestContextLength:
+    @pytest.mark.parametrize(
+        ("config", "length"),
+        [
+            ({"max_position_embeddings": 2048}, 2048),
+            ({"n_positions": 1024}, 1024),
+            ({"text_config": {"max_position_embeddings": 512}}, 512),
+            ({"max_target_positions": 448}, 448),
+            ({"model_type": "xlm-roberta", "pad_token_id": 1, "max_position_embeddings": 514}, 512),
+            ({"max_position_embeddings": None}, FALLBACK_CONTEXT),
+            ({}, FALLBACK_CONTEXT),
+        ],
+    )
+    def test_by_config(self, tmp_path, config, length):
+        assert find_model(ir(tmp_path, config), None, None).context_length == length
+
+    def test_the_option_decides(self, tmp_path):
+        assert (
+            find_model(ir(tmp_path, {"max_position_embeddings": 2048}), None, 100).context_length
+            == 100
+        )
+
+
+class TestGguf:
+    def test_the_context_length_is_found_among_the_fields(self, tmp_path):
+        path = gguf(
+            tmp_path / "m.gguf",
+            ("general.architecture", STRING, text("llama")),
+            ("tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", STRING, 2) + text("a") + text("b")),
+            ("general.flag", 7, b"\x01"),
+            ("llama.context_length", UINT32, struct.pack("<I", 777)),
+        )
+        found = find_model(str(path), None, None)
+        assert (found.path, found.task, found.context_length) == (path, "generate", 777)
+
+    def test_without_that_field(self, tmp_path):
+        assert gguf_context_length(gguf(tmp_path / "m.gguf")) == FALLBACK_CONTEXT
+
+    def test_not_gguf(self, tmp_path):
+        path = tmp_path / "m.gguf"
+        path.write_bytes(b"something else")
+        with pytest.raises(EngineStartError, match="is not a GGUF file"):
+            find_model(str(path), None, None)
+
+    def test_cut_off(self, tmp_path):
+        path = gguf(tmp_path / "m.gguf", ("llama.context_length", UINT32, struct.pack("<I", 777)))
+        path.write_bytes(path.read_bytes()[:-2])
+        with pytest.raises(EngineStartError, match="cut off or damaged"):
+            find_model(str(path), None, None)
+
+    def test_a_value_of_unknown_kind(self, tmp_path):
+        path = gguf(tmp_path / "m.gguf", ("general.strange", 99, b""))
+        with pytest.raises(EngineStartError, match="cut off or damaged"):
+            find_model(str(path), None, None)
+
+    def test_a_length_beyond_any_file(self, tmp_path):
+        path = gguf(tmp_path / "m.gguf", ("general.name", STRING, struct.pack("<Q", 2**62)))
+        with pytest.raises(EngineStartError, match="cut off or damaged"):
+            find_model(str(path), None, None)
+
+    def test_no_such_file(self, tmp_path):
+        with pytest.raises(EngineStartError, match="there is no GGUF file"):
+            find_model(str(tmp_path / "m.gguf"), None, None)
+
+
+def test_a_config_that_is_not_json(tmp_path):
+    source = ir(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(EngineStartError, match=r"config.json' is not valid JSON"):
+        find_model(source, None, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "lacks"),
+    [
+        ('names="token_type_ids"', 'names="input_ids"', True),
+        ('names="token_type_ids"', 'names="token_type_ids"', False),
+        ('names="input_ids"', 'names="input_ids"', False),
+    ],
+)
+def test_token_types(tmp_path, model, tokenizer, lacks):
+    (tmp_path / "openvino_model.xml").write_text(model)
+    (tmp_path / "openvino_tokenizer.xml").write_text(tokenizer)
+    assert lacks_token_types(tmp_path) is lacks
+
+
+class TestPooling:
+    def write(self, path, **modes):
+        (path / "1_Pooling").mkdir()
+        (path / "1_Pooling" / "config.json").write_text(
+            json.dumps({"word_embedding_dimension": 8, **modes})
+        )
+        return path
+
+    def test_without_the_file_it_is_the_mean(self, tmp_path):
+        assert pooling_of(tmp_path) == "mean"
+
+    def test_the_file_decides(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
+        assert pooling_of(path) == "cls"
+
+    def test_another_way_is_refused_by_name(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode_max_tokens=True)
+        with pytest.raises(EngineStartError, match="pooling_mode_max_tokens"):
+            pooling_of(path)
+
+
+def test_the_context_is_known_before_anything_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 77}))
+    assert OpenVINOEngine(str(tmp_path)).stated_context_length() == 77
+    assert (
+        OpenVINOEngine(str(tmp_path), engine_kwargs={"max_model_len": 50}).stated_context_length()
+        == 50
+    )
+    assert OpenVINOEngine("demo").stated_context_length() == 4096
+    for nothing in ("org/name", str(tmp_path / "none.gguf"), str(tmp_path / "none")):
+        assert OpenVINOEngine(nothing).stated_context_length() is None
