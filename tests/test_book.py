@@ -6,6 +6,7 @@ from top to bottom: bash, python, and `serve`, which starts the server for those
 cannot run here is a block `sh`, and its page says so.
 """
 
+import json
 import os
 import re
 import shlex
@@ -87,8 +88,14 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands(line, folder):
-    with serving("demo") if AT in line else nullcontext() as server:
+    provider = "openai-batch" in line
+    # The demo model stands for the provider's.
+    options = ("demo", "--served-model-name", "demo", "gpt-5-mini", "--batch-dir", f"{folder}/kept")
+    with serving(*options) if provider or AT in line else nullcontext() as server:
         at = server.url.removeprefix("http://") if server else AT
+        if provider:
+            here = {"base_url": f"http://{at}/v1", "first_poll_s": 0.5}
+            line += f" --engine-kwargs '{json.dumps(here)}'"
         run(["bash", "-euc", line.replace(AT, at)], folder)
 
 

@@ -18,7 +18,13 @@ _LOADED = (
     click.option(
         "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
     ),
-    click.option("--engine", help="The engine that runs the model.  [default: openvino]"),
+    click.option(
+        "--engine",
+        help=(
+            "The engine that runs the model; openai-batch and anthropic-batch are those providers'"
+            " batch APIs.  [default: openvino]"
+        ),
+    ),
     click.option(
         "--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."
     ),
@@ -245,7 +251,7 @@ _result_prefix = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Replicas of the engine, on Ray.",
+    help="Replicas of the engine; here they part the CPU cores among them.",
 )
 @click.option(
     "--order",

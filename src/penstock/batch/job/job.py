@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
+import logging
 import os
 import signal
 import textwrap
@@ -36,6 +37,8 @@ from penstock.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -59,8 +62,9 @@ class Job:
             Two of them, the small one first, decide or answer with a schema as
             a cascade.
         engine: an engine's name, or an engine object; a running one keeps
-            running. Default "openvino". Of a cascade: for both, or a list of
-            two.
+            running. Default "openvino". "openai-batch" and "anthropic-batch"
+            hand the rows in as batches of that provider. Of a cascade: for
+            both, or a list of two.
         engine_kwargs: options of an engine that is given by name. Of a cascade:
             as `engine`.
         deterministic: the same row gets the same answer whatever runs beside
@@ -71,10 +75,11 @@ class Job:
             what its other users leave. Results come here. `model` is a model of
             the server; default: the one that it has. The key is taken from the
             environment's PENSTOCK_API_KEY, if that is set.
-        runtime: "local" is this process. "ray" puts the rows to so many
-            `replicas` of the engine on a Ray cluster: the one that RAY_ADDRESS
-            names, the one on this machine, or one of its own. The job is the
-            same, so either runtime resumes what the other began.
+        runtime: "local" is this machine. "ray" is a Ray cluster: the one that
+            RAY_ADDRESS names, the one on this machine, or one of its own. The
+            job is the same, so either runtime resumes what the other began.
+        replicas: how many copies of the engine answer the rows. On this machine
+            each has a part of the CPU cores.
 
         processor: stages of your own choosing
             (`penstock.batch.build_processor`) in the place of an engine and of
@@ -166,8 +171,10 @@ class Job:
         tokens together. max_error_rate: stop when more than this share (0 to 1)
         of the rows failed, from 50 rows on. deadline: stop then: seconds from
         now, a duration such as "2h", or a time. A job that one of these limits
-        stops raises `JobLimitError`, and can be resumed. max_attempts: how
-        often a row is tried if its failure may pass. row_timeout: seconds after
+        stops raises `JobLimitError`, and can be resumed. With `attach` a new
+        job asks for some rows first, and is refused (`ConfigError`) if it would
+        not end in time. max_attempts: how often a row is tried if its failure
+        may pass. row_timeout: seconds after
         which a row without an answer becomes an error row (`engine_timeout`):
         all its attempts together, from when it goes to the engine. Default: no
         limit. result_prefix: goes before the name of each result column.
@@ -249,7 +256,7 @@ class Job:
     async def arun(self) -> RunResult:
         """Do the job in the running loop. Raises `PenstockError`. Cancelling keeps what is done."""
         with Interrupts() as interrupts:
-            return await execute(await plan_of(self), interrupts)
+            return await execute(await self._planned(), interrupts)
 
     def plan(self, *, trial: int = 32) -> Forecast:
         """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its
@@ -266,11 +273,28 @@ class Job:
 
         if trial < 0:
             raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
-        if self.source == "-" or isinstance(self.source, AsyncIterable | Iterator):
+        if self._read_once:
             raise ConfigError(
                 "can be read once only, and the job itself must read it", field="source"
             )
         return await forecast(await plan_of(self), trial)
+
+    async def _planned(self) -> Plan:
+        """The plan of the job. Raises `ConfigError` if a server would not be done in time."""
+        plan = await plan_of(self)
+        if self.attach is not None and self.deadline is not None and not plan.begun:
+            from penstock.batch.job.forecast import TRIAL, check_deadline
+
+            if self._read_once:
+                _log.warning("The deadline is not checked: the input can be read once only.")
+            else:
+                check_deadline(await self.aplan(trial=TRIAL), plan.limits)
+        return plan
+
+    @property
+    def _read_once(self) -> bool:
+        """Whether the input can be read once only."""
+        return self.source == "-" or isinstance(self.source, AsyncIterable | Iterator)
 
     def _wait_for(self, work: Callable[[], Coroutine[Any, Any, T]], instead: str) -> T:
         """The result of `work`, done in an event loop of its own; from inside a running one by a
@@ -314,7 +338,7 @@ class Job:
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
             try:
-                result = await execute(await plan_of(self), interrupts)
+                result = await execute(await self._planned(), interrupts)
             except asyncio.CancelledError:
                 if interrupts.received is None:
                     raise
