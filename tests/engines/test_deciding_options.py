@@ -25,6 +25,8 @@ DECIDE = {
             "inference_precision",
         ),
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
+        *("draft_device", "assistant_confidence_threshold"),
+        *("cache_eviction", "sparse_attention"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
         *("max_images", "max_image_bytes", "max_image_pixels", "image_urls"),
         *("weight_format", "conversion", "query_instruction", "document_instruction"),

@@ -125,7 +125,10 @@ class OpenVINOEngine(WorkerEngine):
         self.model_kind = MODEL_KINDS[files.task]
         if sees(files.path):
             self.model_kind = "a vision-language model"
-            for name in ("tokenizer", "prompt_lookup", "draft_model"):
+            for name in (
+                *("tokenizer", "prompt_lookup", "draft_model"),
+                *("cache_eviction", "sparse_attention"),
+            ):
                 if getattr(self.options, name):
                     raise EngineStartError(
                         f"'{self.model_source}' is a vision-language model, which takes no {name}"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field, msgpack
 
 from penstock.engines.base import not_deterministic
+from penstock.engines.openvino.attention import CacheEviction, SparseAttention
 from penstock.engines.openvino.model.weights import Quantization, WeightFormat, check_weights
 from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
@@ -39,8 +40,11 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     `config_sentence_transformers.json` says. `weight_format`: the precision of a converted model;
     None and "auto": int8 from a billion parameters on, else fp16, of embedding and rerank models
     fp32. `conversion`: further options of the conversion. `prompt_lookup`: speculate with n-grams
-    of the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller
-    model that speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`:
+    of the prompt, of `prompt_lookup_max` (3) tokens at most. `draft_model`: directory of a smaller
+    model that speculates, on `draft_device` (None: `device`). `num_speculative_tokens` (5): how
+    far either looks ahead. `assistant_confidence_threshold`: the draft model looks ahead as long
+    as its tokens are at least so likely, instead. `cache_eviction` and `sparse_attention`: what a
+    long text's attention leaves out. `deterministic`:
     answers do not depend on what else runs, on the cache or on restarts. `properties`: further
     OpenVINO properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's
     marks say.
@@ -65,9 +69,13 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     inference_precision: Literal["f32", "f16", "bf16"] | None = None
     max_loras: Positive = 4
     prompt_lookup: bool = False
-    prompt_lookup_max: Positive = 3
+    prompt_lookup_max: Positive | None = None
     draft_model: str | None = None
-    num_speculative_tokens: Positive = 5
+    draft_device: str | None = None
+    num_speculative_tokens: Positive | None = None
+    assistant_confidence_threshold: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    cache_eviction: CacheEviction | None = None
+    sparse_attention: SparseAttention | None = None
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
     weight_format: WeightFormat | None = None
@@ -93,6 +101,13 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(
                 "give prompt_lookup or draft_model, not both", field="engine_kwargs.draft_model"
             )
+        self._check_speculation()
+        if self.cache_eviction is not None and self.enable_prefix_caching:
+            raise ConfigError(
+                "a prefix whose tokens were evicted gives wrong answers; set"
+                " enable_prefix_caching to false",
+                field="engine_kwargs.cache_eviction",
+            )
         if self.deterministic:
             self._check_deterministic()
 
@@ -104,6 +119,29 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if self.deterministic else None,
         }
         return {name: value for name, value in properties.items() if value is not None}
+
+    def _check_speculation(self) -> None:
+        """Refuse what the chosen way of speculating, or the lack of one, has no use for."""
+        if self.prompt_lookup_max is not None and not self.prompt_lookup:
+            raise ConfigError("needs prompt_lookup", field="engine_kwargs.prompt_lookup_max")
+        if self.num_speculative_tokens and not (self.prompt_lookup or self.draft_model):
+            raise ConfigError(
+                "needs prompt_lookup or a draft_model", field="engine_kwargs.num_speculative_tokens"
+            )
+        if self.draft_model is None:
+            for name in ("draft_device", "assistant_confidence_threshold"):
+                if getattr(self, name) is not None:
+                    raise ConfigError("needs a draft_model", field=f"engine_kwargs.{name}")
+        if self.cache_eviction is not None and (self.prompt_lookup or self.draft_model):
+            raise ConfigError(
+                "does not go with speculation: give no prompt_lookup and no draft_model",
+                field="engine_kwargs.cache_eviction",
+            )
+        if self.assistant_confidence_threshold and self.num_speculative_tokens:
+            raise ConfigError(
+                "give assistant_confidence_threshold or num_speculative_tokens, not both",
+                field="engine_kwargs.assistant_confidence_threshold",
+            )
 
     def _check_deterministic(self) -> None:
         """Refuse an option or a property that contradicts `deterministic`."""
@@ -122,7 +160,10 @@ DETERMINISTIC_OPTIONS: Mapping[str, Any] = {
     "kv_cache_precision": "f32",
 }
 """In f32, what the order of sums changes is far below what separates two tokens."""
-_WITHOUT: Mapping[str, Any] = {"device": "CPU", "prompt_lookup": False, "draft_model": None}
+_WITHOUT: Mapping[str, Any] = {
+    **{"device": "CPU", "prompt_lookup": False, "draft_model": None},
+    **{"cache_eviction": None, "sparse_attention": None},
+}
 DETERMINISTIC_PROPERTIES: Mapping[str, str] = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+from msgspec.structs import asdict
 
 from penstock.cores import usable_cores
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
@@ -23,6 +24,7 @@ from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling, Tokens
 
 _MOST_COMPANIONS = 16
+_LOOKAHEAD, _NGRAM = 5, 3
 _COMPANION_TOKENS = 24
 """A companion's prompt and answer stay within one block of the cache."""
 _RUNNING = genai.GenerationStatus.RUNNING
@@ -109,6 +111,7 @@ class Pipelines:
             max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
         )
         scheduler.enable_prefix_caching = options.enable_prefix_caching
+        _leave_out(scheduler, options)
         if self._exact_blocks:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
@@ -120,7 +123,9 @@ class Pipelines:
             properties["prompt_lookup"] = True
         if options.draft_model:
             # The pipeline takes the draft model over: nothing else may hold it.
-            properties["draft_model"] = genai.draft_model(options.draft_model, options.device)
+            properties["draft_model"] = genai.draft_model(
+                options.draft_model, options.draft_device or options.device
+            )
         if adapters is not None:
             properties["adapters"] = adapters
         properties.update(options.properties)
@@ -186,12 +191,28 @@ def generation_config(
     return config
 
 
+def _leave_out(scheduler: Any, options: OpenVINOOptions) -> None:
+    """What attention leaves out, as GenAI's settings."""
+    if options.cache_eviction is not None:
+        given = asdict(options.cache_eviction)
+        mode = getattr(genai.AggregationMode, given.pop("aggregation_mode").upper())
+        scheduler.use_cache_eviction = True
+        scheduler.cache_eviction_config = genai.CacheEvictionConfig(**given, aggregation_mode=mode)
+    if options.sparse_attention is not None:
+        given = {k: v for k, v in asdict(options.sparse_attention).items() if v is not None}
+        mode = getattr(genai.SparseAttentionMode, given.pop("mode").upper())
+        scheduler.use_sparse_attention = True
+        scheduler.sparse_attention_config = genai.SparseAttentionConfig(**given, mode=mode)
+
+
 def _speculate(config: Any, options: OpenVINOOptions) -> None:
     """A pipeline that speculates wants every request to say how far."""
-    if options.prompt_lookup or options.draft_model:
-        config.num_assistant_tokens = options.num_speculative_tokens
+    if options.assistant_confidence_threshold:
+        config.assistant_confidence_threshold = options.assistant_confidence_threshold
+    elif options.prompt_lookup or options.draft_model:
+        config.num_assistant_tokens = options.num_speculative_tokens or _LOOKAHEAD
     if options.prompt_lookup:
-        config.max_ngram_size = options.prompt_lookup_max
+        config.max_ngram_size = options.prompt_lookup_max or _NGRAM
 
 
 def one_token(sees: bool) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
+from penstock.engines.openvino.devices import check_devices
 from penstock.engines.openvino.model.files import TASKS_OF
 from penstock.engines.openvino.options import Load, ToWorker, decode_to_worker, reason_of
 from penstock.engines.process import (
@@ -59,6 +60,7 @@ def main(fd: int, parent: int) -> None:
 
 
 def _load(load: Load) -> tuple[Any, Ready]:
+    check_devices(load.options)
     if load.task != "generate":
         # Other pipelines: most workers never need them.
         from penstock.engines.openvino.tasks import load_task
