@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -22,7 +23,7 @@ from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.attach import attached
 from penstock.batch.job.checks import is_list_of, require, require_unicode
 from penstock.batch.job.extras import Extras, extras_of
-from penstock.batch.job.identity import EMBEDS, job_identity
+from penstock.batch.job.identity import EMBEDS, HEARS, SPEAKS, job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
@@ -31,6 +32,7 @@ from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.audio import ColumnSpeech, ColumnTranscripts
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.embeddings import VECTOR_TYPES, ColumnVectors
@@ -39,11 +41,12 @@ from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
+from penstock.engines.audio_files import check_form
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError, printable
-from penstock.types import FRACTIONS, Sampling, StructuredOutput
+from penstock.types import FRACTIONS, Sampling, StructuredOutput, TranscriptionRequest
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -55,11 +58,15 @@ _log = logging.getLogger(__name__)
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
 _EMBEDS = frozenset(EMBEDS)
+_HEARS = frozenset(HEARS)
+_SPEAKS = frozenset(SPEAKS)
 _CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
     | _EMBEDS
+    | _HEARS
+    | _SPEAKS
     | {*("prompt", "messages", "image", "system", "schema", "adapter")}
     | {*("result_prefix", "max_tokens")}
 )
@@ -76,14 +83,15 @@ _REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold",
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (str, "text", ("attach", "embed", "filter", "prompt", "messages", "image", "system")),
     (str, "text", ("adapter", "result_prefix", "key")),
+    (str, "text", ("audio", "language", "hotwords", "speak", "voice", "audio_format")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter", "cache", "report")),
+    (_PATH, "a path", ("dead_letter", "cache", "report", "audio_dir")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (bool, "true or false", ("deterministic", "incremental")),
+    (bool, "true or false", ("deterministic", "incremental", "translate", "timestamps")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),
@@ -91,6 +99,7 @@ _ALLOWED = {
     "on_invalid_json": ("keep", "retry"),
     "input_type": (None, "query", "document"),
     "vector_type": (None, *VECTOR_TYPES),
+    "audio_format": (None, "wav", "mp3", "opus", "flac", "aac"),
 }
 _LEAST = {"limit": 0} | dict.fromkeys(
     ("max_tokens", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"), 1
@@ -252,6 +261,8 @@ def _engine_rows(
         job.prompt is None
         and job.messages is None
         and job.embed is None
+        and job.audio is None
+        and job.speak is None
         and asked is None
         and (source.first is None or are_lines(source.first))
     ):
@@ -268,6 +279,12 @@ def _engine_rows(
     if job.embed is not None:
         return _vectors(job, source, output), None
     _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
+    if job.audio is not None:
+        return _transcripts(job, source, output), None
+    _check_unset(job, _HEARS, "needs `audio`, the column of recordings")
+    if job.speak is not None:
+        return _spoken(job, source, output), None
+    _check_unset(job, _SPEAKS, "needs `speak`, the texts that are spoken")
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -318,6 +335,54 @@ def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> 
         input_type=job.input_type,
         truncate=job.on_length == "truncate",
         vector_type=job.vector_type or "float32",
+        prefix=job.result_prefix,
+        sampling=Sampling(),
+        values_for=_values_for(source, output),
+    )
+    _check_data(form, source, output)
+    return form
+
+
+def _transcripts(
+    job: Job, source: Source, output: Output | Literal["-"] | None
+) -> ColumnTranscripts:
+    """The form of rows whose recordings become text."""
+    assert job.audio is not None
+    meaningless = (_ROW_OPTIONS | _SAMPLING) - _HEARS - {"result_prefix", "max_tokens"}
+    _check_unset(job, meaningless, "has no meaning beside `audio`")
+    asked = TranscriptionRequest(
+        b"",
+        job.language,
+        "translate" if job.translate else "transcribe",
+        job.max_tokens,
+        timestamps=job.timestamps,
+        hotwords=job.hotwords or "",
+    )
+    form = ColumnTranscripts(
+        audio=job.audio,
+        asked=asked,
+        prefix=job.result_prefix,
+        sampling=Sampling(),
+        values_for=_values_for(source, output),
+    )
+    _check_data(form, source, output)
+    return form
+
+
+def _spoken(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnSpeech:
+    """The form of rows whose texts are spoken."""
+    assert job.speak is not None
+    meaningless = (_ROW_OPTIONS | _SAMPLING) - _SPEAKS - {"result_prefix"}
+    _check_unset(job, meaningless, "has no meaning beside `speak`")
+    if job.audio_dir is None:
+        raise ConfigError("say where the spoken texts go: give a directory", field="audio_dir")
+    audio_format = job.audio_format or "wav"
+    check_form(audio_format)
+    form = ColumnSpeech(
+        folder=Path(job.audio_dir),
+        audio_format=audio_format,
+        voice=job.voice,
+        template=Template(job.speak if "{" in job.speak else f"{{{job.speak}}}", "speak"),
         prefix=job.result_prefix,
         sampling=Sampling(),
         values_for=_values_for(source, output),
