@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import wave
 import zipfile
 from pathlib import Path
@@ -17,9 +18,21 @@ from numpy.typing import ArrayLike
 OPTIONS = {"inference_precision": "f32", "num_threads": 1}
 
 
-def hearing_model(folder: Path) -> str:
-    """The directory of the Whisper, made in `folder`. It says random words, never an end."""
-    return _unpacked("whisper_model.zip", folder / "whisper")
+def hearing_model(folder: Path, *, letters: bool = False) -> str:
+    """The directory of the Whisper, made in `folder`. It says random bytes; with `letters`, letters
+    and spaces only: GenAI dies of the times of words that are no whole characters.
+    """
+    path = Path(_unpacked("whisper_model.zip", folder / "whisper"))
+    if letters:
+        words = json.loads((path / "tokenizer.json").read_bytes())["model"]["vocab"]
+        settings = json.loads((path / "generation_config.json").read_bytes())
+        settings["suppress_tokens"] += [
+            number
+            for text, number in words.items()
+            if not (plain := text.replace("\u0120", "")).isascii() or not (plain or "a").isalpha()
+        ]
+        (path / "generation_config.json").write_text(json.dumps(settings))
+    return str(path)
 
 
 def speaking_model(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """Transcriptions by a Whisper with random weights."""
 
 import asyncio
+from typing import Any
 
-import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -27,8 +27,8 @@ async def engine(model):
     await engine.stop()
 
 
-async def heard(engine, audio=None, **options):
-    options = {"language": "en", "max_tokens": 8} | options
+async def heard(engine, audio=None, **options: Any):
+    options = {"language": "en", "max_tokens": 8, **options}
     return await engine.transcriptions(TranscriptionRequest(audio or recording(), **options))
 
 
@@ -108,13 +108,14 @@ class TestHearing:
         await asyncio.wait([call])
         assert (await heard(engine)).text == (await heard(engine)).text
 
-    async def test_words_have_times(self, model):
+    async def test_words_have_times(self, tmp_path):
+        model = hearing_model(tmp_path, letters=True)
         engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "word_timestamps": True})
         await engine.start()
         try:
             found = await heard(engine, recording(31), words=True, max_tokens=40)
             assert found.words
             assert all(0 <= word.start <= word.end <= 31 for word in found.words)
-            assert np.all(np.diff([word.start for word in found.words]) >= 0)
+            assert found.words[-1].end > 20
         finally:
             await engine.stop()
