@@ -40,9 +40,9 @@ from penstock.service.lines import (
     ServedLines,
     ServedStep,
     limited,
+    output_usage,
 )
 from penstock.service.uploads import UploadStore
-from penstock.service.usage import usage_of
 from penstock.service.validation import check_input
 
 PROGRESS_S = 1.0
@@ -307,7 +307,7 @@ class Runner:
                     id=f"file-{batch.id.removeprefix('batch_').removeprefix('msgbatch_')}-{which}",
                 )
                 made[f"{which}_file_id"] = file.id
-        usage = await asyncio.to_thread(usage_of, folder / "output.jsonl")
+        usage = await asyncio.to_thread(output_usage, folder / "output.jsonl")
         tally = tally_of(counts, batch.counts.total)
 
         def end(batch: Batch) -> Batch:
@@ -356,8 +356,9 @@ class Runner:
         """Keep the own batches, take over those of servers that are gone, delete what is old."""
         while True:
             try:
-                statuses = await self._batches.renew(list(self._runs))
-                for id, run in list(self._runs.items()):
+                runs = dict(self._runs)  # others may be submitted meanwhile
+                statuses = await self._batches.renew(list(runs))
+                for id, run in runs.items():
                     if id not in statuses:
                         run.task.cancel()  # it was deleted, or another server has it
                     elif statuses[id] == "cancelling":

@@ -17,7 +17,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.model_files import (
+from penstock.engines.openvino.model.files import (
     MODEL_KINDS,
     TASKS_OF,
     instructions_of,

@@ -11,7 +11,7 @@ from typing import Any
 
 import openvino_genai as genai
 
-from penstock.engines.openvino.model_files import MODEL_KINDS
+from penstock.engines.openvino.model.files import MODEL_KINDS
 from penstock.engines.openvino.speech.recording import (
     SAMPLE_RATE,
     Samples,

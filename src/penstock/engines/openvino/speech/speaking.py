@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.model_files import MODEL_KINDS
+from penstock.engines.openvino.model.files import MODEL_KINDS
 from penstock.engines.openvino.tasks import Task
 from penstock.errors import EngineStartError, RequestError, UnsupportedError, nearest
 from penstock.types import Speech, Usage

@@ -57,7 +57,7 @@ def check_weights(weight_format: WeightFormat | None, quantization: Quantization
     """Raise `ConfigError` for quantization that the format has no place for."""
     if quantization == Quantization() or weight_format == "int4":
         return
-    field = "engine_kwargs.quantization"
+    field = "engine_kwargs.conversion"
     if weight_format != "int8":
         raise ConfigError("needs weight_format int8 or int4", field=field)
     for name, value in structs.asdict(quantization).items():
@@ -116,7 +116,7 @@ def what_is_missing(directory: Path) -> str | None:
 
 
 def megabytes(size: int) -> str:
-    """A size for people."""
+    """A size in bytes, as MB or GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
