@@ -40,7 +40,7 @@ class TestContract(SpeechContract):
 class TestSpeaking:
     async def test_capabilities(self, engine):
         assert engine.capabilities.tasks == {"speech", "tokenize", "detokenize"}
-        assert engine.capabilities.context_length == 600
+        assert engine.capabilities.context_length == 450
 
     async def test_voices_differ(self, engine):
         default = await engine.speech(SpeechRequest("a fox", "default"))

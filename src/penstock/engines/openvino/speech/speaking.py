@@ -54,6 +54,8 @@ class Speaking(Task):
             )
         if speed != 1:
             raise UnsupportedError("this model speaks at speed 1 only", param="speed")
+        if not text.strip():
+            raise RequestError("there is no text to speak", param="input")
         tokens = len(self.encoded(text, special_tokens=True, names=False).ids)
         self._check_lengths([tokens], "input")
         with_voice = (self._voices[voice],) if voice in self._voices else ()
