@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, str] = {
     "PIL": "images",
     "adlfs": "abfs",
     "aiohttp": "http",
+    "av": "audio",
     "fastapi": "ray",
     "gcsfs": "gcs",
     "huggingface_hub": "hf",

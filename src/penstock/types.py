@@ -183,10 +183,12 @@ class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
-    """Speech to transcribe. `audio` is the bytes of a file (WAV at 16 kHz mono for an engine
-    without a decoder).
+    """Speech to transcribe. `audio` is the bytes of a file.
 
-    With `timestamps` the answer has segments, each with its place in the recording.
+    With `timestamps` the answer has segments, each with its place in the recording, and with
+    `words` it has the words with theirs. `prompt` is a text to go on from, which also shows
+    spellings; `hotwords` are words to expect in all of a long recording. `language` is a code such
+    as "en"; None: it is detected.
     """
 
     audio: bytes
@@ -195,6 +197,21 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
     max_tokens: int | None = None
     request_id: str = ""
     timestamps: bool = False
+    batch: bool = False
+    words: bool = False
+    prompt: str = ""
+    hotwords: str = ""
+
+
+class SpeechRequest(Struct, frozen=True, omit_defaults=True):
+    """A text to speak. `voice` is a name that the engine knows; None: the model's own. `speed` is
+    relative to the voice's.
+    """
+
+    text: str
+    voice: str | None = None
+    speed: float = 1.0
+    request_id: str = ""
     batch: bool = False
 
 
@@ -383,6 +400,14 @@ class TranscriptionSegment(Struct, frozen=True):
     text: str
 
 
+class TranscriptionWord(Struct, frozen=True):
+    """A word of a recording, from `start` to `end` in seconds."""
+
+    start: float
+    end: float
+    word: str
+
+
 class Classification(Struct, frozen=True):
     """One text's most likely class. `probabilities` has shape [classes]; `label` is the class's
     name, or its number as text if the model has no names.
@@ -402,8 +427,8 @@ class Classifications(Struct, frozen=True):
 class Transcription(Struct, frozen=True):
     """The text of a recording.
 
-    `segments` is set if the request asked for timestamps. `language` is a code, and `duration` the
-    recording's length in seconds, if the engine reports them.
+    `segments` is set if the request asked for timestamps, `words` if it asked for those. `language`
+    is a code, and `duration` the recording's length in seconds, if the engine reports them.
     """
 
     text: str
@@ -411,6 +436,15 @@ class Transcription(Struct, frozen=True):
     segments: tuple[TranscriptionSegment, ...] | None = None
     language: str | None = None
     duration: float | None = None
+    words: tuple[TranscriptionWord, ...] | None = None
+
+
+class Speech(Struct, frozen=True):
+    """A spoken text: mono samples as 16-bit little-endian PCM, `rate` of them a second."""
+
+    pcm: bytes
+    rate: int
+    usage: Usage = Usage()
 
 
 class Decision(Struct, frozen=True):

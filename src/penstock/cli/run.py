@@ -88,6 +88,32 @@ _ANSWERED = (
         help="Type of a vector's numbers.  [default: float32]",
     ),
     click.option(
+        "--audio",
+        metavar="COLUMN",
+        help=(
+            "The column of recordings that become text: bytes or paths. Of an INPUT of audio"
+            " files: path."
+        ),
+    ),
+    click.option("--language", metavar="CODE", help="That of all recordings.  [default: detected]"),
+    click.option("--translate", is_flag=True, help="Recordings become English text."),
+    click.option("--timestamps", is_flag=True, help="One more column, segments, with their times."),
+    click.option("--hotwords", metavar="TEXT", help="Words to expect in recordings."),
+    click.option(
+        "--speak",
+        metavar="COLUMN",
+        help=(
+            "The column of texts that are spoken into files of --audio-dir, or text with {column}."
+        ),
+    ),
+    click.option("--voice", metavar="NAME", help="Who speaks.  [default: the model's own voice]"),
+    click.option(
+        "--audio-format",
+        type=click.Choice(["wav", "mp3", "opus", "flac", "aac"]),
+        help="Form of spoken files.  [default: wav]",
+    ),
+    click.option("--audio-dir", metavar="DIR", help="Where spoken files go."),
+    click.option(
         "--attach",
         metavar="URL",
         help=(
@@ -219,6 +245,8 @@ Examples:
   penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
   penstock run in.jsonl -o out.jsonl --prompt '{text}' --cache ~/answers --report job.html
   penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
+  penstock run 'calls/*.mp3' -o calls.jsonl --model ./whisper-ir --audio path
+  penstock run lines.csv -o spoken.csv --model ./speecht5-ir --speak line --audio-dir spoken
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
   cat rows.jsonl | penstock run - -o - --prompt '{question}'

@@ -38,6 +38,8 @@ from penstock.types import (
     Embeddings,
     RerankRequest,
     Scores,
+    Speech,
+    SpeechRequest,
     TokenizeRequest,
     TokenizerInfo,
     Tokens,
@@ -63,6 +65,7 @@ TASKS: dict[str, Task] = {
     "classify": Task(ClassifyRequest, Classifications),
     "decide": Task(DecideRequest, Decisions),
     "transcriptions": Task(TranscriptionRequest, Transcription),
+    "speech": Task(SpeechRequest, Speech),
     "tokenize": Task(str, list[int]),
     "detokenize": Task(list[int], str),
     "tokens": Task(TokenizeRequest, Tokens),
@@ -124,6 +127,10 @@ class Tasks:
 
     def transcriptions(self, request: TranscriptionRequest) -> Coroutine[Any, Any, Transcription]:
         return self.answer("transcriptions", request)
+
+    def speech(self, request: SpeechRequest) -> Coroutine[Any, Any, Speech]:
+        """Speak a text."""
+        return self.answer("speech", request)
 
     def tokenize(self, text: str) -> Coroutine[Any, Any, list[int]]:
         """Token ids of a text, special tokens in it recognised, none added."""

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.tool_forms import ToolForm
@@ -406,7 +407,9 @@ def verbose_transcription(
     result: Transcription, segments: Sequence[TranscriptionSegment]
 ) -> dict[str, Any]:
     """Body of `verbose_json`. Times are in seconds, `language` is a code such as "en"."""
+    words = {} if result.words is None else {"words": [asdict(word) for word in result.words]}
     return {
+        **words,
         "task": "transcribe",
         "language": result.language or "",
         "duration": result.duration

@@ -25,6 +25,7 @@ from penstock.testing.asking import (
     image_request,
     noise,
 )
+from penstock.testing.audio import SpeechContract, TranscriptionContract
 from penstock.testing.contract import EngineContract
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "PATIENCE",
     "EngineContract",
     "Generates",
+    "SpeechContract",
+    "TranscriptionContract",
     "answer",
     "chat_request",
     "check_adapters_mix",

@@ -37,6 +37,7 @@ from penstock.types import (
     PredicateQuestion,
     RerankRequest,
     Sampling,
+    SpeechRequest,
     TokenizeRequest,
     TranscriptionRequest,
 )
@@ -266,6 +267,7 @@ class EngineContract(Decisions, Images, Constraints):
             "rerank": lambda: engine.rerank(RerankRequest("query", ["text"])),
             "classify": lambda: engine.classify(ClassifyRequest(["text"])),
             "transcriptions": lambda: engine.transcriptions(TranscriptionRequest(b"")),
+            "speech": lambda: engine.speech(SpeechRequest("text")),
             "decide": lambda: engine.decide(self._decide(PredicateQuestion("It is broken."))),
         }
         for task, call in calls.items():

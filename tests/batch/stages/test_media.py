@@ -12,7 +12,7 @@ from PIL import Image
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
 from penstock.batch.rows.row import nbytes
 from penstock.batch.stages.media import Loader, PrepareMultimodalStage
-from penstock.engines.images import FORMS, prepared as prepared_image
+from penstock.engines.media.images import FORMS, prepared as prepared_image
 from penstock.errors import ConfigError, MissingExtraError, RequestError
 
 
@@ -220,7 +220,7 @@ async def test_a_truncated_image_is_an_error_of_its_row():
 
 
 async def test_without_pillow(monkeypatch):
-    monkeypatch.delitem(sys.modules, "penstock.engines.images")
+    monkeypatch.delitem(sys.modules, "penstock.engines.media.images")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(
         MissingExtraError, match=r"preparation of images needs .* pip install 'penstock\[images\]'"

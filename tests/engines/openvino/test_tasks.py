@@ -1,20 +1,13 @@
-"""Embedding, rerank and speech-to-text, on models so small that the right answers are known
-(`word_models`).
-"""
+"""Embedding and rerank, on models so small that the right answers are known (`word_models`)."""
 
 import asyncio
-import io
 import json
-import wave
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine, tasks
-from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.tasks import SAMPLE_RATE, read_wav
+from penstock.engines.openvino import OpenVINOEngine
 from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
 from penstock.testing import chat_request
 from penstock.types import (
@@ -24,7 +17,7 @@ from penstock.types import (
     RerankRequest,
     TranscriptionRequest,
 )
-from word_models import CONTEXT, VOCABULARY, WORDS, embedding_model, rerank_model, write_tokenizer
+from word_models import CONTEXT, VOCABULARY, WORDS, embedding_model, rerank_model
 
 OPTIONS = {"inference_precision": "f32", "num_threads": 1}
 
@@ -223,133 +216,3 @@ class TestRerank:
         engine = OpenVINOEngine(rerank_model(tmp_path, token_types=False), engine_kwargs=OPTIONS)
         with pytest.raises(EngineStartError, match="token_type_ids into model_input_names"):
             await engine.start()
-
-
-def wav(samples, rate=16_000, channels=1, width=2):
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(channels)
-        out.setsampwidth(width)
-        out.setframerate(rate)
-        out.writeframes(np.asarray(samples).astype(f"<i{width}").tobytes())
-    return file.getvalue()
-
-
-class TestSpeech:
-    @pytest.fixture
-    def speech(self, monkeypatch, tmp_path):
-        """A `Speech` whose pipeline writes down what it was asked."""
-
-        class Pipeline:
-            multilingual = True
-
-            def __init__(self, *args, **kwargs):
-                pass
-
-            def get_generation_config(self):
-                languages = {"<|en|>": 1, "<|de|>": 2} if self.multilingual else {}
-                return SimpleNamespace(
-                    lang_to_id=languages,
-                    is_multilingual=self.multilingual,
-                    language=None,
-                    task=None,
-                )
-
-            def generate(self, samples, config):
-                metrics = SimpleNamespace(get_num_generated_tokens=lambda: 7)
-                text = f" {config.task} {config.language} {config.max_new_tokens}"
-                parts = [
-                    SimpleNamespace(start_ts=0.0, end_ts=0.1, text=" a"),
-                    SimpleNamespace(start_ts=0.1, end_ts=-1, text="b"),
-                ]
-                chunks = [parts] if config.return_timestamps else None
-                return SimpleNamespace(
-                    texts=[text], perf_metrics=metrics, chunks=chunks, languages=["<|de|>"]
-                )
-
-        monkeypatch.setattr("openvino_genai.ASRPipeline", Pipeline)
-        write_tokenizer(tmp_path, token_types=False)
-        return tasks.Speech(str(tmp_path), OpenVINOOptions(), 448)
-
-    def test_language_and_task_reach_the_model(self, speech):
-        result = speech.transcribe(wav([0] * 3200), "de", "translate", 20)
-        assert result.text == "translate <|de|> 20"
-        assert result.usage.completion_tokens == 7
-
-    def test_the_language_is_found_out_unless_given(self, speech):
-        result = speech.transcribe(wav([0] * 3200), None, "transcribe", 20)
-        assert result.text == "transcribe None 20"
-        assert result.language == "de"
-
-    def test_timestamps_come_when_they_are_asked_for(self, speech):
-        audio = wav([0] * 3200)
-        assert speech.transcribe(audio, "en", "transcribe", 20).segments is None
-        result = speech.transcribe(audio, "en", "transcribe", 20, True)
-        assert (result.duration, result.language) == (0.2, "en")
-        assert [(s.start, s.end, s.text) for s in result.segments] == [
-            (0.0, 0.1, "a"),
-            (0.1, 0.2, "b"),
-        ]
-
-    def test_an_unknown_language(self, speech):
-        with pytest.raises(RequestError, match="'xx'; it knows de, en"):
-            speech.transcribe(wav([0]), "xx", "transcribe", None)
-
-    @pytest.mark.parametrize(("seconds", "bound"), [(1, 440), (30, 440), (31, 880)])
-    def test_the_decoder_stays_within_its_positions(self, speech, seconds, bound):
-        audio = wav(np.zeros(16_000 * seconds))
-        for wanted in (None, 9999):
-            assert speech.transcribe(audio, "en", "transcribe", wanted).text.endswith(f" {bound}")
-
-    def test_an_english_model_only_writes_english_down(self, speech):
-        speech._pipeline.multilingual = False
-        assert speech.transcribe(wav([0]), "en", "transcribe", 5).text == "None None 5"
-        for language, task in (("de", "transcribe"), (None, "translate")):
-            with pytest.raises(RequestError, match="English"):
-                speech.transcribe(wav([0]), language, task, None)
-
-
-def tone(hertz, rate, seconds=0.5):
-    return 8192 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
-
-
-def test_samples_are_scaled():
-    samples = read_wav(wav([0, 16384, -32768] + [0] * 2000))
-    assert samples.dtype == np.float32
-    assert samples[:3].tolist() == [0, 0.5, -1]
-
-
-def test_channels_are_mixed():
-    both = np.column_stack([tone(440, 16_000), np.zeros(8000)])
-    assert read_wav(wav(both, channels=2)) == pytest.approx(
-        read_wav(wav(tone(440, 16_000) / 2)), abs=1e-4
-    )
-
-
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
-def test_other_rates_give_the_same_sound(rate):
-    samples = read_wav(wav(tone(440, rate), rate))
-    middle = slice(800, -800)
-    assert samples[middle] == pytest.approx(read_wav(wav(tone(440, 16_000)))[middle], abs=5e-3)
-
-
-def test_what_the_lower_rate_cannot_carry_is_gone():
-    assert np.abs(read_wav(wav(tone(15_000, 48_000), 48_000))[800:-800]).max() < 5e-3
-
-
-def test_a_click_is_padded_with_silence():
-    assert len(read_wav(wav([1]))) == SAMPLE_RATE // 10
-
-
-@pytest.mark.parametrize(
-    ("audio", "why"),
-    [
-        (b"", "ends too early"),
-        (b"ID3 this is no WAV file, but music", "RIFF"),
-        (wav([]), "no samples"),
-        (wav([1, 2, 3], width=4), "32-bit"),
-    ],
-)
-def test_other_formats_are_refused(audio, why):
-    with pytest.raises(RequestError, match=f"{why}.*send a WAV file with 16-bit PCM"):
-        read_wav(audio)

@@ -198,7 +198,8 @@ async def test_transcriptions_with_their_times(served: Any, handle: Any, scripte
         assert (await ask(response_format="xml")).status_code == 400
         for refused in (
             {"timestamp_granularities[]": "word"},
-            {"prompt": "Names: Ann"},
+            {"response_format": "verbose_json", "timestamp_granularities[]": "letter"},
+            {"response_format": "srt", "stream": "true"},
             {"temperature": "0.5"},
         ):
             assert (await ask(**refused)).status_code == 400

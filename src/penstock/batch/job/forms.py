@@ -7,16 +7,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
-from penstock.batch.job.identity import EMBEDS
+from penstock.batch.job.identity import EMBEDS, HEARS, SPEAKS
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.audio import ColumnSpeech, ColumnTranscripts
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.embeddings import ColumnVectors
@@ -26,8 +28,9 @@ from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
+from penstock.engines.media.audio_files import check_form
 from penstock.errors import ConfigError, printable
-from penstock.types import Sampling
+from penstock.types import Sampling, TranscriptionRequest
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -39,11 +42,15 @@ _log = logging.getLogger(__name__)
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
 _EMBEDS = frozenset(EMBEDS)
+_HEARS = frozenset(HEARS)
+_SPEAKS = frozenset(SPEAKS)
 CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
     | _EMBEDS
+    | _HEARS
+    | _SPEAKS
     | {*("prompt", "messages", "image", "system", "schema", "adapter")}
     | {*("result_prefix", "max_tokens")}
 )
@@ -66,6 +73,8 @@ def engine_rows(
         job.prompt is None
         and job.messages is None
         and job.embed is None
+        and job.audio is None
+        and job.speak is None
         and asked is None
         and (source.first is None or are_lines(source.first))
     ):
@@ -82,6 +91,12 @@ def engine_rows(
     if job.embed is not None:
         return _vectors(job, source, output), None
     _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
+    if job.audio is not None:
+        return _transcripts(job, source, output), None
+    _check_unset(job, _HEARS, "needs `audio`, the column of recordings")
+    if job.speak is not None:
+        return _spoken(job, source, output), None
+    _check_unset(job, _SPEAKS, "needs `speak`, the texts that are spoken")
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -188,6 +203,54 @@ def processor_rows(
         max_attempts=job.max_attempts,
     )
     return form, chain, policy
+
+
+def _transcripts(
+    job: Job, source: Source, output: Output | Literal["-"] | None
+) -> ColumnTranscripts:
+    """The form of rows whose recordings become text."""
+    assert job.audio is not None
+    meaningless = (_ROW_OPTIONS | SAMPLING) - _HEARS - {"result_prefix", "max_tokens"}
+    _check_unset(job, meaningless, "has no meaning beside `audio`")
+    asked = TranscriptionRequest(
+        b"",
+        job.language,
+        "translate" if job.translate else "transcribe",
+        job.max_tokens,
+        timestamps=job.timestamps,
+        hotwords=job.hotwords or "",
+    )
+    form = ColumnTranscripts(
+        audio=job.audio,
+        asked=asked,
+        prefix=job.result_prefix,
+        sampling=Sampling(),
+        values_for=_values_for(source, output),
+    )
+    _check_data(form, source, output)
+    return form
+
+
+def _spoken(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnSpeech:
+    """The form of rows whose texts are spoken."""
+    assert job.speak is not None
+    meaningless = (_ROW_OPTIONS | SAMPLING) - _SPEAKS - {"result_prefix"}
+    _check_unset(job, meaningless, "has no meaning beside `speak`")
+    if job.audio_dir is None:
+        raise ConfigError("say where the spoken texts go: give a directory", field="audio_dir")
+    audio_format = job.audio_format or "wav"
+    check_form(audio_format)
+    form = ColumnSpeech(
+        folder=Path(job.audio_dir),
+        audio_format=audio_format,
+        voice=job.voice,
+        template=Template(job.speak if "{" in job.speak else f"{{{job.speak}}}", "speak"),
+        prefix=job.result_prefix,
+        sampling=Sampling(),
+        values_for=_values_for(source, output),
+    )
+    _check_data(form, source, output)
+    return form
 
 
 def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:

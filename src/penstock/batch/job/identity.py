@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 EMBEDS = ("embed", "dimensions", "input_type", "vector_type")
 """The options of what is embedded."""
+HEARS = ("audio", "language", "translate", "timestamps", "hotwords")
+SPEAKS = ("speak", "voice", "audio_format", "audio_dir")
+"""Those of recordings that become text, and of texts that are spoken."""
 
 
 def job_identity(
@@ -81,9 +84,24 @@ def job_identity(
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
         "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
         "embed": {name: getattr(job, name) for name in EMBEDS} if job.embed is not None else None,
+        **_audio_options(job),
         "decide": None if deciding is None else deciding.identity(),
         **how,
     }
+
+
+def _audio_options(job: Job) -> dict[str, Any]:
+    """Nothing in other jobs, whose identities are as they always were."""
+    for name, options in (("hears", HEARS), ("speaks", SPEAKS)):
+        if getattr(job, options[0]) is not None:
+            given = {option: getattr(job, option) for option in options}
+            return {
+                name: {
+                    o: None if v is None else v if o != "audio_dir" else os.fspath(v)
+                    for o, v in given.items()
+                }
+            }
+    return {}
 
 
 def processor_identity(processor: Processor) -> dict[str, Any]:

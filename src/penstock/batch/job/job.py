@@ -112,6 +112,22 @@ class Job:
             "int8" (each vector scaled so that its largest number is 127, which
             keeps cosines).
 
+    What to hear or speak, in the place of an answer:
+        audio: a column of recordings: bytes, a path, a URL, a data URI, or a
+            mapping with `bytes` or `path`. What is said becomes the columns
+            `response`, `language` and `duration` (seconds). An input of audio
+            files (a directory or a glob) has the one column `path`.
+        language: that of all recordings, such as "en". Default: it is detected.
+        translate: write English, whatever the language.
+        timestamps: one more column, `segments`, with the times of each.
+        hotwords: words to expect.
+        speak: the column of texts, or text with `{column}` in it. Each is
+            spoken into a file; the column `audio` has its path, `duration` its
+            seconds.
+        audio_dir: the directory of these files.
+        voice: a voice of the model. Default: its own.
+        audio_format: "wav" (default), "mp3", "opus", "flac" or "aac".
+
     What to ask (input in OpenAI's batch form needs none of these, and takes
         none):
         prompt: text with `{column}` in it, which becomes the user's message.
@@ -203,6 +219,15 @@ class Job:
     dimensions: int | None = None
     input_type: Literal["query", "document"] | None = None
     vector_type: Literal["float32", "float16", "int8"] | None = None
+    audio: str | None = None
+    language: str | None = None
+    translate: bool = False
+    timestamps: bool = False
+    hotwords: str | None = None
+    speak: str | None = None
+    voice: str | None = None
+    audio_format: Literal["wav", "mp3", "opus", "flac", "aac"] | None = None
+    audio_dir: str | os.PathLike[str] | None = None
     prompt: str | None = None
     messages: str | None = None
     image: str | None = None

@@ -50,14 +50,15 @@ _REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold",
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (str, "text", ("attach", "embed", "filter", "prompt", "messages", "image", "system")),
     (str, "text", ("adapter", "result_prefix", "key")),
+    (str, "text", ("audio", "language", "hotwords", "speak", "voice", "audio_format")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter", "cache", "report")),
+    (_PATH, "a path", ("dead_letter", "cache", "report", "audio_dir")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (bool, "true or false", ("deterministic", "incremental")),
+    (bool, "true or false", ("deterministic", "incremental", "translate", "timestamps")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),
@@ -65,6 +66,7 @@ _ALLOWED = {
     "on_invalid_json": ("keep", "retry"),
     "input_type": (None, "query", "document"),
     "vector_type": (None, *VECTOR_TYPES),
+    "audio_format": (None, "wav", "mp3", "opus", "flac", "aac"),
 }
 _LEAST = {"limit": 0} | dict.fromkeys(
     ("max_tokens", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"), 1

@@ -26,7 +26,7 @@ def check_concurrency(given: int | tuple[int, ...] | None) -> None:
         )
 
 
-TaskType = Literal["generate", "embed", "classify", "score", "decide", "transcribe"]
+TaskType = Literal["generate", "embed", "classify", "score", "decide", "transcribe", "speak"]
 
 
 COSTS_ONLY = frozenset(
@@ -175,8 +175,8 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     `penstock.engines.registry.stop_engines`. `deterministic` makes it answer the same request the
     same each time, whatever else runs.
 
-    What it does: `task_type` "generate", "embed", "classify", "score", "decide" or
-    "transcribe".
+    What it does: `task_type` "generate", "embed", "classify", "score", "decide",
+    "transcribe" or "speak".
     `dynamic_lora_loading_path` is where the adapters lie that rows name in `model`.
 
     Stages take True (the engine does it in its own pass), False, or a configuration (a stage of its

@@ -20,17 +20,24 @@ from typing import Any, BinaryIO, Literal, cast
 from penstock.batch.read.sources import Source
 from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
 
-Form = Literal["jsonl", "csv", "parquet"]
+Form = Literal["jsonl", "csv", "parquet", "audio"]
 FORMS: dict[str, Form] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".parquet": "parquet",
 }
+RECORDINGS = (
+    *(".wav", ".mp3", ".flac", ".ogg", ".opus", ".oga", ".m4a", ".mp4"),
+    *(".webm", ".aac", ".aiff", ".aif"),
+)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 """What a compressed file begins with, whatever its name."""
-KNOWN = f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)})"
+KNOWN = (
+    f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)}); recordings"
+    f" ({', '.join(RECORDINGS)})"
+)
 """The extensions that can be read, for messages."""
 _FILESYSTEMS = {
     "s3": ("s3fs", "s3"),
@@ -59,6 +66,8 @@ def is_url(path: str) -> bool:
 def form_of(path: str) -> Form | None:
     """The form that a name tells, or None. Compressed text has one, compressed Parquet has none."""
     stem, extension = os.path.splitext(path.lower())
+    if extension in RECORDINGS:
+        return "audio"
     if extension not in COMPRESSED:
         return FORMS.get(extension)
     inner = FORMS.get(os.path.splitext(stem)[1])
@@ -227,6 +236,8 @@ def find(pattern: str) -> list[DataFile]:
         files = [DataFile(path) for path in _find_remote(pattern)]
     else:
         files = [DataFile(path, _state(path)) for path in _find_local(pattern)]
+    if any(file.form != "audio" for file in files):  # recordings that lie beside data
+        files = [file for file in files if file.form != "audio"]
     forms = sorted({file.form for file in files})
     if len(forms) > 1:
         raise InputError(

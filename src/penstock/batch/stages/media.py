@@ -23,7 +23,7 @@ from penstock.openai.image_parts import IMAGE_PARTS, given_in, part_with
 from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:
-    from penstock.engines.images import PreparedImage
+    from penstock.engines.media.images import PreparedImage
 
 
 class Loader:
@@ -116,7 +116,7 @@ class PrepareMultimodal:
     async def start(self) -> None:
         """Load Pillow. Raises `MissingExtraError` where it is not installed."""
         self._images = lazy.require(
-            "penstock.engines.images", needed_by="The preparation of images"
+            "penstock.engines.media.images", needed_by="The preparation of images"
         )
         self._loader = Loader(**self._options)
         self._decoding = Offload(os.cpu_count() or 1)

@@ -8,7 +8,7 @@ from io import BytesIO
 import pypdfium2
 from PIL import Image
 
-from penstock.engines.images import MAX_PIXELS
+from penstock.engines.media.images import MAX_PIXELS
 from penstock.errors import RequestError, text_of
 
 DOTS_PER_INCH = 144

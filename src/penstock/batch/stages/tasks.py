@@ -1,5 +1,5 @@
 """What a row asks of an engine: its `sampling_params`, in the names of vLLM (and SGLang), and the
-tasks other than generation: embed, classify, score, decide, transcribe.
+tasks other than generation: embed, classify, score, decide, transcribe, speak.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from penstock.batch.stages.media import Loader
 from penstock.batch.stages.text import conversation, text_in
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
+from penstock.engines.media.audio_files import audio_file
 from penstock.errors import (
     ConfigError,
     EngineError,
@@ -35,6 +36,7 @@ from penstock.types import (
     EmbeddingRequest,
     RerankRequest,
     Sampling,
+    SpeechRequest,
     StructuredOutput,
     TranscriptionRequest,
 )
@@ -45,6 +47,7 @@ NEEDED = {
     "score": ("score", "rerank"),
     "decide": ("decide",),
     "transcribe": ("transcriptions",),
+    "speak": ("speech",),
 }
 """The engine's tasks that do a processor's task, any of them."""
 
@@ -69,12 +72,17 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "transcribe": {
         "audio": "The recording: bytes, a path, a URL, or a mapping with `bytes` or `path`.",
-        "language": "Its language, such as 'en'.",
+        "language": "Its language, such as 'en'; else it is detected.",
+        "translate": "Whether the text shall be English.",
+        "timestamps": "Whether the times of segments are wanted.",
+        "hotwords": "Words to expect.",
     },
+    "speak": {"voice": "A voice of the model."},
 }
 
 Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
+_GREEDY = Sampling(temperature=0.0)
 _NO_COLUMNS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
@@ -95,8 +103,8 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
     """What asks an engine; `truncate` may shorten a text to embed. Raises `RequestError`."""
     if task == "embed":
         return _embed(row, truncate)
-    made = {"classify": _classify, "decide": _decide, "score": _score, "transcribe": _transcribe}
-    return made[task](row)
+    made = {"classify": _classify, "decide": _decide, "score": _score}
+    return {**made, "transcribe": _transcribe, "speak": _speak}[task](row)
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
@@ -244,9 +252,22 @@ def _classified(text: str) -> Ask:
 
 
 def _transcribe(row: Mapping[str, Any]) -> Ask:
-    audio, language = row.get("audio"), row.get("language")
+    audio = row.get("audio")
     if audio is None:
         raise RequestError("the row has no column 'audio'", param="audio")
+    sampling, _ = sampling_of(row.get("sampling_params"))
+    if msgspec.structs.replace(sampling, max_tokens=None, temperature=0.0) != _GREEDY:
+        raise UnsupportedError(
+            "of sampling_params a transcription follows max_tokens only", param="sampling_params"
+        )
+    asked = TranscriptionRequest(
+        b"",
+        row.get("language"),
+        "translate" if row.get("translate") else "transcribe",
+        sampling.max_tokens,
+        timestamps=bool(row.get("timestamps")),
+        hotwords=row.get("hotwords") or "",
+    )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
         loader = Loader(threads=1)
@@ -254,12 +275,30 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
             data = await loader.load(audio, "audio")
         finally:
             loader.close()
-        found = await engine.transcriptions(TranscriptionRequest(data, language))
+        found = await engine.transcriptions(msgspec.structs.replace(asked, audio=data))
         return {
             "transcription": found.text,
             "generated_text": found.text,
+            "language": found.language,
+            "duration": found.duration,
+            **({"segments": msgspec.to_builtins(found.segments)} if asked.timestamps else {}),
             "num_input_tokens": found.usage.prompt_tokens,
             "num_generated_tokens": found.usage.completion_tokens,
+        }
+
+    return ask
+
+
+def _speak(row: Mapping[str, Any]) -> Ask:
+    text = text_in(row, "prompt")
+
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        found = await engine.speech(SpeechRequest(text, row.get("voice")))
+        return {
+            "prompt": text,
+            "audio": audio_file(found, "wav"),
+            "duration": len(found.pcm) / 2 / found.rate,
+            "num_input_tokens": found.usage.prompt_tokens,
         }
 
     return ask

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.errors import ConfigError
+from penstock.kv.prefix_index import BLOCK_SIZE
 
 Tokens = Annotated[int, Meta(ge=1)]
 

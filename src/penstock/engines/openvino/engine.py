@@ -16,6 +16,7 @@ from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.media.transcripts import joined, told_window
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.image_files import image_files
@@ -35,6 +36,8 @@ from penstock.engines.openvino.options import (
     Load,
     OpenVINOOptions,
 )
+from penstock.engines.openvino.speech.pieces import pieces_of
+from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
@@ -43,8 +46,11 @@ from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
     Scores,
+    Speech,
+    SpeechRequest,
     StructuredOutput,
     Transcription,
+    TranscriptionRequest,
     Usage,
 )
 
@@ -178,16 +184,49 @@ class OpenVINOEngine(WorkerEngine):
                 )
             case "transcriptions":
                 self._check_task(task)
+                return await self._transcribed(request)
+            case "speech":
+                self._check_task(task)
+                return await self._spoken(request)
+        return await super().answer(task, request)
+
+    async def _transcribed(self, request: TranscriptionRequest) -> Transcription:
+        """The text of a recording, which the worker holds meanwhile, window by window."""
+        key, told = next(self._ids), told_window.get()
+        try:
+            windows = await self._call("open_recording", key, request.audio)
+            parts: list[Transcription] = []
+            language, left = request.language, request.max_tokens
+            for window in range(windows):
                 answer = await self._call(
                     "transcribe",
-                    request.audio,
-                    request.language,
-                    request.task,
-                    request.max_tokens,
-                    request.timestamps,
+                    *(key, window, language, request.task, left, request.timestamps),
+                    *(request.words, request.prompt, request.hotwords),
                 )
-                return msgspec.convert(answer, Transcription)
-        return await super().answer(task, request)
+                parts.append(msgspec.convert(answer, Transcription))
+                if told is not None:
+                    told(window, parts[-1])
+                language = language or parts[0].language
+                if left is not None:
+                    left -= parts[-1].usage.completion_tokens
+                    if left <= 0:
+                        break
+        finally:
+            if self._process is not None:
+                self._send(Call(next(self._ids), "close_recording", [key]))
+        return joined(parts)
+
+    async def _spoken(self, request: SpeechRequest) -> Speech:
+        """A text, spoken piece by piece: models are at their best with a sentence or two."""
+        parts: list[Speech] = []
+        for piece in pieces_of(request.text, self.capabilities.context_length):
+            answer = await self._call("speak", piece, request.voice, request.speed)
+            parts.append(msgspec.convert(answer, Speech))
+        return Speech(
+            b"".join(part.pcm for part in parts),
+            parts[0].rate,
+            Usage(sum(part.usage.prompt_tokens for part in parts)),
+        )
 
     def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
         return request.inputs, request.dimensions, request.input_type, request.truncate

@@ -54,9 +54,13 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     Of vision-language models: a request may have `max_images`, of `max_image_bytes` (files) and
     `max_image_pixels` together. `image_urls`: images are also loaded from http and https, within
     `image_timeout_s` seconds; else they come with their request.
+
+    Of speech models: a recording may have `max_audio_bytes` (its file) and last
+    `max_audio_seconds`. `word_timestamps`: requests may ask for the times of words, which makes the
+    model slower. `voices`: names of voices, each with a file of its numbers (32-bit floats).
     """
 
-    task: Literal["generate", "embed", "score", "transcribe"] | None = None
+    task: Literal["generate", "embed", "score", "transcribe", "speak"] | None = None
     device: str = "CPU"
     tokenizer: str | None = None
     max_num_seqs: Positive = 128
@@ -93,6 +97,10 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     max_image_pixels: Positive = 1 << 26
     image_urls: bool = False
     image_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+    max_audio_bytes: Positive = 64 << 20
+    max_audio_seconds: Annotated[float, Meta(gt=0)] = 7200.0
+    word_timestamps: bool = False
+    voices: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_weights(self.weight_format, self.conversion)

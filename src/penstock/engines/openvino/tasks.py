@@ -1,5 +1,5 @@
-"""Models that do not generate text, inside the worker process: embedding, rerank, and
-speech-to-text.
+"""Models that do not generate text, inside the worker process: embedding and rerank, and what is
+common to them and to those of speech.
 
 They have the face of `Generation` towards the worker. Only `Embedding` has something to step: other
 calls are answered at once.
@@ -7,8 +7,6 @@ calls are answered at once.
 
 from __future__ import annotations
 
-import io
-import wave
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
-from numpy.typing import NDArray
 
 from penstock.engines.base import Capabilities
 from penstock.engines.openvino.model.files import (
@@ -38,14 +35,10 @@ from penstock.errors import (
     UnsupportedError,
     context_overflow,
 )
-from penstock.types import Embeddings, Scores, Tokens, Transcription, TranscriptionSegment, Usage
+from penstock.types import Embeddings, Scores, Tokens, Usage
 
 _CALLS_AT_ONCE = 8
 """They are answered one after the other: enough of them that there is always a next one."""
-_WINDOW_SECONDS = 30
-"""Speech models hear a recording in windows of this length."""
-_PROMPT_TOKENS = 8
-"""Room for the tokens that begin a speech model's answer: start, language, task, timestamps."""
 _BATCH_TOKENS = 1024
 """Tokens of one pipeline call, padding included. MiniLM takes twice the processor time for a text
 in calls of 8,192 tokens, which leave the processor's caches.
@@ -62,7 +55,7 @@ _POOLING = {
 
 def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
-    model = _TASKS[load.task](load.path, load.options, load.context_length)
+    model = _kind_of(load.task)(load.path, load.options, load.context_length)
     at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
     capabilities = Capabilities(
         TASKS_OF[load.task],
@@ -372,67 +365,20 @@ class Rerank(Task):
         return Scores(scores, Usage(sum(lengths)))
 
 
-class Speech(Task):
-    """A model that transcribes speech to text."""
-
-    kind = MODEL_KINDS["transcribe"]
-
-    def _start(self) -> None:
-        self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties)
-
-    def transcribe(
-        self,
-        audio: bytes,
-        language: str | None,
-        task: str,
-        max_tokens: int | None,
-        timestamps: bool = False,
-    ) -> Transcription:
-        """The text of a recording; `timestamps` adds segments. `language` None detects it."""
-        samples = read_wav(audio)
-        config = self._pipeline.get_generation_config()
-        known = {name.strip("<|>"): name for name in config.lang_to_id or {}}
-        if language is not None and known and language not in known:
-            raise RequestError(
-                f"this model does not know the language '{language}'; it knows"
-                f" {', '.join(sorted(known))}",
-                param="language",
-            )
-        if config.is_multilingual:
-            config.task = task
-            if language is not None:
-                config.language = known.get(language, language)
-        elif task != "transcribe" or language not in (None, "en"):
-            raise RequestError("this model only transcribes English", param="language")
-        # Past its last position a decoder talks nonsense, so the bound holds also if nobody asks
-        # for one.
-        windows = -(-len(samples) // (_WINDOW_SECONDS * SAMPLE_RATE))
-        room = max(self._context_length - _PROMPT_TOKENS, 1) * windows
-        config.max_new_tokens = min(max_tokens or room, room)
-        config.return_timestamps = timestamps
-        result = self._pipeline.generate(samples, config)
-        tokens = result.perf_metrics.get_num_generated_tokens()
-        duration = len(samples) / SAMPLE_RATE
-        segments = (
-            _segments(result.chunks[0], duration)
-            if timestamps and result.chunks is not None
-            else None
-        )
-        spoken = language or "".join(result.languages[:1]).strip("<|>") or None
-        return Transcription(result.texts[0].strip(), Usage(0, tokens), segments, spoken, duration)
+_TASKS: dict[str, type[Task]] = {"embed": Embedding, "score": Rerank}
 
 
-def _segments(chunks: Iterable[Any], duration: float) -> tuple[TranscriptionSegment, ...]:
-    """A chunk whose end the model did not tell has a negative one: it lasts to the end."""
-    return tuple(
-        TranscriptionSegment(
-            chunk.start_ts, chunk.end_ts if chunk.end_ts >= 0 else duration, chunk.text.strip()
-        )
-        for chunk in chunks
-    )
+def _kind_of(task: str) -> type[Task]:
+    """The class of a task's models. Those of speech are built on this module."""
+    if task == "transcribe":
+        from penstock.engines.openvino.speech.hearing import Hearing
 
+        return Hearing
+    if task == "speak":
+        from penstock.engines.openvino.speech.speaking import Speaking
 
-_TASKS: dict[str, type[Task]] = {"embed": Embedding, "score": Rerank, "transcribe": Speech}
+        return Speaking
+    return _TASKS[task]
 
 
 def _token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None) -> list[int]:
@@ -457,40 +403,3 @@ def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-SAMPLE_RATE = 16_000
-_SHORTEST_SAMPLES = SAMPLE_RATE // 10
-
-
-def read_wav(audio: bytes) -> NDArray[np.float32]:
-    """A WAV file as mono samples from -1 to 1, at 16 kHz. Raises `RequestError`."""
-    try:
-        with wave.open(io.BytesIO(audio)) as file:
-            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            frames = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise _bad_audio(str(error) or "it ends too early") from None
-    if width != 2:
-        raise _bad_audio(f"it has {8 * width}-bit samples")
-    # A recording may have been cut off in the middle of a frame.
-    whole = len(frames) // (2 * channels) * channels
-    if not whole:
-        raise _bad_audio("it has no samples")
-    samples = np.frombuffer(frames, "<i2", whole).reshape(-1, channels).mean(axis=1) / 32768
-    samples = _resampled(samples, rate)
-    return np.pad(samples, (0, max(_SHORTEST_SAMPLES - len(samples), 0))).astype(np.float32)
-
-
-def _bad_audio(why: str) -> RequestError:
-    return RequestError(
-        f"the audio is not usable ({why}): send a WAV file with 16-bit PCM samples", param="file"
-    )
-
-
-def _resampled(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
-    """The samples at 16 kHz, by way of the spectrum: higher tones are cut off."""
-    if rate == SAMPLE_RATE:
-        return samples
-    size = max(round(len(samples) * SAMPLE_RATE / rate), 1)
-    return np.fft.irfft(np.fft.rfft(samples), size) * (size / len(samples))

@@ -6,7 +6,9 @@ Servers omit and add fields, so only the necessary fields are read, and few are 
 
 from __future__ import annotations
 
+import io
 import uuid
+import wave
 from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
@@ -26,12 +28,14 @@ from penstock.types import (
     Embeddings,
     FinishReason,
     Scores,
+    Speech,
     TokenizerInfo,
     TokenLogprob,
     Tokens,
     ToolCallPart,
     Transcription,
     TranscriptionSegment,
+    TranscriptionWord,
     Usage,
 )
 
@@ -290,11 +294,12 @@ class _Classes(Struct):
     usage: _UsageBody = field(default_factory=_UsageBody)
 
 
-class _Speech(Struct):
+class _Transcript(Struct):
     text: str
     segments: list[TranscriptionSegment] | None = None
     language: str | None = None
     duration: float | None = None
+    words: list[TranscriptionWord] | None = None
 
 
 class _Ids(Struct):
@@ -334,6 +339,8 @@ def read_task(task: str, request: Any, body: bytes, where: str) -> Any:
             return _classifications(body, where, len(request.inputs))
         case "transcriptions":
             return _transcription(body, where)
+        case "speech":
+            return _spoken(body, where)
         case "tokenize":
             return _as(_Ids, body, where).tokens
         case "tokens":
@@ -393,9 +400,32 @@ def _classifications(body: bytes, where: str, count: int) -> Classifications:
 
 def _transcription(body: bytes, where: str) -> Transcription:
     """The answer of `/audio/transcriptions`. Only some servers send more than the text."""
-    parsed: _Speech = _as(_Speech, body, where)
-    segments = None if parsed.segments is None else tuple(parsed.segments)
-    return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
+    parsed: _Transcript = _as(_Transcript, body, where)
+    return Transcription(
+        parsed.text.strip(),
+        Usage(),
+        None if parsed.segments is None else tuple(parsed.segments),
+        parsed.language,
+        parsed.duration,
+        None if parsed.words is None else tuple(parsed.words),
+    )
+
+
+def _spoken(body: bytes, where: str) -> Speech:
+    """The answer of `/audio/speech`, a WAV file of 16-bit mono samples. One that was written as a
+    stream does not know its length.
+    """
+    try:
+        with wave.open(io.BytesIO(body)) as file:
+            form = file.getsampwidth(), file.getnchannels()
+            speech = Speech(file.readframes(file.getnframes()), file.getframerate())
+    except (wave.Error, EOFError):
+        raise UpstreamError(f"{where} sent no WAV file", http_status=200) from None
+    if form != (2, 1):
+        raise UpstreamError(
+            f"{where} sent a WAV file with other samples than 16-bit mono", http_status=200
+        )
+    return speech
 
 
 def _prompt(body: bytes, where: str) -> str:

@@ -23,6 +23,7 @@ Task = Literal[
     "score",
     "rerank",
     "transcriptions",
+    "speech",
     "tokenize",
     "detokenize",
 ]

@@ -19,6 +19,7 @@ from penstock.types import (
     Sampling,
     StructuredOutput,
     TokenizeRequest,
+    TranscriptionRequest,
 )
 
 Dialect = Literal["openai", "penstock", "sglang"]
@@ -32,6 +33,7 @@ PATHS = {
     "rerank": "/rerank",
     "classify": "//classify",
     "transcriptions": "/audio/transcriptions",
+    "speech": "/audio/speech",
     "tokenize": "//tokenize",
     "detokenize": "//detokenize",
     "tokens": "//tokenize",
@@ -157,16 +159,35 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
         case "rerank":
             return {"query": request.query, "documents": request.documents}
         case "transcriptions":
-            form = {"language": request.language, "max_tokens": request.max_tokens}
-            if request.timestamps:
-                form["response_format"] = "verbose_json"
-            return {name: str(value) for name, value in form.items() if value is not None}
+            return _transcription_form(request, dialect)
+        case "speech":
+            body = {"input": request.text, "voice": request.voice, "speed": request.speed}
+            body = {name: value for name, value in body.items() if value is not None}
+            return {**body, "response_format": "wav"}
         case "tokenize":
             return {"prompt": request, "add_special_tokens": False}
         case "tokens":
             return _tokens_body(request)
         case _:
             return {"tokens": request}
+
+
+def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict[str, str]:
+    if request.hotwords and dialect != "penstock":
+        raise UnsupportedError(
+            "servers of OpenAI's form know no hotwords: put them into the prompt", param="hotwords"
+        )
+    form = {
+        "language": request.language,
+        "max_tokens": request.max_tokens,
+        "prompt": request.prompt or None,
+        "hotwords": request.hotwords or None,
+        "response_format": "verbose_json" if request.timestamps or request.words else None,
+    }
+    found = {name: str(value) for name, value in form.items() if value is not None}
+    if request.words:
+        found["timestamp_granularities[]"] = "word"
+    return found
 
 
 def _tokens_body(request: TokenizeRequest) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from penstock.errors import (
     ModelNotFoundError,
     PenstockError,
     RequestError,
+    UnsupportedError,
 )
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.prefix_index import block_hashes
@@ -241,10 +242,17 @@ class NativeApp:
 
     async def transcription(self, request: TranscriptionRequest) -> Transcription:
         """Transcribe a recording. Raises as `scores`."""
+        for param in ("words", "hotwords"):
+            if getattr(request, param):
+                what = "times of words" if param == "words" else "hotwords"
+                raise UnsupportedError(
+                    f"the vllm engine does not support {what} in transcriptions", param=param
+                )
         fields = {
             "model": self._name,
             "language": request.language,
             "max_completion_tokens": request.max_tokens,
+            "prompt": request.prompt or None,
             "response_format": "verbose_json" if request.timestamps else "json",
         }
         answer = await self._post(

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 import penstock
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.audio import SpeechBody
 from penstock.openai.decisions.openai_form import DecisionBody
 from penstock.openai.decisions.system_one import SystemOneBody
 from penstock.openai.extensions import (
@@ -186,6 +187,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         multipart=transcriptions.FORM,
         runs=True,
     ),
+    Endpoint("POST", "/v1/audio/speech", transcriptions.speech, SpeechBody, runs=True),
     Endpoint("POST", "/invocations", invocations, forms=FORMS, runs=True),
     Endpoint("POST", "/tokenize", texts.tokenize, TokenizeBody, runs=True),
     Endpoint("POST", "/detokenize", texts.detokenize, DetokenizeBody, runs=True),

@@ -294,7 +294,7 @@ class TranscriptionResponse(Open):
 
 
 class TranscriptionStreamResponse(Open):
-    """Never made: transcriptions come whole."""
+    """Never made: the events of a stream come as text."""
 
 
 class ErrorInfo(Open):

@@ -60,7 +60,9 @@ class Vision:
     """The images of all requests of one model. `config` is its `config.json`."""
 
     def __init__(self, config: Mapping[str, Any], max_pixels: int) -> None:
-        self._images = lazy.require("penstock.engines.images", needed_by="A vision-language model")
+        self._images = lazy.require(
+            "penstock.engines.media.images", needed_by="A vision-language model"
+        )
         self._images.Image.MAX_IMAGE_PIXELS = None  # this process has a limit of its own
         self._max_pixels = max_pixels
         self._thread = ThreadPoolExecutor(1, "penstock-images")

@@ -17,6 +17,7 @@ MODEL_KINDS = {
     "embed": "an embedding model",
     "score": "a rerank model",
     "transcribe": "a speech-to-text model",
+    "speak": "a text-to-speech model",
 }
 """The tasks, with the name that messages give to a model of each."""
 TASKS_OF = {
@@ -24,6 +25,7 @@ TASKS_OF = {
     "embed": frozenset({"embeddings", "tokenize", "detokenize"}),
     "score": frozenset({"score", "rerank", "tokenize", "detokenize"}),
     "transcribe": frozenset({"transcriptions", "tokenize", "detokenize"}),
+    "speak": frozenset({"speech", "tokenize", "detokenize"}),
 }
 """What a model of each task is asked: the methods of the engine protocol that it serves."""
 
@@ -86,6 +88,8 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
         return "score"
     if name.startswith("Whisper"):
         return "transcribe"
+    if name.startswith("SpeechT5ForTextToSpeech"):
+        return "speak"
     # Some embedding models have the architecture of a language model.
     if (path / SENTENCE_TRANSFORMERS).is_file():
         return "embed"
@@ -115,6 +119,7 @@ def context_length_of(config: dict[str, Any]) -> int:
             "n_positions",
             "max_sequence_length",
             "max_target_positions",
+            "max_text_positions",
         ):
             if isinstance(part.get(name), int):
                 return int(part[name]) - _unused_positions(part)

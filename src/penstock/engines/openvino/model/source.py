@@ -61,6 +61,7 @@ EXPORT_TASKS = {
     "embed": "feature-extraction",
     "score": "text-classification",
     "transcribe": "automatic-speech-recognition-with-past",
+    "speak": "text-to-audio",
 }
 
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")

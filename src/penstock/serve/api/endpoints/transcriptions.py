@@ -1,14 +1,25 @@
-"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`."""
+"""Speech: `POST /v1/audio/transcriptions`, `/v1/audio/translations` and `/v1/audio/speech`."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
-from penstock.errors import ContentTypeError, RequestError, UnsupportedError, nearest
+from penstock.engines.media.audio_files import CONTENT_TYPES, audio_file, check_form
+from penstock.engines.media.transcripts import told_window
+from penstock.engines.tasks import Batches
+from penstock.errors import (
+    ContentTypeError,
+    MissingExtraError,
+    RequestError,
+    UnsupportedError,
+    nearest,
+)
+from penstock.openai.audio import SpeechBody, TranscriptFramer
 from penstock.openai.responses import (
     TIMED_FORMATS,
     TRANSCRIPT_FORMATS,
@@ -16,7 +27,10 @@ from penstock.openai.responses import (
     verbose_transcription,
 )
 from penstock.serve.api.exchange import Exchange
-from penstock.types import TranscriptionRequest
+from penstock.serve.api.limits import check_texts
+from penstock.serve.api.sse import EventStream
+from penstock.serve.models.handle import ModelHandle
+from penstock.types import Delta, Transcription, TranscriptionRequest
 
 FORM: dict[str, Any] = {
     "type": "object",
@@ -27,12 +41,16 @@ FORM: dict[str, Any] = {
         "language": {"type": "string"},
         "response_format": {"enum": list(TRANSCRIPT_FORMATS)},
         "max_tokens": {"type": "integer", "minimum": 1},
+        "prompt": {"type": "string"},
+        "hotwords": {"type": "string"},
+        "stream": {"type": "boolean"},
+        "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
     },
 }
 """The JSON Schema of the multipart form, for the API's description."""
 _GRANULARITIES = "timestamp_granularities[]"
 _MOST_FIELDS = 20
-_FIELDS = {*FORM["properties"], "temperature", "prompt", "stream", _GRANULARITIES}
+_FIELDS = {*FORM["properties"], "temperature"}
 
 
 async def transcriptions(exchange: Exchange) -> Response:
@@ -55,6 +73,21 @@ async def translations(exchange: Exchange) -> Response:
         await form.close()
 
 
+async def speech(exchange: Exchange, body: SpeechBody) -> Response:
+    """Speak a text, in one file."""
+    target = await exchange.target(body.model)
+    request = body.request(request_id=exchange.answer_id)
+    check_texts([request.text], exchange.limits, "input")
+    try:
+        check_form(body.response_format)
+    except MissingExtraError as error:
+        raise UnsupportedError(f"{error}; or ask for wav or pcm", param="response_format") from None
+    result = await exchange.wait(target.handle.speech(request))
+    exchange.usage = result.usage
+    file = await asyncio.to_thread(audio_file, result, body.response_format)
+    return Response(file, media_type=CONTENT_TYPES[body.response_format])
+
+
 async def _answer(
     exchange: Exchange, form: FormData, task: Literal["transcribe", "translate"]
 ) -> Response:
@@ -72,7 +105,7 @@ async def _answer(
             f"unknown response_format '{shape[:50]}'. {hint}", param="response_format"
         )
     _check_unsupported(form)
-    timed = shape in TIMED_FORMATS
+    timed, words = shape in TIMED_FORMATS, _wants_words(form, shape)
     request = TranscriptionRequest(
         await upload.read(),
         language=_text(form, "language") or None,
@@ -80,7 +113,16 @@ async def _answer(
         max_tokens=_max_tokens(form),
         request_id=exchange.answer_id,
         timestamps=timed,
+        words=words,
+        prompt=_text(form, "prompt"),
+        hotwords=_text(form, "hotwords"),
     )
+    if _text(form, "stream").lower() in ("true", "1"):
+        if timed:
+            raise UnsupportedError(
+                f"a stream has text only: response_format '{shape}' comes whole", param="stream"
+            )
+        return EventStream(exchange, _streamed(target.handle, request), TranscriptFramer())
     result = await exchange.wait(target.handle.transcriptions(request))
     exchange.usage = result.usage
     if shape == "text":
@@ -100,16 +142,54 @@ async def _answer(
 
 def _check_unsupported(form: FormData) -> None:
     """Refuse parameters that would otherwise be ignored silently."""
-    if _text(form, "stream").lower() in ("true", "1"):
-        raise UnsupportedError("streamed transcriptions are not supported", param="stream")
-    if _text(form, "prompt"):
-        raise UnsupportedError("a prompt for a transcription is not supported", param="prompt")
     if _text(form, "temperature") not in ("", "0", "0.0"):
         raise UnsupportedError(
             "transcriptions are greedy: temperature can only be 0", param="temperature"
         )
-    if any(wanted != "segment" for wanted in form.getlist(_GRANULARITIES)):
-        raise UnsupportedError("timestamps are given for segments only", param=_GRANULARITIES)
+
+
+def _wants_words(form: FormData, shape: str) -> bool:
+    wanted = set(form.getlist(_GRANULARITIES))
+    if wanted - {"segment", "word"}:
+        raise RequestError("must be segment or word", param=_GRANULARITIES)
+    if "word" in wanted and shape != "verbose_json":
+        raise RequestError(
+            "times of words come with response_format verbose_json", param=_GRANULARITIES
+        )
+    return "word" in wanted
+
+
+async def _streamed(handle: ModelHandle, request: TranscriptionRequest) -> Batches:
+    """The text of each window of a recording as soon as it has been heard."""
+    windows: asyncio.Queue[Transcription | None] = asyncio.Queue()
+    heard = 0
+
+    def told(window: int, part: Transcription) -> None:
+        nonlocal heard
+        if window == heard:  # else it is heard again, after a death of the engine
+            heard += 1
+            windows.put_nowait(part)
+
+    async def run() -> Transcription:
+        told_window.set(told)
+        try:
+            return await handle.transcriptions(request)
+        finally:
+            windows.put_nowait(None)
+
+    running = asyncio.create_task(run())
+    try:
+        between = ""
+        while (part := await windows.get()) is not None:
+            if part.text:
+                yield [Delta(text=between + part.text)]
+                between = " "
+        result = await running
+        text = "" if heard else result.text
+        yield [Delta(text=text, finish_reason="stop", usage=result.usage)]
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def _form(exchange: Exchange) -> FormData:

@@ -1,0 +1,207 @@
+"""The forms of jobs over speech: a recording in each row becomes text, or a text a recording."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.stages.media import Loader
+from penstock.engines.base import LLMEngine
+from penstock.engines.media.audio_files import audio_file
+from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, nearest
+from penstock.types import SpeechRequest, TranscriptionRequest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_END = ("status", "error", "usage", "attempts", "latency_ms")
+_AT_ONCE = 8
+_AT_ONCE_BYTES = 16 << 20
+"""Rows go on together that have so many bytes of recordings."""
+
+
+class ColumnTranscripts(ColumnRequests):
+    """What is said in recordings, in the columns `response`, `language` and `duration` (seconds);
+    with `asked.timestamps` also `segments`.
+
+    A value of the column `audio` is bytes, a path, a URL, a data URI, or a mapping with `bytes` or
+    `path` (as data sets of Hugging Face have it). `asked` is the request without a recording;
+    `options` are those of `ColumnRequests`. Rows with equal recordings share an answer.
+    """
+
+    kind = "transcripts"
+
+    def __init__(
+        self, *, audio: str, asked: TranscriptionRequest, prefix: str = "", **options: Any
+    ) -> None:
+        super().__init__(messages=audio, **options)
+        self._images = None
+        self._audio, self._asked = audio, asked
+        self._loader: Loader | None = None
+        self._digest = blake2b(self._encode((self.kind, asked)), digest_size=16)
+        timed = ("segments",) if asked.timestamps else ()
+        self._name_columns(
+            ("response", "language", "duration", *timed, *_END), FLAT_OBJECTS, prefix
+        )
+
+    def check(
+        self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
+    ) -> None:
+        if every is not None and self._audio not in every:
+            hint = nearest(self._audio, every)
+            raise ConfigError(f"the data has no column '{self._audio}'", field="audio", hint=hint)
+        super().check(columns, every, flat=flat)
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        self._loader = self._loader or Loader(threads=_AT_ONCE)
+        size, some = 0, list[Row]()
+        for number, row in enumerate(rows):
+            if number % _AT_ONCE == 0:
+                await asyncio.gather(*map(self._load, rows[number : number + _AT_ONCE]))
+            size += len(row.request or b"")
+            some.append(row)
+            if size >= _AT_ONCE_BYTES:
+                yield self._stored(some)
+                size, some = 0, []
+        if some:
+            yield self._stored(some)
+
+    async def _load(self, row: Row) -> None:
+        value = (row.values or {}).get(self._audio)
+        if value is None or row.failure is not None:
+            return
+        assert self._loader is not None
+        try:
+            row.request = await self._loader.load(value, self._audio)
+        except PenstockError as error:
+            row.failure = error
+            return
+        row.nbytes += len(row.request)
+
+    def prepare(self, row: Row) -> None:
+        if row.request is None:
+            raise RequestError(f"the row has no recording in '{self._audio}'", param=self._audio)
+        digest = self._digest.copy()
+        digest.update(row.request)
+        row.digest = digest.digest()
+        row.request = msgspec.structs.replace(self._asked, audio=row.request)
+        row.shareable = True
+
+    def close(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        _check_task(engine, "transcriptions", "hears no recordings", "a speech-to-text model")
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        found = await engine.transcriptions(row.request)
+        told = [found.language, found.duration]
+        if self._asked.timestamps:
+            told.append(msgspec.to_builtins(found.segments))
+        return Outcome(response=found.text, usage=found.usage, parsed=told)
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        blank = [None] * (3 if self._asked.timestamps else 2)
+        return [outcome.response, *(outcome.parsed or blank), *_end_of(outcome)]
+
+    def arrow_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        segment = pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})
+        timed = [pa.list_(segment)] if self._asked.timestamps else []
+        return [pa.string(), pa.string(), pa.float64(), *timed, *_end_types()]
+
+
+class ColumnSpeech(ColumnRequests):
+    """Spoken texts, as files of the form `audio_format` in `folder`. The column `audio` has the
+    path of each, `duration` its length in seconds.
+
+    A file is named by its request, so that rows with equal texts share one, and a job that is
+    resumed writes none twice. `options` are those of `ColumnRequests`.
+    """
+
+    kind = "speech"
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        audio_format: str,
+        voice: str | None,
+        prefix: str = "",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._folder, self._format = folder, audio_format
+        self._asked = SpeechRequest("", voice)
+        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
+        self._name_columns(("audio", "duration", *_END), FLAT_OBJECTS, prefix)
+
+    def prepare(self, row: Row) -> None:
+        super().prepare(row)
+        text = row.request.messages[-1]["content"]
+        row.request = msgspec.structs.replace(self._asked, text=text)
+        row.shareable = True
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        _check_task(engine, "speech", "speaks no texts", "a text-to-speech model")
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        if not row.request.text.strip():
+            raise RequestError("there is no text to speak", param="speak")
+        spoken = await engine.speech(row.request)
+        file = self._folder / f"{row.digest.hex()}.{self._format}"
+
+        def write() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{file.name}.partial")
+            partial.write_bytes(audio_file(spoken, self._format))
+            os.replace(partial, file)
+
+        await asyncio.to_thread(write)
+        duration = len(spoken.pcm) / 2 / spoken.rate
+        return Outcome(response=str(file), usage=spoken.usage, parsed=[duration])
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        return [outcome.response, *(outcome.parsed or [None]), *_end_of(outcome)]
+
+    def arrow_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        return [pa.string(), pa.float64(), *_end_types()]
+
+
+def _check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
+    if task not in engine.capabilities.tasks:
+        raise UnsupportedError(
+            f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
+            param="model",
+        )
+
+
+def _end_of(outcome: Outcome) -> list[Any]:
+    error, usage = outcome.error, outcome.usage
+    return [
+        "ok" if error is None else "error",
+        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+        outcome.attempts,
+        outcome.latency_ms,
+    ]
+
+
+def _end_types() -> list[pa.DataType]:
+    import pyarrow as pa
+
+    from penstock.batch.write.tables import ERROR, USAGE
+
+    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]

@@ -1,0 +1,1 @@
+"""Speech on the embedded engine, inside its worker process."""

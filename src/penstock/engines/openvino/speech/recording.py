@@ -1,0 +1,178 @@
+"""Reads recordings: WAV files with the standard library, other forms with PyAV. Home of PyAV.
+
+The form is told by a file's first bytes, so that a list of other files (a playlist) is never
+followed. What is decoded is bounded by its length in seconds: a file of some kilobytes can hold
+days of silence.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock import lazy
+from penstock.errors import RequestError, text_of
+
+SAMPLE_RATE = 16_000
+WINDOW_SECONDS = 30
+"""Models hear a recording in windows of at most this length."""
+FORMS = "wav, mp3, flac, ogg, opus, m4a, mp4, webm, aac and aiff"
+
+Samples = NDArray[np.float32]
+
+_SHORTEST_SAMPLES = SAMPLE_RATE // 10
+_RATES = range(1_000, 768_001)
+_MOST_CHANNELS = 64
+_BLOCK_SECONDS = 10
+_QUIET_SECONDS = 0.1
+_SEARCHED_SECONDS = 5
+
+
+def read_recording(audio: bytes, max_seconds: float) -> Samples:
+    """A recording as mono samples from -1 to 1, at 16 kHz. Raises `RequestError` for what cannot be
+    decoded or lasts longer than `max_seconds`, and `MissingExtraError` for a form that needs PyAV.
+    """
+    if not audio:
+        raise _bad_audio("it is empty")
+    form = _form_of(audio)
+    if form is None:
+        raise _bad_audio(f"it is none of {FORMS}")
+    samples = _wav(audio, max_seconds) if form == "wav" else None
+    if samples is None:
+        samples = _decoded(audio, form, max_seconds)
+    if not len(samples):
+        raise _bad_audio("it has no samples")
+    return np.pad(samples, (0, max(_SHORTEST_SAMPLES - len(samples), 0)))
+
+
+def windows(samples: Samples) -> list[tuple[int, int]]:
+    """Where each window begins and ends, in samples. A recording of more than 30 s is cut at the
+    quietest tenth of a second in the last 5 s of each window.
+    """
+    most, quiet = WINDOW_SECONDS * SAMPLE_RATE, int(_QUIET_SECONDS * SAMPLE_RATE)
+    found, start = list[tuple[int, int]](), 0
+    while len(samples) - start > most:
+        searched = samples[start + most - _SEARCHED_SECONDS * SAMPLE_RATE : start + most]
+        loudness = np.square(searched).reshape(-1, quiet).sum(axis=1)
+        place = len(loudness) - 1 - int(np.argmin(loudness[::-1]))
+        end = start + most - len(searched) + place * quiet + quiet // 2
+        found.append((start, end))
+        start = end
+    return [*found, (start, len(samples))]
+
+
+def _form_of(audio: bytes) -> str | None:
+    """The name that PyAV gives to the form of a file."""
+    head = audio[:12]
+    begins = {b"ID3": "mp3", b"fLaC": "flac", b"OggS": "ogg", b"\x1aE\xdf\xa3": "matroska"}
+    for start, form in begins.items():
+        if head.startswith(start):
+            return form
+    if head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE":
+        return "wav"
+    if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+        return "aiff"
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+        return "mp3" if head[1] & 0x06 else "aac"
+    return None
+
+
+def _wav(audio: bytes, max_seconds: float) -> Samples | None:
+    """The samples of a WAV file with PCM; None for one of another coding."""
+    try:
+        with wave.open(io.BytesIO(audio)) as file:
+            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            _check_rate(rate, channels)
+            _check_seconds(file.getnframes() / rate, max_seconds)
+            frames = file.readframes(file.getnframes())
+    except EOFError as error:
+        raise _bad_audio(str(error) or "it ends too early") from None
+    except wave.Error as error:
+        if "unknown format" in str(error):
+            return None
+        raise _bad_audio(str(error)) from None
+    # A recording may have been cut off in the middle of a frame.
+    whole = len(frames) // (width * channels)
+    values = _integers(frames[: whole * width * channels], width)
+    mono = values.reshape(-1, channels).mean(axis=1, dtype=np.float64) / (1 << (8 * width - 1))
+    return _resampled(mono, rate).astype(np.float32)
+
+
+def _integers(frames: bytes, width: int) -> NDArray[np.generic]:
+    if width == 1:  # these alone have no sign
+        return np.frombuffer(frames, np.uint8).astype(np.int16) - 128
+    if width == 3:
+        wide = np.zeros((len(frames) // 3, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(frames, np.uint8).reshape(-1, 3)
+        return wide.view("<i4").reshape(-1) >> 8
+    if width not in (2, 4):
+        raise _bad_audio(f"it has {8 * width}-bit samples")
+    return np.frombuffer(frames, f"<i{width}")
+
+
+def _decoded(audio: bytes, form: str, max_seconds: float) -> Samples:
+    av = lazy.require("av", needed_by=f"A recording in the form {form}")
+    parts: list[Samples] = []
+    size = 0
+    try:
+        with av.open(io.BytesIO(audio), format=form, metadata_errors="ignore") as file:
+            if not file.streams.audio:
+                raise _bad_audio("it has no sound in it")
+            stream = file.streams.audio[0]
+            _check_rate(stream.codec_context.sample_rate, stream.codec_context.channels)
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            for frame in _frames(file.decode(stream)):
+                for part in resampler.resample(frame):
+                    parts.append(part.to_ndarray().reshape(-1).astype(np.float32, copy=False))
+                    size += len(parts[-1])
+                _check_seconds(size / SAMPLE_RATE, max_seconds)
+    except RequestError:
+        raise
+    except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        raise _bad_audio(f"it cannot be decoded: {text_of(error)}") from None
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _frames(decoded: Iterator[object]) -> Iterator[object | None]:
+    """The frames, and None, which has a resampler give what it still holds."""
+    yield from decoded
+    yield None
+
+
+def _check_rate(rate: int, channels: int) -> None:
+    if rate not in _RATES or not 1 <= channels <= _MOST_CHANNELS:
+        raise _bad_audio(f"it has {rate} samples a second in {channels} channels")
+
+
+def _check_seconds(seconds: float, most: float) -> None:
+    if seconds > most:
+        raise RequestError(
+            f"the recording lasts longer than the {most:g} s of max_audio_seconds", param="file"
+        )
+
+
+def _bad_audio(why: str) -> RequestError:
+    return RequestError(f"the audio is not usable: {why}", param="file")
+
+
+def _resampled(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
+    """The samples at 16 kHz, by way of the spectrum: higher tones are cut off. In blocks with a
+    second around each, so that long recordings take no more memory.
+    """
+    if rate == SAMPLE_RATE:
+        return samples
+    parts = []
+    for start in range(0, len(samples), _BLOCK_SECONDS * rate):
+        first = max(start - rate, 0)
+        block = samples[first : start + (_BLOCK_SECONDS + 1) * rate]
+        size = max(round(len(block) * SAMPLE_RATE / rate), 1)
+        made = np.fft.irfft(np.fft.rfft(block), size) * (size / len(block))
+        before = (start - first) // rate * SAMPLE_RATE
+        parts.append(made[before : before + _BLOCK_SECONDS * SAMPLE_RATE])
+    return np.concatenate(parts) if parts else samples
