@@ -56,7 +56,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     description says so. `engine_app` is a path under which admins reach the engine's own
     application (vLLM's), if there is one model, in this process. Clients may send chat templates,
     which are programs, only with `trust_request_chat_template`. With `vllm_metrics` /metrics has
-    vLLM's names as well. Responses are stored only with a `store`.
+    vLLM's names as well. Responses are stored only with a `store`. With `console` there is a
+    page for operators and users at /console.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -71,6 +72,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     engine_app: str | None = None
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     store: StoreSettings | None = None
+    console: bool = True
 
     def __post_init__(self) -> None:
         for name in ("root_path", "engine_app"):
