@@ -18,12 +18,14 @@ PenstockError
 │   ├── NoKeyError           no API key, or a wrong one
 │   ├── ForbiddenError       the key is known, but not for this
 │   ├── NoRouteError         no such path
-│   ├── NotStoredError       no such response or conversation
+│   ├── NotStoredError       no such response, conversation, file or batch
 │   ├── MethodError          the path has no such method
 │   ├── BodyTooLargeError    the body is larger than the server takes
 │   ├── ContentTypeError     the body is in a form that the path does not read
 │   ├── QuarantinedError     it has killed the engine's process, so no engine gets it again
 │   ├── SlowRequestError     its head or body came too slowly
+│   ├── BatchExpiredError    a line had no answer when its batch expired
+│   ├── BatchCancelledError  a line had no answer when its batch was cancelled
 │   └── LineError            a line of a batch file is wrong, not the request in it
 │       └── DuplicateIdError an earlier line has the same custom_id
 ├── EngineError              the engine failed
@@ -233,7 +235,7 @@ class NoRouteError(RequestError):
 
 
 class NotStoredError(RequestError):
-    """The store has no such response, conversation or item, or none of this caller's."""
+    """The store has no such object (response, file, batch and so on), or none of this caller's."""
 
     status = 404
     kind = "not_stored"
@@ -283,6 +285,18 @@ class DuplicateIdError(LineError):
     """An earlier line has the same `custom_id`."""
 
     kind = "duplicate_custom_id"
+
+
+class BatchExpiredError(RequestError):
+    """The line was not answered before its batch expired."""
+
+    kind = "batch_expired"
+
+
+class BatchCancelledError(RequestError):
+    """The line was not answered before its batch was cancelled."""
+
+    kind = "batch_cancelled"
 
 
 class QuarantinedError(RequestError):

@@ -33,6 +33,7 @@ EXTRAS: Mapping[str, str] = {
     "opentelemetry.exporter": "otel",
     "opentelemetry.sdk": "otel",
     "optimum": "convert",
+    "psycopg": "postgres",
     "pydantic": "ray",
     "pypdfium2": "pdf",
     "ray": "ray",

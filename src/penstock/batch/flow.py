@@ -89,6 +89,10 @@ class Flow:
         self._filling_bytes = 0
         self._window: deque[Row] = deque()
         self._window_size = FIRST_WINDOW
+        self._most_rows, self._largest_window = MAX_ROWS, LARGEST_WINDOW
+        if plan.most_rows is not None:
+            self._most_rows = plan.most_rows
+            self._largest_window = max(FIRST_WINDOW, plan.most_rows // 4)
         self._tasks: set[asyncio.Task[None]] = set()
         self._concluding: set[asyncio.Task[None]] = set()  # of rows that were answered from memory
         # Rows that wait for an equal request in flight.
@@ -234,7 +238,7 @@ class Flow:
         return (
             len(self._filling) >= self._window_size
             or self._filling_bytes >= MAX_BYTES // 2
-            or (self._rows_inside >= 2 * MAX_ROWS and bool(self._tasks))
+            or (self._rows_inside >= 2 * self._most_rows and bool(self._tasks))
             or self._sink.full
         )
 
@@ -294,13 +298,13 @@ class Flow:
             return False
         waiting = self._rows_inside - len(self._filling)
         if self._tasks and (
-            waiting >= MAX_ROWS or self._bytes_inside - self._filling_bytes >= MAX_BYTES
+            waiting >= self._most_rows or self._bytes_inside - self._filling_bytes >= MAX_BYTES
         ):
             return False
         self._window.extend(in_order(self._filling))
         self._filling = []
         self._filling_bytes = 0
-        self._window_size = min(2 * self._window_size, LARGEST_WINDOW)
+        self._window_size = min(2 * self._window_size, self._largest_window)
         self._room.set()
         return True
 

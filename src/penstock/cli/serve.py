@@ -24,7 +24,7 @@ from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
     from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.settings import HttpSettings, StoreSettings
+    from penstock.serve.config.settings import BatchSettings, HttpSettings, StoreSettings
     from penstock.serve.http_server import Tls
 
 _log = logging.getLogger("penstock.serve")
@@ -183,6 +183,20 @@ DEFAULT_PORT = 8000
 )
 @click.option("--no-console", is_flag=True, help="Leave out the console at /console.")
 @click.option(
+    "--batch-dir",
+    type=click.Path(file_okay=False),
+    help="Folder of files and batches (/v1/files, /v1/batches).  [default: in the cache folder]",
+)
+@click.option(
+    "--batch-database",
+    metavar="URL",
+    help="PostgreSQL database of the batches, for several ingresses.  [default: SQLite]",
+)
+@click.option(
+    "--batch-files", metavar="URL", help="Where files are, for fsspec.  [default: --batch-dir]"
+)
+@click.option("--no-batches", is_flag=True, help="Leave out the batch and files APIs.")
+@click.option(
     "--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True
 )
 @click.option(
@@ -278,6 +292,7 @@ async def _serve(
     from penstock.serve.api.ingress import made_ingress
     from penstock.serve.http_server import HttpServer, address
     from penstock.serve.models.local import build_local_handles
+    from penstock.service.routes import add_batches
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = made_ingress(
@@ -288,11 +303,20 @@ async def _serve(
         settings=settings,
     )
     url = address(listening, tls=tls is not None)
+    batches = add_batches(app)
     collect_seldom_from_now()
-    await HttpServer(app, listening, tls=tls).run(
-        handles.values(),
-        on_listening=lambda: _announce(url, next(iter(handles)), settings, secure=tls is not None),
-    )
+    try:
+        if batches is not None:
+            await batches.start()
+        await HttpServer(app, listening, tls=tls).run(
+            handles.values(),
+            on_listening=lambda: _announce(
+                url, next(iter(handles)), settings, secure=tls is not None
+            ),
+        )
+    finally:
+        if batches is not None:
+            batches.close()
 
 
 def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
@@ -353,9 +377,10 @@ def _args(
                 " are for a MODEL; a file says them itself"
             )
         args = load_serving_args(model)
-        if structs.replace(args.http, store=None) != HttpSettings():
+        if structs.replace(args.http, store=None, batches=None) != HttpSettings():
             _log.warning(
-                "%s: the command's own options stand for http; of the file's only store counts",
+                "%s: the command's own options stand for http; of the file's only store and batches"
+                " count",
                 model,
             )
         if runtime == "local":
@@ -406,8 +431,38 @@ def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
         engine_app=options["engine_app"],
         drain_timeout_s=drain,
         store=_store(options, args.http.store),
+<<<<<<< HEAD
         console=not options["no_console"],
+=======
+        batches=_batches(options, args.http.batches),
+>>>>>>> main
     )
+
+
+def _batches(options: dict[str, Any], configured: BatchSettings | None) -> BatchSettings | None:
+    """The batch APIs of the options; what they leave out is as configured."""
+    from msgspec import structs
+
+    from penstock.serve.config.settings import BatchSettings
+
+    given = {
+        name: options[option]
+        for name, option in (
+            ("path", "batch_dir"),
+            ("database", "batch_database"),
+            ("files", "batch_files"),
+        )
+        if options[option] is not None
+    }
+    if options["no_batches"]:
+        if given:
+            raise ConfigError("stands beside other options of batches", field="--no-batches")
+        return None
+    if "path" in given:
+        given["path"] = str(Path(given["path"]).expanduser().absolute())
+    if configured is not None:
+        return structs.replace(configured, **given)
+    return BatchSettings(**{"path": str(Path(env.state_dir()) / "service"), **given})
 
 
 def _store(options: dict[str, Any], configured: StoreSettings | None) -> StoreSettings | None:

@@ -19,6 +19,7 @@ from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, address, listen as listening_socket
 from penstock.serve.models.handle import ModelCard
+from penstock.service.routes import add_batches
 
 
 class LLMReplica(LLMServer):
@@ -114,6 +115,9 @@ class LLMIngress:
             settings=settings,
             deployments=llm_deployments,
         )
+        self._batches = add_batches(self._own_app)
+        if self._batches is not None:
+            await self._batches.start()
         self._front: HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._url = ""
@@ -137,3 +141,7 @@ class LLMIngress:
         if serving is not None and self._front is not None:
             self._front.stop()
             await asyncio.wait([serving])
+        batches, self._batches = getattr(self, "_batches", None), None
+        if batches is not None:
+            await batches.stop(0.0)
+            batches.close()

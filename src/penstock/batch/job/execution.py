@@ -102,7 +102,8 @@ async def _durable(
         return ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    with contextlib.closing(AnswerCache(output.folder, key=state.manifest.key)) as answers:
+    cache = AnswerCache(output.folder, in_memory=plan.most_rows, key=state.manifest.key)
+    with contextlib.closing(cache) as answers:
         finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,7 +89,9 @@ _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1,
 
 @dataclass(kw_only=True)
 class Plan:
-    """What `step` is to do with the rows of `source`. `identity` is all that decides the output."""
+    """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
+    `watch` gets the counts before rows move. `most_rows` bounds rows and answers in memory.
+    """
 
     source: Source
     form: RowForm
@@ -104,9 +106,13 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
+    watch: Callable[[Counts], None] | None = None
+    most_rows: int | None = None
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""
+        if self.watch is not None:
+            self.watch(counts)
         if isinstance(self.step, CascadeStep):
             self.step.counts = counts
         return Pipeline(self.step, self.form, counts)
@@ -493,9 +499,8 @@ def _require_unicode(name: str, value: object) -> None:
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"is no UTF-8 at character {error.start + 1}", field=name, value=value
-        ) from None
+        why = f"is no UTF-8 at character {error.start + 1}"
+        raise ConfigError(why, field=name, value=value) from None
 
 
 def _is_list_of(values: object, kind: type) -> bool:

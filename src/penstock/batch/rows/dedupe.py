@@ -46,10 +46,10 @@ class AnswerCache:
     disk fails.
     """
 
-    def __init__(self, folder: Path, *, in_memory: int = _IN_MEMORY, key: int = 0) -> None:
+    def __init__(self, folder: Path, *, in_memory: int | None = None, key: int = 0) -> None:
         self._folder = folder
         self._key = key
-        self._limit = in_memory
+        self._limit = in_memory or _IN_MEMORY
         self._recent: dict[bytes, bytes] = {}
         self._bytes = 0
         self._spill: _Spill | None = None

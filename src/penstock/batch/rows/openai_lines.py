@@ -7,48 +7,38 @@ request and its place, so that a job that was interrupted gives the same lines a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.batch.rows.repair import collect
+from penstock.batch.rows.line_endpoints import ENDPOINTS, Asked, Naming, read_line
 from penstock.batch.rows.requests import EngineForm, conversation_text
 from penstock.batch.rows.row import Outcome, Row, Stage
-from penstock.engines.base import LLMEngine
-from penstock.engines.decisions.checks import check_questions
+from penstock.engines.tasks import Tasks
 from penstock.errors import (
     DuplicateIdError,
     LineError,
     PenstockError,
     RequestError,
-    UnsupportedError,
     by_kind,
     nearest,
 )
 from penstock.openai import responses
-from penstock.openai.decisions.openai_form import DecisionBody, decision_object
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
-from penstock.openai.responses import BestOf
-from penstock.openai.tool_forms import ToolForm
-from penstock.types import ChatRequest, CompletionRequest, DecideRequest, EmbeddingRequest, Usage
+from penstock.openai.messages_api import message_error
+from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/decisions")
-
-
-Asks = list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest] | list[DecideRequest]
+MESSAGES = "/v1/messages"
 
 
 class _Request(NamedTuple):
+    url: str
     model: str
-    asks: Asks
+    asked: Asked
     adapter: str | None
-    base64: bool = False
-    form: ToolForm | BestOf | None = None
-    """What of the answers is written, and how, where that is not the usual."""
 
 
 class OpenAILines(EngineForm):
@@ -56,17 +46,26 @@ class OpenAILines(EngineForm):
 
     `model` names the job's model; `model:adapter` in a body asks for an adapter.
     Any other `model` in a body is answered by the job's model, and named in the answer as it was
-    asked for. `created` is the time that answers carry, in Unix seconds. Holds about 70 bytes for
-    each `custom_id` seen.
+    asked for. `created` is the time that answers carry, in Unix seconds. `limit` gives a request
+    within the limits of its place; it may raise `RequestError`. Holds about 70 bytes for each
+    `custom_id` seen, unless they are known to be `unique`.
     """
 
     flat_columns = ("id", "custom_id", "response", "error")
     kind = "OpenAI batch lines"
-    every_row = True  # an id can repeat one from before the interruption
 
-    def __init__(self, *, model: str, created: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        created: int,
+        limit: Callable[[Any], Any] | None = None,
+        unique: bool = False,
+    ) -> None:
+        self.every_row = not unique  # an id can repeat one from before the interruption
         self._model = model
         self.created = created
+        self._limit = limit
         self._seen: set[int] = set()
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
@@ -79,75 +78,38 @@ class OpenAILines(EngineForm):
         adapter = None
         if isinstance(model, str) and model.startswith(f"{self._model}:"):
             adapter = model[len(self._model) + 1 :]
-        text, base64 = "", False
-        form: ToolForm | BestOf | None = None
-        asks: Asks
-        if url == URLS[0]:
-            asked = parse_body(ChatBody, body)
-            chat = asked.request(adapter=adapter, stream=False)
-            text, asks = conversation_text(chat.messages), [chat]
-            form = None if asked.tool_form.plain else asked.tool_form
-        elif url == URLS[1]:
-            completion = parse_body(CompletionBody, body)
-            asks, form = completion.requests(adapter=adapter, stream=False), completion.best
-            text = asks[0].prompt if isinstance(asks[0].prompt, str) else ""
-        elif adapter is not None:
-            raise UnsupportedError(
-                f"{url.rpartition('/')[2]} take no adapter, as '{model}' asks for", param="model"
-            )
-        elif url == URLS[3]:
-            decide = parse_body(DecisionBody, body).request()
-            check_questions(decide.questions)
-            asks = [decide]
-            text = (
-                decide.input if isinstance(decide.input, str) else conversation_text(decide.input)
-            )
-        else:
-            embedding = parse_body(EmbeddingBody, body)
-            base64 = embedding.encoding_format == "base64"
-            asks = [embedding.request()]
-        sampling = getattr(asks[0], "sampling", None)
-        row.request = _Request(model or self._model, asks, adapter, base64, form)
+        asked = read_line(url, body, adapter)
+        if self._limit is not None:
+            asked = asked._replace(requests=[self._limit(one) for one in asked.requests])
+        row.request = _Request(url, model or self._model, asked, adapter)
+        first = asked.requests[0]
+        sampling = getattr(first, "sampling", None)
         row.shareable = sampling is None or sampling.is_deterministic
         row.longest = sampling.max_tokens or 0 if sampling is not None else 0
+        text = _beginning(first)
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
+        base64 = asked.shape is True
+        shape = () if asked.shape is None or base64 else (asked.shape,)
+        content = (model or self._model, asked.requests, adapter, base64, *shape)
         try:
-            content = row.request if row.request.form is not None else row.request[:-1]
             row.digest = blake2b(self._encode((url, content)), digest_size=16).digest()
         except OverflowError:
             raise RequestError("the body holds an integer of more than 64 bits") from None
 
-    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        model, asks, _, base64, form = row.request
-        collected: list[responses.Answers] = []
-        body: dict[str, Any] = {}
-        for request in asks:
-            if isinstance(request, EmbeddingRequest):
-                vectors = await engine.embeddings(request)
-                body = responses.embedding_list(vectors, model=model, base64=base64)
-                return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
-            if isinstance(request, DecideRequest):
-                decided = await engine.decide(request)
-                body = decision_object(decided, model)
-                return Outcome(msgspec.json.encode(body).decode(), None, "stop", decided.usage)
-            collected.append(await collect(engine, request, responses.Answers))
+    async def ask(self, engine: Tasks, row: Row) -> Outcome:
+        url, model, asked, _ = row.request
         # Equal requests that share one computation share its id; others must not.
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
-        if isinstance(asks[0], ChatRequest):
-            body = responses.chat_completion(
-                collected[0], id=f"chatcmpl-{name}", created=self.created, model=model, form=form
-            )
-        else:
-            body = responses.completion(
-                collected, id=f"cmpl-{name}", created=self.created, model=model, best=form
-            )
-        usage = sum((answers.usage for answers in collected), Usage())
-        return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)
+        answer = ENDPOINTS[url].answer
+        body, reason, usage = await answer(engine, asked, Naming(name, self.created, model))
+        return Outcome(msgspec.json.encode(body).decode(), None, reason, usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
         outcome = super().failure(row, error, stage, attempts)
         if stage != "read" and not isinstance(error, LineError):
-            outcome.response = msgspec.json.encode(responses.error_body(error)).decode()
+            anthropic = (row.values or {}).get("url") == MESSAGES
+            body = message_error(error) if anthropic else responses.error_body(error)
+            outcome.response = msgspec.json.encode(body).decode()
         return outcome
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
@@ -173,18 +135,31 @@ class OpenAILines(EngineForm):
         custom_id = values.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
             raise LineError("the line has no custom_id", param="custom_id")
-        key = hash_key(custom_id)
-        if key in self._seen:
-            raise DuplicateIdError(
-                f"custom_id '{custom_id}' stands in an earlier line", param="custom_id"
-            )
-        self._seen.add(key)
+        if self.every_row:
+            key = hash_key(custom_id)
+            if key in self._seen:
+                raise DuplicateIdError(
+                    f"custom_id '{custom_id}' stands in an earlier line", param="custom_id"
+                )
+            self._seen.add(key)
         if values.get("method") != "POST":
             raise LineError(f"method must be POST, not {values.get('method')!r}", param="method")
-        if values.get("url") not in URLS:
-            raise LineError(f"unknown url. {nearest(str(values.get('url')), URLS)}", param="url")
+        url = values.get("url")
+        if not isinstance(url, str) or url not in ENDPOINTS:
+            raise LineError(f"unknown url. {nearest(str(url), ENDPOINTS)}", param="url")
         if "body" not in values:
             raise LineError("the line has no body", param="body")
+
+
+def _beginning(request: Any) -> str:
+    """The text by which requests that begin alike find each other."""
+    if isinstance(request, ChatRequest):
+        return conversation_text(request.messages)
+    if isinstance(request, CompletionRequest):
+        return request.prompt if isinstance(request.prompt, str) else ""
+    if isinstance(request, DecideRequest):
+        return request.input if isinstance(request.input, str) else conversation_text(request.input)
+    return ""
 
 
 def are_lines(first: Mapping[str, Any] | None) -> bool:

@@ -68,8 +68,13 @@ class IngressState:
         """Gives the OpenAPI document of the ingress's endpoints, made when it is asked for."""
         self.store: ResponseStore | None = None
         self.background: BackgroundRuns | None = None
+<<<<<<< HEAD
         self.traffic: Traffic | None = None
         """The requests as they pass, if there is a console that shows them."""
+=======
+        self.on_drain: list[Callable[[float], Awaitable[None]]] = []
+        """Called when the server begins to drain, with the seconds that work under way has."""
+>>>>>>> main
         self.is_replica = False
         """Whether other ingresses are in front, which store for it."""
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
@@ -101,9 +106,11 @@ class IngressState:
 
         `hurry`, once set, ends the wait.
         """
+        ending = [asyncio.ensure_future(end(timeout_s)) for end in self.on_drain]
         try:
             return await self._drain(timeout_s, hurry)
         finally:
+            await asyncio.gather(*ending, return_exceptions=True)
             if self.store is not None:
                 self.store.close()
 

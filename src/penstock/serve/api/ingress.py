@@ -65,8 +65,19 @@ class IngressApp:
         inside: Callable[[ASGIApp], ASGIApp] | None = None,
     ) -> None:
         self.ingress = ingress
+        self._more = tuple(more)
+        self._inside = inside
+        self._app = self._built()
+
+    def add(self, more: Iterable[Endpoint]) -> None:
+        """Take in further endpoints, before the first request."""
+        self._more = (*self._more, *more)
+        self._app = self._built()
+
+    def _built(self) -> ASGIApp:
+        ingress, inside = self.ingress, self._inside
         settings = ingress.settings
-        endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *more)
+        endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *self._more)
         if settings.store is not None and ingress.store is None:
             ingress.store = ResponseStore(settings.store)
             ingress.background = BackgroundRuns(ingress, ingress.store)
@@ -104,7 +115,7 @@ class IngressApp:
                 expose_headers=["x-request-id", "request-id", "retry-after", "x-should-retry"],
                 max_age=_PREFLIGHT_S,
             )
-        self._app = app
+        return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router then raises for an unknown path instead of answering itself.

@@ -45,6 +45,42 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
     max_background: Positive = 256
 
 
+class WebhookSettings(Struct, frozen=True, kw_only=True):
+    """Where to tell that a batch has ended. `secret` signs it, as Standard Webhooks has it:
+    "whsec_" and 24 to 64 bytes in base64.
+    """
+
+    url: str
+    secret: str
+
+
+class BatchSettings(Struct, frozen=True, kw_only=True):
+    """The batch and files APIs: where their state is, and their limits.
+
+    `path` is a folder for the database, for files and for batches under way. Several ingresses
+    share `database`, a PostgreSQL URL, and `files`, an fsspec URL. A batch has at most `max_lines`
+    lines, a file `max_file_bytes`, and all files together `max_bytes`. Files are deleted `ttl_s`
+    after they were made unless their maker says otherwise, and batches `ttl_s` after their end.
+    `max_batches` of them run at once here, with `max_in_flight` lines under way. A server that is
+    silent for `lease_s` loses its batches to others.
+    """
+
+    path: str
+    database: str | None = None
+    files: str | None = None
+    max_lines: Positive = 50_000
+    max_file_bytes: Positive = 200 * 2**20
+    max_bytes: Positive = 10 * 2**30
+    ttl_s: Seconds = 30 * 86400.0
+    max_batches: Positive = 16
+    max_in_flight: Positive = 256
+    lease_s: Seconds = 15.0
+    webhooks: tuple[WebhookSettings, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"BatchSettings(path={self.path!r})"
+
+
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
@@ -56,8 +92,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     description says so. `engine_app` is a path under which admins reach the engine's own
     application (vLLM's), if there is one model, in this process. Clients may send chat templates,
     which are programs, only with `trust_request_chat_template`. With `vllm_metrics` /metrics has
-    vLLM's names as well. Responses are stored only with a `store`. With `console` there is a
-    page for operators and users at /console.
+    vLLM's names as well. Responses are stored only with a `store`; there are batches and files only
+    with `batches`. With `console` there is a page for operators and users at /console.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -72,6 +108,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     engine_app: str | None = None
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     store: StoreSettings | None = None
+    batches: BatchSettings | None = None
     console: bool = True
 
     def __post_init__(self) -> None:

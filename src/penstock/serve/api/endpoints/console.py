@@ -66,7 +66,10 @@ def file(name: str) -> Callable[[Exchange], Awaitable[Response]]:
     """The endpoint of one of the page's files."""
 
     async def endpoint(exchange: Exchange) -> Response:
-        return Response(content(name), headers={"content-type": FILES[name], **HEADERS})
+        body = content(name)
+        if name == PAGE and exchange.ingress.settings.api_keys:
+            body = body.replace(b'data-keys="none"', b'data-keys="needed"')
+        return Response(body, headers={"content-type": FILES[name], **HEADERS})
 
     endpoint.__doc__ = f"The console's {name}."
     return endpoint
@@ -96,6 +99,7 @@ async def live(exchange: Exchange, body: LiveBody) -> Response:
     answer: dict[str, Any] = {
         "version": penstock.__version__,
         "operator": exchange.rank == "admin",
+        "batches": ingress.settings.batches is not None,
         "control": ingress.settings.dev and exchange.rank == "admin",
         "models": await asyncio.gather(*(_model(exchange, handle) for handle in handles)),
     }

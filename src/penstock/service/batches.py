@@ -1,0 +1,313 @@
+"""Batches: what is known of each, as both APIs tell it, and which server runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from penstock.errors import NotStoredError, RequestError
+from penstock.service.database import Connection, Row, StateStore
+from penstock.service.files import owned, page
+
+Status = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
+RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
+"""The statuses of batches that have not ended."""
+_IS_RUNNING = f"status IN ({', '.join(repr(one) for one in RUNNING)})"
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """Why a batch failed. `line` counts from 1."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class Tally(Struct, frozen=True, kw_only=True):
+    """How many lines there are, and what became of them. Lines that are in none of the others are
+    yet to be answered.
+    """
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """A batch. Times are in Unix seconds. `usage` sums up the tokens of its answers."""
+
+    id: str
+    owner: str
+    api: Literal["openai", "anthropic"]
+    endpoint: str
+    model: str
+    input_file_id: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    status: Status = "validating"
+    metadata: dict[str, str] | None = None
+    output_expires_in: float | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: list[Fault] = field(default_factory=list)
+    counts: Tally = Tally()
+    usage: dict[str, Any] | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    archived_at: int | None = None
+
+    @property
+    def ended_at(self) -> int | None:
+        return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI's clients read it."""
+        errors = None
+        if self.errors:
+            errors = {"object": "list", "data": msgspec.to_builtins(self.errors)}
+        times = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling")
+        counts = self.counts
+        return {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": self.endpoint,
+            "model": self.model or None,
+            "errors": errors,
+            "input_file_id": self.input_file_id,
+            "completion_window": self.completion_window,
+            "status": self.status,
+            "output_file_id": self.output_file_id,
+            "error_file_id": self.error_file_id,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            **{f"{name}_at": getattr(self, f"{name}_at") for name in (*times, "cancelled")},
+            "request_counts": {
+                "total": counts.total,
+                "completed": counts.completed,
+                "failed": counts.failed,
+            },
+            "usage": self.usage,
+            "metadata": self.metadata,
+        }
+
+
+def batch_of(row: Row) -> Batch:
+    """The batch of a row."""
+    return msgspec.json.decode(row["body"], type=Batch)
+
+
+class BatchStore:
+    """All batches. Methods with an `owner` see those of that owner only, or all for None; they
+    raise `NotStoredError` for others.
+    """
+
+    def __init__(self, state: StateStore, *, lease_s: float) -> None:
+        self._state = state
+        self._lease_s = lease_s
+
+    @property
+    def _until(self) -> float:
+        return time.time() + self._lease_s
+
+    async def add(self, batch: Batch) -> None:
+        """Store a new batch, which this server runs."""
+
+        def insert(db: Connection) -> None:
+            db.execute(
+                "INSERT INTO penstock_batch (id, owner, api, status, model, body, expires_at,"
+                " server, leased_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(batch.id, batch.owner, batch.api, batch.status, batch.model),
+                    *(_encoded(batch), batch.expires_at, self._state.server, self._until),
+                ),
+            )
+
+        await self._state.run(insert)
+
+    async def get(self, owner: str | None, id: str, api: str | None = None) -> Batch:
+        return batch_of(await self._state.run(lambda db: _row(db, owner, id, api)))
+
+    async def page(
+        self, owner: str | None, api: str, *, limit: int, after: str = "", before: str = ""
+    ) -> tuple[list[Batch], bool]:
+        """Batches, the newest first, and whether there are more."""
+        mine, parameters = owned(owner)
+        work = page(
+            "penstock_batch",
+            f"api = ?{mine}",
+            (api, *parameters),
+            limit,
+            ascending=False,
+            after=after,
+            before=before,
+        )
+        rows = await self._state.run(work)
+        found = [batch_of(row) for row in rows[:limit]]
+        return found[::-1] if before else found, len(rows) > limit
+
+    async def change(self, id: str, change: Callable[[Batch], Batch]) -> Batch:
+        """Store what `change` makes of a batch, and return it."""
+        return await self._state.run(lambda db: _store(db, change(batch_of(_row(db, None, id)))))
+
+    async def cancel(self, owner: str | None, id: str, api: str) -> Batch:
+        """Have a batch cancelled. One that is being cancelled stays so. Raises `RequestError` for
+        one that has ended.
+        """
+
+        def cancel(db: Connection) -> Batch:
+            batch = batch_of(_row(db, owner, id, api))
+            if batch.status not in RUNNING:
+                if api == "anthropic":
+                    return batch
+                late = RequestError(f"the batch is {batch.status}, and cannot be cancelled")
+                late.status = 409
+                raise late
+            if batch.status in ("cancelling", "finalizing"):
+                return batch
+            return _store(db, replace(batch, status="cancelling", cancelling_at=int(time.time())))
+
+        return await self._state.run(cancel)
+
+    async def delete(self, owner: str | None, id: str, api: str) -> Batch:
+        """Forget a batch that has ended. Raises `RequestError` for one that has not."""
+
+        def delete(db: Connection) -> Batch:
+            batch = batch_of(_row(db, owner, id, api))
+            if batch.status in RUNNING:
+                early = RequestError("the batch has not ended: cancel it first")
+                early.status = 409
+                raise early
+            db.execute("DELETE FROM penstock_batch WHERE id = ?", (id,))
+            return batch
+
+        return await self._state.run(delete)
+
+    # Who runs what
+    async def free(self) -> list[tuple[str, str]]:
+        """Ids and models of batches that nobody runs, the oldest first."""
+
+        def find(db: Connection) -> list[tuple[str, str]]:
+            rows = db.execute(
+                f"SELECT id, model, server, leased_until FROM penstock_batch WHERE {_IS_RUNNING}"
+                " AND (server IS NULL OR server <> ?) ORDER BY seq",
+                (self._state.server,),
+            ).fetchall()
+            return [(row["id"], row["model"]) for row in rows if not self._is_held(row)]
+
+        return await self._state.run(find)
+
+    async def claim(self, id: str) -> Batch | None:
+        """Take a batch over; None if another server has it by now."""
+
+        def claim(db: Connection) -> Batch | None:
+            row = db.execute("SELECT * FROM penstock_batch WHERE id = ?", (id,)).fetchone()
+            if row is None or row["status"] not in RUNNING or self._is_held(row):
+                return None
+            db.execute(
+                "UPDATE penstock_batch SET server = ?, leased_until = ? WHERE id = ?",
+                (self._state.server, self._until, id),
+            )
+            return batch_of(row)
+
+        return await self._state.run(claim)
+
+    def _is_held(self, row: Row) -> bool:
+        if row["server"] is None:
+            return False
+        lives = self._state.lives(row["server"])
+        return bool(row["leased_until"] > time.time() if lives is None else lives)
+
+    async def renew(self, ids: list[str]) -> dict[str, Status]:
+        """Keep the batches that this server runs. Returns the statuses of those that it still
+        has; others were deleted, or another server has them.
+        """
+
+        def renew(db: Connection) -> dict[str, Status]:
+            found: dict[str, Status] = {}
+            for id in ids:
+                row = db.execute(
+                    "SELECT status, server FROM penstock_batch WHERE id = ?", (id,)
+                ).fetchone()
+                if row is None or row["server"] != self._state.server:
+                    continue
+                found[id] = row["status"]
+                db.execute(
+                    "UPDATE penstock_batch SET leased_until = ? WHERE id = ?", (self._until, id)
+                )
+            return found
+
+        return await self._state.run(renew)
+
+    async def release(self, ids: list[str]) -> None:
+        """Let others run these batches."""
+
+        def release(db: Connection) -> None:
+            for id in ids:
+                db.execute(
+                    "UPDATE penstock_batch SET server = NULL, leased_until = 0 WHERE id = ?"
+                    " AND server = ?",
+                    (id, self._state.server),
+                )
+
+        await self._state.run(release)
+
+    async def sweep(self, ttl_s: float) -> list[Batch]:
+        """Forget batches that ended long ago. Returns them."""
+
+        def sweep(db: Connection) -> list[Batch]:
+            rows = db.execute(
+                "SELECT body FROM penstock_batch WHERE ended_at <= ?", (int(time.time() - ttl_s),)
+            ).fetchall()
+            found = [batch_of(row) for row in rows]
+            for batch in found:
+                db.execute("DELETE FROM penstock_batch WHERE id = ?", (batch.id,))
+            return found
+
+        return await self._state.run(sweep)
+
+
+def _row(db: Connection, owner: str | None, id: str, api: str | None = None) -> Any:
+    mine, parameters = owned(owner)
+    if api is not None:
+        mine, parameters = f"{mine} AND api = ?", (*parameters, api)
+    row = db.execute(
+        f"SELECT body FROM penstock_batch WHERE id = ?{mine}", (id, *parameters)
+    ).fetchone()
+    if row is None:
+        raise NotStoredError(f"there is no batch '{id[:100]}'", param="batch_id")
+    return row
+
+
+def _store(db: Connection, batch: Batch) -> Batch:
+    db.execute(
+        "UPDATE penstock_batch SET status = ?, model = ?, body = ?, ended_at = ? WHERE id = ?",
+        (batch.status, batch.model, _encoded(batch), batch.ended_at, batch.id),
+    )
+    return batch
+
+
+def _encoded(batch: Batch) -> str:
+    return msgspec.json.encode(batch).decode()

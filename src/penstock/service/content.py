@@ -1,0 +1,122 @@
+"""The content of files, by their ids: in a folder, or at an fsspec URL. Names of clients never
+become paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+from penstock import private_files
+from penstock.batch.read.files import filesystem
+from penstock.errors import PenstockError, UnavailableError, class_and_text
+
+_PIECE = 1 << 18
+
+
+class Content:
+    """The files below `place`, a local folder or a URL. Raises `UnavailableError` where it cannot
+    be reached.
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        self._folder = place if isinstance(place, Path) else None
+        self._fs: Any = None
+        self._root = ""
+        if self._folder is not None:
+            private_files.make_folder(self._folder)
+        else:
+            self._fs, self._root = filesystem(str(place).rstrip("/"))
+
+    async def put(self, id: str, made: Path) -> None:
+        """Store a local file, which stays. What was stored under this id is replaced."""
+        await asyncio.to_thread(self._put, id, made)
+
+    async def fetch(self, id: str, to: Path) -> None:
+        """Make a local file of what is stored; it has the content as it is now."""
+        await asyncio.to_thread(self._fetch, id, to)
+
+    async def delete(self, id: str) -> None:
+        await asyncio.to_thread(self._delete, id)
+
+    async def pieces(self, id: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        """The bytes from `start` up to and without `end`, in pieces."""
+        file = await asyncio.to_thread(self._open, id, start)
+        try:
+            left = end - start
+            while left > 0:
+                piece = await asyncio.to_thread(self._read, file, min(_PIECE, left))
+                if not piece:
+                    break
+                left -= len(piece)
+                yield piece
+        finally:
+            await asyncio.to_thread(file.close)
+
+    def _put(self, id: str, made: Path) -> None:
+        with _failing():
+            if self._folder is None:
+                self._fs.makedirs(self._root, exist_ok=True)
+                self._fs.put_file(str(made), f"{self._root}/{id}")
+                return
+            place_copy(made, self._folder / id)
+
+    def _fetch(self, id: str, to: Path) -> None:
+        with _failing():
+            if self._folder is None:
+                self._fs.get_file(f"{self._root}/{id}", str(to))
+            else:
+                place_copy(self._folder / id, to)
+
+    def _delete(self, id: str) -> None:
+        with _failing():
+            if self._folder is not None:
+                (self._folder / id).unlink(missing_ok=True)
+                return
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._root}/{id}")
+
+    def _open(self, id: str, start: int) -> Any:
+        with _failing():
+            if self._folder is not None:
+                file: Any = (self._folder / id).open("rb")
+            else:
+                file = self._fs.open(f"{self._root}/{id}", "rb")
+            file.seek(start)
+            return file
+
+    def _read(self, file: Any, size: int) -> bytes:
+        with _failing():
+            return bytes(file.read(size))
+
+
+def place_copy(made: Path, to: Path) -> None:
+    """Put a file's content at another path, whole or not at all; without a copy where the file
+    system has links.
+    """
+    waiting = to.with_name(f"{to.name}.tmp")
+    waiting.unlink(missing_ok=True)
+    try:
+        os.link(made, waiting)
+    except OSError:
+        with open(made, "rb") as source, open(waiting, "wb", opener=private_files.opener) as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+    os.replace(waiting, to)
+    waiting.unlink(missing_ok=True)  # two names of one file: `replace` then keeps both
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except PenstockError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise UnavailableError(f"the content of files: {class_and_text(error)}") from error

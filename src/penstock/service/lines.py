@@ -1,0 +1,196 @@
+"""Answers the lines of a batch by the models that the server has, within the server's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from penstock.batch.pipeline.pipeline import Asked as PipelineAsked, Tries, rolling
+from penstock.batch.rows.line_endpoints import ENDPOINTS
+from penstock.batch.rows.openai_lines import OpenAILines
+from penstock.batch.rows.row import Outcome, Row
+from penstock.engines.base import Capabilities
+from penstock.engines.decisions.checks import options_of
+from penstock.engines.tasks import Tasks
+from penstock.errors import (
+    BatchCancelledError,
+    BatchExpiredError,
+    EngineStartError,
+    JobError,
+    OverloadedError,
+    PenstockError,
+    RequestError,
+    UnavailableError,
+    UnsupportedError,
+)
+from penstock.serve.api.limits import check_texts, texts_of, within_limits
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.handle import ModelHandle, ModelNames
+from penstock.types import (
+    ChatRequest,
+    ClassifyRequest,
+    CompletionRequest,
+    DecideRequest,
+    EmbeddingRequest,
+    RerankRequest,
+)
+
+MOST_ATTEMPTS = 3
+UNLOADED_IN_FLIGHT = 64
+"""Lines at a time for a model of which nobody knows yet how many it takes."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
+
+
+UNANSWERED = {BatchExpiredError.kind, BatchCancelledError.kind}
+
+
+class ServedLines(OpenAILines):
+    """The form of a batch's lines. Lines that the end of the batch overtook were never answered:
+    they have an error, and no response.
+    """
+
+    def failure(self, row: Row, error: PenstockError, stage: str, attempts: int) -> Outcome:
+        outcome = super().failure(row, error, stage, attempts)
+        if error.kind in UNANSWERED:
+            outcome.response = None
+        return outcome
+
+
+def limited(settings: HttpSettings) -> Callable[[Any], Any]:
+    """What keeps requests within the limits of a server, as its routes do. Raises
+    `RequestError`.
+    """
+    limits = settings.limits
+
+    def limit(request: Any) -> Any:
+        if isinstance(request, ChatRequest):
+            if request.chat_template is not None and not settings.trust_request_chat_template:
+                raise RequestError(
+                    "this server takes no chat templates from requests", param="chat_template"
+                )
+            return within_limits(request, limits)
+        if isinstance(request, CompletionRequest):
+            return within_limits(request, limits)
+        if isinstance(request, EmbeddingRequest | ClassifyRequest):
+            check_texts(request.inputs, limits, "input")
+        elif isinstance(request, RerankRequest):
+            check_texts((request.query, *request.documents), limits, "documents")
+        elif isinstance(request, DecideRequest):
+            texts = [request.input] if isinstance(request.input, str) else []
+            if not texts:
+                texts = list(texts_of(ChatRequest(request.input)))  # type: ignore[arg-type]
+            for question in request.questions:
+                options = options_of(question)
+                texts.append(question.instructions + "".join(o.label for o in options))
+            check_texts(texts, limits, "input")
+        return request
+
+    return limit
+
+
+def model_for_batches(handle: ModelHandle) -> Tasks:
+    """The model for the lines of batches: their requests are of the batch class."""
+    return handle.for_batch()
+
+
+class ServedStep:
+    """The step of a batch: each line goes to the model that it names. `slots` are shared by all
+    batches of the server. Where a model is full, loading or asleep, lines wait.
+    """
+
+    def __init__(
+        self, form: ServedLines, models: ModelNames, model: str, slots: asyncio.Semaphore, most: int
+    ) -> None:
+        self._form = form
+        self._models = models
+        self._model = model
+        self._slots = slots
+        self._most = most
+        self._under_way: set[asyncio.Timeout] = set()
+        self._over = asyncio.Event()
+        self._ended: Callable[[], PenstockError] | None = None
+
+    def finish_with(self, why: Callable[[], PenstockError]) -> None:
+        """Have all lines without an answer fail with the error that `why` makes, at once."""
+        if self._ended is not None:
+            return
+        self._ended = why
+        self._over.set()
+        now = asyncio.get_running_loop().time()
+        for limit in self._under_way:
+            limit.reschedule(now)
+
+    def end(self) -> None:
+        """Try nothing again."""
+        self._over.set()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[int, None]:
+        yield min(self._most, await self._wanted())
+
+    async def answer(self, row: Row, tries: Tries) -> Outcome:
+        if self._ended is not None:
+            raise self._ended()
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._under_way.add(limit)
+                try:
+                    async with self._slots:
+                        return await self._answer(row, tries)
+                finally:
+                    self._under_way.discard(limit)
+        except TimeoutError:
+            if self._ended is None:
+                raise
+            raise self._ended() from None
+
+    def asked(self, row: Row) -> PipelineAsked | None:
+        return None
+
+    async def _answer(self, row: Row, tries: Tries) -> Outcome:
+        target = await self._models.find(row.request.model)
+        request = row.request
+        if target.adapter is not None:
+            if not ENDPOINTS[request.url].adapters:
+                raise UnsupportedError(
+                    f"{request.url} is of the bare model, not of an adapter", param="model"
+                )
+            asked = [replace(one, adapter=target.adapter) for one in request.asked.requests]
+            request = request._replace(asked=request.asked._replace(requests=asked))
+        row.request = request._replace(model=target.name)
+        model = model_for_batches(target.handle)
+        failures, pause = 0, _FIRST_PAUSE_S
+        while True:
+            tries.count += 1
+            try:
+                return await self._form.ask(model, row)
+            except PenstockError as error:
+                if self._over.is_set():
+                    raise
+                if not isinstance(error, OverloadedError | UnavailableError):
+                    failures += 1
+                    if failures >= MOST_ATTEMPTS or not error.retryable:
+                        if isinstance(error, EngineStartError):
+                            raise JobError(
+                                f"model '{target.name}' does not start: {error}"
+                            ) from error
+                        raise
+                wait = max(error.retry_after or 0.0, pause * random.uniform(0.5, 1.0))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._over.wait()
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def _wanted(self) -> int:
+        """How many lines keep the model full."""
+        with contextlib.suppress(PenstockError):
+            known = (await self._models.find(self._model)).handle.card()
+            if (given := known.metadata.get("capabilities")) is not None:
+                return rolling(msgspec.convert(given, Capabilities))
+        return UNLOADED_IN_FLIGHT

@@ -1,0 +1,409 @@
+"""Runs the batches of a server, each as a job with a journal: what was answered stays answered,
+whatever happens to the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from functools import partial
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from penstock import private_files
+from penstock.batch.job.execution import Interrupts, execute
+from penstock.batch.job.plan import Plan
+from penstock.batch.job.result import Counts
+from penstock.batch.read import open_source
+from penstock.batch.write.outputs import Output
+from penstock.errors import (
+    BatchCancelledError,
+    BatchExpiredError,
+    NotStoredError,
+    PenstockError,
+    UnavailableError,
+    class_and_text,
+)
+from penstock.serve.config.settings import BatchSettings, HttpSettings
+from penstock.serve.models.handle import ModelNames
+from penstock.service.batches import Batch, BatchStore, Fault, Tally
+from penstock.service.files import FileStore
+from penstock.service.lines import (
+    UNANSWERED,
+    ServedLines,
+    ServedStep,
+    limited,
+)
+from penstock.service.uploads import UploadStore
+from penstock.service.usage import usage_of
+from penstock.service.validation import check_input
+
+PROGRESS_S = 1.0
+"""How often the counts of a batch under way are stored."""
+SWEEP_S = 600.0
+DRAIN_S = 15.0
+MOST_ROWS = 2048
+"""Of one batch in memory: others run beside it, and online requests wait while rows are sorted."""
+AGAIN_S = 5.0
+"""How long a batch rests whose state could not be reached."""
+_log = logging.getLogger("penstock.service")
+
+
+class Run:
+    """A batch that this server runs, or is about to."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.step: ServedStep | None = None
+        self.counts: Counts | None = None
+        self.interrupts = Interrupts()
+        self.over = asyncio.Event()
+        """Set when lines that are not answered yet never will be."""
+        self.task: asyncio.Task[None]
+        self._why: type[PenstockError] | None = None
+        if batch.status == "cancelling":
+            self.cancel()
+
+    def cancel(self) -> None:
+        self._finish(BatchCancelledError)
+
+    def expire(self) -> None:
+        self._finish(BatchExpiredError)
+
+    def begin(self, step: ServedStep) -> None:
+        """Answer lines with this step from now on."""
+        self.step = step
+        self._tell()
+
+    def drain(self) -> None:
+        """Begin no more lines."""
+        if self.interrupts.on_first is not None:
+            self.interrupts.received = signal.SIGTERM
+            self.interrupts.on_first()
+        else:
+            self.task.cancel()
+
+    def _finish(self, why: type[PenstockError]) -> None:
+        self._why = self._why or why
+        self.over.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.step is not None and self._why is not None:
+            word = "cancelled" if self._why is BatchCancelledError else "over: it has expired"
+            self.step.finish_with(
+                partial(self._why, f"the line was not answered before the batch was {word}")
+            )
+
+
+class Runner:
+    """The batches that this server runs. `folder` holds those under way; `ended` is told of each
+    that has ended.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: FileStore,
+        batches: BatchStore,
+        uploads: UploadStore,
+        models: ModelNames,
+        http: HttpSettings,
+        settings: BatchSettings,
+        ended: Callable[[Batch], Awaitable[None]],
+    ) -> None:
+        self._folder = folder
+        self._files = files
+        self._batches = batches
+        self._uploads = uploads
+        self._models = models
+        self._http = http
+        self._settings = settings
+        self._ended = ended
+        self._runs: dict[str, Run] = {}
+        self._turns = asyncio.Semaphore(settings.max_batches)
+        self._slots = asyncio.Semaphore(settings.max_in_flight)
+        self._watch: asyncio.Task[None] | None = None
+        self._swept = 0.0
+        self._stopping = False
+        private_files.make_folder(folder)
+
+    def start(self) -> None:
+        """Go on with what another server, or an earlier life of this one, has left."""
+        self._watch = asyncio.create_task(self._look_after(), context=Context())
+
+    async def stop(self, grace_s: float) -> None:
+        """Leave all batches as they are, so that a server can go on with them. Lines under way have
+        `grace_s` seconds.
+        """
+        self._stopping = True
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        runs = list(self._runs.values())
+        for run in runs:
+            run.drain()
+        if tasks := [run.task for run in runs]:
+            _, late = await asyncio.wait(tasks, timeout=min(grace_s, DRAIN_S))
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(PenstockError):
+            await self._batches.release([run.batch.id for run in runs])
+
+    def submit(self, batch: Batch) -> None:
+        """Run a batch that this server has."""
+        if batch.id not in self._runs and not self._stopping:
+            run = self._runs[batch.id] = Run(batch)
+            # Nothing of the request that asks for it, such as its id, belongs to the batch.
+            run.task = asyncio.create_task(self._take_turn(run), context=Context())
+
+    def cancel(self, id: str) -> None:
+        """End a batch that is being cancelled, if it runs here."""
+        if (run := self._runs.get(id)) is not None:
+            run.cancel()
+
+    # The life of a batch
+    async def _take_turn(self, run: Run) -> None:
+        """Run a batch when it is its turn; one that was cancelled or has expired at once."""
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(max(run.batch.expires_at - time.time(), 0.0), run.expire)
+        turn = asyncio.ensure_future(self._turns.acquire())
+        over = asyncio.ensure_future(run.over.wait())
+        try:
+            await asyncio.wait({turn, over}, return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                if await self._try(run):
+                    break
+                await asyncio.sleep(AGAIN_S)
+        finally:
+            late.cancel()
+            over.cancel()
+            if turn.done() and not turn.cancelled():
+                self._turns.release()
+            turn.cancel()
+            del self._runs[run.batch.id]
+
+    async def _try(self, run: Run) -> bool:
+        """Returns False where it is to be tried again."""
+        try:
+            await self._run(run)
+        except asyncio.CancelledError:
+            raise
+        except NotStoredError:
+            _log.info("batch %s was deleted", run.batch.id)
+        except UnavailableError as error:
+            _log.warning("batch %s waits: %s", run.batch.id, error)
+            return False
+        except Exception as error:
+            if not isinstance(error, PenstockError):
+                _log.error("batch %s failed", run.batch.id, exc_info=error)
+            code = error.kind if isinstance(error, PenstockError) else "internal_error"
+            message = str(error) if isinstance(error, PenstockError) else class_and_text(error)
+            await self._fail(run, [Fault(code=code, message=message)])
+        return True
+
+    async def _run(self, run: Run) -> None:
+        folder = self._folder / run.batch.id
+        private_files.make_folder(folder)
+        input = folder / "input.jsonl"
+        if not input.exists():
+            await self._files.get(None, run.batch.input_file_id)
+            await self._files.content.fetch(run.batch.input_file_id, input)
+        if not run.batch.counts.total and not await self._validated(run, input):
+            return
+        counts = await self._answered(run, folder, input)
+        if counts is not None:
+            await self._finish(run, folder, counts)
+
+    async def _validated(self, run: Run, input: Path) -> bool:
+        batch = run.batch
+        checked = await asyncio.to_thread(
+            check_input,
+            input,
+            batch.endpoint,
+            max_lines=self._settings.max_lines,
+            max_line_bytes=self._http.limits.max_body_bytes,
+            one_model=batch.api == "openai",
+        )
+        faults = checked.faults
+        if not faults and batch.api == "openai":
+            try:
+                await self._models.find(checked.model)
+            except PenstockError as error:
+                faults = [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
+        if faults:
+            await self._fail(run, faults)
+            return False
+
+        def begin(batch: Batch) -> Batch:
+            status = "in_progress" if batch.status == "validating" else batch.status
+            return replace(
+                batch,
+                status=status,
+                in_progress_at=int(time.time()),
+                model=checked.model,
+                counts=Tally(total=checked.lines),
+            )
+
+        run.batch = await self._batches.change(batch.id, begin)
+        return True
+
+    async def _answered(self, run: Run, folder: Path, input: Path) -> Counts | None:
+        """Answer the lines. Returns None if the server stops before the end."""
+        batch = run.batch
+        form = ServedLines(
+            model="", created=batch.created_at, limit=limited(self._http), unique=True
+        )
+        step = ServedStep(
+            form, self._models, batch.model, self._slots, self._settings.max_in_flight
+        )
+        run.begin(step)
+        source = await open_source(str(input))
+        plan = Plan(
+            source=source,
+            form=form,
+            step=step,
+            output=Output(str(folder / "output.jsonl"), str(folder / "errors.jsonl")),
+            identity={**(source.fingerprint or {}), "batch": batch.id},
+            progress=False,
+            watch=partial(setattr, run, "counts"),
+            most_rows=MOST_ROWS,
+        )
+        told = asyncio.create_task(self._tell_progress(run))
+        try:
+            with run.interrupts:
+                result = await execute(plan, run.interrupts)
+        finally:
+            told.cancel()
+            await asyncio.wait([told])
+        return None if result.stopped_by is not None else result.counts
+
+    async def _finish(self, run: Run, folder: Path, counts: Counts) -> None:
+        """Put the files of a batch in their places, and end it."""
+
+        def finalizing(batch: Batch) -> Batch:
+            status = batch.status if batch.status == "cancelling" else "finalizing"
+            return replace(batch, status=status, finalizing_at=int(time.time()))
+
+        batch = run.batch = await self._batches.change(run.batch.id, finalizing)
+        made: dict[str, str] = {}
+        for which, name in (("output", "output.jsonl"), ("error", "errors.jsonl")):
+            path = folder / name
+            if path.stat().st_size:
+                file = await self._files.add(
+                    path,
+                    owner=batch.owner,
+                    purpose="batch_output",
+                    filename=f"{batch.id}_{which}.jsonl",
+                    expires_in=batch.output_expires_in,
+                    id=f"file-{batch.id.removeprefix('batch_').removeprefix('msgbatch_')}-{which}",
+                )
+                made[f"{which}_file_id"] = file.id
+        usage = await asyncio.to_thread(usage_of, folder / "output.jsonl")
+        tally = tally_of(counts, batch.counts.total)
+
+        def end(batch: Batch) -> Batch:
+            status = "completed"
+            if tally.expired:
+                status = "expired"
+            elif batch.status == "cancelling":
+                status = "cancelled"
+            return replace(
+                batch,
+                status=status,
+                counts=tally,
+                usage=usage,
+                **made,
+                **{f"{status}_at": int(time.time())},
+            )
+
+        run.batch = await self._batches.change(batch.id, end)
+        await self._leave(run)
+
+    async def _fail(self, run: Run, faults: list[Fault]) -> None:
+        def fail(batch: Batch) -> Batch:
+            return replace(batch, status="failed", failed_at=int(time.time()), errors=faults)
+
+        run.batch = await self._batches.change(run.batch.id, fail)
+        await self._leave(run)
+
+    async def _leave(self, run: Run) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._folder / run.batch.id, ignore_errors=True)
+        await self._ended(run.batch)
+
+    # Beside the batches
+    async def _tell_progress(self, run: Run) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            if run.counts is None:
+                continue
+            tally = tally_of(run.counts, run.batch.counts.total)
+            if tally != run.batch.counts:
+                with contextlib.suppress(PenstockError):
+                    run.batch = await self._batches.change(
+                        run.batch.id, partial(_with_counts, tally)
+                    )
+
+    async def _look_after(self) -> None:
+        """Keep the own batches, take over those of servers that are gone, delete what is old."""
+        while True:
+            try:
+                statuses = await self._batches.renew(list(self._runs))
+                for id, run in list(self._runs.items()):
+                    if id not in statuses:
+                        run.task.cancel()  # it was deleted, or another server has it
+                    elif statuses[id] == "cancelling":
+                        run.cancel()
+                await self._take_over()
+                await self._sweep()
+            except PenstockError as error:
+                _log.warning("batches: %s", error)
+            except Exception as error:
+                _log.error("batches", exc_info=error)
+            await asyncio.sleep(self._settings.lease_s / 3)
+
+    async def _take_over(self) -> None:
+        """Run batches that nobody runs, if their model is here."""
+        for id, model in await self._batches.free():
+            if model:
+                try:
+                    await self._models.find(model)
+                except PenstockError:
+                    continue
+            if (batch := await self._batches.claim(id)) is not None:
+                self.submit(batch)
+
+    async def _sweep(self) -> None:
+        if time.monotonic() - self._swept < SWEEP_S and self._swept:
+            return
+        self._swept = time.monotonic()
+        await self._files.sweep()
+        await self._uploads.sweep()
+        for batch in await self._batches.sweep(self._settings.ttl_s):
+            if batch.api == "anthropic":
+                ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
+                await self._files.remove([id for id in ids if id])
+
+
+def tally_of(counts: Counts, total: int) -> Tally:
+    """What became of the lines so far."""
+    unanswered = {kind: counts.errors.get(kind, 0) for kind in UNANSWERED}
+    return Tally(
+        total=total,
+        completed=counts.ok,
+        failed=counts.failed - sum(unanswered.values()),
+        cancelled=unanswered[BatchCancelledError.kind],
+        expired=unanswered[BatchExpiredError.kind],
+    )
+
+
+def _with_counts(tally: Tally, batch: Batch) -> Batch:
+    return replace(batch, counts=tally)

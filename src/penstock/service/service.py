@@ -1,0 +1,118 @@
+"""The batches and files of one ingress: what its routes share, made when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock import private_files
+from penstock.errors import UnavailableError
+from penstock.serve.api.exchange import IngressState
+from penstock.serve.config.settings import BatchSettings
+from penstock.service.batches import Batch, BatchStore
+from penstock.service.content import Content
+from penstock.service.database import StateStore, open_state
+from penstock.service.files import FileStore
+from penstock.service.runner import Runner
+from penstock.service.uploads import UploadStore
+from penstock.service.webhooks import Webhooks
+
+DATABASE = "batches.sqlite"
+
+
+class Stores(NamedTuple):
+    """What the routes use."""
+
+    files: FileStore
+    uploads: UploadStore
+    batches: BatchStore
+    runner: Runner
+
+
+class BatchService:
+    """The files and batches of an ingress. Nothing is opened before it is used, or there is
+    something to go on with. `start` and `stop` once each, then `close`.
+    """
+
+    def __init__(self, ingress: IngressState, settings: BatchSettings) -> None:
+        self.settings = settings
+        self.folder = Path(settings.path).expanduser().absolute()
+        self._ingress = ingress
+        self._webhooks = Webhooks(settings.webhooks)
+        self._state: StateStore | None = None
+        self._stores: Stores | None = None
+        self._opening = asyncio.Lock()
+        self._stopped = False
+
+    @property
+    def incoming(self) -> Path:
+        """Where uploads lie while they come."""
+        return self.folder / "incoming"
+
+    async def start(self) -> None:
+        """Go on with the batches that an earlier life of the server has left. Raises
+        `ConfigError`.
+        """
+        if self.settings.database is not None or (self.folder / DATABASE).exists():
+            await self.opened()
+
+    async def opened(self) -> Stores:
+        """The stores, opened if they are not yet. Raises `ConfigError`, or `UnavailableError` after
+        `stop`.
+        """
+        async with self._opening:
+            if self._stopped:
+                raise UnavailableError("the server is shutting down")
+            if self._stores is None:
+                state, content = await asyncio.to_thread(self._open)
+                self._state = state
+                self._stores = self._made(state, content)
+                self._stores.runner.start()
+            return self._stores
+
+    async def stop(self, grace_s: float) -> None:
+        """Leave the batches to the next server; lines under way have `grace_s` seconds."""
+        async with self._opening:
+            self._stopped = True
+            if self._stores is not None:
+                await self._stores.runner.stop(grace_s)
+            await self._webhooks.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
+    def _open(self) -> tuple[StateStore, Content]:
+        settings = self.settings
+        private_files.make_folder(self.folder)
+        private_files.make_folder(self.incoming)
+        state = open_state(self.folder / DATABASE, settings.database)
+        try:
+            return state, Content(settings.files or self.folder / "files")
+        except BaseException:
+            state.close()
+            raise
+
+    def _made(self, state: StateStore, content: Content) -> Stores:
+        settings = self.settings
+        files = FileStore(state, content, settings)
+        uploads = UploadStore(state, files, self.incoming, settings)
+        batches = BatchStore(state, lease_s=settings.lease_s)
+        runner = Runner(
+            self.folder / "running",
+            files,
+            batches,
+            uploads,
+            self._ingress.models,
+            self._ingress.settings,
+            settings,
+            self._told,
+        )
+        return Stores(files, uploads, batches, runner)
+
+    async def _told(self, batch: Batch) -> None:
+        if batch.api == "openai":
+            self._webhooks.tell(batch)

@@ -1,0 +1,125 @@
+"""Tells others that a batch has ended: a POST, signed as Standard Webhooks has it
+(https://www.standardwebhooks.com), with OpenAI's events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.config import masked
+from penstock.errors import ConfigError
+from penstock.serve.config.settings import WebhookSettings
+from penstock.service.batches import Batch
+from penstock.service.files import new_id
+
+PREFIX = "whsec_"
+TIMEOUT_S = 15.0
+PAUSES_S = (0.0, 5.0, 60.0, 600.0)
+"""Before each attempt."""
+_SHORTEST, _LONGEST = 24, 64
+_log = logging.getLogger("penstock.service")
+
+
+def key_of(secret: str) -> bytes:
+    """The bytes of a secret. Raises `ConfigError`."""
+    try:
+        key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not secret.startswith(PREFIX) or not _SHORTEST <= len(key) <= _LONGEST:
+        raise ConfigError(
+            f"must be {PREFIX} and {_SHORTEST} to {_LONGEST} bytes in base64",
+            field="webhook secret",
+        )
+    return key
+
+
+def signed(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers of a message."""
+    text = b".".join((id.encode(), str(timestamp).encode(), body))
+    signature = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
+    return {
+        "content-type": "application/json",
+        "webhook-id": id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+class Webhooks:
+    """Where to tell that batches have ended. Raises `ConfigError` for a wrong address or secret.
+
+    What is not taken is sent again, three times in eleven minutes, while this server lives.
+    """
+
+    def __init__(self, settings: Sequence[WebhookSettings]) -> None:
+        self._places = [(_checked(one.url), key_of(one.secret)) for one in settings]
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def tell(self, batch: Batch) -> None:
+        """Begin to tell of a batch that has ended."""
+        event = {
+            "id": new_id("evt_"),
+            "object": "event",
+            "created_at": int(time.time()),
+            "type": f"batch.{batch.status}",
+            "data": {"id": batch.id},
+        }
+        for url, key in self._places:
+            task = asyncio.create_task(self._send(url, key, event))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def close(self) -> None:
+        """End what is being sent."""
+        for task in self._sending:
+            task.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
+
+    async def _send(self, url: str, key: bytes, event: dict[str, Any]) -> None:
+        body = msgspec.json.encode(event)
+        why: Exception | None = None
+        for pause in PAUSES_S:
+            await asyncio.sleep(pause)
+            headers = signed(key, event["id"], int(time.time()), body)
+            try:
+                await asyncio.to_thread(_post, url, body, headers)
+                return
+            except OSError as error:  # urllib's errors are OSErrors
+                why = error
+        _log.warning("webhook %s took no %s: %s", masked(url), event["type"], why)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_open = urllib.request.build_opener(_NoRedirects).open
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
+    request = urllib.request.Request(url, body, headers, method="POST")
+    try:
+        _open(request, timeout=TIMEOUT_S).close()
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        raise
+
+
+def _checked(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("must be an http:// or https:// URL", field="webhook", value=masked(url))
+    return url

