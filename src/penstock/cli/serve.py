@@ -431,11 +431,8 @@ def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
         engine_app=options["engine_app"],
         drain_timeout_s=drain,
         store=_store(options, args.http.store),
-<<<<<<< HEAD
-        console=not options["no_console"],
-=======
         batches=_batches(options, args.http.batches),
->>>>>>> main
+        console=not options["no_console"],
     )
 
 

@@ -68,13 +68,10 @@ class IngressState:
         """Gives the OpenAPI document of the ingress's endpoints, made when it is asked for."""
         self.store: ResponseStore | None = None
         self.background: BackgroundRuns | None = None
-<<<<<<< HEAD
-        self.traffic: Traffic | None = None
-        """The requests as they pass, if there is a console that shows them."""
-=======
         self.on_drain: list[Callable[[float], Awaitable[None]]] = []
         """Called when the server begins to drain, with the seconds that work under way has."""
->>>>>>> main
+        self.traffic: Traffic | None = None
+        """The requests as they pass, if there is a console that shows them."""
         self.is_replica = False
         """Whether other ingresses are in front, which store for it."""
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list

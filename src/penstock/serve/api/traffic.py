@@ -1,4 +1,4 @@
-"""The requests of an ingress as they pass, for the console: the latest ones, and those under way."""
+"""The requests of an ingress as they pass: the latest ones, and those under way."""
 
 from __future__ import annotations
 
