@@ -98,7 +98,7 @@ export const chatView = (live) => {
 
   const models = el("select", { id: "model" });
   const system = el("textarea", { rows: "3", placeholder: "You are …" });
-  const temperature = el("input", { type: "number", min: "0", max: "2", step: "0.1", placeholder: "the model's" });
+  const temperature = el("input", { type: "number", min: "0", max: "2", step: "0.1", placeholder: "default" });
   const topP = el("input", { type: "number", min: "0", max: "1", step: "0.05", placeholder: "1" });
   const most = el("input", { type: "number", min: "1", step: "1", value: "512" });
   const schema = schemaEditor();
@@ -171,7 +171,7 @@ export const chatView = (live) => {
     if (message.first) parts.push(`first token after ${seconds(message.first)}`);
     const time = message.took - message.first;
     if (made > 1 && time > 0) parts.push(`${((made - 1) / time).toFixed(1)} tokens/s`);
-    if (message.finish && message.finish !== "stop") parts.push(message.finish === "length" ? "cut: it reached the most tokens" : message.finish.replaceAll("_", " "));
+    if (message.finish && message.finish !== "stop") parts.push(message.finish === "length" ? "cut at max tokens" : message.finish.replaceAll("_", " "));
     return parts.join(" · ");
   };
 
@@ -299,7 +299,7 @@ export const chatView = (live) => {
       field("Model", models),
       el("details", { class: "settings", open: matchMedia("(min-width: 60rem)").matches }, el("summary", {}, "Settings"),
         field("System prompt", system),
-        el("div", { class: "three" }, field("Temperature", temperature), field("Top p", topP), field("Most tokens", most)),
+        el("div", { class: "three" }, field("Temperature", temperature), field("Top p", topP), field("Max tokens", most)),
         logprobs, logprobsHint, schemaOption.element, toolOption.element)));
   element.addEventListener("keydown", (event) => { if (event.key === "Escape" && running) running.abort(); });
   element.addEventListener("dragover", (event) => event.preventDefault());

@@ -41,7 +41,7 @@ export const filesPart = () => {
     await load();
   };
   const draw = () => {
-    list.replaceChildren(files.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" }, el("table", {},
+    list.replaceChildren(files.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of files" }, el("table", {},
       el("thead", {}, el("tr", {}, ["Name", "Purpose", "Size", "Made", "Expires", ""].map((name, at) => el("th", { scope: "col", class: at === 2 ? "number" : "" }, name || el("span", { class: "unseen" }, "Actions"))))),
       el("tbody", {}, files.map((one) => el("tr", {}, el("td", { class: "name", title: one.id }, one.filename), el("td", {}, badge(one.purpose.replaceAll("_", " "))),
         el("td", { class: "number" }, bytes(one.bytes)), el("td", {}, day(one.created_at)), el("td", {}, day(one.expires_at)),

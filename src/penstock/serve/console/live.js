@@ -106,7 +106,7 @@ const chart = (title, unit, told) => {
           svg("path", { class: `line c${number % 6}`, d: path }),
         ].filter(Boolean);
       }),
-      ...dots.map(([ago, value]) => svg("circle", { class: "point", cx: x(ago).toFixed(1), cy: y(value).toFixed(1), r: 3 })));
+      ...dots.map(([ago, value]) => svg("path", { class: "point", d: `M${x(ago).toFixed(1)} ${y(value).toFixed(1)}h0.01` })));
     top.textContent = told(high);
     big.textContent = now === null ? "–" : told(now);
     plot.setAttribute("aria-label", `${title}: now ${now === null ? "nothing" : told(now)}; the most in two minutes ${values.length ? told(Math.max(...values)) : "nothing"}`);
@@ -142,7 +142,7 @@ export const liveView = (live) => {
       return value === undefined ? [] : [[ago(sample), 100 * value]];
     })]);
     cache.draw(caches, caches.length ? Math.max(...caches.map(([, points]) => points.at(-1)?.[1] ?? 0)) : null,
-      Math.max(...caches.flatMap(([, points]) => points.map((one) => one[1])), 0) > 25 ? 100 : 0);
+      Math.max(...caches.flatMap(([, points]) => points.map((one) => one[1])), 0) > 10 ? 100 : 10);
   };
   const element = el("section", { "aria-labelledby": "live-title" }, el("h1", { id: "live-title" }, "Live"),
     el("div", { class: "cards charts" }, speed.element, first.element, queue.element, cache.element),

@@ -32,7 +32,7 @@ export const modelsView = (live) => {
       wake: button("Wake", (event) => act(event.target, "wakeup", id, `${id} is awake`)),
       pause: button("Pause", (event) => act(event.target, "pause", id, `${id} is paused: requests wait`)),
       resume: button("Resume", (event) => act(event.target, "resume", id, `${id} goes on`)),
-      clear: button("Empty the prefix cache", (event) => act(event.target, "reset_prefix_cache", id, "The prefix cache is empty"), { class: "plain" }),
+      clear: button("Empty the prefix cache", (event) => act(event.target, "reset_prefix_cache", id, "The prefix cache is empty"), { class: "plain small" }),
     };
     for (const [name, one] of Object.entries(control)) one.setAttribute("aria-label", `${one.textContent} ${name === "clear" ? "of " : ""}${id}`);
     parts.buttons.append(...Object.values(control));

@@ -16,7 +16,7 @@ export const requestsView = (live) => {
   let facts = null;
   const body = el("tbody");
   const nothing = empty("No requests yet", "Requests to models appear here as they come: what they were, not what they said.");
-  const table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Requests" }, el("table", {},
+  const table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of requests" }, el("table", {},
     el("thead", {}, el("tr", {}, ["Time", "Request", "Model", "Status", "Queued", "First token", "Took", "Tokens in", "out", ""].map((name, at) =>
       el("th", { scope: "col", class: at > 3 ? "number" : "" }, name || el("span", { class: "unseen" }, "Details"))))), body));
   const hold = button("Hold", () => { held = !held; hold.textContent = held ? "Go on" : "Hold"; hold.setAttribute("aria-pressed", held); if (!held) draw(); },

@@ -60,9 +60,9 @@ export const schemaEditor = () => {
         el("input", { "aria-label": "Name", placeholder: "name", value: row.name, oninput: (event) => { row.name = event.target.value; write(); } }),
         el("select", { "aria-label": "Type", onchange: (event) => { row.type = event.target.value; options.hidden = row.type !== "choice"; write(); } },
           Object.entries(TYPES).map(([type, name]) => el("option", { value: type, selected: row.type === type }, name))),
+        options,
         check("needed", (on) => { row.required = on; write(); }, { checked: row.required }),
-        button("×", () => { rows.splice(number, 1); write(); show(); }, { class: "plain", "aria-label": `Remove the field ${row.name || number + 1}` }),
-        options);
+        button("Remove", () => { rows.splice(number, 1); write(); show(); }, { class: "plain small", "aria-label": `Remove the field ${row.name || number + 1}` }));
     }), button("Add a field", () => {
       rows.push({ name: "", type: "string", required: true, options: "" });
       show();
