@@ -1,8 +1,9 @@
 """What decisions cost: many questions about one input, and labels for many tickets.
 
 Questions: 400 about one input of 1,000 tokens, against the prefill of that input alone, and against
-one prompt of as many tokens as all of it. Labels: one choice among 4 for each ticket, against
-generating JSON under a constraint with the same labels, by the same engine.
+one prompt of as many tokens as all of it; once with instructions, and once as short as they can be,
+with all that is asked in the labels. Labels: for each ticket one choice among 4, and four of them,
+against generating JSON under a constraint with the same fields and labels, by the same engine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,13 @@ from penstock.types import (
     DecideRequest,
     Option,
     PredicateQuestion,
+    Question,
     Sampling,
     StructuredOutput,
 )
 
 LABELS = ("billing", "shipping", "technical", "refund")
-SCHEMA = json.dumps(
-    {
-        "type": "object",
-        "properties": {"category": {"enum": list(LABELS)}},
-        "required": ["category"],
-        "additionalProperties": False,
-    }
-)
+FIELDS = ("category", "priority", "mood", "channel")
 DEAREST = 1.5
 """400 questions, in prefills of the input."""
 FASTER = 3.0
@@ -65,31 +61,44 @@ async def _prefill(engine: OpenVINOEngine, tokens: int) -> None:
     await engine.decide(DecideRequest(await _input(engine, tokens), (question,)))
 
 
-async def _questions(engine: OpenVINOEngine, tokens: int, count: int) -> int:
+async def _questions(engine: OpenVINOEngine, tokens: int, count: int, short: int = 0) -> int:
     """Ask about a new input. Returns the tokens that were read."""
-    questions = tuple(PredicateQuestion(f"Order {number}?") for number in range(count))
+    questions: tuple[Question, ...] = tuple(
+        ChoiceQuestion("", (Option(f"{number}y"), Option(f"{number}n")))
+        if short
+        else PredicateQuestion(f"Order {number}?")
+        for number in range(count)
+    )
     found = await engine.decide(DecideRequest(await _input(engine, tokens), questions))
     return found.usage.prompt_tokens
 
 
-async def _decided(engine: OpenVINOEngine, count: int) -> None:
-    question = ChoiceQuestion("", tuple(map(Option, LABELS)))
-    begun = {"role": "assistant", "content": '{"category":"'}
+async def _decided(engine: OpenVINOEngine, count: int, fields: int) -> None:
+    questions = tuple(
+        ChoiceQuestion("", tuple(Option(f'"{field}":"{label}') for label in LABELS))
+        for field in FIELDS[:fields]
+    )
+    begun = {"role": "assistant", "content": "{"}
 
     async def one(ticket: str) -> None:
-        user = {"role": "user", "content": f"Keys: category\n{ticket}"}
-        await engine.decide(DecideRequest([user, begun], (question,)))
+        user = {"role": "user", "content": f"Keys: {', '.join(FIELDS[:fields])}\n{ticket}"}
+        await engine.decide(DecideRequest([user, begun], questions))
 
     await asyncio.gather(*map(one, _tickets(count)))
 
 
-async def _generated(engine: OpenVINOEngine, count: int) -> None:
-    sampling = Sampling(
-        temperature=0.0, max_tokens=40, structured=StructuredOutput("json_schema", SCHEMA)
-    )
+async def _generated(engine: OpenVINOEngine, count: int, fields: int) -> None:
+    schema = {
+        "type": "object",
+        "properties": {field: {"enum": list(LABELS)} for field in FIELDS[:fields]},
+        "required": list(FIELDS[:fields]),
+        "additionalProperties": False,
+    }
+    structured = StructuredOutput("json_schema", json.dumps(schema))
+    sampling = Sampling(temperature=0.0, max_tokens=40 * fields, structured=structured)
 
     async def one(ticket: str) -> None:
-        user = {"role": "user", "content": f"Keys: category\n{ticket}"}
+        user = {"role": "user", "content": f"Keys: {', '.join(FIELDS[:fields])}\n{ticket}"}
         await Answers.of(generated(engine, ChatRequest([user], sampling, stream=False)))
 
     await asyncio.gather(*map(one, _tickets(count)))
@@ -114,7 +123,8 @@ def main() -> int:
         engine = OpenVINOEngine(args.model)
         runner.run(engine.start())
         size = runner.run(_questions(engine, args.tokens, args.questions))  # loads the copy
-        runner.run(_generated(engine, 8))
+        short = runner.run(_questions(engine, args.tokens, args.questions, 1))
+        runner.run(_generated(engine, 8, 1))
 
         def timed(make: Callable[..., Any], *arguments: int) -> float:
             start = _cpu_seconds(engine)
@@ -127,29 +137,42 @@ def main() -> int:
             [
                 Contestant("input alone", lambda: timed(_prefill, args.tokens)),
                 Contestant("questions", lambda: timed(_questions, args.tokens, args.questions)),
+                Contestant(
+                    f"short ones ({short} tokens)",
+                    lambda: timed(_questions, args.tokens, args.questions, 1),
+                ),
                 Contestant("as many tokens", lambda: timed(_prefill, min(size, 3900))),
             ],
             args.rounds,
             warmups=0,
         )
-        labels = harness.compare(
-            f"labels for {args.tickets} tickets",
-            "CPU s",
-            [
-                Contestant("decide", lambda: timed(_decided, args.tickets)),
-                Contestant("constrained JSON", lambda: timed(_generated, args.tickets)),
-            ],
-            args.rounds,
-            warmups=0,
-        )
+        labels = [
+            harness.compare(
+                f"{fields} of 4 labels for each of {args.tickets} tickets",
+                "CPU s",
+                [
+                    Contestant("decide", partial(timed, _decided, args.tickets, fields)),
+                    Contestant(
+                        "constrained JSON", partial(timed, _generated, args.tickets, fields)
+                    ),
+                ],
+                args.rounds,
+                warmups=0,
+            )
+            for fields in (1, 4)
+        ]
         runner.run(engine.stop())
     dearer = questions.ratio("questions", "input alone").median
-    faster = labels.ratio("constrained JSON", "decide").median
+    shorter = questions.ratio(f"short ones ({short} tokens)", "input alone").median
     bars = [
         Bar("questions, in prefills of the input", dearer, DEAREST),
-        Bar("constrained JSON / decide", faster, FASTER, at_least=True),
+        Bar("the shortest questions, in prefills of the input", shorter, DEAREST),
     ]
-    return harness.finish(args, [questions, labels], bars)
+    for fields, one in zip((1, 4), labels, strict=True):
+        faster = one.ratio("constrained JSON", "decide").median
+        bars.append(Bar(f"{fields}: constrained JSON / decide", faster, FASTER, at_least=True))
+    questions_and_labels = [questions, *labels]
+    return harness.finish(args, questions_and_labels, bars)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The same program under Ray's import and under ours, its outputs compared row by row.
 
 Each side is a fresh process of `--python`, which has ray[data], vLLM and Penstock: the environment
-of `scripts/test_ray_vllm.sh`. Only the module that the program imports differs. Both ask the demo
-model on vLLM for greedy answers. Columns that hold times or numbers of requests are not compared.
+of `scripts/test_ray_vllm.sh` with `VLLM_VERSION=0.29.0`, which Ray 2.60 asks for. Only the module
+that the program imports differs. Both ask the demo model on vLLM for greedy answers. Columns that
+hold times or numbers of requests are not compared.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def run_program(module: str, rows: int, out: Path) -> None:
     import ray
 
     llm = importlib.import_module(module)
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(  # a worker of vLLM reserves a GPU on both sides, which need not be there
+        address="local", num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     config = llm.vLLMEngineProcessorConfig(
         model_source=str(demo_directory()),
@@ -123,12 +126,16 @@ def main() -> None:
         run_program(args.side, args.rows, args.out)
         return
     found = {}
-    about = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    about = {
+        **os.environ,
+        **{"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"},
+    }
+    about.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles vLLM and torch anew
     with tempfile.TemporaryDirectory() as folder:
         for side in (PEER, OURS):
             out = Path(folder, side)
             argv = [args.python, "-W", "ignore", __file__, "--side", side, "--out", str(out)]
-            used = harness.command([*argv, "--rows", str(args.rows)], env={**os.environ, **about})
+            used = harness.command([*argv, "--rows", str(args.rows)], env=about)
             found[side] = json.loads(out.read_text())
             print(f"{side}: {used.seconds:.0f} s with all starts")
     differing = compared(found[PEER], found[OURS])

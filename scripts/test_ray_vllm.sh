@@ -9,7 +9,7 @@ unset PYTHONDONTWRITEBYTECODE # else each of the many processes compiles what it
 export VLLM_VENV="${RAY_VLLM_VENV:-.venv-ray-vllm}"
 scripts/install_vllm.sh
 # Compiled, since Ray gives its agents little time to start.
-"$VLLM_VENV/bin/pip" install -q 'ray[serve]>=2.60' psutil pytest pytest-asyncio
+"$VLLM_VENV/bin/pip" install -q 'ray[data,serve]>=2.60' psutil pytest pytest-asyncio
 if [[ $# -eq 0 ]]; then # only the files that hold such tests: others need packages that this environment lacks
     mapfile -t files < <(grep -rlE 'mark\.ray\b' --include='test_*.py' tests | xargs grep -lE 'mark\.vllm\b')
     set -- "${files[@]}"

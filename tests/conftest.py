@@ -10,6 +10,14 @@ pytest.register_assert_rewrite("penstock.testing")
 MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / ".models")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def registry_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Jobs of tests do not show among those of whoever runs them."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("PENSTOCK_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logs_as_before() -> Iterator[None]:
     """A command that a test calls sets up the logs of the whole process."""

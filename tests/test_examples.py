@@ -49,3 +49,24 @@ async def test_an_http_endpoint(tmp_path, monkeypatch):
     assert "secret" not in "".join(
         p.read_text() for p in (tmp_path / "out.jsonl.penstock").iterdir() if p.is_file()
     )
+
+
+@pytest.mark.slow
+def test_search_in_vectors(tmp_path):
+    from word_models import embedding_model
+
+    (tmp_path / "model").mkdir()
+    model = embedding_model(tmp_path / "model")
+    texts = ["red fox", "green hill", "blue sea", "red dog"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "search_vectors.py", model, "in.jsonl", "text", "sea", "fox"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "blue sea" in lines[lines.index("numpy · sea") + 1]
+    assert "red fox" in lines[lines.index("numpy · fox") + 1]

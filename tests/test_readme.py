@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.demo import tickets_path
+from word_models import CONTEXT, embedding_model
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,9 @@ def blocks(page, language):
 @pytest.fixture
 def folder(tmp_path):
     shutil.copy(tickets_path(), tmp_path / "tickets.jsonl")
+    (tmp_path / "minilm").mkdir()
+    config = Path(embedding_model(tmp_path / "minilm")) / "config.json"
+    config.write_text(config.read_text().replace(f": {CONTEXT}", ": 512"))
     for page in PAGES:
         for body in blocks(page, "yaml"):
             name, _, content = body.partition("\n")

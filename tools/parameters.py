@@ -15,7 +15,7 @@ import ast
 import json
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -146,6 +146,7 @@ def _version_beside(package: Path) -> str:
 
 def page(taken: dict[str, Any]) -> str:
     """The text of `docs/parameters.md`."""
+    from penstock.openai.parameters.inside import INSIDE, places
     from penstock.openai.parameters.table import verdict
 
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8"))
@@ -167,7 +168,23 @@ def page(taken: dict[str, Any]) -> str:
                 note = notes.get(endpoint, {}).get(field) or notes["all"].get(field) or why
             lines.append(f"| `{field}` | {', '.join(sources)} | {given} | {note} |")
         lines.append("")
+        inside = [
+            one
+            for name, shape in INSIDE.get(form.__name__, {}).items()
+            for one in places(shape, name)
+        ]
+        if inside:
+            lines += ["| inside | honoured | harmless |", "| --- | --- | --- |"]
+            lines += [
+                f"| `{place}` | {_named(shape.keys)} | {_named(sorted(shape.harmless))} |"
+                for place, shape in inside
+            ]
+            lines.append("")
     return "\n".join(lines)
+
+
+def _named(keys: Iterable[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
 
 
 def form_of(endpoint: str) -> Any:

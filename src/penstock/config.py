@@ -5,12 +5,13 @@ errors name fields.
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 import msgspec
 import msgspec.structs
@@ -126,8 +127,9 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     option raises `ConfigError`.
 
     A field may be assigned: the whole is checked again, and a wrong value changes nothing.
-    `model_copy`, `model_dump`, `model_validate`, `parse_yaml` and `from_file` are those of the
-    Pydantic models that Ray's users have; a field at its default counts as not set.
+    `model_copy`, `model_dump`, `model_validate`, these two with JSON, `parse_yaml` and `from_file`
+    are those of the Pydantic models that Ray's users have; a field at its default counts as not
+    set.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -162,6 +164,15 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         return cls(**obj)
 
     @classmethod
+    def model_validate_json(cls, json_data: str | bytes) -> Self:
+        """As `model_validate`, of JSON. Raises `ConfigError`."""
+        try:
+            content = decode_json(json_data)
+        except ValueError as error:
+            raise ConfigError(f"not valid JSON: {error}") from None
+        return cls.model_validate(content)
+
+    @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a YAML file. Raises `ConfigError`."""
         return cls.model_validate(read_yaml(Path(path)))
@@ -188,18 +199,33 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     def model_dump(
         self,
         *,
+        mode: Literal["python", "json"] = "python",
+        include: Collection[str] | None = None,
+        exclude: Collection[str] = (),
         exclude_unset: bool = False,
         exclude_defaults: bool = False,
         exclude_none: bool = False,
     ) -> dict[str, Any]:
-        """The fields as a mapping, nested options too."""
+        """The fields as a mapping, nested options too; `include` and `exclude` are names of fields.
+        With `mode` "json" a class is its import path. Raises `TypeError` for what JSON lacks.
+        """
         names = self._given() if exclude_unset or exclude_defaults else self.__struct_fields__
-        how = {"exclude_unset": exclude_unset or exclude_defaults, "exclude_none": exclude_none}
-        return {
+        how: dict[str, Any] = {
+            "exclude_unset": exclude_unset or exclude_defaults,
+            "exclude_none": exclude_none,
+        }
+        found = {
             name: _dumped(value, how)
             for name in names
-            if (value := getattr(self, name)) is not None or not exclude_none
+            if (include is None or name in include)
+            and name not in exclude
+            and ((value := getattr(self, name)) is not None or not exclude_none)
         }
+        return found if mode == "python" else json.loads(json.dumps(found, default=_import_path))
+
+    def model_dump_json(self, *, indent: int | None = None, **how: Any) -> str:
+        """`model_dump` as JSON, which `model_validate_json` takes."""
+        return json.dumps(self.model_dump(**how), default=_import_path, indent=indent)
 
     def _given(self) -> list[str]:
         """The fields that differ from their defaults."""
@@ -273,7 +299,7 @@ class Items(Options, kw_only=True):
         self._assign({**dict(other), **more})
 
 
-def _dumped(value: Any, how: dict[str, bool]) -> Any:
+def _dumped(value: Any, how: dict[str, Any]) -> Any:
     if isinstance(value, Options):
         return value.model_dump(**how)
     if isinstance(value, dict):
@@ -281,6 +307,15 @@ def _dumped(value: Any, how: dict[str, bool]) -> Any:
     if isinstance(value, list):
         return [_dumped(inner, how) for inner in value]
     return value
+
+
+def _import_path(value: Any) -> Any:
+    """What stands in JSON for a value that it lacks."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    if isinstance(value, type) and "<" not in value.__qualname__:
+        return f"{value.__module__}:{value.__qualname__}"
+    raise TypeError(f"JSON has no form for {value!r}")
 
 
 def masked(value: Any, name: str = "") -> Any:

@@ -38,8 +38,8 @@ def adapter_cache_bytes() -> int:
 
 
 def state_dir() -> str:
-    """`PENSTOCK_STATE_DIR`: folder of the state of jobs whose output is a URL; default
-    `jobs` in `cache_dir()`.
+    """`PENSTOCK_STATE_DIR`: folder of the state of jobs whose output is a URL, and of the registry
+    of all jobs; default `jobs` in `cache_dir()`.
     """
     return os.path.expanduser(
         os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs")

@@ -501,6 +501,30 @@ class EngineContract:
                     await call()
                 assert caught.value.status == 400
 
+    async def test_embeddings_follow_their_options_or_refuse_them(self, engine: LLMEngine) -> None:
+        if "embeddings" not in engine.capabilities.tasks:
+            pytest.skip("no embeddings")
+        whole = (await engine.embeddings(EmbeddingRequest(["text"]))).vectors[0]
+        asked = {
+            "dimensions": EmbeddingRequest(["text"], len(whole) // 2),
+            "input_type": EmbeddingRequest(["text"], input_type="query"),
+        }
+        for param, request in asked.items():
+            answered = await asyncio.gather(engine.embeddings(request), return_exceptions=True)
+            if isinstance(answered[0], RequestError):
+                assert answered[0].param == param
+            else:
+                assert answered[0].vectors[0] != whole  # type: ignore[union-attr]
+        length = engine.capabilities.context_length
+        long = ["word " * (length + 10)]
+        with pytest.raises(ContextLengthError):
+            await engine.embeddings(EmbeddingRequest(long))
+        try:
+            cut = await engine.embeddings(EmbeddingRequest(long, truncate=True))
+        except ContextLengthError:
+            return  # this engine does not cut
+        assert cut.usage.prompt_tokens <= length
+
     # Many at once
     async def test_more_requests_than_slots_all_get_their_own_answer(
         self, engine: LLMEngine

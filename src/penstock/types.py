@@ -152,12 +152,16 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
     """Texts to embed, or token ids as the model reads them: none are added. `dimensions` None gives
-    the model's own width.
+    the model's own width. `input_type` puts the model's instruction for queries or for documents
+    before each text. `truncate` allows to embed only the beginning of an input that is too long;
+    an engine that cannot do so refuses the input as without it.
     """
 
     inputs: Sequence[str | list[int]]
     dimensions: int | None = None
     request_id: str = ""
+    input_type: Literal["query", "document"] | None = None
+    truncate: bool = False
     batch: bool = False
 
 

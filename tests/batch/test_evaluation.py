@@ -121,6 +121,28 @@ async def test_refused(options, why):
         await aevaluate([{"q": "a", "is": "b"}], prompt="{q}", model="simulated", **options)
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+async def test_a_column_that_is_not_there_is_refused_before_any_row_is_asked(
+    tmp_path, make_engine, name
+):
+    source, engine = tmp_path / name, make_engine()
+    if name == "in.csv":
+        source.write_text("q,is\na,A\n")
+    else:
+        source.write_text('{"q": "a"}\n' * 2000 + '{"q": "a", "is": "A"}\n')
+    with pytest.raises(ConfigError, match=r"no column 'iss'\. Did you mean 'is'"):
+        await aevaluate(source, "exact", expected="iss", prompt="{q}", engine=engine)
+    assert engine.starts == 0
+    found = await aevaluate(source, "exact", expected="is", prompt="{q}", engine=engine)
+    assert found.scores[-1] == 1.0
+
+
+async def test_rows_that_are_read_once_are_asked_first(make_engine):
+    rows = iter([{"q": "a", "is": "A"}])
+    with pytest.raises(ConfigError, match=r"no column 'iss'\. Did you mean 'is'"):
+        await aevaluate(rows, "exact", expected="iss", prompt="{q}", engine=make_engine())
+
+
 async def test_no_rows():
     with pytest.raises(InputError, match="no rows"):
         await aevaluate([], "exact", expected="is", prompt="{q}", model="simulated")

@@ -1,5 +1,5 @@
-"""A job that decides on the embedded engine, ended by SIGKILL and started again: the output is that
-of one run.
+"""A job that decides on the embedded engine, also with two models, ended by SIGKILL and started
+again: the output is that of one run.
 """
 
 import json
@@ -11,6 +11,7 @@ import time
 import pytest
 
 from penstock.demo import tickets_path
+from rounded_model import rounded_model
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +21,20 @@ QUESTIONS = [
 ]
 
 
-def command(folder, name, together=16):
+SCHEMA = {
+    "type": "object",
+    "properties": {"team": {"enum": ["billing", "refund", "shipping", "technical"]}},
+    "required": ["team"],
+}
+
+
+def command(folder, name, together=16, asked=("--decide", "questions.json")):
     (folder / "questions.json").write_text(json.dumps(QUESTIONS))
-    options = ["--prompt", "{ticket}", "--decide", "questions.json", "--limit", "80"]
-    engine = ["--engine-kwargs", json.dumps({"max_num_seqs": together})]
+    (folder / "schema.json").write_text(json.dumps(SCHEMA))
+    options = ["--prompt", "{ticket}", *asked, "--limit", "80"]
+    generates = "--schema" in asked  # what is generated may depend on what runs beside it
+    given = {"max_num_seqs": together, "deterministic": generates}
+    engine = ["--engine-kwargs", json.dumps(given)]
     program = [sys.executable, "-m", "penstock.cli", "run", tickets_path(), "-o", name]
     return [*program, *options, *engine]
 
@@ -40,10 +51,19 @@ def journaled(output):
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("rows-*"))
 
 
-def test_a_killed_job_goes_on_with_equal_decisions(tmp_path):
-    subprocess.run(command(tmp_path, "whole.jsonl"), cwd=tmp_path, timeout=300, check=True)
+@pytest.mark.parametrize("kind", ["decisions", "cascade", "cascade of answers"])
+def test_a_killed_job_goes_on_with_equal_answers(tmp_path, kind):
+    asked = ["--decide", "questions.json"]
+    if kind != "decisions":
+        rounded_model(tmp_path / "small", 2)
+        asked = ["--model", "small", "--cascade", "demo", "--target-accuracy", "0.8", *asked]
+    if kind == "cascade of answers":
+        asked[-2:] = ["--schema", "schema.json", "--max-tokens", "60"]
+    whole = command(tmp_path, "whole.jsonl", asked=asked)
+    subprocess.run(whole, cwd=tmp_path, timeout=300, check=True)
     output = tmp_path / "out.jsonl"
-    job = subprocess.Popen(command(tmp_path, "out.jsonl"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    first = command(tmp_path, "out.jsonl", asked=asked)
+    job = subprocess.Popen(first, cwd=tmp_path, stderr=subprocess.DEVNULL)
     with job:
         while journaled(output) < 20 and job.poll() is None:
             time.sleep(0.002)
@@ -51,7 +71,7 @@ def test_a_killed_job_goes_on_with_equal_decisions(tmp_path):
     assert job.returncode == -signal.SIGKILL
     assert not output.exists()
     resumed = subprocess.run(
-        command(tmp_path, "out.jsonl", together=3),
+        command(tmp_path, "out.jsonl", together=3, asked=asked),
         cwd=tmp_path,
         capture_output=True,
         text=True,

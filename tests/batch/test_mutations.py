@@ -87,7 +87,7 @@ async def make_stage(folder, stage, form):
         calls[0] += 1
         if calls[0] == after:
             sink._journal.flush()
-            shutil.copytree(f"{output}.penstock", saved)
+            shutil.copytree(f"{output}.penstock", saved, ignore=shutil.ignore_patterns("*.sock"))
             sink.fail(Stopped("here"))
 
     def put_until_8(self, *args, **kwargs):
@@ -171,7 +171,7 @@ def attempt(stages, tmp_path, stage, form, seed):
         asyncio.run(run(source, output, fresh=True))
     assert content(output) == whole, (stage, form, done)
     left = {path.name for path in Path(f"{output}.penstock").iterdir()}
-    names = {"manifest.json", "lock"}
+    names = {"manifest.json", "lock", "status.json"}
     assert {
         name for name in left if name not in names and not name.startswith("parts-")
     } == set(), done

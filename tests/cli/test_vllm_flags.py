@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner
@@ -53,11 +54,17 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("--dev m --api-key a b", "--dev m --api-key a --api-key b"),
         ("m --api-key=a", "m --api-key=a"),
         ("m --enable-auto-tool-choice --disable_log_requests --dtype auto", "m --dtype auto"),
+        ("--enforce-eager m --api-key a b", "--enforce-eager m --api-key a --api-key b"),
+        (
+            "--no-enforce-eager --tracing m --api-key a b",
+            "--no-enforce-eager --tracing m --api-key a --api-key b",
+        ),
         ("m --lora-modules x=/x y=/y -tp 2", "m --lora-modules x=/x --lora-modules y=/y -tp 2"),
     ],
 )
 def test_arguments_are_read_as_vllm_reads_them(args: str, options: str) -> None:
-    assert as_options(args.split()) == options.split()
+    params = serve.get_params(click.Context(serve))
+    assert as_options(args.split(), params) == options.split()
 
 
 def test_flags_of_the_server(told: Any) -> None:

@@ -46,6 +46,11 @@ async def client_of():
     await models["m"].stop(0.0)
 
 
+class Named(OpenAiIngress):
+    def __init__(self, *args: Any, name: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
 class Guarded(OpenAiIngress):
     def __init__(self, *args: Any, team: str = "blue", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,6 +101,21 @@ async def test_the_other_routes_are_rays(client_of):
     refused = await client.post("/v1/audio/transcriptions", files=upload)
     assert refused.status_code == 400
     assert "transcriptions" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "extra", "match"),
+    [
+        (Guarded, {"taem": "red"}, "unknown key 'taem': Guarded does not take it.*'team'"),
+        (OpenAiIngress, {"team": "red"}, "OpenAiIngress does not take it"),
+        (OwnIngress, {"team": "red"}, "unknown key 'team'"),
+        (Guarded, {"lora_paths": {}}, "unknown key 'lora_paths'"),
+        (Named, {}, "'name' is missing, which Named needs"),
+    ],
+)
+async def test_wrong_arguments_of_an_ingress_are_named(client_of, cls, extra, match):
+    with pytest.raises(ConfigError, match=match):
+        client_of(cls, **extra)
 
 
 @pytest.mark.parametrize(

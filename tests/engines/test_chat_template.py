@@ -2,8 +2,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from penstock.engines.chat_template import IMAGE_TAG, ChatTemplate
-from penstock.errors import RequestError
+from penstock.engines.chat_template import IMAGE_TAG, ChatTemplate, read_template
+from penstock.errors import ConfigError, RequestError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -257,6 +257,32 @@ def test_a_call_cannot_be_continued():
 
 def test_a_prompt_may_end_after_the_last_message():
     assert ChatTemplate(TALKS).render(HELLO, add_generation_prompt=False) == "<user>hello<end>"
+
+
+def test_a_template_of_ones_own_is_a_file_or_a_text(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ messages }}", encoding="utf-8")
+    assert read_template(str(path)) == "{{ messages }}"
+    assert read_template("{% if messages %}Hi{% endif %}") == "{% if messages %}Hi{% endif %}"
+    for given, why in (
+        (str(tmp_path / "other.jinja"), "no file that can be read"),
+        ("{% if %}", r"no Jinja template: .*line 1"),
+    ):
+        with pytest.raises(ConfigError, match=rf"engine_kwargs.chat_template.*{why}"):
+            read_template(given)
+
+
+def test_variables_of_the_server_give_way_to_those_of_a_request():
+    template = ChatTemplate("{{ a }}{{ b }}", None, {"a": 1, "b": 2})
+    assert template.render([]) == "12"
+    assert template.render([], variables={"b": 3}) == "13"
+
+
+def test_marks_for_training_are_no_text():
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    assert ChatTemplate(template).render(HELLO) == "hello"
 
 
 class TestImages:

@@ -26,7 +26,10 @@ DECIDE = {
         ),
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
+        *("max_images", "max_image_bytes", "max_image_pixels", "image_urls"),
+        *("weight_format", "quantization", "query_instruction", "document_instruction"),
         *("tool_call_parser", "reasoning_parser"),
+        *("chat_template", "default_chat_template_kwargs"),
     },
     "remote": {"tasks", "max_model_len", "max_top_logprobs", "structured", "extra_body"},
     "simulated": {

@@ -199,6 +199,17 @@ async def test_an_answer_that_continues_a_message_continues_its_thoughts(
     assert "".join(delta.reasoning for delta in deltas) == thought
 
 
+@pytest.mark.parametrize(
+    ("off", "answer", "count"), [(False, "Hm.\n</think>Four.", 3), (True, "4", 0)]
+)
+async def test_the_tokens_of_thoughts_are_counted(off, answer, count):
+    engine = scripted(THINKS, answer)  # whose tokens are bytes
+    request = ChatRequest(ASK, n=2, chat_template_kwargs={"off": off})
+    usages = [d.usage or Usage() async for d in engine.chat(request) if d.finish_reason]
+    assert [usage.reasoning_tokens for usage in usages] == [count, count]
+    assert {usage.completion_tokens for usage in usages} == {len(answer)}
+
+
 async def test_tools_that_stand_in_the_prompt_as_text_are_called_in_its_form():
     answer = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
     engine = scripted("{% for m in messages %}{{ m['content'] }}{% endfor %}[TOOL_CALLS]", answer)

@@ -133,6 +133,26 @@ def test_dumps():
         "lora_config": {"max_num_adapters_per_replica": 2},
     }
     assert "placement_group_config" not in one.model_dump(exclude_none=True)
+    assert one.model_dump(include={"runtime_env"}) == {"runtime_env": None}
+    assert "runtime_env" not in one.model_dump(exclude={"runtime_env"})
+
+
+class Hooks:
+    def on_before_node_init(self) -> None:
+        """A hook."""
+
+
+def test_dumps_as_json():
+    one = config(callback_config={"callback_class": Hooks, "callback_kwargs": {"a": 1}})
+    text = one.model_dump_json(exclude_unset=True, indent=1)
+    assert f"{Hooks.__module__}:Hooks" in text
+    assert LLMConfig.model_validate_json(text).model_dump(mode="json") == one.model_dump(
+        mode="json"
+    )
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        LLMConfig.model_validate_json("{")
+    with pytest.raises(TypeError, match="JSON has no form for"):
+        config(engine_kwargs={"a": object()}).model_dump_json()
 
 
 def test_what_the_engine_gets():

@@ -29,7 +29,7 @@ from penstock.batch.pipeline.processor import Processor
 from penstock.batch.stages.base import StatefulStage
 from penstock.compat import ray as compat
 from penstock.errors import ConfigError
-from penstock.ray.data import stage_options
+from penstock.ray.data import stage_options, together
 from penstock.serve import build_openai_app
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -299,6 +299,23 @@ def test_an_engines_actor_has_what_its_workers_need_together() -> None:
     options = stage_options(made.config, stage)
     assert (options["num_cpus"], options["memory"]) == (3, 1000)
     assert len(made(ray.data.range(20)).take_all()) == 20
+
+
+def test_stages_that_use_one_engine_share_an_actor() -> None:
+    """Each would load the model once more, and reserve a GPU for it."""
+    config = OpenVINOEngineProcessorConfig(model_source="demo", ray_columns=True)
+    made = build_processor(config)
+    text = StatefulStage(Doubler, {}, {})
+    stages = {**made.stages, "Other": text}
+    assert [list(group)[-1] for group in together(stages)] == ["OpenVINOEngineStage", "Other"]
+    assert "ChatTemplateStage" in together(stages)[0]
+    parted = {
+        "First": text,
+        **made.stages,
+        "Other": text,
+        "Again": made.stages["OpenVINOEngineStage"],
+    }
+    assert [len(group) for group in together(parted)] == [1, 2, 1, 1]
 
 
 def test_ray_warns_of_nothing() -> None:

@@ -86,6 +86,17 @@ def test_the_rows_are_those_of_the_local_runtime_though_a_replica_dies() -> None
     assert not applications()
 
 
+def test_decisions_are_those_of_the_local_runtime() -> None:
+    asked: dict[str, Any] = {"choices": "billing,shipping", "filter": "Is it late?"}
+    near = Job(rows(40), model="simulated", prompt="{text}", **asked).run()
+    far = job(rows(40), replicas=2, **asked).run()
+    names = ("text", "choice", "choice_probabilities", "filter_probabilities")
+    kept = [[row[name] for name in names] for row in far.rows()]
+    assert kept == [[row[name] for name in names] for row in near.rows()]
+    assert 0 < len(kept) < 40
+    assert not applications()
+
+
 def test_a_job_that_was_killed_goes_on(tmp_path: Path, address: str) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows(400)))

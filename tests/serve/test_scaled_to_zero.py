@@ -2,47 +2,17 @@
 In this process, and where replicas run elsewhere.
 """
 
-import re
-
 import httpx
 import pytest
 
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS
 from penstock.serve.config.settings import HttpSettings, StoreSettings
 from penstock.serve.models.local import LocalModel
 from replica_cluster import Make, config
+from waking import BEYOND, BROKEN, CHAT, CONTROLS, GETS, MALFORMED, NO_MODELS
 
 ZERO = {"deployment_config": {"autoscaling_config": {"min_replicas": 0}}}
-GETS = [
-    re.sub(r"{[^}]+}", "m", one.path)
-    for one in (*ENDPOINTS, *CONTROL_ENDPOINTS)
-    if one.method == "GET"
-]
-MALFORMED = [
-    ("/v1/chat/completions", {}),
-    ("/v1/chat/completions", {"messages": []}),
-    ("/v1/chat/completions", {"messages": [{"role": "nobody"}]}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_token": 3}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": "x"}),
-    ("/v1/completions", {}),
-    ("/v1/completions", {"prompt": "a", "max_tokens": -1, "stream": True}),
-    ("/v1/completions", {"prompt": [[]]}),
-    ("/v1/responses", {}),
-    ("/v1/messages", {"messages": []}),
-    ("/v1/messages/count_tokens", {}),
-    ("/v1/embeddings", {}),
-    ("/v1/score", {}),
-    ("/v1/rerank", {}),
-    ("/pooling", {}),
-    ("/classify", {}),
-    ("/invocations", {}),
-    ("/tokenize", {}),
-    ("/tokenize", {"messages": []}),
-    ("/detokenize", {}),
-]
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
 
 
 class Local:
@@ -109,9 +79,7 @@ async def test_no_malformed_body_wakes_it(zero, path, body):
     assert zero.woken == 0
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"model": 3}', b'{"model": "m", "messages": "\xff"}']
-)
+@pytest.mark.parametrize("content", BROKEN)
 async def test_no_broken_body_wakes_it(zero, content):
     headers = {"content-type": "application/json"}
     reply = await zero.client.post("/v1/chat/completions", content=content, headers=headers)
@@ -125,31 +93,42 @@ async def test_no_form_without_a_file_wakes_it(zero):
     assert zero.woken == 0
 
 
-@pytest.mark.parametrize("name", ["n", "m:", "m:none", "m:none:none", "other:none"])
+@pytest.mark.parametrize("name", NO_MODELS)
 async def test_no_unknown_model_wakes_it(zero, name):
     reply = await zero.client.post("/v1/chat/completions", json={**CHAT, "model": name})
     assert reply.status_code == 404, reply.text
     assert zero.woken == 0
 
 
-@pytest.mark.parametrize("path", [one.path for one in CONTROL_ENDPOINTS if one.method == "POST"])
-async def test_no_control_call_wakes_it(zero, path):
-    bodies: dict[str, dict[str, object]] = {
-        "/collective_rpc": {"options": {"method": "a"}},
-        "/v1/load_lora_adapter": {"lora_name": "a", "lora_path": "/nowhere"},
-        "/v1/unload_lora_adapter": {"lora_name": "a"},
-    }
-    await zero.client.post(path, json={"model": "m", **bodies.get(path, {})})
+@pytest.mark.parametrize(("path", "body"), CONTROLS)
+async def test_no_control_call_wakes_it(zero, path, body):
+    await zero.client.post(path, json={"model": "m", **body})
     assert zero.woken == 0
 
 
 @pytest.mark.parametrize("refused", [{"cache_salt": "x"}, {"logprobs": True, "top_logprobs": 9}])
-async def test_nothing_wakes_it_that_its_engine_is_known_to_refuse(refused):
-    zero = Local(config(**ZERO))
+async def test_nothing_wakes_it_that_its_engine_is_known_to_refuse(zero, refused):
     reply = await zero.client.post("/v1/chat/completions", json={**CHAT, **refused})
     assert reply.json()["error"]["param"] == list(refused)[-1]
     assert (reply.status_code, zero.woken) == (400, 0)
-    await zero.close()
+
+
+@pytest.mark.parametrize(("path", "body", "param"), BEYOND)
+async def test_no_token_beyond_the_vocabulary_wakes_it(zero, path, body, param):
+    reply = await zero.client.post(path, json={"model": "m", **body})
+    assert reply.json()["error"]["param"].startswith(param)
+    assert (reply.status_code, zero.woken) == (400, 0)
+
+
+@pytest.mark.parametrize("path", ["/classify", "/v1/audio/transcriptions"])
+async def test_nothing_wakes_it_that_is_no_task_of_its_model(zero, path):
+    if path == "/classify":
+        reply = await zero.client.post(path, json={"model": "m", "input": "a"})
+    else:
+        files = {"model": (None, "m"), "file": ("a.wav", b"RIFF")}
+        reply = await zero.client.post(path, files=files)
+    assert "does not support" in reply.json()["error"]["message"]
+    assert (reply.status_code, zero.woken) == (400, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

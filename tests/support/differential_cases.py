@@ -125,6 +125,9 @@ OF_CHAT: dict[str, list[Any]] = {
         [*USER, {"role": "assistant", "content": "{"}],
         [*USER, {"role": "assistant", "content": None}, *USER],
         [{"role": "user", "content": "word " * 5000}],
+        [{"role": "user", "content": "Hello", "unheard_of": 1}],
+        [{"role": "user", "content": [{"type": "text", "text": "Hello", "unheard_of": 1}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "Hello", "cache_control": {}}]}],
     ],
 }
 TOGETHER_CHAT: list[dict[str, Any]] = [
@@ -157,6 +160,9 @@ TOGETHER_CHAT: list[dict[str, Any]] = [
     {"truncate_prompt_tokens": 6, "truncation_side": "right"},
     {"cache_salt": "a", "priority": 1},
     {"skip_special_tokens": False, "ignore_eos": True, "max_tokens": 70},
+    {"tools": [{**TOOL, "unheard_of": 1}], "tool_choice": "auto"},
+    {"tools": [{"type": "function", "function": {"name": "refund", "unheard_of": 1}}]},
+    {"response_format": {"type": "json_object", "unheard_of": 1}},
 ]
 OF_TEXT: dict[str, list[Any]] = {
     "prompt": ["", "Hello", ["Hello", "Bye"], [5, 6, 7], [[5, 6], [7]], [], [[]], 5, {}, [1, "a"]],
@@ -257,6 +263,17 @@ def others() -> Iterator[Case]:
                     [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
                 ],
                 "metadata": [None, {"user_id": "a"}],
+                "cache_salt": ["a", None],
+                "vllm_xargs": [{"a": 1}, {"a": {}}, None],
+                "watermarking": [False, None],
+                "kv_transfer_params": [None],
+                "ec_transfer_params": [None],
+                "chat_template_kwargs": [{"a": 1}],
+                "output_config": [
+                    {"format": {"type": "json_schema", "schema": demo.SCHEMA}},
+                    {"effort": "low"},
+                ],
+                "tool_choice": [None, {"type": "auto"}, {"type": "none"}, {"type": "any"}],
             },
         ),
         "../tokenize": (

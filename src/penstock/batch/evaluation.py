@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name, check_column, labelled, questions_of
+from penstock.batch.decisions.questions import as_name, labelled, questions_of
 from penstock.batch.decisions.thresholds import binomial_at_most
-from penstock.batch.job.job import Job
+from penstock.batch.job.job import Job, answered_rows
 from penstock.errors import ConfigError, InputError, OutputError, nearest
 from penstock.parsing import read_file
 from penstock.types import ChoiceQuestion, Option, Question
@@ -156,14 +156,14 @@ async def aevaluate(
         assert pair is not None
         return await _judged(source, pair, options)
     question = _one_question(options) if form == "choice" else None
-    asked = await _rows(source, options)
+    needed = [] if expected is None else [("expected", expected)]
+    asked = await _rows(source, options, needed)
     if form == "schema":
         wanted = structured.load(schema)
         assert wanted is not None
         marks = [_follows(wanted, row[f"{_PREFIX}response"]) for row in asked]
     else:
         assert expected is not None
-        check_column(asked, expected, _PREFIX, "expected")
         marks = [
             row.get(expected) is not None
             and (
@@ -176,8 +176,10 @@ async def aevaluate(
     return Evaluation(form, [float(mark) for mark in marks], _failed(asked))
 
 
-async def _rows(source: Any, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = list((await Job(source, result_prefix=_PREFIX, **options).arun()).rows())
+async def _rows(
+    source: Any, options: Mapping[str, Any], needed: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    rows = await answered_rows(Job(source, result_prefix=_PREFIX, **options), needed)
     if not rows:
         raise InputError("there are no rows to evaluate")
     return rows
@@ -190,7 +192,7 @@ async def _judged(source: Any, pair: Sequence[str], options: dict[str, Any]) -> 
     found = []
     for first, second in (pair, pair[::-1]):
         whole = f"{prompt}\n\nAnswer A:\n{{{first}}}\n\nAnswer B:\n{{{second}}}"
-        asked = await _rows(source, {**options, "prompt": whole, "decide": [_JUDGE]})
+        asked = await _rows(source, {**options, "prompt": whole, "decide": [_JUDGE]}, [])
         found.append(asked)
     column = f"{_PREFIX}better_probabilities"
     scores, failed = [], 0

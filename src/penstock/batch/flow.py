@@ -29,12 +29,14 @@ from penstock.batch.rows.intake import (
     LARGEST_WINDOW,
     Replay,
     add_row,
+    by_length,
     in_order,
     other_rows,
     prepare,
 )
 from penstock.batch.rows.row import Outcome, Row, nbytes
 from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.parts import RowSet
 from penstock.batch.write.sinks import Sink
@@ -48,20 +50,25 @@ from penstock.errors import (
 from penstock.garbage import collected_seldom
 
 if TYPE_CHECKING:
+    from penstock.batch.cache.shared import SharedCache
     from penstock.batch.job.plan import Plan
+    from penstock.batch.report.observed import Observer
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
 DRAIN_SECONDS = 15.0
+_LATEST = 16
 _TURN = 512  # answers from memory before the event loop gets its turn
 
 
 class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
-    `journal` is None where results are not kept. `stream` sums up the rows read from a source
-    without fingerprint, so that a complete job can tell whether it is given the same again.
-    `on_quiet` is called when no row is worked on.
+    `journal` is None where results are not kept. `kept` has answers of an earlier input, `cache`
+    those that jobs share. `stream` sums up the rows read from a source without fingerprint, so that
+    a complete job can tell whether it is given the same again. `on_quiet` is called when no row is
+    worked on. `latest` has the rows that finished last: their number in order of finishing, in the
+    input, and outcome.
     """
 
     def __init__(
@@ -72,6 +79,9 @@ class Flow:
         counts: Counts,
         answers: AnswerCache,
         journal: Journal | None = None,
+        kept: Kept | None = None,
+        cache: SharedCache | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._plan = plan
         self._form = plan.form
@@ -82,6 +92,12 @@ class Flow:
         self._counts = counts
         self._answers = answers
         self._journal = journal
+        self._keys = plan.extras.keys
+        self._kept = kept
+        self._cache = cache
+        self._observer = observer
+        self.latest: deque[tuple[int, int, Outcome]] = deque(maxlen=_LATEST)
+        self._paused = False
         self._reached: JobLimitError | None = None
         self._has_limits = plan.limits.any
 
@@ -154,6 +170,15 @@ class Flow:
         self._pipeline.end()
         self._over.set()
 
+    def pause(self) -> None:
+        """Admit no more rows until `go_on`; those in flight finish."""
+        self._paused = True
+
+    def go_on(self) -> None:
+        """Admit rows again."""
+        self._paused = False
+        self._admit()
+
     def _end_early(self, why: JobLimitError) -> None:
         if self._reached is None:
             self._reached = why
@@ -220,6 +245,8 @@ class Flow:
         failure = prepare(self._form, row)
         self._rows_inside += 1
         self._bytes_inside += row.nbytes
+        if self._keys is not None:
+            self._keys.mark(row)
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
         if record is not None:
             if record.key != digest_key(row.digest):
@@ -230,6 +257,12 @@ class Flow:
             self._finish(row, record.outcome, journaled=True)
         elif failure is not None:
             self._finish(row, failure)
+        elif (
+            self._kept is not None
+            and (known := self._kept.get(row.key, digest_key(row.digest))) is not None
+        ):
+            self._counts.kept += 1
+            self._finish(row, known)
         else:
             self._filling.append(row)
             self._filling_bytes += row.nbytes
@@ -261,6 +294,7 @@ class Flow:
         for _ in range(_TURN):
             if (
                 self._pipeline.ending
+                or self._paused
                 or self._sink.full
                 or not (self._window or self._open_window())
             ):
@@ -284,10 +318,14 @@ class Flow:
             return True
         try:
             known = self._answers.get(row.digest)
-            if known is None:
+            if known is not None:
+                self._counts.deduplicated += 1
+            elif self._cache is not None and (known := self._cache.get(row)) is not None:
+                self._counts.from_cache += 1
+                self._answers.put(row.digest, known)
+            else:
                 self._followers[row.digest] = []
                 return False
-            self._counts.deduplicated += 1
             self._conclude(row, known)
         except PenstockError as error:
             self.stop(error)
@@ -301,7 +339,8 @@ class Flow:
             waiting >= self._most_rows or self._bytes_inside - self._filling_bytes >= MAX_BYTES
         ):
             return False
-        self._window.extend(in_order(self._filling))
+        arranged = by_length if self._form.by_length else in_order
+        self._window.extend(arranged(self._filling))
         self._filling = []
         self._filling_bytes = 0
         self._window_size = min(2 * self._window_size, self._largest_window)
@@ -321,6 +360,8 @@ class Flow:
                     if row.shareable and outcome.error is None:
                         # As it is before the user's function has it.
                         self._answers.put(row.digest, outcome)
+                        if self._cache is not None:
+                            self._cache.put(row, outcome)
                     own = form.conclude(row, outcome) if form.concludes else outcome
                     if not isinstance(own, Outcome):
                         own = await own
@@ -422,6 +463,9 @@ class Flow:
         elif outcome.skipped:
             counts.left_out += 1
         counts.rows += 1
+        self.latest.append((counts.rows, row.index, outcome))
+        if self._observer is not None and not journaled:
+            self._observer.note(row, outcome, counts)
         size = len(outcome.response or "") + (
             nbytes(outcome.parsed) if outcome.parsed is not None else 0
         )

@@ -1,4 +1,4 @@
-"""`penstock chat` and `penstock models`: both ask a server that runs."""
+"""`penstock chat`: asks a server that runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.process import interruptible, plain_table
+from penstock.cli.process import interruptible
 from penstock.cli.serve import DEFAULT_PORT
 from penstock.errors import ConfigError
 from penstock.observability import say
@@ -61,18 +61,6 @@ def chat(
                 messages.append(
                     {"role": "assistant", "content": _say(client, model, messages, options)}
                 )
-
-
-@click.command(short_help="List the models of a server.")
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
-@click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
-def models(url: str, api_key: str | None) -> None:
-    """List the models and adapters of a server, and what each is doing."""
-    rows = [["MODEL", "STATE", "CONTEXT", "ENGINE", "REASON"]]
-    for card in _client(url, api_key).models():
-        cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
-        rows.append(["-" if cell is None else str(cell) for cell in cells])
-    click.echo(plain_table(rows))
 
 
 def _client(url: str, api_key: str | None) -> Client:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import penstock
-from penstock.cli import calibrate, chat, demo, evaluate, explain, run, serve
+from penstock.cli import calibrate, chat, demo, evaluate, explain, jobs, models, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +19,7 @@ def cli() -> None:
 
 
 for command in (
-    *(run.run, run.plan, serve.serve, chat.chat, chat.models),
+    *(run.run, run.plan, jobs.jobs, serve.serve, chat.chat, models.models),
     *(calibrate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
 ):
     cli.add_command(command)

@@ -59,6 +59,29 @@ _INPUT = (
 )
 _ANSWERED = (
     click.option(
+        "--embed",
+        metavar="COLUMN",
+        help=(
+            "The column of texts that become vectors, or text with {column} in it: the column"
+            " embedding."
+        ),
+    ),
+    click.option(
+        "--dimensions",
+        type=click.IntRange(1),
+        help="Numbers of a vector.  [default: the model's own]",
+    ),
+    click.option(
+        "--input-type",
+        type=click.Choice(["query", "document"]),
+        help="Put the model's instruction for queries or documents before each text.",
+    ),
+    click.option(
+        "--vector-type",
+        type=click.Choice(["float32", "float16", "int8"]),
+        help="Type of a vector's numbers.  [default: float32]",
+    ),
+    click.option(
         "--attach",
         metavar="URL",
         help=(
@@ -84,7 +107,7 @@ _ANSWERED = (
     click.option(
         "--cascade",
         metavar="LARGE_MODEL",
-        help="Decisions that --model is unsure of are made by this model.",
+        help="Decisions and answers by a schema that --model is unsure of come from this one.",
     ),
     click.option(
         "--target-accuracy",
@@ -186,6 +209,9 @@ Examples:
   penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
     --cascade ./large-model --target-accuracy 0.95
+  penstock run articles.parquet -o vectors.parquet --model ./minilm --embed body
+  penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
+  penstock run in.jsonl -o out.jsonl --prompt '{text}' --cache ~/answers --report job.html
   penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   penstock run tickets.jsonl -o answers.jsonl --prompt '{ticket}' --attach http://localhost:8000
@@ -239,7 +265,8 @@ Examples:
     metavar="ACTION",
     help=(
         "'raise': ask again with twice the tokens for an answer that was cut off; 'truncate':"
-        " shorten a prompt that is too long; 'raise,truncate': both.  [default: keep]"
+        " shorten a prompt or a text to embed that is too long; 'raise,truncate': both. "
+        " [default: keep]"
     ),
 )
 @click.option(
@@ -284,6 +311,35 @@ Examples:
 )
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard the results of an earlier run.")
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help=(
+        "The input has grown or changed: run only new and changed rows, keep the answers to the"
+        " others. For the first run too."
+    ),
+)
+@click.option("--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart.")
+@click.option(
+    "--cache",
+    metavar="DIR|URL",
+    help="Answers that jobs share: those of deterministic requests to the same model.",
+)
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(1),
+    help="Most MiB of the cache; the oldest answers go.  [default: 10240]",
+)
+@click.option(
+    "--cache-days",
+    type=click.FloatRange(0, min_open=True),
+    help="Age at which an answer in the cache expires.  [default: 30]",
+)
+@click.option(
+    "--report",
+    metavar="FILE.html",
+    help="Write a page about the job when it ends: speed, tokens, latencies, errors, some rows.",
+)
 @click.option(
     "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
 )

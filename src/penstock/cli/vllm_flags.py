@@ -4,7 +4,7 @@ flag, and what to do instead of a flag that is not honoured. docs/serving.md has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -45,22 +45,29 @@ class VllmCommand(click.Command):
     """A command that reads its arguments as vLLM's parser does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, as_options(args))
+        return super().parse_args(ctx, as_options(args, self.get_params(ctx)))
 
 
-def as_options(args: Sequence[str]) -> list[str]:
+def as_options(args: Sequence[str], params: Iterable[click.Parameter]) -> list[str]:
     """The arguments with `--a_b` as `--a-b`, and each of several values after a flag of its own.
+    `params` are those of the command.
 
     Before MODEL such a flag takes one value: the next could be MODEL. Raises `ConfigError` for a
     flag that is not honoured.
     """
+    switches = {
+        name
+        for one in params
+        if isinstance(one, click.Option) and one.is_flag
+        for name in (*one.opts, *one.secondary_opts)
+    }
     options: list[str] = []
     left = list(args)
     model_seen = False
     while left:
         arg = left.pop(0)
         if not arg.startswith("-") or arg == "-":
-            model_seen = model_seen or not _is_value(options)
+            model_seen = model_seen or not _is_value(options, switches)
             options.append(arg)
             continue
         name, equals, value = arg.partition("=")
@@ -82,11 +89,11 @@ def as_options(args: Sequence[str]) -> list[str]:
     return options
 
 
-def _is_value(options: Sequence[str]) -> bool:
+def _is_value(options: Sequence[str], switches: Collection[str]) -> bool:
     """Whether the next argument is a value of the last one."""
     if not options or not options[-1].startswith("-") or "=" in options[-1]:
         return False
-    return options[-1] not in _SWITCHES
+    return options[-1] not in switches
 
 
 # Options of engines
@@ -177,14 +184,6 @@ ENGINE_OPTIONS = tuple(
     for flags in group
 )
 """The names of the options, which are vLLM's own."""
-_SWITCHES = frozenset(
-    {
-        *_ENGINE[_SWITCH],
-        *(flag.replace("--", "--no-", 1) for flag in _ENGINE[_SWITCH]),
-        *("--deterministic", "--dev", "--trust-request-chat-template", "--tracing"),
-        *("--vllm-metrics", "--help", "-h"),
-    }
-)
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,7 +231,7 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "runner": ("auto",),
     "convert": ("auto",),
     "scheduling_policy": ("fcfs",),
-    "generation_config": ("auto",),
+    "generation_config": ("auto", "vllm"),
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),

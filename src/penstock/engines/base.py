@@ -66,6 +66,15 @@ class Capabilities(Struct, frozen=True):
     inputs: tuple[str, ...] = ("text",)
 
 
+class Stated(NamedTuple):
+    """What options and the files of a model say of it before it is loaded; None where they say
+    nothing. Token ids are below `vocabulary`; `tasks` are as in `Capabilities`.
+    """
+
+    vocabulary: int | None = None
+    tasks: frozenset[str] | None = None
+
+
 class Room(NamedTuple):
     """Memory beside what an engine takes at its start. `make` is awaited before it is taken,
     `idle` is called when nobody uses it any more, `free` when it is given back.
@@ -157,6 +166,10 @@ class LLMEngine(Tasks, Operations):
         """The context in tokens that options or the model's files state; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
+
+    def stated(self) -> Stated:
+        """What is known of the model before it is loaded."""
+        return Stated()
 
     def stated_inputs(self) -> tuple[str, ...]:
         """What messages may hold ("text", "image"), as far as the model's files state it; empty if

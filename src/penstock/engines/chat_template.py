@@ -3,9 +3,7 @@
 The environment is the one that Hugging Face's templates are written for: sandboxed, blocks trimmed,
 `tojson` without HTML escapes, and the functions `raise_exception` and `strftime_now`
 (https://huggingface.co/docs/transformers/main/en/chat_templating). Where a template knows no tools,
-they become text, as in llama.cpp (https://github.com/ggml-org/llama.cpp,
-docs/function-calling.md): the system message gets the functions and the form of a call, calls stand
-in the assistant's text, results in the user's.
+they become text (`openai.tools_as_text`).
 """
 
 from __future__ import annotations
@@ -14,17 +12,21 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
-from penstock.errors import RequestError
-from penstock.openai.tools import Tool, arguments_as_objects
+from penstock.errors import ConfigError, RequestError
+from penstock.openai.tools import arguments_as_objects
+from penstock.openai.tools_as_text import has_tools, tools_as_text
 from penstock.types import ChatRequest, Message
 
 _MOST_TRIED = 50
@@ -41,6 +43,31 @@ _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands behind the text that the answer continues, to find its place in the prompt."""
 
 
+def read_template(given: str) -> str:
+    """The template that an option gives: the path of a file, or the text itself. Raises
+    `ConfigError` for a path without a file, and for what is no template.
+    """
+    text = given
+    if "{" not in given and "\n" not in given:
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"is no template, and no file that can be read: {error}",
+                field="engine_kwargs.chat_template",
+                value=given,
+            ) from None
+    try:
+        _compile(text)
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"is no Jinja template: {error.message} (line {error.lineno})",
+            field="engine_kwargs.chat_template",
+            value=given[:200],
+        ) from None
+    return text
+
+
 def template_options(request: ChatRequest) -> dict[str, Any]:
     """What `ChatTemplate.render` takes for a request, beside its messages."""
     return {
@@ -54,17 +81,20 @@ def template_options(request: ChatRequest) -> dict[str, Any]:
 
 class ChatTemplate:
     """One model's template. `source` None: the model has none, and line ends join the contents.
-    `images`: the model sees, so contents may have parts `{"type": "image"}`.
+    `variables` are further names for it, where a request does not give them. `images`: the model
+    sees, so contents may have parts `{"type": "image"}`.
     """
 
     def __init__(
         self,
         source: str | None,
         special_tokens: Mapping[str, str] | None = None,
+        variables: Mapping[str, Any] | None = None,
         *,
         images: bool = False,
     ) -> None:
         self.source = source or PLAIN
+        self._variables = dict(variables or {})
         self._images = images
         self._names = tuple((special_tokens or {}).items())
         self.names = dict(self._names)
@@ -126,6 +156,7 @@ class ChatTemplate:
         names: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt and not continue_final_message,
             **dict(self._names),
+            **self._variables,
             **(variables or {}),
         }
         source = override or self.source
@@ -266,7 +297,10 @@ def _compile(source: str) -> Template:
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=_Undefined
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols, _Generation],
+        undefined=_Undefined,
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent
@@ -274,6 +308,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark what a training computes a loss of."""
+
+    tags = {"generation"}  # noqa: RUF012 (so it is declared)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _plain_content(message: Message) -> Message:
@@ -410,91 +454,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
         return "an object"
     return "a list" if isinstance(value, list) else f"{value!r}"
-
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_PROMPT = f"""\
-# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-%s
-</tools>
-
-For each function call, return a json object with function name and arguments within \
-{OPEN}{CLOSE} XML tags:
-{OPEN}
-{{"name": <function-name>, "arguments": <args-json-object>}}
-{CLOSE}"""
-_SYSTEM = ("system", "developer")
-_RESULTS = ("tool", "function")
-
-
-def has_tools(messages: Sequence[Message]) -> bool:
-    """Whether messages hold tool calls or their results."""
-    return any(m.get("tool_calls") or m.get("role") in _RESULTS for m in messages)
-
-
-def tools_as_text(
-    messages: Sequence[Message], tools: Sequence[Tool] | None, *, system: bool
-) -> list[Message]:
-    """The messages with tools, calls and results as text. `system`: the template takes a system
-    message; else the first user's message begins with the tools.
-    """
-    made: list[Message] = []
-    after_result = False
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        result = role in _RESULTS
-        if result:
-            content = f"<tool_response>\n{_text(content)}\n</tool_response>"
-        elif message.get("tool_calls"):
-            calls = "\n".join(map(_call, message["tool_calls"]))
-            message = {"role": "assistant", "content": _joined(content, calls)}
-        if after_result and (result or role == "user"):  # many templates refuse two turns in a row
-            made[-1] = {"role": "user", "content": _joined(made[-1]["content"], content)}
-        else:
-            made.append({"role": "user", "content": content} if result else message)
-        after_result = result
-    return _with_prompt(made, tools, system) if tools else made
-
-
-def _with_prompt(messages: list[Message], tools: Sequence[Tool], system: bool) -> list[Message]:
-    prompt = _PROMPT % "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    first = messages[0] if messages else {}
-    if first.get("role") in _SYSTEM:
-        return [{**first, "content": _joined(first.get("content"), prompt, "\n\n")}, *messages[1:]]
-    if system or first.get("role") != "user":
-        return [{"role": "system", "content": prompt}, *messages]
-    return [{**first, "content": _joined(prompt, first.get("content"), "\n\n")}, *messages[1:]]
-
-
-def _joined(before: Any, after: Any, between: str = "\n") -> Any:
-    """Two contents, texts or lists of parts, as one."""
-    if isinstance(before, list) or isinstance(after, list):
-        return [*_parts(before), *_parts(after)]
-    return between.join(filter(None, (before, after)))
-
-
-def _parts(content: Any) -> list[Any]:
-    if isinstance(content, list):
-        return content
-    return [{"type": "text", "text": content}] if content else []
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content)
-    return content or ""
-
-
-def _call(call: Any) -> str:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    function = function if isinstance(function, Mapping) else {}
-    arguments = function.get("arguments") or {}
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    name = json.dumps(function.get("name"), ensure_ascii=False)
-    return f'{OPEN}\n{{"name": {name}, "arguments": {arguments}}}\n{CLOSE}'

@@ -53,15 +53,24 @@ def model_for(source: str) -> str:
 
 def stated_context_length(source: str) -> int | None:
     """The context in tokens that the files of a local model state; None if they do not."""
+    return _stated(source, "max_position_embeddings")
+
+
+def stated_vocabulary(source: str) -> int | None:
+    """The size of the vocabulary that the files of a local model state; None if they do not."""
+    return _stated(source, "vocab_size")
+
+
+def _stated(source: str, name: str) -> int | None:
     path = (
         demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
     )
     try:
         config = json.loads((path / "config.json").read_bytes())
-        length = config.get("text_config", config).get("max_position_embeddings")
+        found = config.get("text_config", config).get(name)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return length if isinstance(length, int) else None
+    return found if isinstance(found, int) else None
 
 
 CONFIG = "adapter_config.json"

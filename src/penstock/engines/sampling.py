@@ -16,7 +16,13 @@ import msgspec
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError, context_overflow
 from penstock.parsing import is_too_deep, json_fault
-from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Sampling,
+    StructuredOutput,
+)
 
 MAX_N = 128
 MAX_STOPS, LONGEST_STOP = 128, 4096
@@ -39,14 +45,6 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
     "repetition_penalty": (1e-6, 1e6, "between 1e-06 and 1e+06"),
     "top_p": (LEAST, 1.0, f"above 0 (at least {LEAST:.3g}) and at most 1"),
 }
-_ABLE = Capabilities(
-    tasks=frozenset(),
-    context_length=0,
-    max_concurrency=1,
-    max_top_logprobs=2**31,
-    prompt_logprobs=True,
-    logit_bias=True,
-)
 _WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
 
 
@@ -99,25 +97,6 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
         _check_structured(sampling.structured, capabilities, engine)
 
 
-def check_before_load(
-    request: ChatRequest | CompletionRequest, known: Capabilities | None = None, engine: str = ""
-) -> None:
-    """Raise what an engine's checks raise whatever it can do, so before there is one. `known`: what
-    the engine could do when it ran.
-    """
-    sampling = request.sampling
-    if isinstance(request, CompletionRequest):
-        if request.prompt == []:
-            raise RequestError("the prompt is empty", param="prompt")
-        if request.echo or sampling.prompt_logprobs is not None:
-            sampling, _ = prompt_sampling(request)
-    if known is None:
-        known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
-        if sampling.structured is not None:
-            known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
-    check_sampling(sampling, request.n, known, engine)
-
-
 def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
     """The sampling with what an echo needs, and whether the prompt alone is asked for.
 
@@ -137,6 +116,17 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
     if not {int}.issuperset(map(type, token_ids)):  # not True either
         raise RequestError("token ids must be whole numbers", param=param)
     check_id_range(token_ids, 2**31, param)
+
+
+def check_input_type(request: EmbeddingRequest, name: str) -> None:
+    """Raise `UnsupportedError` if a request wants the model's instruction from an engine (its
+    `name`) that adds none.
+    """
+    if request.input_type is not None:
+        raise UnsupportedError(
+            f"the {name} engine adds no instructions: put the model's own before each text",
+            param="input_type",
+        )
 
 
 def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> None:

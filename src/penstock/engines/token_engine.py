@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
@@ -27,7 +29,7 @@ from penstock.engines.sampling import (
     with_seed,
 )
 from penstock.engines.tasks import Batches, mapped
-from penstock.errors import ModelNotFoundError, UnsupportedError, nearest
+from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
 from penstock.openai.image_parts import IMAGE_PARTS, image_at
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import JsonCalls
@@ -51,7 +53,7 @@ from penstock.types import (
     Usage,
 )
 
-MEDIA = ("image", "audio", "video", "file")
+MEDIA = ("image", "audio", "video", "file", "embeds", "thinking", "tool_reference")
 NOTHING: tuple[str | bytes, ...] = ()
 
 
@@ -78,10 +80,13 @@ class TokenEngine(LLMEngine):
     """An engine whose model continues token sequences. Errors name it by `model_kind`.
 
     `tool_call_parser` and `reasoning_parser` name the forms of calls and thoughts
-    (`openai.parsers.table`); None: what the chat template's marks say.
+    (`openai.parsers.table`); None: what the chat template's marks say. `chat_template` takes the
+    place of the model's own, `template_variables` are further names for either.
     """
 
     template: ChatTemplate
+    chat_template: str | None = None
+    template_variables: Mapping[str, Any] | None = None
     model_kind = "this model"
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
@@ -150,8 +155,30 @@ class TokenEngine(LLMEngine):
                 one_call=not request.parallel_tool_calls,
             )
             answers = mapped(answers, reader.translate)
+        if thinking is not None or isinstance(calls, HarmonyCalls):
+            answers = self._with_counted_thoughts(answers)
         text = echoed(request)
         return mapped(answers, Echo(text, tokens=False)) if text else answers
+
+    async def _with_counted_thoughts(self, answers: Batches) -> Batches:
+        """The batches, with the tokens of each answer's thoughts in its usage: as many as the
+        tokenizer makes of their text.
+        """
+        thoughts: dict[int, str] = {}
+        async with contextlib.aclosing(answers):
+            async for batch in answers:
+                for at, delta in enumerate(batch):
+                    if delta.reasoning:
+                        thoughts[delta.index] = thoughts.get(delta.index, "") + delta.reasoning
+                    usage = delta.usage
+                    if usage is None or delta.finish_reason is None or delta.index not in thoughts:
+                        continue
+                    with contextlib.suppress(PenstockError):  # the answer is whole all the same
+                        tokens = await self.encoded(thoughts.pop(delta.index), False, False)
+                        count = min(len(tokens.ids), usage.completion_tokens)
+                        usage = structs.replace(usage, reasoning_tokens=count)
+                        batch[at] = structs.replace(delta, usage=usage)
+                yield batch
 
     def _after_thoughts(
         self, sampling: Sampling, structured: StructuredOutput, thinking: Thinking, begun: bool

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.decisions.prompts import RequestTexts
+from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.process import (
     Abort,
@@ -27,6 +29,7 @@ from penstock.engines.process import (
     decode_to_parent,
     encode,
 )
+from penstock.engines.sampling import check_input_type
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
@@ -34,10 +37,18 @@ from penstock.errors import (
     EngineStartError,
     ModelNotFoundError,
     RequestError,
+    UnsupportedError,
     by_kind,
     class_and_text,
 )
-from penstock.types import Embeddings, StructuredOutput, Tokens
+from penstock.types import (
+    DecideRequest,
+    EmbeddingRequest,
+    Embeddings,
+    StructuredOutput,
+    Tokens,
+    Usage,
+)
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -53,8 +64,9 @@ class WorkerEngine(TokenEngine):
     """An engine in front of the process `python -m WORKER`, which speaks
     `penstock.engines.process`.
 
-    The worker has the methods `ping`, `tokenize`, `detokenize`, `encoded`, `embed`, `add_adapter`,
-    `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the abilities.
+    The worker has the methods `ping`, `tokenize`, `detokenize`, `encoded`, `embed`, `decide`,
+    `add_adapter`, `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the
+    abilities.
     """
 
     worker: ClassVar[str]
@@ -114,8 +126,9 @@ class WorkerEngine(TokenEngine):
             answer: Ready = await ready
             self.capabilities = answer.capabilities
             self.template = ChatTemplate(
-                answer.chat_template,
+                self.chat_template or answer.chat_template,
                 answer.special_tokens,
+                self.template_variables,
                 images="image" in self.capabilities.inputs,
             )
             for name, path in self.adapters.items():
@@ -212,11 +225,16 @@ class WorkerEngine(TokenEngine):
             case "embeddings":
                 self._check_task(task)
                 return msgspec.convert(
-                    await self._call("embed", request.inputs, request.dimensions), Embeddings
+                    await self._call("embed", *self._embed_arguments(request)), Embeddings
                 )
             case "tokenize" | "detokenize":
                 return await self._call(task, request)
         return await super().answer(task, request)
+
+    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        """The arguments of the worker's `embed`. Raises `UnsupportedError`."""
+        check_input_type(request, self.name)
+        return request.inputs, request.dimensions
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         return msgspec.convert(await self._call("encoded", text, special_tokens, names), Tokens)
@@ -259,6 +277,16 @@ class WorkerEngine(TokenEngine):
                 f" {class_and_text(error)}"
             ) from None
         self._process.send(data)
+
+    async def label_shares(
+        self, texts: RequestTexts, request: DecideRequest
+    ) -> tuple[list[Shares], Usage]:
+        if request.adapter is not None:
+            raise UnsupportedError(
+                "decisions are of the bare model; this request has an adapter", param="model"
+            )
+        answer = await self._call("decide", texts, request.questions)
+        return msgspec.convert(answer, tuple[list[Shares], Usage])
 
     async def _call(self, method: str, *args: Any) -> Any:
         number = next(self._ids)

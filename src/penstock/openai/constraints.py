@@ -122,21 +122,19 @@ def one_of(
 
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
     """`response_format` as a constraint. Its types: text, json_object, json_schema, regex
-    (`{"type": "regex", "pattern": …}`) and grammar (`{"type": "grammar", "grammar": …}`). Raises
-    `RequestError`.
+    (`{"type": "regex", "pattern": …}`) and grammar (`{"type": "grammar", "grammar": …}`). A
+    json_object with a `schema`, as llama.cpp has it, is a json_schema. Raises `RequestError`.
     """
     if given is None or given.get("type") == "text":
         return None
     kind = given.get("type")
-    if kind == "json_object":
+    if kind == "json_object" and given.get("schema") is None:
         return StructuredOutput("json_object")
-    if kind == "json_schema":
+    if kind in ("json_schema", "json_object"):
         holder = given.get("json_schema")
         schema = holder.get("schema") if isinstance(holder, dict) else given.get("schema")
         if not isinstance(schema, dict):
-            raise RequestError(
-                "json_schema needs a 'schema' object", param="response_format.json_schema"
-            )
+            raise RequestError(f"{kind} needs a 'schema' object", param=f"response_format.{kind}")
         return StructuredOutput("json_schema", _schema_text(schema))
     if kind == "regex":
         pattern = given.get("pattern", given.get("regex"))

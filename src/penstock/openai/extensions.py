@@ -16,6 +16,7 @@ from penstock.openai.requests import (
     input_texts,
 )
 from penstock.openai.responses import encoded_vector, prompt_usage
+from penstock.openai.tool_forms import plain_messages
 from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
@@ -62,7 +63,7 @@ class ScoreBody(Struct, kw_only=True):
         given = {name for pair in _SIDES for name in pair if getattr(self, name) is not None}
         names = next((pair for pair in _SIDES if given == set(pair)), None)
         if names is None:
-            raise RequestError("give text_1 and text_2", param="text_1")
+            raise _no_pair(given)
         left, right = (_listed(getattr(self, name)) for name in names)
         if not left or not right:
             raise RequestError(
@@ -82,11 +83,22 @@ class ScoreBody(Struct, kw_only=True):
         ]
 
 
+def _no_pair(given: set[str]) -> RequestError:
+    """The error for names that are no pair: too many, too few, or of two pairs."""
+    whole = next((pair for pair in _SIDES if given > set(pair)), None)
+    if whole is not None:
+        odd = min(given - set(whole))
+        return RequestError(f"{odd} does not go with {' and '.join(whole)}", param=odd)
+    pair = next((pair for pair in _SIDES if given & set(pair)), _SIDES[0])
+    missing = next(name for name in pair if name not in given)
+    return RequestError(f"give {' and '.join(pair)}: {missing} is missing", param=missing)
+
+
 def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
-class RerankDocument(Struct, kw_only=True):
+class RerankDocument(Struct, kw_only=True, forbid_unknown_fields=True):
     """A document to rerank, given as an object instead of as text."""
 
     text: str
@@ -185,7 +197,7 @@ class TokenizeBody(Struct, kw_only=True):
         check_messages(self.messages)
         check_tools(self.tools, None)
         chat = ChatRequest(
-            self.messages,
+            plain_messages(self.messages),
             tools=self.tools or None,
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai.constraints import parse_response_format
 from penstock.openai.framing import event, merged_parts
-from penstock.openai.parameters.engine import stated
+from penstock.openai.parameters.engine import EngineParameters, stated
 from penstock.openai.requests import Whole, begun_by_assistant, check_messages, with_effort
 from penstock.openai.responses import Answers, UsageTotal, reasoning_fields
 from penstock.openai.tools import check_tools
@@ -38,8 +38,10 @@ class Thinking(Struct, forbid_unknown_fields=True):
     display: str | None = None
 
 
-class MessageBody(Struct, kw_only=True):
-    """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
+class MessageBody(EngineParameters, kw_only=True):
+    """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it. Engines'
+    parameters have vLLM's names, as at vLLM's own endpoint.
+    """
 
     names: ClassVar = {
         "stop": "stop_sequences",
@@ -66,8 +68,6 @@ class MessageBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        if self.thread is not None:
-            raise UnsupportedError("thread is not supported: send all messages", param="thread")
         messages: list[Message] = []
         if self.system:
             messages.append({"role": "system", "content": _texts(self.system, "system")})
@@ -86,6 +86,7 @@ class MessageBody(Struct, kw_only=True):
                 **stated(self),
                 stop=tuple(self.stop_sequences or ()),
                 structured=parse_response_format(output.format),
+                extra=self.extra,
             ),
             tools=tools or None,
             tool_choice=choice,
@@ -182,14 +183,17 @@ def _image_url(block: dict[str, Any], where: str) -> str:
 
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
-    if tool.get("type", "custom") != "custom":
+    if (tool.get("type") or "custom") != "custom":
         raise UnsupportedError(
             f"tools[{number}]: tools of type {tool['type']!r} are not supported",
             param=f"tools[{number}]",
         )
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
-    if tool.get("description"):
-        function["description"] = tool["description"]
+    said = [tool["description"]] if tool.get("description") else []
+    if examples := tool.get("input_examples"):
+        said.append(f"Examples of its input: {json.dumps(examples, ensure_ascii=False)}")
+    if said:
+        function["description"] = "\n".join(map(str, said))
     if tool.get("strict") is not None:
         function["strict"] = tool["strict"]
     return {"type": "function", "function": function}
@@ -241,7 +245,10 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
         signed = {"thinking": thought, "signature": _signature(thought)}
         content.insert(0, {"type": "thinking", **signed})
     ending = _ending(answers.reasons.get(0), answers.stops.get(0))
-    return _message(id, model, content, ending, answers.usage)
+    made = _message(id, model, content, ending, answers.usage)
+    if answers.kv_transfer_params:
+        made["kv_transfer_params"] = answers.kv_transfer_params
+    return made
 
 
 def message_error(error: PenstockError, request_id: str | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct, field
 from penstock.errors import RequestError, UnsupportedError, nearest
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
 from penstock.openai.parameters.engine import EngineParameters, stated, unset
+from penstock.openai.parameters.inside import check_inside
 from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
@@ -340,13 +341,21 @@ class EmbeddingBody(Struct, kw_only=True):
     dimensions: Count | None = None
     names: ClassVar = {"messages": "input", "prompt": "input"}
     encoding_format: Literal["float", "base64"] = "float"
+    input_type: Literal["query", "document"] | None = None
+    truncate_prompt_tokens: Literal[-1] | None = None
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
         inputs = texts_or_ids(self.input, "input") if self.input else []
         if not inputs or not all(inputs):
             raise RequestError("input must not be empty", param="input")
-        return EmbeddingRequest(inputs, self.dimensions, request_id)
+        return EmbeddingRequest(
+            inputs,
+            self.dimensions,
+            request_id,
+            input_type=self.input_type,
+            truncate=self.truncate_prompt_tokens is not None,
+        )
 
 
 def input_texts(given: str | list[str]) -> list[str]:
@@ -385,6 +394,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
         found = mismatch(form, given)
         raise RequestError(str(found), param=found.place or None) from None
     check_only(checked)
+    check_inside(form, given)
     return checked
 
 
@@ -436,7 +446,7 @@ def check_messages(messages: list[Message]) -> None:
                 f"{where}.content must be a text or a list of parts", param=f"{where}.content"
             )
         for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or "type" not in part:
+            if not isinstance(part, dict) or not isinstance(part.get("type"), str):
                 raise RequestError(
                     f"{where}.content: every part needs a 'type'", param=f"{where}.content"
                 )

@@ -60,9 +60,12 @@ class Reasoning(Struct, forbid_unknown_fields=True):
 
 
 class EventOptions(Struct, forbid_unknown_fields=True):
-    """`stream_options` of a response. Nothing is obfuscated here."""
+    """`stream_options` of a response. Nothing is obfuscated here. The usage comes always, which
+    clients of chat completions ask for (AIPerf).
+    """
 
     include_obfuscation: bool | None = None
+    include_usage: bool | None = None
 
 
 class ResponseBody(SamplingBody, kw_only=True):
@@ -126,6 +129,7 @@ class ResponseBody(SamplingBody, kw_only=True):
             raise RequestError("input must not be empty", param="input")
         check_messages(messages)
         tools, choice = self._tools()
+        prefilled = _is_begun(self.input)
         return ChatRequest(
             messages=messages,
             sampling=self.to_sampling(
@@ -148,6 +152,8 @@ class ResponseBody(SamplingBody, kw_only=True):
             request_id=request_id,
             priority=self.priority or 0,
             parallel_tool_calls=self.parallel_tool_calls is not False,
+            continue_final_message=prefilled,
+            add_generation_prompt=not prefilled,
         )
 
     def _tools(self) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
@@ -175,6 +181,18 @@ def _named(tool: Any) -> Any:
     return {"type": kind, "function": {"name": tool.get("name")}}
 
 
+def _is_begun(given: str | list[dict[str, Any]]) -> bool:
+    """Whether the last item is a message of the assistant that is not complete, which the answer
+    continues (as in vLLM).
+    """
+    last = given[-1] if given and isinstance(given, list) else {}
+    return (
+        (last.get("type") or "message") == "message"
+        and last.get("role") == "assistant"
+        and last.get("status") in ("in_progress", "incomplete")
+    )
+
+
 def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
     """The conversation of an `input`. Raises `RequestError` for an item that none has."""
     if isinstance(given, str):
@@ -183,7 +201,7 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
     thought = ""
     for number, item in enumerate(given):
         where = f"input[{number}]"
-        kind = item.get("type", "message")
+        kind = item.get("type") or "message"
         if kind == "message":
             message = {"role": item.get("role"), "content": _content(item.get("content"), where)}
             if message["role"] == "assistant":

@@ -218,15 +218,21 @@ def of_functions(
     return [{"type": "function", "function": function} for function in functions], call
 
 
+_TEXTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Parts that are texts by another name → where the text stands."""
+
+
 def plain_messages(messages: list[Message]) -> list[Message]:
-    """Messages whose calls have the one form: those of functions and of custom tools, and the
-    functions' results, are rewritten.
+    """Messages whose calls and texts have the one form: calls of functions and of custom tools, the
+    functions' results, and parts that are texts by another name, are rewritten.
     """
     if not any(map(_is_other, messages)):
         return messages
     made: list[Message] = []
     latest = 0
     for number, message in enumerate(messages):
+        if isinstance(content := message.get("content"), list):
+            message = {**message, "content": list(map(_plain_part, content))}
         if isinstance(old := message.get("function_call"), Mapping):
             latest = number
             rest = {name: value for name, value in message.items() if name != "function_call"}
@@ -249,7 +255,16 @@ def _is_other(message: Message) -> bool:
             isinstance(calls, list)
             and any(isinstance(call, dict) and call.get("type") == "custom" for call in calls)
         )
+        or (
+            isinstance(content := message.get("content"), list)
+            and any(part.get("type") in _TEXTS for part in content)
+        )
     )
+
+
+def _plain_part(part: dict[str, Any]) -> dict[str, Any]:
+    where = _TEXTS.get(part["type"])
+    return part if where is None else {"type": "text", "text": str(part.get(where) or "")}
 
 
 def _plain_call(call: Any) -> Any:

@@ -21,7 +21,7 @@ from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig, parallelism
 from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
-from penstock.serve.api.ingress import OpenAiIngress, ingress_class
+from penstock.serve.api.ingress import OpenAiIngress, check_extra, ingress_class
 from penstock.serve.compat.server import LLMServer
 from penstock.serve.config.placement import (
     UNLIMITED,
@@ -149,6 +149,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
             field="ingress_cls_config",
         )
     cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
+    check_extra(cls, ingress.get("ingress_extra_kwargs") or {})
     own = getattr(cls, "get_deployment_options", None)
     options = {
         "name": "OpenAiIngress",

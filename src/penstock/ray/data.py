@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import Beginning, Ending
 from penstock.batch.pipeline.stage_chain import StageProcess
+from penstock.batch.stages.engine import EngineStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.write.tables import block
 from penstock.config import parse_options
@@ -53,21 +54,15 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
         batch_format="pyarrow",
         **processor.preprocess_map_kwargs,
     )
-    for name, stage in processor.stages.items():
-        if stage.fn is None:
-            continue
-        _check_deployment(stage)
-        about = {
-            "name": name,
-            "stage": stage,
-            "batch_size": config.batch_size,
-            "keep": keep,
-        }
+    for stages in together(processor.stages):
+        for stage in stages.values():
+            _check_deployment(stage)
+        about = {"stages": stages, "batch_size": config.batch_size, "keep": keep}
         dataset = dataset.map_batches_internal(
             StageActor,
             fn_constructor_kwargs=about,
             batch_format="pyarrow",
-            **stage_options(config, stage),
+            **stage_options(config, _main(stages)),
         )
     return dataset.map_batches_internal(
         _end,
@@ -77,21 +72,50 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
     )
 
 
-class StageActor:
-    """One worker of a stage. Ray may call it for several batches at once."""
+def together(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages by the actors that run them: neighbours that use the same engine share one, or
+    each would load the model, and reserve its GPUs, once more.
+    """
+    groups: list[dict[str, Any]] = []
+    last: EngineSource | None = None
+    for name, stage in stages.items():
+        if stage.fn is None:
+            continue
+        source = _engine_source(stage)
+        if groups and source is not None and source == last:
+            groups[-1][name] = stage
+        else:
+            groups.append({name: stage})
+        last = source
+    return groups
 
-    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool) -> None:
-        self._stage = stage
-        self._process = StageProcess(name, stage, batch_size, keep=keep)
+
+def _main(stages: Mapping[str, Any]) -> Any:
+    """The stage whose options the actor has: the engine's, if it runs one."""
+    every = list(stages.values())
+    return next((stage for stage in every if isinstance(stage, EngineStage)), every[-1])
+
+
+class StageActor:
+    """One worker of a stage, or of several. Ray may call it for several batches at once."""
+
+    def __init__(self, stages: Mapping[str, Any], batch_size: int, keep: bool) -> None:
+        self._stage = _main(stages)
+        self._processes = [
+            StageProcess(name, stage, batch_size, keep=keep) for name, stage in stages.items()
+        ]
         self._connecting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Yields the batch with the stage's columns added."""
+        """Yields the batch with the stages' columns added."""
         if isinstance(self._stage, ServeDeploymentStage):
             if self._connecting is None:  # once, however many batches run at a time
                 self._connecting = asyncio.create_task(_connect(**_names(self._stage)))
             await asyncio.shield(self._connecting)
-        yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
+        rows = batch.column(COLUMN).to_pylist()
+        for process in self._processes:
+            rows = await process(rows)
+        yield _carried(rows)
 
 
 def _begin(batch: pa.Table, beginning: Any) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,6 +90,11 @@ class RayHosts:
         from penstock.ray.application import serve_options  # which imports this module
 
         return serve_options(config, cls)
+
+    def taken(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that `serve.deployment` of this version of Ray takes."""
+        known = inspect.signature(serve.deployment).parameters
+        return {name: value for name, value in options.items() if name in known}
 
     async def models(
         self, deployments: Mapping[str, Any], configs: Mapping[str, LLMConfig]

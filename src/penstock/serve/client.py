@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from penstock.errors import UpstreamError
@@ -38,6 +39,31 @@ class Client:
                     raise UpstreamError(chunk["error"]["message"])
                 for choice in chunk["choices"]:
                     yield choice["delta"].get("content") or ""
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """All batches of the server, newest first, page by page."""
+        after = ""
+        while True:
+            with self._open(f"/v1/batches?limit=100{after}") as answer:
+                page = json.load(answer)
+            yield from page["data"]
+            if not page.get("has_more") or not page["data"]:
+                return
+            after = f"&after={quote(page['data'][-1]['id'], safe='')}"
+
+    def batch(self, name: str) -> dict[str, Any]:
+        with self._open(f"/v1/batches/{quote(name, safe='')}") as answer:
+            return dict(json.load(answer))
+
+    def cancel_batch(self, name: str) -> dict[str, Any]:
+        with self._open(f"/v1/batches/{quote(name, safe='')}/cancel", {}) as answer:
+            return dict(json.load(answer))
+
+    def file_lines(self, name: str) -> Iterator[str]:
+        """The lines of a file of the server."""
+        with self._open(f"/v1/files/{quote(name, safe='')}/content") as answer:
+            for line in answer:
+                yield line.decode().rstrip("\n")
 
     def _open(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -65,8 +65,8 @@ class PrefillServer(LLMServer):
     def _asks_again(self) -> bool:
         return False
 
-    def _check_open(self, request: ChatRequest | CompletionRequest | None = None) -> None:
-        super()._check_open(request)
+    def _check_open(self, task: str, request: Any) -> None:
+        super()._check_open(task, request)
         if self.supervisor.phase != "ready":
             raise UnavailableError(
                 f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0

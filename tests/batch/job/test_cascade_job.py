@@ -116,7 +116,7 @@ async def test_a_resumed_job_takes_the_earlier_choice(source, tmp_path):
     [
         ({"model": ["a"]}, "must be two"),
         ({"model": ["simulated", 3]}, "must be text"),
-        ({"model": ["simulated", "simulated"], "decide": None}, "none are asked for"),
+        ({"model": ["simulated", "simulated"], "decide": None}, "neither is asked for"),
         ({"model": "simulated", "target_accuracy": 0.9}, "there is one"),
         ({"model": ["simulated"] * 2, "target_accuracy": 1.5}, "must be from 0 to 1"),
         ({"model": ["simulated"] * 2, "runtime": "ray"}, "run here only"),

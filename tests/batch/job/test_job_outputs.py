@@ -25,7 +25,7 @@ async def test_jsonl(source, tmp_path, make_engine):
     assert list(result.rows()) == found
     assert result.counts.rows == 300
     left = sorted(path.name for path in (tmp_path / "out.jsonl.penstock").iterdir())
-    assert left == ["lock", "manifest.json", "parts-0.jsonl"]
+    assert left == ["lock", "manifest.json", "parts-0.jsonl", "status.json"]
 
 
 async def test_parquet_keeps_the_types_of_the_input(tmp_path, make_engine):

@@ -68,7 +68,7 @@ def test_a_committed_part_takes_its_rows_out_of_the_journal(tmp_path):
     journal = opened(tmp_path)
     for number in range(6):
         journal.add(number, DIGEST, outcome(number))
-    commit = journal.rotate([(4, DIGEST, outcome(4)), (5, DIGEST, outcome(5))])
+    commit = journal.rotate([(4, DIGEST, outcome(4), 0), (5, DIGEST, outcome(5), 0)])
     before = opened(tmp_path)
     assert (sorted(before.pending), len(before.done)) == ([0, 1, 2, 3, 4, 5], 0)
     commit(Part("part-0-0.jsonl", [(0, 4)], errors={"x": 1}, check=5))

@@ -323,7 +323,7 @@ async def test_a_complete_job_cleans_up_after_a_kill(tmp_path, make_engine):
     (state / "base-2").mkdir()
     (state / "notes.txt").touch()
     await ask(numbered(5), output, make_engine())
-    assert names(state) == {"manifest.json", "lock", "parts-0.jsonl", "notes.txt"}
+    assert names(state) == {*("manifest.json", "lock", "parts-0.jsonl", "notes.txt", "status.json")}
 
 
 def test_a_part_tells_its_rows():

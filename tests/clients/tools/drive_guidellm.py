@@ -13,6 +13,7 @@ HOME = Path(os.environ["HOME"])
 
 def measured(**fields):
     about = {"kind": "openai_http", "target": URL, "model": MODEL, **fields}
+    about["max_tokens"] = 64  # a small model may talk until its context is full
     command = ["guidellm", "run", "--backend", ",".join(f"{k}={v}" for k, v in about.items())]
     command += ["--profile", "kind=synchronous", "--constraint", "kind=max_requests,count=3"]
     command += ["--data", "kind=json_file,path=rows.jsonl"]

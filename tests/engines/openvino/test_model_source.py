@@ -12,6 +12,7 @@ import pytest
 
 from penstock.engines.openvino import model_source as module
 from penstock.engines.openvino.model_source import convert, find_model
+from penstock.engines.openvino.weights import Quantization
 from penstock.errors import EngineStartError, MissingExtraError
 
 EXPORTER = """
@@ -89,11 +90,19 @@ class TestCache:
         (tmp_path / "llama" / "tokenizer.json").touch()
         assert len({first, second, convert(source)}) == len(exports()) == 3
 
-    def test_so_is_another_weight_format(self, exports, tmp_path, monkeypatch):
+    def test_so_is_another_weight_format(self, exports, tmp_path):
         source = hf_model(tmp_path / "llama")
         first = convert(source)
-        monkeypatch.setattr(module, "WEIGHT_FORMAT", "int8")
-        assert convert(source) != first
+        assert convert(source, weight_format="auto") == first
+        int4 = convert(source, weight_format="int4")
+        awq = convert(source, weight_format="int4", quantization=Quantization(awq=True))
+        assert len({first, int4, awq}) == 3
+        assert exports()[2][-4:-1] == ["--weight-format", "int4", "--awq"]
+
+    def test_a_converted_model_has_its_format(self, exports, tmp_path):
+        first = convert(hf_model(tmp_path / "llama"))
+        with pytest.raises(EngineStartError, match="weight_format 'int8' has no meaning"):
+            find_model(str(first), None, None, "int8")
 
     def test_directories_of_one_name_are_told_apart(self, exports, tmp_path):
         (tmp_path / "a").mkdir()
@@ -152,7 +161,8 @@ class TestExporter:
         assert command.startswith(
             f"export openvino --library transformers --model {source} --task {task}"
         )
-        assert "--weight-format fp16" in command
+        precision = "fp32" if task in ("feature-extraction", "text-classification") else "fp16"
+        assert f"--weight-format {precision}" in command
 
     def test_the_option_decides(self, exports, tmp_path):
         source = hf_model(tmp_path / "model")
@@ -241,7 +251,7 @@ class TestSources:
             find_model(str(tmp_path / "model.safetensors"), None, None)
 
     def test_a_directory_without_a_model(self, tmp_path):
-        with pytest.raises(EngineStartError, match=r"lacks config.json and weights"):
+        with pytest.raises(EngineStartError, match=r"lacks config.json, weights"):
             convert(str(tmp_path))
         (tmp_path / "config.json").write_text("{}")
         with pytest.raises(EngineStartError, match=r"lacks weights \(\*.safetensors"):
@@ -292,7 +302,9 @@ class TestProgress:
         source = hf_model(tmp_path / "llama")
         convert(source)
         convert(source)
-        assert capfd.readouterr() == ("", f"converting {source} (once) …\n")
+        size = "converted {}: 0.0 MB -> 0.0 MB, weights in fp16"
+        said = f"converting {source} (once) …\n{size.format(source)}\n"
+        assert capfd.readouterr() == ("", said)
 
     def test_stage_and_time_on_a_terminal(self, exports, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

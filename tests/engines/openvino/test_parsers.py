@@ -6,10 +6,12 @@ import re
 
 import openvino_genai as genai
 import pytest
+from msgspec import structs
 
 from penstock.demo import model_path
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.errors import ConfigError
 from penstock.types import ChatRequest, Sampling, StructuredOutput
 from transcripts import TOOLS
 
@@ -57,6 +59,29 @@ async def test_a_named_parser_reads_the_form_of_another_model():
     async with running(tool_call_parser="mistral") as engine:
         text, _, names, _, _ = await answer(engine, raw, tools=TOOLS)
         assert (text, names) == ("Yes.", ["now"])
+
+
+async def test_a_template_of_ones_own_takes_the_place_of_the_models(tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ greeting }}, {{ messages[0]['content'] }}: ")
+    request = ChatRequest(messages=[{"role": "user", "content": "Ann"}])
+    kwargs = {
+        "chat_template": str(tmp_path / "own.jinja"),
+        "default_chat_template_kwargs": {"greeting": "Dear"},
+    }
+    async with running(**kwargs) as engine:
+        assert engine.template.prompt(request) == "Dear, Ann: "
+        other = structs.replace(request, chat_template_kwargs={"greeting": "Hi"})
+        assert engine.template.prompt(other) == "Hi, Ann: "
+        assert (await engine.answer("tokenizer_info", None)).chat_template.startswith(
+            "{{ greeting }}"
+        )
+    (tmp_path / "own.jinja").write_text("{% if %}")
+    for given, why in {
+        "nowhere.jinja": "no file that can be read",
+        kwargs["chat_template"]: "no Jinja template",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"engine_kwargs.chat_template.*{why}"):
+            OpenVINOEngine("demo", engine_kwargs={"chat_template": given})
 
 
 async def test_a_schema_holds_after_thoughts_or_at_once():

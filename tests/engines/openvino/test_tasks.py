@@ -4,6 +4,7 @@
 
 import asyncio
 import io
+import json
 import wave
 from types import SimpleNamespace
 
@@ -103,6 +104,25 @@ class TestEmbedding:
             await self.embed(embedder, "red", "red " * 15)
         assert (await self.embed(embedder, "red " * 14)).usage.prompt_tokens == 16
 
+    async def test_truncate_embeds_the_beginning(self, embedder):
+        cut = await self.embed(embedder, "red " * 15 + "sea", [4] * 20, truncate=True)
+        assert cut.vectors[0] == pytest.approx([1] + [0] * 7, abs=1e-5)
+        assert np.argmax(cut.vectors[1]) == 0
+        assert cut.usage.prompt_tokens == 2 * CONTEXT
+
+    async def test_an_input_type_without_instruction_is_refused(self, embedder):
+        with pytest.raises(RequestError, match="query_instruction"):
+            await self.embed(embedder, "red", input_type="query")
+
+    async def test_a_call_that_is_given_up_leaves_the_others(self, embedder):
+        calls = [asyncio.ensure_future(self.embed(embedder, *WORDS * 40)) for _ in range(3)]
+        await asyncio.sleep(0)
+        calls[1].cancel()
+        await asyncio.wait(calls)
+        assert calls[1].cancelled()
+        assert calls[0].result().vectors == calls[2].result().vectors
+        assert len((await self.embed(embedder, "red")).vectors) == 1
+
     async def test_no_inputs(self, embedder):
         with pytest.raises(RequestError, match="nothing to embed"):
             await self.embed(embedder)
@@ -118,6 +138,26 @@ class TestEmbedding:
             else:
                 assert isinstance(result, Embeddings)
                 assert np.argmax(result.vectors[0]) == at // 3
+
+    async def test_instructions_go_before_texts(self, tmp_path):
+        model = embedding_model(tmp_path)
+        prompts = {"prompts": {"query": "red sea "}, "default_prompt_name": None}
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 8}')
+        options = {**OPTIONS, "document_instruction": "hill "}
+        engine = OpenVINOEngine(model, engine_kwargs=options)
+        await engine.start()
+        try:
+            plain = await self.embed(engine, "red sea dog", "hill dog", "dog")
+            query = await self.embed(engine, "dog", input_type="query")
+            document = await self.embed(engine, "dog", input_type="document")
+            assert [query.vectors[0], document.vectors[0]] == plain.vectors[:2]
+            assert query.usage.prompt_tokens == 5
+            with pytest.raises(RequestError, match="before texts"):
+                await self.embed(engine, [4], input_type="query")
+            assert engine.capabilities.context_length == 8
+        finally:
+            await engine.stop()
 
     async def test_capabilities(self, embedder):
         assert embedder.capabilities.tasks == {"embeddings", "tokenize", "detokenize"}

@@ -9,8 +9,10 @@ import pytest_asyncio
 
 from penstock import demo
 from penstock.engines.sglang import SGLangEngine, options
+from penstock.engines.simulated.answers import seeded
 from penstock.errors import (
     ConfigError,
+    ContextLengthError,
     EngineError,
     EngineStartError,
     MissingExtraError,
@@ -18,7 +20,14 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.testing import GREEDY, EngineContract, answer, chat_request
-from penstock.types import EmbeddingRequest, Sampling
+from penstock.types import (
+    ChoiceQuestion,
+    DecideRequest,
+    EmbeddingRequest,
+    Option,
+    PredicateQuestion,
+    Sampling,
+)
 
 LORA = {"enable_lora": True, "max_lora_rank": 16, "lora_target_modules": ["all"]}
 
@@ -234,3 +243,35 @@ async def test_an_adapter_given_again_replaces_the_former(started, tmp_path):
     await engine.remove_lora("mine")
     with pytest.raises(ModelNotFoundError):
         await answer(engine, chat_request("x", adapter="mine"))
+
+
+# Decisions
+async def test_decisions_by_the_score_call(started):
+    engine = await started(max_running_requests=8)
+    labels = ("red", "rose", "blue")
+    question = ChoiceQuestion("Which?", tuple(map(Option, labels)), "color")
+    (found,) = (await engine.decide(DecideRequest("a ticket", (question,)))).items
+    text = "Answer with one of these:\n- red\n- rose\n- blue\nWhich?"
+    stem = [*f"a ticket\n\n{text}\n".encode()]
+
+    def chances(place, tokens):
+        draw = seeded(0, "score", [*stem, *place])
+        weights = [draw.random() for _ in range(256)]
+        return [weights[token] / sum(weights[one] for one in tokens) for token in tokens]
+
+    r, b = chances(b"", b"rb")
+    e, o = chances(b"r", b"eo")
+    assert found.probabilities == pytest.approx([r * e, r * o, b])
+    many = tuple(PredicateQuestion(f"Is it {number}?") for number in range(400))
+    decisions = await engine.decide(DecideRequest("a ticket", many))
+    assert [sum(one.probabilities) for one in decisions.items] == pytest.approx([1.0] * 400)
+
+
+async def test_decisions_that_cannot_be_made_are_refused(started):
+    engine = await started(context_length=256)
+    question = PredicateQuestion("Is it true?")
+    with pytest.raises(ContextLengthError, match="an input with a question"):
+        await engine.decide(DecideRequest("long " * 60, (question,)))
+    joining = await started(enable_mis=True)
+    with pytest.raises(UnsupportedError, match="decide"):
+        await joining.decide(DecideRequest("a", (question,)))

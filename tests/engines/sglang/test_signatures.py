@@ -18,10 +18,13 @@ pytestmark = pytest.mark.sglang
 
 STAND_IN = Path(__file__).parents[2] / "support" / "sglang_standin" / "sglang"
 MANAGER = "srt/managers/tokenizer_manager.py"
-INHERITED = {MANAGER: "srt/managers/tokenizer_control_mixin.py"}
+INHERITED = {
+    MANAGER: "srt/managers/tokenizer_control_mixin.py",
+    "srt/entrypoints/engine.py": "srt/entrypoints/engine_score_mixin.py",
+}
 """Where a class gets methods from that its own file does not have."""
 OWN = {"load", "unload", "answers", "increments", "output", "joined", "cached", "answer"}
-OWN |= {"embeddings", "__init__"}
+OWN |= {"embeddings", "scores", "__init__"}
 """Methods of the stand-in's manager that Penstock does not call."""
 
 

@@ -4,6 +4,7 @@ beside ours, the contract. They share one engine; the contract comes last, as it
 
 import asyncio
 import json
+import math
 import os
 import signal
 from contextlib import aclosing
@@ -13,10 +14,19 @@ import pytest
 import pytest_asyncio
 
 from penstock import demo
+from penstock.engines.tasks import generated
 from penstock.engines.vllm import VLLMEngine
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError
+from penstock.openai.responses import Answers
 from penstock.testing import EngineContract, answer, chat_request, count_right
-from penstock.types import Sampling
+from penstock.types import (
+    ChatRequest,
+    ChoiceQuestion,
+    DecideRequest,
+    Option,
+    PredicateQuestion,
+    Sampling,
+)
 from two_servers import meanings, two_servers
 
 pytestmark = [
@@ -56,6 +66,41 @@ async def engine():
     await engine.start()
     yield engine
     await engine.stop()
+
+
+async def test_decisions_are_those_of_its_own_log_probabilities(engine):
+    labels = ("billing", "shipping", "technical")
+    begun = [
+        {"role": "user", "content": f"Keys: category\n{TICKET}"},
+        {"role": "assistant", "content": '{"category":"'},
+    ]
+    question = ChoiceQuestion("", tuple(map(Option, labels)))
+    found = await engine.decide(DecideRequest(begun, (question,)))
+    (decision,) = found.items
+    assert decision.labels == list(labels)
+    assert sum(decision.probabilities) == pytest.approx(1, abs=1e-6)
+    first = [(await engine.tokenize(label))[0] for label in labels]
+    assert len(set(first)) == 3
+    request = ChatRequest(
+        begun,
+        Sampling(temperature=0.0, max_tokens=1, logprobs=20),
+        stream=False,
+        continue_final_message=True,
+        add_generation_prompt=False,
+    )
+    (token,) = (await Answers.of(generated(engine, request))).logprobs[0]
+    known = {one: math.exp(value) for one, (_, value) in zip(token.top_ids, token.top, strict=True)}
+    chances = [known.get(one, 0.0) for one in first]
+    expected = [chance / sum(chances) for chance in chances]
+    assert decision.probabilities == pytest.approx(expected, abs=1e-3)
+    assert decision.mass == pytest.approx(sum(chances), abs=1e-3)
+
+
+async def test_many_questions_about_one_input(engine):
+    questions = tuple(PredicateQuestion(f"Order {number}?") for number in range(100))
+    found = await engine.decide(DecideRequest(TICKET, questions))
+    assert len(found.items) == 100
+    assert [sum(one.probabilities) for one in found.items] == pytest.approx([1] * 100, abs=1e-6)
 
 
 async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):

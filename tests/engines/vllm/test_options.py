@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from penstock.engines.base import Capabilities
+from penstock.engines.base import Capabilities, Stated
 from penstock.engines.vllm import VLLMEngine, options
 from penstock.engines.vllm.options import Installed, check_options, check_version, version_note
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError, ModelNotFoundError
@@ -28,6 +28,7 @@ class EngineArgs:
     structured_outputs_config: dict | None = None
     _private: int = 0
     def method(self): ...
+    runner: str = "auto"
 class AsyncEngineArgs(EngineArgs):
     enable_log_requests: bool = False
 """,
@@ -197,6 +198,19 @@ def test_without_vllm_the_command_that_installs_it_is_named(monkeypatch):
             VLLMEngine("model")
     finally:
         options.installed.cache_clear()
+
+
+def test_the_runner_states_the_tasks(install):
+    assert VLLMEngine("org/model").stated() == Stated()
+    assert VLLMEngine("demo").stated().vocabulary == 1024
+    pooling = VLLMEngine("m", engine_kwargs={"runner": "pooling"}).stated().tasks
+    assert pooling is not None
+    assert "embeddings" in pooling
+    assert "chat" not in pooling
+    generate = VLLMEngine("m", engine_kwargs={"runner": "generate"}).stated().tasks
+    assert generate is not None
+    assert "chat" in generate
+    assert VLLMEngine("m", engine_kwargs={"runner": "auto"}).stated().tasks is None
 
 
 def test_the_context_is_known_from_options_and_local_files(install, tmp_path):

@@ -90,6 +90,21 @@ async def test_anthropics_last_assistant_message_is_continued(
     assert answer.json()["content"] == [{"type": "text", "text": "then."}]
 
 
+@pytest.mark.parametrize("status", ["incomplete", "in_progress", "completed", None])
+async def test_a_response_continues_a_message_that_is_not_complete(
+    talking: Any, client: Any, status: str | None
+) -> None:
+    begun = {"type": "message", "role": "assistant", "status": status}
+    asked = {"model": "sim", "input": [MESSAGES[0], {**begun, "content": "Well, "}]}
+    answer = await client.post("/v1/responses", json=asked)
+    told = "<user>hello<end><assistant>Well, "
+    if status in ("incomplete", "in_progress"):
+        assert talking.prompts == [told]
+        assert answer.json()["output"][0]["content"][0]["text"] == "then."
+    else:
+        assert talking.prompts == [f"{told}<end><assistant>"]
+
+
 ENABLED = {"type": "enabled", "budget_tokens": 1024}
 
 

@@ -144,6 +144,24 @@ async def test_a_score_takes_the_names_that_vllm_takes(client: Any, left: str, r
     assert len(ours["data"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "param", "message"),
+    [
+        ("text_1 text_2 documents", "documents", "documents does not go with text_1 and text_2"),
+        ("queries documents items", "items", "items does not go with queries and documents"),
+        ("text_1 documents", "text_2", "give text_1 and text_2: text_2 is missing"),
+        ("data_1", "data_2", "give data_1 and data_2: data_2 is missing"),
+        ("", "text_1", "give text_1 and text_2: text_1 is missing"),
+    ],
+)
+async def test_a_score_needs_two_names_that_belong_together(
+    client: Any, names: str, param: str, message: str
+) -> None:
+    asked = {"model": "sim", **dict.fromkeys(names.split(), "a")}
+    error = (await client.post("/v1/score", json=asked)).json()["error"]
+    assert (error["param"], error["message"]) == (param, message)
+
+
 async def test_a_rerank_of_one_text_keeps_all_with_top_n_0(client: Any) -> None:
     body = {"model": "sim", "query": "a", "documents": "a", "top_n": 0}
     answer = (await client.post("/v1/rerank", json=body)).json()

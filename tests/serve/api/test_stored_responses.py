@@ -144,7 +144,7 @@ async def test_ids_do_not_come_from_the_client(stored: Stored) -> None:
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"conversation": {"name": "a"}}, "conversation"),
+        ({"conversation": {"name": "a"}}, "conversation.name"),
         ({"previous_response_id": "resp_1", "conversation": "conv_1"}, "previous_response_id"),
         ({"background": True, "store": False}, "background"),
         ({"background": True, "input": [{"type": "massage"}]}, "input[0]"),

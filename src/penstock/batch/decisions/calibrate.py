@@ -22,8 +22,8 @@ from penstock.batch.decisions.calibration import (
     fitted,
     reliability,
 )
-from penstock.batch.decisions.questions import check_column, labelled, option_names, questions_of
-from penstock.batch.job.job import Job
+from penstock.batch.decisions.questions import labelled, option_names, questions_of
+from penstock.batch.job.job import Job, answered_rows
 from penstock.engines.decisions.answers import values_of
 from penstock.engines.registry import engine_for
 from penstock.errors import ConfigError, InputError, OutputError, nearest
@@ -111,7 +111,7 @@ async def acalibrate(
     for question in questions:
         check_calibrated(question)
     job = Job(source, engine=engine, decide=questions, result_prefix=_PREFIX, **options)
-    rows = list((await job.arun()).rows())
+    rows = await answered_rows(job, [("labels", columns[one.name]) for one in questions])
     found = {
         question.name: _fit(question, columns[question.name], rows, folds) for question in questions
     }
@@ -197,8 +197,6 @@ def _fit(
     places = {name: place for place, name in enumerate(option_names(question))}
     probabilities: list[list[float]] = []
     right: list[int] = []
-    if rows:
-        check_column(rows, column, _PREFIX, "labels")
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
         label = row.get(column)

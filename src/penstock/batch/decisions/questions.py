@@ -181,18 +181,6 @@ def labelled(question: Question, label: Any) -> str:
     return name
 
 
-def check_column(rows: Sequence[Mapping[str, Any]], column: str, prefix: str, field: str) -> None:
-    """Raise `ConfigError` for the option `field` if no row has the column that it names. Those of
-    results, which begin with `prefix`, are none.
-    """
-    names = (name for row in rows for name in row)
-    known = dict.fromkeys(name for name in names if not name.startswith(prefix))
-    if column not in known:
-        raise ConfigError(
-            f"the data has no column '{column}'", field=field, hint=nearest(column, known)
-        )
-
-
 def as_name(value: Value) -> str:
     """A value as text: true, false, a whole number without a point."""
     if isinstance(value, bool):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +23,24 @@ from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
+from penstock.batch.monitor.monitor import Monitor
+from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
+from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import PartWriter
 from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
 from penstock.batch.write.state import State
 from penstock.batch.write.text import JsonlWriter
-from penstock.errors import JobError, OutputError
+from penstock.errors import JobError, OutputError, printable
 from penstock.observability import say
 
 if TYPE_CHECKING:
+    from penstock.batch.report.writing import Report
     from penstock.batch.write.tables import Tables
 
 
@@ -50,6 +56,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     began = time.perf_counter()
     output = plan.output
     if isinstance(output, Output):
+        if plan.extras.keys is not None:
+            await plan.extras.keys.check(plan.source, plan.limit)
         tables = plan.form.tables(plan.source) if output.columnar else None
         if tables is not None:
             tables.check_storable()
@@ -59,6 +67,7 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
             keep_order=plan.keep_order,
             fresh=plan.fresh,
             retry_failed=plan.retry_failed,
+            incremental=plan.extras.keys is not None,
         )
         with contextlib.closing(state):
             if state.complete:
@@ -66,9 +75,15 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
                     await compare_stream(
                         plan.source, plan.limit, plan.value_columns, state.manifest.stream
                     )
-                return RunResult(
-                    Counts(**state.manifest.result), output.path, already_complete=True
-                )
+                counts = Counts(**state.manifest.result)
+                if plan.extras.report is not None:
+                    from penstock.batch.report.writing import write_again
+
+                    generation = state.manifest.generation
+                    write_again(
+                        plan.extras.report, plan.identity, counts, output.folder, generation
+                    )
+                return RunResult(counts, output.path, already_complete=True)
             result = await _durable(plan, output, tables, state, interrupts)
     else:
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
@@ -102,9 +117,23 @@ async def _durable(
         return ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    cache = AnswerCache(output.folder, in_memory=plan.most_rows, key=state.manifest.key)
-    with contextlib.closing(cache) as answers:
-        finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
+    async with contextlib.AsyncExitStack() as files:
+        memory = AnswerCache(output.folder, in_memory=plan.most_rows, key=state.manifest.key)
+        answers = files.enter_context(contextlib.closing(memory))
+        kept = None
+        if plan.extras.keys is not None and journal.kept_files():
+            kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
+            files.callback(kept.close)
+        stop = partial(interrupts.request, signal.SIGTERM)
+        status, held = _status(plan, output), partial(getattr, state, "held")
+        watched = Monitor(output.folder, status, counts, stop=stop, held=held)
+        monitor = await files.enter_async_context(watched)
+        report = await _report(files, plan, counts, output.folder, journal.generation, held)
+        finished, stream = await _move(
+            plan, sink, counts, answers, journal, interrupts, kept, monitor, report
+        )
+        if not finished:
+            monitor.stopped()
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:
@@ -123,14 +152,40 @@ async def _durable(
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
 
 
+async def _report(
+    files: contextlib.AsyncExitStack, plan: Plan, counts: Counts, *state: Any
+) -> Report | None:
+    """The job's report, if it wants one, written when `files` are closed."""
+    if plan.extras.report is None:
+        return None
+    from penstock.batch.report.writing import Report
+
+    return await files.enter_async_context(
+        Report(plan.extras.report, plan.identity, counts, *state)
+    )
+
+
+def _status(plan: Plan, output: Output) -> Status:
+    """The status of a job that begins."""
+    return Status(
+        id_of(output.folder),
+        printable(output.path if output.remote else os.path.abspath(output.path)),
+        "loading",
+        input=printable(plan.source.name),
+        model=plan.identity.get("model"),
+    )
+
+
 async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunResult:
     counts = Counts(total=plan.total)
     kept = MemorySink(keep_order=plan.keep_order)
     sink: Sink = kept
     if plan.output is not None:
         sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
-    with contextlib.closing(AnswerCache(folder)) as answers:
-        finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
+    async with contextlib.AsyncExitStack() as files:
+        answers = files.enter_context(contextlib.closing(AnswerCache(folder)))
+        report = await _report(files, plan, counts)
+        finished, _ = await _move(plan, sink, counts, answers, None, interrupts, report=report)
     result = RunResult(
         counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received
     )
@@ -146,16 +201,27 @@ async def _move(
     answers: AnswerCache,
     journal: Journal | None,
     interrupts: Interrupts,
+    kept: Kept | None = None,
+    monitor: Monitor | None = None,
+    report: Report | None = None,
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
     before = job_pauses.set(counts.pauses)
     try:
-        async with plan.pipeline(counts).running() as pipeline:
-            flow = Flow(plan, pipeline, sink, counts, answers, journal)
+        async with (
+            nullcontext() if plan.extras.cache is None else plan.extras.cache.open() as cache,
+            plan.pipeline(counts).running() as pipeline,
+        ):
+            observer = None if report is None else report.observer
+            flow = Flow(plan, pipeline, sink, counts, answers, journal, kept, cache, observer)
             interrupts.on_first = flow.drain
+            if monitor is not None:
+                monitor.begin(flow)
             async with Progress(counts, plan.progress):
                 began = time.perf_counter()
                 finished = await flow.run()
+            if report is not None:
+                report.finished = finished
             if finished:
                 await sink.finish()
             counts.row_seconds = time.perf_counter() - began
@@ -206,6 +272,11 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         self._task = None
+
+    def request(self, number: int) -> None:
+        """Do what the signal of this number would. From the job's own event loop."""
+        self._came.append(number)
+        self._handle()
 
     def restore(self) -> None:
         """Give the signals back to those who handled them before."""

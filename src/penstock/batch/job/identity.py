@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from penstock.batch.pipeline.processor import Processor
 
 
+EMBEDS = ("embed", "dimensions", "input_type", "vector_type")
+"""The options of what is embedded."""
+
+
 def job_identity(
     job: Job,
     source: Source,
@@ -46,6 +50,7 @@ def job_identity(
     data = source.fingerprint or {"input": source.name}
     how = {
         "limit": job.limit,
+        "key": job.key,
         "order": job.order,
         "output form": getattr(output, "form", None),
         "dead letter": os.fspath(job.dead_letter) if job.dead_letter is not None else None,
@@ -75,6 +80,7 @@ def job_identity(
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
         "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
+        "embed": {name: getattr(job, name) for name in EMBEDS} if job.embed is not None else None,
         "decide": None if deciding is None else deciding.identity(),
         **how,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import inspect
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -23,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from penstock import background
 from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
-from penstock.batch.job.plan import plan_of
+from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
+from penstock.batch.read.sources import read_ahead
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
@@ -51,7 +54,7 @@ class Job:
 
     What to run:
         model: "demo", a model directory or file, or a hub id. Default "demo". Two of them, the
-            small one first, decide as a cascade.
+            small one first, decide or answer with a schema as a cascade.
         engine: an engine's name, or an engine object; a running one keeps running. Default
             "openvino". Of a cascade: for both, or a list of two.
         engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.
@@ -81,6 +84,14 @@ class Job:
             sure that, with probability 1 - `delta` (default 0.05), at least this share of all rows
             (default 0.95) gets the large model's decision. `seed` draws the sample that shows it.
 
+    What to embed, in the place of an answer:
+        embed: the column of texts, or text with `{column}` in it. Each becomes a vector, in the
+            column `embedding`.
+        dimensions: how many numbers a vector has. Default: as many as the model makes.
+        input_type: "query" or "document" puts the model's instruction for these before each text.
+        vector_type: the type of the numbers: "float32" (default), "float16", or "int8" (each
+            vector scaled so that its largest number is 127, which keeps cosines).
+
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
@@ -104,14 +115,24 @@ class Job:
             the others. Default: "keep"; "fail" with a processor that does not continue on errors,
             unless `dead_letter` or `max_error_rate` is given.
         on_length: "raise" asks again, with twice the `max_tokens`, for an answer that these cut
-            off; "truncate" shortens a prompt that is too long for the model; "raise,truncate" does
-            both. Default "keep": neither.
+            off; "truncate" shortens a prompt, or a text to embed, that is too long for the model;
+            "raise,truncate" does both. Default "keep": neither.
         on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow
             the schema, and asks again, up to `max_attempts` times. Default "keep": it becomes an
             error row.
         dead_letter: a path ending in .jsonl for the rows that failed; the output leaves them out.
         retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
         fresh: discard what an earlier run did.
+        incremental: take the output of an earlier input of this job further: rows whose `key` and
+            request are those of an earlier row keep its answer, new and changed ones run, and rows
+            that are gone leave the output. The earlier run must have been incremental too.
+        key: the column that tells rows apart: text or numbers, none null, none twice.
+        cache: a directory or URL of answers that jobs share. Deterministic requests (greedy, or
+            with a seed) to the same model with the same options are answered from there, and new
+            answers go there. At most `cache_mb` MiB (default 10,240; the oldest go), none older
+            than `cache_days` (default 30).
+        report: a path ending in .html for a page about the job, written when it ends, also when it
+            is stopped: speed over time, tokens, latencies, lengths, errors, some rows.
         max_tokens_total: stop when prompts and answers of this run have so many tokens together.
         max_error_rate: stop when more than this share (0 to 1) of the rows failed, from 50 rows on.
         deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that one of
@@ -141,6 +162,10 @@ class Job:
     threshold: float | None = None
     target_accuracy: float | None = None
     delta: float | None = None
+    embed: str | None = None
+    dimensions: int | None = None
+    input_type: Literal["query", "document"] | None = None
+    vector_type: Literal["float32", "float16", "int8"] | None = None
     prompt: str | None = None
     messages: str | None = None
     image: str | None = None
@@ -171,6 +196,12 @@ class Job:
     deadline: Any = None
     retry_failed: bool = False
     fresh: bool = False
+    incremental: bool = False
+    key: str | None = None
+    cache: str | os.PathLike[str] | None = None
+    cache_mb: int | None = None
+    cache_days: float | None = None
+    report: str | os.PathLike[str] | None = None
     max_attempts: int = 3
     row_timeout: float | None = None
     result_prefix: str = ""
@@ -312,3 +343,47 @@ def arun(*args: Any, **kwargs: Any) -> Awaitable[RunResult]:
     keeps what is done.
     """
     return Job(*args, **kwargs).arun()
+
+
+async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of a job. `needed` are options and the columns that they name: `ConfigError`, before
+    any row is asked, for one that no row has; after it where the data can be read once only.
+    """
+    plan = await plan_of(job)
+    try:
+        for field, column in needed:
+            await _check_column(plan, field, column)
+    except BaseException:
+        await plan.source.close()
+        raise
+    with Interrupts() as interrupts:
+        result = await execute(plan, interrupts)
+    rows = list(result.rows())
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = [name for name in names if not name.startswith(job.result_prefix)]
+    for field, column in needed:
+        if rows and column not in known:
+            raise _missing(field, column, known)
+    return rows
+
+
+async def _check_column(plan: Plan, field: str, column: str) -> None:
+    again = plan.source.fingerprint is not None
+    every = plan.source.columns if again else plan.source.every_column()
+    if every is None or column in every:
+        return
+    known = dict.fromkeys(every)
+    if again:
+        async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit)) as batches:
+            async for batch in batches:
+                known.update((name, None) for row in batch for name in row.values or ())
+                if column in known:
+                    return
+    if known:  # else there are no rows
+        raise _missing(field, column, known)
+
+
+def _missing(field: str, column: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"the data has no column '{column}'", field=field, hint=nearest(column, known)
+    )

@@ -20,7 +20,9 @@ from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.attach import attached
-from penstock.batch.job.identity import job_identity
+from penstock.batch.job.checks import is_list_of, require, require_unicode
+from penstock.batch.job.extras import Extras, extras_of
+from penstock.batch.job.identity import EMBEDS, job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
@@ -29,7 +31,9 @@ from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
+from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
+from penstock.batch.rows.embeddings import VECTOR_TYPES, ColumnVectors
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
@@ -50,10 +54,12 @@ _log = logging.getLogger(__name__)
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
+_EMBEDS = frozenset(EMBEDS)
 _CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
+    | _EMBEDS
     | {*("prompt", "messages", "image", "system", "schema", "adapter")}
     | {*("result_prefix", "max_tokens")}
 )
@@ -64,27 +70,31 @@ _GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 _PATH: Any = str | os.PathLike
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
-    *("limit", "max_attempts", "max_tokens_total", "replicas"),
+    *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"),
 )
-_REAL = (*FRACTIONS, "row_timeout", "max_error_rate", "threshold", *_CASCADE)
+_REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold", *_CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (str, "text", ("attach", "filter", "prompt", "messages", "image", "system", "adapter")),
-    (str, "text", ("result_prefix",)),
+    (str, "text", ("attach", "embed", "filter", "prompt", "messages", "image", "system")),
+    (str, "text", ("adapter", "result_prefix", "key")),
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter",)),
+    (_PATH, "a path", ("dead_letter", "cache", "report")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
-    (bool, "true or false", ("deterministic",)),
+    (bool, "true or false", ("deterministic", "incremental")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),
     "order": ("input", "done"),
     "on_invalid_json": ("keep", "retry"),
+    "input_type": (None, "query", "document"),
+    "vector_type": (None, *VECTOR_TYPES),
 }
-_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1, "replicas": 1}
+_LEAST = {"limit": 0} | dict.fromkeys(
+    ("max_tokens", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"), 1
+)
 
 
 @dataclass(kw_only=True)
@@ -106,6 +116,7 @@ class Plan:
     fresh: bool = False
     row_timeout: float | None = None
     progress: bool | None = None
+    extras: Extras = field(default_factory=Extras)
     watch: Callable[[Counts], None] | None = None
     most_rows: int | None = None
 
@@ -129,9 +140,11 @@ class Plan:
 
         Where columns pass through in Arrow form, only those that requests are made of.
         """
-        return (
-            self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
-        )
+        asked = self.form.columns
+        if asked is None or not (isinstance(self.output, Output) and self.output.columnar):
+            return None
+        keys = self.extras.keys
+        return asked if keys is None else (*asked, keys.column)
 
 
 async def plan_of(job: Job) -> Plan:
@@ -194,6 +207,7 @@ def _plan(
         fresh=job.fresh,
         row_timeout=job.row_timeout,
         progress=job.progress,
+        extras=extras_of(job, source, output, form, engines, asked),
     )
 
 
@@ -237,6 +251,7 @@ def _engine_rows(
     if (
         job.prompt is None
         and job.messages is None
+        and job.embed is None
         and asked is None
         and (source.first is None or are_lines(source.first))
     ):
@@ -250,6 +265,9 @@ def _engine_rows(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
         return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
+    if job.embed is not None:
+        return _vectors(job, source, output), None
+    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -263,8 +281,9 @@ def _engine_rows(
         "prefix": job.result_prefix,
         "values_for": _values_for(source, output),
     }
-    form = (
-        ColumnRequests(schema=schema, repair=_repair(job), **input)
+    kind = CascadedAnswers if len(engines) == 2 else ColumnRequests
+    form: ColumnRequests = (
+        kind(schema=schema, repair=_repair(job), **input)
         if asked is None
         else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
     )
@@ -276,10 +295,41 @@ def _engine_rows(
     if job.prompt is not None and not form.columns and 1 not in (job.limit, source.rows):
         known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
         _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
+    _check_data(form, source, output)
+    return form, constant
+
+
+def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnVectors:
+    """The form of rows whose texts become vectors."""
+    assert job.embed is not None
+    others = _ROW_OPTIONS | _SAMPLING
+    meaningless = others - _EMBEDS - {"on_length", "result_prefix"}
+    _check_unset(job, meaningless, "has no meaning beside `embed`")
+    if job.on_length not in ("keep", "truncate"):
+        raise ConfigError(
+            f"must be keep or truncate where texts are embedded, not {job.on_length!r}",
+            field="on_length",
+            value=job.on_length,
+        )
+    text = job.embed if "{" in job.embed else f"{{{job.embed}}}"
+    form = ColumnVectors(
+        template=Template(text, "embed"),
+        dimensions=job.dimensions,
+        input_type=job.input_type,
+        truncate=job.on_length == "truncate",
+        vector_type=job.vector_type or "float32",
+        prefix=job.result_prefix,
+        sampling=Sampling(),
+        values_for=_values_for(source, output),
+    )
+    _check_data(form, source, output)
+    return form
+
+
+def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
     if source.columns:
         flat = isinstance(output, Output) and output.form == "csv"
         form.check(source.columns, source.every_column(), flat=flat)
-    return form, constant
 
 
 def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
@@ -288,8 +338,12 @@ def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     if not cascade:
         _check_unset(job, frozenset(_CASCADE), "is of two models, and there is one")
     elif asked is None:
-        raise ConfigError("two of them make decisions, and none are asked for", field="model")
-    elif job.adapter is not None:
+        if job.schema is None:
+            why = "two of them make decisions or answers with a schema, and neither is asked for"
+            raise ConfigError(why, field="model")
+        if job.temperature:
+            raise ConfigError("must be 0 for two models, which are compared", field="temperature")
+    if cascade and job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
         meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
@@ -310,7 +364,7 @@ def _cascade(
         raise ConfigError(
             "two models need an input that can be read twice, for a sample of it", field="source"
         )
-    assert isinstance(form, ColumnDecisions)
+    assert isinstance(form, ColumnDecisions | CascadedAnswers)
     return CascadeStep(
         engines,
         form,
@@ -334,9 +388,9 @@ def _engines(job: Job) -> list[LLMEngine]:
     for name, kind, meant in (("model", str, "text"), ("engine_kwargs", Mapping, "a mapping")):
         for value in lists.get(name, [given[name]]):
             if value is not None:
-                _require(isinstance(value, kind), name, value, meant)
+                require(isinstance(value, kind), name, value, meant)
                 if kind is str:
-                    _require_unicode(name, value)
+                    require_unicode(name, value)
     if job.attach is not None:
         if lists:
             raise ConfigError("is one server's engine, and two models are given", field="attach")
@@ -434,19 +488,19 @@ def _check_options(job: Job) -> None:
             if value is None and name in optional:
                 continue
             is_flag = isinstance(value, bool) and kind is not bool
-            _require(isinstance(value, kind) and not is_flag, name, value, meant)
+            require(isinstance(value, kind) and not is_flag, name, value, meant)
             if kind is str:
-                _require_unicode(name, value)
-    _require(
+                require_unicode(name, value)
+    require(
         job.processor is None or hasattr(job.processor, "stages"),
         *("processor", job.processor, "a Processor"),
     )
     stops = [job.stop] if isinstance(job.stop, str) else job.stop
-    _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
+    require(is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
     for stop in stops:
-        _require_unicode("stop", stop)
+        require_unicode("stop", stop)
     ids = job.stop_token_ids
-    _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
+    require(is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
     _check_ranges(job)
     if job.runtime == "local" and job.replicas != 1:
         raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
@@ -465,7 +519,9 @@ def _check_ranges(job: Job) -> None:
         value = getattr(job, name)
         if value not in allowed:
             raise ConfigError(
-                f"must be {' or '.join(allowed)}, not {value!r}", field=name, value=value
+                f"must be {' or '.join(filter(None, allowed))}, not {value!r}",
+                field=name,
+                value=value,
             )
     for name, least in _LEAST.items():
         number = getattr(job, name)
@@ -485,23 +541,3 @@ def _check_ranges(job: Job) -> None:
             raise ConfigError(f"must be from 0 to 1, not {share}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
-
-
-def _require(holds: bool, name: str, value: object, meant: str) -> None:
-    if not holds:
-        raise ConfigError(f"must be {meant}, not a {type(value).__name__}", field=name, value=value)
-
-
-def _require_unicode(name: str, value: object) -> None:
-    """Raise `ConfigError` for text with a lone surrogate: Python reads a byte of the command line
-    that is no UTF-8 as one, and no engine takes it.
-    """
-    try:
-        str(value).encode()
-    except UnicodeEncodeError as error:
-        why = f"is no UTF-8 at character {error.start + 1}"
-        raise ConfigError(why, field=name, value=value) from None
-
-
-def _is_list_of(values: object, kind: type) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)

@@ -37,7 +37,8 @@ class Counts(Struct):
 
     Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in
     all and `row_seconds` of them after the engine was loaded, and rows answered without computing:
-    `deduplicated` from an equal request, `resumed` from an earlier run. `total` is the number of
+    `deduplicated` from an equal request, `resumed` from an earlier run, `kept` from an earlier
+    input, `from_cache` from the cache that jobs share. `total` is the number of
     rows to do, if known. `pauses` are those that servers asked for.
     """
 
@@ -51,6 +52,8 @@ class Counts(Struct):
     engine_calls: int = 0
     deduplicated: int = 0
     resumed: int = 0
+    kept: int = 0
+    from_cache: int = 0
     seconds: float = 0.0
     row_seconds: float = 0.0
     total: int | None = None
@@ -237,6 +240,8 @@ def summary(result: RunResult) -> str:
         f"{number:,} {what}"
         for number, what in (
             (counts.resumed, "from an earlier run"),
+            (counts.kept, "kept from the earlier input"),
+            (counts.from_cache, "from the cache"),
             (counts.deduplicated, "from an equal request"),
         )
         if number

@@ -21,6 +21,7 @@ from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.pipeline import Asked, Attempts, Tries, rolling
 from penstock.batch.read.sources import Source, read_ahead
+from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.row import Outcome, Row
@@ -28,7 +29,7 @@ from penstock.batch.write.state_files import replace_file
 from penstock.engines.base import LLMEngine
 from penstock.engines.supervisor import supervisor_of
 from penstock.errors import JobError, PenstockError
-from penstock.types import Decision
+from penstock.types import Usage
 
 FILE = "cascade.json"
 """Where a job keeps the choice, in its state directory."""
@@ -37,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 
 class Choice(Struct, frozen=True):
-    """From which confidence on the small model's decisions stand (None: never), and the decisions
-    of the large model about the rows of the sample, by the digests of their requests.
+    """From which confidence on the small model's answers stand (None: never), and the answers of
+    the large model to the rows of the sample, by the digests of their requests.
     """
 
     least: float | None
@@ -56,7 +57,7 @@ class CascadeStep:
     def __init__(
         self,
         engines: tuple[LLMEngine, LLMEngine],
-        form: ColumnDecisions,
+        form: ColumnDecisions | CascadedAnswers,
         source: Source,
         *,
         limit: int | None = None,
@@ -70,7 +71,7 @@ class CascadeStep:
         self.engines = engines
         self.memory: Path | None = None
         self.counts = Counts()
-        self._form = form
+        self._form: Any = form
         self._source = source
         self._limit = limit
         self._target, self._delta = target, delta
@@ -85,10 +86,11 @@ class CascadeStep:
     async def running(self) -> AsyncGenerator[int, None]:
         async with contextlib.AsyncExitStack() as stack:
             self._attempts: list[Attempts] = []
-            for engine in self.engines:
+            for engine, check in zip(
+                self.engines, (self._form.check_small, self._form.check_engine), strict=True
+            ):
                 supervisor = supervisor_of(engine)
-                running = await stack.enter_async_context(supervisor.running())
-                self._form.check_engine(running)
+                check(await stack.enter_async_context(supervisor.running()))
                 self._attempts.append(
                     Attempts(
                         supervisor,
@@ -108,10 +110,10 @@ class CascadeStep:
         small, usage = await self._ask(0, row, tries)
         needed = ALL_TO_LARGE if self._choice.least is None else self._choice.least
         if self._form.confidence(small) >= needed:
-            return self._form.outcome(small, usage, self._name(0))
+            return self._outcome(small, usage, 0)
         self.counts.large_calls += 1
         large, more = await self._ask(1, row, tries)
-        return self._form.outcome(large, usage + more, self._name(1))
+        return self._outcome(large, usage + more, 1)
 
     def asked(self, row: Row) -> Asked | None:
         return None
@@ -120,11 +122,12 @@ class CascadeStep:
         self._ending = True
 
     async def _ask(self, place: int, row: Row, tries: Tries) -> Any:
-        ask = partial(self._form.decided, self.engines[place], row, calibrated=place == 0)
+        ask = partial(self._form.answered, self.engines[place], row, small=place == 0)
         return await self._attempts[place].answer(ask, None, tries, lambda: row.digest)
 
-    def _name(self, place: int) -> str:
-        return self.engines[place].model_source
+    def _outcome(self, made: Any, usage: Usage, place: int) -> Outcome:
+        found: Outcome = self._form.outcome(made, usage, self.engines[place].model_source)
+        return found
 
     async def _chosen(self, together: int) -> Choice:
         """The choice that an earlier run made, else a new one."""
@@ -138,7 +141,7 @@ class CascadeStep:
         rows = await self._drawn()
         slots = asyncio.Semaphore(together)
 
-        async def both(row: Row) -> tuple[list[Decision], list[Decision], Outcome] | None:
+        async def both(row: Row) -> tuple[Any, Any, Outcome] | None:
             async with slots:
                 tries = Tries()
                 try:
@@ -148,7 +151,7 @@ class CascadeStep:
                     raise
                 except PenstockError:  # the row fails in the job too, and nothing is to be learned
                     return None
-                outcome = self._form.outcome(large, usage + more, self._name(1))
+                outcome = self._outcome(large, usage + more, 1)
                 outcome.attempts = tries.count
                 return small, large, outcome
 
@@ -161,11 +164,10 @@ class CascadeStep:
             await asyncio.gather(*asked, return_exceptions=True)
             raise
         self.counts.large_calls += len(rows)
+        form = self._form
         pairs = [each for each in found if each is not None]
-        sure = [self._form.confidence(small) for small, _, _ in pairs]
-        agree = [
-            self._form.decides(small) == self._form.decides(large) for small, large, _ in pairs
-        ]
+        sure = [form.confidence(small) for small, _, _ in pairs]
+        agree = [form.decides(small) == form.decides(large) for small, large, _ in pairs]
         least = least_confidence(sure, agree, self._target, self._delta)
         if least > max(sure, default=0.0):
             _log.warning(

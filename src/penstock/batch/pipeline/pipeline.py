@@ -146,7 +146,7 @@ class EngineStep:
             yield rolling(engine.capabilities)
 
     def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
-        name = row.request.adapter
+        name = getattr(row.request, "adapter", None)
         adapter = None if name is None else (name, None)
         ask = partial(self.form.ask, self.engine, row)
         return self._attempts.answer(ask, adapter, tries, lambda: row.digest)

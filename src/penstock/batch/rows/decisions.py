@@ -75,14 +75,20 @@ class ColumnDecisions(ColumnRequests):
             )
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        return self.outcome(*await self.decided(engine, row))
+        return self.outcome(*await self.answered(engine, row))
 
-    async def decided(
-        self, engine: LLMEngine, row: Row, *, calibrated: bool = True
+    def check_small(self, engine: LLMEngine) -> None:
+        """As `check_engine`."""
+        self.check_engine(engine)
+
+    async def answered(
+        self, engine: LLMEngine, row: Row, *, small: bool = True
     ) -> tuple[list[Decision], Usage]:
-        """An engine's decisions about a row. Raises what the engine raises."""
+        """An engine's decisions about a row, those of a `small` (or single) model calibrated.
+        Raises what the engine raises.
+        """
         found = await engine.decide(row.request)
-        if not calibrated:
+        if not small:
             return found.items, found.usage
         deciding = self._deciding
         return list(map(deciding.calibrated, found.items, deciding.questions)), found.usage

@@ -95,7 +95,9 @@ class _Spill:
         self._filter = bytearray(_FILTER_BITS // 8)
         self._end = 0
         with self._failing():
-            self._index = _new_index(folder / self.INDEX)
+            self._index = new_index(
+                folder / self.INDEX, "answers (key INTEGER PRIMARY KEY, place INTEGER)"
+            )
             self._file: BinaryIO = open(  # noqa: SIM115
                 self._path, "a+b", buffering=0, opener=private_files.opener
             )
@@ -181,16 +183,18 @@ class _Spill:
             ) from error
 
 
-def _new_index(path: Path) -> sqlite3.Connection:
-    """A new index. It can be made again at any time, so it needs no journal and no lock."""
+def new_index(path: Path, table: str) -> sqlite3.Connection:
+    """A new index, with this table. It can be made again at any time, so it needs no journal and no
+    lock.
+    """
     import sqlite3
 
     path.unlink(missing_ok=True)
     os.close(private_files.opener(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-    index = sqlite3.connect(path, isolation_level=None)
+    index = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     index.executescript(
         "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE; PRAGMA"
-        " cache_size=-8192;CREATE TABLE answers (key INTEGER PRIMARY KEY, place INTEGER)"
+        f" cache_size=-8192;CREATE TABLE {table}"
     )
     return index
 

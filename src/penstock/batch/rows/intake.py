@@ -135,6 +135,13 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
     return arranged
 
 
+def by_length(rows: Sequence[Row]) -> list[Row]:
+    """The rows from the longest to the shortest: an engine that pads texts to one length pads
+    neighbours little.
+    """
+    return sorted(rows, key=lambda row: -len(row.prefix))
+
+
 def shared(first: str, second: str) -> int:
     """How many characters two texts have in common at their beginnings."""
     low, high = 0, min(len(first), len(second))

@@ -349,10 +349,11 @@ class Template:
 
     Unlike `str.format` there are no attributes, indexes, conversions or format codes, so that a
     template from anywhere can only place a row's values. `{{` and `}}` stand for single braces.
-    Raises `ConfigError` for a lone brace or an empty field.
+    Raises `ConfigError`, which names the option `field`, for a lone brace or an empty field.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, field: str = "prompt") -> None:
+        self._field = field
         self._parts: list[tuple[str, str | None]] = []  # literal text, then the column after it
         literal, end = "", 0
         for token in _TOKENS.finditer(source):
@@ -366,7 +367,7 @@ class Template:
             else:
                 raise ConfigError(
                     f"'{token[0]}' at character {token.start() + 1} names no column",
-                    field="prompt",
+                    field=field,
                     value=source,
                     hint=_DOUBLE,
                 )
@@ -383,7 +384,7 @@ class Template:
             if column not in known and (complete or '"' in column):
                 hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
                 raise ConfigError(
-                    f"the data has no column '{column}'", field="prompt", value=column, hint=hint
+                    f"the data has no column '{column}'", field=self._field, value=column, hint=hint
                 )
 
     def render(self, values: Mapping[str, Any]) -> str:

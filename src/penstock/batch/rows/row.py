@@ -47,7 +47,8 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 
     `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON
     text. `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the
-    last token, retries included. `skipped`: the row is to be left out of the output.
+    last token, retries included. Of a vector `response` holds the bytes, in base64.
+    `skipped`: the row is to be left out of the output.
     """
 
     response: str | None = None
@@ -70,6 +71,7 @@ class Row(Struct, eq=False):
     other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
     row failed in the processor that it comes from. `longest` is how many tokens its answer may
     have, 0 where no limit is set. `images` are the URIs of its images, where those were loaded.
+    `key` stands for its key column in an incremental job, 0 in others.
     """
 
     index: int
@@ -86,6 +88,7 @@ class Row(Struct, eq=False):
     failure: PenstockError | None = None
     images: tuple[str, ...] | None = None
     earlier: RowError | None = None
+    key: int = 0
 
 
 class FailedRow(dict[str, Any]):
@@ -142,9 +145,10 @@ class RowForm(ABC):
     `columns` are those a request is made of (None: any). `every_row`: rows done earlier must be
     prepared again when a job resumes, because later rows depend on them. `flat_columns` are the
     result columns, objects taken apart. `preparing` names the stage of rows that cannot be
-    prepared. `concludes`: a row's outcome is more than that of its request. `json_ready`: output
-    rows hold what `values.for_json` makes. `kind` is the form's name in a job's identity. `created`
-    is when the job began, in Unix seconds.
+    prepared. `concludes`: a row's outcome is more than that of its request. `by_length`: rows of
+    about equal length are asked together. `json_ready`: output rows hold what `values.for_json`
+    makes. `kind` is the form's name in a job's identity. `created` is when the job began, in Unix
+    seconds.
     """
 
     columns: tuple[str, ...] | None = None
@@ -152,6 +156,7 @@ class RowForm(ABC):
     flat_columns: tuple[str, ...] = ()
     preparing: Stage = "prompt"
     concludes: bool = False
+    by_length: bool = False
     json_ready: bool = True
     kind: str = "columns"
     created: int = 0

@@ -210,7 +210,10 @@ def _outcome(deltas: list[Delta]) -> Outcome:
             one.text, list(one.token_ids), one.finish_reason, one.reasoning or None, one.logprobs
         )
         return Outcome(None, None, one.finish_reason, one.usage or Usage(), parsed=[output])
-    found = Answers(deltas)
+    return _outcome_of(Answers(deltas), deltas)
+
+
+def _outcome_of(found: Answers, deltas: list[Delta]) -> Outcome:
     tokens: dict[int, list[int]] = {}
     for delta in deltas:
         tokens.setdefault(delta.index, []).extend(delta.token_ids)
@@ -289,7 +292,8 @@ def _output(
 
 def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
     """As `_outcome`, with log probabilities in Ray's form, those of the prompt too."""
-    outcome, found = _outcome(deltas), Answers(deltas)
+    found = Answers(deltas)
+    outcome = _outcome_of(found, deltas)
     for index, output in zip(sorted(found.reasons), outcome.parsed, strict=True):
         output["logprobs"] = logprobs_by_id(found.logprobs.get(index))
         output["prompt_logprobs"] = logprobs_by_id(found.prompt_logprobs.get(index))

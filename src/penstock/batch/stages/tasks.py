@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.batch.decisions.questions import option_names, questions_of
+from penstock.batch.rows.embeddings import embedded
 from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
@@ -20,7 +21,6 @@ from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.errors import (
     ConfigError,
-    ContextLengthError,
     EngineError,
     RequestError,
     UnsupportedError,
@@ -49,7 +49,10 @@ NEEDED = {
 """The engine's tasks that do a processor's task, any of them."""
 
 COLUMNS: dict[str, dict[str, str]] = {
-    "embed": {"pooling_params": "`dimensions`: how many numbers a vector shall have."},
+    "embed": {
+        "pooling_params": "`dimensions`: how many numbers a vector shall have; `input_type`:"
+        " 'query' or 'document', for the model's instruction."
+    },
     "classify": {
         "labels": "What a language model has to choose from.",
         "pooling_params": "The same as `labels` in it.",
@@ -72,8 +75,6 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
-_CUTS = 24
-_KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 _NO_COLUMNS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
@@ -112,21 +113,17 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     text = text_in(row, "prompt")
-    dimensions = _pooling(row, "dimensions")
+    request = EmbeddingRequest(
+        [text],
+        _pooling(row, "dimensions", "input_type"),
+        input_type=_pooling(row, "input_type", "dimensions"),
+        truncate=truncate,
+    )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        shorter, cuts = text, _CUTS if truncate else 0
-        while True:
-            try:
-                found = await engine.embeddings(EmbeddingRequest([shorter], dimensions))
-                break
-            except ContextLengthError:
-                if not cuts:
-                    raise
-            cuts -= 1
-            shorter = shorter[: int(len(shorter) * _KEPT_EACH_CUT)]
+        found, asked = await embedded(engine, request)
         return {
-            "prompt": shorter,
+            "prompt": asked.inputs[0],
             "embeddings": found.vectors[0],
             "num_input_tokens": found.usage.prompt_tokens,
         }
@@ -268,8 +265,10 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
     return ask
 
 
-def _pooling(row: Mapping[str, Any], known: str) -> Any:
-    """The row's `pooling_params` entry that its task knows. Raises for others that have a value."""
+def _pooling(row: Mapping[str, Any], known: str, *others: str) -> Any:
+    """The row's `pooling_params` entry `known`. Raises for those that the task does not know (all
+    but this one and the `others`) and that have a value.
+    """
     params = row.get("pooling_params")
     if params is None:
         return None
@@ -278,7 +277,7 @@ def _pooling(row: Mapping[str, Any], known: str) -> Any:
             f"pooling_params must be a dict, not a {type(params).__name__}", param="pooling_params"
         )
     for name, value in params.items():
-        if name != known and value is not None:
+        if name not in (known, *others) and value is not None:
             param = f"pooling_params.{name}"
             raise UnsupportedError(f"{param} is not supported; {known} is", param=param)
     return params.get(known)

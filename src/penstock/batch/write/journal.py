@@ -7,6 +7,7 @@ A state directory holds
     part-g-n.jsonl   output rows (.parquet where the output is Parquet)
     parts-g.jsonl    a record for each part: its rows in written order; its last byte commits a part
     base-g           the output of a complete job whose failed rows are run again: a part, too
+    kept-g-n.jsonl   of an incremental job: rows files whose rows stand in parts (`kept.py`)
     answers.bin      answers for equal requests (`dedupe.py`)
     lock             held by the process that runs the job
 
@@ -47,18 +48,21 @@ from penstock.batch.write.state_files import (
 from penstock.errors import JobError, OutputError
 
 _CHECK_SECONDS = 1.0
-_OURS = re.compile(r"(part|parts|rows|base)-.*|(final|failed|download|answers|mode)(\..*)?|.*\.tmp")
+_OURS = re.compile(
+    r"(part|parts|rows|base|kept)-.*|(final|failed|download|answers|kept|mode)(\..*)?|.*\.tmp"
+)
 """Names of what a job leaves in its folder. Anything else there is not touched."""
 
 
 class Record(Struct, array_like=True):
     """One finished row, as journaled. `key` is the start of its request's digest; 0 for a row
-    without a request.
+    without a request. `row_key` is that of an incremental job, 0 in others.
     """
 
     index: int
     key: int
     outcome: Outcome
+    row_key: int = 0
 
 
 _encode_record = msgspec.json.Encoder().encode
@@ -75,7 +79,8 @@ class Journal:
     anything else.
 
     `write` is `os.write`, for tests to fail. `key` is the job's own, `check` raises if the job's
-    lock is lost. Writing raises `OutputError`.
+    lock is lost. `keeps`: the records of rows stay when a part has them. Writing raises
+    `OutputError`.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Journal:
         *,
         key: int = 0,
         check: Callable[[], None] = lambda: None,
+        keeps: bool = False,
     ) -> None:
         self.folder = folder
         self.generation = generation
@@ -96,8 +102,9 @@ class Journal:
         self.left_out = 0
         self.parts = 0
         self.damage: list[str] = []
+        self.key = key
         self._write = write
-        self._key = key
+        self._keeps = keeps
         self._check_held = check
         self._checked = 0.0
         self._number = 0
@@ -125,7 +132,7 @@ class Journal:
             )
         for path in self._rows_files():
             self._number = max(self._number, _number(path) + 1)
-            rows = Records(path, self._key)
+            rows = Records(path, self.key)
             for line in rows.read():
                 record = _decode_record(line)
                 if record.index not in self.done:
@@ -182,6 +189,11 @@ class Journal:
         return not self.done.runs and not self.pending
 
     @property
+    def rows(self) -> int:
+        """How many rows were finished."""
+        return len(self.done) + len(self.pending)
+
+    @property
     def parts_mark(self) -> int:
         """The checksum of the list of parts: a complete job's does not change any more."""
         return self._list.mark
@@ -191,10 +203,10 @@ class Journal:
         return self._list.read()
 
     # Rows
-    def add(self, index: int, digest: bytes, outcome: Outcome) -> bool:
+    def add(self, index: int, digest: bytes, outcome: Outcome, row_key: int = 0) -> bool:
         """Note a finished row. Returns whether `flush` must be called to have it written."""
         first = not self._buffer
-        self._buffer.append(_encode_record(Record(index, digest_key(digest), outcome)))
+        self._buffer.append(_encode_record(Record(index, digest_key(digest), outcome, row_key)))
         return first
 
     def flush(self) -> None:
@@ -215,19 +227,19 @@ class Journal:
         if self._descriptor >= 0:
             guarded(os.fsync, self._descriptor)
 
-    def rotate(self, held: Iterable[tuple[int, bytes, Outcome]]) -> Callable[[Part], None]:
+    def rotate(self, held: Iterable[tuple[int, bytes, Outcome, int]]) -> Callable[[Part], None]:
         """Begin a new rows file, as all rows but `held` and `pending` now stand in a finished part.
 
-        Returns the function that commits that part: it may run in another thread, and removes the
-        old rows files.
+        Returns the function that commits that part: it may run in another thread, and removes or
+        shelves the old rows files.
         """
         self._check_held()
         self.flush()
         old = self._rows_files()
         previous = self._descriptor
         kept = [
-            _encode_record(Record(index, digest_key(digest), outcome))
-            for index, digest, outcome in held
+            _encode_record(Record(index, digest_key(digest), outcome, row_key))
+            for index, digest, outcome, row_key in held
         ]
         kept += [_encode_record(record) for record in self.pending.values()]
         descriptor = self._descriptor = self._open()
@@ -240,7 +252,7 @@ class Journal:
             self._check_held()
             self._list.append(part)
             for path in old:
-                guarded(remove, path)
+                guarded(_shelve if self._keeps else remove, path)
             if previous >= 0:
                 os.close(previous)
 
@@ -256,30 +268,47 @@ class Journal:
                 self._descriptor = -1
 
     # Generations
+    def shelve(self) -> None:
+        """Keep the records of rows, as far as they are in no part yet, for another generation."""
+        for path in self._rows_files():
+            guarded(_shelve, path)
+
+    def kept_files(self) -> list[tuple[Path, Path]]:
+        """The kept rows files, oldest first, with the names that they had."""
+        found = [
+            (tuple(map(int, path.stem.split("-")[1:])), path)
+            for path in self.folder.glob("kept-*-*.jsonl")
+        ]
+        return [(path, path.with_name(f"rows{path.name[4:]}")) for _, path in sorted(found)]
+
     def next_generation(self, parts: Iterable[Part]) -> Journal:
         """A journal in which `parts` are committed and pending rows without error are kept.
 
         It counts once the manifest names its generation; until then this one stays whole.
         """
         following = Journal(
-            self.folder, self.generation + 1, self._write, key=self._key, check=self._check_held
+            self.folder, self.generation + 1, self._write, key=self.key, check=self._check_held
         )
         following._clean(own=True)
         following._list.replace(parts)
         kept = [record for record in self.pending.values() if record.outcome.error is None]
         if kept:
-            rows = Records(self.folder / f"rows-{following.generation}-0.jsonl", self._key)
+            rows = Records(self.folder / f"rows-{following.generation}-0.jsonl", self.key)
             data = b"".join(rows.seal(_encode_record(record)) for record in kept)
             replace_file(rows.path, data, self._write)
         return following
 
     def sweep(self, parts: set[str] | None = None) -> None:
         """Remove what earlier runs left and nobody needs: of a complete job all but the list of
-        parts, else all but `parts` and what is journaled.
+        parts and its own kept rows, else all but `parts` and what is journaled or kept.
         """
         needed = {self._list.path.name}
-        if parts is not None:
-            needed |= {*parts, "answers.bin", *(path.name for path in self._rows_files())}
+        kept = [path.name for path, _ in self.kept_files()]
+        if parts is None:
+            # What is complete has copied what it needs of earlier ones.
+            needed.update(name for name in kept if name.startswith(f"kept-{self.generation}-"))
+        else:
+            needed |= {*parts, *kept, "answers.bin", *(path.name for path in self._rows_files())}
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in needed:
                 guarded(remove, path)
@@ -321,7 +350,7 @@ class Journal:
         )
 
     def _open(self) -> int:
-        rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
+        rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self.key)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
         descriptor: int = guarded(private_files.opener, rows.path, flags)
         self._number += 1
@@ -341,6 +370,10 @@ def _no_base(path: Path) -> JobError:
         f"{path} is damaged or was changed, so the rows that were done before cannot be told apart;"
         " --fresh computes all of them again"
     )
+
+
+def _shelve(path: Path) -> None:
+    os.replace(path, path.with_name(f"kept{path.name[4:]}"))
 
 
 def _number(path: Path) -> int:

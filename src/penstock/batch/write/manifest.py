@@ -71,23 +71,38 @@ class Manifest(Struct):
         bare = msgspec.structs.replace(self, checksum="")
         return f"{checksum(msgspec.json.encode(bare)):016x}"
 
-    def require(self, job: Mapping[str, Any], where: str) -> None:
+    def differences(self, job: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What of `job`, as `normal` makes it, is otherwise here: the value here, and the other."""
+        return {
+            name: (self.job.get(name), job.get(name))
+            for name in {**self.job, **job}
+            if self.job.get(name) != job.get(name)
+        }
+
+    def require(
+        self,
+        job: Mapping[str, Any],
+        where: str,
+        way_out: str = "Give another output, or --fresh to discard what was done",
+    ) -> None:
         """Raise `JobMismatchError`, with a table of what differs, unless this is the manifest of
         `job`.
 
         `job` is as `normal` makes it.
         """
-        differences = {
-            name: (self.job.get(name), job.get(name))
-            for name in {**self.job, **job}
-            if self.job.get(name) != job.get(name)
-        }
+        differences = self.differences(job)
         if differences:
             raise JobMismatchError(
-                f"{where} belongs to a different job:\n{_table(differences)}\n"
-                "Give another output, or --fresh to discard what was done",
+                f"{where} belongs to a different job:\n{_table(differences)}\n{way_out}",
                 differences,
             )
+
+
+def is_free(name: str) -> bool:
+    """Whether this part of a job's identity may change in an incremental job: it says which rows
+    there are and how they are written, not what is asked.
+    """
+    return name.startswith("input") or name in ("limit", "order", "result prefix")
 
 
 def normal(job: Mapping[str, Any]) -> dict[str, Any]:

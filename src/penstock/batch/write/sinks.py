@@ -150,7 +150,7 @@ class DurableSink(Sink):
         self._failure: PenstockError | None = None
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
-        if not journaled and self._journal.add(row.index, row.digest, outcome):
+        if not journaled and self._journal.add(row.index, row.digest, outcome, row.key):
             asyncio.get_running_loop().call_soon(self._or_fail, self._journal.flush)
         left: list[Row] = []
         for item in self._reorder.put(row.index, (row, outcome)):
@@ -191,7 +191,7 @@ class DurableSink(Sink):
         return _OpenPart(file, self._make_writer(self._journal.folder / file))
 
     def _commit(self, part: _OpenPart) -> None:
-        held = ((row.index, row.digest, outcome) for row, outcome in self._reorder.held())
+        held = ((row.index, row.digest, outcome, row.key) for row, outcome in self._reorder.held())
         commit = self._journal.rotate(held)
         self._part = None
 

@@ -27,14 +27,21 @@ class State:
     Made by `open`. `complete` says that there is nothing to do.
     """
 
-    def __init__(self, output: Output, manifest: Manifest, lock: Lock, *, keep_order: bool) -> None:
+    def __init__(
+        self,
+        output: Output,
+        manifest: Manifest,
+        lock: Lock,
+        *,
+        keep_order: bool,
+        incremental: bool = False,
+    ) -> None:
         self.output = output
         self.manifest = manifest
         self.keep_order = keep_order
-        self.journal = Journal(
-            output.folder, manifest.generation, key=manifest.key, check=lock.check
-        )
+        self.incremental = incremental
         self._lock = lock
+        self.journal = self._journal()
 
     @classmethod
     def open(
@@ -45,11 +52,13 @@ class State:
         keep_order: bool,
         fresh: bool,
         retry_failed: bool,
+        incremental: bool = False,
     ) -> State:
         """Take up the job in the output's state directory, or begin it.
 
         `fresh` discards what is there; `retry_failed` strikes out the failed rows, which then run
-        again. The rows of damaged parts run again too, and the log says so. Raises `OutputError`
+        again. `incremental` takes a changed input, and keeps what was answered of the earlier one.
+        The rows of damaged parts run again too, and the log says so. Raises `OutputError`
         for an output of other origin, `JobMismatchError` for another job's, `JobError` if another
         process holds it or if more is damaged.
         """
@@ -63,16 +72,16 @@ class State:
             lock = Lock(folder)
             try:
                 found = None if fresh else manifests.load(folder)
-                state = cls(
-                    output, found or _begin(output, job, fresh=fresh), lock, keep_order=keep_order
-                )
+                order = {"keep_order": keep_order, "incremental": incremental}
+                state = cls(output, found or _begin(output, job, fresh=fresh), lock, **order)
                 if not state.complete:
                     state._take_up()
-                    if state.journal.is_empty:
+                    if state.journal.is_empty and not state.journal.kept_files():
                         # Nothing was done, perhaps because the engine did not start: nothing need
                         # be the same.
                         begun = _begin(output, job, fresh=fresh, before=state.manifest)
-                        state = cls(output, begun, lock, keep_order=keep_order)
+                        state = cls(output, begun, lock, **order)
+                renewed = incremental and state._renew(job, failed_again=retry_failed)
                 state.manifest.require(job, output.path)
                 if state.complete:
                     if not output.exists():
@@ -81,7 +90,7 @@ class State:
                             " again"
                         )
                     state.journal.sweep()
-                if retry_failed:
+                if retry_failed and not renewed:
                     state._strike_failed()
                 return state
             except BaseException:
@@ -97,6 +106,15 @@ class State:
     def complete(self) -> bool:
         """Whether all rows are done and stand in the output."""
         return self.manifest.status == "complete"
+
+    @property
+    def held(self) -> bool:
+        """Whether the state directory is still this run's."""
+        try:
+            self._lock.check()
+        except OutputError:
+            return False
+        return True
 
     def publish(
         self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]
@@ -167,7 +185,59 @@ class State:
         manifest.placing = {}
         self._lock.check()
         manifest.save(self.output.folder)
+        if self.incremental:
+            self.journal.shelve()
         self.journal.sweep()
+
+    def _journal(self) -> Journal:
+        manifest = self.manifest
+        return Journal(
+            self.output.folder,
+            manifest.generation,
+            key=manifest.key,
+            check=self._lock.check,
+            keeps=self.incremental,
+        )
+
+    def _renew(self, job: Mapping[str, Any], *, failed_again: bool) -> bool:
+        """Begin the next generation for another input, with nothing done and all answers kept.
+        Returns whether it was needed.
+
+        Raises `JobMismatchError` where more than the input differs.
+        """
+        manifest = self.manifest
+        changed = manifest.differences(job)
+        if not changed and not (failed_again and self._has_failed):
+            return False
+        if not all(manifests.is_free(name) for name in changed):
+            rows = manifest.result.get("rows") or self.journal.rows
+            manifest.require(
+                {**job, **{n: manifest.job.get(n) for n in changed if manifests.is_free(n)}},
+                self.output.path,
+                f"An incremental job keeps answers to the same requests: here all {rows:,} rows"
+                " would be computed again. --fresh does that; or give another output",
+            )
+        self.journal.shelve()
+        manifest.job = dict(job)
+        manifest.generation += 1
+        manifest.published = {
+            which: manifest.known(which) or []
+            for which in {**manifest.published, **manifest.placing}
+        }
+        manifest.placing = {}
+        manifest.status = "running"
+        manifest.save(self.output.folder)
+        self.journal = self._journal()
+        self.journal.load()
+        self.journal.mend()
+        return True
+
+    @property
+    def _has_failed(self) -> bool:
+        pending = self.journal.pending.values()
+        return bool(self.manifest.result.get("errors") or self.journal.errors) or any(
+            record.outcome.error is not None for record in pending
+        )
 
     def _check_place(self) -> None:
         """Raises `OutputError` if anything in an output's place is not this job's."""

@@ -137,6 +137,18 @@ class Records:
         self.lost = max(damaged, self._next - len(found))
         return [found[number] for number in sorted(found)]
 
+    def sound(self, line: bytes) -> bytes | None:
+        """The record of one line, unless it is damaged or of another file."""
+        digits, _, rest = line[_HEAD:].partition(b",")
+        number = int(digits) if digits.isdigit() and len(digits) < 19 else -1
+        return rest[:-2] if number >= 0 and line == self._line(number, rest[:-2]) else None
+
+    @staticmethod
+    def body(line: bytes) -> bytes | None:
+        """The record of one line, not checked; None if there is none in it."""
+        _, comma, rest = line[_HEAD:].partition(b",")
+        return rest[:-2] if comma and rest.endswith(b"]\n") else None
+
     def cut(self) -> None:
         """Cut off a torn last line, so that what is appended starts a new one."""
         if self._whole < guarded(os.path.getsize, self.path):

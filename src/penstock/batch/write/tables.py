@@ -61,14 +61,13 @@ class ColumnTables:
         self._form = form
         self._input = schema.remove_metadata() if schema is not None else None
         self._columns = columns
-        self._result = pa.schema(list(zip(form.result_columns, form.arrow_types(), strict=True)))
         self._fields = range(1, 1 + len(form.fields))
 
     def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
         """The output rows of these rows, in this order."""
         table = self._input_table(rows)
-        results = zip(*(self._form.results(outcome) for outcome in outcomes), strict=True)
-        for place, (field, values) in enumerate(zip(self._result, results, strict=True)):
+        results = list(zip(*(self._form.results(outcome) for outcome in outcomes), strict=True))
+        for place, (field, values) in enumerate(zip(self._results(), results, strict=True)):
             column = (_field if place in self._fields else _own)(values, field.type)
             table = table.append_column(field.with_type(column.type), column)
         return table
@@ -76,7 +75,12 @@ class ColumnTables:
     def empty(self) -> pa.Table:
         """An output without rows; input columns of unknown type are text."""
         fields = list(self._input or [pa.field(name, pa.string()) for name in self._columns])
-        return unify([pa.schema([*fields, *self._result])]).empty_table()
+        return unify([pa.schema([*fields, *self._results()])]).empty_table()
+
+    def _results(self) -> pa.Schema:
+        """The result columns. A vector's width may be known only with the first results."""
+        names, kinds = self._form.result_columns, self._form.arrow_types()
+        return pa.schema(list(zip(names, kinds, strict=True)))
 
     def check_storable(self) -> None:
         """Raise `OutputError` if Parquet has no place for a type of the input."""
@@ -104,7 +108,7 @@ class ColumnTables:
         names = dict.fromkeys(self._columns)
         for row in rows:
             names.update(dict.fromkeys(row.values or ()))
-        taken = set(self._result.names)
+        taken = set(self._form.result_columns)
         values = {
             name: [(row.values or {}).get(name) for row in rows]
             for name in names

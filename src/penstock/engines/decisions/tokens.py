@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain, takewhile
+from collections.abc import Callable, Generator, Sequence
+from itertools import islice, takewhile
 
 from msgspec import Struct
 
 from penstock.engines.decisions.checks import bad_question
-from penstock.engines.decisions.prompts import RequestTexts
+from penstock.engines.decisions.prompts import Branch, RequestTexts
 from penstock.engines.decisions.trie import Path, Trie
 from penstock.errors import RequestError
 from penstock.types import Question
@@ -16,7 +16,8 @@ from penstock.types import Question
 Encode = Callable[[list[str], bool], list[list[int]]]
 """The ids of each text; the tokenizer adds special tokens of its own or does not."""
 
-
+STEP_CHARS = 1 << 15
+"""Characters that are encoded at once: some hundredths of a second."""
 _MOST_KEPT = 10_000
 """Texts of questions and labels, mostly short."""
 
@@ -65,34 +66,67 @@ class TextIds:
 def tokenized(asked: RequestTexts, questions: Sequence[Question], encode: Encode) -> TokenizedHead:
     """The ids of a request's texts. Raises `RequestError` for a label without tokens, and for two
     that the model reads alike.
+    """
+    steps = tokenizing(asked, questions, encode)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: TokenizedHead = end.value
+            return found
+
+
+def tokenizing(
+    asked: RequestTexts, questions: Sequence[Question], encode: Encode
+) -> Generator[None, None, TokenizedHead]:
+    """As `tokenized`, in steps of at most about `STEP_CHARS` characters, so that nobody waits long.
 
     A label is encoded together with its question: a tokenizer may join the two.
     """
     (head,) = encode([asked.head], asked.special_tokens)
-    texts = dict.fromkeys(
-        chain.from_iterable(
-            (branch.text, *(branch.text + label for label in branch.labels))
-            for branch in asked.branches
-        )
-    )
-    ids = dict(zip(texts, encode(list(texts), False), strict=True))
-    branches = []
+    left = STEP_CHARS - len(asked.head)
+    branches: list[TokenBranch] = []
+    pending: list[str] = []
+    unmade: list[tuple[Branch, list[Path]]] = []
+
+    def encoded() -> None:
+        """The texts that gathered, and the branches that are whole with them."""
+        known = iter(encode(pending, False))
+        pending.clear()
+        for branch, paths in unmade:
+            paths.extend(map(tuple, islice(known, 1 + len(branch.labels) - len(paths))))
+        whole = [one for one in unmade if len(one[1]) > len(one[0].labels)]
+        branches.extend(_branch(branch, questions, paths) for branch, paths in whole)
+        del unmade[: len(whole)]
+
     for branch in asked.branches:
-        question = questions[branch.number]
-        bare = ids[branch.text]
-        paths = [tuple(ids[branch.text + label]) for label in branch.labels]
-        for label, path in zip(branch.labels, paths, strict=True):
-            if not path or list(path) == bare:
-                why = f"has the option {label!r}, of which the model has no token"
-                raise bad_question(branch.number, question, why)
-        if len(set(paths)) < len(paths):
-            why = "has two options that the model reads alike"
-            raise bad_question(branch.number, question, why)
-        shared = _shared([tuple(bare), *paths])
-        branches.append(TokenBranch(list(paths[0][:shared]), Trie([p[shared:] for p in paths])))
+        unmade.append((branch, []))
+        for label in ("", *branch.labels):
+            pending.append(branch.text + label)
+            left -= len(pending[-1])
+            if left <= 0:
+                encoded()
+                left = STEP_CHARS
+                yield
+    if pending:
+        encoded()
     if not head and any(not branch.stem for branch in branches):
         raise RequestError("the input is empty", param="input")
     return TokenizedHead(head, branches)
+
+
+def _branch(branch: Branch, questions: Sequence[Question], found: list[Path]) -> TokenBranch:
+    """A branch of the ids of its text, and of those of its text with each label."""
+    question = questions[branch.number]
+    bare, *paths = found
+    for label, path in zip(branch.labels, paths, strict=True):
+        if not path or path == bare:
+            why = f"has the option {label!r}, of which the model has no token"
+            raise bad_question(branch.number, question, why)
+    if len(set(paths)) < len(paths):
+        raise bad_question(branch.number, question, "has two options that the model reads alike")
+    shared = _shared(found)
+    return TokenBranch(list(paths[0][:shared]), Trie([path[shared:] for path in paths]))
 
 
 def _shared(paths: Sequence[Path]) -> int:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.base import Stated
+from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.model_files import adapter_rank
@@ -20,6 +22,7 @@ from penstock.engines.openvino.model_files import MODEL_KINDS, sees
 from penstock.engines.openvino.model_source import (
     check_tokenizer,
     find_model,
+    stated,
     stated_context_length,
     stated_inputs,
 )
@@ -35,8 +38,15 @@ from penstock.engines.openvino.second_copy import SecondCopy, is_biased, needs_s
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
-from penstock.types import DecideRequest, Scores, StructuredOutput, Transcription, Usage
+from penstock.errors import EngineDeadError, EngineStartError
+from penstock.types import (
+    DecideRequest,
+    EmbeddingRequest,
+    Scores,
+    StructuredOutput,
+    Transcription,
+    Usage,
+)
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -59,6 +69,9 @@ class OpenVINOEngine(WorkerEngine):
         self.deterministic = self.options.deterministic
         self.tool_call_parser = self.options.tool_call_parser
         self.reasoning_parser = self.options.reasoning_parser
+        if self.options.chat_template is not None:
+            self.chat_template = read_template(self.options.chat_template)
+        self.template_variables = self.options.default_chat_template_kwargs
         for name, path in self.adapters.items():
             adapter_rank(name, path)
         self.beside: SecondCopy = SecondCopy(self._release_logits)
@@ -73,7 +86,11 @@ class OpenVINOEngine(WorkerEngine):
             for name, value in deciding.pop("properties", {}).items()
             if name.upper() not in COSTS_ONLY_PROPERTIES
         }
-        return {**deciding, "properties": properties} if properties else deciding
+        if properties:
+            deciding["properties"] = properties
+        if deciding.get("chat_template") is not None:  # what is in the file decides
+            deciding["chat_template"] = read_template(deciding["chat_template"])
+        return deciding
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
@@ -81,6 +98,9 @@ class OpenVINOEngine(WorkerEngine):
 
     def stated_context_length(self) -> int | None:
         return self.options.max_model_len or stated_context_length(self.model_source)
+
+    def stated(self) -> Stated:
+        return stated(self.model_source, self.options.task)
 
     @property
     def shares_steps(self) -> bool:
@@ -92,7 +112,13 @@ class OpenVINOEngine(WorkerEngine):
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
-            None, find_model, self.model_source, self.options.task, self.options.max_model_len
+            None,
+            find_model,
+            self.model_source,
+            self.options.task,
+            self.options.max_model_len,
+            self.options.weight_format,
+            self.options.quantization,
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
@@ -155,6 +181,9 @@ class OpenVINOEngine(WorkerEngine):
                 return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
 
+    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        return request.inputs, request.dimensions, request.input_type, request.truncate
+
     async def _release_logits(self) -> None:
         await self._call("release_logits")
 
@@ -171,13 +200,8 @@ class OpenVINOEngine(WorkerEngine):
     async def label_shares(
         self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
-        if request.adapter is not None:
-            raise UnsupportedError(
-                "decisions are of the bare model; this request has an adapter", param="model"
-            )
         async with self.beside.used():
-            answer = await self._call("decide", texts, request.questions)
-        return msgspec.convert(answer, tuple[list[Shares], Usage])
+            return await super().label_shares(texts, request)
 
     async def control(self, operation: str, **options: Any) -> Any:
         """Sleep by ending the process, which gives all its memory back."""

@@ -96,9 +96,9 @@ class Generation:
             self.chat_template = lambda: self._pipelines.chat_template
             self._vision = Vision(read_config(Path(path)), options.max_image_pixels)
         self.special_tokens = self._tokenizer.special_tokens
-        self._deciding = Deciding(
-            self._logits, self._tokenizer, context_length, options.deterministic
-        )
+        exact = options.deterministic
+        self._deciding_logits = self._logits if exact else Logits(path, options, exact=False)
+        self._deciding = Deciding(self._deciding_logits, self._tokenizer, context_length, exact)
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         self._eos = self._tokenizer.end
         self._stop_ids = set(pipeline.get_config().stop_token_ids) | (
@@ -234,9 +234,10 @@ class Generation:
         """Answer, which shows that the process is alive."""
 
     def release_logits(self) -> None:
-        """Give the second copy of the model back, unless it is read just now."""
+        """Give the copies of the model back, unless one is read just now."""
         if not (self._scoring.busy or self._deciding.busy):
             self._logits.release()
+            self._deciding_logits.release()
 
     def begin_decision(self, call: Call) -> None:
         """Take a request for decisions in; `decided` has its answer."""

@@ -19,11 +19,27 @@ MODEL_KINDS = {
     "transcribe": "a speech-to-text model",
 }
 """The tasks, with the name that messages give to a model of each."""
+TASKS_OF = {
+    "generate": frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
+    "embed": frozenset({"embeddings", "tokenize", "detokenize"}),
+    "score": frozenset({"score", "rerank", "tokenize", "detokenize"}),
+    "transcribe": frozenset({"transcriptions", "tokenize", "detokenize"}),
+}
+"""What a model of each task is asked: the methods of the engine protocol that it serves."""
 
 
 def is_ir(path: Path) -> bool:
     """Whether `path` is a directory with a converted model."""
     return path.is_dir() and any(path.glob("openvino_*model*.xml"))
+
+
+def onnx_file(path: Path) -> Path | None:
+    """The model in ONNX form in a directory, where optimum, sentence-transformers or fastembed put
+    it; the one with the most precise weights.
+    """
+    names = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx", "model_quantized.onnx")
+    files = (path / name for name in (*names, "onnx/model_quantized.onnx"))
+    return next((file for file in files if file.is_file()), None)
 
 
 LANGUAGE_MODEL = "openvino_language_model.xml"
@@ -115,7 +131,18 @@ def _unused_positions(config: dict[str, Any]) -> int:
 
 
 def gguf_context_length(path: Path) -> int:
-    """The context in tokens, from `*.context_length` in the file's header.
+    """The context in tokens, from `*.context_length` in the file's header."""
+    found = _gguf_field(path, ".context_length")
+    return FALLBACK_CONTEXT if found is None else found
+
+
+def gguf_vocabulary(path: Path) -> int | None:
+    """The number of tokens that the file's header lists; None if it has no list."""
+    return _gguf_field(path, "tokenizer.ggml.tokens")
+
+
+def _gguf_field(path: Path, end: str) -> int | None:
+    """A number in the file's header, or the length of a list there, by the end of its name.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
@@ -127,11 +154,11 @@ def gguf_context_length(path: Path) -> int:
             for _ in range(_number(file, "Q")):
                 name = file.read(_number(file, "Q")).decode(errors="replace")
                 value = _gguf_value(file, _number(file, "I"))
-                if name.endswith(".context_length"):
+                if name.endswith(end):
                     return int(value)
     except (struct.error, KeyError, OverflowError, MemoryError):
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
-    return FALLBACK_CONTEXT
+    return None
 
 
 _GGUF_FORMATS = {
@@ -157,12 +184,56 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
             _gguf_value(file, item)
-        return None
+        return size
     return _number(file, _GGUF_FORMATS[kind])
 
 
 def _number(file: BinaryIO, form: str) -> Any:
     return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]
+
+
+PROMPTS_CONFIG = "config_sentence_transformers.json"
+LENGTH_CONFIG = "sentence_bert_config.json"
+
+
+def instructions_of(path: Path, query: str | None, document: str | None) -> dict[str | None, str]:
+    """The text to put before each text by its `input_type`, as the options say (`query`,
+    `document`) or the file of sentence-transformers; under None that of texts without a type.
+    A type is absent where nothing is stated for any: the model may or may not want one.
+    """
+    try:
+        stated = _read_json(path / PROMPTS_CONFIG)
+    except FileNotFoundError:
+        stated = {}
+    stated = stated if isinstance(stated, dict) else {}
+    prompts = {
+        name: text
+        for name, text in (stated.get("prompts") or {}).items()
+        if isinstance(name, str) and isinstance(text, str)
+    }
+    found: dict[str | None, str] = {None: prompts.get(stated.get("default_prompt_name") or "", "")}
+    known = prompts.keys() & {"query", "document", "passage", "corpus"}
+    named = {
+        "query": (query, ("query",)),
+        "document": (document, ("document", "passage", "corpus")),
+    }
+    if known or query is not None or document is not None:
+        for name, (given, names) in named.items():
+            own = next((prompts[one] for one in names if one in prompts), "")
+            found[name] = own if given is None else given
+    return found
+
+
+def longest_text(path: Path) -> int | None:
+    """The most tokens of a text that an embedding model was made for, by the file of
+    sentence-transformers; None without it.
+    """
+    try:
+        stated = _read_json(path / LENGTH_CONFIG)
+    except FileNotFoundError:
+        return None
+    length = stated.get("max_seq_length") if isinstance(stated, dict) else None
+    return length if isinstance(length, int) and length > 0 else None
 
 
 POOLING_CONFIG = "1_Pooling/config.json"

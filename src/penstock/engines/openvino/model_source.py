@@ -23,25 +23,39 @@ from msgspec import Struct
 
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
+from penstock.engines.base import Stated
 from penstock.engines.model_files import local_source, locked, partial_of
 from penstock.engines.openvino.model_files import (
+    LENGTH_CONFIG,
     POOLING_CONFIG,
+    PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
+    TASKS_OF,
     context_length_of,
     gguf_context_length,
+    gguf_vocabulary,
     is_ir,
     is_vision_config,
     lacks_token_types,
+    longest_text,
+    onnx_file,
     read_config,
     sees,
     task_of,
+)
+from penstock.engines.openvino.weights import (
+    Quantization,
+    WeightFormat,
+    chosen_format,
+    megabytes,
+    weight_bytes,
+    what_is_missing,
 )
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
 from penstock.observability import is_terminal, say
 
-WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {
     "generate": "text-generation-with-past",
     "embed": "feature-extraction",
@@ -50,8 +64,15 @@ EXPORT_TASKS = {
 }
 
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
+_PLAIN = Quantization()
+_BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
+"""What an ONNX model without a `config.json` is taken for."""
+_BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
+"""Files of sentence-transformers, which a conversion keeps."""
+_RECIPE = 2
+"""Counts the changes to what a conversion makes."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
 # The tokenizer's settings may omit token types although the model needs them.
@@ -98,6 +119,24 @@ def stated_context_length(source: str) -> int | None:
     return context_length_of(config) if config else None
 
 
+def stated(source: str, task: str | None) -> Stated:
+    """What the model's local files state, if it is there. `task` is what the options say."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    vocabulary = None
+    try:
+        if path.suffix == ".gguf":
+            vocabulary, task = gguf_vocabulary(path), task or "generate"
+        elif config := read_config(path):
+            vocabulary = config.get("text_config", config).get("vocab_size")
+            task = task or task_of(path, config)
+    except (OSError, AttributeError, EngineStartError):
+        pass
+    return Stated(
+        vocabulary if isinstance(vocabulary, int) else None,
+        None if task is None else TASKS_OF.get(task),
+    )
+
+
 def stated_inputs(source: str) -> tuple[str, ...]:
     """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
     path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
@@ -110,34 +149,53 @@ def stated_inputs(source: str) -> tuple[str, ...]:
     return (("text", "image") if is_vision_config(config) else ("text",)) if config else ()
 
 
-def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
+def find_model(
+    source: str,
+    task: str | None,
+    max_model_len: int | None,
+    weight_format: WeightFormat | None = None,
+    quantization: Quantization = _PLAIN,
+) -> ModelFiles:
     """Resolve `source`. Copies a bucket's files, and converts a Hugging Face model, on first use,
     and shows its progress.
 
-    Raises `EngineStartError` if there is no such model, `MissingExtraError` if a conversion needs
-    an extra that is not installed.
+    Raises `EngineStartError` if there is no such model, or for a `weight_format` of one that is
+    converted already; `MissingExtraError` if a conversion needs an extra that is not installed.
     """
     source = local_source(source)
     path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if weight_format is not None and (path.suffix == ".gguf" or is_ir(path)):
+        raise EngineStartError(
+            f"'{source}' is not converted, so weight_format '{weight_format}' has no meaning for"
+            " it: leave it out, or give the model in Hugging Face's form"
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise EngineStartError(f"there is no GGUF file '{path}'")
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
     if not is_ir(path):
-        path = convert(source, task)
+        path = convert(source, task, weight_format, quantization)
     config = read_config(path)
     if task not in (None, "generate") and sees(path):
         raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
-    return ModelFiles(
-        path, task or task_of(path, config), max_model_len or context_length_of(config)
-    )
+    task = task or task_of(path, config)
+    longest = context_length_of(config)
+    if task == "embed":
+        longest = min(longest, longest_text(path) or longest)
+    return ModelFiles(path, task, max_model_len or longest)
 
 
-def convert(source: str, task: str | None = None) -> Path:
+def convert(
+    source: str,
+    task: str | None = None,
+    weight_format: WeightFormat | None = None,
+    quantization: Quantization = _PLAIN,
+) -> Path:
     """Convert a Hugging Face model and return the path of the result. `source` is a directory, or a
     hub id such as "org/name" or "org/name@revision".
 
-    The first call converts the model, shows its progress on stderr, and caches the result. Later
+    The first call converts the model, shows its progress and its size before and after on stderr,
+    and caches the result. Later
     calls use the cache, even if the extra is gone. A changed directory is converted again; a hub id
     without a revision keeps its first conversion. With `task` None the model's files decide.
 
@@ -156,11 +214,18 @@ def convert(source: str, task: str | None = None) -> Path:
             f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
             " form, a .gguf file, or a hub id such as 'org/name'"
         )
-    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
+    wanted = [weight_format or "auto", quantization.arguments()]
+    by_onnx = directory.is_dir() and _is_for_onnx(directory)
+    if by_onnx and (weight_format is not None or quantization != _PLAIN):
+        raise EngineStartError(
+            f"'{source}' is an ONNX model, whose weights stay as they are: leave weight_format out"
+        )
+    text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target
-    if find_spec("optimum") is None:
+    if find_spec("optimum") is None and not by_onnx:
         what = (
             f"'{source}'"
             if directory.exists()
@@ -174,7 +239,10 @@ def convert(source: str, task: str | None = None) -> Path:
                 if not directory.exists():
                     stage("downloading")
                     directory = _download(source)
-                _convert(source, directory, target, task, stage)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
     except OSError as error:
         raise EngineStartError(f"'{source}' could not be converted: {error}") from None
     return target
@@ -185,18 +253,28 @@ def _check_directory(path: Path) -> None:
         raise EngineStartError(
             f"'{path}' is a file, but no .gguf file; for other models give their directory"
         )
-    missing = [] if (path / "config.json").is_file() else ["config.json"]
-    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
-        missing.append("weights (*.safetensors, or pytorch_model*.bin)")
-    if missing:
+    if onnx_file(path) is not None and not (path / "tokenizer.json").is_file():
+        raise EngineStartError(
+            f"'{path}' has an ONNX model and no tokenizer.json: copy that of the model it was made"
+            " of there"
+        )
+    if not _is_for_onnx(path) and (missing := what_is_missing(path)):
         raise EngineStartError(
             f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging"
-            f" Face's; for those it lacks {' and '.join(missing)}"
+            f" Face's; for those {missing}"
         )
 
 
+def _is_for_onnx(path: Path) -> bool:
+    """Whether a directory's ONNX form is taken: where it has no other, or nothing converts that."""
+    if onnx_file(path) is None:
+        return False
+    return what_is_missing(path) is not None or find_spec("optimum") is None
+
+
 def _fingerprint(path: Path) -> list[Any]:
-    files = sorted(file for file in (*path.iterdir(), path / POOLING_CONFIG) if file.is_file())
+    beside = (path / POOLING_CONFIG, *path.glob("onnx/*"))
+    files = sorted(file for file in (*path.iterdir(), *beside) if file.is_file())
     return [
         str(path),
         *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
@@ -234,12 +312,19 @@ def _download(source: str) -> Path:
 
 
 def _convert(
-    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+    source: str,
+    directory: Path,
+    target: Path,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+    stage: Callable[[str], None],
 ) -> None:
     """Export beside `target`, then rename: `target` is complete whenever it exists."""
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
+    precision = chosen_format(weight_format, directory, task)
     seeing = task == "generate" and is_vision_config(config)
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
     partial = partial_of(target)
@@ -249,7 +334,8 @@ def _convert(
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
-            *("--task", exported, "--weight-format", WEIGHT_FORMAT, str(partial)),
+            *("--task", exported, "--weight-format", precision),
+            *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
         _run(source, command, log, stage)
@@ -263,14 +349,49 @@ def _convert(
             )
         if seeing:
             keep_image_settings(directory, partial)
-        for file in (SENTENCE_TRANSFORMERS, POOLING_CONFIG):
-            if (directory / file).is_file():
-                (partial / file).parent.mkdir(exist_ok=True)
-                shutil.copy(directory / file, partial / file)
+        _keep_beside(directory, partial)
+        partial.rename(target)
+        log.unlink()
+        before, after = weight_bytes(directory), weight_bytes(target)
+        say(
+            f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}"
+        )
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_onnx(
+    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+) -> None:
+    """The same for an ONNX model, which OpenVINO reads itself."""
+    config = read_config(directory) or _BARE
+    task = task or task_of(directory, config)
+    if task not in ("embed", "score"):
+        raise EngineStartError(
+            f"'{source}': of ONNX models the openvino engine runs those that embed or rerank; give"
+            " this one in Hugging Face's form"
+        )
+    partial = partial_of(target)
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    try:
+        stage("reading the ONNX model")
+        context = str(context_length_of(config))
+        module = "penstock.engines.openvino.onnx_ir"
+        _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        (partial / "config.json").write_text(json.dumps(config))
+        _keep_beside(directory, partial)
         partial.rename(target)
         log.unlink()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _keep_beside(directory: Path, partial: Path) -> None:
+    for file in _BESIDE:
+        if (directory / file).is_file():
+            (partial / file).parent.mkdir(exist_ok=True)
+            shutil.copy(directory / file, partial / file)
 
 
 def keep_image_settings(directory: Path, target: Path) -> None:
@@ -335,6 +456,8 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         with exporter:
             for line in exporter.stdout:
                 file.write(line)
+                if (done := _COMPRESSING.search(line)) is not None:
+                    stage(f"compressing the weights, {done[1]} %")
                 if line.startswith("Loading weights"):
                     stage("exporting" if "100%" in line else "loading weights")
                 if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field, msgpack
 
 from penstock.engines.base import not_deterministic
+from penstock.engines.openvino.weights import Quantization, WeightFormat, check_weights
 from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
 from penstock.llm_config.batch import BatchConfig
@@ -34,11 +35,18 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     `inference_precision` None: the device's choice, f32 where only one CPU is visible (bf16 crashes
     there on AMX machines). `max_loras`: adapters held at once, each with a copy of the model's
     weights; the least recently used leaves. `embedding_pooling` None: what the model's
-    `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of the
-    prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that
-    speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
-    not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
-    properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's marks say.
+    `1_Pooling/config.json` says, else the mean. `query_instruction` and `document_instruction`: the
+    text before each text whose `input_type` is that; None: what the model's
+    `config_sentence_transformers.json` says. `weight_format`: the precision of a converted model;
+    None and "auto": int8 from a billion parameters on, else fp16, of embedding and rerank models
+    fp32. `quantization`: further options of the conversion. `prompt_lookup`: speculate with n-grams
+    of the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller
+    model that speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`:
+    answers do not depend on what else runs, on the cache or on restarts. `properties`: further
+    OpenVINO properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's
+    marks say.
+    `chat_template`: a file with a template in place of the model's own, or its text.
+    `default_chat_template_kwargs`: names for the template that requests may override.
 
     Of vision-language models: a request may have `max_images`, of `max_image_bytes` (files) and
     `max_image_pixels` together. `image_urls`: images are also loaded from http and https, within
@@ -63,10 +71,16 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     num_speculative_tokens: Positive = 5
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
+    weight_format: WeightFormat | None = None
+    quantization: Quantization = Quantization()
+    query_instruction: str | None = None
+    document_instruction: str | None = None
     deterministic: bool = False
     properties: dict[str, Any] = field(default_factory=dict)
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    chat_template: str | None = None
+    default_chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     max_images: Positive = 16
     max_image_bytes: Positive = 64 << 20
     max_image_pixels: Positive = 1 << 26
@@ -74,6 +88,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     image_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
 
     def __post_init__(self) -> None:
+        check_weights(self.weight_format, self.quantization)
         check_names(self.tool_call_parser, self.reasoning_parser)
         if self.prompt_lookup and self.draft_model:
             raise ConfigError(

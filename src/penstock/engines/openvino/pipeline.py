@@ -14,6 +14,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.openvino.gguf_ir import keeping
 from penstock.engines.openvino.model_files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
 from penstock.engines.openvino.vision import AS_IS
@@ -40,6 +41,8 @@ class Pipelines:
         self._path = path
         self._options = options
         self._exact_blocks = 0
+        said = {name.lower(): value for name, value in options.properties.items()}
+        self._keeps = path.endswith(".gguf") and said.get("enable_save_ov_model") is not False
         self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self.cache_blocks = 0
         self.sees = sees(Path(path))
@@ -117,6 +120,11 @@ class Pipelines:
         if adapters is not None:
             properties["adapters"] = adapters
         properties.update(options.properties)
+        if options.tokenizer is None and self._keeps:
+            with keeping(self._path) as (path, saving):
+                return genai.ContinuousBatchingPipeline(
+                    path, scheduler, options.device, {**properties, **saving}, saving
+                )
         if options.tokenizer is None:
             pipeline = genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties

@@ -1,16 +1,16 @@
 """Models that do not generate text, inside the worker process: embedding, rerank, and
 speech-to-text.
 
-They have the face of `Generation` towards the worker, but nothing to step: each call is answered at
-once.
+They have the face of `Generation` towards the worker. Only `Embedding` has something to step: other
+calls are answered at once.
 """
 
 from __future__ import annotations
 
 import io
 import wave
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ import openvino_genai as genai
 from numpy.typing import NDArray
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
+from penstock.engines.openvino.model_files import (
+    MODEL_KINDS,
+    TASKS_OF,
+    instructions_of,
+    lacks_token_types,
+    pooling_of,
+)
 from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
@@ -40,8 +46,10 @@ _WINDOW_SECONDS = 30
 """Speech models hear a recording in windows of this length."""
 _PROMPT_TOKENS = 8
 """Room for the tokens that begin a speech model's answer: start, language, task, timestamps."""
-_BATCH_TOKENS = 8192
-"""Tokens of one pipeline call, padding included: more would take memory and give no speed."""
+_BATCH_TOKENS = 1024
+"""Tokens of one pipeline call, padding included. MiniLM takes twice the processor time for a text
+in calls of 8,192 tokens, which leave the processor's caches.
+"""
 _BATCH_CHARACTERS = 1 << 20
 _NO_LIMIT = 2**30
 """Tokenizers cut long texts without a limit. A power of two survives their 32-bit float."""
@@ -56,19 +64,25 @@ def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
     model = _TASKS[load.task](load.path, load.options, load.context_length)
     at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
-    tasks = frozenset({*model.tasks, "tokenize", "detokenize"})
-    return model, Ready(
-        Capabilities(tasks, load.context_length, at_once), None, model.special_tokens()
+    capabilities = Capabilities(
+        TASKS_OF[load.task],
+        load.context_length,
+        at_once,
+        batch_in_flight=2 * at_once if load.task == "embed" else 0,
     )
+    return model, Ready(capabilities, None, model.special_tokens())
 
 
 class Task:
-    """A model that answers calls. `tasks` are the methods of the engine protocol that it serves."""
+    """A model that answers calls."""
 
-    tasks: tuple[str, ...] = ()
     kind = ""
-    busy = False
     pause = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to `step`."""
+        return False
 
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self._path = path
@@ -93,6 +107,10 @@ class Task:
 
     def abort(self, request_id: int) -> None:
         """Nothing to give up: no request outlives its call."""
+
+    def decided(self) -> list[Reply | Failed]:
+        """Nothing: no decision has begun."""
+        return []
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
@@ -135,13 +153,33 @@ class Task:
                 raise RequestError(f"{param}[{index}] is empty", param=param)
 
 
-class Embedding(Task):
-    """A model that embeds texts as vectors."""
+class _Embedded:
+    """A call of `embed`, with the vectors that are there. `vectors` is None once it has ended."""
 
-    tasks = ("embeddings",)
+    def __init__(self, call: Call, inputs: list[Any], lengths: list[int]) -> None:
+        self.id = call.id
+        self.dimensions: int | None = call.args[1]
+        self.inputs = inputs
+        self.lengths = lengths
+        self.vectors: list[list[float]] | None = [[]] * len(inputs)
+        self.left = len(inputs)
+
+
+class Embedding(Task):
+    """A model that embeds texts as vectors.
+
+    Calls that wait together make a round: their texts, sorted by length, in runs of the model of up
+    to 1,024 tokens. A call is answered after the run that has its last text.
+    """
+
     kind = MODEL_KINDS["embed"]
 
     def _start(self) -> None:
+        self._waiting: list[_Embedded] = []
+        self._round: deque[list[tuple[_Embedded, int]]] = deque()
+        self._instructions = instructions_of(
+            Path(self._path), self._options.query_instruction, self._options.document_instruction
+        )
         config = genai.TextEmbeddingPipeline.Config()
         config.pooling_type = _POOLING[
             self._options.embedding_pooling or pooling_of(Path(self._path))
@@ -157,37 +195,90 @@ class Embedding(Task):
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
-    def embed_batch(self, calls: Sequence[Call]) -> list[Reply | Failed]:
-        """Answer calls of `embed(inputs, dimensions)`, all that arrived together in shared runs of
-        the model.
+    @property
+    def busy(self) -> bool:
+        return bool(self._round or self._waiting)
+
+    def abort(self, request_id: int) -> None:
+        for embedded in [*self._waiting, *(one for group in self._round for one, _ in group)]:
+            if embedded.id == request_id:
+                embedded.vectors = None
+
+    def begin_embeddings(self, calls: Sequence[Call]) -> list[Failed]:
+        """Take calls of `embed(inputs, dimensions, input_type, truncate)`. Returns those that fail.
 
         With `dimensions` below the model's width, vectors are cut and brought to length 1 again:
         what models trained for it (Matryoshka) expect. Without normalization
         (`embedding_normalize`) they are only cut.
         """
-        answers: list[Reply | Failed] = []
-        sound: list[tuple[Call, list[int]]] = []
+        failed: list[Failed] = []
+        sound: list[tuple[Call, list[Any]]] = []
+        for call in calls:
+            try:
+                sound.append((call, self._instructed(call.args[0], call.args[2])))
+            except RequestError as error:
+                failed.append(Failed.of(call.id, error))
         try:
-            given = [text for call in calls for text in call.args[0] if isinstance(text, str)]
+            given = [one for _, inputs in sound for one in inputs if isinstance(one, str)]
             counts = iter(_token_counts(self._tokenizer, given))
-            for call in calls:
-                inputs, dimensions = call.args
-                lengths = [next(counts) if isinstance(one, str) else len(one) for one in inputs]
-                try:
-                    self._check(inputs, dimensions, lengths)
-                    sound.append((call, lengths))
-                except RequestError as error:
-                    answers.append(Failed.of(call.id, error))
-            texts = [text for call, _ in sound for text in call.args[0]]
-            vectors = iter(
-                self._vectors(texts, [length for _, lengths in sound for length in lengths])
-            )
         except Exception as error:
             return [Failed(call.id, EngineError.kind, reason_of(error)) for call in calls]
-        for call, lengths in sound:
-            found = self._cut(list(islice(vectors, len(lengths))), call.args[1])
-            answers.append(Reply(call.id, Embeddings(found, Usage(sum(lengths)))))
-        return answers
+        for call, inputs in sound:
+            lengths = [next(counts) if isinstance(one, str) else len(one) for one in inputs]
+            if call.args[3]:  # texts are cut by the pipeline
+                longest = self._context_length
+                inputs = [one if isinstance(one, str) else one[:longest] for one in inputs]
+                lengths = [min(length, longest) for length in lengths]
+            try:
+                self._check(inputs, call.args[1], lengths)
+                self._waiting.append(_Embedded(call, inputs, lengths))
+            except RequestError as error:
+                failed.append(Failed.of(call.id, error))
+        return failed
+
+    def step(self) -> tuple[list[Any], list[Reply | Failed]]:
+        """Run the model once, and answer the calls that are complete."""
+        if not self._round:
+            texts = [(call, place) for call in self._waiting for place in range(call.left)]
+            self._waiting = []
+            lengths = [call.lengths[place] for call, place in texts]
+            for indexes in _groups(lengths, self._batch_tokens):
+                self._round.append([texts[index] for index in indexes])
+        group = [(call, at) for call, at in self._round.popleft() if call.vectors is not None]
+        answers: list[Reply | Failed] = []
+        try:
+            vectors = self._vectors([call.inputs[at] for call, at in group])
+        except Exception as error:
+            for call in {id(call): call for call, _ in group}.values():
+                call.vectors = None
+                answers.append(Failed(call.id, EngineError.kind, reason_of(error)))
+            return [], answers
+        for (call, at), vector in zip(group, vectors, strict=True):
+            assert call.vectors is not None
+            call.vectors[at] = vector
+            call.left -= 1
+            if not call.left:
+                found = self._cut(call.vectors, call.dimensions)
+                answers.append(Reply(call.id, Embeddings(found, Usage(sum(call.lengths)))))
+                call.vectors = None
+        return [], answers
+
+    def _instructed(self, inputs: list[Any], input_type: str | None) -> list[Any]:
+        """The inputs, each text behind the instruction of its type."""
+        if input_type not in self._instructions:
+            raise RequestError(
+                f"this model states no instruction for the input_type '{input_type}': set"
+                f' {input_type}_instruction in engine_kwargs ("" for none)',
+                param="input_type",
+            )
+        instruction = self._instructions[input_type]
+        if not instruction:
+            return inputs
+        if input_type is not None and not all(isinstance(one, str) for one in inputs):
+            raise RequestError(
+                "an instruction goes before texts, not before token ids", param="input_type"
+            )
+        return [instruction + one if isinstance(one, str) and one else one for one in inputs]
 
     def _check(self, inputs: list[Any], dimensions: int | None, lengths: list[int]) -> None:
         if not inputs:
@@ -202,15 +293,10 @@ class Embedding(Task):
                 self._vocabulary = self._vocabulary or 1 + max(self._tokenizer.get_vocab().values())
                 check_id_range(ids, self._vocabulary, "input")
 
-    def _vectors(self, inputs: list[Any], lengths: list[int]) -> list[list[float]]:
-        vectors = [[] if isinstance(one, str) else self._of_ids(one) for one in inputs]
-        texts = [index for index, one in enumerate(inputs) if isinstance(one, str)]
-        for group in _groups([lengths[index] for index in texts], self._batch_tokens):
-            chosen = [texts[place] for place in group]
-            found = self._pipeline.embed_documents([inputs[index] for index in chosen])
-            for index, vector in zip(chosen, found, strict=True):
-                vectors[index] = vector
-        return vectors
+    def _vectors(self, inputs: list[Any]) -> list[list[float]]:
+        texts = [one for one in inputs if isinstance(one, str)]
+        found = iter(self._pipeline.embed_documents(texts) if texts else [])
+        return [next(found) if isinstance(one, str) else self._of_ids(one) for one in inputs]
 
     def _of_ids(self, ids: list[int]) -> list[float]:
         """The vector of token ids. The pipeline takes texts only, so the model is loaded once more
@@ -255,7 +341,6 @@ class Embedding(Task):
 class Rerank(Task):
     """The relevance of documents to a query."""
 
-    tasks = ("score", "rerank")
     kind = MODEL_KINDS["score"]
 
     def _start(self) -> None:
@@ -290,7 +375,6 @@ class Rerank(Task):
 class Speech(Task):
     """A model that transcribes speech to text."""
 
-    tasks = ("transcriptions",)
     kind = MODEL_KINDS["transcribe"]
 
     def _start(self) -> None:

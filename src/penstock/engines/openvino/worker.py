@@ -15,6 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
+from penstock.engines.openvino.model_files import TASKS_OF
 from penstock.engines.openvino.options import Load, ToWorker, decode_to_worker, reason_of
 from penstock.engines.process import (
     Abort,
@@ -67,7 +68,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
 
     model = Generation(load.path, load.options, load.context_length, load.sharing)
     capabilities = Capabilities(
-        tasks=frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
+        tasks=TASKS_OF["generate"],
         context_length=load.context_length,
         max_concurrency=load.options.max_num_seqs,
         structured=frozenset({"json_schema", "json_object", "regex", "grammar"}),
@@ -118,7 +119,7 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
     if submits:
         out += model.submit(submits)
     if embeds:
-        out += model.embed_batch(embeds)
+        out += model.begin_embeddings(embeds)
     if model.busy:
         deltas, failures = model.step()
         if deltas:

@@ -139,9 +139,18 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
     match task:
         case "decide":
             return decision_body(request, dialect == "penstock")
-        case "embeddings" if request.dimensions is not None:
-            return {"input": request.inputs, "dimensions": request.dimensions}
-        case "embeddings" | "classify":
+        case "embeddings":
+            body = {
+                "input": request.inputs,
+                "dimensions": request.dimensions,
+                "input_type": request.input_type,
+                # Of others, a text that is too long shows in their refusal.
+                "truncate_prompt_tokens": -1
+                if request.truncate and dialect == "penstock"
+                else None,
+            }
+            return {name: value for name, value in body.items() if value is not None}
+        case "classify":
             return {"input": request.inputs}
         case "score":
             return score_body(dialect, request.query, request.documents)

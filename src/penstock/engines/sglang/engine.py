@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, ClassVar
 
 from penstock.engines import model_files
+from penstock.engines.base import Stated
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sglang import options
 from penstock.engines.worker_engine import WorkerEngine
@@ -58,6 +59,9 @@ class SGLangEngine(WorkerEngine):
             if isinstance(given, int)
             else model_files.stated_context_length(self.model_source)
         )
+
+    def stated(self) -> Stated:
+        return Stated(model_files.stated_vocabulary(self.model_source))
 
     # Life
     async def _load_message(self) -> options.Load:

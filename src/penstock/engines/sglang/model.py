@@ -7,13 +7,19 @@ Importing this module takes seconds, needs what SGLang needs, such as a GPU, and
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from penstock.engines.base import Capabilities
+from penstock.engines.decisions.prompts import RequestTexts
+from penstock.engines.decisions.tokens import tokenized
+from penstock.engines.decisions.trie import Path, Shares, shares
 from penstock.engines.process import Ready, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.sglang.options import Load, version_note
@@ -27,7 +33,7 @@ from penstock.errors import (
     UnsupportedError,
     context_overflow,
 )
-from penstock.types import Delta, Embeddings, Tokens, Usage
+from penstock.types import Delta, Embeddings, Question, Tokens, Usage
 
 try:
     from sglang.srt.entrypoints.engine import Engine
@@ -77,6 +83,8 @@ class Model:
             state.get("effective_max_running_requests_per_dp") or 0
             for state in info["internal_states"]
         )
+        # Else a score call puts delimiters between the input and the questions.
+        joined = bool(info.get("enable_mis"))
         constrained = generates and info.get("grammar_backend") != "none"
         capabilities = Capabilities(
             tasks=frozenset(
@@ -84,6 +92,7 @@ class Model:
                     "tokenize",
                     "detokenize",
                     *(("chat", "completions") if generates else ("embeddings",)),
+                    *(("decide",) if generates and not joined else ()),
                 }
             ),
             context_length=self._context_length,
@@ -151,6 +160,46 @@ class Model:
             self._running.discard(rid)
             if not self._running:
                 self._idle.set()
+
+    async def decide(self, texts: Any, questions: Any) -> tuple[list[Shares], Usage]:
+        """The shares of each branch's labels, by SGLang's score call: one for all places where
+        labels go on with the same tokens.
+        """
+        asked = msgspec.convert(questions, list[Question])
+        read = tokenized(msgspec.convert(texts, RequestTexts), asked, self._encoded)
+        longest = max(len(one.stem) + max(map(len, one.trie.paths)) for one in read.branches)
+        if (size := len(read.ids) + longest) >= self._prompt_limit:
+            raise context_overflow(self._context_length, size, what="an input with a question")
+        places: dict[Path, list[tuple[int, Path]]] = {}
+        for number, branch in enumerate(read.branches):
+            for place, tokens in branch.trie.parting.items():
+                places.setdefault(tokens, []).append((number, place))
+        known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
+        rid = f"penstock-{next(self._rids)}"
+        await self._open.wait()
+        self._running.add(rid)
+        self._idle.clear()
+        try:
+            for tokens, wanted in places.items():
+                found = await self._engine.async_score(
+                    query=read.ids,
+                    items=[[*read.branches[number].stem, *place] for number, place in wanted],
+                    label_token_ids=list(tokens),
+                    apply_softmax=False,
+                )
+                for (number, place), chances in zip(wanted, found.scores, strict=True):
+                    known[number][place] = [math.log(p) if p > 0 else -math.inf for p in chances]
+        except Exception as error:
+            raise _error(error) from error
+        finally:
+            self._running.discard(rid)
+            if not self._running:
+                self._idle.set()
+        each = [shares(branch.trie, one) for branch, one in zip(read.branches, known, strict=True)]
+        return each, Usage(read.size)
+
+    def _encoded(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        return [list(self._tokenizer.encode(t, add_special_tokens=special_tokens)) for t in texts]
 
     async def embed(self, texts: list[Any], dimensions: int | None) -> Embeddings:
         if not all(isinstance(text, str) for text in texts):

@@ -20,6 +20,7 @@ from penstock.engines.decisions.tokens import tokenized
 from penstock.engines.decisions.trie import Shares, shares
 from penstock.engines.sampling import check_id_range
 from penstock.engines.token_engine import GenerateRequest
+from penstock.errors import context_overflow
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
@@ -94,18 +95,27 @@ def prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob
     return (first, *(logprob(token, top) for token in prompt[1:]))
 
 
-def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:
+def embeddings(request: EmbeddingRequest, seed: int, context: int) -> Embeddings:
     """A vector for each input, drawn from its bytes, which are its tokens, and the seed."""
     width = request.dimensions or _EMBEDDING_WIDTH
     for one in request.inputs:
         if not isinstance(one, str):
             check_id_range(one, 256, "input")
-    inputs = [one.encode() if isinstance(one, str) else bytes(one) for one in request.inputs]
+    before = f"{request.input_type}: " if request.input_type is not None else ""
+    inputs = [
+        (before + one).encode() if isinstance(one, str) else bytes(one) for one in request.inputs
+    ]
+    for index, size in enumerate(map(len, inputs)):
+        if size > context and not request.truncate:
+            raise context_overflow(context, size, what=f"input[{index}]", param="input")
     vectors = [
-        [seeded(seed, "embed", one.decode(errors="replace")).gauss(0, 1) for _ in range(width)]
+        [
+            seeded(seed, "embed", one[:context].decode(errors="replace")).gauss(0, 1)
+            for _ in range(width)
+        ]
         for one in inputs
     ]
-    return Embeddings(vectors, Usage(sum(map(len, inputs))))
+    return Embeddings(vectors, Usage(sum(min(len(one), context) for one in inputs)))
 
 
 def scores(request: RerankRequest) -> Scores:

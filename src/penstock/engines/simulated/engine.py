@@ -14,7 +14,7 @@ from collections import deque
 from typing import Any, ClassVar
 
 from penstock.config import parse_options
-from penstock.engines.base import Capabilities
+from penstock.engines.base import Capabilities, Stated
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
@@ -185,6 +185,9 @@ class SimulatedEngine(TokenEngine):
         finally:
             self._forget(item)
 
+    def stated(self) -> Stated:
+        return Stated(_VOCABULARY, self.capabilities.tasks)
+
     async def answer(self, task: str, request: Any) -> Any:
         match task:
             case "tokenize":
@@ -195,7 +198,7 @@ class SimulatedEngine(TokenEngine):
             case "embeddings" | "score" | "rerank":
                 await self.check_health()
                 return (
-                    embeddings(request, self.options.seed)
+                    embeddings(request, self.options.seed, self.options.max_model_len)
                     if task == "embeddings"
                     else scores(request)
                 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import msgspec
 
 from penstock.engines import model_files
+from penstock.engines.base import Stated
 from penstock.engines.decisions.generated import generated_shares
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
@@ -92,6 +93,11 @@ class VLLMEngine(TokenEngine):
             if isinstance(given, int)
             else model_files.stated_context_length(self.model_source)
         )
+
+    def stated(self) -> Stated:
+        runner = self.options.engine.get("runner")
+        tasks = None if runner is None else options.RUNNERS.get(runner)
+        return Stated(model_files.stated_vocabulary(self.model_source), tasks)
 
     @property
     def shares_steps(self) -> bool:

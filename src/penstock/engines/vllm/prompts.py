@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
+from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate, read_template
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.vllm.library import (
     ChatCompletionToolsParam,
@@ -408,9 +407,7 @@ def _is_short(request: ChatRequest) -> bool:
 def _template(given: str | None, tokenizer: Any) -> str | None:
     """The template to use; None for the model's own. A model that has none gets `PLAIN`."""
     if given is not None:
-        path = Path(given)
-        is_file = "{" not in given and path.is_file()
-        return path.read_text(encoding="utf-8") if is_file else given
+        return read_template(given)
     has_one = is_mistral_tokenizer(tokenizer) or getattr(tokenizer, "chat_template", None)
     return None if has_one else PLAIN
 

@@ -15,6 +15,7 @@ import msgspec
 
 from penstock.engines.base import Capabilities
 from penstock.engines.prefix_index import block_hashes
+from penstock.engines.sampling import check_input_type
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
 from penstock.engines.vllm.kv_cache import KVEvents, local_endpoints, ranks, token_root
@@ -107,6 +108,7 @@ class Running:
         name = request.request_id or uuid.uuid4().hex
         match task:
             case "embeddings":
+                check_input_type(request, "vllm")
                 return Embeddings(
                     *await self._pooled(
                         request.inputs, name, task="embed", dimensions=request.dimensions

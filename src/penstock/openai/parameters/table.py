@@ -8,13 +8,14 @@ field is honoured, unless it stands in `HARMLESS` or `ONLY`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
 from penstock.errors import RequestError
 from penstock.openai.parameters.engine import DEFAULTS, EngineParameters
 
+One = TypeVar("One")
 Verdict = Literal["honoured", "harmless", "refused"]
 _CACHE = "prefixes are cached by content"
 _USER = {"user": "for the provider's records"}
@@ -74,14 +75,6 @@ _NOTHING: tuple[Any, ...] = (False, "", [], {})
 _PROCESSED_MEDIA: dict[str, tuple[Any, ...]] = {
     "mm_payload": ("tensors",),
     "return_mm_kwargs": (False,),
-}
-_OF_ENGINES: dict[str, tuple[Any, ...]] = {
-    **_PROCESSED_MEDIA,
-    "cache_salt": _NOTHING,
-    "ec_transfer_params": _NOTHING,
-    "kv_transfer_params": _NOTHING,
-    "vllm_xargs": _NOTHING,
-    "watermarking": (False,),
 }
 _POOLING: dict[str, tuple[Any, ...]] = {
     "cache_salt": _NOTHING,
@@ -145,7 +138,7 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "prompt": _NOTHING,
     },
     "MessageBody": {
-        **_OF_ENGINES,
+        **_PROCESSED_MEDIA,
         "billing_policy": _NOTHING,
         "compaction": _NOTHING,
         "container": _NOTHING,
@@ -155,7 +148,6 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "fallbacks": _NOTHING,
         "mcp_servers": _NOTHING,
         "speed": ("standard",),
-        "thread": (),
     },
 }
 """Form → parameter → the values that it may have: those that change nothing. A field that the form
@@ -178,17 +170,27 @@ ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "return_token_ids": (False,),  # a response has no place for them
         "truncation": ("disabled",),
     },
+    "MessageBody": {
+        **_NOWHERE,
+        "return_token_ids": (False,),  # nor has a message
+        "thread": (),
+    },
 }
 """As `REFUSED`, of fields that a form has."""
+
+
+def of_form(table: Mapping[str, Mapping[str, One]], form: type[Struct]) -> Mapping[str, One]:
+    """What a table has for a form, or for that which it is made of."""
+    return next((table[one.__name__] for one in form.__mro__ if one.__name__ in table), {})
 
 
 def is_known(form: type[Struct], name: str, value: Any) -> bool:
     """Whether a parameter that is no field of the form may be left out. Raises `RequestError` for
     one that is refused with this value.
     """
-    if name in HARMLESS.get(form.__name__, ()):
+    if name in of_form(HARMLESS, form):
         return True
-    values = REFUSED.get(form.__name__, {}).get(name)
+    values = of_form(REFUSED, form).get(name)
     if values is not None and not _is_one(value, values):
         raise _refusal(name, values)
     return values is not None
@@ -196,7 +198,7 @@ def is_known(form: type[Struct], name: str, value: Any) -> bool:
 
 def check_only(body: Struct) -> None:
     """Raise `RequestError` for a field whose value is refused."""
-    for name, values in ONLY.get(type(body).__name__, {}).items():
+    for name, values in of_form(ONLY, type(body)).items():
         given = getattr(body, name)
         if given is not None and not _is_one(given, values):
             raise _refusal(name, values)
@@ -204,15 +206,14 @@ def check_only(body: Struct) -> None:
 
 def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
     """What becomes of a parameter, and why, or which values it may have."""
-    key = form.__name__
-    if (why := HARMLESS.get(key, {}).get(name)) is not None:
+    if (why := of_form(HARMLESS, form).get(name)) is not None:
         return "harmless", why
-    values = ONLY.get(key, {}).get(name)
+    values = of_form(ONLY, form).get(name)
     if values is None and name in form.__struct_fields__:
         of_engines = issubclass(form, EngineParameters) and name in DEFAULTS
         return "honoured", "vLLM" if of_engines else ""
     if values is None:
-        values = REFUSED[key][name]
+        values = of_form(REFUSED, form)[name]
     return "refused", "" if values is _NOTHING or not values else f"but for {_in_words(values)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
 from penstock.config import import_object
-from penstock.errors import ConfigError, RequestError, ShuttingDownError, UnsupportedError
+from penstock.errors import ConfigError, RequestError, ShuttingDownError, UnsupportedError, nearest
 from penstock.llm_config import LLMConfig
 from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_admin, check_not_cross_site, check_user, rank_of
@@ -192,6 +193,42 @@ def ingress_class(given: Any) -> Any:
     return cls
 
 
+_OWN = frozenset({"self", "llm_deployments", "model_cards", "lora_paths", "settings"})
+"""The arguments that ingresses are called with anyway."""
+
+
+def check_extra(cls: type, extra: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for `ingress_extra_kwargs` that the class does not take, or lacks."""
+    where = "ingress_cls_config.ingress_extra_kwargs"
+    known: set[str] = set()
+    for one in cls.__mro__:  # each passes on what it does not take
+        if "__init__" not in vars(one):
+            continue
+        taken = inspect.signature(vars(one)["__init__"]).parameters.values()
+        for part in taken:
+            needed = part.kind is part.KEYWORD_ONLY and part.default is part.empty
+            if needed and part.name not in {*extra, *known, *_OWN}:
+                raise ConfigError(
+                    f"'{part.name}' is missing, which {one.__name__} needs", field=where
+                )
+        known |= {
+            part.name
+            for part in taken
+            if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)
+        }
+        if not any(part.kind is part.VAR_KEYWORD for part in taken):
+            break
+    known -= _OWN
+    for name in extra:
+        if name not in known:
+            raise ConfigError(
+                f"unknown key '{name}': {cls.__name__} does not take it",
+                field=where,
+                value=extra[name],
+                hint=nearest(name, known),
+            )
+
+
 def made_ingress(
     config: Mapping[str, Any],
     models: Mapping[str, ModelHandle],
@@ -207,6 +244,7 @@ def made_ingress(
     """
     cls = ingress_class(config.get("ingress_cls") or OpenAiIngress)
     extra = config.get("ingress_extra_kwargs") or {}
+    check_extra(cls, extra)
     front = getattr(cls, "in_front_of", None)
     if front is not None:
         app: IngressApp = front(

@@ -71,6 +71,9 @@ class Hosts(Protocol):
     def options(self, cls: Any, config: LLMConfig) -> dict[str, Any]:
         """The options that deploy a class of servers."""
 
+    def taken(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of deployments that this version of the runtime takes."""
+
     async def models(
         self, deployments: Mapping[str, Any], configs: Mapping[str, LLMConfig]
     ) -> dict[str, ModelHandle]:

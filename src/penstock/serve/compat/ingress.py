@@ -153,7 +153,8 @@ class OpenAiIngress:
     @classmethod
     def get_deployment_options(cls, llm_configs: list[LLMConfig] | None = None) -> dict[str, Any]:
         """The options of `serve.deployment` for this ingress."""
-        return ingress_options()
+        runtime = hosts()
+        return ingress_options() if runtime is None else runtime.taken(ingress_options())
 
     # Models
     async def models(self) -> ModelList:

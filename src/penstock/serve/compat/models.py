@@ -6,6 +6,7 @@ checks what it says. So `ChatCompletionRequest(...)` takes whatever `/v1/chat/co
 
 from __future__ import annotations
 
+import time
 import uuid
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -146,11 +147,17 @@ class TranscriptionRequest(Open):
     request_id: str = Field(default_factory=_new_id)
 
 
-# Responses
+# Responses: the fields of vLLM's, so that each can be read, and is shown, whether it is set or not
+class PromptTokensDetails(Open):
+    cached_tokens: int | None = None
+
+
 class UsageInfo(Open):
     prompt_tokens: int = 0
     total_tokens: int = 0
     completion_tokens: int | None = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: Any = None
 
 
 class FunctionCall(Open):
@@ -164,58 +171,85 @@ class ToolCall(Open):
     function: FunctionCall = Field(default_factory=FunctionCall)
 
 
-class ChatMessage(Open):
+class DeltaMessage(Open):
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
 
 
-class ChatCompletionResponseChoice(Open):
+class ChatMessage(DeltaMessage):
+    role: str | None = "assistant"
+    refusal: str | None = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
+
+
+class Choice(Open):
     index: int = 0
-    message: ChatMessage
     logprobs: Any = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletionResponseChoice(Choice):
+    message: ChatMessage
+    finish_reason: str | None = "stop"
+
+
+class ChatCompletionStreamChoice(Choice):
+    delta: DeltaMessage
+
+
+class CompletionChoice(Choice):
+    text: str = ""
+    prompt_logprobs: Any = None
+    prompt_token_ids: list[int] | None = None
+
+
+def _id(prefix: str) -> Any:
+    return Field(default_factory=lambda: f"{prefix}-{_new_id()}")
 
 
 class Response(Open):
-    id: str = ""
-    object: str = ""
-    created: int = 0
-    model: str = ""
+    created: int = Field(default_factory=lambda: int(time.time()))
+    model: str | None = None
     usage: UsageInfo | None = None
 
 
-class ChatCompletionResponse(Response):
+class GeneratedResponse(Response):
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_text: str | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    metrics: Any = None
+
+
+class ChatCompletionResponse(GeneratedResponse):
+    id: str = _id("chatcmpl")
+    object: str = "chat.completion"
     choices: list[ChatCompletionResponseChoice]
+    prompt_logprobs: Any = None
 
 
-class ChatCompletionStreamChoice(Open):
-    index: int = 0
-    delta: ChatMessage
-    logprobs: Any = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-
-
-class ChatCompletionStreamResponse(Response):
+class ChatCompletionStreamResponse(GeneratedResponse):
+    id: str = _id("chatcmpl")
+    object: str = "chat.completion.chunk"
     choices: list[ChatCompletionStreamChoice]
 
 
-class CompletionChoice(Open):
-    index: int = 0
-    text: str = ""
-    logprobs: Any = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-
-
-class CompletionResponse(Response):
+class CompletionResponse(GeneratedResponse):
+    id: str = _id("cmpl")
+    object: str = "text_completion"
     choices: list[CompletionChoice]
 
 
-class CompletionStreamResponse(Response):
+class CompletionStreamResponse(GeneratedResponse):
+    id: str = _id("cmpl")
+    object: str = "text_completion"
     choices: list[CompletionChoice]
 
 
@@ -226,6 +260,8 @@ class EmbeddingData(Open):
 
 
 class EmbeddingResponse(Response):
+    id: str = _id("embd")
+    object: str = "list"
     data: list[EmbeddingData]
 
 
@@ -236,6 +272,8 @@ class ScoreData(Open):
 
 
 class ScoreResponse(Response):
+    id: str = _id("score")
+    object: str = "list"
     data: list[ScoreData]
 
 
@@ -252,9 +290,10 @@ class DetokenizeResponse(Open):
 
 class TranscriptionResponse(Open):
     text: str
+    usage: Any = None
 
 
-class TranscriptionStreamResponse(Response):
+class TranscriptionStreamResponse(Open):
     """Never made: transcriptions come whole."""
 
 

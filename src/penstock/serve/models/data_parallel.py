@@ -18,7 +18,7 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.load import LeastLoaded
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Member, Pool
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, Stated
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig, parallelism
@@ -134,6 +134,9 @@ class EngineGroup(LLMEngine):
 
     def stated_context_length(self) -> int | None:
         return self.ranks[0].stated_context_length()
+
+    def stated(self) -> Stated:
+        return self.ranks[0].stated()
 
     def brings(self, operation: str) -> bool:
         return self.ranks[0].brings(operation)

@@ -160,7 +160,7 @@ class LocalModel(ModelHandle):
 
     # Idleness
     async def _make_room_beside(self) -> None:
-        """Make room for what the engine loads beside the model: a copy of it in 32 bits."""
+        """Make room for what the engine loads beside the model: copies of it."""
         assert self.server.engine.beside is not None
         size = await asyncio.to_thread(copy_estimate, self.config)
         own = await asyncio.to_thread(memory_estimate, self.config)

@@ -202,8 +202,10 @@ def memory_estimate(config: LLMConfig) -> int:
 
 
 def copy_estimate(config: LLMConfig) -> int:
-    """About how many bytes a copy of the model in 32 bits takes: the files have 16 or fewer."""
-    return 2 * (model_size(config).weights or 0)
+    """About how many bytes the copies take that an engine reads log probabilities from: one in 32
+    bits, and for decisions one in 16. The files have 16 or fewer.
+    """
+    return 3 * (model_size(config).weights or 0)
 
 
 def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:

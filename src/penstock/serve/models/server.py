@@ -20,7 +20,6 @@ from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.model_files import copy_files
 from penstock.engines.quarantine import digest_of
-from penstock.engines.sampling import check_before_load
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
 from penstock.errors import (
@@ -29,7 +28,6 @@ from penstock.errors import (
     PenstockError,
     RequestError,
     UnavailableError,
-    UnsupportedError,
 )
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
@@ -37,6 +35,7 @@ from penstock.observability import note_queue_time
 from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission
+from penstock.serve.models.beforehand import check_before_load, check_task
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
@@ -44,8 +43,6 @@ from penstock.types import ChatRequest, CompletionRequest
 
 SLOTLESS = frozenset({"tokenize", "detokenize", "tokens", "tokenizer_info"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
-_NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
-"""Tasks that an engine does that has another one."""
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to its concurrency: when one ends the next is at hand."""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -210,10 +207,11 @@ class LLMServer(Tasks, ControlPlane):
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
             version = await self.store.fetch(request.adapter) if request.adapter else None
-            self._check_open(request)
+            task = task_of(request)
+            self._check_open(task, request)
             await self._enter(request.priority, request.batch)
             try:
-                self._check_task(task_of(request))
+                self._check_task(task)
                 async with AsyncExitStack() as held:
                     adapter = (
                         await held.enter_async_context(self._adapters.use(version))
@@ -257,7 +255,7 @@ class LLMServer(Tasks, ControlPlane):
         note_queue_time(time.perf_counter() - began)
 
     async def answer(self, task: str, request: Any) -> Any:
-        self._check_open()
+        self._check_open(task, request)
         batch = getattr(request, "batch", False)
         if task not in SLOTLESS or self.supervisor.phase != "ready":
             await self._enter(batch=batch)
@@ -310,7 +308,7 @@ class LLMServer(Tasks, ControlPlane):
                     await self._adapters.drop(name)
 
     # What requests meet
-    def _check_open(self, request: ChatRequest | CompletionRequest | None = None) -> None:
+    def _check_open(self, task: str, request: Any) -> None:
         """Turn away what cannot be answered; load what can be loaded, but for no request that no
         engine would answer.
         """
@@ -323,19 +321,13 @@ class LLMServer(Tasks, ControlPlane):
             return
         if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
             raise supervisor.failure()
-        if request is not None:
-            known = None if self.engine.learns else getattr(self.engine, "capabilities", None)
-            check_before_load(request, known, self.engine.name)
+        engine = self.engine
+        known = None if engine.learns else getattr(engine, "capabilities", None)
+        check_before_load(request, task, stated=engine.stated(), known=known, engine=engine.name)
         supervisor.load()
 
     def _check_task(self, task: str) -> None:
-        tasks = self.engine.capabilities.tasks
-        if _NEEDS.get(task, task) not in tasks:
-            known = ", ".join(sorted(tasks))
-            raise UnsupportedError(
-                f"the {self.engine.name} engine does not support {task} with this model, but"
-                f" {known}"
-            )
+        check_task(task, self.engine.capabilities.tasks, self.engine.name)
 
     def _stopping_error(self) -> UnavailableError:
         return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")

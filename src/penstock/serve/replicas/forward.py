@@ -17,8 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from penstock.balance.policies.base import RouteRequest
-from penstock.engines.sampling import check_before_load
-from penstock.engines.tasks import Batches, Tasks
+from penstock.engines.tasks import Batches, Tasks, task_of
 from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
 from penstock.llm_config.batch import CLASS_HEADER
 from penstock.openai.framing import error_events
@@ -112,12 +111,14 @@ class _NoModel(Tasks):
 
     def __init__(self, model: RemoteModel) -> None:
         self.model_id, self.engine_name, self.card = model.model_id, model.engine_name, model.card
+        self._check = model.check_before_load
 
     async def answer(self, task: str, request: Any) -> Any:
+        self._check(task, request)
         raise _Asks
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        check_before_load(request)
+        self._check(task_of(request), request)
         raise _Asks
         yield
 

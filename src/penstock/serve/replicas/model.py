@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, closing
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
+from penstock.engines.base import ENGINES, LLMEngine
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
@@ -22,8 +24,10 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
+from penstock.serve.models.beforehand import check_before_load
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
+from penstock.serve.models.server import make_engine
 from penstock.serve.replicas.client import Address, Reply
 from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack
 from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
@@ -127,6 +131,31 @@ class RemoteModel(ModelHandle):
         if name not in await self.adapters():
             await self._store.check(name)
 
+    def check_before_load(self, task: str, request: Any) -> None:
+        """Raise what the engine is known to answer before there is one. Asks no replica."""
+        engine = self._idle_engine
+        check_before_load(
+            request,
+            task,
+            stated=None if engine is None else engine.stated(),
+            known=None
+            if engine is None or engine.learns
+            else getattr(engine, "capabilities", None),
+            engine=self.engine_name,
+        )
+
+    @cached_property
+    def _idle_engine(self) -> LLMEngine | None:
+        """An engine as the replicas run, which is never started: it knows what the files that are
+        here too say. None for a user's own, which may do more than check its options.
+        """
+        if self.config.engine_name not in ENGINES:
+            return None
+        try:
+            return make_engine(self.config)
+        except (PenstockError, OSError):
+            return None  # what its options need may be on the replicas' machines alone
+
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
 
@@ -163,6 +192,8 @@ class RemoteModel(ModelHandle):
     def _call(
         self, task: str, request: Any, *, whole: bool = False
     ) -> AbstractAsyncContextManager[Reply]:
+        if not self.pool.current():
+            self.check_before_load(task, request)
         route = self.pool.route_of(request)
         id = getattr(request, "request_id", "")
         return self.pool.call(task, pack(request), route, id=id, whole=whole)

@@ -174,6 +174,32 @@ def test_branches_that_begin_alike_share_tokens(tokenizer):
         assert len(group) <= 64
 
 
+def test_a_request_with_long_texts_is_tokenized_in_steps(model, tokenizer, monkeypatch):
+    monkeypatch.setattr("penstock.engines.decisions.tokens.STEP_CHARS", 200)
+    options = tuple(Option(f"option {number}") for number in range(20))
+    request = DecideRequest(TEXT, (ChoiceQuestion("Which?", options),))
+    small = DecideRequest(TEXT, QUESTIONS[3:])
+    expected = directly(
+        model, tokenized(asked(request, render), request.questions, tokenizer.encode)
+    )
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=False)
+    answers, _ = run(deciding, request, small)
+    assert list(answers) == [1, 0]
+    check(answers[0], expected)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_answer_does_not_depend_on_what_is_read_beside_it(tokenizer, exact):
+    path = str(model_path("openvino") / "openvino_model.xml")
+    loaded = Loaded(LogitModel(path, OpenVINOOptions(), exact))
+    requests = [DecideRequest(TEXT + "again " * number, QUESTIONS[3:]) for number in range(12)]
+    together, turns = run(Deciding(loaded, tokenizer, 4096, alone=False), *requests)
+    alone, more = run(Deciding(loaded, tokenizer, 4096, alone=True), *requests)
+    assert turns < more
+    for number in range(12):
+        check(together[number], alone[number].value[0])
+
+
 def test_a_request_that_is_given_up_is_not_answered(model, tokenizer):
     deciding = Deciding(Loaded(model), tokenizer, 4096, alone=True)
     for number in range(2):

@@ -1,12 +1,16 @@
-"""Log probabilities of the demo model, converted here, are those of a float32 reference."""
+"""Log probabilities of the demo model and of SmolLM2, converted here, are those of a float32
+reference.
+"""
 
+import json
 from importlib import import_module
 
 import numpy as np
 import pytest
 
-from penstock.demo import model_path
-from penstock.engines.openvino.logits.model import LogitModel
+from gguf_in_torch import hugging_face_form
+from penstock.demo import model_path, tickets_path
+from penstock.engines.openvino.logits.model import LogitModel, Tree
 from penstock.engines.openvino.model_source import find_model
 from penstock.engines.openvino.options import OpenVINOOptions
 
@@ -15,25 +19,34 @@ IDS = np.random.default_rng(3).integers(5, 1000, 300).tolist()
 BRANCHES = [IDS[20 * start : 20 * start + 9] for start in range(8)]
 
 
-def reference(ids):
+def reference(ids, path=None):
     """Log probabilities after each token, shape [tokens, vocabulary]. The exporter rounds all to 16
     bits, the rotary frequencies too; the computation is in float32.
     """
     torch, transformers = import_module("torch"), import_module("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        model_path("huggingface"), dtype=torch.float32
+        path or model_path("huggingface"), dtype=torch.float32
     )
     with torch.no_grad():
         logits = model.half().float().eval()(torch.tensor([ids])).logits[0].double()
     return torch.log_softmax(logits, -1).numpy()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def converted(path, cache, exact=True):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        files = find_model(str(model_path("huggingface")), "generate", None)
-    return LogitModel(f"{files.path}/openvino_model.xml", OpenVINOOptions())
+        patch.setenv("PENSTOCK_CACHE_DIR", str(cache))
+        files = find_model(str(path), "generate", None)
+    return LogitModel(f"{files.path}/openvino_model.xml", OpenVINOOptions(), exact)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def model(cache):
+    return converted(model_path("huggingface"), cache)
 
 
 def test_a_prompt(model):
@@ -61,7 +74,20 @@ def test_continuations_of_one_prompt_read_at_once(model):
         wanted[len(ids) - 1] = [7, 8, 900]
     reading = model.begin()
     reading.add(head, silent=True)
-    found = reading.tree(ids, parents, wanted)
+    (found,) = reading.trees([Tree(ids, parents, wanted)])
     for branch, values in zip(BRANCHES, found.values(), strict=True):
         expected = reference([*head, *branch])[-1]
         assert values == pytest.approx(expected[[7, 8, 900]], abs=1e-3)
+
+
+def test_smollm2_in_f32_and_in_the_precision_of_the_device(smollm2, cache, tmp_path):
+    hugging_face_form(smollm2, tmp_path)
+    texts = [json.loads(line)["ticket"] for line in tickets_path().read_text().splitlines()[:4]]
+    ids = import_module("transformers").AutoTokenizer.from_pretrained(tmp_path)(" ".join(texts))
+    ids = ids["input_ids"]
+    expected = reference(ids, tmp_path)[np.arange(len(ids) - 1), ids[1:]]
+    exact = converted(tmp_path, cache).begin().add(ids)
+    assert [score.logprob for score in exact] == pytest.approx(expected, abs=1e-3)
+    coarse = converted(tmp_path, cache, exact=False).begin().add(ids)
+    apart = [abs(score.logprob - one) for score, one in zip(coarse, expected, strict=True)]
+    assert np.mean(apart) < 0.05

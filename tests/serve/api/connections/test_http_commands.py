@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from penstock.cli import serve as commands
-from penstock.cli.chat import chat, models
+from penstock.cli.chat import chat
+from penstock.cli.models import models
 from penstock.cli.serve import serve
 from penstock.errors import ConfigError
 from serve_process import serving, simulated

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from heapq import nsmallest
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from penstock.engines.decisions.prompts import RequestTexts
-from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenized
+from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenizing
 from penstock.engines.decisions.trie import Path, shares
-from penstock.engines.openvino.logits.model import LogitModel, Reading, log_softmax
+from penstock.engines.openvino.logits.model import LogitModel, Reading, Tree, log_softmax
 from penstock.engines.openvino.logits.scoring import Logits
 from penstock.engines.openvino.logits.token_forest import TokenTree, Want, groups, whole
 from penstock.engines.openvino.options import reason_of
@@ -45,12 +47,13 @@ class Deciding:
         self._alone = alone
         self._ids = TextIds(tokenizer.encode)
         self._arrived: list[Call] = []
+        self._tokenizing: deque[_Tokenizing] = deque()
         self._waiting: deque[_Pending] = deque()
         self._large_next = False
 
     @property
     def busy(self) -> bool:
-        return bool(self._arrived or self._waiting)
+        return bool(self._arrived or self._tokenizing or self._waiting)
 
     def begin(self, call: Call) -> None:
         """Take a request in: texts and questions."""
@@ -75,34 +78,54 @@ class Deciding:
         for special, each in heads.items():
             with contextlib.suppress(Exception):  # because of one, which fails by itself below
                 self._ids(each, special)
-        for number, texts, questions in asked:
-            try:
-                self._waiting.append(_Pending(number, self._tokenized(texts, questions)))
-            except Exception as error:
-                refused.append(_failed(number, error))
+        left = [
+            _Tokenizing(number, tokenizing(texts, questions, self._ids))
+            for number, texts, questions in asked
+        ]
+        for one in left:
+            refused += self._tokenize(one)
         for special, each in heads.items():
             self._ids.forget(each, special)
         return refused
 
-    def _tokenized(self, texts: RequestTexts, questions: list[Question]) -> TokenizedHead:
-        read = tokenized(texts, questions, self._ids)
+    def _tokenize(self, one: _Tokenizing) -> list[Reply | Failed]:
+        """Take one step with a request's texts. Returns why it is refused, if it is."""
+        try:
+            next(one.steps)
+        except StopIteration as end:
+            try:
+                self._check(end.value)
+            except PenstockError as error:
+                return [_failed(one.number, error)]
+            self._waiting.append(_Pending(one.number, end.value))
+        except Exception as error:
+            return [_failed(one.number, error)]
+        else:
+            self._tokenizing.append(one)
+        return []
+
+    def _check(self, read: TokenizedHead) -> None:
+        """Raise `PenstockError` for what the model cannot read whole."""
         self._tokenizer.check_uncut(read.ids, "input", "input")
         longest = max(
             len(branch.stem) + max(map(len, branch.trie.paths)) for branch in read.branches
         )
         if (size := len(read.ids) + longest) > self._context_length:
             raise context_overflow(self._context_length, size, what="an input with a question")
-        return read
 
     def abort(self, number: int) -> None:
         """Drop a request that nobody waits for any more."""
         self._arrived = [call for call in self._arrived if call.id != number]
+        self._tokenizing = deque(one for one in self._tokenizing if one.number != number)
         self._waiting = deque(one for one in self._waiting if one.number != number)
         self._note_idle()
 
     def turn(self) -> list[Reply | Failed]:
         """Read one chunk, or nothing while the model loads. Returns answers, and what failed."""
-        refused = self._take_arrived()
+        refused: list[Reply | Failed] = []
+        if self._tokenizing:
+            refused += self._tokenize(self._tokenizing.popleft())
+        refused += self._take_arrived()
         return refused + (self._read_chunk() if self._waiting else [])
 
     def _read_chunk(self) -> list[Reply | Failed]:
@@ -114,9 +137,8 @@ class Deciding:
             return failed
         if model is None:
             return []
-        room = model.chunk if model.takes_trees else 0
-        large = next((one for one in self._waiting if one.read.size > room), None)
-        done = self._small(room)
+        large = next((one for one in self._waiting if not self._is_small(one, model)), None)
+        done = self._small(model)
         if large is not None and (self._large_next or not done):
             done, self._large_next = [large], False
         else:
@@ -136,23 +158,40 @@ class Deciding:
         self._note_idle()
         return answers
 
-    def _small(self, chunk: int) -> list[_Pending]:
-        """The first small requests that wait, as many as one chunk takes whole."""
+    def _small(self, model: LogitModel) -> list[_Pending]:
+        """The first small request that waits, and those nearest to it in length, as many as are
+        read at once; each is filled up to the longest.
+        """
+        small = [one for one in self._waiting if self._is_small(one, model)]
+        if not small or self._alone:
+            return small[:1]
+        first = small[0].size
+        most = model.batch // first
+        near = nsmallest(most, small, key=lambda one: abs(one.size - first))
         found: list[_Pending] = []
-        room = chunk
-        for one in self._waiting:
-            if one.read.size > chunk:
-                continue
-            if one.read.size > room or (found and self._alone):
+        longest = 0
+        for one in near:
+            longest = max(longest, one.size)
+            if found and longest * (len(found) + 1) > model.batch:
                 break
             found.append(one)
-            room -= one.read.size
         return found
+
+    @staticmethod
+    def _is_small(one: _Pending, model: LogitModel) -> bool:
+        return model.takes_trees and one.size <= model.chunk
 
     def _note_idle(self) -> None:
         """Let the second copy of the model be given back in a while, if nobody waits."""
         if not self._waiting:
             self._logits.rest()
+
+
+class _Tokenizing(NamedTuple):
+    """One request whose texts take several turns to encode."""
+
+    number: int
+    steps: Generator[None, None, TokenizedHead]
 
 
 class _Pending:
@@ -163,6 +202,7 @@ class _Pending:
     def __init__(self, number: int, read: TokenizedHead) -> None:
         self.number = number
         self.read = read
+        self.size = read.size
         self.steps: Iterator[None] | None = None
         self._known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
 
@@ -171,24 +211,30 @@ class _Pending:
         reading = model.begin()
         yield from _in_chunks(reading, self.read.ids, model.chunk)
         head = reading.mark()
-        for tree in groups(self.read, model.chunk if model.takes_trees else 0):
-            yield from _in_chunks(reading, tree.lead, model.chunk)
-            wanted = self.wanted(tree)
-            at_once = wanted.pop(-1, None)
-            if at_once is not None and reading.after is not None:
-                logprobs = log_softmax(reading.after.astype(np.float64))
-                self.take(tree, {-1: logprobs[at_once].tolist()})
-            if tree.ids:
-                self.take(tree, reading.tree(tree.ids, tree.parents, wanted))
+        size = model.chunk if model.takes_trees else 0
+        for together in _side_by_side(groups(self.read, size), model.batch // max(size, 1)):
+            lead = together[0].lead
+            yield from _in_chunks(reading, lead, model.chunk)
+            trees = [self.tree(tree) for tree in together]
+            for tree, asked in zip(together, trees, strict=True):
+                at_once = asked.wanted.pop(-1, None)
+                if at_once is not None and reading.after is not None:
+                    logprobs = log_softmax(reading.after.astype(np.float64))
+                    self.take(tree, {-1: logprobs[at_once].tolist()})
+            if trees[0].ids:
+                found = reading.trees(trees)
+                for tree, values in zip(together, found, strict=True):
+                    self.take(tree, values)
                 yield
             reading.back(head)
 
-    def wanted(self, tree: TokenTree) -> dict[int, list[int]]:
-        """The tokens that are asked for after each token of a tree, by its number there."""
-        return {
+    def tree(self, tree: TokenTree) -> Tree:
+        """The tree with the tokens that are asked for after its places."""
+        wanted = {
             at: [token for want in wants for token in self._parting(want)]
             for at, wants in tree.wants.items()
         }
+        return Tree(tree.ids, tree.parents, wanted)
 
     def take(self, tree: TokenTree, found: dict[int, list[float]]) -> None:
         """Note the log probabilities `found` of the tokens `wanted`, in their order."""
@@ -204,7 +250,7 @@ class _Pending:
             shares(branch.trie, known)
             for branch, known in zip(self.read.branches, self._known, strict=True)
         ]
-        return Reply(self.number, (each, Usage(self.read.size)))
+        return Reply(self.number, (each, Usage(self.size)))
 
     def _parting(self, want: Want) -> tuple[int, ...]:
         number, place = want
@@ -214,19 +260,27 @@ class _Pending:
 def _read_together(model: LogitModel, requests: list[_Pending]) -> None:
     """Read small requests whole, side by side."""
     trees = [whole(one.read) for one in requests]
-    ids: list[int] = []
-    parents: list[int] = []
-    wanted: dict[int, list[int]] = {}
-    starts: list[int] = []
-    for one, tree in zip(requests, trees, strict=True):
-        start = len(ids)
-        starts.append(start)
-        wanted |= {start + at: tokens for at, tokens in one.wanted(tree).items()}
-        ids += tree.ids
-        parents += [start + parent if parent >= 0 else -1 for parent in tree.parents]
-    found = model.begin().tree(ids, parents, wanted)
-    for one, tree, start in zip(requests, trees, starts, strict=True):
-        one.take(tree, {at: found[start + at] for at in tree.wants})
+    found = model.trees([one.tree(tree) for one, tree in zip(requests, trees, strict=True)])
+    for one, tree, values in zip(requests, trees, found, strict=True):
+        one.take(tree, values)
+
+
+def _side_by_side(trees: Iterator[TokenTree], most: int) -> Iterator[list[TokenTree]]:
+    """At most `most` trees at once. One that has something of its own before it is read alone, and
+    so is one without tokens.
+    """
+    found: list[TokenTree] = []
+    for tree in trees:
+        alone = bool(tree.lead) or not tree.ids
+        if found and (alone or len(found) == most):
+            yield found
+            found = []
+        found.append(tree)
+        if alone:
+            yield found
+            found = []
+    if found:
+        yield found
 
 
 def _in_chunks(reading: Reading, ids: list[int], size: int) -> Iterator[None]:

@@ -1,14 +1,16 @@
 """The model's own probabilities, read through the OpenVINO runtime: GenAI's pipeline gives one
 number a token, and none for a cached prompt.
 
-The model is loaded a second time at its first use, in f32 unless the engine's `properties` say
-otherwise. Its graph is extended so that it gives for each position asked for the log probability of
-the next token and of the most likely ones; positions that nobody asks for cost no vocabulary.
+The model is loaded a second time at its first use: in f32 where log probabilities are asked, and in
+the device's own precision for decisions. The engine's `properties` go before both. The graph is
+extended so that it gives for each position asked for the log probability of the next token and of
+the most likely ones; positions that nobody asks for cost no vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +23,17 @@ from penstock.errors import UnsupportedError
 _CHUNK_NUMBERS = 1 << 23
 """Positions times vocabulary that one inference works on: 32 MiB of logits."""
 _LARGEST_CHUNK = 256
+_BATCH_WORK = 1 << 32
+"""Tokens times bytes of weights that a batch works on: a small model reads more at once."""
+_LARGEST_BATCH = 2048
 _ATTENTION, _MASK = "ScaledDotProductAttention", 3
-HIDDEN = np.finfo(np.float32).min
+_HIDDEN = -1e9
 """In a mask, added to the score of a token that another one must not see."""
+EXACT: dict[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "KV_CACHE_PRECISION": "f32",
+}
 
 
 class TokenScore(NamedTuple):
@@ -37,32 +47,55 @@ class TokenScore(NamedTuple):
     top: list[tuple[int, float]]
 
 
-class LogitModel:
-    """One model, compiled to give log probabilities. Raises `UnsupportedError` for a graph whose
-    last layer is not found. `takes_trees`: it reads token trees, and not just sequences.
+class Tree(NamedTuple):
+    """Tokens of which each follows one before it: `parents` has its place in `ids`, -1 for one that
+    begins. `wanted` has the tokens whose log probabilities are asked for, by the place before them.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions) -> None:
+    ids: Sequence[int]
+    parents: Sequence[int]
+    wanted: dict[int, list[int]]
+
+
+class LogitModel:
+    """One model, compiled to give log probabilities. Raises `UnsupportedError` for a graph whose
+    last layer is not found. `takes_trees`: it reads token trees, and not just sequences. `exact`:
+    in f32; else in the device's own precision.
+
+    `chunk`: the tokens that one sequence reads at once. `batch`: those of trees side by side, with
+    what fills the shorter ones up.
+    """
+
+    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
         core = ov.Core()
         model = core.read_model(path)
         self.takes_trees = _take_mask(model)
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
-        self.chunk = max(1, min(_LARGEST_CHUNK, _CHUNK_NUMBERS // self.vocabulary))
+        most = _CHUNK_NUMBERS // self.vocabulary
+        self.chunk = max(1, min(_LARGEST_CHUNK, most))
+        weights = Path(path).with_suffix(".bin").stat().st_size
+        self.batch = max(self.chunk, min(_LARGEST_BATCH, most, _BATCH_WORK // max(weights, 1)))
         known = set(core.get_property("CPU", "SUPPORTED_PROPERTIES"))
         properties = {
             **options.device_properties(),
-            "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            "KV_CACHE_PRECISION": "f32",
+            **(EXACT if exact else {}),
             # Others are of GenAI's pipeline.
             **{name: value for name, value in options.properties.items() if name in known},
         }
         self._compiled = core.compile_model(model, "CPU", properties)
+        self._short: Any = None
 
     def begin(self) -> Reading:
         """A new sequence, without tokens yet."""
         return Reading(self, self._compiled.create_infer_request())
+
+    def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
+        """Read trees side by side, nothing before them. Returns what each wants, by its places."""
+        if self._short is None:
+            self._short = self._compiled.create_infer_request()
+        self._short.reset_state()
+        return Reading(self, self._short).trees(trees)
 
 
 class Reading:
@@ -91,10 +124,11 @@ class Reading:
         size = len(ids)
         first = size - 1 if silent else 0
         following = [*ids[first + 1 :], 0]
-        positions = np.arange(self.length, self.length + size)
-        mask = np.zeros((size, self.length + size), np.float32)
-        mask[:, self.length :][np.triu_indices(size, 1)] = HIDDEN
-        self._infer(ids, positions, mask, list(range(first, size)), following, top)
+        positions = np.arange(self.length, self.length + size)[None]
+        mask = np.zeros((1, 1, size, self.length + size), np.float32)
+        mask[0, 0, :, self.length :][np.triu_indices(size, 1)] = _HIDDEN
+        rows = list(range(first, size))
+        self._infer(np.array([ids], np.int64), positions, mask, rows, following, top)
         self.length += size
         get = self._request.get_tensor
         self.after = get("penstock_after").data.reshape(-1).copy()
@@ -107,35 +141,39 @@ class Reading:
             scores.append(TokenScore(token, logprob, ranks[row], pairs))
         return scores
 
-    def tree(
-        self, ids: Sequence[int], parents: Sequence[int], wanted: Mapping[int, Sequence[int]]
-    ) -> dict[int, list[float]]:
-        """Read a tree of at most `LogitModel.chunk` tokens behind the sequence, once.
+    def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
+        """Read trees behind the sequence, side by side; the longest times their number is at most
+        `LogitModel.batch` tokens.
 
-        `parents` has the place of each token's predecessor in `ids`, which is before it; -1: the
-        sequence itself. Returns the log probabilities of the tokens `wanted` after a place. Then go
+        Returns for each the log probabilities of the tokens that it wants, by their places. Then go
         `back`: what the sequence was cannot be read on.
         """
-        size = len(ids)
-        mask = np.full((size, self.length + size), HIDDEN, np.float32)
-        mask[:, : self.length] = 0
-        positions = np.empty(size, np.int64)
-        for place, parent in enumerate(parents):
-            positions[place] = self.length
-            if parent >= 0:
-                positions[place] = positions[parent] + 1
-                mask[place, self.length :] = mask[parent, self.length :]
-            mask[place, self.length + place] = 0
-        rows = list(wanted)
-        widest = max(map(len, wanted.values()))
-        following = [[*wanted[row], *[0] * (widest - len(wanted[row]))] for row in rows]
+        size = max(len(tree.ids) for tree in trees)
+        ids = np.zeros((len(trees), size), np.int64)
+        positions = np.zeros((len(trees), size), np.int64)
+        mask = np.zeros((len(trees), 1, size, self.length + size), np.float32)
+        mask[..., self.length :][..., *np.triu_indices(size, 1)] = _HIDDEN
+        rows: list[int] = []
+        wanted: list[list[int]] = []
+        for number, tree in enumerate(trees):
+            length = len(tree.ids)
+            ids[number, :length] = tree.ids
+            depths = _hide(tree.parents, mask[number, 0, :length, self.length :])
+            positions[number, :length] = self.length + depths
+            rows += [number * size + place for place in tree.wanted]
+            wanted += tree.wanted.values()
+        widest = max(map(len, wanted))
+        following = [[*tokens, *[0] * (widest - len(tokens))] for tokens in wanted]
         self._infer(ids, positions, mask, rows, [0] * len(rows), 0, following)
-        found = self._request.get_tensor("penstock_wanted_logprobs").data.tolist()
-        return {row: one[: len(wanted[row])] for row, one in zip(rows, found, strict=True)}
+        found = iter(self._request.get_tensor("penstock_wanted_logprobs").data.tolist())
+        return [
+            {place: next(found)[: len(tokens)] for place, tokens in tree.wanted.items()}
+            for tree in trees
+        ]
 
     def _infer(
         self,
-        ids: Sequence[int],
+        ids: np.ndarray[Any, Any],
         positions: np.ndarray[Any, Any],
         mask: np.ndarray[Any, Any],
         rows: list[int],
@@ -143,16 +181,18 @@ class Reading:
         top: int,
         wanted: list[list[int]] | None = None,
     ) -> None:
+        # All go on from the one sequence; where there is none, each begins by itself.
+        beams = np.zeros(len(ids)) if self.length else np.arange(len(ids))
         feed: dict[str, Any] = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, mask.shape[1]), np.int64),
-            "position_ids": positions[None],
-            "beam_idx": np.zeros(1, np.int32),
+            "input_ids": ids,
+            "attention_mask": np.ones((len(ids), mask.shape[-1]), np.int64),
+            "position_ids": positions,
+            "beam_idx": beams.astype(np.int32),
             "penstock_rows": np.array(rows, np.int64),
             "penstock_following": np.array(following, np.int64)[:, None],
             "penstock_top": np.array(max(top, 1), np.int64),
             "penstock_wanted": np.array(wanted or [[0]] * len(rows), np.int64),
-            "penstock_mask": mask[None, None],
+            "penstock_mask": mask,
         }
         self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
 
@@ -174,6 +214,21 @@ class Mark(NamedTuple):
     length: int
     after: np.ndarray[Any, Any] | None
     states: list[np.ndarray[Any, Any]]
+
+
+def _hide(parents: Sequence[int], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Let the tokens of a tree see just those that lead to them: `mask`, shape [tokens, tokens or
+    more], in which each sees all before it. Returns how many tokens lead to each.
+    """
+    size = len(parents)
+    depths = np.arange(size)
+    astray = np.flatnonzero(np.array(parents) != depths - 1)
+    for at in range(astray[0] if len(astray) else size, size):
+        parent = parents[at]
+        depths[at] = depths[parent] + 1 if parent >= 0 else 0
+        mask[at] = mask[parent] if parent >= 0 else _HIDDEN
+        mask[at, at] = 0
+    return depths
 
 
 def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -231,7 +286,12 @@ def _extend(model: Any) -> int:
     for parameter in (rows, following, top, wanted):
         parameter.output(0).set_names({parameter.get_friendly_name()})
     axis = ops.constant(1, np.int64)
-    head.input(0).replace_source_output(ops.gather(head.input_value(0), rows, axis).output(0))
+    hidden = head.input_value(0)
+    width = hidden.get_partial_shape()[-1]
+    if width.is_dynamic:
+        raise UnsupportedError("log probabilities cannot be read from this model's graph")
+    flat = ops.reshape(hidden, ops.constant([1, -1, width.get_length()], np.int64), False)
+    head.input(0).replace_source_output(ops.gather(flat, rows, axis).output(0))
     logits = ops.squeeze(ops.convert(result.input_value(0), np.float32), ops.constant(0, np.int64))
     logprobs = ops.log_softmax(logits, -1)
     best = ops.topk(logprobs, top, -1, "max", "value", index_element_type="i64")

@@ -28,12 +28,14 @@ _LOADING_WAIT_SECONDS = 0.002
 
 class Logits:
     """The model that gives log probabilities: loaded when it is first needed, and given back when
-    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it.
+    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it. `exact`: in
+    f32; else in the device's own precision.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions) -> None:
+    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
         self._path = Path(path)
         self._options = options
+        self._exact = exact
         self._lock = threading.Lock()
         self._loading: Future[LogitModel] | None = None
         self._timer: threading.Timer | None = None
@@ -67,7 +69,7 @@ class Logits:
                 f" {self._options.device}"
             )
         directory = saved_ir(self._path) if self._path.suffix == ".gguf" else self._path
-        return LogitModel(str(directory / "openvino_model.xml"), self._options)
+        return LogitModel(str(directory / "openvino_model.xml"), self._options, self._exact)
 
     def rest(self) -> None:
         """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""

@@ -60,7 +60,9 @@ class TokenTree:
 def whole(read: TokenizedHead) -> TokenTree:
     """A request as one tree, its head included."""
     tree = TokenTree()
-    head = tree.grow(read.ids)
+    tree.ids += read.ids  # branches begin behind them, so nobody looks for their places
+    tree.parents += range(-1, len(read.ids) - 1)
+    head = len(read.ids) - 1
     for number, branch in enumerate(read.branches):
         for place in branch.trie.parting:
             tree.want(number, place, [*branch.stem, *place], head)

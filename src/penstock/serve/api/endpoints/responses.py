@@ -9,13 +9,13 @@ import msgspec
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from penstock.engines.sampling import check_before_load
 from penstock.errors import RequestError
 from penstock.openai.responses_api import Item, ResponseBody, item_page, items_of, pending_response
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
 from penstock.serve.api.limits import within_limits
+from penstock.serve.models.beforehand import check_before_load
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.store.responses import ResponseStore, Turn

@@ -38,6 +38,19 @@ class Engine:
     async def async_encode(self, prompt: str | list[str], dimensions: int | None = None):
         return await self.tokenizer_manager.embeddings(prompt, dimensions)
 
+    async def async_score(
+        self,
+        query: str | list[int] | None = None,
+        items: str | list[str] | list[list[int]] | None = None,
+        label_token_ids: list[int] | None = None,
+        apply_softmax: bool = False,
+        item_first: bool = False,
+    ):
+        assert isinstance(query, list)
+        assert not apply_softmax
+        assert not item_first
+        return await self.tokenizer_manager.scores(query, items, label_token_ids)
+
     async def async_load_lora_adapter(self, lora_name: str, lora_path: str, pinned: bool = False):
         return self.tokenizer_manager.load(lora_name, lora_path)
 

@@ -15,7 +15,7 @@ from codecs import getincrementaldecoder
 from itertools import takewhile
 from operator import eq
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from penstock.engines.simulated.answers import instance, seeded
 from sglang.srt.managers.io_struct import (
@@ -49,6 +49,11 @@ class Tokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         return bytes(token_ids).decode(errors="replace")
+
+
+class Scores(NamedTuple):
+    scores: list[list[float]]
+    prompt_tokens: int
 
 
 class ModelConfig:
@@ -241,6 +246,18 @@ class TokenizerManager:
         answer = list("".join(draw.choices(WORDS, k=8)).encode())
         least = params.max_new_tokens if params.ignore_eos else params.min_new_tokens
         return answer * (1 + (least or 0) // len(answer))
+
+    async def scores(self, query: list[int], items: list[list[int]], labels: list[int]) -> Scores:
+        """The probabilities of a few tokens after each item; all 256 tokens have some."""
+        self.auto_create_handle_loop()
+        assert not self.asleep, "a request while the memory is given away"
+        await self.resumed.wait()
+        found = []
+        for item in items:
+            draw = seeded(0, "score", query + item)
+            weights = [draw.random() for _ in range(256)]
+            found.append([weights[token] / sum(weights) for token in labels])
+        return Scores(found, sum(len(query + item) for item in items))
 
     async def embeddings(self, texts: list[str], dimensions: int | None) -> list[dict[str, Any]]:
         if self.is_generation:

@@ -19,6 +19,7 @@ class Serving(msgspec.Struct):
     context_length: int | None = None
     is_embedding: bool = False
     max_running_requests: int | None = None
+    enable_mis: bool = False
     grammar_backend: str | None = None
     constrained_json_disable_any_whitespace: bool = False
     disable_radix_cache: bool = False

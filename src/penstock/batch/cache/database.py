@@ -1,0 +1,258 @@
+"""The answers of one directory, in one SQLite file that several jobs may use at once.
+
+A cache never stands in a job's way. What is damaged or locked is a miss; a file that SQLite cannot
+read is put away and begun anew; a full disk only ends the writing. Each answer has a checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from penstock import private_files
+from penstock.batch.rows.row import Outcome
+from penstock.batch.write.state_files import checksum
+from penstock.errors import OutputError
+
+FILE = "answers.sqlite"
+_AT_ONCE = 256
+_SECONDS = 1.0
+_HELD = 8192
+_LOCK_SECONDS = 0.05
+_TABLE = """
+CREATE TABLE IF NOT EXISTS answers (
+    key INTEGER PRIMARY KEY, made INTEGER, sent INTEGER, mark INTEGER, digest BLOB, answer BLOB
+);
+CREATE INDEX IF NOT EXISTS by_age ON answers (made);
+CREATE INDEX IF NOT EXISTS unsent ON answers (made) WHERE sent = 0;
+CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY);
+"""
+_log = logging.getLogger(__name__)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Outcome).decode
+
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """`digest` names the request and the model (16 bytes), `made` is in Unix seconds."""
+
+    digest: bytes
+    made: int
+    packed: bytes
+
+    @property
+    def mark(self) -> int:
+        """A checksum, signed as SQLite's numbers are."""
+        return checksum(self.packed, checksum(self.digest, self.made)) - (1 << 63)
+
+
+class AnswerDatabase:
+    """The answers in `folder`, made if there is none: at most `most_bytes`, the oldest go first,
+    and none older than `seconds`.
+
+    Raises `OutputError` if the folder cannot be made; nothing else raises.
+    """
+
+    def __init__(self, folder: Path, *, most_bytes: int, seconds: float) -> None:
+        self._path = folder / FILE
+        self._most_bytes = most_bytes
+        self._seconds = seconds
+        self._waiting: dict[bytes, Answer] = {}
+        self._written = time.monotonic()
+        self._writes = True
+        self._connection: sqlite3.Connection | None = None
+        try:
+            private_files.make_folder(folder)
+        except OSError as error:
+            raise OutputError(f"cache: {folder}: {error.strerror or error}") from error
+        self._guarded(self._open, None)
+        self.trim()
+
+    def get(self, digest: bytes) -> Outcome | None:
+        """The answer to the request of this digest, if there is one."""
+        waiting = self._waiting.get(digest)
+        if waiting is not None:
+            return _decode(waiting.packed)
+        row = self._guarded(lambda: self._row(digest), None)
+        if row is None:
+            return None
+        made, mark, stored, packed = row
+        if stored != digest or made < time.time() - self._seconds:
+            return None
+        try:
+            answer = Answer(digest, made, packed)
+            return _decode(packed) if answer.mark == mark else None
+        except (msgspec.DecodeError, TypeError, ValueError, OverflowError):  # damaged
+            return None
+
+    def put(self, digest: bytes, outcome: Outcome) -> None:
+        """Keep an answer. It is written with others, within a second while more come."""
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # only its maker knows it
+            self._waiting[digest] = Answer(digest, int(time.time()), _encode(outcome))
+        due = time.monotonic() - self._written > _SECONDS
+        if due or len(self._waiting) >= _AT_ONCE:
+            self.write()
+
+    def write(self) -> None:
+        """Write what waits, unless another job writes now."""
+        self._written = time.monotonic()
+        if self.add(self._waiting.values(), sent=False):
+            self._waiting.clear()
+            self.trim()
+        elif len(self._waiting) > _HELD:
+            self._waiting.clear()
+
+    def add(self, answers: Iterable[Answer], *, sent: bool) -> bool:
+        """Write answers. Returns whether they are there, or never can be."""
+        rows = [
+            (_key(one.digest), one.made, int(sent), one.mark, one.digest, one.packed)
+            for one in answers
+        ]
+
+        def insert() -> bool:
+            with self._transaction() as connection:
+                connection.executemany(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows
+                )
+            return True
+
+        return not rows or not self._writes or self._guarded(insert, False)
+
+    def unsent(self, most: int = 100_000) -> list[Answer]:
+        """Answers that were written here and sent nowhere yet."""
+
+        def found() -> list[Answer]:
+            rows = self._open().execute(
+                "SELECT digest, made, answer FROM answers WHERE sent = 0 LIMIT ?", (most,)
+            )
+            return [Answer(*row) for row in rows]
+
+        return self._guarded(found, [])
+
+    def mark_sent(self, answers: Iterable[Answer], segment: str) -> bool:
+        """Note that these stand in the segment of this name. Returns whether that is noted."""
+
+        def update() -> bool:
+            with self._transaction() as connection:
+                connection.executemany(
+                    "UPDATE answers SET sent = 1 WHERE key = ?",
+                    [(_key(one.digest),) for one in answers],
+                )
+                connection.execute("INSERT OR IGNORE INTO segments VALUES (?)", (segment,))
+            return True
+
+        return self._guarded(update, False)
+
+    def segments(self) -> set[str]:
+        """The segments whose answers are here."""
+
+        def found() -> set[str]:
+            return {name for (name,) in self._open().execute("SELECT name FROM segments")}
+
+        return self._guarded(found, set())
+
+    def trim(self) -> None:
+        """Drop what is too old, and the oldest of what is too much."""
+        self._guarded(self._trim, None)
+
+    def close(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            self.write()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _row(self, digest: bytes) -> tuple[int, int, bytes, bytes] | None:
+        found: tuple[int, int, bytes, bytes] | None = (
+            self._open()
+            .execute(
+                "SELECT made, mark, digest, answer FROM answers WHERE key = ?", (_key(digest),)
+            )
+            .fetchone()
+        )
+        return found
+
+    def _trim(self) -> None:
+        connection = self._open()
+        expired = int(time.time() - self._seconds)
+        if connection.execute(
+            "SELECT 1 FROM answers WHERE made < ? LIMIT 1", (expired,)
+        ).fetchone():
+            with self._transaction():
+                connection.execute("DELETE FROM answers WHERE made < ?", (expired,))
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        used = (pages - free) * size
+        if used > self._most_bytes:
+            (rows,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+            surplus = int(rows * (1 - 0.9 * self._most_bytes / used)) + 1
+            with self._transaction():
+                connection.execute(
+                    "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT"
+                    " ?)",
+                    (surplus,),
+                )
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            os.close(private_files.opener(self._path, os.O_WRONLY | os.O_CREAT))
+            self._connection = sqlite3.connect(
+                self._path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            # A power cut may damage it: then it begins anew. No job waits for the disk.
+            self._connection.execute("PRAGMA synchronous=OFF")
+            self._connection.execute("PRAGMA cache_size=-16384")
+            self._connection.executescript(_TABLE)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._open()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def _guarded(self, call: Callable[[], T], otherwise: T) -> T:
+        try:
+            return call()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) and self._writes:
+                _log.warning("The cache %s cannot be used fully: %s", self._path, error)
+                self._writes = False
+        except (sqlite3.DatabaseError, sqlite3.ProgrammingError) as error:
+            _log.warning("The cache %s is damaged (%s), and begins anew", self._path, error)
+            self._begin_anew()
+        except OSError as error:
+            _log.warning("The cache %s cannot be used: %s", self._path, error.strerror or error)
+        return otherwise
+
+    def _begin_anew(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+        self._connection = None
+        for end in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self._path}{end}")
+
+
+def _key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "little", signed=True)

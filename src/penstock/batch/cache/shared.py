@@ -1,0 +1,133 @@
+"""The cache of one job: whose answers it may take, and where they are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import xxhash
+
+from penstock import demo
+from penstock.batch.read.files import is_url
+from penstock.batch.rows.row import Outcome, Row
+from penstock.engines.base import LLMEngine
+from penstock.engines.model_files import local_source
+
+if TYPE_CHECKING:
+    from penstock.batch.cache.database import AnswerDatabase
+    from penstock.batch.cache.remote import RemoteAnswers
+
+_VERSION = 1
+_WHOLE_BYTES = 1 << 30
+_BLOCK = 1 << 20
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class CacheChoice:
+    """The cache at `place`, a directory or URL, for answers of `engine`.
+
+    `asked` is what decides an answer beside the request and the engine. At most `most_bytes`, none
+    older than `days`.
+    """
+
+    place: str
+    engine: LLMEngine
+    asked: dict[str, Any]
+    most_bytes: int
+    days: float
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[SharedCache, None]:
+        """The cache, open as long as the context lasts. Raises `PenstockError`."""
+        cache = await asyncio.to_thread(self._open)
+        try:
+            yield cache
+        finally:
+            await asyncio.to_thread(cache.answers.close)
+
+    def _open(self) -> SharedCache:
+        # Most jobs need neither, and no SQLite.
+        from penstock.batch.cache.database import AnswerDatabase
+        from penstock.batch.cache.remote import RemoteAnswers
+
+        kind = RemoteAnswers if is_url(self.place) else AnswerDatabase
+        place: Any = self.place if is_url(self.place) else Path(self.place)
+        answers = kind(place, most_bytes=self.most_bytes, seconds=86400 * self.days)
+        named = msgspec.json.encode(
+            [_VERSION, model_identity(self.engine), self.asked], enc_hook=str, order="sorted"
+        )
+        return SharedCache(answers, blake2b(named, digest_size=16).digest())
+
+
+class SharedCache:
+    """Answers of one model to deterministic requests. `model` is its identity."""
+
+    def __init__(self, answers: AnswerDatabase | RemoteAnswers, model: bytes) -> None:
+        self.answers = answers
+        self._named = blake2b(model, digest_size=16)
+
+    def get(self, row: Row) -> Outcome | None:
+        """The answer to a row's request. There is none for an adapter, whose files may change."""
+        return None if row.request.adapter else self.answers.get(self._digest(row))
+
+    def put(self, row: Row, outcome: Outcome) -> None:
+        if not row.request.adapter:
+            self.answers.put(self._digest(row), outcome)
+
+    def _digest(self, row: Row) -> bytes:
+        named = self._named.copy()
+        named.update(row.digest)
+        return named.digest()
+
+
+def model_identity(engine: LLMEngine) -> dict[str, Any]:
+    """What decides an engine's answers: its kind, its options, and the content of its model's
+    files. A model that is not here (a hub's id, another server's) stands for itself by its name.
+    """
+    source = local_source(engine.model_source) if engine.name != "remote" else engine.model_source
+    if source == demo.MODEL_NAME:
+        path = demo.model_path("openvino" if engine.name == "openvino" else "huggingface")
+    else:
+        path = Path(source).expanduser()
+    where = {
+        name: engine.engine_kwargs[name]
+        for name in ("base_url", "upstreams")
+        if name in engine.engine_kwargs
+    }
+    return {
+        "engine": engine.name,
+        "model": _content(path) if path.exists() else source,
+        "options": engine.deciding_kwargs | where,
+        "deterministic": engine.deterministic,
+    }
+
+
+def _content(path: Path) -> str:
+    """A digest of a model's files. Of more than 1 GiB in all: of their sizes, times of change,
+    heads and tails.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    whole = sum(file.stat().st_size for file in files) <= _WHOLE_BYTES
+    digest = xxhash.xxh3_128()
+    for file in files:
+        found = file.stat()
+        name = os.fspath(file.relative_to(path)) if file != path else ""
+        digest.update(f"{name}\0{found.st_size}\0".encode(errors="surrogateescape"))
+        with open(file, "rb") as content:
+            if whole:
+                while block := content.read(_BLOCK):
+                    digest.update(block)
+            else:
+                digest.update(f"{found.st_mtime_ns}\0".encode())
+                digest.update(content.read(_SAMPLE))
+                content.seek(max(0, found.st_size - _SAMPLE))
+                digest.update(content.read(_SAMPLE))
+    return digest.hexdigest()

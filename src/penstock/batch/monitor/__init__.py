@@ -1,0 +1,1 @@
+"""A running job, seen and steered from other processes."""

@@ -1,0 +1,127 @@
+"""The outcomes that an earlier input of an incremental job has, found by a row's key and request.
+
+They are the rows files of the journal (`journal.py`), kept under another name once their rows stand
+in a part. An index in SQLite, made anew at each start, finds a record; the record's own checksum
+says whether it is sound. One that is damaged is computed again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from penstock.batch.rows.dedupe import new_index
+from penstock.batch.rows.row import Outcome
+from penstock.batch.write.journal import Journal, Record
+from penstock.batch.write.state_files import Records, guarded
+
+_INDEX = "kept.sqlite"
+_AT_ONCE = 65536
+_MOST_OPEN = 64
+_Place = tuple[int, int, int, int]  # mixed key, number of the file, offset, length
+
+
+class _Head(Struct, array_like=True):
+    """A record without its outcome."""
+
+    index: int
+    key: int
+    outcome: msgspec.Raw
+    row_key: int = 0
+
+
+_decode = msgspec.json.Decoder(Record).decode
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+class Kept:
+    """What `journal` keeps of earlier inputs. `failed`: also the rows that failed there.
+
+    Raises `OutputError` where the disk fails.
+    """
+
+    def __init__(self, journal: Journal, *, failed: bool) -> None:
+        self._key = journal.key
+        self._failed = failed
+        self._files = [(path, Records(name, journal.key)) for path, name in journal.kept_files()]
+        self._open: dict[int, int] = {}
+        self._path = journal.folder / _INDEX
+        self._index = new_index(
+            self._path, "answers (key INTEGER PRIMARY KEY, file INTEGER, place INTEGER, size)"
+        )
+        places: list[_Place] = []
+        for number, (path, _) in enumerate(self._files):
+            for place in guarded(_places, path, number):
+                places.append(place)
+                if len(places) >= _AT_ONCE:
+                    self._insert(places)
+                    places = []
+        self._insert(places)
+
+    def get(self, row_key: int, key: int) -> Outcome | None:
+        """The outcome of the row with this key, if it asked for the same; `key` is the start of its
+        request's digest.
+        """
+        found = self._index.execute(
+            "SELECT file, place, size FROM answers WHERE key = ?", (_mixed(row_key, key),)
+        ).fetchone()
+        if found is None:
+            return None
+        number, place, size = found
+        line = guarded(os.pread, self._descriptor(number), size, place)
+        body = self._files[number][1].sound(line)
+        if body is None:
+            return None
+        record = _decode(body)
+        if (record.row_key, record.key) != (row_key, key):
+            return None
+        return record.outcome if self._failed or record.outcome.error is None else None
+
+    def close(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._index.close()
+        self._path.unlink(missing_ok=True)
+
+    def _insert(self, places: list[_Place]) -> None:
+        self._index.execute("BEGIN")
+        places.sort()  # of two with one key, the later one stays
+        self._index.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", places)
+        self._index.execute("COMMIT")
+
+    def _descriptor(self, number: int) -> int:
+        descriptor = self._open.get(number)
+        if descriptor is None:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            path = self._files[number][0]
+            descriptor = self._open[number] = guarded(os.open, path, os.O_RDONLY)
+        return descriptor
+
+
+def _places(path: Path, number: int) -> list[_Place]:
+    return list(_found(path, number))
+
+
+def _found(path: Path, number: int) -> Iterator[_Place]:
+    place = 0
+    with open(path, "rb", buffering=1 << 18) as file:
+        for line in file:
+            body = Records.body(line)
+            if body is not None:
+                try:
+                    head = _decode_head(body)
+                except msgspec.DecodeError:
+                    pass  # damaged
+                else:
+                    if head.key and head.row_key:
+                        yield _mixed(head.row_key, head.key), number, place, len(line)
+            place += len(line)
+
+
+def _mixed(row_key: int, key: int) -> int:
+    return (row_key ^ key * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF

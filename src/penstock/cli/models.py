@@ -1,0 +1,95 @@
+"""`penstock models`: those of a server that runs, and those on this machine's disk."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from penstock.cli.chat import DEFAULT_URL
+from penstock.cli.process import plain_table
+from penstock.observability import say
+
+
+@click.group(invoke_without_command=True, short_help="Models of a server, and on disk.")
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
+@click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
+@click.pass_context
+def models(context: click.Context, url: str, api_key: str | None) -> None:
+    """List the models and adapters of a server, and what each is doing.
+
+    The commands below are about models on this machine's disk.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from penstock.serve.client import Client
+
+    rows = [["MODEL", "STATE", "CONTEXT", "ENGINE", "REASON"]]
+    for card in Client(url, api_key).models():
+        cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
+        rows.append(["-" if cell is None else str(cell) for cell in cells])
+    click.echo(plain_table(rows))
+
+
+@models.command(short_help="Fetch a model from a hub.")
+@click.argument("name", metavar="ID")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Files to fetch; can be repeated.  [default: what an engine needs]",
+)
+def pull(name: str, include: tuple[str, ...]) -> None:
+    """Fetch a model from Hugging Face's hub, or that of HF_ENDPOINT. ID is ORG/NAME, or
+    ORG/NAME@REVISION.
+
+    What was fetched before is kept, and what was cut off is continued. Each file is compared with
+    the hub's checksum.
+    """
+    from penstock.engines.model_cache import pull as fetch
+
+    model = fetch(name, include, lambda line: say(f"fetching {name}: {line}"))
+    click.echo(f"{model.name}: {_size(model.nbytes)} in {model.path}")
+
+
+@models.command("list", short_help="Models on disk, with their sizes.")
+def list_models() -> None:
+    """List the models on this machine's disk: from a hub, converted, or copied from a bucket."""
+    from penstock.engines.model_cache import cached_models
+
+    found = cached_models()
+    rows = [["MODEL", "KIND", "SIZE", "CHANGED"]]
+    for model in found:
+        changed = datetime.fromtimestamp(model.changed).strftime("%Y-%m-%d %H:%M")
+        rows.append([model.name, model.kind, _size(model.nbytes), changed])
+    click.echo(plain_table(rows))
+    say(f"{len(found):,} models, {_size(sum(model.nbytes for model in found))}")
+
+
+@models.command(short_help="Where a model is, and its files.")
+@click.argument("name", metavar="MODEL")
+def show(name: str) -> None:
+    """Show where a model on disk is, and its files with their sizes."""
+    from penstock.engines.model_cache import cached_model
+
+    model = cached_model(name)
+    click.echo(f"{model.name} ({model.kind}), {_size(model.nbytes)}, in {model.path}")
+    click.echo(plain_table([["FILE", "SIZE"], *([a, _size(b)] for a, b in model.files())]))
+
+
+@models.command(short_help="Remove models from disk.")
+@click.argument("names", metavar="MODEL...", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove models from this machine's disk. They are fetched or converted again when needed."""
+    from penstock.engines.model_cache import cached_model, remove_model
+
+    for model in [cached_model(name) for name in names]:  # all are there before any goes
+        remove_model(model)
+        click.echo(f"removed {model.name}: {_size(model.nbytes)}")
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

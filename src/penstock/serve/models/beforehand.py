@@ -1,0 +1,89 @@
+"""What no engine would answer, told before the model is loaded: such a request wakes no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.engines.base import Capabilities, Stated
+from penstock.engines.sampling import check_id_range, check_sampling, prompt_sampling
+from penstock.errors import RequestError, UnsupportedError
+from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
+
+_ABLE = Capabilities(
+    tasks=frozenset(),
+    context_length=0,
+    max_concurrency=1,
+    max_top_logprobs=2**31,
+    prompt_logprobs=True,
+    logit_bias=True,
+)
+_NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
+"""Tasks that an engine does that has another one."""
+
+
+def check_before_load(
+    request: Any,
+    task: str = "",
+    *,
+    stated: Stated | None = None,
+    known: Capabilities | None = None,
+    engine: str = "",
+) -> None:
+    """Raise what an engine's checks raise whatever it can do, so before there is one. `stated` is
+    what the model's files and options say, `known` what the engine could do when it ran; the tasks
+    of either are tried only with a `task`.
+    """
+    stated = stated or Stated()
+    tasks = known.tasks if known is not None else stated.tasks
+    if task and tasks is not None:
+        check_task(task, tasks, engine)
+    if stated.vocabulary is not None:
+        for param, ids in _ids_of(request):
+            check_id_range(ids, stated.vocabulary, param)
+    if isinstance(request, (ChatRequest, CompletionRequest)):
+        _check_generated(request, known, engine)
+
+
+def check_task(task: str, tasks: frozenset[str], engine: str) -> None:
+    """Raise `UnsupportedError` unless an engine with these tasks does this one."""
+    if _NEEDS.get(task, task) not in tasks:
+        raise UnsupportedError(
+            f"the {engine} engine does not support {task} with this model, but"
+            f" {', '.join(sorted(tasks))}"
+        )
+
+
+def _check_generated(
+    request: ChatRequest | CompletionRequest, known: Capabilities | None, engine: str
+) -> None:
+    sampling = request.sampling
+    if isinstance(request, CompletionRequest):
+        if request.prompt == []:
+            raise RequestError("the prompt is empty", param="prompt")
+        if request.echo or sampling.prompt_logprobs is not None:
+            sampling, _ = prompt_sampling(request)
+    if known is None:
+        known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
+        if sampling.structured is not None:
+            known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
+    check_sampling(sampling, request.n, known, engine)
+
+
+def _ids_of(request: Any) -> Iterator[tuple[str, Sequence[int]]]:
+    """The token ids in a request, with the parameters that hold them."""
+    if isinstance(request, (ChatRequest, CompletionRequest)):
+        sampling = request.sampling
+        if isinstance(request, CompletionRequest) and isinstance(request.prompt, list):
+            yield "prompt", request.prompt
+        yield "stop_token_ids", sampling.stop_token_ids
+        yield "allowed_token_ids", sampling.allowed_token_ids
+        yield "logit_bias", [token for token, _ in sampling.logit_bias]
+    elif isinstance(request, EmbeddingRequest):
+        for one in request.inputs:
+            if not isinstance(one, str):
+                yield "input", one
+    elif isinstance(request, list):
+        yield "tokens", request

@@ -1,0 +1,106 @@
+"""Jobs whose structured answers come from a small or a large model."""
+
+import math
+
+import pytest
+
+import penstock
+from jobs import lines, settled
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.errors import ConfigError
+from penstock.types import Delta, TokenLogprob, Usage
+
+SCHEMA = {"type": "object", "properties": {"even": {"type": "boolean"}}, "required": ["even"]}
+
+
+class Knowing(SimulatedEngine):
+    """Says whether a row's number is even. If it is not `right`, it says so of all rows, and is
+    unsure of one token where that is wrong.
+    """
+
+    def __init__(self, right=False, broken=()):
+        super().__init__("large" if right else "small")
+        self.right = right
+        self.broken = broken
+        self.asked = []
+
+    async def generate(self, request):
+        number = int(request.messages[-1]["content"].split()[-1])
+        self.asked.append((number, request.sampling.logprobs))
+        even = number % 2 == 0
+        text = f'{{"even": {"true" if even or not self.right else "false"}}}'
+        if number in self.broken:
+            text = text[:-1]
+        unsure = math.log(0.99 if even else 0.3)
+        scores = (TokenLogprob("{", -0.001), TokenLogprob("e", unsure))
+        yield [Delta(text=text, finish_reason="stop", usage=Usage(5, 2), logprobs=scores)]
+
+
+async def cascade(source, output=None, **options):
+    options = {"prompt": "{text}", "schema": SCHEMA, "progress": False, **options}
+    return await penstock.arun(source, output, **options)
+
+
+async def test_answers_that_the_small_model_is_unsure_of_come_from_the_large_one(source, tmp_path):
+    small, large = Knowing(), Knowing(right=True)
+    result = await cascade(source, tmp_path / "out.jsonl", engine=[small, large])
+    rows = lines(tmp_path / "out.jsonl")
+    assert all(row["even"] is (row["id"] % 2 == 0) for row in rows)
+    assert {row["model"] for row in rows if row["id"] % 2} == {"large"}
+    assert sum(row["model"] == "small" for row in rows) == 300 - len(large.asked) > 100
+    assert result.counts.large_calls == len(large.asked)
+    assert {logprobs for _, logprobs in small.asked} == {0}
+    assert {logprobs for _, logprobs in large.asked} == {None}
+
+
+async def test_an_answer_off_its_schema_goes_to_the_large_model(source):
+    numbers = range(0, 300, 10)
+    result = await cascade(source, engine=[Knowing(broken=numbers), Knowing(right=True)])
+    broken = [row for row in result.rows() if row["id"] % 10 == 0]
+    assert {(row["status"], row["model"]) for row in broken} == {("ok", "large")}
+
+
+async def test_an_answer_that_neither_makes_is_an_error_row(source):
+    numbers = range(0, 300, 10)
+    engines = [Knowing(broken=numbers), Knowing(right=True, broken=numbers)]
+    result = await cascade(source, engine=engines)
+    failed = [row for row in result.rows() if row["status"] == "error"]
+    assert {row["id"] for row in failed} == set(numbers)
+    assert {(row["even"], row["model"]) for row in failed} == {(None, None)}
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
+async def test_other_outputs(source, tmp_path, name):
+    result = await cascade(source, tmp_path / name, engine=[Knowing(), Knowing(right=True)])
+    assert {row["model"] for row in result.rows()} == {"small", "large"}
+
+
+async def test_a_resumed_job_takes_the_earlier_choice(source, tmp_path):
+    output = tmp_path / "out.jsonl"
+    whole = await cascade(source, engine=[Knowing(), Knowing(right=True)])
+    with pytest.raises(penstock.PenstockError):
+        await cascade(
+            source, output, engine=[Knowing(), Knowing(right=True)], max_tokens_total=1_200
+        )
+    small = Knowing()
+    resumed = await cascade(source, output, engine=[small, Knowing(right=True)])
+    assert 0 < resumed.counts.resumed < 300
+    assert settled(lines(output)) == settled(whole.rows())
+    assert len(small.asked) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"temperature": 0.5}, "must be 0"),
+        ({"schema": None}, "neither is asked for"),
+        (
+            {"schema": {"type": "object", "properties": {"model": {"type": "string"}}}},
+            "name of a result column",
+        ),
+        ({"adapter": "a"}, "no meaning for two models"),
+    ],
+)
+async def test_refused(source, options, why):
+    with pytest.raises(ConfigError, match=why):
+        await cascade(source, engine=[Knowing(), Knowing(right=True)], **options)

@@ -1,0 +1,129 @@
+"""Jobs that embed: what becomes of texts, vectors, limits and options."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import penstock
+from penstock.batch.rows.embeddings import pack, unpack
+from penstock.errors import ConfigError
+
+TEXTS = ["one", "two", "a text that is longer than the others", "two"]
+
+
+def embed(source, output=None, **options):
+    options = {"engine": "simulated", "embed": "text", **options}
+    return penstock.run(source, output, progress=False, **options)
+
+
+def table(texts=TEXTS):
+    return pa.table({"id": range(len(texts)), "text": texts})
+
+
+def vectors(result):
+    return [row["embedding"] for row in result.rows()]
+
+
+class TestVectors:
+    def test_a_column_of_lists_of_one_size(self, tmp_path):
+        path = tmp_path / "vectors.parquet"
+        result = embed(table(), path, dimensions=6)
+        found = pq.read_table(path)
+        assert found.schema.field("embedding").type == pa.list_(pa.float32(), 6)
+        assert found.column_names == [
+            *("id", "text", "embedding", "status", "error", "usage", "attempts", "latency_ms")
+        ]
+        assert found["id"].to_pylist() == [0, 1, 2, 3]
+        assert found["embedding"][1] == found["embedding"][3] != found["embedding"][0]
+        assert result.counts.deduplicated == 1
+
+    def test_without_dimensions_the_width_is_the_models(self, tmp_path):
+        embed(table(), tmp_path / "v.parquet")
+        kind = pq.read_schema(tmp_path / "v.parquet").field("embedding").type
+        assert pa.types.is_fixed_size_list(kind)
+
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("float16", pa.float16()), ("int8", pa.int8()), (None, pa.float32())]
+    )
+    def test_types_of_numbers(self, tmp_path, name, kind):
+        embed(table(), tmp_path / "v.parquet", dimensions=4, vector_type=name)
+        assert pq.read_schema(tmp_path / "v.parquet").field("embedding").type == pa.list_(kind, 4)
+
+    def test_int8_keeps_the_direction(self):
+        vector = [0.1, -0.2, 0.05]
+        assert unpack(pack(vector, "int8"), "int8") == [64, -127, 32]
+        assert unpack(pack([0.0, 0.0], "int8"), "int8") == [0, 0]
+
+    def test_rows_in_memory_and_lines_have_lists(self, tmp_path):
+        (row, *_) = embed(table(), dimensions=3).rows()
+        embed(table(), tmp_path / "v.jsonl", dimensions=3)
+        line = json.loads((tmp_path / "v.jsonl").read_text().splitlines()[0])
+        assert line["embedding"] == row["embedding"]
+        assert len(row["embedding"]) == 3
+
+    def test_text_of_several_columns(self):
+        one = vectors(embed(table(), embed="{id}: {text}", dimensions=2))
+        other = embed(table([f"{i}: {text}" for i, text in enumerate(TEXTS)]), dimensions=2)
+        assert one == vectors(other)
+
+    def test_an_input_type_changes_the_vector(self):
+        plain, query = (
+            next(embed(table(), dimensions=2, input_type=kind).rows())["embedding"]
+            for kind in (None, "query")
+        )
+        assert plain != query
+
+
+class TestFaults:
+    def test_a_row_that_fails_is_null_among_lists_of_one_size(self, tmp_path):
+        source = table(["one", "x" * 99, "two"])
+        options = {"engine_kwargs": {"max_model_len": 32}, "dimensions": 4}
+        embed(source, tmp_path / "v.parquet", **options)
+        found = pq.read_table(tmp_path / "v.parquet")
+        assert found.schema.field("embedding").type == pa.list_(pa.float32(), 4)
+        assert [row is None for row in found["embedding"].to_pylist()] == [False, True, False]
+        assert found["error"][1].as_py()["type"] == "context_length_exceeded"
+
+    def test_truncate_cuts_it(self):
+        source = table(["x" * 99])
+        result = embed(source, engine_kwargs={"max_model_len": 32}, on_length="truncate")
+        (row,) = result.rows()
+        assert row["status"] == "ok"
+        assert row["usage"]["prompt_tokens"] <= 32
+
+    def test_only_failing_rows_and_no_rows(self, tmp_path):
+        embed(table(["x" * 99]), tmp_path / "v.parquet", engine_kwargs={"max_model_len": 32})
+        assert pq.read_table(tmp_path / "v.parquet")["embedding"].to_pylist() == [None]
+        embed(table([]), tmp_path / "empty.parquet")
+        assert "embedding" in pq.read_schema(tmp_path / "empty.parquet").names
+
+    @pytest.mark.parametrize(
+        ("options", "field"),
+        [
+            ({"prompt": "{text}"}, "prompt"),
+            ({"schema": {"type": "object"}}, "schema"),
+            ({"temperature": 0.5}, "temperature"),
+            ({"choices": "a,b"}, "choices"),
+            ({"adapter": "one"}, "adapter"),
+            ({"on_length": "raise"}, "on_length"),
+            ({"dimensions": 0}, "dimensions"),
+            ({"vector_type": "float64"}, "vector_type"),
+            ({"input_type": "passage"}, "input_type"),
+            ({"embed": "txt"}, "embed"),
+            ({"embed": None, "prompt": "{text}", "dimensions": 8}, "dimensions"),
+        ],
+    )
+    def test_what_has_no_meaning_is_refused_by_name(self, options, field):
+        with pytest.raises(ConfigError) as caught:
+            embed(table(), **options)
+        assert caught.value.field == field
+
+
+def test_a_job_of_other_vectors_is_another_job(tmp_path):
+    path = tmp_path / "v.parquet"
+    embed(table(), path, dimensions=4)
+    assert embed(table(), path, dimensions=4).already_complete
+    with pytest.raises(penstock.PenstockError, match="embed"):
+        embed(table(), path, dimensions=8)

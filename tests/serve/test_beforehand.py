@@ -1,0 +1,97 @@
+"""What is refused before a model is loaded, and what its files say of it."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from penstock import demo
+from penstock.engines.base import Capabilities, LLMEngine, Stated
+from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.errors import RequestError, UnsupportedError
+from penstock.serve.models.beforehand import check_before_load
+from penstock.serve.models.data_parallel import EngineGroup
+from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
+
+SMALL = Stated(vocabulary=10, tasks=frozenset({"completions", "tokenize"}))
+
+
+@pytest.mark.parametrize(
+    ("task", "request_", "param"),
+    [
+        ("completions", CompletionRequest([1, 10]), "prompt"),
+        ("completions", CompletionRequest("a", Sampling(stop_token_ids=(10,))), "stop_token_ids"),
+        ("completions", CompletionRequest("a", Sampling(logit_bias=((10, 1.0),))), "logit_bias"),
+        (
+            "completions",
+            CompletionRequest("a", Sampling(allowed_token_ids=(10,))),
+            "allowed_token_ids",
+        ),
+        ("", EmbeddingRequest(["a", [1, 10]]), "input"),
+        ("", [1, 10], "tokens"),
+    ],
+)
+def test_ids_beyond_the_vocabulary_are_refused(task, request_, param):
+    with pytest.raises(RequestError, match="token ids must be from 0 to 9") as caught:
+        check_before_load(request_, task, stated=SMALL)
+    assert caught.value.param == param
+    check_before_load(request_, task)  # where nothing is stated, anything may be right
+
+
+def test_tasks_that_the_model_lacks_are_refused():
+    with pytest.raises(UnsupportedError, match="the vllm engine does not support chat"):
+        check_before_load(ChatRequest([]), "chat", stated=SMALL, engine="vllm")
+    check_before_load(CompletionRequest("a"), "completions", stated=SMALL)
+    check_before_load(None, "tokenizer_info", stated=SMALL)
+    able = Capabilities(frozenset({"chat"}), 0, 1)  # what it was able to has the last word
+    check_before_load(ChatRequest([]), "chat", stated=SMALL, known=able)
+
+
+def model(path: Path, **config: object) -> str:
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def tasks_of(engine: LLMEngine) -> frozenset[str]:
+    tasks = engine.stated().tasks
+    assert tasks is not None
+    return tasks
+
+
+def test_what_the_engines_say_of_a_model(tmp_path):
+    demo_size = json.loads((demo.model_path("huggingface") / "config.json").read_bytes())
+    assert OpenVINOEngine("demo").stated().vocabulary == demo_size["vocab_size"]
+    assert OpenVINOEngine(str(tmp_path / "none")).stated() == Stated()
+    assert "chat" in tasks_of(OpenVINOEngine("demo"))
+    simulated = SimulatedEngine()
+    assert simulated.stated() == Stated(256, simulated.capabilities.tasks)
+    assert EngineGroup([simulated]).stated() == simulated.stated()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("BertModel", "embeddings"),
+        ("BertForSequenceClassification", "score"),
+        ("WhisperForConditionalGeneration", "transcriptions"),
+        ("LlamaForCausalLM", "chat"),
+    ],
+)
+def test_the_task_of_local_files(tmp_path, architecture, task):
+    engine = OpenVINOEngine(model(tmp_path, architectures=[architecture], vocab_size=9))
+    assert engine.stated().vocabulary == 9
+    assert {"embeddings", "score", "transcriptions", "chat"} & tasks_of(engine) == {task}
+
+
+def test_the_vocabulary_of_a_gguf_file(tmp_path):
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    tokens = text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 3)
+    tokens += text("a") + text("b") + text("c")
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + tokens)
+    assert OpenVINOEngine(str(file)).stated().vocabulary == 3
+    assert "chat" in tasks_of(OpenVINOEngine(str(file)))
