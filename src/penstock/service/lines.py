@@ -114,6 +114,8 @@ class ServedStep:
         self._most = most
         self._under_way: set[asyncio.Timeout] = set()
         self._over = asyncio.Event()
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         self._ended: Callable[[], PenstockError] | None = None
 
     def finish_with(self, why: Callable[[], PenstockError]) -> None:
@@ -125,6 +127,13 @@ class ServedStep:
         now = asyncio.get_running_loop().time()
         for limit in self._under_way:
             limit.reschedule(now)
+
+    def pause(self, paused: bool) -> None:
+        """Begin no more lines, or begin them again."""
+        if paused:
+            self._goes_on.clear()
+        else:
+            self._goes_on.set()
 
     def end(self) -> None:
         """Try nothing again."""
@@ -141,8 +150,11 @@ class ServedStep:
             async with asyncio.timeout(None) as limit:
                 self._under_way.add(limit)
                 try:
-                    async with self._slots:
-                        return await self._answer(row, tries)
+                    while True:
+                        await self._goes_on.wait()
+                        async with self._slots:
+                            if self._goes_on.is_set():
+                                return await self._answer(row, tries)
                 finally:
                     self._under_way.discard(limit)
         except TimeoutError:

@@ -68,6 +68,7 @@ class Run:
         """Set when lines that are not answered yet never will be."""
         self.task: asyncio.Task[None]
         self._why: type[PenstockError] | None = None
+        self._paused = batch.paused
         if batch.status == "cancelling":
             self.cancel()
 
@@ -77,14 +78,22 @@ class Run:
     def expire(self) -> None:
         self._finish(BatchExpiredError)
 
+    def pause(self, paused: bool) -> None:
+        """Begin no more lines, or begin them again."""
+        self._paused = paused
+        if self.step is not None:
+            self.step.pause(paused)
+
     def begin(self, step: ServedStep) -> None:
         """Answer lines with this step from now on."""
         self.step = step
+        step.pause(self._paused)
         self._tell()
 
     def drain(self) -> None:
         """Begin no more lines."""
-        if self.interrupts.on_first is not None:
+        # Paused lines would not end by themselves.
+        if self.interrupts.on_first is not None and not self._paused:
             self.interrupts.received = signal.SIGTERM
             self.interrupts.on_first()
         else:
@@ -169,6 +178,11 @@ class Runner:
         """End a batch that is being cancelled, if it runs here."""
         if (run := self._runs.get(id)) is not None:
             run.cancel()
+
+    def pause(self, id: str, *, paused: bool) -> None:
+        """Pause a batch or have it go on, if it runs here."""
+        if (run := self._runs.get(id)) is not None:
+            run.pause(paused)
 
     # The life of a batch
     async def _take_turn(self, run: Run) -> None:
@@ -356,12 +370,14 @@ class Runner:
         """Keep the own batches, take over those of servers that are gone, delete what is old."""
         while True:
             try:
-                statuses = await self._batches.renew(list(self._runs))
+                mine = await self._batches.renew(list(self._runs))
                 for id, run in list(self._runs.items()):
-                    if id not in statuses:
+                    if id not in mine:
                         run.task.cancel()  # it was deleted, or another server has it
-                    elif statuses[id] == "cancelling":
+                    elif mine[id].status == "cancelling":
                         run.cancel()
+                    else:
+                        run.pause(mine[id].paused)
                 await self._take_over()
                 await self._sweep()
             except PenstockError as error:
