@@ -13,7 +13,7 @@ async def counted(service, id):
 
 async def under_way(service, id):
     async with asyncio.timeout(30):
-        while not (await counted(service, id)).completed:
+        while not (await counted(service, id)).completed:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -26,7 +26,7 @@ async def test_a_paused_batch_begins_no_more_lines_until_it_is_resumed(tmp_path)
             assert (paused["paused"], paused["status"]) == (True, "in_progress")
             handle = service.handles["sim"]
             async with asyncio.timeout(30):
-                while handle.state().running:
+                while handle.state().running:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)  # several lines' time
             assert handle.state().running == 0

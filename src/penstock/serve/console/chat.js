@@ -119,10 +119,10 @@ export const chatView = (live) => {
   const send = el("button", { type: "submit", class: "main" }, "Send");
   const stop = button("Stop", () => running?.abort(), { class: "danger" });
   const attached = el("ul", { class: "attached", "aria-label": "Pictures" });
-  const files = el("input", { type: "file", accept: "image/*", multiple: true, class: "unseen", tabindex: "-1", "aria-label": "Pictures", onchange: () => { attach(files.files); files.value = ""; } });
+  const files = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => { attach(files.files); files.value = ""; } });
   const attachButton = button("Picture", () => files.click(), { class: "plain", title: "Attach pictures; pasting and dropping work too" });
   const clear = button("New chat", () => { running?.abort(); messages.length = 0; draw(); input.focus(); }, { class: "plain" });
-  stop.hidden = true;
+  stop.hidden = attachButton.hidden = true;
 
   const card = () => cards.find((one) => one.id === models.value);
   const sees = () => card()?.input_modalities?.includes("image") ?? false;
@@ -138,7 +138,7 @@ export const chatView = (live) => {
 
   const attach = async (list) => {
     if (!sees()) { note(`${models.value || "This model"} takes no pictures`, "bad"); return; }
-    for (const file of list) {
+    for (const file of [...list]) { // the browser empties its list meanwhile
       if (!file.type.startsWith("image/")) note(`${file.name} is no picture`, "bad");
       else if (file.size > IMAGE_BYTES) note(`${file.name} is larger than 8 MiB`, "bad");
       else images.push({ name: file.name, url: await dataUrl(file) });

@@ -67,6 +67,7 @@ find("views").append(...[...links.values()].map((one) => el("li", {}, one)));
 links.get("batches").parentElement.hidden = true;
 const views = { chat: chatView(live), models: modelsView(live), live: liveView(live), requests: requestsView(live), batches: batchesView() };
 find("main").replaceChildren(...Object.values(views).map((one) => one.element));
+let ready = false; // nothing is asked of the server before there is a key, if it needs one
 const show = (moves = true) => {
   const id = location.hash.slice(1) in views ? location.hash.slice(1) : "chat";
   for (const [name, view] of Object.entries(views)) view.element.hidden = name !== id;
@@ -76,11 +77,13 @@ const show = (moves = true) => {
   }
   document.title = `${NAMES[id]} – Penstock console`;
   document.body.dataset.view = id;
-  views[id].shown?.();
+  if (ready) views[id].shown?.();
   if (moves) (views[id].focus ?? (() => find("main").focus()))();
 };
 addEventListener("hashchange", () => show());
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); find("main").focus(); });
 show(false);
 if (document.documentElement.dataset.keys === "needed") await askKey();
+ready = true;
 live.now();
+show(false);

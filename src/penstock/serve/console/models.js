@@ -76,7 +76,7 @@ export const modelsView = (live) => {
       box.adapters = adapters;
       parts.adapters.replaceChildren(...(facts.adapters.length ? facts.adapters.map((name) => el("li", {}, el("span", {}, name), " ",
         facts.loaded_adapters.includes(name) ? badge("loaded", "good") : badge("on first use"),
-        may && button("Unload", (event) => doing(event.target, async () => {
+        may && button("Unload", async (event) => (await confirmed(`Unload the adapter ${name}?`, "Its requests are refused then, until it is loaded again or the server restarts.", "Unload")) && doing(event.target, async () => {
           await server.post("v1/unload_lora_adapter", { model: facts.id, lora_name: name });
           note(`The adapter ${name} is gone`);
           await live.now();
