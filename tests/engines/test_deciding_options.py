@@ -27,7 +27,7 @@ DECIDE = {
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
         *("max_images", "max_image_bytes", "max_image_pixels", "image_urls"),
-        *("weight_format", "quantization", "query_instruction", "document_instruction"),
+        *("weight_format", "conversion", "query_instruction", "document_instruction"),
         *("tool_call_parser", "reasoning_parser"),
         *("chat_template", "default_chat_template_kwargs"),
     },

@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from batch_service import batch_service, line, lines
+from penstock.service.batches import BatchStore
 
 SLOW = {"time_per_token_ms": 20.0}
 
@@ -247,3 +248,22 @@ async def test_a_server_leaves_batches_of_other_models_alone(tmp_path):
         assert (await client.batches.retrieve(batch.id)).status in ("validating", "in_progress")
     async with batch_service(tmp_path) as service:
         assert (await service.ended(batch.id)).status == "completed"
+
+
+async def test_a_batch_that_comes_while_leases_are_renewed_is_kept(tmp_path, monkeypatch):
+    renew, released = BatchStore.renew, asyncio.Event()
+    waiting = asyncio.Event()
+
+    async def slow(self, ids):
+        statuses = await renew(self, ids)
+        waiting.set()
+        await released.wait()
+        return statuses
+
+    monkeypatch.setattr(BatchStore, "renew", slow)
+    async with batch_service(tmp_path) as service:
+        await service.openai().batches.list()  # the first use starts all
+        await waiting.wait()
+        batch = await service.submit([line(str(number)) for number in range(20)])
+        released.set()
+        assert (await service.ended(batch.id)).request_counts.completed == 20

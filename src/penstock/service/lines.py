@@ -105,13 +105,20 @@ class ServedStep:
     """
 
     def __init__(
-        self, form: ServedLines, models: ModelNames, model: str, slots: asyncio.Semaphore, most: int
+        self,
+        form: ServedLines,
+        models: ModelNames,
+        model: str,
+        slots: asyncio.Semaphore,
+        most: int,
+        answered: Callable[[str, Usage], None],
     ) -> None:
         self._form = form
         self._models = models
         self._model = model
         self._slots = slots
         self._most = most
+        self._answered = answered
         self._under_way: set[asyncio.Timeout] = set()
         self._over = asyncio.Event()
         self._goes_on = asyncio.Event()
@@ -181,7 +188,10 @@ class ServedStep:
         while True:
             tries.count += 1
             try:
-                return await self._form.ask(model, row)
+                outcome = await self._form.ask(model, row)
+                if outcome.usage is not None:
+                    self._answered(model.model_id, outcome.usage)
+                return outcome
             except PenstockError as error:
                 if self._over.is_set():
                     raise

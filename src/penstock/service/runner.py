@@ -44,6 +44,7 @@ from penstock.service.lines import (
 from penstock.service.uploads import UploadStore
 from penstock.service.usage import usage_of
 from penstock.service.validation import check_input
+from penstock.types import Usage
 
 PROGRESS_S = 1.0
 """How often the counts of a batch under way are stored."""
@@ -114,7 +115,7 @@ class Run:
 
 class Runner:
     """The batches that this server runs. `folder` holds those under way; `ended` is told of each
-    that has ended.
+    that has ended, `answered` of each line: its model and tokens.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Runner:
         http: HttpSettings,
         settings: BatchSettings,
         ended: Callable[[Batch], Awaitable[None]],
+        answered: Callable[[str, Usage], None],
     ) -> None:
         self._folder = folder
         self._files = files
@@ -136,6 +138,7 @@ class Runner:
         self._http = http
         self._settings = settings
         self._ended = ended
+        self._line_answered = answered
         self._runs: dict[str, Run] = {}
         self._turns = asyncio.Semaphore(settings.max_batches)
         self._slots = asyncio.Semaphore(settings.max_in_flight)
@@ -277,7 +280,12 @@ class Runner:
             model="", created=batch.created_at, limit=limited(self._http), unique=True
         )
         step = ServedStep(
-            form, self._models, batch.model, self._slots, self._settings.max_in_flight
+            form,
+            self._models,
+            batch.model,
+            self._slots,
+            self._settings.max_in_flight,
+            self._line_answered,
         )
         run.begin(step)
         source = await open_source(str(input))
@@ -370,8 +378,9 @@ class Runner:
         """Keep the own batches, take over those of servers that are gone, delete what is old."""
         while True:
             try:
-                mine = await self._batches.renew(list(self._runs))
-                for id, run in list(self._runs.items()):
+                runs = dict(self._runs)  # others may be submitted meanwhile
+                mine = await self._batches.renew(list(runs))
+                for id, run in runs.items():
                     if id not in mine:
                         run.task.cancel()  # it was deleted, or another server has it
                     elif mine[id].status == "cancelling":

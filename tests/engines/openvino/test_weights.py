@@ -82,12 +82,12 @@ class TestQuantization:
     @pytest.mark.parametrize(
         ("weight_format", "quantization", "field"),
         [
-            (None, {"awq": True}, "engine_kwargs.quantization"),
-            ("fp16", {"ratio": 0.5}, "engine_kwargs.quantization"),
-            ("int8", {"awq": True}, "engine_kwargs.quantization.awq"),
+            (None, {"awq": True}, "engine_kwargs.conversion"),
+            ("fp16", {"ratio": 0.5}, "engine_kwargs.conversion"),
+            ("int8", {"awq": True}, "engine_kwargs.conversion.awq"),
         ],
     )
     def test_what_has_no_place_in_the_format_is_refused(self, weight_format, quantization, field):
         with pytest.raises(ConfigError) as caught:
-            OpenVINOOptions(weight_format=weight_format, quantization=Quantization(**quantization))
+            OpenVINOOptions(weight_format=weight_format, conversion=Quantization(**quantization))
         assert caught.value.field == field

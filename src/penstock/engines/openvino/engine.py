@@ -118,7 +118,7 @@ class OpenVINOEngine(WorkerEngine):
             self.options.task,
             self.options.max_model_len,
             self.options.weight_format,
-            self.options.quantization,
+            self.options.conversion,
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)

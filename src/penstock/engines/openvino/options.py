@@ -39,7 +39,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     text before each text whose `input_type` is that; None: what the model's
     `config_sentence_transformers.json` says. `weight_format`: the precision of a converted model;
     None and "auto": int8 from a billion parameters on, else fp16, of embedding and rerank models
-    fp32. `quantization`: further options of the conversion. `prompt_lookup`: speculate with n-grams
+    fp32. `conversion`: further options of the conversion. `prompt_lookup`: speculate with n-grams
     of the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller
     model that speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`:
     answers do not depend on what else runs, on the cache or on restarts. `properties`: further
@@ -72,7 +72,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
     weight_format: WeightFormat | None = None
-    quantization: Quantization = Quantization()
+    conversion: Quantization = Quantization()
     query_instruction: str | None = None
     document_instruction: str | None = None
     deterministic: bool = False
@@ -88,7 +88,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     image_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
 
     def __post_init__(self) -> None:
-        check_weights(self.weight_format, self.quantization)
+        check_weights(self.weight_format, self.conversion)
         check_names(self.tool_call_parser, self.reasoning_parser)
         if self.prompt_lookup and self.draft_model:
             raise ConfigError(

@@ -57,7 +57,7 @@ def check_weights(weight_format: WeightFormat | None, quantization: Quantization
     """Raise `ConfigError` for quantization that the format has no place for."""
     if quantization == Quantization() or weight_format == "int4":
         return
-    field = "engine_kwargs.quantization"
+    field = "engine_kwargs.conversion"
     if weight_format != "int8":
         raise ConfigError("needs weight_format int8 or int4", field=field)
     for name, value in structs.asdict(quantization).items():

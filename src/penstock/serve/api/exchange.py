@@ -97,6 +97,12 @@ class IngressState:
         if not self.inflight:
             self._idle.set()
 
+    def note_batch_line(self, model: str, usage: Usage) -> None:
+        """Count the tokens of a batch's line, which is no request of its own."""
+        self.metrics.count_tokens(model, usage)
+        if self.traffic is not None:
+            self.traffic.batch_tokens[model] += usage.completion_tokens
+
     async def drain(self, timeout_s: float, hurry: asyncio.Event | None = None) -> bool:
         """Take no more requests, wait for those under way, then abort them. Returns whether all
         finished by themselves.
@@ -284,10 +290,8 @@ class Exchange:
             self.ingress.traffic.note(self)
         if not self.model or not self.runs:
             return
-        metrics, usage = self.ingress.metrics.of(self.model), self.usage
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.cached_tokens.inc(usage.cached_tokens)
-        metrics.generation_tokens.inc(usage.completion_tokens)
+        usage = self.usage
+        metrics = self.ingress.metrics.count_tokens(self.model, usage)
         if self.status != 200:  # a refusal's latency is not the model's
             return
         total = self.ended - self.started

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -34,6 +34,8 @@ class Traffic:
 
     def __init__(self) -> None:
         self.under_way: set[Exchange] = set()
+        self.batch_tokens: Counter[str] = Counter()
+        """Tokens that the lines of batches have generated, by model."""
         self._ended: deque[PassedRequest] = deque(maxlen=KEPT)
         self._count = 0
         self._asked: dict[str | None, float] = {}

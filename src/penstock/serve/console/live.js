@@ -13,6 +13,7 @@ export const liveFacts = (onState) => {
   const subscribers = [];
   const requests = new Map(); // ended ones by number, and those under way by id
   const seen = new Map(); // tokens of each request under way when it was last seen
+  const batchTokens = new Map(); // of each model, when they were last seen
   const bins = new Map(); // tokens of each second
   const samples = []; // of queues and caches
   let after = 0;
@@ -41,6 +42,11 @@ export const liveFacts = (onState) => {
       else seen.set(one.id, { tokens: one.tokens, at: end });
       one.ended_at = end;
       if (over) requests.set(one.number, one);
+    }
+    for (const one of facts.models) { // lines of batches are no requests: their sum grows
+      const grown = one.batch_tokens - (batchTokens.get(one.id) ?? one.batch_tokens);
+      if (grown > 0) spread(grown, samples.at(-1)?.at ?? now, now);
+      batchTokens.set(one.id, one.batch_tokens);
     }
     if (facts.requests) after = facts.requests.after;
     for (const number of [...requests.keys()].slice(0, Math.max(0, requests.size - 200))) requests.delete(number);
@@ -146,7 +152,7 @@ export const liveView = (live) => {
   };
   const element = el("section", { "aria-labelledby": "live-title" }, el("h1", { id: "live-title" }, "Live"),
     el("div", { class: "cards charts" }, speed.element, first.element, queue.element, cache.element),
-    el("p", { class: "hint" }, "The last two minutes, once a second. Time to first token: a point for each request, the middle one in words. A request that does not stream counts when it ends."));
+    el("p", { class: "hint" }, "The last two minutes, once a second. Time to first token: a point for each request, the middle one in words. A request that does not stream, and a line of a batch, count when they end."));
   live.subscribe(draw);
   return { element, shown: () => live.now() };
 };

@@ -111,7 +111,7 @@ async def live(exchange: Exchange, body: LiveBody) -> Response:
 
 
 async def _model(exchange: Exchange, handle: ModelHandle) -> dict[str, Any]:
-    state = handle.state()
+    state, traffic = handle.state(), exchange.ingress.traffic
     try:
         async with asyncio.timeout(ENGINE_TIMEOUT_S):
             engine = await handle.engine_metrics()
@@ -132,4 +132,5 @@ async def _model(exchange: Exchange, handle: ModelHandle) -> dict[str, Any]:
         "loaded_adapters": state.adapter_names,
         "max_adapters": state.max_adapters,
         "counters": engine,
+        "batch_tokens": traffic.batch_tokens[handle.model_id] if traffic is not None else 0,
     }
