@@ -39,6 +39,7 @@ from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
     RerankRequest,
+    Usage,
 )
 
 MOST_ATTEMPTS = 3
@@ -190,7 +191,7 @@ class ServedStep:
             try:
                 outcome = await self._form.ask(model, row)
                 if outcome.usage is not None:
-                    self._answered(model.model_id, outcome.usage)
+                    self._answered(target.handle.model_id, outcome.usage)
                 return outcome
             except PenstockError as error:
                 if self._over.is_set():

@@ -217,7 +217,7 @@ async def test_a_slow_engine_leaves_its_counters_out(
     monkeypatch.setattr(console, "ENGINE_TIMEOUT_S", 0.0)
 
     async def never() -> dict[str, float]:
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        return await asyncio.get_running_loop().create_future()
 
     one.engine_metrics = never
     async with served(one).client() as client:
