@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _converted(model: str) -> Path:
-    from penstock.engines.openvino.model_source import find_model
+    from penstock.engines.openvino.model.source import find_model
 
     return find_model(model, None, None).path
 

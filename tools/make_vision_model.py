@@ -106,7 +106,7 @@ def _tokenizer(template: str) -> Any:
 
 def main(archive: Path) -> None:
     """Make the archive, with weights of 8 bits."""
-    from penstock.engines.openvino.model_source import keep_image_settings
+    from penstock.engines.openvino.model.source import keep_image_settings
 
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name, "source"), Path(name, "target")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from gguf_in_torch import hugging_face_form
-from penstock.engines.openvino.gguf_ir import saved_ir
-from penstock.engines.openvino.model_source import convert
+from penstock.engines.openvino.model.gguf_ir import saved_ir
+from penstock.engines.openvino.model.source import convert
 from questions import THINGS, questions
 from serve_process import serving
 

@@ -180,7 +180,7 @@ def test_the_exporter_ends_with_who_started_it(tmp_path):
     parent = textwrap.dedent(
         f"""
         from pathlib import Path
-        from penstock.engines.openvino.model_source import _run
+        from penstock.engines.openvino.model.source import _run
         _run("m", ["-c", {sleeper!r}], Path({str(tmp_path)!r}) / "log", print)
         """
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from penstock.engines import model_files
+from penstock.engines.disk import sources
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import (
     ConfigError,
@@ -207,7 +207,7 @@ async def test_named_adapters_need_no_common_place(tmp_path):
 
 
 def test_a_missing_backend_names_its_extra_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_files, "find_spec", lambda module: None)
+    monkeypatch.setattr(sources, "find_spec", lambda module: None)
     with pytest.raises(MissingExtraError, match=r"penstock\[s3\]"):
         store("s3://bucket/adapters", tmp_path)
     with pytest.raises(ConfigError, match="unknown kind of URL 'hff://'"):

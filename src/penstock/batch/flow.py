@@ -175,7 +175,7 @@ class Flow:
         self._paused = True
 
     def go_on(self) -> None:
-        """Admit rows again."""
+        """Admit rows again after `pause`."""
         self._paused = False
         self._admit()
 

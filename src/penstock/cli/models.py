@@ -46,7 +46,7 @@ def pull(name: str, include: tuple[str, ...]) -> None:
     What was fetched before is kept, and what was cut off is continued. Each file is compared with
     the hub's checksum.
     """
-    from penstock.engines.model_cache import pull as fetch
+    from penstock.engines.disk.cache import pull as fetch
 
     model = fetch(name, include, lambda line: say(f"fetching {name}: {line}"))
     click.echo(f"{model.name}: {_size(model.nbytes)} in {model.path}")
@@ -55,7 +55,7 @@ def pull(name: str, include: tuple[str, ...]) -> None:
 @models.command("list", short_help="Models on disk, with their sizes.")
 def list_models() -> None:
     """List the models on this machine's disk: from a hub, converted, or copied from a bucket."""
-    from penstock.engines.model_cache import cached_models
+    from penstock.engines.disk.cache import cached_models
 
     found = cached_models()
     rows = [["MODEL", "KIND", "SIZE", "CHANGED"]]
@@ -70,7 +70,7 @@ def list_models() -> None:
 @click.argument("name", metavar="MODEL")
 def show(name: str) -> None:
     """Show where a model on disk is, and its files with their sizes."""
-    from penstock.engines.model_cache import cached_model
+    from penstock.engines.disk.cache import cached_model
 
     model = cached_model(name)
     click.echo(f"{model.name} ({model.kind}), {_size(model.nbytes)}, in {model.path}")
@@ -81,7 +81,7 @@ def show(name: str) -> None:
 @click.argument("names", metavar="MODEL...", nargs=-1, required=True)
 def rm(names: tuple[str, ...]) -> None:
     """Remove models from this machine's disk. They are fetched or converted again when needed."""
-    from penstock.engines.model_cache import cached_model, remove_model
+    from penstock.engines.disk.cache import cached_model, remove_model
 
     for model in [cached_model(name) for name in names]:  # all are there before any goes
         remove_model(model)

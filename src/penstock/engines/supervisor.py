@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.model_files import adapter_path
+from penstock.engines.disk.sources import adapter_path
 from penstock.engines.quarantine import Quarantine, Visit
 from penstock.engines.tasks import generated
 from penstock.errors import (

@@ -16,7 +16,7 @@ import msgspec
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.model_files import adapter_rank
+from penstock.engines.disk.sources import adapter_rank
 from penstock.engines.process import (
     Abort,
     Call,

@@ -189,11 +189,11 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
             param=f"tools[{number}]",
         )
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
-    said = [tool["description"]] if tool.get("description") else []
+    parts = [tool["description"]] if tool.get("description") else []
     if examples := tool.get("input_examples"):
-        said.append(f"Examples of its input: {json.dumps(examples, ensure_ascii=False)}")
-    if said:
-        function["description"] = "\n".join(map(str, said))
+        parts.append(f"Examples of its input: {json.dumps(examples, ensure_ascii=False)}")
+    if parts:
+        function["description"] = "\n".join(map(str, parts))
     if tool.get("strict") is not None:
         function["strict"] = tool["strict"]
     return {"type": "function", "function": function}

@@ -176,8 +176,8 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
 def _ingress_replicas(args: LLMServingArgs) -> dict[str, Any]:
     """The replicas of the ingress that the models ask for, unless its deployment says."""
     wanted = max(config.num_ingress_replicas or 0 for config in args.llm_configs)
-    said = {"num_replicas", "autoscaling_config"} & args.ingress_deployment_config.keys()
-    return {"num_replicas": wanted} if wanted and not said else {}
+    given = {"num_replicas", "autoscaling_config"} & args.ingress_deployment_config.keys()
+    return {"num_replicas": wanted} if wanted and not given else {}
 
 
 def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:

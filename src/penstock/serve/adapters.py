@@ -29,7 +29,7 @@ from penstock import demo, env, private_files
 from penstock.balance.backoff import Retry
 from penstock.config import masked
 from penstock.engines.base import LLMEngine
-from penstock.engines.model_files import check_url, file_system, stamps
+from penstock.engines.disk.sources import check_url, file_system, stamps
 from penstock.errors import (
     ConfigError,
     EngineStartError,

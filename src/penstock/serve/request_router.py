@@ -1,4 +1,6 @@
-"""Ways to choose a replica, with the names of `ray.serve.llm.request_router`."""
+"""Ways to choose a replica, with the names of `ray.serve.llm.request_router`. Each of Ray's routers
+stands for one of Penstock's policies.
+"""
 
 from penstock import lazy
 
@@ -8,13 +10,6 @@ if TYPE_CHECKING:
         RouteRequest as RouteRequest,
         RoutingPolicy as RoutingPolicy,
     )
-    from penstock.serve.compat.routers import (
-        ConsistentHashRouter as ConsistentHashRouter,
-        KVAwareRouter as KVAwareRouter,
-        PowerOfTwoChoicesRequestRouter as PowerOfTwoChoicesRequestRouter,
-        PrefixCacheAffinityRouter as PrefixCacheAffinityRouter,
-        RoundRobinRouter as RoundRobinRouter,
-    )
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
@@ -23,12 +18,32 @@ else:
                 "RouteRequest",
                 "RoutingPolicy",
             ),
-            "penstock.serve.compat.routers": (
-                "ConsistentHashRouter",
-                "KVAwareRouter",
-                "PowerOfTwoChoicesRequestRouter",
-                "PrefixCacheAffinityRouter",
-                "RoundRobinRouter",
-            ),
         },
+        eager=(
+            "ConsistentHashRouter",
+            "KVAwareRouter",
+            "PowerOfTwoChoicesRequestRouter",
+            "PrefixCacheAffinityRouter",
+            "RoundRobinRouter",
+        ),
     )
+
+
+class PrefixCacheAffinityRouter:
+    """`prefix_aware`: the replica that probably has most of the prompt cached."""
+
+
+class KVAwareRouter:
+    """`kv_aware`: the replica that has most of the prompt cached, by its engine's events."""
+
+
+class PowerOfTwoChoicesRequestRouter:
+    """`least_busy`: the less busy of two at random."""
+
+
+class RoundRobinRouter:
+    """`round_robin`: one replica after the other."""
+
+
+class ConsistentHashRouter:
+    """`session_affinity`: the replica of the session that `x-session-id` names."""

@@ -11,8 +11,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from penstock.errors import NotStoredError, RequestError
-from penstock.service.database import Connection, Row, StateStore
-from penstock.service.files import owned, page
+from penstock.service.database import Connection, Row, StateStore, owned, page
 
 Status = Literal[
     "validating",

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from penstock import lazy
 from penstock.config import masked
-from penstock.errors import ConfigError, UnavailableError
+from penstock.errors import ConfigError, RequestError, UnavailableError
 from penstock.serve.store.database import Database, Lives
 
 T = TypeVar("T")
@@ -66,10 +66,8 @@ Row = Mapping[str, Any]
 
 
 class Cursor(Protocol):
-    """What a statement gives."""
+    """The rows that a statement gives."""
 
-    @property
-    def rowcount(self) -> int: ...
     def fetchone(self) -> Any: ...
     def fetchall(self) -> list[Any]: ...
 
@@ -95,6 +93,45 @@ class StateStore(Protocol):
 def open_state(file: Path, url: str | None) -> StateStore:
     """The database at `url`, else in the `file`. Raises `ConfigError`."""
     return SqliteState(file) if url is None else PostgresState(url)
+
+
+def owned(owner: str | None) -> tuple[str, tuple[str, ...]]:
+    """The condition that a row is the owner's, and its parameters; None sees all rows."""
+    return ("", ()) if owner is None else (" AND owner = ?", (owner,))
+
+
+def page(
+    table: str,
+    where: str,
+    parameters: tuple[Any, ...],
+    limit: int,
+    *,
+    ascending: bool,
+    after: str = "",
+    before: str = "",
+) -> Callable[[Connection], list[Any]]:
+    """Work that gives up to one row more than `limit`, in the order of their making. Those behind
+    the id `after`, or ahead of `before` (then the nearest come first). The work raises
+    `RequestError` for an id that is not there.
+    """
+
+    def find(db: Connection) -> list[Any]:
+        upwards = ascending != bool(before)
+        bound, values = "", parameters
+        if name := after or before:
+            found = db.execute(f"SELECT seq FROM {table} WHERE id = ?", (name,)).fetchone()
+            if found is None:
+                param = "after" if after else "before"
+                raise RequestError(f"there is no '{name[:100]}' to page by", param=param)
+            bound = f" AND seq {'>' if upwards else '<'} ?"
+            values = (*values, found["seq"])
+        order = "ASC" if upwards else "DESC"
+        return db.execute(
+            f"SELECT * FROM {table} WHERE {where}{bound} ORDER BY seq {order} LIMIT ?",
+            (*values, limit + 1),
+        ).fetchall()
+
+    return find
 
 
 class SqliteState:
@@ -192,4 +229,5 @@ class _Marked:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
-        return self._connection.execute(sql.replace("?", "%s"), parameters)  # type: ignore[no-any-return]
+        cursor: Cursor = self._connection.execute(sql.replace("?", "%s"), parameters)
+        return cursor

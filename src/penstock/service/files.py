@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,7 @@ from msgspec import Struct
 from penstock.errors import NotStoredError, RequestError
 from penstock.serve.config.settings import BatchSettings
 from penstock.service.content import Content
-from penstock.service.database import Connection, Row, StateStore
+from penstock.service.database import Connection, Row, StateStore, owned, page
 
 PURPOSES = ("batch", "batch_output")
 LARGEST_PAGE = 10_000
@@ -35,7 +34,7 @@ class StoredFile(Struct, frozen=True, kw_only=True):
     expires_at: int | None
 
     def body(self) -> dict[str, Any]:
-        """As clients read it."""
+        """The file object that clients of OpenAI read."""
         return {
             "id": self.id,
             "object": "file",
@@ -57,11 +56,6 @@ def new_id(prefix: str) -> str:
 def file_of(row: Row) -> StoredFile:
     """The file of a row."""
     return StoredFile(**{name: row[name] for name in StoredFile.__struct_fields__})
-
-
-def owned(owner: str | None) -> tuple[str, tuple[str, ...]]:
-    """The condition that a row is the owner's, and its parameters; None sees all rows."""
-    return ("", ()) if owner is None else (" AND owner = ?", (owner,))
 
 
 class FileStore:
@@ -174,7 +168,7 @@ class FileStore:
             await self.content.delete(id)
 
     async def sweep(self) -> None:
-        """Delete what has expired."""
+        """Delete the files that have expired, with their content."""
 
         def find(db: Connection) -> list[str]:
             rows = db.execute(
@@ -184,40 +178,6 @@ class FileStore:
 
         if expired := await self._state.run(find):
             await self.remove(expired)
-
-
-def page(
-    table: str,
-    where: str,
-    parameters: tuple[Any, ...],
-    limit: int,
-    *,
-    ascending: bool,
-    after: str = "",
-    before: str = "",
-) -> Callable[[Connection], list[Any]]:
-    """Work that gives up to one row more than `limit`, in the order of their making. Those behind
-    the id `after`, or ahead of `before` (then the nearest come first). The work raises
-    `RequestError` for an id that is not there.
-    """
-
-    def find(db: Connection) -> list[Any]:
-        upwards = ascending != bool(before)
-        bound, values = "", parameters
-        if name := after or before:
-            found = db.execute(f"SELECT seq FROM {table} WHERE id = ?", (name,)).fetchone()
-            if found is None:
-                param = "after" if after else "before"
-                raise RequestError(f"there is no '{name[:100]}' to page by", param=param)
-            bound = f" AND seq {'>' if upwards else '<'} ?"
-            values = (*values, found["seq"])
-        order = "ASC" if upwards else "DESC"
-        return db.execute(
-            f"SELECT * FROM {table} WHERE {where}{bound} ORDER BY seq {order} LIMIT ?",
-            (*values, limit + 1),
-        ).fetchall()
-
-    return find
 
 
 def _missing(id: str) -> NotStoredError:

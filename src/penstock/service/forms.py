@@ -38,7 +38,7 @@ class Form:
         self.filename: str | None = None
 
     def close(self) -> None:
-        """Delete the file."""
+        """Delete the file, wherever the reading ended."""
         self.path.unlink(missing_ok=True)
 
 

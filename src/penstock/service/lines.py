@@ -1,23 +1,26 @@
-"""Answers the lines of a batch by the models that the server has, within the server's limits."""
+"""Answers the lines of a batch by the models that the server has, within the server's limits, and
+sums up the tokens of the answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
+from penstock.balance.backoff import wait_after
 from penstock.batch.pipeline.pipeline import Asked as PipelineAsked, Tries, rolling
 from penstock.batch.rows.line_endpoints import ENDPOINTS
 from penstock.batch.rows.openai_lines import OpenAILines
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import Capabilities
 from penstock.engines.decisions.checks import options_of
-from penstock.engines.tasks import Tasks
 from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
@@ -29,9 +32,10 @@ from penstock.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from penstock.openai.responses_api import response_usage
 from penstock.serve.api.limits import check_texts, texts_of, within_limits
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelHandle, ModelNames
+from penstock.serve.models.handle import ModelNames
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -46,8 +50,6 @@ MOST_ATTEMPTS = 3
 UNLOADED_IN_FLIGHT = 64
 """Lines at a time for a model of which nobody knows yet how many it takes."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
-
-
 UNANSWERED = {BatchExpiredError.kind, BatchCancelledError.kind}
 
 
@@ -93,11 +95,6 @@ def limited(settings: HttpSettings) -> Callable[[Any], Any]:
         return request
 
     return limit
-
-
-def model_for_batches(handle: ModelHandle) -> Tasks:
-    """The model for the lines of batches: their requests are of the batch class."""
-    return handle.for_batch()
 
 
 class ServedStep:
@@ -184,8 +181,8 @@ class ServedStep:
             asked = [replace(one, adapter=target.adapter) for one in request.asked.requests]
             request = request._replace(asked=request.asked._replace(requests=asked))
         row.request = request._replace(model=target.name)
-        model = model_for_batches(target.handle)
-        failures, pause = 0, _FIRST_PAUSE_S
+        model = target.handle.for_batch()
+        failures = waits = 0
         while True:
             tries.count += 1
             try:
@@ -204,11 +201,11 @@ class ServedStep:
                                 f"model '{target.name}' does not start: {error}"
                             ) from error
                         raise
-                wait = max(error.retry_after or 0.0, pause * random.uniform(0.5, 1.0))
+                waits += 1
+                wait = wait_after(error, waits, first=_FIRST_PAUSE_S, longest=_LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._over.wait()
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _wanted(self) -> int:
         """How many lines keep the model full."""
@@ -217,3 +214,42 @@ class ServedStep:
             if (given := known.metadata.get("capabilities")) is not None:
                 return rolling(msgspec.convert(given, Capabilities))
         return UNLOADED_IN_FLIGHT
+
+
+class _Answer(Struct):
+    usage: dict[str, Any] | None = None
+
+
+class _Response(Struct):
+    body: _Answer | None = None
+
+
+class _Line(Struct):
+    response: _Response | None = None
+
+
+def output_usage(output: Path) -> dict[str, Any]:
+    """The `usage` of a batch, as OpenAI has it."""
+    decode = msgspec.json.Decoder(_Line).decode
+    total = Usage()
+    with output.open("rb") as file:
+        for text in file:
+            line = decode(text)
+            if line.response is not None and line.response.body is not None:
+                total += _usage(line.response.body.usage or {})
+    return response_usage(total)
+
+
+def _usage(given: Mapping[str, Any]) -> Usage:
+    """The usage of an answer in any of its forms."""
+    input_details = given.get("prompt_tokens_details") or given.get("input_tokens_details") or {}
+    output_details = (
+        given.get("completion_tokens_details") or given.get("output_tokens_details") or {}
+    )
+    anthropic = given.get("cache_read_input_tokens", 0)  # counted apart from the input there
+    return Usage(
+        given.get("prompt_tokens", 0) or given.get("input_tokens", 0) + anthropic,
+        given.get("completion_tokens", 0) or given.get("output_tokens", 0),
+        input_details.get("cached_tokens", 0) or anthropic,
+        output_details.get("reasoning_tokens", 0),
+    )

@@ -40,9 +40,9 @@ from penstock.service.lines import (
     ServedLines,
     ServedStep,
     limited,
+    output_usage,
 )
 from penstock.service.uploads import UploadStore
-from penstock.service.usage import usage_of
 from penstock.service.validation import check_input
 from penstock.types import Usage
 
@@ -329,7 +329,7 @@ class Runner:
                     id=f"file-{batch.id.removeprefix('batch_').removeprefix('msgbatch_')}-{which}",
                 )
                 made[f"{which}_file_id"] = file.id
-        usage = await asyncio.to_thread(usage_of, folder / "output.jsonl")
+        usage = await asyncio.to_thread(output_usage, folder / "output.jsonl")
         tally = tally_of(counts, batch.counts.total)
 
         def end(batch: Batch) -> Batch:

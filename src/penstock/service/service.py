@@ -22,7 +22,7 @@ DATABASE = "batches.sqlite"
 
 
 class Stores(NamedTuple):
-    """What the routes use."""
+    """The stores of an ingress, and the runner of its batches."""
 
     files: FileStore
     uploads: UploadStore
@@ -80,7 +80,6 @@ class BatchService:
             await self._webhooks.close()
 
     def close(self) -> None:
-        """Close the database."""
         if self._state is not None:
             self._state.close()
             self._state = None

@@ -13,8 +13,8 @@ import msgspec
 
 from penstock.errors import NotStoredError, RequestError
 from penstock.serve.config.settings import BatchSettings
-from penstock.service.database import Connection, StateStore
-from penstock.service.files import FileStore, StoredFile, new_id, owned
+from penstock.service.database import Connection, StateStore, owned
+from penstock.service.files import FileStore, StoredFile, new_id
 
 UPLOAD_S = 3600
 """How long an upload waits for its parts."""

@@ -18,7 +18,7 @@ from penstock.parsing import json_fault
 from penstock.service.batches import Fault
 
 MOST_FAULTS = 100
-"""Faults that are told; a file with so many is read no further."""
+"""Faults that are reported; a file with so many is read no further."""
 _BLANK = b" \t\r\n"
 
 

@@ -88,7 +88,7 @@ async def test_images_from_everywhere_become_part_of_the_message(tmp_path, serve
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "F"])
-@pytest.mark.parametrize("kind", ["image", "image_pil", "image_url"])
+@pytest.mark.parametrize("kind", ["image", "image_pil", "image_url", "input_image"])
 async def test_images_that_the_caller_has_opened(mode, kind):
     opened = Image.open(BytesIO(image())).convert(mode)
     whole, broken = await prepared(

@@ -5,7 +5,7 @@ import pytest
 
 from penstock.demo import MODEL_NAME
 from penstock.engines.openvino.constraints.grammar_cache import BarePipeline
-from penstock.engines.openvino.model_source import find_model
+from penstock.engines.openvino.model.source import find_model
 
 
 class Writer:

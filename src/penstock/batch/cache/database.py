@@ -165,7 +165,7 @@ class AnswerDatabase:
         self._guarded(self._trim, None)
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the answers that wait, and close the file."""
         if self._waiting:
             self.write()
         if self._connection is not None:

@@ -18,7 +18,7 @@ from penstock import demo
 from penstock.batch.read.files import is_url
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
-from penstock.engines.model_files import local_source
+from penstock.engines.disk.sources import local_source
 
 if TYPE_CHECKING:
     from penstock.batch.cache.database import AnswerDatabase

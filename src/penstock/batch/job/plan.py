@@ -4,75 +4,50 @@ before anything is loaded.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
 from penstock import lazy
 from penstock.batch import structured
-from penstock.batch.decisions.questions import RowQuestions, deciding
-from penstock.batch.job.attach import attached
-from penstock.batch.job.checks import is_list_of, require, require_unicode
+from penstock.batch.decisions.questions import RowQuestions
 from penstock.batch.job.extras import Extras, extras_of
-from penstock.batch.job.identity import EMBEDS, job_identity
+from penstock.batch.job.forms import CASCADE, SAMPLING, engine_rows, processor_rows, questions_of
+from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
-from penstock.batch.pipeline.processor_rows import Held
-from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
-from penstock.batch.rows.embeddings import VECTOR_TYPES, ColumnVectors
-from penstock.batch.rows.openai_lines import OpenAILines, are_lines
-from penstock.batch.rows.repair import Repair
-from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
+from penstock.batch.rows.embeddings import VECTOR_TYPES
+from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
-from penstock.errors import ConfigError, OutputError, RequestError, printable
+from penstock.errors import ConfigError, OutputError, RequestError
+from penstock.llm_config.batch import CLASS_HEADER
 from penstock.types import FRACTIONS, Sampling, StructuredOutput
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
-    from penstock.batch.pipeline.processor import Processor
-
-_log = logging.getLogger(__name__)
-
-# Options that say what is asked of a row; OpenAI batch lines say that themselves.
-_REPAIRS = frozenset({"on_length", "on_invalid_json"})
-_DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
-_EMBEDS = frozenset(EMBEDS)
-_CASCADE = ("target_accuracy", "delta")
-_ROW_OPTIONS = (
-    _REPAIRS
-    | _DECIDES
-    | _EMBEDS
-    | {*("prompt", "messages", "image", "system", "schema", "adapter")}
-    | {*("result_prefix", "max_tokens")}
-)
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic", "attach"})
-_SAMPLING = frozenset(Sampling.__struct_fields__)
-_GENERATES = _REPAIRS | _SAMPLING | {"schema"}
 
 _PATH: Any = str | os.PathLike
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
     *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"),
 )
-_REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold", *_CASCADE)
+_REAL = (*FRACTIONS, "row_timeout", "cache_days", "max_error_rate", "threshold", *CASCADE)
 _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (str, "text", ("attach", "embed", "filter", "prompt", "messages", "image", "system")),
     (str, "text", ("adapter", "result_prefix", "key")),
@@ -154,7 +129,7 @@ async def plan_of(job: Job) -> Plan:
     sampling = _sampling(job, schema)
     output = _open_output(job)
     engines = _engines(job) if job.processor is None else ()
-    asked = _deciding(job, engines) if engines else None
+    asked = questions_of(job, engines) if engines else None
     source = await open_source(job.source)
     try:
         return _plan(job, source, engines, output, schema, sampling, asked)
@@ -182,9 +157,9 @@ def _plan(
                 )
     policy = ErrorPolicy(job.on_error or "keep")
     if job.processor is not None:
-        form, step, policy = _processor_rows(job, job.processor, output)
+        form, step, policy = processor_rows(job, job.processor, output)
     else:
-        form, constant = _engine_rows(job, source, engines, output, schema, sampling, asked)
+        form, constant = engine_rows(job, source, engines, output, schema, sampling, asked)
         if len(engines) == 2:
             step = _cascade(job, source, (engines[0], engines[1]), form, policy)
         else:
@@ -209,148 +184,6 @@ def _plan(
         progress=job.progress,
         extras=extras_of(job, source, output, form, engines, asked),
     )
-
-
-def _processor_rows(
-    job: Job, processor: Processor, output: Output | Literal["-"] | None
-) -> tuple[RowForm, Step, ErrorPolicy]:
-    _check_unset(
-        job, _REPAIRS, "is said in the configuration of the processor, in a field of this name"
-    )
-    _check_unset(
-        job, _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
-    )
-    config = processor.config
-    expected = job.dead_letter is not None or job.max_error_rate is not None
-    going_on = expected or config.should_continue_on_error
-    policy = ErrorPolicy(job.on_error or ("keep" if going_on else "fail"))
-    keep_errors = going_on or job.on_error not in (None, "fail")
-    columnar = isinstance(output, Output) and output.columnar
-    held: Held = "values" if output is None else "packed" if columnar else "json"
-    form = processor.rows(held=held, keep_errors=keep_errors)
-    chain = StageChain(
-        processor.stages,
-        config.batch_size,
-        config.concurrency,
-        policy=policy,
-        max_attempts=job.max_attempts,
-    )
-    return form, chain, policy
-
-
-def _engine_rows(
-    job: Job,
-    source: Source,
-    engines: Sequence[LLMEngine],
-    output: Output | Literal["-"] | None,
-    schema: structured.Schema | None,
-    sampling: Sampling,
-    asked: RowQuestions | None,
-) -> tuple[EngineForm, str | None]:
-    """The form of rows that ask the engine, and the one adapter of all of them."""
-    if (
-        job.prompt is None
-        and job.messages is None
-        and job.embed is None
-        and asked is None
-        and (source.first is None or are_lines(source.first))
-    ):
-        _check_unset(
-            job,
-            _ROW_OPTIONS | _SAMPLING,
-            "has no meaning for OpenAI batch lines, whose bodies say what is asked",
-        )
-        if isinstance(output, Output) and output.form != "jsonl":
-            raise ConfigError(
-                "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
-            )
-        return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
-    if job.embed is not None:
-        return _vectors(job, source, output), None
-    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
-    in_column = job.adapter is not None and job.adapter in source.columns
-    constant = None if in_column else job.adapter
-    input: dict[str, Any] = {
-        "template": Template(job.prompt) if job.prompt is not None else None,
-        "messages": job.messages,
-        "system": job.system,
-        "image": job.image,
-        "sampling": sampling,
-        "adapter": constant,
-        "adapter_column": job.adapter if in_column else None,
-        "prefix": job.result_prefix,
-        "values_for": _values_for(source, output),
-    }
-    kind = CascadedAnswers if len(engines) == 2 else ColumnRequests
-    form: ColumnRequests = (
-        kind(schema=schema, repair=_repair(job), **input)
-        if asked is None
-        else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
-    )
-    if job.prompt is None and job.messages is None:
-        raise ConfigError(
-            "say what to ask: give a prompt with {column} in it, or a column of messages",
-            field="prompt",
-        )
-    if job.prompt is not None and not form.columns and 1 not in (job.limit, source.rows):
-        known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
-        _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
-    _check_data(form, source, output)
-    return form, constant
-
-
-def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnVectors:
-    """The form of rows whose texts become vectors."""
-    assert job.embed is not None
-    others = _ROW_OPTIONS | _SAMPLING
-    meaningless = others - _EMBEDS - {"on_length", "result_prefix"}
-    _check_unset(job, meaningless, "has no meaning beside `embed`")
-    if job.on_length not in ("keep", "truncate"):
-        raise ConfigError(
-            f"must be keep or truncate where texts are embedded, not {job.on_length!r}",
-            field="on_length",
-            value=job.on_length,
-        )
-    text = job.embed if "{" in job.embed else f"{{{job.embed}}}"
-    form = ColumnVectors(
-        template=Template(text, "embed"),
-        dimensions=job.dimensions,
-        input_type=job.input_type,
-        truncate=job.on_length == "truncate",
-        vector_type=job.vector_type or "float32",
-        prefix=job.result_prefix,
-        sampling=Sampling(),
-        values_for=_values_for(source, output),
-    )
-    _check_data(form, source, output)
-    return form
-
-
-def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
-    if source.columns:
-        flat = isinstance(output, Output) and output.form == "csv"
-        form.check(source.columns, source.every_column(), flat=flat)
-
-
-def _deciding(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
-    asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
-    cascade = len(engines) == 2
-    if not cascade:
-        _check_unset(job, frozenset(_CASCADE), "is of two models, and there is one")
-    elif asked is None:
-        if job.schema is None:
-            why = "two of them make decisions or answers with a schema, and neither is asked for"
-            raise ConfigError(why, field="model")
-        if job.temperature:
-            raise ConfigError("must be 0 for two models, which are compared", field="temperature")
-    if cascade and job.adapter is not None:
-        raise ConfigError("has no meaning for two models", field="adapter")
-    if asked is not None:
-        meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
-        _check_unset(
-            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
-        )
-    return asked
 
 
 def _cascade(
@@ -388,13 +221,13 @@ def _engines(job: Job) -> list[LLMEngine]:
     for name, kind, meant in (("model", str, "text"), ("engine_kwargs", Mapping, "a mapping")):
         for value in lists.get(name, [given[name]]):
             if value is not None:
-                require(isinstance(value, kind), name, value, meant)
+                _require(isinstance(value, kind), name, value, meant)
                 if kind is str:
-                    require_unicode(name, value)
+                    _require_unicode(name, value)
     if job.attach is not None:
         if lists:
             raise ConfigError("is one server's engine, and two models are given", field="attach")
-        return [attached(job, job.attach)]
+        return [_attached(job, job.attach)]
     if not lists:
         return [_engine(job, **given)]
     if job.runtime != "local":
@@ -420,10 +253,27 @@ def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
     return replicated
 
 
-def _check_unset(job: Job, names: frozenset[str], why: str) -> None:
-    for option in fields(job):
-        if option.name in names and getattr(job, option.name) != option.default:
-            raise ConfigError(why, field=option.name)
+def _attached(job: Job, url: str) -> LLMEngine:
+    """A running server's engine, asked in the batch class. Raises `ConfigError`."""
+    for name, default in (("engine", None), ("deterministic", False), ("runtime", "local")):
+        if getattr(job, name) != default:
+            raise ConfigError("is the server's, to which the job is attached", field=name)
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(
+            "must be a server's URL, such as http://127.0.0.1:8000", field="attach", value=url
+        )
+    given = dict(cast(Mapping[str, Any], job.engine_kwargs or {}))
+    for name in ("base_url", "upstreams"):
+        if name in given:
+            raise ConfigError("is what attach says", field=f"engine_kwargs.{name}")
+    url = url.rstrip("/")
+    where: dict[str, Any] = {
+        "base_url": url if url.endswith("/v1") else f"{url}/v1",
+        "headers": {**given.pop("headers", {}), CLASS_HEADER: "batch"},
+    }
+    if os.environ.get("PENSTOCK_API_KEY"):
+        where["api_key_env"] = "PENSTOCK_API_KEY"
+    return engine_for(cast(str | None, job.model), "remote", {**where, **given})
 
 
 def _open_output(job: Job) -> Output | Literal["-"] | None:
@@ -442,17 +292,8 @@ def _open_output(job: Job) -> Output | Literal["-"] | None:
     return Output(path, os.fspath(job.dead_letter) if job.dead_letter is not None else None)
 
 
-def _repair(job: Job) -> Repair:
-    repair = Repair.of(job.on_length, job.on_invalid_json, job.max_attempts)
-    if job.on_invalid_json == "retry" and job.schema is None:
-        raise ConfigError("has no meaning without a schema", field="on_invalid_json")
-    if repair.raise_limit and job.max_tokens is None:
-        raise ConfigError("there is no max_tokens to raise", field="on_length")
-    return repair
-
-
 def _sampling(job: Job, schema: structured.Schema | None) -> Sampling:
-    given = {name: getattr(job, name) for name in _SAMPLING if hasattr(job, name)}
+    given = {name: getattr(job, name) for name in SAMPLING if hasattr(job, name)}
     given["temperature"] = 0.0 if job.temperature is None else job.temperature
     given["stop"] = (job.stop,) if isinstance(job.stop, str) else tuple(job.stop)
     given["stop_token_ids"] = tuple(job.stop_token_ids)
@@ -468,17 +309,6 @@ def _sampling(job: Job, schema: structured.Schema | None) -> Sampling:
     return msgspec.structs.replace(plain, structured=answer)
 
 
-def _values_for(
-    source: Source, output: Output | Literal["-"] | None
-) -> Literal["json", "parquet"] | None:
-    if output is None or source.json_values:
-        return None
-    if isinstance(output, Output) and output.columnar:
-        # Columns of a schema pass through in Arrow form.
-        return "parquet" if source.schema is None else None
-    return "json"
-
-
 def _check_options(job: Job) -> None:
     """Raise `ConfigError` for options of a wrong type or range, or that exclude each other."""
     optional = {option.name for option in fields(job) if option.default is None}
@@ -488,19 +318,19 @@ def _check_options(job: Job) -> None:
             if value is None and name in optional:
                 continue
             is_flag = isinstance(value, bool) and kind is not bool
-            require(isinstance(value, kind) and not is_flag, name, value, meant)
+            _require(isinstance(value, kind) and not is_flag, name, value, meant)
             if kind is str:
-                require_unicode(name, value)
-    require(
+                _require_unicode(name, value)
+    _require(
         job.processor is None or hasattr(job.processor, "stages"),
         *("processor", job.processor, "a Processor"),
     )
     stops = [job.stop] if isinstance(job.stop, str) else job.stop
-    require(is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
+    _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
     for stop in stops:
-        require_unicode("stop", stop)
+        _require_unicode("stop", stop)
     ids = job.stop_token_ids
-    require(is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
+    _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
     _check_ranges(job)
     if job.runtime == "local" and job.replicas != 1:
         raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
@@ -535,9 +365,31 @@ def _check_ranges(job: Job) -> None:
         raise ConfigError(
             f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout
         )
-    for name in ("max_error_rate", "threshold", *_CASCADE):
+    for name in ("max_error_rate", "threshold", *CASCADE):
         share = getattr(job, name)
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"must be from 0 to 1, not {share}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
+
+
+def _require(holds: bool, name: str, value: object, meant: str) -> None:
+    """Raise `ConfigError` unless the check of an option `holds`; `meant` is what it must be."""
+    if not holds:
+        raise ConfigError(f"must be {meant}, not a {type(value).__name__}", field=name, value=value)
+
+
+def _require_unicode(name: str, value: object) -> None:
+    """Raise `ConfigError` for text with a lone surrogate: Python reads a byte of the command line
+    that is no UTF-8 as one, and no engine takes it.
+    """
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        why = f"is no UTF-8 at character {error.start + 1}"
+        raise ConfigError(why, field=name, value=value) from None
+
+
+def _is_list_of(values: object, kind: type) -> bool:
+    """Whether this is a list or tuple of such values."""
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)

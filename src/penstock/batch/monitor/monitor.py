@@ -59,7 +59,7 @@ class Monitor:
         status.started = time.time()
 
     def begin(self, flow: Flow) -> None:
-        """Rows begin to move."""
+        """Watch this flow, and steer it as asked so far."""
         self._flow = flow
         if self._paused:
             flow.pause()

@@ -23,7 +23,7 @@ from penstock.batch.rows.repair import Repair, Request
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row, RowForm, Stage
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.model_files import adapter_path
+from penstock.engines.disk.sources import adapter_path
 from penstock.engines.supervisor import Supervisor, supervisor_of
 from penstock.errors import (
     EngineDeadError,

@@ -78,7 +78,6 @@ class ColumnDecisions(ColumnRequests):
         return self.outcome(*await self.answered(engine, row))
 
     def check_small(self, engine: LLMEngine) -> None:
-        """As `check_engine`."""
         self.check_engine(engine)
 
     async def answered(

@@ -74,7 +74,7 @@ class RowImages:
         return row.failure is None and any(value is not None for value in self._values(row))
 
     def _values(self, row: Row) -> Iterator[Any]:
-        """What is said of each image of a row."""
+        """The value that stands for each image of a row."""
         value = (row.values or {}).get(self._column or self._messages or "")
         if self._column is not None:
             images: list[Any] = list(value) if isinstance(value, list | tuple) else [value]

@@ -58,7 +58,7 @@ class RowKeys:
                         )
 
     def mark(self, row: Row) -> None:
-        """Set the row's `key`."""
+        """Set the row's `key`; a row that cannot be read has none."""
         values = row.values
         if values is not None:
             value = values.get(self.column)

@@ -193,15 +193,15 @@ class ColumnRequests(EngineForm):
         content: Any
         if self._template is not None:
             content = text = self._template.render(values)
-            said: Any = text
+            parts: Any = text
             if self._image is not None:
                 if self._image not in values:
                     raise RequestError(f"the row has no column '{self._image}'", param=self._image)
                 if row.images:
                     content = [*row.images, text]
-                    said = [*map(part_with, row.images), {"type": "text", "text": text}]
+                    parts = [*map(part_with, row.images), {"type": "text", "text": text}]
                     text = f"{' '.join(map(name_of, row.images))} {text}"
-            messages = [*self._system, {"role": "user", "content": said}]
+            messages = [*self._system, {"role": "user", "content": parts}]
         else:
             messages = content = self._conversation(values, row.images)
             text = conversation_text(messages)

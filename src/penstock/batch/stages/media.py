@@ -19,19 +19,17 @@ from penstock import lazy
 from penstock.batch.pipeline.offload import Offload
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
+from penstock.openai.image_parts import IMAGE_PARTS, given_in, part_with
 from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:
     from penstock.engines.images import PreparedImage
 
-_IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
-
 
 class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
 
-    `timeout_s` is for the whole of a source. `max_bytes` is the
-    most that is read.
+    `timeout_s` is for the whole of a source. `max_bytes` is the most that is read.
     """
 
     def __init__(
@@ -159,23 +157,17 @@ class PrepareMultimodal:
         return {**message, "content": parts}
 
     async def _part(self, part: Mapping[str, Any], images: list[PreparedImage]) -> dict[str, Any]:
-        if part.get("type") not in _IMAGE_PARTS:
+        if part.get("type") not in IMAGE_PARTS:
             return {key: value for key, value in part.items() if value is not None}
         assert self._loader is not None
-        # Columnar data gives every part every key; the empty ones were never there.
-        given = next(
-            (part[key] for key in ("image_url", "image", "image_pil") if part.get(key) is not None),
-            None,
-        )
-        if isinstance(given, Mapping) and "url" in given:
-            given = given["url"]
+        given = given_in(part)
         if self._images.is_image(given):
             work = partial(self._images.written, given)
         else:
             work = partial(self._images.prepared, await self._loader.load(given, "image"))
         image: PreparedImage = await self._decoding.submit(work)
         images.append(image)
-        return {"type": "image_url", "image_url": {"url": image.uri}}
+        return part_with(image.uri)
 
 
 class PrepareMultimodalStage(StatefulStage):

@@ -114,7 +114,7 @@ def _with_place(given: str | list[Message]) -> list[Message]:
 def _texts(question: Question) -> list[tuple[str, tuple[str, ...]]]:
     """What is asked for a question, and the labels of the answers: once, or once an option.
 
-    What may be said comes first, as questions often share that: then it is read once.
+    The allowed answers come first, as questions often share that: then it is read once.
     """
     labels = tuple(option.label for option in options_of(question))
     text = question.instructions

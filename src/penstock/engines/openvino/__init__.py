@@ -1,9 +1,9 @@
 """The embedded engine: OpenVINO GenAI in a child process.
 
-`engine` is the parent's side, `worker` the child's loop, `generation` what it steps; `lane` and
-`pipeline` are its parts. `model_source` finds and converts models. `constraints` writes constraints
-as grammars, tries and compiles them; `logits` reads log probabilities. Only files that run in the
-child processes import openvino_genai.
+`engine` is the parent's side, `worker` the child's loop, `lanes` what it steps, `pipeline` makes
+GenAI's objects. `model` finds and converts models. `constraints` writes constraints as grammars,
+tries and compiles them; `logits` reads log probabilities. Only files that run in the child
+processes import openvino_genai.
 """
 
 from penstock.engines.openvino.engine import OpenVINOEngine

@@ -14,12 +14,13 @@ from penstock.engines.base import Stated
 from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.model_files import adapter_rank
+from penstock.engines.disk.sources import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.image_files import image_files
-from penstock.engines.openvino.model_files import MODEL_KINDS, sees
-from penstock.engines.openvino.model_source import (
+from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
+from penstock.engines.openvino.model.files import MODEL_KINDS, sees
+from penstock.engines.openvino.model.source import (
     check_tokenizer,
     find_model,
     stated,
@@ -34,7 +35,6 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
     usable_cpus,
 )
-from penstock.engines.openvino.second_copy import SecondCopy, is_biased, needs_scores
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field, msgpack
 
 from penstock.engines.base import not_deterministic
-from penstock.engines.openvino.weights import Quantization, WeightFormat, check_weights
+from penstock.engines.openvino.model.weights import Quantization, WeightFormat, check_weights
 from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
 from penstock.llm_config.batch import BatchConfig

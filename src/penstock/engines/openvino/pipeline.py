@@ -14,10 +14,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.gguf_ir import keeping
-from penstock.engines.openvino.model_files import LANGUAGE_MODEL, sees
+from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
+from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
-from penstock.engines.openvino.vision import AS_IS
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling, Tokens
@@ -28,6 +27,10 @@ _COMPANION_TOKENS = 24
 _RUNNING = genai.GenerationStatus.RUNNING
 _BATCHED_CHARS = 16384
 """Texts of more characters are encoded one by one."""
+AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template that changes nothing. With one, the pipeline adds no special tokens; without one
+it adds them to each text, also where the model's own template has written them.
+"""
 GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 _LARGEST_MIN_P = 1.0 - 2.0**-24
@@ -41,8 +44,8 @@ class Pipelines:
         self._path = path
         self._options = options
         self._exact_blocks = 0
-        said = {name.lower(): value for name, value in options.properties.items()}
-        self._keeps = path.endswith(".gguf") and said.get("enable_save_ov_model") is not False
+        properties = {name.lower(): value for name, value in options.properties.items()}
+        self._keeps = path.endswith(".gguf") and properties.get("enable_save_ov_model") is not False
         self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self.cache_blocks = 0
         self.sees = sees(Path(path))

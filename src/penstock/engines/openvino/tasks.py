@@ -20,7 +20,7 @@ import openvino_genai as genai
 from numpy.typing import NDArray
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.model_files import (
+from penstock.engines.openvino.model.files import (
     MODEL_KINDS,
     TASKS_OF,
     instructions_of,

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.model_files import TASKS_OF
+from penstock.engines.openvino.model.files import TASKS_OF
 from penstock.engines.openvino.options import Load, ToWorker, decode_to_worker, reason_of
 from penstock.engines.process import (
     Abort,
@@ -64,7 +64,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         from penstock.engines.openvino.tasks import load_task
 
         return load_task(load)
-    from penstock.engines.openvino.generation import Generation
+    from penstock.engines.openvino.lanes.generation import Generation
 
     model = Generation(load.path, load.options, load.context_length, load.sharing)
     capabilities = Capabilities(

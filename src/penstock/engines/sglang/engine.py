@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
-from penstock.engines import model_files
 from penstock.engines.base import Stated
-from penstock.engines.model_files import adapter_rank
+from penstock.engines.disk import sources
+from penstock.engines.disk.sources import adapter_rank
 from penstock.engines.sglang import options
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
@@ -54,21 +54,17 @@ class SGLangEngine(WorkerEngine):
 
     def stated_context_length(self) -> int | None:
         given = self.options.get("context_length")
-        return (
-            given
-            if isinstance(given, int)
-            else model_files.stated_context_length(self.model_source)
-        )
+        return given if isinstance(given, int) else sources.stated_context_length(self.model_source)
 
     def stated(self) -> Stated:
-        return Stated(model_files.stated_vocabulary(self.model_source))
+        return Stated(sources.stated_vocabulary(self.model_source))
 
     # Life
     async def _load_message(self) -> options.Load:
         options.check_version()
         self._asleep = self._paused = False
         return options.Load(
-            await asyncio.to_thread(model_files.model_for, self.model_source),
+            await asyncio.to_thread(sources.model_for, self.model_source),
             {name: value for name, value in self.options.items() if name not in options.PARSERS},
         )
 

@@ -40,7 +40,7 @@ class SharedSteps(Generic[T]):
         self._due: set[int] = set()
 
     def queue_of(self, item: T, online: deque[T]) -> deque[T]:
-        """Where a request waits."""
+        """The queue of a request's class."""
         return self.waiting if item.request.batch else online
 
     def came(self, item: T) -> None:

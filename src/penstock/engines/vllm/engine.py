@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
-from penstock.engines import model_files
 from penstock.engines.base import Stated
 from penstock.engines.decisions.generated import generated_shares
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.model_files import adapter_rank
+from penstock.engines.disk import sources
+from penstock.engines.disk.sources import adapter_rank
 from penstock.engines.sampling import check_sampling, prompt_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
 from penstock.engines.token_engine import (
@@ -88,16 +88,12 @@ class VLLMEngine(TokenEngine):
 
     def stated_context_length(self) -> int | None:
         given = self.options.engine.get("max_model_len")
-        return (
-            given
-            if isinstance(given, int)
-            else model_files.stated_context_length(self.model_source)
-        )
+        return given if isinstance(given, int) else sources.stated_context_length(self.model_source)
 
     def stated(self) -> Stated:
         runner = self.options.engine.get("runner")
         tasks = None if runner is None else options.RUNNERS.get(runner)
-        return Stated(model_files.stated_vocabulary(self.model_source), tasks)
+        return Stated(sources.stated_vocabulary(self.model_source), tasks)
 
     @property
     def shares_steps(self) -> bool:
@@ -133,8 +129,8 @@ class VLLMEngine(TokenEngine):
             variables[options.BATCH_CONFIG] = msgspec.json.encode(self.sharing).decode()
         try:
             source = self.model_source
-            if self.options.engine.get("load_format") not in model_files.STREAMED:
-                source = await loop.run_in_executor(None, model_files.model_for, source)
+            if self.options.engine.get("load_format") not in sources.STREAMED:
+                source = await loop.run_in_executor(None, sources.model_for, source)
             starting = module.Starting(
                 source,
                 given,

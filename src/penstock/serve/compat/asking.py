@@ -144,9 +144,9 @@ async def answers(
     body = await answer.whole()
     if answer.status != 200:
         given = json.loads(body)["error"]
-        told = by_kind(given["code"], given["message"], given.get("param"))
-        told.status = answer.status
-        failure = models.error_answer(told)
+        refusal = by_kind(given["code"], given["message"], given.get("param"))
+        refusal.status = answer.status
+        failure = models.error_answer(refusal)
         yield [failure] if in_lists and _streams(request) else failure
     elif kind.startswith("application/json"):
         yield models.RESPONSES[method].model_validate_json(body)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.engines.model_files import file_system, fsspec_url
+from penstock.engines.disk.sources import file_system, fsspec_url
 from penstock.errors import ConfigError, nearest
 
 _log = logging.getLogger(__name__)

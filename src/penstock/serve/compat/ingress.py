@@ -171,10 +171,10 @@ class OpenAiIngress:
 
     async def _card(self, given: dict[str, Any]) -> ModelCard:
         """A card; that of an adapter has what the given function says of it."""
-        card, told = ModelCard(**given), self._get_lora_model_metadata_func
+        card, metadata_of = ModelCard(**given), self._get_lora_model_metadata_func
         path = self._lora_paths.get(given["parent"] or "")
-        if told is not None and path is not None:
-            card.metadata = {**card.metadata, **await told(card.id, path)}
+        if metadata_of is not None and path is not None:
+            card.metadata = {**card.metadata, **await metadata_of(card.id, path)}
         return card
 
     async def model_data(self, model: str) -> ModelCard:

@@ -18,11 +18,11 @@ from starlette.types import ASGIApp
 
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve.adapters import AdapterStore, AdapterVersion, adapter_cache
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.compat.asking import answers
-from penstock.serve.compat.downloads import DownloadedAdapters
 from penstock.serve.compat.faced import FacedModel, check_class, overridden
 from penstock.serve.compat.forms import (
     is_neutral,
@@ -142,7 +142,7 @@ class LLMServer(metaclass=_Awaited):
         model = self._host.model
         if self._model_downloader is not None:
             config = self._llm_config
-            model.server.store = DownloadedAdapters(config, self._model_downloader)
+            model.server.store = _DownloadedAdapters(config, self._model_downloader)
         await self._host.start()
         self.engine = model.server.engine
         self._app = None
@@ -438,3 +438,28 @@ def _config(given: Any) -> LLMConfig:
 
 async def _nothing() -> dict[str, Any]:
     return {}
+
+
+class _DownloadedAdapters(AdapterStore):
+    """Adapters that a user's own downloader fetches (`model_downloader`).
+
+    It is asked `cls(download_timeout_s=, max_tries=).load_model_from_config(lora_model_id,
+    llm_config)` for each new adapter. Its answer has the directory as `local_path`.
+    """
+
+    def __init__(self, config: LLMConfig, cls: Any) -> None:
+        lora = config.lora_config or LoraConfig()
+        super().__init__(lora, adapter_cache())
+        self._llm_config = config
+        self._downloader = cls(
+            download_timeout_s=lora.download_timeout_s, max_tries=lora.max_download_tries
+        )
+
+    async def fetch(self, name: str) -> AdapterVersion:
+        if name not in self.given:
+            found = self._downloader.load_model_from_config(
+                lora_model_id=f"{self._llm_config.model_id}:{name}", llm_config=self._llm_config
+            )
+            found = await found if inspect.isawaitable(found) else found
+            self.put(name, found.local_path)
+        return await super().fetch(name)

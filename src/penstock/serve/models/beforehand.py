@@ -1,4 +1,4 @@
-"""What no engine would answer, told before the model is loaded: such a request wakes no model."""
+"""Refuses what no engine would answer before the model is loaded: such a request wakes none."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
-from penstock.engines.model_files import copy_files
+from penstock.engines.disk.sources import copy_files
 from penstock.engines.quarantine import digest_of
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of

@@ -288,8 +288,8 @@ def _result(text: bytes, failure: dict[str, Any] | None) -> bytes:
         if kind in _UNANSWERED:
             result = {"type": _UNANSWERED[kind]}
         else:
-            told = message_error(by_kind(kind, error["message"] if error else ""))
-            result = {"type": "errored", "error": told}
+            failure = message_error(by_kind(kind, error["message"] if error else ""))
+            result = {"type": "errored", "error": failure}
     elif response["status_code"] == 200:
         result = {"type": "succeeded", "message": response["body"]}
     else:

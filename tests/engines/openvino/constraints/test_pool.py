@@ -8,7 +8,7 @@ import pytest
 from penstock.demo import MODEL_NAME
 from penstock.engines.openvino.constraints import pool as constraints
 from penstock.engines.openvino.constraints.pool import Constraints
-from penstock.engines.openvino.model_source import find_model
+from penstock.engines.openvino.model.source import find_model
 from penstock.engines.process import EngineProcess
 from penstock.errors import OverloadedError, RequestError
 from penstock.types import StructuredOutput

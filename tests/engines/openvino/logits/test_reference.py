@@ -11,7 +11,7 @@ import pytest
 from gguf_in_torch import hugging_face_form
 from penstock.demo import model_path, tickets_path
 from penstock.engines.openvino.logits.model import LogitModel, Tree
-from penstock.engines.openvino.model_source import find_model
+from penstock.engines.openvino.model.source import find_model
 from penstock.engines.openvino.options import OpenVINOOptions
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]

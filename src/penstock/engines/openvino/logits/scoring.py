@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from penstock.engines.openvino.gguf_ir import saved_ir
-from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.lanes.lane import Lane
+from penstock.engines.openvino.lanes.request import Request
 from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
+from penstock.engines.openvino.logits.second_copy import IDLE_SECONDS, is_biased, needs_scores
+from penstock.engines.openvino.model.gguf_ir import saved_ir
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
-from penstock.engines.openvino.second_copy import IDLE_SECONDS, is_biased, needs_scores
 from penstock.engines.sampling import check_id_range
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling, TokenLogprob

@@ -20,7 +20,7 @@ from typing import Any
 import openvino_genai as genai
 
 from penstock import private_files
-from penstock.engines.model_files import locked, partial_of
+from penstock.engines.disk.sources import locked, partial_of
 from penstock.engines.process import end_with_parent
 from penstock.env import cache_dir
 from penstock.errors import EngineError
@@ -100,7 +100,7 @@ def _write(path: Path, target: Path) -> None:
     try:
         link = partial / path.name
         link.symlink_to(path.resolve())
-        module = "penstock.engines.openvino.gguf_ir"
+        module = "penstock.engines.openvino.model.gguf_ir"
         command = [sys.executable, "-m", module, str(link), str(os.getpid())]
         # The child ends when the pipe to it closes, so it does not outlive this process.
         with subprocess.Popen(

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
-from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.lanes.lane import Lane
+from penstock.engines.openvino.lanes.request import Request
 from penstock.engines.sharing import ALL, Controller, Decision, Observed
 from penstock.llm_config.batch import BatchConfig
 

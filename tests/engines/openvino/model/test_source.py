@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.openvino import model_source as module
-from penstock.engines.openvino.model_source import convert, find_model
-from penstock.engines.openvino.weights import Quantization
+from penstock.engines.openvino.model import source as module
+from penstock.engines.openvino.model.source import convert, find_model
+from penstock.engines.openvino.model.weights import Quantization
 from penstock.errors import EngineStartError, MissingExtraError
 
 EXPORTER = """

@@ -116,7 +116,7 @@ def what_is_missing(directory: Path) -> str | None:
 
 
 def megabytes(size: int) -> str:
-    """A size for people."""
+    """A size in bytes, as MB or GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 

@@ -50,7 +50,7 @@ def answered(generation, submits):
 
 @pytest.fixture(scope="module")
 def generation():
-    from penstock.engines.openvino.generation import Generation
+    from penstock.engines.openvino.lanes.generation import Generation
 
     options = OpenVINOOptions(
         max_num_seqs=8, kv_cache_memory_bytes=32 << 20, inference_precision="f32"

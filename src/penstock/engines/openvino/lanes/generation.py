@@ -13,7 +13,6 @@ pipeline of its own, and every busy lane is stepped in turn.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import Future, wait
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,22 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
-from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
+from penstock.engines.openvino.lanes.deltas import Deltas
+from penstock.engines.openvino.lanes.grammars import GrammarQueue
+from penstock.engines.openvino.lanes.lane import Lane
+from penstock.engines.openvino.lanes.request import Request
+from penstock.engines.openvino.lanes.shared_steps import SharedSteps
+from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle
 from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.scoring import (
     Logits,
     Scoring,
-    answer_logprobs,
     check_together,
-    prompt_logprobs,
 )
-from penstock.engines.openvino.model_files import read_config
+from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
+from penstock.engines.openvino.model.files import read_config
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -42,18 +45,13 @@ from penstock.engines.openvino.pipeline import (
     generation_config,
     sequences_wanted,
 )
-from penstock.engines.openvino.second_copy import is_biased, needs_scores
-from penstock.engines.openvino.shared_steps import SharedSteps
-from penstock.engines.openvino.vision import Vision
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
-from penstock.engines.sampling import check_id_range, most_new_tokens, shown_prompt
+from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.llm_config.batch import BatchConfig
-from penstock.types import Delta, Usage
+from penstock.types import Delta
 
-_COMPILING_WAIT_SECONDS = 0.002
-"""How long a turn waits for a grammar where there is nothing else to do."""
 RUNNING = genai.GenerationStatus.RUNNING
 _BIASED = "\0biased"
 """The lane of requests that are sampled here; no adapter can have this name."""
@@ -80,8 +78,7 @@ class Generation:
         self._steps = 0
         self._requests: dict[int, Request] = {}
         self._adapter_paths: dict[str, str] = {}
-        self._compiling = Compiling(background=options.draft_model is None)
-        self._uncompiled: dict[Request, tuple[Lane, Future[None] | None]] = {}
+        self._grammars = GrammarQueue(background=options.draft_model is None)
         self._logits = Logits(path, options)
         self._scoring = Scoring(self._logits)
         pipeline = self._pipelines.first()
@@ -100,17 +97,16 @@ class Generation:
         self._deciding_logits = self._logits if exact else Logits(path, options, exact=False)
         self._deciding = Deciding(self._deciding_logits, self._tokenizer, context_length, exact)
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
-        self._eos = self._tokenizer.end
-        self._stop_ids = set(pipeline.get_config().stop_token_ids) | (
-            {self._eos} if self._eos >= 0 else set()
-        )
+        end = self._tokenizer.end
+        self._stop_ids = set(pipeline.get_config().stop_token_ids) | ({end} if end >= 0 else set())
+        self._deltas = Deltas(self._tokenizer, self._scoring, self._stop_ids)
 
     # Face of the worker
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
         return (
-            bool(self._uncompiled)
+            self._grammars.busy
             or (self._vision is not None and self._vision.busy)
             or self._scoring.busy
             or self._deciding.busy
@@ -139,7 +135,7 @@ class Generation:
                 elif needs_scores(request.sampling):
                     self._scoring.begin(lane, request)
                 else:
-                    self._queue(lane, request)
+                    self._grammars.queue(lane, request)
                 self._requests[request.id] = request
                 self._shared.came(request, submit.at)
             except PenstockError as error:
@@ -158,9 +154,7 @@ class Generation:
         self._shared.gone(request)
         if self._vision is not None:
             self._vision.forget(request)
-        if (uncompiled := self._uncompiled.pop(request, None)) is not None:
-            if uncompiled[1] is not None:
-                uncompiled[1].cancel()
+        if self._grammars.forget(request):
             return
         lane = self._lanes[_lane_of(request)]
         if request.handle is not None:
@@ -171,7 +165,7 @@ class Generation:
     def step(self) -> tuple[list[tuple[int, Delta]], list[Failed]]:
         """Give every running request of every lane its next token."""
         deltas: list[tuple[int, Delta]] = []
-        failures = self._take_compiled() if self._uncompiled else []
+        failures = self._take_compiled() if self._grammars.busy else []
         if self._vision is not None and self._vision.busy:
             failures += self._take_decoded(self._vision)
         self._steps += 1
@@ -204,7 +198,7 @@ class Generation:
             changed = [request for request in lane.active.values() if self._collect(lane, request)]
             lane.note_step()
             read = [request for request in changed if not self._scoring.note(request)]
-            deltas += self._deltas(lane, read)
+            deltas += self._deltas.of(lane, read)
             for request in changed:
                 if request.finish is not None or request.failed:
                     lane.remove(request)
@@ -271,16 +265,11 @@ class Generation:
         lane = self._lanes.pop(name, None)
         self._adapter_paths.pop(name, None)
         if lane is not None:
-            compiling = [request for request, (its, _) in self._uncompiled.items() if its is lane]
-            for request in [
-                *lane.active.values(),
-                *lane.waiting,
-                *lane.batch_waiting,
-                *compiling,
-            ]:
+            queued = [*lane.waiting, *lane.batch_waiting, *self._grammars.waiting_for(lane)]
+            for request in [*lane.active.values(), *queued]:
                 self._requests.pop(request.id, None)
                 self._shared.gone(request)
-                self._uncompiled.pop(request, None)
+                self._grammars.forget(request)
 
     def reset_prefix_cache(self) -> None:
         """Empty the caches by reloading the base; adapters come back when next used."""
@@ -346,13 +335,11 @@ class Generation:
     def _adapter_lane(self, path: str) -> Lane:
         names = [name for name in self._lanes if name not in (None, _BIASED)]
         if len(names) >= self.options.max_loras:
-            waited_for = {lane for lane, _ in self._uncompiled.values()}
-            idle = next(
-                (n for n in names if not self._lanes[n].busy and self._lanes[n] not in waited_for),
-                None,
-            )
-            if idle is not None:
-                del self._lanes[idle]
+            for name in names:
+                lane = self._lanes[name]
+                if not (lane.busy or self._grammars.waiting_for(lane)):
+                    del self._lanes[name]
+                    break
         return self._new_lane(self._pipelines.with_adapter(path))
 
     def _new_lane(self, pipeline: Any) -> Lane:
@@ -376,7 +363,7 @@ class Generation:
         serving = any(lane.busy for lane in self._lanes.values())
         for lane, request, error in vision.turn(serving):
             if error is None:
-                self._queue(lane, request)
+                self._grammars.queue(lane, request)
             else:
                 self._forget(request)
                 failures.append(Failed.of(request.id, error))
@@ -396,9 +383,9 @@ class Generation:
         for scored in self._scoring.turn(fail):
             request = scored.request
             if request.handle is None and request.finish is None:
-                self._queue(scored.lane, request)
+                self._grammars.queue(scored.lane, request)
             else:
-                deltas += self._deltas(scored.lane, [request])
+                deltas += self._deltas.of(scored.lane, [request])
                 if request.finish is not None:
                     self._forget(request)
         return deltas
@@ -410,63 +397,17 @@ class Generation:
         if self._vision is not None:
             self._vision.forget(request)
 
-    # CompiledGrammars
-    def _queue(self, lane: Lane, request: Request) -> None:
-        """Let a request wait for a slot; one with a new grammar waits for that first."""
-        structured = request.sampling.structured
-        if structured is None:
-            lane.queue_of(request).append(request)
-            return
-        assert lane.grammars is not None
-        if lane.grammars.ready(structured.spec):
-            lane.queue_of(request).append(request)
-        else:  # many are forgotten first, for which nothing may be under way
-            start = self._compiling.start
-            self._uncompiled[request] = (
-                lane,
-                None if lane.grammars.many else start(lane.grammars, structured.spec),
-            )
-
     def _take_compiled(self) -> list[Failed]:
-        """Let requests go on whose grammars are ready. Waits a moment if nothing else runs."""
-        futures = [future for _, future in self._uncompiled.values() if future is not None]
-        serving = any(lane.busy for lane in self._lanes.values())
-        self._compiling.go_on(serving)
-        if futures and not serving:
-            wait(futures, _COMPILING_WAIT_SECONDS, "FIRST_COMPLETED")
-        failures: list[Failed] = []
-        for request, (lane, future) in list(self._uncompiled.items()):
-            if future is None or not future.done():
-                continue
-            del self._uncompiled[request]
-            if (error := future.exception()) is None:
-                lane.queue_of(request).append(request)
-            else:
-                self._forget(request)
-                why = f"the constraint cannot be compiled: {reason_of(error)}"
-                failures.append(Failed(request.id, RequestError.kind, why))
-        if self._compiling.idle:
-            self._forget_many()
-        return failures
-
-    def _forget_many(self) -> None:
-        """Forget the grammars of lanes that have many, and begin with those that waited."""
-        for lane in self._lanes.values():
-            if lane.grammars is not None and lane.grammars.many:
-                lane.grammars.forget()
-                waiting = [*lane.waiting, *lane.batch_waiting]
-                for request in [r for r in waiting if r.sampling.structured is not None]:
-                    lane.queue_of(request).remove(request)
-                    self._queue(lane, request)
-        for request, (lane, future) in list(self._uncompiled.items()):
-            if future is None:
-                del self._uncompiled[request]
-                self._queue(lane, request)
+        """Let requests go on whose grammars are ready."""
+        failures = self._grammars.turn(self._lanes.values())
+        for request, _ in failures:
+            self._forget(request)
+        return [failure for _, failure in failures]
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
         if isinstance(lane.pipeline, BiasedPipeline):
-            stops = self._stop_set(request)
+            stops = self._deltas.stop_ids_of(request)
             if request.sampling.ignore_eos:
                 stops = set(request.sampling.stop_token_ids)
             words = [
@@ -479,13 +420,17 @@ class Generation:
             )
             return
         config = generation_config(
-            request.sampling, request.max_new_tokens, self._eos, self._stop_ids, self.options
+            request.sampling,
+            request.max_new_tokens,
+            self._tokenizer.end,
+            self._stop_ids,
+            self.options,
         )
         prompt: list[Any] = [request.text]
         if request.text is None:
             prompt = [ov.Tensor(np.array([request.prompt], dtype=np.int64))]
         else:
-            config.apply_chat_template = not request.special_tokens  # see vision.AS_IS
+            config.apply_chat_template = not request.special_tokens  # see pipeline.AS_IS
             if request.picture is not None:
                 prompt.append(request.picture.tensors)
         request.handle = lane.pipeline.add_request(next(self._ids), *prompt, config)
@@ -521,74 +466,6 @@ class Generation:
             request.finish = "stop"
         elif output.finish_reason == genai.GenerationFinishReason.LENGTH:
             request.finish = "length"
-
-    def _deltas(self, lane: Lane, requests: list[Request]) -> list[tuple[int, Delta]]:
-        """The new text of all requests, from one call of the detokenizer."""
-        windows: list[list[int]] = []
-        for request in requests:
-            new = request.ids[request.reported :]
-            if request.finish == "stop" and new and new[-1] in self._stop_set(request):
-                new = new[:-1]
-            request.shown.add(self._tokenizer.shown(new, request.marks))
-            windows += request.shown.windows()
-        texts = self._tokenizer.decode_each(
-            windows, [bool(r.marks) for r in requests for _ in range(2)]
-        )
-        deltas: list[tuple[int, Delta]] = []
-        for at, request in enumerate(requests):
-            last = request.finish is not None
-            text = request.stop.push(request.shown.advance(texts[2 * at], texts[2 * at + 1], last))
-            if request.stop.stopped and request.finish is None:
-                request.handle.stop()
-                lane.cancelled = True
-            if request.stop.stopped:
-                request.finish = "stop"
-            elif last:
-                text += request.stop.flush()
-            if request.stream or request.finish is not None:
-                deltas.append((request.id, self._delta(request, text)))
-            else:
-                request.reported = len(request.ids)
-                request.held_text += text
-        return deltas
-
-    def _delta(self, request: Request, text: str) -> Delta:
-        start = request.reported if request.stream else 0
-        new = request.ids[start:]
-        request.reported = len(request.ids)
-        if not request.stream:
-            text = request.held_text + text
-        scored = self._scoring.of(request)
-        usage = None
-        if request.finish is not None:
-            cached = min(request.cached, request.prompt_tokens)
-            usage = Usage(request.prompt_tokens, len(request.ids), cached)
-        elif start == 0:
-            usage = Usage(request.prompt_tokens, 0, request.cached)
-        return Delta(
-            0,
-            text,
-            tuple(new),
-            answer_logprobs(request, start, scored, self._tokenizer),
-            request.finish,
-            usage,
-            stop=request.stop.found,
-            prompt_logprobs=prompt_logprobs(scored, self._tokenizer) if start == 0 else None,
-            stop_token=self._stop_token(request),
-            prompt_token_ids=shown_prompt(request.sampling, request.prompt[: request.prompt_tokens])
-            if start == 0 and request.sampling.extra
-            else None,
-        )
-
-    def _stop_token(self, request: Request) -> int | None:
-        if request.finish != "stop" or request.stop.stopped or not request.ids:
-            return None
-        last = request.ids[-1]
-        return last if last in request.sampling.stop_token_ids and last != self._eos else None
-
-    def _stop_set(self, request: Request) -> set[int]:
-        extra = request.sampling.stop_token_ids
-        return self._stop_ids.union(extra) if extra else self._stop_ids
 
     # Faults
     def _recover(self, lane: Lane, error: Exception) -> list[Failed]:

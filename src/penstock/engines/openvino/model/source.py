@@ -24,8 +24,8 @@ from msgspec import Struct
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.base import Stated
-from penstock.engines.model_files import local_source, locked, partial_of
-from penstock.engines.openvino.model_files import (
+from penstock.engines.disk.sources import local_source, locked, partial_of
+from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
     PROMPTS_CONFIG,
@@ -43,7 +43,7 @@ from penstock.engines.openvino.model_files import (
     sees,
     task_of,
 )
-from penstock.engines.openvino.weights import (
+from penstock.engines.openvino.model.weights import (
     Quantization,
     WeightFormat,
     chosen_format,
@@ -377,7 +377,7 @@ def _read_onnx(
     try:
         stage("reading the ONNX model")
         context = str(context_length_of(config))
-        module = "penstock.engines.openvino.onnx_ir"
+        module = "penstock.engines.openvino.model.onnx_ir"
         _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
@@ -431,7 +431,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """Becomes Python with the arguments behind the first two: where this package is, and the parent's
 id.
 """
-_PACKAGES = Path(__file__).parents[3]
+_PACKAGES = Path(__file__).parents[4]
 
 
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:

@@ -9,9 +9,9 @@ import fsspec
 import pytest
 
 from penstock import demo
-from penstock.engines import model_files
-from penstock.engines.model_files import copy_files, local_source, model_for
-from penstock.engines.openvino.model_source import find_model
+from penstock.engines.disk import sources
+from penstock.engines.disk.sources import copy_files, local_source, model_for
+from penstock.engines.openvino.model.source import find_model
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.server import LLMServer
@@ -20,7 +20,7 @@ from penstock.serve.models.server import LLMServer
 @pytest.fixture(autouse=True)
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_files, "_copied", {})
+    monkeypatch.setattr(sources, "_copied", {})
     fs = fsspec.filesystem("memory")
     fs.pipe("/bucket/m/config.json", b"{}")
     fs.pipe("/bucket/m/deep/weights.safetensors", b"1234")

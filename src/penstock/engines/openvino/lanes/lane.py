@@ -7,17 +7,16 @@ from math import inf
 from typing import Any
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
+from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
-from penstock.engines.openvino.vision import Picture
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.process import Failed, Submit
+from penstock.engines.process import Failed
 from penstock.engines.sampling import StopStrings
 from penstock.engines.sharing import Decision
 from penstock.errors import EngineError, RequestError
-from penstock.types import FinishReason, StructuredOutput
+from penstock.types import StructuredOutput
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""
 _PROVEN = 256
@@ -28,77 +27,6 @@ _MOST_ANEW = 2
 """How often a request that must begin anew leaves its slot to others."""
 _HARMLESS = 8
 """Steps that clear a suspect: a fault shows in one of the next."""
-
-
-class Request:
-    """One prompt that the lane is continuing."""
-
-    def __init__(self, submit: Submit, prompt: list[int]) -> None:
-        self.id = submit.id
-        self.sampling = submit.sampling
-        self.adapter = submit.adapter
-        self.stream = submit.stream
-        self.marks = submit.marks
-        self.batch = submit.batch
-        self.special_tokens = submit.special_tokens
-        self.prompt = prompt
-        self.text: str | None = None
-        """The prompt of a pipeline that takes texts alone."""
-        self.picture: Picture | None = None
-        self.prompt_tokens = len(prompt)
-        self.blocks = block_hashes(prompt)
-        self.max_new_tokens = 0
-        self.cached = 0
-        self.handle: Any = None
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.reported = 0
-        self.finish: FinishReason | None = None
-        self.failed = False
-        self.prefilled = False
-        self.shown = TextStream()
-        self.stop = StopStrings(submit.sampling.stop)
-        self.held_text = ""
-        """Text not yet sent because nobody streams."""
-        self.passed = 0
-        """Turns in which others were taken first, as their prompts were cached."""
-        self.resumed = 0
-        """How many of `ids` were made before a fault; they are part of `prompt` now."""
-        self.suspect = False
-        """Whether a step failed that it had a part in, and nobody knows whose fault that was."""
-        self.harmless_steps = 0
-        self.admitted = False
-        self.new_tokens = 0
-        """Tokens of the prompt that were not cached when it was admitted last."""
-        self.evicted = 0
-        """How often it has left its slot for requests of the online class."""
-        self.granted = False
-        """Whether it keeps its slot until its next token, whoever comes."""
-
-    @property
-    def resumes(self) -> bool:
-        """Whether it goes on from its tokens so far as if nothing had been: the state of a grammar,
-        of a generator or of penalties is lost.
-        """
-        sampling = self.sampling
-        return self.resumable and not (
-            (sampling.temperature > 0 and sampling.seed is not None)
-            or sampling.presence_penalty
-            or sampling.frequency_penalty
-            or sampling.min_tokens
-        )
-
-    @property
-    def watched(self) -> bool:
-        """Whether its tokens are looked at as they come, rather than once at the end."""
-        return self.stream or bool(self.sampling.stop)
-
-    @property
-    def resumable(self) -> bool:
-        """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
-        and the pipeline takes token ids.
-        """
-        return self.sampling.structured is None and self.text is None
 
 
 class Lane:
@@ -135,7 +63,7 @@ class Lane:
         return bool(self.active or self.waiting or self.batch_waiting or self.cancelled)
 
     def queue_of(self, request: Request) -> deque[Request]:
-        """Where it waits."""
+        """The queue of a request's class."""
         return self.batch_waiting if request.batch else self.waiting
 
     def admit(self, batch: Decision) -> list[Request]:
@@ -275,7 +203,7 @@ class Lane:
                 continue
             if request.picture is not None:  # its pixels are gone
                 continue
-            anew = not request.resumes and request.prefilled
+            anew = not request.resumes_exactly and request.prefilled
             if anew and (request.evicted >= _MOST_ANEW or (request.stream and request.reported)):
                 continue
             found.append(request)
@@ -289,7 +217,7 @@ class Lane:
         if request.prefilled and self._prefix_caching:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
         self.remove(request)
-        self.restart(request, anew=not request.resumes)
+        self.restart(request, anew=not request.resumes_exactly)
 
     def restart(self, request: Request, *, anew: bool = False) -> None:
         """Queue a request again: what it made so far becomes prompt, or, where it is not
@@ -362,35 +290,3 @@ class Lane:
             self._on_trial = None
         for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
             del self._prefilling[block]
-
-
-class TextStream:
-    """The growing text of one growing token sequence. One call of the detokenizer serves many.
-
-    A token's text can depend on its neighbours (multi-byte characters, leading spaces). So each
-    piece is the difference between the text of a short window with and without the new tokens, as
-    in Hugging Face's text-generation-inference. `windows` go to the detokenizer, and their two
-    texts come back to `advance`.
-    """
-
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._window_start = 0
-        self._shown = 0
-
-    def add(self, token_ids: list[int]) -> None:
-        self._ids += token_ids
-
-    def windows(self) -> tuple[list[int], list[int]]:
-        """The window's tokens shown so far, and the same with the new ones."""
-        return self._ids[self._window_start : self._shown], self._ids[self._window_start :]
-
-    def advance(self, shown: str, whole: str, last: bool) -> str:
-        """The new text, or "" while a character is unfinished (unless this is the `last` call)."""
-        if whole.endswith(_UNFINISHED) and not last:
-            return ""
-        if len(whole) <= len(shown):
-            return ""
-        self._window_start = self._shown
-        self._shown = len(self._ids)
-        return whole[len(shown) :]

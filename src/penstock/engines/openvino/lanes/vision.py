@@ -27,13 +27,10 @@ from penstock.engines.process import Submit
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from penstock.engines.openvino.lane import Lane, Request
+    from penstock.engines.openvino.lanes.lane import Lane
+    from penstock.engines.openvino.lanes.request import Request
     from penstock.engines.openvino.pipeline import Tokenizer
 
-AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A chat template that changes nothing. With one, the pipeline adds no special tokens; without one
-it adds them to each text, also where the model's own template has written them.
-"""
 _AHEAD_PIXELS = 1 << 26
 """Pixels that wait decoded, unless one request has more by itself."""
 _WAIT_SECONDS = 0.002

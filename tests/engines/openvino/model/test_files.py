@@ -4,13 +4,13 @@ import struct
 import pytest
 
 from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.openvino.model_files import (
+from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
     gguf_context_length,
     lacks_token_types,
     pooling_of,
 )
-from penstock.engines.openvino.model_source import find_model
+from penstock.engines.openvino.model.source import find_model
 from penstock.errors import EngineStartError
 
 STRING, ARRAY, UINT32 = 8, 9, 4

@@ -5,14 +5,14 @@ import struct
 
 import pytest
 
-from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.weights import (
+from penstock.engines.openvino.model.weights import (
     Quantization,
     chosen_format,
     count_parameters,
     weight_bytes,
     what_is_missing,
 )
+from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import ConfigError
 
 

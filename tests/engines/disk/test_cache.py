@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.engines.model_cache import (
+from penstock.engines.disk.cache import (
     cached_model,
     cached_models,
     chosen_files,

@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from make_vision_model import write_vision_model
 
-from penstock.engines.openvino import OpenVINOEngine, model_source as module
+from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.model import source as module
 from penstock.errors import EngineStartError
 from penstock.testing import chat_request, deltas_of
 from penstock.types import (

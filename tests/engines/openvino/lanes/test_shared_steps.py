@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def generation() -> Any:
-    from penstock.engines.openvino.generation import Generation
+    from penstock.engines.openvino.lanes.generation import Generation
 
     options = OpenVINOOptions(
         max_num_seqs=8,

@@ -1,5 +1,5 @@
 """An ONNX embedding or rerank model as OpenVINO's files: `python -m
-penstock.engines.openvino.onnx_ir FOLDER TARGET CONTEXT`.
+penstock.engines.openvino.model.onnx_ir FOLDER TARGET CONTEXT`.
 
 OpenVINO reads the model itself. It has no tokenizer in that form: one of the WordPiece kind (BERT,
 MPNet, MiniLM, BGE, GTE, E5 …) is made here of its `tokenizer.json`, as openvino-tokenizers makes
@@ -18,7 +18,7 @@ from typing import Any
 
 import openvino as ov
 
-from penstock.engines.openvino.model_files import onnx_file
+from penstock.engines.openvino.model.files import onnx_file
 
 # Imported so for want of type stubs.
 steps = import_module("openvino_tokenizers.tokenizer_pipeline")

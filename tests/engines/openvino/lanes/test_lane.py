@@ -1,6 +1,7 @@
 from hypothesis import given, strategies as st
 
-from penstock.engines.openvino.lane import Lane, Request, TextStream
+from penstock.engines.openvino.lanes.lane import Lane
+from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Submit
 from penstock.engines.sharing import ALL

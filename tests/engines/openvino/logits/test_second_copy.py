@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from penstock.engines.base import Room
-from penstock.engines.openvino import second_copy
-from penstock.engines.openvino.second_copy import SecondCopy
+from penstock.engines.openvino.logits import second_copy
+from penstock.engines.openvino.logits.second_copy import SecondCopy
 from penstock.errors import EngineDeadError, EngineStartError
 
 

@@ -1,0 +1,1 @@
+"""A model's files: found (`source`), read (`files`), and converted to OpenVINO's format."""

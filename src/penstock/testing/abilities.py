@@ -1,0 +1,241 @@
+"""Contract of abilities that an engine may declare: constraints, images, decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jsonschema_rs
+import pytest
+
+from penstock.engines.base import LLMEngine
+from penstock.errors import RequestError
+from penstock.testing.asking import (
+    Asked,
+    answer,
+    chat_request,
+    image_request,
+    noise,
+)
+from penstock.types import (
+    ChoiceQuestion,
+    DecideRequest,
+    Option,
+    PredicateQuestion,
+    Question,
+    Sampling,
+    ScoreQuestion,
+    StructuredOutput,
+)
+
+
+class Constraints(Asked):
+    """Tests of constraints, of the kinds that the engine declares."""
+
+    schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
+        "required": ["kind", "sure"],
+        "additionalProperties": False,
+    }
+    """A JSON Schema that the model can follow."""
+
+    async def test_json_schema_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "json_schema")
+        # JSON may hold white space without end, and a model without a clue may choose that: so
+        # several tries.
+        constraint = StructuredOutput("json_schema", json.dumps(self.schema))
+        sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
+        result = await answer(engine, chat_request(self.prompt, sampling, n=8))
+        ended = [json.loads(result.texts[n]) for n in result.texts if result.reasons[n] == "stop"]
+        assert ended
+        for value in ended:
+            assert jsonschema_rs.is_valid(dict(self.schema), value)
+
+    async def test_required_calls_follow_the_definitions_of_their_own_tool(
+        self, engine: LLMEngine
+    ) -> None:
+        _needs(engine, "json_schema")
+        tools = [_tool("left", ["l", "e"]), _tool("right", ["r", "i"])]
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+        limit = Sampling(temperature=0.0, max_tokens=100)
+        for choice in ("required", {"type": "function", "function": {"name": "right"}}):
+            asked = chat_request(self.prompt, limit, tools=tools, tool_choice=choice)
+            found = await answer(engine, asked)
+            (call, *_) = found.tool_calls[0]
+            assert choice == "required" or call.name == "right"
+            if found.reasons[0] != "length":  # it may be full of white space
+                assert jsonschema_rs.is_valid(schemas[call.name], json.loads(call.arguments))
+
+    async def test_regex_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "regex")
+        sampling = Sampling(
+            temperature=0.0, max_tokens=50, structured=StructuredOutput("regex", "[ab]{3}-[0-9]{2}")
+        )
+        result = await answer(engine, chat_request(self.prompt, sampling))
+        assert re.fullmatch("[ab]{3}-[0-9]{2}", result.texts[0])
+
+    async def test_a_grammar_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "grammar")
+        constraint = StructuredOutput("grammar", 'root ::= pair+ "."\npair ::= [a-c] "-"\n')
+        sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
+        result = await answer(engine, chat_request(self.prompt, sampling, n=4))
+        assert all(re.fullmatch(r"([a-c]-)+\.?", text) for text in result.texts.values())
+
+    async def test_a_broken_constraint_is_refused_and_harms_nobody(self, engine: LLMEngine) -> None:
+        _needs(engine, "json_schema")
+        alone = await answer(engine, chat_request(self.prompt))
+        kinds = engine.capabilities.structured
+        broken = [
+            StructuredOutput("json_schema", '{"type": "objet"}'),
+            StructuredOutput("json_schema", "{"),
+        ]
+        if "regex" in kinds:
+            broken += [StructuredOutput("regex", "[a"), StructuredOutput("regex", r"(a)\1")]
+        if "grammar" in kinds:
+            broken += [StructuredOutput("grammar", "root ::= missing")]
+        neighbours = [
+            asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)
+        ]
+        for constraint in broken:
+            sampling = Sampling(max_tokens=9, structured=constraint)
+            with pytest.raises(RequestError):
+                await answer(engine, chat_request(self.prompt, sampling))
+        for neighbour in await asyncio.gather(*neighbours):
+            assert neighbour.texts == alone.texts
+        assert (await answer(engine, chat_request(self.prompt))).texts == alone.texts
+
+
+def _tool(name: str, words: list[str]) -> dict[str, Any]:
+    """A tool whose definitions refer to each other, as clients make them of nested classes."""
+    item = {"properties": {"word": {"$ref": "#/$defs/Word"}}, "required": ["word"]}
+    parameters = {
+        "properties": {"one": {"$ref": "#/$defs/Item"}},
+        "required": ["one"],
+        "$defs": {"Item": item, "Word": {"enum": words}},
+    }
+    function = {"name": name, "parameters": parameters, "strict": True}
+    return {"type": "function", "function": function}
+
+
+def _needs(engine: LLMEngine, kind: str) -> None:
+    if kind not in engine.capabilities.structured:
+        pytest.skip(f"no {kind} constraint")
+
+
+class Images(Asked):
+    """Tests of images in conversations."""
+
+    async def test_images_are_seen_in_their_order_and_beside_texts(self, engine: LLMEngine) -> None:
+        _needs_images(engine)
+        one, other = noise(1), noise(2, 48, 64)
+        asked = [
+            chat_request(self.prompt),
+            *(image_request(self.prompt, images) for images in ([one], [other])),
+            *(image_request(self.prompt, images) for images in ([one, other], [other, one])),
+        ]
+        alone = [await answer(engine, request) for request in asked]
+        assert len({result.texts[0] for result in alone}) == len(asked)
+        tokens = [result.usage.prompt_tokens for result in alone]
+        assert tokens[0] < min(tokens[1:3]) <= max(tokens[1:3]) < tokens[3] == tokens[4]
+        together = await asyncio.gather(*(answer(engine, request) for request in asked * 3))
+        assert [result.texts for result in together] == [result.texts for result in alone] * 3
+
+    async def test_a_bad_image_is_refused_and_harms_nobody(self, engine: LLMEngine) -> None:
+        _needs_images(engine)
+        good = image_request(self.prompt, [noise(1)])
+        alone = await answer(engine, good)
+        cut, path = noise(1)[: len(noise(1)) // 8 * 4], "/etc/passwd"
+        beside = [asyncio.create_task(answer(engine, good)) for _ in range(3)]
+        for image in ("data:image/png;base64,aGVsbG8=", "data:image/png;base64,%", cut, path):
+            with pytest.raises(RequestError) as caught:
+                await answer(engine, image_request(self.prompt, [noise(2), image]))
+            assert caught.value.status == 400
+        assert {result.texts[0] for result in await asyncio.gather(*beside)} == {alone.texts[0]}
+
+    async def test_an_engine_without_eyes_refuses_images_by_its_name(
+        self, engine: LLMEngine
+    ) -> None:
+        if "text" not in engine.capabilities.inputs or "image" in engine.capabilities.inputs:
+            pytest.skip("it sees, or leaves that to a server")
+        with pytest.raises(RequestError, match=r"image|multimodal"):
+            await answer(engine, image_request(self.prompt, [noise(1)]))
+
+
+def _needs_images(engine: LLMEngine) -> None:
+    if "image" not in engine.capabilities.inputs:
+        pytest.skip("no images")
+
+
+class Decisions(Asked):
+    """Tests of the probabilities of options, and of bad questions."""
+
+    def _decide(self, *questions: Question) -> DecideRequest:
+        return DecideRequest(self.prompt, questions)
+
+    async def test_each_option_has_a_probability(self, engine: LLMEngine) -> None:
+        _needs_decisions(engine)
+        labels = ("refund", "repair", "repair at home", "no answer")
+        options = tuple(map(Option, labels))
+        levels = tuple(Option(str(value), value=value) for value in range(1, 6))
+        asked = self._decide(
+            PredicateQuestion("The customer is angry.", "angry"),
+            ChoiceQuestion("What is wanted?", options, "wanted"),
+            ChoiceQuestion("What fits?", options, "fits", several=True),
+            ScoreQuestion("How urgent is it?", levels, "urgency"),
+        )
+        found = await engine.decide(asked)
+        angry, wanted, fits, urgency = found.items
+        assert [one.name for one in found.items] == ["angry", "wanted", "fits", "urgency"]
+        assert angry.value is (angry.probabilities[0] >= 0.5)
+        assert wanted.value == labels[wanted.probabilities.index(max(wanted.probabilities))]
+        likely = [x for x, p in zip(labels, fits.probabilities, strict=True) if p >= 0.5]
+        assert fits.value == likely
+        expected = sum(p * value for value, p in enumerate(urgency.probabilities, 1))
+        assert urgency.value == pytest.approx(expected)
+        for one in (angry, wanted, urgency):
+            assert sum(one.probabilities) == pytest.approx(1, abs=1e-6)
+        for one in found.items:
+            assert all(0 <= p <= 1 for p in one.probabilities)
+            assert 0 < one.mass <= 1
+        assert found.usage.prompt_tokens > 0
+
+    async def test_the_order_of_options_and_other_questions_change_no_probability(
+        self, engine: LLMEngine
+    ) -> None:
+        _needs_decisions(engine)
+        options = tuple(map(Option, ("refund", "repair", "repair at home")))
+        # Without instructions the options are not listed.
+        forth, back = ChoiceQuestion("", options), ChoiceQuestion("", options[::-1])
+        other = PredicateQuestion("It is about a device.")
+        alone = (await engine.decide(self._decide(forth))).items[0]
+        many = [self._decide(back, other), self._decide(other, forth)] * 3
+        for asked, found in zip(many, await asyncio.gather(*map(engine.decide, many)), strict=True):
+            place = asked.questions.index(other) ^ 1
+            same = found.items[place].probabilities[:: -1 if place == 0 else 1]
+            assert same == pytest.approx(alone.probabilities, abs=1e-3)
+
+    async def test_a_bad_question_is_refused_by_name(self, engine: LLMEngine) -> None:
+        _needs_decisions(engine)
+        good = PredicateQuestion("It is broken.")
+        a, b = Option("a"), Option("b")
+        bad: dict[str, tuple[Question, ...]] = {
+            "1 to 400": (),
+            "not 401": (good,) * 401,
+            "'kind'": (good, ChoiceQuestion("Which?", (), "kind")),
+            "'twice'": (ChoiceQuestion("Which?", (a, b, a), "twice"),),
+            "'empty'": (ChoiceQuestion("Which?", (a, Option(" ")), "empty"),),
+            "'same'": (good, ChoiceQuestion("", (a, b), "same"), PredicateQuestion("", "same")),
+        }
+        for name, questions in bad.items():
+            with pytest.raises(RequestError, match=name) as caught:
+                await engine.decide(self._decide(*questions))
+            assert caught.value.status == 400
+
+
+def _needs_decisions(engine: LLMEngine) -> None:
+    if "decide" not in engine.capabilities.tasks:
+        pytest.skip("no decisions")
