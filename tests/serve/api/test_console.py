@@ -12,6 +12,7 @@ import pytest
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.serve.api import traffic
 from penstock.serve.api.endpoints import console
+from penstock.types import Usage
 
 CHAT = {"model": "sim", "messages": [{"role": "user", "content": "secret words"}]}
 SOURCES = {
@@ -157,6 +158,15 @@ async def test_bodies_are_kept_only_while_somebody_asks(
     await client.post("/console/live", json={"bodies": True})
     await client.post("/v1/chat/completions", json=CHAT)
     assert "body" not in passed(await client.post("/console/live", json={}))["ended"][-1]
+
+
+async def test_lines_of_batches_count_as_tokens(client: Any, ingress: Any) -> None:
+    ingress.ingress.note_batch_line("sim", Usage(3, 7))
+    (model,) = (await client.post("/console/live", json={})).json()["models"]
+    assert model["batch_tokens"] == 7
+    page = (await client.get("/metrics")).text
+    assert 'penstock_generation_tokens_total{model_name="sim"} 7.0' in page
+    assert 'penstock_prompt_tokens_total{model_name="sim"} 3.0' in page
 
 
 async def test_only_so_many_requests_are_remembered(client: Any, ingress: Any) -> None:
