@@ -362,7 +362,7 @@ class Delta(Struct, frozen=True, array_like=True):
 
 
 class Embeddings(Struct, frozen=True):
-    """Vectors, shape [inputs][dimensions], in the order of the inputs."""
+    """Vectors, shape (inputs, dimensions), in the order of the inputs."""
 
     vectors: list[list[float]]
     usage: Usage = Usage()

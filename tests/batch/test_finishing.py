@@ -31,6 +31,7 @@ CALLS = (
     "truncate",
 )
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+SOCKETS = shutil.ignore_patterns("*.sock")  # no file that can be copied
 FORMS = ("out.jsonl", "out.csv", "out.parquet", "out/")
 
 
@@ -126,11 +127,14 @@ async def test_a_kill_at_each_step_of_the_end_leaves_nothing(
         shutil.rmtree(f"{home}/{name.rstrip('/')}.penstock")
         for output in (home / name, home / "failed.jsonl"):
             shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
-    shutil.copytree(home, start)
+    shutil.copytree(home, start, ignore=SOCKETS)
 
     real = State.publish
     with monkeypatch.context() as patch:
-        calls = Calls(patch, lambda number: shutil.copytree(home, tmp_path / f"killed-{number}"))
+        calls = Calls(
+            patch,
+            lambda number: shutil.copytree(home, tmp_path / f"killed-{number}", ignore=SOCKETS),
+        )
         calls.counting = retry  # a retry begins with the output's way back
 
         def publish(*args, **kwargs):
@@ -164,7 +168,7 @@ async def test_a_disk_that_fails_at_any_call_stops_the_job(
     for output in (home / name, home / "failed.jsonl"):
         shutil.rmtree(output) if output.is_dir() else output.unlink()
     start = tmp_path / "start"
-    shutil.copytree(home, start)
+    shutil.copytree(home, start, ignore=SOCKETS)
     fatal = finished = 0
     while not finished:
         shutil.rmtree(home)

@@ -45,6 +45,13 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+def test_replicas_are_a_number_of_the_model(told: Any) -> None:
+    config, _ = told("m", "--engine", "simulated", "--replicas", "3")
+    assert config.deployment_config.num_replicas == 3
+    plain, _ = told("m", "--engine", "simulated")
+    assert plain.deployment_config.num_replicas is None
+
+
 @pytest.mark.parametrize(
     ("args", "options"),
     [

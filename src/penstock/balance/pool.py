@@ -53,12 +53,12 @@ class Pool(Generic[M]):
             blocks = [hash((adapter, block)) for block in blocks]
         return RouteRequest(session, adapter, blocks)
 
-    def route_of(self, request: Any) -> RouteRequest:
+    def route_of(self, request: Any, session: str = "") -> RouteRequest:
         """As `route`, for a request in the neutral types."""
         adapter = getattr(request, "adapter", None) or ""
         if self.policy.reads_blocks:
-            return self.route(prompt_of(request), adapter=adapter)
-        return RouteRequest(adapter=adapter) if adapter else ANYWHERE
+            return self.route(prompt_of(request), session=session, adapter=adapter)
+        return RouteRequest(session, adapter) if adapter or session else ANYWHERE
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
         """The policy's choice among the ready members outside `tried`; None if there is none."""

@@ -78,6 +78,7 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
     rows = [
         ("engine", f"{model.engine}: {model.engine_reason}"),
         ("replicas", replicas),
+        ("cores", "; ".join(" ".join(map(str, part)) for part in model.cores)),
         ("workers", f"{sizes.workers} a replica: {shape}" if sizes.workers > 1 else ""),
         ("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens")),
         ("reads", " and ".join(f"{kind}s" for kind in model.inputs)),

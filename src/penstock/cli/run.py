@@ -18,7 +18,13 @@ _LOADED = (
     click.option(
         "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
     ),
-    click.option("--engine", help="The engine that runs the model.  [default: openvino]"),
+    click.option(
+        "--engine",
+        help=(
+            "The engine that runs the model; openai-batch and anthropic-batch are those providers'"
+            " batch APIs.  [default: openvino]"
+        ),
+    ),
     click.option(
         "--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."
     ),
@@ -219,6 +225,11 @@ Examples:
 """
 
 
+_result_prefix = click.option(
+    "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
+)
+
+
 @click.command(
     epilog=_EXAMPLES,
     short_help="Run a model over every row of a data set.",
@@ -240,7 +251,7 @@ Examples:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Replicas of the engine, on Ray.",
+    help="Replicas of the engine; here they part the CPU cores among them.",
 )
 @click.option(
     "--order",
@@ -340,9 +351,7 @@ Examples:
     metavar="FILE.html",
     help="Write a page about the job when it ends: speed, tokens, latencies, errors, some rows.",
 )
-@click.option(
-    "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
-)
+@_result_prefix
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and failures."
 )
@@ -382,6 +391,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 @click.command(short_help="Predict a run: rows, tokens, time.")
 @click.argument("source", metavar="INPUT")
 @what_is_asked
+@_result_prefix
 @click.option(
     "--trial",
     type=click.IntRange(0),

@@ -103,6 +103,11 @@ DEFAULT_PORT = 8000
 @click.option("--ssl-ca-certs", type=click.Path(dir_okay=False), hidden=True)
 @click.option("--ssl-cert-reqs", type=click.IntRange(0, 2), default=0, hidden=True)
 @click.option("--allowed-origins", hidden=True)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1),
+    help="Replicas of MODEL; here they part the CPU cores among them.  [default: 1]",
+)
 @engine_options
 @click.option(
     "--cors-origin",
@@ -371,10 +376,10 @@ def _args(
 
     if Path(model).suffix in (".yaml", ".yml"):
         typed = [name for name in ENGINE_OPTIONS if flags.get(name) is not None]
-        if any(given) or lora_modules or typed:
+        if any(given) or lora_modules or typed or flags["replicas"]:
             raise ConfigError(
-                "--engine, --engine-kwargs, --deterministic, --name and other options of a model"
-                " are for a MODEL; a file says them itself"
+                "--engine, --engine-kwargs, --deterministic, --name, --replicas and other options"
+                " of a model are for a MODEL; a file says them itself"
             )
         args = load_serving_args(model)
         if structs.replace(args.http, store=None, batches=None) != HttpSettings():
@@ -400,6 +405,8 @@ def _args(
         "deterministic": given.deterministic,
         **({"llm_engine": given.engine} if given.engine else {}),
     }
+    if flags["replicas"]:
+        config["deployment_config"] = {"num_replicas": flags["replicas"]}
     if lora_modules:
         config["lora_config"] = {"adapters": vllm_flags.lora_modules(lora_modules)}
     return LLMServingArgs.from_dict({"llm_configs": [config]})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from msgspec import Struct
 
 from penstock import lazy
+from penstock.cores import Cores
 from penstock.engines.tasks import Batches, Operations, Tasks, task_of
 from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
@@ -137,6 +138,8 @@ class LLMEngine(Tasks, Operations):
     """How it shares its steps between the classes of requests; its owner may set it before the
     start.
     """
+    cores: Cores | None = None
+    """The CPU cores for its processes, None for all; its owner may set it before the start."""
     served: bool = False
     """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None

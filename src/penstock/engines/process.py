@@ -28,6 +28,7 @@ from typing import Any, cast
 
 from msgspec import Struct, ValidationError, msgpack
 
+from penstock.cores import Cores, pin
 from penstock.engines.base import Capabilities
 from penstock.errors import EngineDeadError, PenstockError, RequestError
 from penstock.types import Delta, Sampling
@@ -156,19 +157,25 @@ def _start_children(wanted: SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[by
 
 
 class EngineProcess(asyncio.Protocol):
-    """A child that runs `python -m MODULE FD PARENT`, and calls `end_with_parent` with these.
+    """A child that runs `python -m MODULE FD PARENT`, and calls `end_with_parent` with these. It
+    is kept to `cores`.
 
     `on_message` gets each message's bytes, `on_death` one line saying why it ended; `killed` then
     says whether it was sent the signal to.
     """
 
     def __init__(
-        self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]
+        self,
+        module: str,
+        on_message: Callable[[bytes], None],
+        on_death: Callable[[str], None],
+        cores: Cores | None = None,
     ) -> None:
         self.killed = False
         self._module = module
         self._on_message = on_message
         self._on_death = on_death
+        self._cores = cores
         self._buffer = bytearray()
         self._outgoing: list[bytes] = []
         self._child: subprocess.Popen[bytes] | None = None
@@ -192,11 +199,16 @@ class EngineProcess(asyncio.Protocol):
             command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
             fds = (theirs.fileno(),)
-            spawned = _spawned(
-                lambda: subprocess.Popen(
+
+            def spawn() -> subprocess.Popen[bytes]:
+                child = subprocess.Popen(
                     command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment
                 )
-            )
+                if self._cores is not None:
+                    pin(child.pid, self._cores)
+                return child
+
+            spawned = _spawned(spawn)
             try:
                 self._child = await asyncio.wrap_future(spawned)
             except asyncio.CancelledError:

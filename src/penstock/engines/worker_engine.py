@@ -115,7 +115,7 @@ class WorkerEngine(TokenEngine):
     async def _start(self) -> None:
         load = await self._load_message()
         process = EngineProcess(
-            self.worker, self._on_message, lambda why: self._on_death(process, why)
+            self.worker, self._on_message, lambda why: self._on_death(process, why), self.cores
         )
         ready = self._calls[0] = asyncio.get_running_loop().create_future()
         await process.start()

@@ -377,8 +377,8 @@ def _undecodable(error: BaseException | None) -> bool:
 
 
 def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
-    """A multipart body of texts and files. A file is bytes, or a mapping with bytes as `content`
-    and, if known, `filename` and `content_type`. The body can be sent once.
+    """A multipart body of texts and files. A file is bytes, or a mapping with bytes or an open
+    file as `content` and, if known, `filename` and `content_type`. The body can be sent once.
     """
     data = aiohttp.FormData()
     for name, value in fields.items():
@@ -387,8 +387,12 @@ def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
             continue
         file = value if isinstance(value, Mapping) else {"content": value}
         kind = file.get("content_type") or "application/octet-stream"
+        content = file["content"]
         data.add_field(
-            name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind
+            name,
+            BytesIO(content) if isinstance(content, bytes | bytearray) else content,
+            filename=file.get("filename") or name,
+            content_type=kind,
         )
     return data
 

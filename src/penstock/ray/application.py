@@ -14,11 +14,10 @@ from msgspec.structs import asdict, replace
 from ray import serve
 from ray.serve import Application
 
-from penstock import env
 from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
-from penstock.llm_config import DeploymentConfig, LLMConfig, parallelism
+from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress, check_extra, ingress_class
@@ -28,6 +27,7 @@ from penstock.serve.config.placement import (
     deployment_options,
     ingress_options,
     joined_environments,
+    target_requests,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
@@ -36,10 +36,6 @@ from penstock.serve.models.server import LLMServer as OwnServer
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 _log = logging.getLogger(__name__)
-DEFAULT_TARGET = 32.0
-"""Autoscaling's target of requests a replica, if no other option implies one."""
-
-
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
     *("name", "placement_group_bundles", "placement_group_strategy")
 }
@@ -213,10 +209,10 @@ def serve_options(config: LLMConfig, cls: Any = None) -> dict[str, Any]:
             if value is not None
         }
         per_replica = scaling.pop("target_num_ongoing_requests_per_replica", None)
-        scaling.setdefault("target_ongoing_requests", per_replica or _target(config))
+        scaling.setdefault("target_ongoing_requests", per_replica or target_requests(config))
         options["autoscaling_config"] = scaling
     elif options.get("num_replicas") == "auto":
-        options["autoscaling_config"] = {"target_ongoing_requests": _target(config)}
+        options["autoscaling_config"] = {"target_ongoing_requests": target_requests(config)}
     options["max_ongoing_requests"] = UNLIMITED
     _add_job_environment(options)
     configured_policy(config)  # refuses an unknown policy here rather than in the ingress
@@ -254,17 +250,3 @@ def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(
             f"Ray refuses these options: {' '.join(str(error).split())}", field=where
         ) from None
-
-
-def _target(config: LLMConfig) -> float:
-    """The target of requests a replica: three quarters of the requests that it runs at once."""
-    most, slots = (
-        config.deployment_config.max_ongoing_requests,
-        config.engine_kwargs.get("max_num_seqs"),
-    )
-    if most is None and isinstance(slots, int):
-        most = slots * parallelism(config.engine_kwargs).data  # each rank has that many slots
-    stated = env.target_ongoing_requests()
-    if stated is not None:
-        return stated
-    return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

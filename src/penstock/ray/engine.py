@@ -16,15 +16,14 @@ from ray import serve
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
-from penstock.llm_config import LLMConfig
 from penstock.ray.application import NAME_PREFIX, build_deployment
 from penstock.ray.cluster import connect, new_application
 from penstock.ray.replicas import served_model
 from penstock.serve.config.placement import cpus
 from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.replicated_engine import MODEL_ID, job_config
 from penstock.types import ChatRequest, CompletionRequest
 
-MODEL_ID = "model"
 APP_PREFIX = "penstock-job-"
 POLL_S = 0.2
 
@@ -43,15 +42,7 @@ class RayEngine(LLMEngine):
         self.name = engine.name  # type: ignore[misc] # rows name the engine that the replicas run
         self.deterministic = engine.deterministic
         self._deciding_kwargs = engine.deciding_kwargs
-        self._config = LLMConfig.from_dict(
-            {
-                "model_loading_config": {"model_id": MODEL_ID, "model_source": engine.model_source},
-                "llm_engine": engine.name,
-                "engine_kwargs": dict(engine.engine_kwargs),
-                "lora_config": {"adapters": dict(engine.adapters)},
-                "deployment_config": {"num_replicas": replicas, "max_queued_requests": -1},
-            }
-        )
+        self._config = job_config(engine, replicas)
         self._replicas = replicas
         self._app = ""
         self._model: Any = None

@@ -10,6 +10,7 @@ import logging
 import shutil
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
@@ -42,8 +43,9 @@ from penstock.service.lines import (
     limited,
     output_usage,
 )
+from penstock.service.promises import Speed, too_late
 from penstock.service.uploads import UploadStore
-from penstock.service.validation import check_input
+from penstock.service.validation import Checked, check_input
 from penstock.types import Usage
 
 PROGRESS_S = 1.0
@@ -140,6 +142,7 @@ class Runner:
         self._ended = ended
         self._line_answered = answered
         self._runs: dict[str, Run] = {}
+        self._speeds: defaultdict[str, Speed] = defaultdict(Speed)
         self._turns = asyncio.Semaphore(settings.max_batches)
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._watch: asyncio.Task[None] | None = None
@@ -256,6 +259,8 @@ class Runner:
                 await self._models.find(checked.model)
             except PenstockError as error:
                 faults = [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
+        if not faults and batch.api == "openai":  # Anthropic's have no window to choose
+            faults = self._too_late(run, checked)
         if faults:
             await self._fail(run, faults)
             return False
@@ -272,6 +277,15 @@ class Runner:
 
         run.batch = await self._batches.change(batch.id, begin)
         return True
+
+    def _too_late(self, run: Run, checked: Checked) -> list[Fault]:
+        ahead = sum(
+            other.batch.counts.total - (other.counts.rows if other.counts is not None else 0)
+            for other in self._runs.values()
+            if other is not run and other.batch.model == checked.model
+        )
+        seconds = self._speeds[checked.model].seconds_for(checked.lines + ahead)
+        return too_late(checked.lines, ahead, seconds, run.batch.expires_at - time.time())
 
     async def _answered(self, run: Run, folder: Path, input: Path) -> Counts | None:
         """Answer the lines. Returns None if the server stops before the end."""
@@ -300,10 +314,12 @@ class Runner:
             most_rows=MOST_ROWS,
         )
         told = asyncio.create_task(self._tell_progress(run))
+        self._speeds[batch.model].begin(run)
         try:
             with run.interrupts:
                 result = await execute(plan, run.interrupts)
         finally:
+            self._speeds[batch.model].end(run)
             told.cancel()
             await asyncio.wait([told])
         return None if result.stopped_by is not None else result.counts

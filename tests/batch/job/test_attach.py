@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from penstock.serve.models.local import LocalModel
 from penstock.types import CompletionRequest, Sampling
 from serve_process import serving, simulated
 
+SUPPORT = Path(__file__).parents[2] / "support"
 GREEDY = Sampling(temperature=0.0)
 ROWS = [{"n": number} for number in range(40)]
 ASK: dict[str, Any] = {"prompt": "row {n}", "max_tokens": 8}
@@ -83,31 +86,59 @@ def test_what_the_server_decides_is_refused(options: dict[str, Any], field: str)
     assert caught.value.field == field
 
 
+def test_a_deadline_is_refused_before_the_work_if_it_cannot_be_kept(
+    server: Any, key: None, tmp_path: Path
+) -> None:
+    rows = [{"n": number} for number in range(30_000)]
+    with pytest.raises(ConfigError, match=r"would take about .* rows/s") as caught:
+        penstock.run(rows, tmp_path / "a.jsonl", attach=server.url, deadline="2s", **ASK)
+    assert caught.value.field == "deadline"
+    assert not (tmp_path / "a.jsonl.penstock").exists()
+    result = penstock.run(ROWS, tmp_path / "a.jsonl", attach=server.url, deadline="10m", **ASK)
+    assert result.counts.ok == 40
+
+
+def test_an_input_that_is_read_once_is_not_checked(
+    server: Any, key: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = penstock.run(iter(ROWS), attach=server.url, deadline="10m", **ASK)
+    assert result.counts.ok == 40
+    assert "deadline is not checked" in caplog.text
+
+
 @pytest.mark.slow
-def test_a_killed_job_goes_on_where_it_was(server: Any, key: None, tmp_path: Path) -> None:
-    source, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(f'{{"n": {number}}}\n' for number in range(400)))
-    argv = [sys.executable, "-m", "penstock.cli", "run", str(source), "-o", str(output)]
-    argv += ["--prompt", "row {n}", "--max-tokens", "8", "--attach", server.url]
-    argv += ["--engine-kwargs", '{"concurrency": 4}']
-    process = subprocess.Popen(argv, env=dict(os.environ))
-    state = next_state(tmp_path, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert state
-    assert subprocess.run(argv, env=dict(os.environ), check=False).returncode == 0
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["n"] for row in rows] == list(range(400))
-    assert all(row["response"] for row in rows)
+def test_killed_jobs_ask_nothing_twice_but_rows_in_flight(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows, kills, in_flight = 400, 3, 4
+    monkeypatch.delenv("PENSTOCK_API_KEY", raising=False)
+    source, output, noted = (tmp_path / name for name in ("rows.jsonl", "out.jsonl", "noted"))
+    source.write_text("".join(f'{{"n": {number}}}\n' for number in range(rows)))
+    path = os.pathsep.join((str(SUPPORT), os.environ.get("PYTHONPATH", "")))
+    env = {"PENSTOCK_ENGINE_CLS": "noting_engine.NotingEngine", "NOTED_PROMPTS": str(noted)}
+    with serving(*simulated(time_per_token_ms=2), env={**env, "PYTHONPATH": path}) as server:
+        argv = [sys.executable, "-m", "penstock.cli", "run", str(source), "-o", str(output)]
+        argv += ["--prompt", "row {n}", "--max-tokens", "8", "--attach", server.url, "-q"]
+        argv += ["--engine-kwargs", json.dumps({"concurrency": in_flight})]
+        for kill in range(1, kills + 1):
+            process = subprocess.Popen(argv, env=dict(os.environ))
+            while process.poll() is None and asked(noted).total() < kill * rows // (kills + 1):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        assert subprocess.run(argv, env=dict(os.environ), check=False).returncode == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["n"] for row in found] == list(range(rows))
+    assert all(row["response"] for row in found)
+    asks = asked(noted)
+    assert len(asks) == rows
+    # The client keeps a little more in flight than the server is asked at once.
+    assert asks.total() - rows <= kills * (in_flight + 2)
 
 
-def next_state(folder: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until some rows are in the journal."""
-    while process.poll() is None:
-        files = [file for file in folder.rglob("*") if file.is_file() and file.stem != "rows"]
-        if sum(file.stat().st_size for file in files) > 6000:
-            return True
-    return False
+def asked(noted: Path) -> Counter[str]:
+    """How often the engine had each prompt."""
+    return Counter(noted.read_text().splitlines() if noted.exists() else ())
 
 
 async def test_one_engine_serves_requests_and_runs_a_job_at_once(tmp_path: Path) -> None:

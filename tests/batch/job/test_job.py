@@ -1,7 +1,10 @@
 """What a job is, and what it refuses before it starts."""
 
 import asyncio
+import inspect
 import os
+import pydoc
+import re
 import signal
 
 import pyarrow as pa
@@ -270,3 +273,14 @@ async def test_a_prompt_without_a_column_is_warned_of_once(make_engine, caplog, 
     await penstock.arun([{"text": "a"}, {"text": "b"}], engine=make_engine(), **given)
     told = "The prompt names no {column}, so all rows ask the same. Columns: text."
     assert [record.message for record in caplog.records] == [told] * warned
+
+
+class TestHelp:
+    """`help(penstock.run)` explains each parameter, within 80 columns."""
+
+    @pytest.mark.parametrize("function", [penstock.run, penstock.arun])
+    def test_it(self, function):
+        text = pydoc.plain(pydoc.render_doc(function))
+        assert max(map(len, text.splitlines())) <= 80
+        for name in inspect.signature(function).parameters:
+            assert re.search(rf"\b{name}\b", function.__doc__)

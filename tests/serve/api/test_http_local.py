@@ -92,3 +92,34 @@ async def test_the_stop_sequence_survives_the_server(local: Any, interval: int) 
     )
     assert ending == {"stop_reason": "stop_sequence", "stop_sequence": text[6:9]}
     assert answer.text.count("event: message_start") == 1
+
+
+async def test_replicas_are_counted_one_by_one_and_keep_sessions(local: Any) -> None:
+    router = {"request_router_class": "session_affinity"}
+    client = await local(
+        config(deployment_config={"num_replicas": 2, "request_router_config": router})
+    )
+    for _ in range(8):
+        reply = await client.post(
+            "/v1/chat/completions", json=CHAT, headers={"x-session-id": "ours"}
+        )
+        assert reply.status_code == 200
+    text = (await client.get("/metrics")).text
+    for name in ("local-0", "local-1"):
+        assert (
+            f'penstock_replica_state{{model_name="m",replica="{name}",state="ready"}} 1.0' in text
+        )
+        assert f'penstock_replica_model_loads_total{{model_name="m",replica="{name}"}} 1.0' in text
+    assert 'penstock_model_loads_total{model_name="m"} 2.0' in text
+    asked = (await client.get("/is_paused", params={"model": "m"})).json()
+    assert [one["replica"] for one in asked["replicas"]] == ["local-0", "local-1"]
+
+
+async def test_a_batch_request_goes_to_a_replica(local: Any) -> None:
+    client = await local(config(deployment_config={"num_replicas": 2}))
+    reply = await client.post(
+        "/v1/chat/completions",
+        json=CHAT,
+        headers={"x-penstock-class": "batch", "x-session-id": "ours"},
+    )
+    assert reply.status_code == 200

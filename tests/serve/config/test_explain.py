@@ -74,10 +74,21 @@ def test_sums_are_of_all_models_with_the_fewest_and_the_most_replicas():
     assert (found.most["GPU"], found.most["CPU"]) == (12.0, 3 + 200.0)
 
 
-def test_the_local_runtime_has_one_replica_and_says_what_it_passes_over():
-    found = one({"llm_engine": "simulated", "deployment_config": {"num_replicas": 4}}, "local")
-    assert (found.min_replicas, found.max_replicas) == (1, 1)
-    assert "passes over deployment_config.num_replicas" in found.warnings[0]
+def test_replicas_on_one_machine_part_its_cores(monkeypatch):
+    monkeypatch.setattr("penstock.serve.config.explain.usable_cores", lambda: (0, 2, 1, 3))
+    found = one({"llm_engine": "simulated", "deployment_config": {"num_replicas": 2}}, "local")
+    assert (found.min_replicas, found.max_replicas) == (2, 2)
+    assert found.cores == [[0, 2], [1, 3]]
+    assert not found.warnings
+    many = one({"llm_engine": "simulated", "deployment_config": {"num_replicas": 5}}, "local")
+    assert many.cores == [[0], [2], [1], [3], [0]]
+    assert many.warnings == ["5 replicas share 4 cores: fewer would do as much"]
+
+
+def test_accelerators_are_not_parted_on_one_machine():
+    found = one({**BIG, "deployment_config": {"num_replicas": 4}}, "local")
+    assert (found.min_replicas, found.max_replicas, found.cores) == (1, 1, [])
+    assert any("deployment_config.num_replicas (4)" in warning for warning in found.warnings)
 
 
 def test_a_deterministic_model_is_told_so_and_keeps_its_cache_in_full():

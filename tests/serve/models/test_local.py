@@ -326,8 +326,8 @@ def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):
     (record,) = caplog.records
     assert (
         record.getMessage()
-        == "the prefill side of model 'm': the local runtime has one replica, in this process; it"
-        " passes over deployment_config.num_replicas"
+        == "the prefill side of model 'm': the local runtime parts CPU cores and nothing else; it"
+        " passes over deployment_config.num_replicas (3)"
     )
 
 
@@ -340,9 +340,8 @@ def test_what_one_process_cannot_honour_is_named(caplog):
     (record,) = caplog.records
     assert (
         record.getMessage()
-        == "model 'wide': the local runtime has one replica, in this process; it passes over"
+        == "model 'wide': the local runtime parts CPU cores and nothing else; it passes over"
         " accelerator_type, deployment_config.health_check_period_s,"
-        " deployment_config.autoscaling_config.min_replicas (2),"
         " deployment_config.autoscaling_config.max_replicas (4)"
     )
 

@@ -127,7 +127,7 @@ async def test_batch_requests_wait_behind_all_others_and_take_only_idle_slots():
     order: list[Any] = []
 
     async def enters(name, batch):
-        await admission.enter(batch=batch)
+        await admission.enter(kind="batch" if batch else "online")
         order.append(name)
 
     await enters("batch 1", True)
@@ -138,7 +138,7 @@ async def test_batch_requests_wait_behind_all_others_and_take_only_idle_slots():
     ]
     await settle()
     assert (admission.running, admission.batch_running, admission.waiting) == (2, 1, 2)
-    admission.leave(batch=True)
+    admission.leave("batch")
     await settle()
     assert order == ["batch 1", "online 1", "online 2"]
     assert admission.batch_running == 0
@@ -150,18 +150,60 @@ async def test_batch_requests_wait_behind_all_others_and_take_only_idle_slots():
 async def test_an_engine_that_shares_itself_gets_as_many_of_either_class():
     admission = opened(1, max_waiting=1)
     admission.apart = True
-    await admission.enter(batch=True)
+    await admission.enter(kind="batch")
     await admission.enter()
     assert (admission.running, admission.batch_running) == (2, 1)
-    queued = [asyncio.create_task(admission.enter(batch=batch)) for batch in (True, False)]
+    queued = [
+        asyncio.create_task(admission.enter(kind="batch" if batch else "online"))
+        for batch in (True, False)
+    ]
     await settle()
     for batch in (True, False):
         with pytest.raises(OverloadedError):
-            await admission.enter(batch=batch)
-    admission.leave(batch=True)
+            await admission.enter(kind="batch" if batch else "online")
+    admission.leave("batch")
     await settle()
     assert (queued[0].done(), queued[1].done()) == (True, False)
     queued[1].cancel()
     await settle()
     assert (admission.running, admission.batch_running, admission.waiting) == (2, 1, 0)
     admission.refuse_waiting(lambda: EngineStartError("no"))
+
+
+async def test_what_the_engine_cannot_share_waits_for_an_idle_slot():
+    admission = opened(1)
+    admission.apart = True
+    await admission.enter(kind="batch")
+    await admission.enter(kind="idle")  # a batch row's slot is not in its way
+    online = asyncio.create_task(admission.enter())
+    idle = asyncio.create_task(admission.enter(kind="idle"))
+    await settle()
+    assert (online.done(), idle.done()) == (False, False)
+    admission.leave("batch")
+    await settle()
+    assert (online.done(), idle.done()) == (False, False)
+    admission.leave("idle")
+    await settle()
+    assert (online.done(), idle.done()) == (True, False)
+    admission.leave()
+    await idle
+    assert (admission.running, admission.batch_running, admission.waiting) == (1, 0, 0)
+
+
+async def test_idle_slots_go_to_those_who_came_first():
+    admission = opened(1)
+    order: list[str] = []
+
+    async def enters(kind):
+        await admission.enter(kind=kind)
+        order.append(kind)
+
+    await admission.enter()
+    tasks = [asyncio.create_task(enters(kind)) for kind in ("idle", "batch", "idle", "online")]
+    await settle()
+    for kind in ("online", "online", "idle", "batch"):
+        admission.leave(kind)
+        await settle()
+    await asyncio.gather(*tasks)
+    assert order == ["online", "idle", "batch", "idle"]
+    assert (admission.running, admission.batch_running) == (1, 0)

@@ -26,6 +26,7 @@ from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.monitor.monitor import Monitor
 from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
+from penstock.batch.pipeline.pipeline import EngineStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
@@ -97,8 +98,11 @@ async def _durable(
 ) -> RunResult:
     if isinstance(plan.step, CascadeStep):
         plan.step.memory = output.folder / CASCADE_FILE
-    # Answers of a resumed job carry the time of its beginning.
-    plan.form.created = state.manifest.created
+    if isinstance(plan.step, EngineStep):
+        most = plan.step.keep(output.folder, state.manifest.key, state.manifest.generation)
+        plan.most_rows = plan.most_rows or most
+    # Answers of a resumed job carry the time of its beginning, unless they have one of their own.
+    plan.form.created = plan.form.created or state.manifest.created
     journal = state.journal
     done = len(journal.done)
     counts = Counts(
@@ -177,6 +181,7 @@ def _status(plan: Plan, output: Output) -> Status:
 
 
 async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunResult:
+    plan.form.created = int(time.time())
     counts = Counts(total=plan.total)
     kept = MemorySink(keep_order=plan.keep_order)
     sink: Sink = kept

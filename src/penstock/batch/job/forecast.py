@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct, field
 
 from penstock.batch.job.plan import Plan
+from penstock.batch.job.policy import Limits
 from penstock.batch.job.result import Counts, duration
 from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.sources import read_ahead
@@ -19,9 +20,11 @@ from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
 from penstock.engines.base import LLMEngine
-from penstock.errors import PenstockError, UnsupportedError
+from penstock.errors import ConfigError, PenstockError, UnsupportedError
 from penstock.types import ChatRequest
 
+TRIAL = 64
+"""Rows that are asked before a deadline is accepted: about as many as a server is asked at once."""
 READ_ROWS = 200_000
 _READ_SECONDS = 20.0
 _SAMPLE = 256
@@ -202,6 +205,19 @@ def _distinct(found: Forecast) -> int:
         return 0
     asked = found.read - found.duplicates - sum(found.unreadable.values())
     return math.ceil((found.rows if found.rows is not None else found.read) * asked / found.read)
+
+
+def check_deadline(found: Forecast, limits: Limits) -> None:
+    """Raise `ConfigError` if a job that takes so long would not end within its limit of time."""
+    left = limits.seconds
+    if found.seconds is None or left is None or found.seconds <= left:
+        return
+    raise ConfigError(
+        f"the job would take about {duration(found.seconds)} ({found.rows_per_second:,.1f} rows/s,"
+        f" as {found.tried:,} rows showed), and {duration(max(left, 0.0))} are left. Give it more"
+        " time, or less to do (limit)",
+        field="deadline",
+    )
 
 
 def described(found: Forecast) -> str:

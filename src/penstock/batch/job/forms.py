@@ -5,7 +5,6 @@ and which options have no meaning beside others.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,7 +78,7 @@ def engine_rows(
             raise ConfigError(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
-        return OpenAILines(model=engines[0].model_source, created=int(time.time())), None
+        return OpenAILines(model=engines[0].model_source, created=0), None
     if job.embed is not None:
         return _vectors(job, source, output), None
     _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")

@@ -6,8 +6,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
+import logging
 import os
 import signal
+import textwrap
 import threading
 from collections.abc import (
     AsyncIterable,
@@ -35,6 +37,8 @@ from penstock.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -44,105 +48,138 @@ class Job:
     """A language model over every row of a data set.
 
     What to read and write:
-        source: a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV; "-" for JSON lines
-            on standard input; a pyarrow table or record batch reader; a pandas or Polars frame; an
-            iterable or asynchronous iterable of dicts. A thread of its own reads an iterable.
-        output: a path or URL ending in .jsonl, .parquet or .csv; a directory (ending in "/") for
-            Parquet files; "-" for JSON lines on standard output; None keeps the rows in
-            `RunResult`. A path makes the job durable: the same job on the same path resumes what
-            was interrupted.
+        source: a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV;
+            "-" for JSON lines on standard input; a pyarrow table or record
+            batch reader; a pandas or Polars frame; an iterable or asynchronous
+            iterable of dicts. A thread of its own reads an iterable.
+        output: a path or URL ending in .jsonl, .parquet or .csv; a directory
+            (ending in "/") for Parquet files; "-" for JSON lines on standard
+            output; None keeps the rows in `RunResult`. A path makes the job
+            durable: the same job on the same path resumes what was interrupted.
 
     What to run:
-        model: "demo", a model directory or file, or a hub id. Default "demo". Two of them, the
-            small one first, decide or answer with a schema as a cascade.
-        engine: an engine's name, or an engine object; a running one keeps running. Default
-            "openvino". Of a cascade: for both, or a list of two.
-        engine_kwargs: options of an engine that is given by name. Of a cascade: as `engine`.
-        deterministic: the same row gets the same answer whatever runs beside it, in any order, also
-            in a resumed job. It costs speed. Engines that cannot promise it refuse it.
-        attach: the URL of a running Penstock server, whose engine does the work in the place of
-            one here: as requests of the batch class, which take what its other users leave.
-            Results come here. `model` is a model of the server; default: the one that it has.
-            The key is taken from the environment's PENSTOCK_API_KEY, if that is set.
-        runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on
-            a Ray cluster: the one that RAY_ADDRESS names, the one on this machine, or one of its
-            own. The job is the same, so either runtime resumes what the other began.
+        model: "demo", a model directory or file, or a hub id. Default "demo".
+            Two of them, the small one first, decide or answer with a schema as
+            a cascade.
+        engine: an engine's name, or an engine object; a running one keeps
+            running. Default "openvino". "openai-batch" and "anthropic-batch"
+            hand the rows in as batches of that provider. Of a cascade: for
+            both, or a list of two.
+        engine_kwargs: options of an engine that is given by name. Of a cascade:
+            as `engine`.
+        deterministic: the same row gets the same answer whatever runs beside
+            it, in any order, also in a resumed job. It costs speed. Engines
+            that cannot promise it refuse it.
+        attach: the URL of a running Penstock server, whose engine does the work
+            in the place of one here: as requests of the batch class, which take
+            what its other users leave. Results come here. `model` is a model of
+            the server; default: the one that it has. The key is taken from the
+            environment's PENSTOCK_API_KEY, if that is set.
+        runtime: "local" is this machine. "ray" is a Ray cluster: the one that
+            RAY_ADDRESS names, the one on this machine, or one of its own. The
+            job is the same, so either runtime resumes what the other began.
+        replicas: how many copies of the engine answer the rows. On this machine
+            each has a part of the CPU cores.
 
-        processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an
-            engine and of what to ask. Of the options below only those of how to run then have a
-            meaning. Its configuration says whether a failing row ends the job, unless `on_error`
-            does.
+        processor: stages of your own choosing
+            (`penstock.batch.build_processor`) in the place of an engine and of
+            what to ask. Of the options below only those of how to run then have
+            a meaning. Its configuration says whether a failing row ends the
+            job, unless `on_error` does.
 
-    What to decide, in the place of an answer (the input of the questions is made as below):
-        decide: questions, as a list, a mapping or a path of YAML or JSON; see docs/decisions.md.
-            Each becomes the columns `name` and `name_probabilities`.
-        choices: options of one more question, `choice`: which of them fits best. A list, or text
-            with commas.
-        filter: a question with yes or no, `filter`. Rows stay in the output where yes has at least
-            the probability `threshold` (default 0.5).
-        target_accuracy, delta: of a cascade. Rows go to the large model unless the small one is so
-            sure that, with probability 1 - `delta` (default 0.05), at least this share of all rows
-            (default 0.95) gets the large model's decision. `seed` draws the sample that shows it.
+    What to decide, in the place of an answer (the input of the questions is
+    made as below):
+        decide: questions, as a list, a mapping or a path of YAML or JSON; see
+            docs/decisions.md. Each becomes the columns `name` and
+            `name_probabilities`.
+        choices: options of one more question, `choice`: which of them fits
+            best. A list, or text with commas.
+        filter: a question with yes or no, `filter`. Rows stay in the output
+            where yes has at least the probability `threshold` (default 0.5).
+        target_accuracy, delta: of a cascade. Rows go to the large model unless
+            the small one is so sure that, with probability 1 - `delta` (default
+            0.05), at least this share of all rows (default 0.95) gets the large
+            model's decision. `seed` draws the sample that shows it.
 
     What to embed, in the place of an answer:
-        embed: the column of texts, or text with `{column}` in it. Each becomes a vector, in the
-            column `embedding`.
-        dimensions: how many numbers a vector has. Default: as many as the model makes.
-        input_type: "query" or "document" puts the model's instruction for these before each text.
-        vector_type: the type of the numbers: "float32" (default), "float16", or "int8" (each
-            vector scaled so that its largest number is 127, which keeps cosines).
+        embed: the column of texts, or text with `{column}` in it. Each becomes
+            a vector, in the column `embedding`.
+        dimensions: how many numbers a vector has. Default: as many as the model
+            makes.
+        input_type: "query" or "document" puts the model's instruction for these
+            before each text.
+        vector_type: the type of the numbers: "float32" (default), "float16", or
+            "int8" (each vector scaled so that its largest number is 127, which
+            keeps cosines).
 
-    What to ask (input in OpenAI's batch form needs none of these, and takes none):
+    What to ask (input in OpenAI's batch form needs none of these, and takes
+        none):
         prompt: text with `{column}` in it, which becomes the user's message.
-        messages: the column that holds whole conversations, as lists of messages or as JSON text.
-        image: with a prompt, a column of images that stand before its text: bytes, a path, a data
-            URI, a mapping with `bytes` or `path`, an image of Pillow's, or a list of these. A PDF
-            is an image for each page. The model must be one that sees.
+        messages: the column that holds whole conversations, as lists of
+            messages or as JSON text.
+        image: with a prompt, a column of images that stand before its text:
+            bytes, a path, a data URI, a mapping with `bytes` or `path`, an
+            image of Pillow's, or a list of these. A PDF is an image for each
+            page. The model must be one that sees.
         system: a system message before each.
-        schema: a JSON Schema (mapping or path) that answers follow; its fields become columns.
-        adapter: a column with the names of LoRA adapters (null: none), else one adapter's name or
-            directory.
-        max_tokens, temperature (default 0: the likeliest token), top_p, top_k, min_p, seed, stop,
-        stop_token_ids, min_tokens, ignore_eos, presence_penalty, frequency_penalty,
-        repetition_penalty: as in `penstock.types.Sampling`.
+        schema: a JSON Schema (mapping or path) that answers follow; its fields
+            become columns.
+        adapter: a column with the names of LoRA adapters (null: none), else one
+            adapter's name or directory.
+        max_tokens, temperature (default 0: the likeliest token), top_p, top_k,
+        min_p, seed, stop, stop_token_ids, min_tokens, ignore_eos,
+        presence_penalty, frequency_penalty, repetition_penalty: as in
+        `penstock.types.Sampling`.
 
     How to run:
         limit: read only this many rows.
-        order: "input" writes rows in the order of the input, "done" as they finish.
-        on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output,
-            "fail" stops the job at it, "retry" tries it again though its failure looks permanent,
-            and then keeps it. Or a mapping of kinds of errors (`error.type`) to these, with "*" for
-            the others. Default: "keep"; "fail" with a processor that does not continue on errors,
-            unless `dead_letter` or `max_error_rate` is given.
-        on_length: "raise" asks again, with twice the `max_tokens`, for an answer that these cut
-            off; "truncate" shortens a prompt, or a text to embed, that is too long for the model;
-            "raise,truncate" does both. Default "keep": neither.
-        on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow
-            the schema, and asks again, up to `max_attempts` times. Default "keep": it becomes an
-            error row.
-        dead_letter: a path ending in .jsonl for the rows that failed; the output leaves them out.
-        retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
+        order: "input" writes rows in the order of the input, "done" as they
+            finish.
+        on_error: "keep" makes a failing row an error row, "skip" leaves it out
+            of the output, "fail" stops the job at it, "retry" tries it again
+            though its failure looks permanent, and then keeps it. Or a mapping
+            of kinds of errors (`error.type`) to these, with "*" for the others.
+            Default: "keep"; "fail" with a processor that does not continue on
+            errors, unless `dead_letter` or `max_error_rate` is given.
+        on_length: "raise" asks again, with twice the `max_tokens`, for an
+            answer that these cut off; "truncate" shortens a prompt, or a text
+            to embed, that is too long for the model; "raise,truncate" does
+            both. Default "keep": neither.
+        on_invalid_json: "retry" tells the model what was wrong with an answer
+            that does not follow the schema, and asks again, up to
+            `max_attempts` times. Default "keep": it becomes an error row.
+        dead_letter: a path ending in .jsonl for the rows that failed; the
+            output leaves them out.
+        retry_failed: run the error rows of an earlier run again, and nothing
+            that succeeded.
         fresh: discard what an earlier run did.
-        incremental: take the output of an earlier input of this job further: rows whose `key` and
-            request are those of an earlier row keep its answer, new and changed ones run, and rows
-            that are gone leave the output. The earlier run must have been incremental too.
-        key: the column that tells rows apart: text or numbers, none null, none twice.
-        cache: a directory or URL of answers that jobs share. Deterministic requests (greedy, or
-            with a seed) to the same model with the same options are answered from there, and new
-            answers go there. At most `cache_mb` MiB (default 10,240; the oldest go), none older
-            than `cache_days` (default 30).
-        report: a path ending in .html for a page about the job, written when it ends, also when it
-            is stopped: speed over time, tokens, latencies, lengths, errors, some rows.
-        max_tokens_total: stop when prompts and answers of this run have so many tokens together.
-        max_error_rate: stop when more than this share (0 to 1) of the rows failed, from 50 rows on.
-        deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that one of
-            these limits stops raises `JobLimitError`, and can be resumed.
-        max_attempts: how often a row is tried if its failure may pass.
-        row_timeout: seconds after which a row without an answer becomes an error row
-            (`engine_timeout`): all its attempts together, from when it goes to the engine. Default:
-            no limit.
-        result_prefix: goes before the name of each result column.
-        progress: show a progress line on standard error. Default: where that is a terminal.
+        incremental: take the output of an earlier input of this job further:
+            rows whose `key` and request are those of an earlier row keep its
+            answer, new and changed ones run, and rows that are gone leave the
+            output. The earlier run must have been incremental too.
+        key: the column that tells rows apart: text or numbers, none null, none
+            twice.
+        cache: a directory or URL of answers that jobs share. Deterministic
+            requests (greedy, or with a seed) to the same model with the same
+            options are answered from there, and new answers go there. At most
+            `cache_mb` MiB (default 10,240; the oldest go), none older than
+            `cache_days` (default 30).
+        report: a path ending in .html for a page about the job, written when it
+            ends, also when it is stopped: speed over time, tokens, latencies,
+            lengths, errors, some rows.
+        max_tokens_total: stop when prompts and answers of this run have so many
+        tokens together. max_error_rate: stop when more than this share (0 to 1)
+        of the rows failed, from 50 rows on. deadline: stop then: seconds from
+        now, a duration such as "2h", or a time. A job that one of these limits
+        stops raises `JobLimitError`, and can be resumed. With `attach` a new
+        job asks for some rows first, and is refused (`ConfigError`) if it would
+        not end in time. max_attempts: how often a row is tried if its failure
+        may pass. row_timeout: seconds after
+        which a row without an answer becomes an error row (`engine_timeout`):
+        all its attempts together, from when it goes to the engine. Default: no
+        limit. result_prefix: goes before the name of each result column.
+        progress: show a progress line on standard error. Default: where that is
+        a terminal.
     """
 
     source: Any
@@ -219,7 +256,7 @@ class Job:
     async def arun(self) -> RunResult:
         """Do the job in the running loop. Raises `PenstockError`. Cancelling keeps what is done."""
         with Interrupts() as interrupts:
-            return await execute(await plan_of(self), interrupts)
+            return await execute(await self._planned(), interrupts)
 
     def plan(self, *, trial: int = 32) -> Forecast:
         """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its
@@ -236,11 +273,28 @@ class Job:
 
         if trial < 0:
             raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
-        if self.source == "-" or isinstance(self.source, AsyncIterable | Iterator):
+        if self._read_once:
             raise ConfigError(
                 "can be read once only, and the job itself must read it", field="source"
             )
         return await forecast(await plan_of(self), trial)
+
+    async def _planned(self) -> Plan:
+        """The plan of the job. Raises `ConfigError` if a server would not be done in time."""
+        plan = await plan_of(self)
+        if self.attach is not None and self.deadline is not None and not plan.begun:
+            from penstock.batch.job.forecast import TRIAL, check_deadline
+
+            if self._read_once:
+                _log.warning("The deadline is not checked: the input can be read once only.")
+            else:
+                check_deadline(await self.aplan(trial=TRIAL), plan.limits)
+        return plan
+
+    @property
+    def _read_once(self) -> bool:
+        """Whether the input can be read once only."""
+        return self.source == "-" or isinstance(self.source, AsyncIterable | Iterator)
 
     def _wait_for(self, work: Callable[[], Coroutine[Any, Any, T]], instead: str) -> T:
         """The result of `work`, done in an event loop of its own; from inside a running one by a
@@ -284,7 +338,7 @@ class Job:
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
             try:
-                result = await execute(await plan_of(self), interrupts)
+                result = await execute(await self._planned(), interrupts)
             except asyncio.CancelledError:
                 if interrupts.received is None:
                     raise
@@ -313,13 +367,30 @@ class _Stopped(Exception):
         self.number = number
 
 
+class _Signature(inspect.Signature):
+    """For `help`: without annotations, which the docstring says in words, within 80 columns."""
+
+    def __str__(self) -> str:
+        bare = [one.replace(annotation=one.empty) for one in self.parameters.values()]
+        text = inspect.Signature.__str__(inspect.Signature(bare))
+        return textwrap.fill(text, 76, subsequent_indent="    ", break_on_hyphens=False)
+
+    def format(self, **_: object) -> str:  # what `help` calls from Python 3.13 on
+        return str(self)
+
+
 def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`."""
+    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`, and what its
+    docstring says of them.
+    """
 
     def decorate(function: Callable[..., T]) -> Callable[P, T]:
-        function.__signature__ = inspect.signature(job).replace(  # type: ignore[attr-defined]
-            return_annotation=inspect.signature(function).return_annotation
+        function.__signature__ = _Signature(  # type: ignore[attr-defined]
+            list(inspect.signature(job).parameters.values()),
+            return_annotation=inspect.signature(function).return_annotation,
         )
+        _, _, parameters = (inspect.getdoc(job) or "").partition("\n")
+        function.__doc__ = f"{inspect.getdoc(function)}\n{parameters}"
         return function
 
     return decorate
@@ -327,20 +398,21 @@ def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], C
 
 @_with_parameters_of(Job)
 def run(*args: Any, **kwargs: Any) -> RunResult:
-    """Run a language model over a data set and return when all rows are done. Takes what `Job`
-    takes.
+    """Run a language model over a data set, and return when all rows are done.
 
-    Works inside a running event loop too (as in a notebook), except with an engine object: use
-    `arun` there. Ctrl-C and SIGTERM finish the rows in flight, keep what is done and raise
-    `KeyboardInterrupt`; the same call resumes.
+    Works inside a running event loop too (as in a notebook), except with an
+    engine object: use `arun` there. Ctrl-C and SIGTERM finish the rows in
+    flight, keep what is done and raise `KeyboardInterrupt`; the same call
+    resumes. A wrong option raises `ConfigError` before anything is loaded.
     """
     return Job(*args, **kwargs).run()
 
 
 @_with_parameters_of(Job)
 def arun(*args: Any, **kwargs: Any) -> Awaitable[RunResult]:
-    """Like `run`, for a running event loop: `result = await penstock.arun(...)`. Cancelling it
-    keeps what is done.
+    """Like `run`, for a running event loop: `await penstock.arun(...)`.
+
+    Cancelling it keeps what is done.
     """
     return Job(*args, **kwargs).arun()
 

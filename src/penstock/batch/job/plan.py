@@ -10,20 +10,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions
+from penstock.batch.job.engines import attached, engine_of, step_of
 from penstock.batch.job.extras import Extras, extras_of
 from penstock.batch.job.forms import CASCADE, SAMPLING, engine_rows, processor_rows, questions_of
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
-from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
+from penstock.batch.pipeline.pipeline import Pipeline, Step
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.cascaded import CascadedAnswers
@@ -31,12 +31,11 @@ from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.embeddings import VECTOR_TYPES
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import RowForm
+from penstock.batch.write.manifest import FILE
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError
-from penstock.llm_config.batch import CLASS_HEADER
 from penstock.types import FRACTIONS, Sampling, StructuredOutput
 
 if TYPE_CHECKING:
@@ -104,6 +103,12 @@ class Plan:
         return Pipeline(self.step, self.form, counts)
 
     @property
+    def begun(self) -> bool:
+        """Whether an earlier run has left a state that this one takes up."""
+        output = self.output
+        return isinstance(output, Output) and not self.fresh and (output.folder / FILE).exists()
+
+    @property
     def total(self) -> int | None:
         """The number of rows, if known; where only a limit is, there may be fewer."""
         known = [number for number in (self.source.rows, self.limit) if number is not None]
@@ -163,7 +168,7 @@ def _plan(
         if len(engines) == 2:
             step = _cascade(job, source, (engines[0], engines[1]), form, policy)
         else:
-            step = EngineStep(engines[0], form, constant, job.max_attempts, policy)
+            step = step_of(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
         source=source,
         output=output,
@@ -227,53 +232,15 @@ def _engines(job: Job) -> list[LLMEngine]:
     if job.attach is not None:
         if lists:
             raise ConfigError("is one server's engine, and two models are given", field="attach")
-        return [_attached(job, job.attach)]
+        return [attached(job, job.attach)]
     if not lists:
-        return [_engine(job, **given)]
+        return [engine_of(job, **given)]
     if job.runtime != "local":
         raise ConfigError("two models run here only", field="runtime")
     return [
-        _engine(job, **{**given, **{name: value[place] for name, value in lists.items()}})
+        engine_of(job, **{**given, **{name: value[place] for name, value in lists.items()}})
         for place in range(2)
     ]
-
-
-def _engine(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
-    made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
-    if job.runtime == "local":
-        return made
-    if made is engine:
-        raise ConfigError(
-            "an engine object is in this process, and no replica on Ray", field="engine"
-        )
-    if job.adapter is not None and os.path.isdir(job.adapter):
-        made.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
-    spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
-    replicated: LLMEngine = spread(made, job.replicas)
-    return replicated
-
-
-def _attached(job: Job, url: str) -> LLMEngine:
-    """A running server's engine, asked in the batch class. Raises `ConfigError`."""
-    for name, default in (("engine", None), ("deterministic", False), ("runtime", "local")):
-        if getattr(job, name) != default:
-            raise ConfigError("is the server's, to which the job is attached", field=name)
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(
-            "must be a server's URL, such as http://127.0.0.1:8000", field="attach", value=url
-        )
-    given = dict(cast(Mapping[str, Any], job.engine_kwargs or {}))
-    for name in ("base_url", "upstreams"):
-        if name in given:
-            raise ConfigError("is what attach says", field=f"engine_kwargs.{name}")
-    url = url.rstrip("/")
-    where: dict[str, Any] = {
-        "base_url": url if url.endswith("/v1") else f"{url}/v1",
-        "headers": {**given.pop("headers", {}), CLASS_HEADER: "batch"},
-    }
-    if os.environ.get("PENSTOCK_API_KEY"):
-        where["api_key_env"] = "PENSTOCK_API_KEY"
-    return engine_for(cast(str | None, job.model), "remote", {**where, **given})
 
 
 def _open_output(job: Job) -> Output | Literal["-"] | None:
@@ -332,8 +299,10 @@ def _check_options(job: Job) -> None:
     ids = job.stop_token_ids
     _require(_is_list_of(ids, Integral), "stop_token_ids", ids, "a list of numbers")
     _check_ranges(job)
-    if job.runtime == "local" and job.replicas != 1:
-        raise ConfigError("is for the runtime 'ray'", field="replicas", value=job.replicas)
+    if job.replicas != 1 and (job.processor is not None or job.attach is not None):
+        raise ConfigError(
+            "is for engines that the job starts itself", field="replicas", value=job.replicas
+        )
     if job.runtime == "ray" and job.processor is not None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"

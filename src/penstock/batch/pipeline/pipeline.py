@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
@@ -129,6 +130,13 @@ class EngineStep:
     most_attempts: int
     policy: ErrorPolicy
     ending: bool = False
+
+    def keep(self, folder: Path, key: int, generation: int) -> int | None:
+        """Keep what must outlive a run in a job's state directory, under the job's key, in this
+        generation of its journal. Returns how many rows the flow should have in memory, if that
+        is not the usual.
+        """
+        return None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[int, None]:

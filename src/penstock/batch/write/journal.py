@@ -9,6 +9,7 @@ A state directory holds
     base-g           the output of a complete job whose failed rows are run again: a part, too
     kept-g-n.jsonl   of an incremental job: rows files whose rows stand in parts (`kept.py`)
     answers.bin      answers for equal requests (`dedupe.py`)
+    batches/         batches of the job at a provider (`provider/ledger.py`)
     lock             held by the process that runs the job
 
 A row's record is written in the event loop's turn in which the row finished, so that a killed
@@ -48,8 +49,10 @@ from penstock.batch.write.state_files import (
 from penstock.errors import JobError, OutputError
 
 _CHECK_SECONDS = 1.0
+BATCHES = "batches"
 _OURS = re.compile(
-    r"(part|parts|rows|base|kept)-.*|(final|failed|download|answers|kept|mode)(\..*)?|.*\.tmp"
+    r"(part|parts|rows|base|kept)-.*"
+    r"|(final|failed|download|answers|kept|mode|batches)(\..*)?|.*\.tmp"
 )
 """Names of what a job leaves in its folder. Anything else there is not touched."""
 
@@ -185,8 +188,8 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row was finished."""
-        return not self.done.runs and not self.pending
+        """Whether no row was finished, and none is in a provider's batch."""
+        return not (self.done.runs or self.pending or (self.folder / BATCHES).exists())
 
     @property
     def rows(self) -> int:
@@ -308,7 +311,8 @@ class Journal:
             # What is complete has copied what it needs of earlier ones.
             needed.update(name for name in kept if name.startswith(f"kept-{self.generation}-"))
         else:
-            needed |= {*parts, *kept, "answers.bin", *(path.name for path in self._rows_files())}
+            rows = (path.name for path in self._rows_files())
+            needed |= {*parts, *kept, "answers.bin", BATCHES, *rows}
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in needed:
                 guarded(remove, path)

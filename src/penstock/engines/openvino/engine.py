@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.cores import usable_cores
 from penstock.engines.base import Stated
 from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
@@ -33,7 +34,6 @@ from penstock.engines.openvino.options import (
     DETERMINISTIC_OPTIONS,
     Load,
     OpenVINOOptions,
-    usable_cpus,
 )
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
@@ -135,7 +135,12 @@ class OpenVINOEngine(WorkerEngine):
                 self.options.tokenizer or str(files.path),
                 lambda: self.idle_seconds < SERVING_SECONDS,
             )
-        return Load(str(files.path), files.task, files.context_length, self.options, self.sharing)
+        options = self.options
+        if self.cores is not None and not options.num_threads and options.device == "CPU":
+            options = _for_this_machine(
+                msgspec.structs.replace(options, num_threads=len(self.cores))
+            )
+        return Load(str(files.path), files.task, files.context_length, options, self.sharing)
 
     async def stop(self) -> None:
         await super().stop()
@@ -228,7 +233,7 @@ def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
     if (
         options.inference_precision is None
         and options.device == "CPU"
-        and 1 in (usable_cpus(), options.num_threads)
+        and 1 in (len(usable_cores()), options.num_threads)
     ):
         return msgspec.structs.replace(options, inference_precision="f32")
     return options

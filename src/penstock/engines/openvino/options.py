@@ -5,7 +5,6 @@ Where vLLM has the same knob, it has vLLM's name.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -31,7 +30,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     together. `max_num_batched_tokens`: tokens a step may work on; small keeps the steps short, so a
     long prompt does not stall the others. `max_model_len` None: the model's own context.
     `kv_cache_memory_bytes`: memory of the KV cache, used as it fills; a size that is not a whole
-    number of GiB costs a second load at the start. `num_threads` 0: all cores.
+    number of GiB costs a second load at the start. `num_threads` 0: all cores that it has.
     `inference_precision` None: the device's choice, f32 where only one CPU is visible (bf16 crashes
     there on AMX machines). `max_loras`: adapters held at once, each with a copy of the model's
     weights; the least recently used leaves. `embedding_pooling` None: what the model's
@@ -151,11 +150,6 @@ COSTS_ONLY_PROPERTIES = frozenset(
         "COMPILATION_NUM_THREADS",
     }
 )
-
-
-def usable_cpus() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Load(Struct, tag="load", array_like=True):

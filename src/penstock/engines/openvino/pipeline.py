@@ -14,9 +14,10 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.cores import usable_cores
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import keeping
-from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
+from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling, Tokens
@@ -223,7 +224,7 @@ def sequences_wanted(deterministic: bool, num_threads: int) -> int:
     """
     if not deterministic:
         return 0
-    return max(min(num_threads or usable_cpus(), _MOST_COMPANIONS), 2)
+    return max(min(num_threads or len(usable_cores()), _MOST_COMPANIONS), 2)
 
 
 class Companions:

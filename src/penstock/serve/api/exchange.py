@@ -34,7 +34,7 @@ from penstock.serve.api.limits import check_inflight, check_json, decode_body, r
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.api.traffic import UNKNOWN_ENDPOINT, Traffic
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelHandle, ModelNames, Target
+from penstock.serve.models.handle import SESSION_HEADER, ModelHandle, ModelNames, Target
 from penstock.types import Usage
 
 if TYPE_CHECKING:
@@ -224,10 +224,12 @@ class Exchange:
         return work
 
     async def target(self, model: str) -> Target:
-        """The model and adapter that a request names, in the class of the request. Raises
-        `ModelNotFoundError`, and `RequestError` for an unknown class.
+        """The model and adapter that a request names, in the class and the session of the request.
+        Raises `ModelNotFoundError`, and `RequestError` for an unknown class.
         """
         found = await self.find(model)
+        if session := self.request.headers.get(SESSION_HEADER):
+            found = found._replace(handle=found.handle.for_session(session))
         given = self.request.headers.get(CLASS_HEADER)
         if given is None or given == "online":
             return found

@@ -13,7 +13,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from penstock.errors import PenstockError
-from penstock.serve.models.handle import ModelHandle, StateName
+from penstock.serve.models.handle import ModelHandle, ModelState, StateName
 from penstock.types import Usage
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -227,7 +227,7 @@ class _States(Collector):
                 states.add_metric([model_id, name], float(name == state.state))
             for outcome, count in state.handoffs.items():
                 handoffs.add_metric([model_id, outcome], count)
-        yield from (states, handoffs, *self._of_engines())
+        yield from (states, handoffs, *_of_replicas(now), *self._of_engines())
 
     def adapters(self) -> Metric:
         """vLLM's `lora_requests_info`: which adapters are loaded. The value is the time, as
@@ -258,3 +258,24 @@ class _States(Collector):
                 )
                 family.add_metric([model_id], value)  # type: ignore[attr-defined]
         return families.values()
+
+
+def _of_replicas(models: Mapping[str, ModelState]) -> Iterable[Metric]:
+    """The same of each replica, where a model has several here."""
+    labels = ["model_name", "replica"]
+    for kind, name, text, field in _STATES:
+        family = kind(f"penstock_replica_{name}", f"{text} Of one replica.", labels=labels)
+        for model_id, model in models.items():
+            for replica, state in model.replicas.items():
+                family.add_metric([model_id, replica], getattr(state, field))
+        yield family
+    states = GaugeMetricFamily(
+        "penstock_replica_state",
+        "1 for the state that the replica is in.",
+        labels=[*labels, "state"],
+    )
+    for model_id, model in models.items():
+        for replica, state in model.replicas.items():
+            for state_name in get_args(StateName):
+                states.add_metric([model_id, replica, state_name], float(state_name == state.state))
+    yield states

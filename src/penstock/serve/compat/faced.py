@@ -18,7 +18,7 @@ from penstock.serve.compat.forms import (
 )
 from penstock.serve.models.control import METHODS as CONTROLS, control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
-from penstock.serve.models.local import REPLICA, LocalModel
+from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer as OwnServer
 from penstock.types import ChatRequest, CompletionRequest
 
@@ -94,7 +94,7 @@ class FacedModel(ModelHandle):
         if method not in self._own:
             return await self._model.control(method, options)
         parse_control(method, options)
-        replica = getattr(self._model, "replica_id", REPLICA)
+        replica = self._model.replica_id
         try:
             result = await getattr(face, method)(**options)
         except UnsupportedError:

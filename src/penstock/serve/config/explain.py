@@ -9,6 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from penstock.config import masked
+from penstock.cores import parted, usable_cores
 from penstock.engines.base import LLMEngine
 from penstock.errors import MissingExtraError
 from penstock.kv.base import Role, configured_connector
@@ -26,7 +27,7 @@ from penstock.serve.config.placement import (
     sides,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.models.local import passed_over, server_class
+from penstock.serve.models.local import local_counts, passed_over, server_class
 from penstock.serve.models.memory import ModelSize, kv_cache_bytes, model_size
 from penstock.serve.models.server import engine_site
 
@@ -65,7 +66,8 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
 
     `bundles` are those of one replica, the first with the replica's own process; empty if the
     engine reserves its own resources. `needs` is their sum. `connector` exchanges KV caches with
-    other engines; None without transfers. `deterministic`: the same request gets the same answer,
+    other engines; None without transfers. `cores` are the CPUs of each replica, where several part
+    this machine's. `deterministic`: the same request gets the same answer,
     whatever runs beside it. `inputs`: what messages may hold, empty where nothing states it.
     """
 
@@ -83,6 +85,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
     connector: str | None
     min_replicas: int
     max_replicas: int
+    cores: list[list[int]]
     parallelism: Parallelism
     ranks: list[Rank]
     bundles: list[Bundle]
@@ -123,10 +126,10 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     size, sizes = model_size(config), parallelism(config.engine_kwargs)
     fewest, most = replica_counts(config)
     if runtime == "local":
-        fewest, most = min(fewest, 1), 1
+        fewest, most = local_counts(config)
         if ignored := passed_over(config):
             warnings.append(
-                "the local runtime has one replica, in this process; it passes over"
+                "the local runtime parts CPU cores and nothing else; it passes over"
                 f" {', '.join(ignored)}"
             )
     own = places_itself(config)
@@ -155,6 +158,11 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
         connector=None if connector is None else connector.name,
         min_replicas=fewest,
         max_replicas=most,
+        cores=(
+            [list(part) for part in parted(usable_cores(), most)]
+            if runtime == "local" and most > 1
+            else []
+        ),
         parallelism=sizes,
         ranks=_ranks(sizes, len(bundles)),
         bundles=bundles,
@@ -225,6 +233,9 @@ def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str
             f"max_ongoing_requests ({most}) is less than the engine works on at once ({slots}), so"
             " it is never full"
         )
+    held = [core for part in plan.cores for core in part]
+    if len(set(held)) < len(held):
+        yield f"{len(plan.cores)} replicas share {len(set(held))} cores: fewer would do as much"
     scaling = config.deployment_config.autoscaling_config
     target = scaling and (
         scaling.target_ongoing_requests or scaling.target_num_ongoing_requests_per_replica

@@ -13,11 +13,14 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from penstock.llm_config import LLMConfig
+from penstock import env
+from penstock.llm_config import LLMConfig, parallelism
 from penstock.llm_config.engine_config import Bundle
 
 AUTO_MOST = 100
 """Ray Serve's bound on replicas for `num_replicas` "auto"."""
+DEFAULT_TARGET = 32.0
+"""Autoscaling's target of requests a replica, if no other option implies one."""
 UNLIMITED = 1_000_000
 """Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 
@@ -65,6 +68,26 @@ def replica_counts(config: LLMConfig) -> tuple[int, int]:
     if deployment.num_replicas == "auto":
         return 1, AUTO_MOST
     return (deployment.num_replicas or 1,) * 2
+
+
+def target_requests(config: LLMConfig) -> float:
+    """Autoscaling's target of requests a replica: the stated one, else three quarters of those that
+    it runs at once.
+    """
+    scaling = config.autoscaling
+    given = scaling.target_ongoing_requests or scaling.target_num_ongoing_requests_per_replica
+    if given is not None:
+        return given
+    stated = env.target_ongoing_requests()
+    if stated is not None:
+        return stated
+    most, slots = (
+        config.deployment_config.max_ongoing_requests,
+        config.engine_kwargs.get("max_num_seqs"),
+    )
+    if most is None and isinstance(slots, int):
+        most = slots * parallelism(config.engine_kwargs).data  # each rank has that many slots
+    return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)
 
 
 def multiply(bundle: Bundle, count: int) -> Bundle:

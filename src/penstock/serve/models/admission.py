@@ -1,8 +1,9 @@
 """The queue in front of an engine: so many requests run, so many wait, the rest is turned away.
 
 There are two classes. A request of the batch class never keeps one of the online class waiting: it
-has a queue of its own behind theirs. An engine that shares itself between the classes step by step
-(`apart`) gets as many requests of either; any other gets batch requests into slots that are idle.
+has a queue of its own behind theirs. An engine that shares its steps between the classes (`apart`)
+gets as many requests of either that it generates text for. All other batch requests get slots that
+are idle.
 
 Whatever keeps requests from the engine (it is busy, loading, starting again, paused) closes the
 same gate, so that waiting is bounded and in order in every case.
@@ -14,10 +15,14 @@ import asyncio
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
+from typing import Literal
 
 from penstock.errors import OverloadedError
 
 RETRY_AFTER_S = 1.0
+Kind = Literal["online", "batch", "idle"]
+"""What a request is let into: a slot, a batch row's slot, or only a slot that is idle."""
+KINDS: tuple[Kind, ...] = ("online", "batch", "idle")
 Entry = tuple[int, int, asyncio.Future[None]]
 
 
@@ -34,16 +39,17 @@ class Admission:
         self.running = 0
         """Requests inside, of both classes."""
         self.batch_running = 0
+        """Those of the kind "batch"."""
         self._on_idle = on_idle
         self._open = False
-        self._queue: list[Entry] = []
-        self._batch_queue: list[Entry] = []
+        self._queues: dict[Kind, list[Entry]] = {kind: [] for kind in KINDS}
+        self._waiting = 0
         self._arrivals = count()
         self._drains: list[asyncio.Future[None]] = []
 
     @property
     def waiting(self) -> int:
-        return len(self._queue) + len(self._batch_queue)
+        return self._waiting
 
     @property
     def load(self) -> int:
@@ -53,16 +59,16 @@ class Admission:
     @property
     def idle(self) -> bool:
         """Whether no request runs or waits."""
-        return not (self.running or self._queue or self._batch_queue)
+        return not (self.running or self._waiting)
 
-    async def enter(self, priority: int = 0, batch: bool = False) -> None:
+    async def enter(self, priority: int = 0, kind: Kind = "online") -> None:
         """Wait for a slot; give it back with `leave`. Raises `OverloadedError` if the queue of the
         class is full.
         """
-        queue = self._batch_queue if batch else self._queue
-        if self._open and not queue and self._has_room(batch):
+        queue = self._queues[kind]
+        if self._open and not queue and self._has_room(kind):
             self.running += 1
-            self.batch_running += batch
+            self.batch_running += kind == "batch"
             return
         if self.max_waiting is not None and len(queue) >= self.max_waiting:
             raise OverloadedError(
@@ -71,22 +77,24 @@ class Admission:
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (priority, next(self._arrivals), admitted)
         heappush(queue, entry)
+        self._waiting += 1
         try:
             await admitted
         except asyncio.CancelledError:
             if entry in queue:
                 queue.remove(entry)
                 heapify(queue)
+                self._waiting -= 1
             elif not admitted.cancelled() and admitted.exception() is None:
                 self.running -= 1  # the caller went away in the moment when it was let in
-                self.batch_running -= batch
+                self.batch_running -= kind == "batch"
                 self._admit()
             self._settle()
             raise
 
-    def leave(self, batch: bool = False) -> None:
+    def leave(self, kind: Kind = "online") -> None:
         self.running -= 1
-        self.batch_running -= batch
+        self.batch_running -= kind == "batch"
         self._admit()
         self._settle()
 
@@ -105,9 +113,10 @@ class Admission:
 
     def refuse_waiting(self, reason: Callable[[], Exception]) -> None:
         """Turn away everyone in the queue; `reason` makes the error of each."""
-        waiting = self._queue + self._batch_queue
-        self._queue.clear()
-        self._batch_queue.clear()
+        waiting = [entry for queue in self._queues.values() for entry in queue]
+        for queue in self._queues.values():
+            queue.clear()
+        self._waiting = 0
         for _, _, admitted in waiting:
             if not admitted.done():
                 admitted.set_exception(reason())
@@ -128,27 +137,32 @@ class Admission:
         self._drains.append(drained)
         await drained
 
-    def _has_room(self, batch: bool) -> bool:
-        if not batch:
-            # A batch request in a slot of its own kind is not in the way; the engine makes it wait.
-            return self.running - self.batch_running * self.apart < self.max_running
-        if self.apart:
+    def _has_room(self, kind: Kind) -> bool:
+        if kind == "batch" and self.apart:
             return self.batch_running < self.max_running
-        return not self._queue and self.running < self.max_running
+        if kind != "online" and self._queues["online"]:
+            return False
+        # A batch request in a slot of its own kind is not in the way; the engine makes it wait.
+        return self.running - self.batch_running * self.apart < self.max_running
 
     def _admit(self) -> None:
-        for queue, batch in ((self._queue, False), (self._batch_queue, True)):
-            while self._open and queue and self._has_room(batch):
-                _, _, admitted = heappop(queue)
-                if not admitted.done():
-                    self.running += 1
-                    self.batch_running += batch
-                    admitted.set_result(None)
+        while self._waiting and self._open:
+            ready = [kind for kind in KINDS if self._queues[kind] and self._has_room(kind)]
+            if not ready:
+                return
+            # Online first; those who take what is idle in the order in which they came.
+            kind = min(ready, key=lambda kind: (kind != "online", self._queues[kind][0][:2]))
+            _, _, admitted = heappop(self._queues[kind])
+            self._waiting -= 1
+            if not admitted.done():
+                self.running += 1
+                self.batch_running += kind == "batch"
+                admitted.set_result(None)
 
     def _settle(self) -> None:
         if not self.running:
             self._wake_drains()
-            if not (self._queue or self._batch_queue):
+            if not self._waiting:
                 self._on_idle()
 
     def _wake_drains(self) -> None:

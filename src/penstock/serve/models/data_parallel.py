@@ -18,6 +18,7 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.load import LeastLoaded
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Member, Pool
+from penstock.cores import parted, usable_cores
 from penstock.engines.base import LLMEngine, Stated
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
@@ -108,9 +109,10 @@ class EngineGroup(LLMEngine):
     """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the
     model.
 
-    A request goes to the rank that `policy` chooses, the least loaded if it is not given. All start
-    or none does; when one of them has died, the group has died, and whoever starts it again starts
-    all of it. What is asked of the engine itself is asked of every rank.
+    The ranks part the group's cores among them. A request goes to the rank that `policy` chooses,
+    the least loaded if it is not given. All start or none does; when one of them has died, the
+    group has died, and whoever starts it again starts all of it. What is asked of the engine itself
+    is asked of every rank.
     """
 
     def __init__(self, ranks: Sequence[LLMEngine], policy: RoutingPolicy | None = None) -> None:
@@ -143,6 +145,9 @@ class EngineGroup(LLMEngine):
 
     # Life
     async def start(self) -> None:
+        parts = parted(self.cores or usable_cores(), len(self.ranks))
+        for rank, cores in zip(self.ranks, parts, strict=True):
+            rank.cores = cores
         try:
             async with asyncio.TaskGroup() as starting:  # together: they may have to meet
                 for rank in self.ranks:

@@ -20,6 +20,8 @@ from penstock.engines.tasks import Batches, Tasks, generated
 from penstock.errors import ConfigError, ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.types import ChatRequest, CompletionRequest
 
+SESSION_HEADER = "x-session-id"
+"""The header of a request with the name of its session, for policies that read it."""
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
 
@@ -51,7 +53,9 @@ class ModelState(Struct, frozen=True):
     `adapter_loads` the adapters that it was given, `adapters` those that it holds. `handoffs`
     counts the outcomes of `serve.prefill_decode`, where a prefill side computes prompts.
     `on_demand`: the first request loads the model, so a `cold` one answers too. `adapter_names` are
-    those that the engine holds, of `max_adapters` at most (0: it is not known here).
+    those that the engine holds, of `max_adapters` at most (0: it is not known here). `replicas` are
+    the states of each one by its name, where a model has several in this process; counts are then
+    sums over them.
     """
 
     state: StateName
@@ -66,6 +70,7 @@ class ModelState(Struct, frozen=True):
     on_demand: bool = False
     adapter_names: tuple[str, ...] = ()
     max_adapters: int = 0
+    replicas: dict[str, ModelState] = field(default_factory=dict)
 
     @property
     def can_answer(self) -> bool:
@@ -136,6 +141,10 @@ class ModelHandle(Tasks, ABC):
         """
         return BatchHandle(self)
 
+    def for_session(self, session: str) -> ModelHandle:
+        """The same model for requests of one session, which a policy may keep on one replica."""
+        return self
+
     @abstractmethod
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Call a control method on every replica; `penstock.serve.models.control` lists the methods
@@ -179,6 +188,9 @@ class BatchHandle(ModelHandle):
 
     def for_batch(self) -> ModelHandle:
         return self
+
+    def for_session(self, session: str) -> ModelHandle:
+        return BatchHandle(self._handle.for_session(session))
 
     async def start(self) -> None:
         await self._handle.start()

@@ -15,10 +15,13 @@ from msgspec import to_builtins
 from msgspec.structs import fields, replace
 
 from penstock.config import import_object
+from penstock.cores import usable_cores
 from penstock.engines.base import LLMEngine, Room
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import DeploymentConfig, LLMConfig
+from penstock.llm_config.accelerators import kind_of_bundles
+from penstock.serve.config.placement import AUTO_MOST, engine_bundles, replica_counts
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
 from penstock.serve.models.memory import MemoryBudget, copy_estimate, memory_estimate
@@ -26,6 +29,7 @@ from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, CompletionRequest
 
 REPLICA = "local-0"
+"""The only replica of a model here, or the first."""
 _SET_BY_CLUSTERS = (
     "accelerator_type",
     "accelerator_config",
@@ -35,10 +39,11 @@ _SET_BY_CLUSTERS = (
 _READ = frozenset(
     {
         *("autoscaling_config", "max_ongoing_requests", "max_queued_requests"),
-        *("graceful_shutdown_timeout_s", "ray_actor_options"),
+        *("graceful_shutdown_timeout_s", "ray_actor_options", "num_replicas"),
+        "request_router_config",  # with one replica there is nothing to choose
     }
 )
-"""What of `deployment_config` has a meaning in one process."""
+"""What of `deployment_config` has a meaning on one machine."""
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +53,8 @@ class LocalModel(ModelHandle):
     A model with `min_replicas` 0 is unloaded after an idle delay, or when another model needs the
     room. `engine` replaces the one that the configuration names; it may run already.
     """
+
+    replica_id = REPLICA
 
     def __init__(
         self,
@@ -62,7 +69,8 @@ class LocalModel(ModelHandle):
         self._stays = scaling.min_replicas > 0
         self._starts = self._stays or bool(scaling.initial_replicas)
         delay = scaling.downscale_to_zero_delay_s
-        self._idle_delay_s = scaling.downscale_delay_s if delay is None else delay
+        self._idle_delay_s: float | None = scaling.downscale_delay_s if delay is None else delay
+        """None: its owner unloads it."""
         self._budget = budget or MemoryBudget()
         self._created = int(time.time())
         self._idle_since = 0.0
@@ -156,7 +164,7 @@ class LocalModel(ModelHandle):
         return await getattr(self.server, task)(request)
 
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [await control_result(self.server, REPLICA, method, options)]
+        return [await control_result(self.server, self.replica_id, method, options)]
 
     # Idleness
     async def _make_room_beside(self) -> None:
@@ -176,14 +184,15 @@ class LocalModel(ModelHandle):
         loop = asyncio.get_running_loop()
         self._idle_since = loop.time()
         self._budget.notify()
-        if self._timer is None:  # else the one that runs will see how long it has been
+        if self._idle_delay_s is not None and self._timer is None:
+            # One that runs will see how long it has been.
             self._timer = loop.call_later(self._idle_delay_s, self._look)
 
     def _look(self) -> None:
         """The timer went off: unload, or look again when it would be time."""
         self._timer = None
         since = self.idle_since
-        if since is None:
+        if since is None or self._idle_delay_s is None:
             return  # in use: the timer is set again when that ends
         loop = asyncio.get_running_loop()
         remaining = since + self._idle_delay_s - loop.time()
@@ -213,32 +222,59 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
     return cls
 
 
-def _handle(config: LLMConfig, model: LocalModel) -> ModelHandle:
-    """The model, behind its users' own server in Ray's form if it has one."""
+def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:
+    """A replica, behind its users' own server in Ray's form if it has one."""
     cls = config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
     around = getattr(cls, "around", None)
     return model if around is None else around(model)
 
 
+def _handle(config: LLMConfig, budget: MemoryBudget) -> ModelHandle:
+    if local_counts(config)[1] == 1:
+        return faced(config, LocalModel(config, budget))
+    from penstock.serve.models.replicated import ReplicatedModel  # which is made of `LocalModel`s
+
+    return ReplicatedModel(config, budget)
+
+
+def local_counts(config: LLMConfig) -> tuple[int, int]:
+    """The fewest and the most replicas of a model here. "auto" is up to one a core.
+
+    A model that takes accelerators, runs elsewhere, or is a side of a prefill/decode pair has one:
+    nothing parts these here.
+    """
+    fewest, most = replica_counts(config)
+    if config.deployment_config.num_replicas == "auto" and most == AUTO_MOST:
+        most = len(usable_cores())
+    if most > 1 and (
+        config.engine_name == "remote"
+        or kind_of_bundles(engine_bundles(config)) != "cpu"
+        or server_class(config).role != "both"
+    ):
+        return min(fewest, 1), 1
+    return fewest, most
+
+
 def passed_over(config: LLMConfig) -> list[str]:
-    """The fields that are set and that this runtime, with its one replica, cannot honour."""
+    """The fields that are set and that this runtime cannot honour."""
     found = [name for name in _SET_BY_CLUSTERS if getattr(config, name) is not None]
     deployment, unset = config.deployment_config, DeploymentConfig()
     for part in fields(deployment):
         value = getattr(deployment, part.name)
-        if (
-            part.name not in _READ
-            and value != getattr(unset, part.name)
-            and (part.name, value) != ("num_replicas", 1)
-        ):
+        if part.name not in _READ and value != getattr(unset, part.name):
             found.append(f"deployment_config.{part.name}")
     if config.num_ingress_replicas is not None:
         found.append("experimental_configs.num_ingress_replicas")
-    scaling = config.autoscaling
-    for name in ("min_replicas", "max_replicas"):
-        if (replicas := getattr(scaling, name)) > 1:
-            found.append(f"deployment_config.autoscaling_config.{name} ({replicas})")
+    if config.autoscaling.policy is not None:
+        found.append("deployment_config.autoscaling_config.policy")
+    if replica_counts(config)[1] > 1 and local_counts(config)[1] == 1:
+        name = (
+            "num_replicas"
+            if config.deployment_config.autoscaling_config is None
+            else ("autoscaling_config.max_replicas")
+        )
+        found.append(f"deployment_config.{name} ({replica_counts(config)[1]})")
     return found
 
 
@@ -269,13 +305,13 @@ def build_local_handles(
                 config.engine_reason,
             )
         try:
-            handles[config.model_id] = _handle(config, LocalModel(config, budget))
+            handles[config.model_id] = _handle(config, budget)
         except ConfigError as error:
             raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
         for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):
             if side is not None and (ignored := passed_over(side)):
                 _log.warning(
-                    "%smodel '%s': the local runtime has one replica, in this process; it passes"
+                    "%smodel '%s': the local runtime parts CPU cores and nothing else; it passes"
                     " over %s",
                     name,
                     config.model_id,

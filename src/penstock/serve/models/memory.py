@@ -69,6 +69,15 @@ class MemoryBudget:
         """Bytes that are taken or promised."""
         return sum(self._held.values())
 
+    def take(self, resident: Resident, size: int) -> bool:
+        """Give the resident `size` bytes if so many are free, without unloading anybody."""
+        if resident in self._held:
+            return True
+        if self.total is not None and self.used + size > self.total:
+            return False
+        self._held[resident] = size
+        return True
+
     async def acquire(self, resident: Resident, size: int) -> None:
         """Make room for `size` bytes: unload the least recently used idle residents, or wait until
         there is one.
@@ -80,7 +89,7 @@ class MemoryBudget:
             return
         self.check(size)
         async with self._acquiring:
-            while self.total is not None and self.used + size > self.total:
+            while not self.take(resident, size):
                 idle = [
                     (since, other)
                     for other in self._held
@@ -91,7 +100,6 @@ class MemoryBudget:
                 else:
                     self._changed.clear()
                     await self._changed.wait()
-            self._held[resident] = size
 
     def check(self, size: int) -> None:
         """Raise `EngineStartError` for more than the budget."""

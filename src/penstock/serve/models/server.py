@@ -34,7 +34,7 @@ from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
-from penstock.serve.models.admission import Admission
+from penstock.serve.models.admission import Admission, Kind
 from penstock.serve.models.beforehand import check_before_load, check_task
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
@@ -111,6 +111,8 @@ class LLMServer(Tasks, ControlPlane):
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
         self._stopping = False
+        self.hands_on: Callable[[], bool] = lambda: False
+        """Whether another replica takes the requests without a token from an engine that died."""
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
@@ -209,7 +211,8 @@ class LLMServer(Tasks, ControlPlane):
             version = await self.store.fetch(request.adapter) if request.adapter else None
             task = task_of(request)
             self._check_open(task, request)
-            await self._enter(request.priority, request.batch)
+            kind: Kind = "batch" if request.batch else "online"
+            await self._enter(request.priority, kind)
             try:
                 self._check_task(task)
                 async with AsyncExitStack() as held:
@@ -227,7 +230,7 @@ class LLMServer(Tasks, ControlPlane):
                     held.callback(self.streams.discard, stream)
                     yield await held.enter_async_context(aclosing(self._attempts(request)))
             finally:
-                self.admission.leave(request.batch)
+                self.admission.leave(kind)
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
@@ -244,21 +247,22 @@ class LLMServer(Tasks, ControlPlane):
 
     def _asks_again(self) -> bool:
         """Whether a request without a token yet is put to a new engine after a death."""
-        return True
+        return not self.hands_on()
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         return generated(self.engine, request)
 
-    async def _enter(self, priority: int = 0, batch: bool = False) -> None:
+    async def _enter(self, priority: int = 0, kind: Kind = "online") -> None:
         began = time.perf_counter()
-        await self.admission.enter(priority, batch)
+        await self.admission.enter(priority, kind)
         note_queue_time(time.perf_counter() - began)
 
     async def answer(self, task: str, request: Any) -> Any:
         self._check_open(task, request)
-        batch = getattr(request, "batch", False)
+        # No engine shares its steps with what generates no text.
+        kind: Kind = "idle" if getattr(request, "batch", False) else "online"
         if task not in SLOTLESS or self.supervisor.phase != "ready":
-            await self._enter(batch=batch)
+            await self._enter(kind=kind)
         else:
             self.admission.enter_at_once()
         try:
@@ -270,7 +274,7 @@ class LLMServer(Tasks, ControlPlane):
                     async with visit:
                         return await getattr(self.engine, task)(request)
         finally:
-            self.admission.leave(batch)
+            self.admission.leave(kind)
 
     # Adapters
     async def load_lora_adapter(

@@ -27,7 +27,7 @@ from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import RESPONSE_ID, UNTRUSTED, Exchange, check_loaded
 from penstock.serve.api.limits import decode_body
 from penstock.serve.api.sse import EventStream
-from penstock.serve.models.handle import ModelHandle, Target
+from penstock.serve.models.handle import SESSION_HEADER, ModelHandle, Target
 from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import ReplicaPool
@@ -96,7 +96,7 @@ async def forward(
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
     if endpoint is not None and not target.handle.pool.current():
         await _rehearse(endpoint, exchange, target, body)
-    pool, session = target.handle.pool, exchange.request.headers.get("x-session-id", "")
+    pool, session = target.handle.pool, exchange.request.headers.get(SESSION_HEADER, "")
     route = pool.route(prompt, session=session, adapter=target.adapter or "")
     extra = [(RESPONSE_ID, exchange.answer_id)] if whole_response else []
     return Forwarded(exchange, pool, body, route, extra)

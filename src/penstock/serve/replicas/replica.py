@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 from starlette.datastructures import Headers
@@ -22,7 +21,6 @@ from penstock.serve.api.ingress import IngressApp
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
-from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import LocalModel
 from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
@@ -46,9 +44,6 @@ class ReplicaModel(LocalModel):
         staying_config = msgspec.structs.replace(config, deployment_config=deployment)
         super().__init__(staying_config, engine=engine)
         self.replica_id = replica_id
-
-    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [await control_result(self.server, self.replica_id, method, options)]
 
 
 class ReplicaApp(IngressApp):

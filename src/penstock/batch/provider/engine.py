@@ -1,0 +1,432 @@
+"""An engine whose answers come from a provider's batches: what rows ask at a time becomes the lines
+of one, and is answered when that has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, TypeVar
+
+from msgspec import Struct
+
+from penstock import private_files
+from penstock.batch.provider.anthropic_batches import AnthropicBatches
+from penstock.batch.provider.anthropic_forms import check_sampling
+from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
+from penstock.batch.provider.ledger import Batch, Ledger
+from penstock.batch.provider.openai_batches import OpenAIBatches
+from penstock.batch.provider.options import DECIDING, BatchApiOptions, parse_batch_options
+from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.tasks import Batches, task_of
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    EngineStartError,
+    EngineTimeoutError,
+    JobError,
+    PenstockError,
+    RequestError,
+    UnsupportedError,
+    UpstreamError,
+)
+from penstock.http.client import LARGE_BYTES
+from penstock.observability import say
+from penstock.types import ChatRequest, CompletionRequest, Sampling
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_TURN = 256  # lines that are answered before the event loop gets its turn
+
+
+class Asking(Struct):
+    """The row that asks, by a name that it has in each run of the job, and how often it asked."""
+
+    row: str
+    times: int = 0
+
+
+asking: ContextVar[Asking] = ContextVar("asking")
+
+
+class _Gathering:
+    """Lines of the batch that is to be handed in next."""
+
+    def __init__(self, folder: Path, token: str, url: str) -> None:
+        self.token, self.url = token, url
+        self.lines: list[str] = []
+        self.nbytes = 0
+        self.since = 0.0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        path = folder / f"{token}.requests.jsonl"
+        self.file: BinaryIO = os.fdopen(private_files.opener(path, flags), "wb", LARGE_BYTES)
+
+    def add(self, custom_id: str, line: bytes) -> None:
+        self.file.write(line)
+        self.lines.append(custom_id)
+        self.nbytes += len(line)
+
+    def close(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+class BatchApiEngine(LLMEngine):
+    """Each request is a line of a batch. `keep` before the start.
+
+    A line's id is the row's name and how often that row has asked: so a job that is taken up again
+    finds the lines that it has handed in, and their answers.
+    """
+
+    api_class: ClassVar[type[BatchApi]]
+
+    def __init__(self, model_source: str, **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self.options: BatchApiOptions = parse_batch_options(self.engine_kwargs)
+        self._api = self.api_class(self.options)
+        self._state: tuple[Path, int, int] | None = None
+        self._ledger: Ledger | None = None
+        self._gathering: dict[str, _Gathering] = {}
+        self._known: dict[str, Batch] = {}
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._strangers: set[str] = set()
+        self._left = False
+
+    @classmethod
+    def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in engine_kwargs.items() if name in DECIDING}
+
+    def keep(self, folder: Path, key: int, generation: int) -> None:
+        """Keep what is handed in in a job's state directory, under the job's key."""
+        self._state = folder, key, generation
+        self._job = f"{key & 0xFFFFFFFF:08x}"
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise `RequestError` for what no line could ask."""
+
+    # Life
+    async def start(self) -> None:
+        if self._ledger is not None:
+            return
+        if self._state is None:
+            raise EngineStartError(
+                f"the {self.name} engine answers jobs whose output is a file: its batches are"
+                " found again by the state that is kept beside it"
+            )
+        try:
+            await self._api.open()
+        except ConfigError as error:
+            raise EngineStartError(str(error)) from None
+        self.capabilities: Capabilities = self._api.capabilities
+        ledger = Ledger(*self._state)
+        ledger.open()
+        self._ledger, self._left = ledger, False
+        self.loop = asyncio.get_running_loop()
+        for batch in ledger.batches.values():
+            if not batch.was_refused:  # else its lines were never handed in
+                self._take(batch)
+
+    async def stop(self) -> None:
+        ledger, self._ledger = self._ledger, None
+        self.loop = None
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for gathering in self._gathering.values():
+            gathering.file.close()
+        self._gathering.clear()
+        self._tasks.clear()
+        self._known.clear()
+        self._fail(self._waiting, EngineDeadError("the engine was stopped", suspects=False))
+        await self._api.close()
+        if ledger is not None:
+            ledger.close()
+
+    async def check_health(self) -> None:
+        self._running()
+
+    def let_go(self) -> None:
+        """Wait for nothing any more: batches run on, and are found again by the next run."""
+        if self._left or self._ledger is None:
+            return
+        self._left = True
+        for batch in self._ledger.batches.values():
+            if not batch.status and batch.error is None:
+                say(self._leaving(batch))
+        self._fail(self._waiting, expired("its batch runs on"))
+
+    # Requests
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        if request.adapter is not None:
+            raise UnsupportedError(f"the {self.name} engine takes no adapters", param="adapter")
+        yield await self._answered(task_of(request), request)
+
+    async def answer(self, task: str, request: Any) -> Any:
+        return await self._answered(task, request)
+
+    async def _answered(self, task: str, request: Any) -> Any:
+        ledger = self._running()
+        if task not in self.capabilities.tasks:
+            raise self._unsupported(task)
+        asker = asking.get()
+        url, body = self._api.body(task, request, self.model_source)
+        while True:
+            custom_id = f"{self._job}-{asker.row}-{asker.times}"
+            asker.times += 1
+            batch = self._known.get(custom_id)
+            earlier = batch is not None and batch.generation < ledger.generation
+            if batch is None:
+                self._add(url, custom_id, body)
+            line = await self._result(custom_id)
+            try:
+                return self._api.result(task, request, self._api.read(line))
+            except PenstockError:
+                if not earlier:  # else it failed before, and is to be tried again
+                    raise
+
+    async def _result(self, custom_id: str) -> bytes:
+        """The line of results that answers a line."""
+        batch = self._known.get(custom_id)
+        if batch is None or not batch.answered:
+            if batch is not None and batch.error is not None:
+                raise batch.error
+            if self._left:
+                raise expired("its batch runs on")
+            future = self._waiting[custom_id] = asyncio.get_running_loop().create_future()
+            try:
+                await future
+            finally:
+                self._waiting.pop(custom_id, None)
+            batch = self._known[custom_id]
+        found = batch.result(custom_id)
+        if found is None:
+            raise unanswered(batch, custom_id)
+        return found
+
+    # Lines become batches
+    def _add(self, url: str, custom_id: str, body: dict[str, Any]) -> None:
+        ledger = self._running()
+        line = self._api.line(custom_id, url, body)
+        if len(line) > self._api.most_bytes:
+            raise RequestError(f"the line has {len(line):,} bytes, more than a batch may have")
+        gathering = self._gathering.get(url)
+        if gathering is not None and gathering.nbytes + len(line) > self._api.most_bytes:
+            self._hand_in(url)
+            gathering = None
+        loop = asyncio.get_running_loop()
+        if gathering is None:
+            with _writing():
+                gathering = _Gathering(ledger.folder, ledger.new_token(), url)
+            self._gathering[url] = gathering
+            loop.call_later(self.options.gather_s, self._look, gathering)
+        with _writing():
+            gathering.add(custom_id, line)
+        gathering.since = loop.time()
+        if len(gathering.lines) >= self._api.most_lines:
+            self._hand_in(url)
+
+    def _look(self, gathering: _Gathering) -> None:
+        """Hand the lines in if none has followed for a while."""
+        if self._gathering.get(gathering.url) is not gathering or self._left:
+            return
+        loop = asyncio.get_running_loop()
+        quiet = loop.time() - gathering.since
+        if quiet >= self.options.gather_s:
+            self._hand_in(gathering.url)
+        else:
+            loop.call_later(self.options.gather_s - quiet, self._look, gathering)
+
+    def _hand_in(self, url: str) -> None:
+        gathering = self._gathering.pop(url)
+        try:
+            gathering.close()
+            batch = self._running().begin(gathering.token, url, time.time(), gathering.lines)
+        except (OSError, PenstockError) as error:
+            self._fail(gathering.lines, JobError(str(error)))
+            return
+        self._take(batch, doubtful=False)
+
+    def _take(self, batch: Batch, *, doubtful: bool = True) -> None:
+        self._known.update(dict.fromkeys(batch.lines, batch))
+        if not batch.answered:
+            self._tasks[batch.token] = asyncio.create_task(self._see_through(batch, doubtful))
+
+    # Batches become answers
+    async def _see_through(self, batch: Batch, doubtful: bool) -> None:
+        """Hand a batch in, unless that was done; wait for its end, fetch and share its results.
+        `doubtful`: it may have been handed in.
+        """
+        try:
+            while not batch.answered:
+                if batch.id is None:
+                    await self._patiently(batch, _Submission(self, batch, doubtful))
+                await self._wait_for_end(batch)
+                await self._fetch(batch)
+                if not batch.sure and not batch.is_its_own():
+                    assert batch.id is not None
+                    self._strangers.add(batch.id)
+                    batch.id, batch.status, doubtful = None, "", True
+                    batch.forget_results()
+            await self._share(batch)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            batch.error = JobError(f"{error}. {self._resumes(batch)}")
+            self._fail(batch.lines, batch.error)
+        finally:
+            self._tasks.pop(batch.token, None)
+
+    async def _wait_for_end(self, batch: Batch) -> None:
+        ledger, id = self._running(), batch.id
+        assert id is not None
+        pause = self.options.first_poll_s
+        while not batch.status:
+            state = await self._patiently(batch, lambda: self._state_of(id))
+            if state.ended:
+                lines = dict(enumerate(batch.lines, 1))
+                refused = {
+                    lines[number]: why for number, why in state.refused.items() if number in lines
+                }
+                if batch.sure:
+                    ledger.note(
+                        batch, "ended", status=state.status, files=state.files, refused=refused
+                    )
+                else:
+                    batch.files, batch.status = state.files, state.status
+                if batch.was_refused:
+                    raise JobError(f"the provider refused the batch: {state.why or 'it failed'}")
+                return
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+            pause = min(1.5 * pause, self.options.longest_poll_s)
+
+    async def _state_of(self, id: str) -> BatchState:
+        try:
+            return await self._api.state(id)
+        except UpstreamError as error:
+            if error.http_status != 404:
+                raise
+            return BatchState("gone", ended=True)
+
+    async def _fetch(self, batch: Batch) -> None:
+        async def fetch() -> None:
+            try:
+                await self._api.download(batch.files, batch.results)
+            except UpstreamError as error:
+                if error.http_status not in (404, 410):
+                    raise
+                batch.status = "its results are gone"
+                await self._api.download([], batch.results)
+
+        await self._patiently(batch, fetch)
+        await asyncio.to_thread(batch.index)
+
+    async def _share(self, batch: Batch) -> None:
+        for number, custom_id in enumerate(batch.lines):
+            future = self._waiting.get(custom_id)
+            if future is not None and not future.done():
+                future.set_result(None)
+            if number % _TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _patiently(self, batch: Batch, call: Callable[[], Awaitable[T]]) -> T:
+        """What `call` gives, however often it must be called. A failure that stays is raised."""
+        since: float | None = None
+        pause = min(1.0, self.options.first_poll_s)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await call()
+            except (UpstreamError, EngineTimeoutError) as error:
+                since = since or loop.time()
+                wait = max(pause * random.uniform(0.8, 1.2), error.retry_after or 0.0)
+                left = self.options.patience_s - (loop.time() - since)
+                if not error.retryable or wait > left:
+                    raise
+                _log.info("%s; asked again in %.0f s", error, wait)
+            await asyncio.sleep(wait)
+            pause = min(2 * pause, self.options.longest_poll_s)
+
+    def _fail(self, lines: Any, error: Exception) -> None:
+        for custom_id in list(lines):
+            future = self._waiting.get(custom_id)
+            if future is not None and not future.done():
+                future.set_exception(error)
+
+    def _leaving(self, batch: Batch) -> str:
+        if batch.id is None:
+            return f"A batch of {len(batch.lines):,} lines was being handed in. {_AGAIN}"
+        return (
+            f"The batch {batch.id} ({len(batch.lines):,} lines) runs on. {_AGAIN} To cancel it:\n"
+            f"  {self._api.cancel_command(batch.id)}"
+        )
+
+    def _resumes(self, batch: Batch) -> str:
+        return _AGAIN if batch.id is None else f"The batch is {batch.id}. {_AGAIN}"
+
+    def _running(self) -> Ledger:
+        if self._ledger is None:
+            raise EngineDeadError(f"the {self.name} engine does not run", suspects=False)
+        return self._ledger
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Inside, a full disk stops the job: no row is to blame."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"the lines of a batch cannot be written: {error}") from error
+
+
+_AGAIN = "The same command takes up what it answers."
+
+
+class _Submission:
+    """Hands a batch in once, in however many calls: where it may have been, it is looked for."""
+
+    def __init__(self, engine: BatchApiEngine, batch: Batch, doubtful: bool) -> None:
+        self._engine, self._batch, self._doubtful = engine, batch, doubtful
+
+    async def __call__(self) -> None:
+        engine, batch = self._engine, self._batch
+        api, ledger = engine._api, engine._running()
+        if self._doubtful:
+            known = {each.id for each in ledger.batches.values() if each.id is not None}
+            found = await api.find(batch, known | engine._strangers)
+            if found is not None:
+                if found[1]:
+                    ledger.note(batch, "created", id=found[0])
+                batch.id = found[0]
+                return
+        if batch.file is None and (file := await api.upload(batch)) is not None:
+            ledger.note(batch, "uploaded", id=file)
+        self._doubtful = True
+        ledger.note(batch, "created", id=await api.create(batch))
+
+
+class OpenAIBatchEngine(BatchApiEngine):
+    """OpenAI's Batch API. `model_source` is the model's name there."""
+
+    name: ClassVar[str] = "openai-batch"
+    api_class = OpenAIBatches
+
+
+class AnthropicBatchEngine(BatchApiEngine):
+    """Anthropic's Message Batches. `model_source` is the model's name there."""
+
+    name: ClassVar[str] = "anthropic-batch"
+    api_class = AnthropicBatches
+
+    def check(self, sampling: Sampling) -> None:
+        check_sampling(sampling)

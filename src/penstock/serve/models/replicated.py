@@ -1,0 +1,400 @@
+"""A model with several replicas on this machine, each with an engine process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Collection, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from penstock.balance.policies.base import RouteRequest
+from penstock.balance.policies.table import configured_policy
+from penstock.balance.pool import Failover, Member, Pool
+from penstock.cores import Cores, parted, usable_cores
+from penstock.engines.tasks import Batches, generated
+from penstock.errors import (
+    EngineDeadError,
+    EngineStartError,
+    EngineTimeoutError,
+    OverloadedError,
+    PenstockError,
+    UnsupportedError,
+)
+from penstock.llm_config import LLMConfig
+from penstock.serve.config.placement import target_requests
+from penstock.serve.models.autoscaling import INTERVAL_S, Autoscaler
+from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
+from penstock.serve.models.local import LocalModel, faced, local_counts
+from penstock.serve.models.memory import MemoryBudget, memory_estimate
+from penstock.types import ChatRequest, CompletionRequest
+
+HANDED_ON_S = 60.0
+"""Seconds after a replica's death in which another one that dies keeps its requests: one of them
+may be what kills, and the quarantine of one replica finds it.
+"""
+_SHOWN: tuple[StateName, ...] = (
+    *("ready", "paused", "loading", "draining", "asleep", "failed", "cold"),
+)
+"""A model is shown in the first of these states that one of its replicas is in."""
+_NEAREST = ("ready", "loading", "cold", "asleep", "failed")
+"""Phases of an engine, by how soon it may answer."""
+_STATEFUL = frozenset(
+    {
+        *("sleep", "wakeup", "pause", "resume", "load_lora_adapter", "unload_lora_adapter"),
+    }
+)
+"""Operations that hold for replicas which load later, too."""
+_ELSEWHERE = (EngineStartError, EngineTimeoutError, OverloadedError)
+"""What another replica that is ready may spare a request."""
+_log = logging.getLogger(__name__)
+
+
+class _ReplicaModel(LocalModel):
+    """The model of one replica. Its owner loads and unloads it."""
+
+    def __init__(
+        self, config: LLMConfig, budget: MemoryBudget, number: int, cores: Cores, *, stays: bool
+    ) -> None:
+        super().__init__(config, budget)
+        self.replica_id = f"local-{number}"
+        self.server.engine.cores = cores
+        self._stays = stays
+        self._idle_delay_s = None
+
+
+class _Replica(Member):
+    """A replica. `handle` answers its requests: the `model`, behind its users' server if any."""
+
+    def __init__(self, model: _ReplicaModel) -> None:
+        super().__init__(model.replica_id)
+        self.model = model
+        self.handle = faced(model.config, model)
+        self.died_at = float("-inf")
+
+    @property
+    def phase(self) -> str:
+        return self.model.server.supervisor.phase
+
+    def is_ready(self, now: float) -> bool:
+        return self.phase == "ready" and super().is_ready(now)
+
+
+class Crew(Pool[_Replica]):
+    """The replicas of one model: made at once, which is cheap, and loaded as they are wanted.
+
+    `members` are the first `wanted` of `replicas`, at least one. The others get no requests, finish
+    those that they have, and unload. A request that finds no replica ready loads one.
+    """
+
+    def __init__(self, config: LLMConfig, budget: MemoryBudget) -> None:
+        self.fewest, most = local_counts(config)
+        initial = config.autoscaling.initial_replicas
+        self.wanted = self.fewest if initial is None else initial
+        parts = parted(usable_cores(), most)
+        self.replicas = [
+            _Replica(_ReplicaModel(config, budget, number, part, stays=number < self.fewest))
+            for number, part in enumerate(parts)
+        ]
+        super().__init__(configured_policy(config), self.replicas[: max(self.wanted, 1)])
+        for replica in self.replicas:
+            replica.model.server.hands_on = partial(self._hands_on, replica)
+        self._config = config
+        self._budget = budget
+        self._autoscaler = Autoscaler(
+            config.autoscaling, target_requests(config), self.fewest, most
+        )
+        self._interval_s = config.autoscaling.metrics_interval_s or INTERVAL_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._short = False  # of memory, as the log has said
+
+    # Requests
+    @contextmanager
+    def busy(self, replica: _Replica) -> Iterator[None]:
+        """The replica has one more request while this lasts."""
+        replica.running += 1
+        if not self.wanted:
+            self._scale(1)
+        self.watch()
+        try:
+            yield
+        finally:
+            replica.running -= 1
+            self._release(replica)
+
+    def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> _Replica | None:
+        if route.adapter:
+            for replica in self.members:
+                replica.adapters = replica.model.server.state().adapter_names
+        self._some_away = True  # replicas die and wake without notice
+        return super().choose(route, tried)
+
+    def ready(self, tried: Collection[str] = ()) -> tuple[_Replica, ...]:
+        self._some_away = True
+        return super().ready(tried)
+
+    async def obtain(self, failover: Failover[_Replica]) -> _Replica:
+        return min(self.members, key=lambda one: (_NEAREST.index(one.phase), one.load))
+
+    def _hands_on(self, dead: _Replica) -> bool:
+        """Whether other replicas take the requests of one whose engine has died."""
+        now = dead.died_at = asyncio.get_running_loop().time()
+        last = max(one.died_at for one in self.replicas if one is not dead)
+        return now - last > HANDED_ON_S and bool(self.ready((dead.id,)))
+
+    # Life
+    async def start(self) -> None:
+        """Load the replicas that are wanted. Raises the first failure."""
+        self._stopping = False
+        wanted = self.replicas[: self.wanted]
+        ended = await asyncio.gather(
+            *(one.model.server.start() for one in wanted), return_exceptions=True
+        )
+        self.watch()
+        for error in ended:
+            if error is not None:
+                raise error
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await asyncio.gather(*(one.handle.stop(drain_timeout_s) for one in self.replicas))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def watch(self) -> None:
+        """Look from now on whether the replicas are too few or too many, until all is quiet."""
+        if self._timer is None and not self._stopping:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._interval_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        requests = sum(one.running for one in self.replicas)
+        now = asyncio.get_running_loop().time()
+        wanted = self._autoscaler.decide(now, requests, self.wanted)
+        if wanted != self.wanted:
+            _log.info(
+                "model '%s': %d replicas in place of %d, for %d requests",
+                *(self._config.model_id, wanted, self.wanted, requests),
+            )
+            self._scale(wanted)
+        self._fill()
+        ready = all(one.phase == "ready" for one in self.replicas[: self.wanted])
+        if requests or self.wanted > self.fewest or not ready:
+            self.watch()
+
+    def _scale(self, wanted: int) -> None:
+        self.wanted, self._short = wanted, False
+        self.replace(self.replicas[: max(wanted, 1)])
+        for replica in self.replicas:
+            self._release(replica)
+
+    def _fill(self) -> None:
+        """Load the replicas that are wanted and may be loaded now."""
+        for replica in self.replicas[: self.wanted]:
+            supervisor = replica.model.server.supervisor
+            if supervisor.phase == "cold" or (
+                supervisor.phase == "failed" and supervisor.may_retry
+            ):
+                self._spawn(self._load(replica))
+
+    async def _load(self, replica: _Replica) -> None:
+        """Load a replica; one beyond the fewest only into memory that is free."""
+        size = await asyncio.to_thread(memory_estimate, self._config)
+        server, stays = replica.model.server, replica in self.replicas[: self.fewest]
+        unwanted = replica not in self.replicas[: self.wanted] or self._stopping
+        if unwanted or server.asleep or replica.phase not in ("cold", "failed"):
+            return
+        if stays or self._budget.take(replica.model, size):
+            await server.start()
+        elif not self._short:
+            self._short = True
+            _log.warning(
+                "model '%s': there is no memory for the replica %s",
+                *(self._config.model_id, replica.id),
+            )
+
+    def _release(self, replica: _Replica) -> None:
+        """Unload a replica that nobody wants and nobody uses."""
+        if self._is_left(replica):
+            self._spawn(self._unload(replica))
+
+    async def _unload(self, replica: _Replica) -> None:
+        if self._is_left(replica):  # still
+            await replica.model.unload()
+
+    def _is_left(self, replica: _Replica) -> bool:
+        return not (
+            replica.running
+            or replica in self.replicas[: self.wanted]
+            or self._stopping
+            or replica.phase not in ("ready", "loading")
+        )
+
+    def _spawn(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, PenstockError):  # its server has said those
+            _log.error("model '%s'", self._config.model_id, exc_info=error)
+
+
+class ReplicatedModel(ModelHandle):
+    """One model, of which as many replicas run as its configuration says and its requests need.
+
+    The cores of this machine are parted among the most replicas that there may be. A further
+    replica than the fewest is loaded only into memory that is free. Belongs to one event loop.
+
+    A request goes where the policy says. Another replica takes it over from one that is full, that
+    cannot be loaded, or that died before a part of the answer was there. Raises `ConfigError`.
+    """
+
+    def __init__(self, config: LLMConfig, budget: MemoryBudget | None = None) -> None:
+        self.model_id = config.model_id
+        self.config = config
+        self.crew = Crew(config, budget or MemoryBudget())
+        self._session = ""
+
+    # What it is
+    @property
+    def _first(self) -> LocalModel:
+        """The first replica that was loaded once, else the first."""
+        models = [replica.model for replica in self.crew.replicas]
+        return next(
+            (one for one in models if hasattr(one.server.engine, "capabilities")), models[0]
+        )
+
+    @property
+    def engine_name(self) -> str:
+        return self._first.engine_name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self._first.aliases
+
+    def card(self) -> ModelCard:
+        return self._first.card()
+
+    def state(self) -> ModelState:
+        each = {one.id: one.model.server.state() for one in self.crew.replicas}
+        shown = [each[one.id] for one in self.crew.members]
+        best = min(shown, key=lambda state: _SHOWN.index(state.state))
+        states = list(each.values())
+        sums = {
+            name: sum(getattr(state, name) for state in states)
+            for name in ("running", "waiting", "loads", "restarts", "adapter_loads")
+        }
+        names = sorted({name for state in states for name in state.adapter_names})
+        return msgspec.structs.replace(
+            best,
+            **sums,
+            adapters=len(names),
+            adapter_names=tuple(names),
+            on_demand=not self.crew.fewest,
+            replicas=each,
+        )
+
+    def engine_app(self) -> Any:
+        raise UnsupportedError(
+            f"'{self.model_id}' has several engines: a model with one replica can show its app"
+        )
+
+    async def engine_metrics(self) -> dict[str, float]:
+        """Sums over the replicas; of a share, the mean."""
+        total: dict[str, float] = {}
+        counts = await asyncio.gather(
+            *(one.handle.engine_metrics() for one in self.crew.replicas if one.phase == "ready")
+        )
+        for counted in counts:
+            for name, value in counted.items():
+                share = value / len(counts) if name == "kv_cache_usage" else value
+                total[name] = total.get(name, 0.0) + share
+        return total
+
+    async def adapters(self) -> list[str]:
+        return await self.crew.replicas[0].handle.adapters()
+
+    def for_session(self, session: str) -> ModelHandle:
+        view = copy.copy(self)  # which shares all else
+        view._session = session
+        return view
+
+    # Life
+    async def start(self) -> None:
+        await self.crew.start()
+
+    async def stop(self, drain_timeout_s: float = 30.0) -> None:
+        await self.crew.stop(drain_timeout_s)
+
+    # Requests
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        failover = Failover(self.crew, self.crew.route_of(request, self._session))
+        begun = lost = False
+        while True:
+            replica = await self._next(failover)
+            try:
+                with self.crew.busy(replica):
+                    async with aclosing(generated(replica.handle, request)) as batches:
+                        async for batch in batches:
+                            begun = True
+                            yield batch
+                return
+            except EngineDeadError:
+                if begun or lost:
+                    raise
+                lost = True  # the next one finds out whether it is this request that kills
+            except _ELSEWHERE:
+                if begun or not failover.has_other:
+                    raise
+
+    async def answer(self, task: str, request: Any) -> Any:
+        failover = Failover(self.crew, self.crew.route_of(request, self._session))
+        lost = False
+        while True:
+            replica = await self._next(failover)
+            try:
+                with self.crew.busy(replica):
+                    return await getattr(replica.handle, task)(request)
+            except EngineDeadError:
+                if lost:
+                    raise
+                lost = True
+            except _ELSEWHERE:
+                if not failover.has_other:
+                    raise
+
+    async def _next(self, failover: Failover[_Replica]) -> _Replica:
+        replica = await failover.next()
+        self.crew.policy.sent(failover.route, replica.id)
+        return replica
+
+    # Control
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As `ModelHandle.control`, on every replica that runs, or on the first one if none does.
+        What replicas that load later are to know is told to all of them.
+        """
+        replicas = self.crew.replicas
+        running = [one for one in replicas if one.phase != "cold"] or replicas[:1]
+        asked = replicas if method in _STATEFUL else running
+        results = await asyncio.gather(
+            *(one.handle.control(method, options) for one in asked), return_exceptions=True
+        )
+        shown = []
+        for replica, result in zip(asked, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            if replica in running or not result[0]["ok"]:
+                shown += result
+        return shown

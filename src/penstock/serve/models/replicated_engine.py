@@ -1,0 +1,117 @@
+"""The engine of a batch job with several replicas on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from penstock.engines.base import LLMEngine, Stated
+from penstock.engines.tasks import Batches, generated
+from penstock.errors import ConfigError, EngineDeadError
+from penstock.llm_config import LLMConfig
+from penstock.serve.models.local import local_counts
+from penstock.serve.models.replicated import ReplicatedModel
+from penstock.types import ChatRequest, CompletionRequest
+
+MODEL_ID = "model"
+
+
+def job_config(engine: LLMEngine, replicas: int) -> LLMConfig:
+    """A model of so many replicas of an engine, which answer the rows of one job."""
+    return LLMConfig.from_dict(
+        {
+            "model_loading_config": {"model_id": MODEL_ID, "model_source": engine.model_source},
+            "llm_engine": engine.name,
+            "engine_kwargs": dict(engine.engine_kwargs),
+            "lora_config": {"adapters": dict(engine.adapters)},
+            "deployment_config": {"num_replicas": replicas, "max_queued_requests": -1},
+        }
+    )
+
+
+class ReplicatedEngine(LLMEngine):
+    """Runs `replicas` engines in the place of `engine`, which itself is not started. They part the
+    cores of this machine. Raises `ConfigError`.
+
+    A replica that dies starts again by itself: its requests raise `EngineDeadError`, unless another
+    one could take them. Retry them at once.
+    """
+
+    def __init__(self, engine: LLMEngine, replicas: int) -> None:
+        super().__init__(
+            engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters
+        )
+        self.name = engine.name  # type: ignore[misc] # rows name the engine that the replicas run
+        self.deterministic = engine.deterministic
+        self._alone = engine
+        self._config = job_config(engine, replicas)
+        if local_counts(self._config)[1] != replicas:
+            raise ConfigError(
+                f"the {engine.name} engine runs elsewhere or on accelerators, and only CPU cores"
+                " are parted here",
+                field="replicas",
+                value=replicas,
+                hint="Use the runtime 'ray', or engine_kwargs.data_parallel_size.",
+            )
+        self._model: ReplicatedModel | None = None
+
+    @property
+    def deciding_kwargs(self) -> dict[str, Any]:
+        return self._alone.deciding_kwargs
+
+    def stated_context_length(self) -> int | None:
+        return self._alone.stated_context_length()
+
+    def stated_inputs(self) -> tuple[str, ...]:
+        return self._alone.stated_inputs()
+
+    def stated(self) -> Stated:
+        return self._alone.stated()
+
+    # Life
+    async def start(self) -> None:
+        model = ReplicatedModel(self._config)
+        try:
+            await model.start()
+        except BaseException:
+            await model.stop(0.0)
+            raise
+        self._model = model
+        each = [one.model.server.engine.capabilities for one in model.crew.replicas]
+        self.capabilities = msgspec.structs.replace(
+            each[0], max_concurrency=sum(one.max_concurrency for one in each)
+        )
+
+    async def stop(self) -> None:
+        model, self._model = self._model, None
+        if model is not None:
+            await model.stop(0.0)
+
+    async def restart(self) -> None:
+        """Nothing: each replica starts again by itself, and the next request waits for one."""
+
+    async def check_health(self) -> None:
+        self._started()
+
+    def _started(self) -> ReplicatedModel:
+        if self._model is None:
+            raise EngineDeadError("the replicas do not run", suspects=False)
+        return self._model
+
+    # Requests
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return generated(self._started(), request)
+
+    async def answer(self, task: str, request: Any) -> Any:
+        return await getattr(self._started(), task)(request)
+
+    # Adapters
+    async def resolve_lora(self, name: str, path: str) -> None:
+        servers = [one.model.server for one in self._started().crew.replicas]
+        await asyncio.gather(*(server.set_adapters({name: path}) for server in servers))
+        self.adapters[name] = path
+
+    async def metrics(self) -> dict[str, float]:
+        return await self._started().engine_metrics()

@@ -1,0 +1,137 @@
+"""What the pages tell people to type works as it stands. The two set-up lines are run by .ci/run.
+
+Of the guides (README.md, docs/start.md, docs/tutorial.md, docs/howto) all blocks run, in one folder
+from top to bottom: bash, python, and `serve`, which starts the server for those below it. A block
+`output` is what the block above it prints. A comment with a name begins the block of a file. What
+cannot run here is a block `sh`, and its page says so.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack, chdir, nullcontext
+from pathlib import Path
+
+import pytest
+
+from penstock.demo import tickets_path
+from serve_process import serving
+from word_models import CONTEXT, embedding_model
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = ("docs/batch.md", "docs/decisions.md")
+GUIDES = [
+    "README.md",
+    "docs/start.md",
+    "docs/tutorial.md",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/howto/*.md")),
+]
+AT = "127.0.0.1:8000"
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [body for name, body in BLOCK.findall(text) if name == language]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(tickets_path(), tmp_path / "tickets.jsonl")
+    (tmp_path / "minilm").mkdir()
+    config = Path(embedding_model(tmp_path / "minilm")) / "config.json"
+    config.write_text(config.read_text().replace(f": {CONTEXT}", ": 512"))
+    for page in (*PAGES, *GUIDES):
+        for body in (*blocks(page, "yaml"), *blocks(page, "json")):
+            name, _, content = body.partition("\n")
+            if name.startswith("# "):  # a file, by its name
+                (tmp_path / name[2:]).write_text(content)
+    return tmp_path
+
+
+def run(argv, folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        argv,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+COMMANDS = [
+    line
+    for page in PAGES
+    for block in blocks(page, "")
+    for line in block.splitlines()
+    # Has no end.
+    if line.startswith("penstock ")
+    and "INPUT" not in line
+    and not line.endswith("\\")
+    and not line.startswith("penstock serve")
+]
+
+
+def test_there_are_commands():
+    assert any(line.startswith("penstock run") for line in COMMANDS)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands(line, folder):
+    provider = "openai-batch" in line
+    # The demo model stands for the provider's.
+    options = ("demo", "--served-model-name", "demo", "gpt-5-mini", "--batch-dir", f"{folder}/kept")
+    with serving(*options) if provider or AT in line else nullcontext() as server:
+        at = server.url.removeprefix("http://") if server else AT
+        if provider:
+            here = {"base_url": f"http://{at}/v1", "first_poll_s": 0.5}
+            line += f" --engine-kwargs '{json.dumps(here)}'"
+        run(["bash", "-euc", line.replace(AT, at)], folder)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python(page, folder):
+    for code in blocks(page, "python"):
+        assert run([sys.executable, "-c", code], folder)
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_guide(page, folder):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    at, printed = AT, None
+    with ExitStack() as ends:
+        for language, body in BLOCK.findall(text):
+            code = body.replace(AT, at)
+            if language == "serve":
+                _, _, *options = shlex.split(code)
+                with chdir(folder):
+                    server = ends.enter_context(serving(*options))
+                at = server.url.removeprefix("http://")
+            elif language == "bash":
+                printed = run(["bash", "-euo", "pipefail", "-c", code], folder)
+            elif language == "python":
+                printed = run([sys.executable, "-c", code], folder)
+                assert printed
+            elif language == "output":
+                assert printed == body
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_blocks_have_a_kind(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    kinds = {language for language, _ in BLOCK.findall(text)}
+    assert kinds <= {"bash", "python", "serve", "output", "yaml", "json", "sh"} | (
+        {""} if page == "README.md" else set()
+    )
+    if "sh" in kinds:
+        assert re.search(r"\bnot\s+run\b|run by `\.ci/run`", text, re.IGNORECASE)
