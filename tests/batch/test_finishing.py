@@ -105,7 +105,11 @@ def content(home, name):
 def check_clean(home, name):
     """Nothing is left but what a complete job keeps."""
     kept = {path.name for path in Path(f"{home}/{name.rstrip('/')}.penstock").iterdir()}
-    assert {file for file in kept if not file.startswith("parts-")} == {"manifest.json", "lock"}
+    assert {file for file in kept if not file.startswith("parts-")} == {
+        "manifest.json",
+        "lock",
+        "status.json",
+    }
     assert len(kept) == 3
     allowed = {"in.jsonl", "failed.jsonl", name.rstrip("/"), f"{name.rstrip('/')}.penstock"}
     assert {path.name for path in home.iterdir()} <= allowed

@@ -10,8 +10,8 @@ from penstock.errors import PenstockError
     [
         (
             "nosuch",
-            "there is no such command; there are calibrate, chat, demo, eval, explain, jobs,"
-            " models, plan, run, serve",
+            "there is no such command; there are bench, calibrate, chat, demo, eval, explain,"
+            " jobs, models, plan, run, serve",
         ),
         ("--nosuch", "there is no option --nosuch"),
         ("run", "INPUT is missing"),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import penstock
-from penstock.cli import chat, demo, evaluate, explain, jobs, models, run, serve
+from penstock.cli import bench, chat, demo, evaluate, explain, jobs, models, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +20,7 @@ def cli() -> None:
 
 for command in (
     *(run.run, run.plan, jobs.jobs, serve.serve, chat.chat, models.models),
-    *(evaluate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
+    *(bench.bench, evaluate.calibrate, evaluate.evaluate, explain.explain, demo.demo),
 ):
     cli.add_command(command)
 

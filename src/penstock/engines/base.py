@@ -239,7 +239,7 @@ class LLMEngine(Tasks, Operations):
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
-        """The token ids of a request's prompt; None for one that has more, such as pictures."""
+        """The token ids of a request's prompt; None if it has more, such as pictures."""
         raise self._unsupported("prompts as token ids")
 
     def tell_cached_blocks(self) -> bool:

@@ -6,8 +6,8 @@ else in the engine, those that came last first, as most killers kill at once; al
 somebody may just have sent the process a signal. A group that kills it again is taken apart. Being
 alone in the engine at its death twice, while the engine answered others in between, is the proof
 (or three times, where a signal was sent, and more, where the engine has been seen to die of
-nothing). A suspect that ends in any other way is one no more, and neither is one that has run for
-twice as long as the engine had lived with it.
+nothing). A suspect is cleared if it ends in any other way, or has run for twice as long as the
+engine had lived with it.
 
 To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns
 and small ones fewer deaths, so the size follows from what a turn and a death have taken so far:

@@ -40,7 +40,7 @@ def data_uri(data: bytes) -> str:
 
 
 def data_in(uri: str, param: str) -> bytes:
-    """The bytes in a data URI. Raises `RequestError` naming `param` for one that is damaged."""
+    """The bytes in a data URI. Raises `RequestError` naming `param` if it is damaged."""
     head, comma, body = uri.partition(",")
     if not comma:
         raise RequestError(f"{param}: the data URI has no data", param=param)

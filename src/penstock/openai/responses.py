@@ -7,7 +7,7 @@ from __future__ import annotations
 import codecs
 import struct
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import zip_longest
 from typing import Any
@@ -240,6 +240,29 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     if usage.reasoning_tokens:
         body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return body
+
+
+def usage_in(body: Mapping[str, Any]) -> Usage:
+    """The counts of a `usage` object in either of OpenAI's forms, or in Anthropic's, which counts
+    cached tokens apart. A count that is missing, or is no number, is 0.
+    """
+    cached = _number(body, "cache_read_input_tokens")
+    return Usage(
+        _number(body, "prompt_tokens") + _number(body, "input_tokens") + cached,
+        _number(body, "completion_tokens") + _number(body, "output_tokens"),
+        _details(body, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens") + cached,
+        _details(body, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _number(body: Mapping[str, Any], name: str) -> int:
+    value = body.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _details(body: Mapping[str, Any], names: tuple[str, str], count: str) -> int:
+    parts = (body.get(name) for name in names)
+    return sum(_number(part, count) for part in parts if isinstance(part, Mapping))
 
 
 def error_body(error: PenstockError) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class RayHosts:
         outside: Outside,
         about: Mapping[str, Any],
     ) -> RayReplica | None:
-        """The host of a server that is a replica of Ray Serve; None for one that is not."""
+        """The host of a server that is a replica of Ray Serve; else None."""
         try:
             context = serve.get_replica_context()
         except RayServeException:

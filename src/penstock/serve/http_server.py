@@ -209,7 +209,7 @@ def _busy(connection: Any) -> bool:
 
 
 async def _start(models: list[ModelHandle]) -> None:
-    """Start all models side by side; one that fails harms no other."""
+    """Start all models side by side; the failure of one harms no other."""
     results = await asyncio.gather(*(model.start() for model in models), return_exceptions=True)
     failures = [result for result in results if isinstance(result, BaseException)]
     for model, result in zip(models, results, strict=True):

@@ -176,8 +176,8 @@ class BatchStore:
         return await self._state.run(lambda db: _store(db, change(batch_of(_row(db, None, id)))))
 
     async def cancel(self, owner: str | None, id: str, api: str) -> Batch:
-        """Have a batch cancelled. One that is being cancelled stays so. Raises `RequestError` for
-        one that has ended.
+        """Begin to cancel a batch; a second call changes nothing. Raises `RequestError` if it
+        has ended.
         """
 
         def cancel(db: Connection) -> Batch:
@@ -208,7 +208,7 @@ class BatchStore:
         return await self._state.run(pause)
 
     async def delete(self, owner: str | None, id: str, api: str) -> Batch:
-        """Forget a batch that has ended. Raises `RequestError` for one that has not."""
+        """Forget a batch that has ended. Raises `RequestError` if it still runs."""
 
         def delete(db: Connection) -> Batch:
             batch = batch_of(_row(db, owner, id, api))

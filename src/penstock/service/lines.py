@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from penstock.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from penstock.openai.responses import usage_in
 from penstock.openai.responses_api import response_usage
 from penstock.serve.api.limits import check_texts, texts_of, within_limits
 from penstock.serve.config.settings import HttpSettings
@@ -236,20 +237,5 @@ def output_usage(output: Path) -> dict[str, Any]:
         for text in file:
             line = decode(text)
             if line.response is not None and line.response.body is not None:
-                total += _usage(line.response.body.usage or {})
+                total += usage_in(line.response.body.usage or {})
     return response_usage(total)
-
-
-def _usage(given: Mapping[str, Any]) -> Usage:
-    """The usage of an answer in any of its forms."""
-    input_details = given.get("prompt_tokens_details") or given.get("input_tokens_details") or {}
-    output_details = (
-        given.get("completion_tokens_details") or given.get("output_tokens_details") or {}
-    )
-    anthropic = given.get("cache_read_input_tokens", 0)  # counted apart from the input there
-    return Usage(
-        given.get("prompt_tokens", 0) or given.get("input_tokens", 0) + anthropic,
-        given.get("completion_tokens", 0) or given.get("output_tokens", 0),
-        input_details.get("cached_tokens", 0) or anthropic,
-        output_details.get("reasoning_tokens", 0),
-    )

@@ -192,7 +192,7 @@ class Runner:
 
     # The life of a batch
     async def _take_turn(self, run: Run) -> None:
-        """Run a batch when it is its turn; one that was cancelled or has expired at once."""
+        """Run a batch when it is its turn, or at once if it was cancelled or has expired."""
         loop = asyncio.get_running_loop()
         late = loop.call_later(max(run.batch.expires_at - time.time(), 0.0), run.expire)
         turn = asyncio.ensure_future(self._turns.acquire())

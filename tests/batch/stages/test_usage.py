@@ -35,6 +35,20 @@ from penstock.types import Usage
             Usage(3, 0, 2),
         ),
         ({"http_response": {"usage": {"output_tokens": 4}}}, Usage(0, 4)),
+        (
+            {"usage": {"input_tokens": 3, "cache_read_input_tokens": 2, "output_tokens": 4}},
+            Usage(5, 4, 2),
+        ),
+        (
+            {
+                "usage": {
+                    "prompt_tokens": 3,
+                    "completion_tokens": 4,
+                    "completion_tokens_details": {"reasoning_tokens": 2},
+                }
+            },
+            Usage(3, 4, 0, 2),
+        ),
         ({"http_response": ["usage"], "usage": "high"}, None),
         ({"usage": {"calls": 3}}, None),
     ],

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm import kv_cache
 from penstock.engines.vllm.kv_cache import Counts
 from penstock.engines.vllm.options import VLLMOptions
 from penstock.errors import ConfigError
 from penstock.kv.cached_blocks import CachedBlocks
+from penstock.kv.prefix_index import block_hashes
 
 NIXL = {
     "transfer_duration": [0.5, 0.25],

@@ -89,7 +89,7 @@ def read_calibration(
 ) -> Calibration:
     """The calibration of a file (a path from `folder`) or a mapping, for these questions.
 
-    Raises `ConfigError` for one of another model, and for one that these questions do not fit.
+    Raises `ConfigError` if it is of another model, or of other questions.
     """
     if isinstance(given, str | os.PathLike):
         given = read_yaml(folder / given)

@@ -111,7 +111,7 @@ def _cache(
 
 
 def _report_place(report: str | os.PathLike[str] | None, source: Source, output: Any) -> str | None:
-    """The path of the report. Raises `ConfigError` or `OutputError` for one that cannot be."""
+    """The path of the report. Raises `ConfigError` or `OutputError` if it cannot be there."""
     if report is None:
         return None
     path = os.fspath(report)

@@ -79,7 +79,7 @@ class ControlSocket:
 
 def ask(folder: Path, word: str, **options: Any) -> dict[str, Any] | None:
     """What the running job in this state directory answers; None if none runs. Raises `JobError`
-    for one that does not answer within 10 s.
+    if it does not answer within 10 s.
     """
     with socket.socket(socket.AF_UNIX) as made:
         made.settimeout(_SECONDS)

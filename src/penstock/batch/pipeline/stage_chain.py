@@ -39,13 +39,11 @@ from penstock.errors import (
     class_and_text,
     text_of,
 )
+from penstock.openai.responses import usage_in
 from penstock.types import Usage
 
 _log = logging.getLogger(__name__)
 _OWN = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
-_PROMPT = ("prompt_tokens", "input_tokens")
-_ANSWER = ("completion_tokens", "output_tokens")
-_DETAILS = ("prompt_tokens_details", "input_tokens_details")
 
 
 class StagePool:
@@ -294,22 +292,8 @@ def usage_of(columns: Mapping[str, Any]) -> Usage | None:
         counted = answer.get("usage")
     if not isinstance(counted, dict):
         return None
-    cached = sum(
-        _number(part, "cached_tokens")
-        for name in _DETAILS
-        if isinstance(part := counted.get(name), dict)
-    )
-    usage = Usage(
-        sum(_number(counted, name) for name in _PROMPT),
-        sum(_number(counted, name) for name in _ANSWER),
-        cached,
-    )
+    usage = usage_in(counted)
     return usage if usage != Usage() else None
-
-
-def _number(counted: Mapping[str, Any], name: str) -> int:
-    value = counted.get(name)
-    return value if isinstance(value, int) else 0
 
 
 class StageProcess:

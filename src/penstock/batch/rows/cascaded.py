@@ -34,7 +34,7 @@ class CascadedAnswers(ColumnRequests):
     of `ColumnRequests`.
 
     The confidence of an answer is the probability of its least likely token, without the
-    constraint; 0 for one that does not follow the schema. That is the lowest quantile of token
+    constraint; 0 if the answer does not follow the schema. That is the lowest quantile of token
     probabilities in "Language Model Cascades: Token-level uncertainty and beyond" (Gupta et al.,
     ICLR 2024, https://arxiv.org/abs/2404.10136): unlike their product, it does not fall with the
     length of the answer.

@@ -249,7 +249,7 @@ async def answer_of(method: Callable[[Any], Any], request: Any) -> Any:
 
 
 def columns_of(answer: Any) -> Mapping[str, Any]:
-    """The fields of an answer. Raises `UserCodeError` for one that has none."""
+    """The fields of an answer. Raises `UserCodeError` if it has none."""
     if isinstance(answer, Mapping):
         return answer
     if hasattr(answer, "model_dump"):

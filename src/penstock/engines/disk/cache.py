@@ -100,8 +100,8 @@ def pull(
     """Fetch a model, "org/name" or "org/name@revision", from the hub into Hugging Face's cache,
     where each engine looks.
 
-    Files that are there are not fetched again; one that was cut off is continued. Each is compared
-    with the hub's checksum. `include` are patterns of files; without, the configuration, the
+    A complete file is not fetched again, a partial one is continued, and each is compared with the
+    hub's checksum. `include` are patterns of files; without, the configuration, the
     tokenizer and one form of weights. The hub is Hugging Face's, or that of `HF_ENDPOINT`.
 
     Raises `EngineStartError` if the hub cannot be reached or lacks the model, or a checksum

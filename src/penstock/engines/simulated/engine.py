@@ -18,7 +18,6 @@ from penstock.engines.base import Capabilities, Stated
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens, shown_prompt
 from penstock.engines.simulated.answers import (
     answer_bytes,
@@ -42,6 +41,7 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.connectors import HELD
+from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.types import (
     ChatRequest,
     CompletionRequest,

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.options import BATCH_STATS, VLLMOptions, installed
 from penstock.errors import ConfigError
 from penstock.kv.base import Connector, Setup, Site, configured_connector
 from penstock.kv.cached_blocks import CachedBlocks
+from penstock.kv.prefix_index import block_hashes
 
 EVENTS_FIELD = "engine_kwargs.kv_events_config"
 _SOCKET = "kv-events-tcp:1000"

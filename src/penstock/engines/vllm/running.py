@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.prefix_index import block_hashes
 from penstock.engines.sampling import check_input_type
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
@@ -40,6 +39,8 @@ from penstock.errors import (
     RequestError,
 )
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
+from penstock.kv.prefix_index import block_hashes
+from penstock.openai.responses import usage_in
 from penstock.types import (
     Classification,
     Classifications,
@@ -236,7 +237,7 @@ class NativeApp:
             json={"model": self._name, "text_1": request.query, "text_2": request.documents},
         )
         ordered = sorted(answer["data"], key=lambda item: item["index"])
-        return Scores([item["score"] for item in ordered], _usage(answer))
+        return Scores([item["score"] for item in ordered], usage_in(answer.get("usage") or {}))
 
     async def transcription(self, request: TranscriptionRequest) -> Transcription:
         """Transcribe a recording. Raises as `scores`."""
@@ -254,7 +255,7 @@ class NativeApp:
         segments, duration = answer.get("segments"), answer.get("duration")
         return Transcription(
             answer["text"],
-            _usage(answer),
+            usage_in(answer.get("usage") or {}),
             None
             if segments is None
             else msgspec.convert(segments, tuple[TranscriptionSegment, ...]),
@@ -297,8 +298,3 @@ def _error(status: int, body: Mapping[str, Any]) -> PenstockError:
         return ContextLengthError(f"prompt is too long: {message}")
     param = given.get("param")
     return RequestError(message, param=param if isinstance(param, str) else None)
-
-
-def _usage(answer: Mapping[str, Any]) -> Usage:
-    usage = answer.get("usage") or {}
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)

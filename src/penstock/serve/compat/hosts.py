@@ -66,7 +66,7 @@ class Hosts(Protocol):
         outside: Outside,
         about: Mapping[str, Any],
     ) -> Host | None:
-        """The host of a server that is a replica of the runtime; None for one that is not."""
+        """The host of a server that is a replica of the runtime; else None."""
 
     def options(self, cls: Any, config: LLMConfig) -> dict[str, Any]:
         """The options that deploy a class of servers."""

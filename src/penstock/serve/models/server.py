@@ -35,10 +35,10 @@ from penstock.observability import note_queue_time
 from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission, Kind
-from penstock.serve.models.beforehand import check_before_load, check_task
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
+from penstock.serve.models.preflight import check_before_load, check_task
 from penstock.types import ChatRequest, CompletionRequest
 
 SLOTLESS = frozenset({"tokenize", "detokenize", "tokens", "tokenizer_info"})

@@ -24,9 +24,9 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
-from penstock.serve.models.beforehand import check_before_load
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
+from penstock.serve.models.preflight import check_before_load
 from penstock.serve.models.server import make_engine
 from penstock.serve.replicas.client import Address, Reply
 from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack

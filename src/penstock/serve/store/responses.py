@@ -129,8 +129,8 @@ class ResponseStore:
         return await self._database.run(work)
 
     async def cancel(self, owner: str, id: str) -> StoredResponse:
-        """Cancel a background response; one that has ended stays as it is. Raises `RequestError`
-        for another response.
+        """Cancel a background response; a response that has ended stays as it is. Raises
+        `RequestError` for another response.
         """
 
         def work(db: sqlite3.Connection) -> StoredResponse:

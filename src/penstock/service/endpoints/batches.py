@@ -12,7 +12,7 @@ from penstock.errors import RequestError, nearest
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import Batch
-from penstock.service.endpoints.asked import (
+from penstock.service.endpoints.fields import (
     ExpiresAfter,
     check_metadata,
     checked_expiry,

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from penstock.errors import RequestError
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.routes import Endpoint
-from penstock.service.endpoints.asked import (
+from penstock.service.endpoints.fields import (
     ExpiresAfter,
     checked_expiry,
     page_body,

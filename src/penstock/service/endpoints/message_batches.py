@@ -30,7 +30,7 @@ from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_json, decode_body, read_body
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import RUNNING, Batch, Tally
-from penstock.service.endpoints.asked import page_limits, sees
+from penstock.service.endpoints.fields import page_limits, sees
 from penstock.service.files import FileStore, new_id
 from penstock.service.service import BatchService
 

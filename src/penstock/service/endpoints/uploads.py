@@ -10,7 +10,7 @@ from starlette.responses import Response
 from penstock.errors import RequestError
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.routes import Endpoint
-from penstock.service.endpoints.asked import ExpiresAfter, checked_expiry, sees
+from penstock.service.endpoints.fields import ExpiresAfter, checked_expiry, sees
 from penstock.service.endpoints.files import checked_purpose
 from penstock.service.forms import read_form
 from penstock.service.service import BatchService

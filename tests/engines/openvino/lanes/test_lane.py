@@ -2,9 +2,9 @@ from hypothesis import given, strategies as st
 
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Request, TextStream
-from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Submit
 from penstock.engines.sharing import ALL
+from penstock.kv.prefix_index import BLOCK_SIZE
 from penstock.types import Sampling, StructuredOutput
 
 SHARED = [1] * (2 * BLOCK_SIZE)

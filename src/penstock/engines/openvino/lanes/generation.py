@@ -45,10 +45,10 @@ from penstock.engines.openvino.pipeline import (
     generation_config,
     sequences_wanted,
 )
-from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Call, Failed, Reply, Submit
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
+from penstock.kv.prefix_index import BLOCK_SIZE
 from penstock.llm_config.batch import BatchConfig
 from penstock.types import Delta
 

@@ -10,11 +10,11 @@ from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.pipeline import Companions
-from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Failed
 from penstock.engines.sampling import StopStrings
 from penstock.engines.sharing import Decision
 from penstock.errors import EngineError, RequestError
+from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.types import StructuredOutput
 
 _ADMISSION_SCAN = 256
@@ -247,9 +247,9 @@ class Lane:
 
         The pipeline works again once all its requests are dropped and it was stepped. The request
         that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
-        a time. The others go on from where they are, their tokens so far being part of the prompt
-        now; one that is not resumable starts again if nobody saw its tokens, else it fails, and so
-        does one with images, whose pixels are gone.
+        a time. The others go on from where they are: their tokens so far become part of the
+        prompt. A request that is not resumable starts again if nobody saw its tokens; otherwise it
+        fails. So does a request with images, whose pixels are gone.
         """
         self.companions.leave()
         requests = list(self.active.values())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.engines.openvino.lanes.vision import Picture
-from penstock.engines.prefix_index import block_hashes
 from penstock.engines.process import Submit
 from penstock.engines.sampling import StopStrings
+from penstock.kv.prefix_index import block_hashes
 from penstock.types import FinishReason
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"

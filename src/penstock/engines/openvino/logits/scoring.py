@@ -140,7 +140,7 @@ class Scoring:
         self._unread.append(scored)
 
     def of(self, request: Request) -> Scored | None:
-        """What is known of a request; None for one that needs nothing from here."""
+        """What is known of a request; None if it needs nothing from here."""
         return self._scored.get(request)
 
     def note(self, request: Request) -> bool:

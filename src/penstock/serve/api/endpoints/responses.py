@@ -15,7 +15,7 @@ from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
 from penstock.serve.api.limits import within_limits
-from penstock.serve.models.beforehand import check_before_load
+from penstock.serve.models.preflight import check_before_load
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.store.responses import ResponseStore, Turn

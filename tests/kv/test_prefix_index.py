@@ -1,6 +1,6 @@
 from hypothesis import given, strategies as st
 
-from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 
 
 def tokens(blocks, first=0):

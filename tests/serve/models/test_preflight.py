@@ -11,8 +11,8 @@ from penstock.engines.base import Capabilities, LLMEngine, Stated
 from penstock.engines.openvino import OpenVINOEngine
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
-from penstock.serve.models.beforehand import check_before_load
 from penstock.serve.models.data_parallel import EngineGroup
+from penstock.serve.models.preflight import check_before_load
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
 SMALL = Stated(vocabulary=10, tasks=frozenset({"completions", "tokenize"}))

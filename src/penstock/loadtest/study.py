@@ -1,0 +1,168 @@
+"""Measurements of servers: one, two in turn, or one under growing load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock.errors import ConfigError, UpstreamError
+from penstock.loadtest.arrivals import poisson, ramp
+from penstock.loadtest.client import Server
+from penstock.loadtest.load import Run, closed_loop, open_loop
+from penstock.loadtest.workload import Prompt, Trace, Workload, body_of
+
+Say = Callable[[str], None]
+
+_FEW_WORDS, _MANY_WORDS = 20, 220
+
+
+@dataclass(frozen=True)
+class Load:
+    """How requests arrive: `clients` of a closed loop, or an open loop with a Poisson `rate` a
+    second, a `ramp` of rates (first, last, seconds), or a `trace`. Exactly one of the four is set.
+    """
+
+    clients: int | None = None
+    rate: float | None = None
+    ramp: tuple[float, float, float] | None = None
+    trace: Trace | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                "give one of --clients, --rate, --ramp and --trace", field="load", value=given
+            )
+
+    def __str__(self) -> str:
+        if self.clients is not None:
+            return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s"
+        if self.ramp is not None:
+            return "{:g} to {:g} requests/s in {:g} s".format(*self.ramp)
+        return "a trace"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, how often, and how. `warmup` requests come first and are not counted;
+    `more` are further fields of each request's body.
+    """
+
+    workload: Workload
+    load: Load
+    requests: int = 100
+    warmup: int = 8
+    model: str | None = None
+    chat: bool = True
+    stream: bool = True
+    more: dict[str, Any] = field(default_factory=dict)
+    tokens_per_word: float | None = None
+
+
+@dataclass
+class Side:
+    """A server with the model that is asked."""
+
+    name: str
+    server: Server
+    model: str
+
+
+def side(name: str, server: Server, plan: Plan, api_key: str | None) -> Side:
+    """The server of a target, asked for its models unless the plan names one."""
+    from penstock.serve.client import Client
+
+    model = plan.model
+    if model is None:
+        cards = Client(server.url, api_key).models()
+        if not cards:
+            raise UpstreamError(f"{server.url} has no models")
+        model = str(cards[0]["id"])
+    return Side(name, server, model)
+
+
+async def calibrated(side: Side, plan: Plan) -> Workload:
+    """The plan's workload with the tokens that a word is to this server, from the usage of two
+    prompts; 1 where the server counts none.
+    """
+    from dataclasses import replace
+
+    if plan.tokens_per_word is not None:
+        return replace(plan.workload, tokens_per_word=plan.tokens_per_word)
+    counts = []
+    for words in (_FEW_WORDS, _MANY_WORDS):
+        fixed = Workload("gsm8k", input_tokens=words, output_tokens=1)
+        (request,) = _requests(side, plan, fixed.prompts(1))
+        sample = await side.server.ask(request)
+        if sample.error is not None:
+            raise UpstreamError(
+                f"{side.name} does not answer a first request: {sample.error}: {sample.why}"
+            )
+        counts.append(sample.input_tokens)
+    found = (counts[1] - counts[0]) / (_MANY_WORDS - _FEW_WORDS)
+    return replace(plan.workload, tokens_per_word=found if found > 0 else 1.0)
+
+
+async def run_once(
+    side: Side, plan: Plan, workload: Workload, *, load: Load | None = None, part: str = "run"
+) -> Run:
+    """A warm-up, and a run. Each `part` asks other prompts: a prefix cache must not know them."""
+    load = load or plan.load
+    if plan.warmup:
+        warm = workload.prompts(plan.warmup, part=f"warm-up of {part}")
+        clients = min(plan.warmup, load.clients or 8)
+        await closed_loop(side.server, _requests(side, plan, warm), clients)
+    if load.clients is not None:
+        prompts = workload.prompts(plan.requests, part=part)
+        return await closed_loop(side.server, _requests(side, plan, prompts), load.clients)
+    if load.trace is not None:
+        prompts = workload.prompts_of(load.trace.lengths)
+        return await open_loop(side.server, _requests(side, plan, prompts), load.trace.times)
+    if load.ramp is not None:
+        times = ramp(*load.ramp, workload.seed)
+    else:
+        assert load.rate is not None
+        times = poisson(load.rate, plan.requests, workload.seed)
+    prompts = workload.prompts(len(times), part=part)
+    return await open_loop(side.server, _requests(side, plan, prompts), times)
+
+
+async def measured(side: Side, plan: Plan) -> Run:
+    """One server, once."""
+    return await run_once(side, plan, await calibrated(side, plan))
+
+
+async def compared(sides: Sequence[Side], plan: Plan, rounds: int, say: Say) -> list[list[Run]]:
+    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each."""
+    workload = await calibrated(sides[0], plan)
+    runs: list[list[Run]] = [[] for _ in sides]
+    for number in range(1, rounds + 1):
+        for one, found in zip(sides, runs, strict=True):
+            say(f"round {number} of {rounds}: {one.name}")
+            found.append(await run_once(one, plan, workload, part=f"round {number}"))
+            await asyncio.sleep(0)
+    return runs
+
+
+async def swept(side: Side, plan: Plan, loads: Sequence[Load], say: Say) -> list[Run]:
+    """One server under one load after another."""
+    workload = await calibrated(side, plan)
+    runs = []
+    for load in loads:
+        say(f"{load}")
+        runs.append(await run_once(side, plan, workload, load=load, part=str(load)))
+    return runs
+
+
+def _requests(side: Side, plan: Plan, prompts: Sequence[Prompt]) -> list[bytes]:
+    path = "/v1/chat/completions" if plan.chat else "/v1/completions"
+    return [
+        side.server.request(
+            path, body_of(prompt, side.model, chat=plan.chat, stream=plan.stream, **plan.more)
+        )
+        for prompt in prompts
+    ]

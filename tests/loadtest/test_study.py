@@ -1,0 +1,91 @@
+import asyncio
+import json
+
+import pytest
+
+from penstock.errors import ConfigError, UpstreamError
+from penstock.loadtest.client import Sample, Server
+from penstock.loadtest.study import Load, Plan, Side, calibrated, compared, measured, swept
+from penstock.loadtest.workload import Trace, Workload
+
+
+class Words(Server):
+    """A server to which each word is two tokens, and a template ten more."""
+
+    def __init__(self, log=None, error=None):
+        super().__init__("http://words")
+        self.log = [] if log is None else log
+        self.error = error
+
+    def request(self, path, body):
+        return json.dumps([path, body]).encode()
+
+    async def ask(self, request, due=None):
+        await asyncio.sleep(0)
+        _, body = json.loads(request)
+        words = len(body["messages"][0]["content"].split())
+        self.log.append((self, body["messages"][0]["content"]))
+        return Sample(
+            due or 0.0,
+            input_tokens=10 + 2 * words,
+            output_tokens=1,
+            pieces=1,
+            error=self.error,
+            why="no",
+        )
+
+
+def plan(**more):
+    more = {"load": Load(clients=2), "requests": 4, "warmup": 2, **more}
+    return Plan(Workload("gsm8k"), **more)
+
+
+async def test_the_tokens_of_a_word_are_measured():
+    side = Side("a", Words(), "m")
+    assert (await calibrated(side, plan())).tokens_per_word == 2
+    assert (await calibrated(side, plan(tokens_per_word=1.5))).tokens_per_word == 1.5
+
+
+async def test_a_server_that_answers_nothing_is_left_at_once():
+    with pytest.raises(UpstreamError, match="does not answer a first request: HTTP 503: no"):
+        await measured(Side("a", Words(error="HTTP 503"), "m"), plan())
+
+
+async def test_two_sides_take_turns_with_the_same_prompts():
+    log: list[tuple[Server, str]] = []
+    sides = [Side(name, Words(log), "m") for name in "ab"]
+    told: list[str] = []
+    runs = await compared(sides, plan(tokens_per_word=1.0), 2, told.append)
+    assert told == [f"round {n} of 2: {name}" for n in (1, 2) for name in "ab"]
+    assert [[len(run.samples) for run in one] for one in runs] == [[4, 4], [4, 4]]
+    asked = {side.name: [text for server, text in log if server is side.server] for side in sides}
+    assert asked["a"] == asked["b"]
+    assert len(set(asked["a"])) == len(asked["a"])  # no round repeats another's
+
+
+async def test_a_sweep_goes_from_level_to_level():
+    loads = [Load(clients=1), Load(clients=2)]
+    runs = await swept(Side("a", Words(), "m"), plan(), loads, lambda _: None)
+    assert [len(run.samples) for run in runs] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("load", "requests"),
+    [
+        (Load(rate=1e6), 4),
+        (Load(trace=Trace([0.0, 0.0], [(5, 1), (6, 1)])), 2),
+    ],
+)
+async def test_open_loops(load, requests):
+    run = await measured(Side("a", Words(), "m"), plan(load=load, tokens_per_word=1.0))
+    assert len(run.samples) == requests
+
+
+def test_a_load_is_of_one_kind():
+    with pytest.raises(ConfigError, match="give one of"):
+        Load(clients=1, rate=2)
+    assert [str(Load(clients=1)), str(Load(rate=2)), str(Load(ramp=(1, 2, 3)))] == [
+        "1 client",
+        "2 requests/s",
+        "1 to 2 requests/s in 3 s",
+    ]
