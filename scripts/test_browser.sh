@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests of the documentation page in a browser, driven by Playwright from an environment of its own: BROWSER_VENV, made
+# Tests of the console and of other pages in a browser, driven by Playwright from an environment of its own: BROWSER_VENV, made
 # or reused (default: .venv-browser). The browser is PENSTOCK_BROWSER, the system's chromium, one that Playwright
 # downloads, or in CI one from the system's packages; where none can be had, the tests are skipped and say so.
 set -euo pipefail
@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 venv="${BROWSER_VENV:-.venv-browser}"
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q -c constraints.txt -e '.[dev]' playwright
+"$venv/bin/pip" install -q -c constraints.txt -e '.[dev]' playwright axe-playwright-python
 
 found() { command -v chromium || command -v google-chrome || true; }
 from_packages() {

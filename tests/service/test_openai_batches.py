@@ -31,6 +31,8 @@ async def test_a_batch_from_its_file_to_its_answers(service):
     assert (batch.failed_at, batch.expired_at, batch.cancelled_at) == (None, None, None)
     assert batch.expires_at == batch.created_at + 86400
     assert batch.usage.output_tokens == 8
+    counted = (await service.app.ingress.metrics.render()).decode()
+    assert 'penstock_generation_tokens_total{model_name="sim"} 8.0' in counted
     assert batch.usage.total_tokens == batch.usage.input_tokens + 8
     answers, errors = (
         await service.read(batch.output_file_id),

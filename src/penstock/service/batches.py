@@ -50,7 +50,9 @@ class Tally(Struct, frozen=True, kw_only=True):
 
 
 class Batch(Struct, frozen=True, kw_only=True):
-    """A batch. Times are in Unix seconds. `usage` sums up the tokens of its answers."""
+    """A batch. Times are in Unix seconds. `usage` sums up the tokens of its answers. While `paused`
+    no more of its lines are begun.
+    """
 
     id: str
     owner: str
@@ -62,6 +64,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int
     status: Status = "validating"
+    paused: bool = False
     metadata: dict[str, str] | None = None
     output_expires_in: float | None = None
     output_file_id: str | None = None
@@ -98,6 +101,7 @@ class Batch(Struct, frozen=True, kw_only=True):
             "input_file_id": self.input_file_id,
             "completion_window": self.completion_window,
             "status": self.status,
+            "paused": self.paused,
             "output_file_id": self.output_file_id,
             "error_file_id": self.error_file_id,
             "created_at": self.created_at,
@@ -190,6 +194,19 @@ class BatchStore:
 
         return await self._state.run(cancel)
 
+    async def pause(self, owner: str | None, id: str, api: str, *, paused: bool) -> Batch:
+        """Pause a batch, or have it go on. Raises `RequestError` for one that ends or has ended."""
+
+        def pause(db: Connection) -> Batch:
+            batch = batch_of(_row(db, owner, id, api))
+            if batch.status not in ("validating", "in_progress"):
+                late = RequestError(f"the batch is {batch.status}, and cannot be paused or resumed")
+                late.status = 409
+                raise late
+            return _store(db, replace(batch, paused=paused))
+
+        return await self._state.run(pause)
+
     async def delete(self, owner: str | None, id: str, api: str) -> Batch:
         """Forget a batch that has ended. Raises `RequestError` if it still runs."""
 
@@ -239,20 +256,20 @@ class BatchStore:
         lives = self._state.lives(row["server"])
         return bool(row["leased_until"] > time.time() if lives is None else lives)
 
-    async def renew(self, ids: list[str]) -> dict[str, Status]:
-        """Keep the batches that this server runs. Returns the statuses of those that it still
-        has; others were deleted, or another server has them.
+    async def renew(self, ids: list[str]) -> dict[str, Batch]:
+        """Keep the batches that this server runs. Returns those that it still has;
+        others were deleted, or another server has them.
         """
 
-        def renew(db: Connection) -> dict[str, Status]:
-            found: dict[str, Status] = {}
+        def renew(db: Connection) -> dict[str, Batch]:
+            found: dict[str, Batch] = {}
             for id in ids:
                 row = db.execute(
-                    "SELECT status, server FROM penstock_batch WHERE id = ?", (id,)
+                    "SELECT body, server FROM penstock_batch WHERE id = ?", (id,)
                 ).fetchone()
                 if row is None or row["server"] != self._state.server:
                     continue
-                found[id] = row["status"]
+                found[id] = batch_of(row)
                 db.execute(
                     "UPDATE penstock_batch SET leased_until = ? WHERE id = ?", (self._until, id)
                 )

@@ -104,15 +104,24 @@ class ServedStep:
     """
 
     def __init__(
-        self, form: ServedLines, models: ModelNames, model: str, slots: asyncio.Semaphore, most: int
+        self,
+        form: ServedLines,
+        models: ModelNames,
+        model: str,
+        slots: asyncio.Semaphore,
+        most: int,
+        answered: Callable[[str, Usage], None],
     ) -> None:
         self._form = form
         self._models = models
         self._model = model
         self._slots = slots
         self._most = most
+        self._answered = answered
         self._under_way: set[asyncio.Timeout] = set()
         self._over = asyncio.Event()
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         self._ended: Callable[[], PenstockError] | None = None
 
     def finish_with(self, why: Callable[[], PenstockError]) -> None:
@@ -124,6 +133,13 @@ class ServedStep:
         now = asyncio.get_running_loop().time()
         for limit in self._under_way:
             limit.reschedule(now)
+
+    def pause(self, paused: bool) -> None:
+        """Begin no more lines, or begin them again."""
+        if paused:
+            self._goes_on.clear()
+        else:
+            self._goes_on.set()
 
     def end(self) -> None:
         """Try nothing again."""
@@ -140,8 +156,11 @@ class ServedStep:
             async with asyncio.timeout(None) as limit:
                 self._under_way.add(limit)
                 try:
-                    async with self._slots:
-                        return await self._answer(row, tries)
+                    while True:
+                        await self._goes_on.wait()
+                        async with self._slots:
+                            if self._goes_on.is_set():
+                                return await self._answer(row, tries)
                 finally:
                     self._under_way.discard(limit)
         except TimeoutError:
@@ -168,7 +187,10 @@ class ServedStep:
         while True:
             tries.count += 1
             try:
-                return await self._form.ask(model, row)
+                outcome = await self._form.ask(model, row)
+                if outcome.usage is not None:
+                    self._answered(target.handle.model_id, outcome.usage)
+                return outcome
             except PenstockError as error:
                 if self._over.is_set():
                     raise

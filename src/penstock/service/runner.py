@@ -46,6 +46,7 @@ from penstock.service.lines import (
 from penstock.service.promises import Speed, too_late
 from penstock.service.uploads import UploadStore
 from penstock.service.validation import Checked, check_input
+from penstock.types import Usage
 
 PROGRESS_S = 1.0
 """How often the counts of a batch under way are stored."""
@@ -70,6 +71,7 @@ class Run:
         """Set when lines that are not answered yet never will be."""
         self.task: asyncio.Task[None]
         self._why: type[PenstockError] | None = None
+        self._paused = batch.paused
         if batch.status == "cancelling":
             self.cancel()
 
@@ -79,14 +81,22 @@ class Run:
     def expire(self) -> None:
         self._finish(BatchExpiredError)
 
+    def pause(self, paused: bool) -> None:
+        """Begin no more lines, or begin them again."""
+        self._paused = paused
+        if self.step is not None:
+            self.step.pause(paused)
+
     def begin(self, step: ServedStep) -> None:
         """Answer lines with this step from now on."""
         self.step = step
+        step.pause(self._paused)
         self._tell()
 
     def drain(self) -> None:
         """Begin no more lines."""
-        if self.interrupts.on_first is not None:
+        # Paused lines would not end by themselves.
+        if self.interrupts.on_first is not None and not self._paused:
             self.interrupts.received = signal.SIGTERM
             self.interrupts.on_first()
         else:
@@ -107,7 +117,7 @@ class Run:
 
 class Runner:
     """The batches that this server runs. `folder` holds those under way; `ended` is told of each
-    that has ended.
+    that has ended, `answered` of each line: its model and tokens.
     """
 
     def __init__(
@@ -120,6 +130,7 @@ class Runner:
         http: HttpSettings,
         settings: BatchSettings,
         ended: Callable[[Batch], Awaitable[None]],
+        answered: Callable[[str, Usage], None],
     ) -> None:
         self._folder = folder
         self._files = files
@@ -129,6 +140,7 @@ class Runner:
         self._http = http
         self._settings = settings
         self._ended = ended
+        self._line_answered = answered
         self._runs: dict[str, Run] = {}
         self._speeds: defaultdict[str, Speed] = defaultdict(Speed)
         self._turns = asyncio.Semaphore(settings.max_batches)
@@ -172,6 +184,11 @@ class Runner:
         """End a batch that is being cancelled, if it runs here."""
         if (run := self._runs.get(id)) is not None:
             run.cancel()
+
+    def pause(self, id: str, *, paused: bool) -> None:
+        """Pause a batch or have it go on, if it runs here."""
+        if (run := self._runs.get(id)) is not None:
+            run.pause(paused)
 
     # The life of a batch
     async def _take_turn(self, run: Run) -> None:
@@ -277,7 +294,12 @@ class Runner:
             model="", created=batch.created_at, limit=limited(self._http), unique=True
         )
         step = ServedStep(
-            form, self._models, batch.model, self._slots, self._settings.max_in_flight
+            form,
+            self._models,
+            batch.model,
+            self._slots,
+            self._settings.max_in_flight,
+            self._line_answered,
         )
         run.begin(step)
         source = await open_source(str(input))
@@ -373,12 +395,14 @@ class Runner:
         while True:
             try:
                 runs = dict(self._runs)  # others may be submitted meanwhile
-                statuses = await self._batches.renew(list(runs))
+                mine = await self._batches.renew(list(runs))
                 for id, run in runs.items():
-                    if id not in statuses:
+                    if id not in mine:
                         run.task.cancel()  # it was deleted, or another server has it
-                    elif statuses[id] == "cancelling":
+                    elif mine[id].status == "cancelling":
                         run.cancel()
+                    else:
+                        run.pause(mine[id].paused)
                 await self._take_over()
                 await self._sweep()
             except PenstockError as error:

@@ -109,6 +109,7 @@ class BatchService:
             self._ingress.settings,
             settings,
             self._told,
+            self._ingress.note_batch_line,
         )
         return Stores(files, uploads, batches, runner)
 

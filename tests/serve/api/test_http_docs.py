@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+import browser
 from penstock.serve.api.routes import ENDPOINTS
 
 pytestmark = pytest.mark.browser
@@ -18,20 +17,8 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A page of a headless browser: PENSTOCK_BROWSER, one that the system has, or Playwright's
-    own.
-    """
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = (
-        os.environ.get("PENSTOCK_BROWSER")
-        or shutil.which("chromium")
-        or shutil.which("google-chrome")
-    )
-    with playwright.sync_playwright() as driver:
-        # It only sees our own page.
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser.new_page()
-        browser.close()
+    with browser.launched() as launched:
+        yield launched.new_page()
 
 
 def test_the_docs_show_every_endpoint_and_samples_that_work(page: Any, url: str) -> None:

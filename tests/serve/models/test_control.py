@@ -168,6 +168,42 @@ async def test_what_was_asked_of_a_cold_model_holds_when_it_loads():
     await server.stop()
 
 
+async def test_a_model_is_unloaded_when_its_requests_have_ended_and_loaded_again():
+    engine = Scripted()
+    server = LLMServer(config(), engine=engine, load_on_demand=True)
+    await server.start()
+    under_way = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    unloading = asyncio.create_task(server.unload_model())
+    await settle()
+    late = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert (engine.stops, unloading.done()) == (0, False)
+    engine.go_on.set()
+    assert await under_way == "ab"
+    await unloading
+    assert await late == "ab"  # it came meanwhile, and loads the model
+    assert (engine.starts, engine.stops) == (2, 1)
+    await server.unload_model()
+    assert server.state().state == "cold"
+    await server.load_model()
+    assert (server.state().state, engine.starts) == ("ready", 3)
+    await server.load_model()
+    assert engine.starts == 3
+    await server.stop()
+
+
+async def test_what_is_held_or_asleep_is_neither_unloaded_nor_loaded(started):
+    server = await started()
+    await server.pause("keep")
+    result = await control_result(server, "r0", "unload_model", {})
+    assert (result["ok"], "resume it first" in result["error"]["message"]) == (False, True)
+    await server.resume()
+    await server.sleep()
+    result = await control_result(server, "r0", "load_model", {})
+    assert (result["ok"], "asleep" in result["error"]["message"]) == (False, True)
+
+
 async def test_control_results_and_refusals(started):
     server = await started()
     assert await control_result(server, "r0", "pause", {"mode": "abort"}) == {

@@ -186,6 +186,7 @@ DEFAULT_PORT = 8000
     type=click.FloatRange(0, min_open=True),
     help="Most content in the store; the least recently used is evicted.  [default: 1024]",
 )
+@click.option("--no-console", is_flag=True, help="Leave out the console at /console.")
 @click.option(
     "--batch-dir",
     type=click.Path(file_okay=False),
@@ -345,7 +346,8 @@ def _announce(url: str, model: str, settings: HttpSettings, *, secure: bool = Fa
             f"{key} --unix-socket {url.removeprefix('unix:')}",
             f"http{'s' * secure}://localhost",
         )
-    click.echo(f"Listening on {shown} (API: {url}/v1, docs: {url}/docs). Try:")
+    console = f", console: {url}/console" if settings.console else ""
+    click.echo(f"Listening on {shown} (API: {url}/v1, docs: {url}/docs{console}). Try:")
     click.echo(
         f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
     )
@@ -437,6 +439,7 @@ def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
         drain_timeout_s=drain,
         store=_store(options, args.http.store),
         batches=_batches(options, args.http.batches),
+        console=not options["no_console"],
     )
 
 

@@ -32,6 +32,7 @@ from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
+from penstock.serve.api.traffic import UNKNOWN_ENDPOINT, Traffic
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import SESSION_HEADER, ModelHandle, ModelNames, Target
 from penstock.types import Usage
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("penstock.serve")
 _access = logging.getLogger("penstock.access")
 T = TypeVar("T")
-UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
 """Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
 RESPONSE_ID = "x-penstock-response-id"
@@ -70,6 +70,8 @@ class IngressState:
         self.background: BackgroundRuns | None = None
         self.on_drain: list[Callable[[float], Awaitable[None]]] = []
         """Called when the server begins to drain, with the seconds that work under way has."""
+        self.traffic: Traffic | None = None
+        """The requests as they pass, if there is a console that shows them."""
         self.is_replica = False
         """Whether other ingresses are in front, which store for it."""
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
@@ -94,6 +96,12 @@ class IngressState:
         self.inflight -= 1
         if not self.inflight:
             self._idle.set()
+
+    def note_batch_line(self, model: str, usage: Usage) -> None:
+        """Count the tokens of a batch's line, which is no request of its own."""
+        self.metrics.count_tokens(model, usage)
+        if self.traffic is not None:
+            self.traffic.batch_tokens[model] += usage.completion_tokens
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event | None = None) -> bool:
         """Take no more requests, wait for those under way, then abort them. Returns whether all
@@ -166,7 +174,10 @@ class Exchange:
         self.first_token_at: float | None = None
         self.ended = self.started
         self.engine_seconds = 0.0
+        self.deltas = 0
+        """Pieces of a streamed answer so far."""
         self.queue_times = gather_queue_times()
+        self.kept_body: bytes | None = None
         self.request: Request
         self._form: msgspec.Struct | None = None
         self._counted = False
@@ -186,6 +197,8 @@ class Exchange:
         # A client that stalls must not delay the server's shutdown.
         async with Interrupt(None, self.ingress.live):
             body = await read_body(self.request, self.limits)
+        if (traffic := self.ingress.traffic) is not None and traffic.keeps_bodies:
+            traffic.body(self, body)
         if self.runs and not self._counted:
             self._counted = True
             self.ingress.answering += 1
@@ -275,12 +288,12 @@ class Exchange:
             self.ingress.answering -= 1
         self.ended = time.perf_counter()
         self.ingress.metrics.requests.labels(self.model, self.endpoint, str(self.status)).inc()
+        if self.ingress.traffic is not None:
+            self.ingress.traffic.note(self)
         if not self.model or not self.runs:
             return
-        metrics, usage = self.ingress.metrics.of(self.model), self.usage
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.cached_tokens.inc(usage.cached_tokens)
-        metrics.generation_tokens.inc(usage.completion_tokens)
+        usage = self.usage
+        metrics = self.ingress.metrics.count_tokens(self.model, usage)
         if self.status != 200:  # a refusal's latency is not the model's
             return
         total = self.ended - self.started

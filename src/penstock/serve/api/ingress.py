@@ -31,7 +31,14 @@ from penstock.serve.api.exchange import (
     log_access,
     note_on_span,
 )
-from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, describe
+from penstock.serve.api.routes import (
+    CONSOLE_ENDPOINTS,
+    CONTROL_ENDPOINTS,
+    ENDPOINTS,
+    Endpoint,
+    describe,
+)
+from penstock.serve.api.traffic import Traffic
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelNames
 from penstock.serve.replicas.forward import forward
@@ -77,6 +84,9 @@ class IngressApp:
             ingress.background = BackgroundRuns(ingress, ingress.store)
         keys, root = bool(settings.api_keys), settings.root_path
         ingress.openapi = cache(partial(describe, endpoints, with_keys=keys, root_path=root))
+        if settings.console:
+            endpoints = (*endpoints, *CONSOLE_ENDPOINTS)
+            ingress.traffic = ingress.traffic or Traffic()
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
                 replace(one, answer=partial(forward, endpoint=one), body=None)

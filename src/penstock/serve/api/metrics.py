@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from penstock.errors import PenstockError
 from penstock.serve.models.handle import ModelHandle, ModelState, StateName
+from penstock.types import Usage
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SECONDS = (*_BUCKETS, 5, 10, 30, 60, 120, 300)
@@ -145,6 +146,14 @@ class Metrics:
             found = ModelMetrics._make(metric.labels(model) for metric in self._of_all)
             self._of_models[model] = found
         return found
+
+    def count_tokens(self, model: str, usage: Usage) -> ModelMetrics:
+        """Count the tokens of an answer. Returns the model's metrics."""
+        metrics = self.of(model)
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.cached_tokens.inc(usage.cached_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        return metrics
 
     async def render(self) -> bytes:
         """The page for Prometheus, in its text format."""

@@ -30,6 +30,7 @@ from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, pa
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (
+    console,
     control,
     conversations,
     generation,
@@ -116,6 +117,8 @@ class Endpoint(Struct, frozen=True):
         exchange.endpoint = self.path
         exchange.runs = self.runs
         exchange.request = Request(scope, receive)
+        if self.runs and (traffic := exchange.ingress.traffic) is not None:
+            traffic.under_way.add(exchange)
         if self.admin:
             check_admin(exchange.rank, exchange.request.headers)
         body = () if self.body is None else (await exchange.body(self.body),)
@@ -207,6 +210,8 @@ _ACTIONS = (
     "wakeup",
     "pause",
     "resume",
+    "load_model",
+    "unload_model",
     "reset_prefix_cache",
     "start_profile",
     "stop_profile",
@@ -233,6 +238,17 @@ CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", "/server_info", control.server_info, admin=True),
 )
+CONSOLE_ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("GET", "/console", console.file(console.PAGE), public=True),
+    Endpoint("GET", "/console/", console.without_slash, public=True),
+    *(
+        Endpoint("GET", f"/console/{name}", console.file(name), public=True)
+        for name in console.FILES
+        if name != console.PAGE
+    ),
+    Endpoint("POST", "/console/live", console.live, console.LiveBody),
+)
+"""The console's own, which the description leaves out: nothing else is to ask them."""
 
 _ERROR = {
     "description": "The request failed.",

@@ -73,6 +73,7 @@ class EventStream(Response):
                 batch: list[Delta] = await anext(batches, [])
                 now = clock()
                 exchange.engine_seconds += now - asked
+                exchange.deltas += len(batch)
                 for delta in batch:
                     if delta.finish_reason is not None:
                         self._open -= 1

@@ -93,7 +93,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     application (vLLM's), if there is one model, in this process. Clients may send chat templates,
     which are programs, only with `trust_request_chat_template`. With `vllm_metrics` /metrics has
     vLLM's names as well. Responses are stored only with a `store`; there are batches and files only
-    with `batches`.
+    with `batches`. With `console` there is a page for operators and users at /console.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -109,6 +109,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
     store: StoreSettings | None = None
     batches: BatchSettings | None = None
+    console: bool = True
 
     def __post_init__(self) -> None:
         for name in ("root_path", "engine_app"):

@@ -84,6 +84,8 @@ METHODS: dict[str, type[Struct]] = {
     "pause": PauseOptions,
     "resume": NoOptions,
     "is_paused": NoOptions,
+    "load_model": NoOptions,
+    "unload_model": NoOptions,
     "reset_prefix_cache": NoOptions,
     "start_profile": NoOptions,
     "stop_profile": NoOptions,
@@ -190,6 +192,34 @@ class ControlPlane(Operations):
     async def is_paused(self) -> bool:
         """Whether the model was paused."""
         return self.paused is not None
+
+    async def unload(self) -> None:
+        """Free everything that the model holds, whatever is under way."""
+        raise NotImplementedError
+
+    async def load_model(self) -> None:
+        """Load the model unless it is loaded, and return when it is ready. Raises what keeps it
+        from that.
+        """
+        if self.asleep:
+            raise self.asleep_error()
+        self.supervisor.load()
+        await self.supervisor.ready()
+
+    async def unload_model(self) -> None:
+        """Free everything that the model holds, once the requests under way have ended. The next
+        request loads it again, and so do those that came meanwhile. Raises `RequestError` while
+        requests are held by a pause.
+        """
+        if self.paused == "keep":
+            raise RequestError(f"'{self.llm_config.model_id}' holds requests: resume it first")
+        self.admission.close()
+        await self.admission.drained()
+        if self.admission.running:
+            return  # what opened the gate meanwhile was asked for later
+        await self.unload()
+        if self.admission.waiting and not self.asleep:
+            self.supervisor.load()
 
     async def collective_rpc(
         self,

@@ -111,6 +111,7 @@ class ReplicaServer:
             limits=limits,
             trust_request_chat_template=settings.trust_request_chat_template,
             vllm_metrics=settings.vllm_metrics,
+            console=False,
             drain_timeout_s=max(config.deployment_config.graceful_shutdown_timeout_s - 2.0, 0.0),
         )
         self._socket = listen(host, 0)

@@ -52,6 +52,8 @@ class BatchRoutes:
             Endpoint("GET", "/v1/batches", self.list, query=("limit", "after")),
             Endpoint("GET", one, self.retrieve),
             Endpoint("POST", f"{one}/cancel", self.cancel),
+            Endpoint("POST", f"{one}/pause", self.pause),
+            Endpoint("POST", f"{one}/resume", self.resume),
         )
 
     async def create(self, exchange: Exchange, body: BatchBody) -> Response:
@@ -114,6 +116,21 @@ class BatchRoutes:
         id = exchange.request.path_params["batch_id"]
         batch = await stores.batches.cancel(sees(exchange), id, "openai")
         stores.runner.cancel(id)
+        return exchange.json(batch.body())
+
+    async def pause(self, exchange: Exchange) -> Response:
+        """Begin no more lines of a batch until it is resumed; those under way end."""
+        return await self._pause(exchange, paused=True)
+
+    async def resume(self, exchange: Exchange) -> Response:
+        """Go on with a batch that is paused."""
+        return await self._pause(exchange, paused=False)
+
+    async def _pause(self, exchange: Exchange, *, paused: bool) -> Response:
+        stores = await self._service.opened()
+        id = exchange.request.path_params["batch_id"]
+        batch = await stores.batches.pause(sees(exchange), id, "openai", paused=paused)
+        stores.runner.pause(id, paused=paused)
         return exchange.json(batch.body())
 
 

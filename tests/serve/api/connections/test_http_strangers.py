@@ -215,6 +215,8 @@ class TestAdminRoutes:
                 "/resume",
                 "/is_paused",
                 "/reset_prefix_cache",
+                "/load_model",
+                "/unload_model",
             ),
             *("/start_profile", "/stop_profile", "/collective_rpc", "/penstock/control"),
             *("/wake_up", "/server_info", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"),

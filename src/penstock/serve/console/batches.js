@@ -1,0 +1,101 @@
+// Batches: how far they are, beginning one, pausing and cancelling one, its files.
+
+import { KIND, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
+import { download, filesPart, upload } from "./files.js";
+import * as server from "./server.js";
+
+const PAGE = 20;
+const POLL_MS = 2000;
+const OVER = ["completed", "failed", "expired", "cancelled"];
+const ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/decisions", "/v1/score", "/v1/rerank", "/classify"];
+
+export const batchesView = () => {
+  const list = el("div", { class: "cards" });
+  const nothing = empty("No batches", "A batch answers the lines of a file while nobody else needs the model. Begin one below.");
+  const more = button("More", () => doing(more, () => load(true)));
+  const files = filesPart();
+  const cards = new Map();
+  let batches = [];
+  let timer = 0;
+
+  const act = (event, batch, what, did) => doing(event.target, async () => {
+    await server.post(`v1/batches/${encodeURIComponent(batch.id)}/${what}`);
+    note(did);
+    await load();
+  });
+  const card = (batch) => {
+    const { total, completed, failed } = batch.request_counts ?? { total: 0, completed: 0, failed: 0 };
+    const over = OVER.includes(batch.status);
+    const share = total ? (completed + failed) / total : 0;
+    const file = (id, name, text) => id && button(text, (event) => doing(event.target, () => download(id, name)), { class: "small", "aria-label": `${text} of ${batch.id}` });
+    const faults = batch.errors?.data ?? [];
+    const id = `progress-${batch.id}`;
+    return el("article", { class: "card", "aria-label": `Batch ${batch.id}` },
+      el("div", { class: "row" }, el("h3", { class: "mono" }, batch.id), badge(batch.paused && !over ? "paused" : batch.status.replaceAll("_", " "), batch.paused && !over ? "warn" : KIND[batch.status])),
+      el("p", { class: "quiet" }, [batch.model, batch.endpoint, `begun ${day(batch.created_at)}`, !over && `ends by ${day(batch.expires_at)}`].filter(Boolean).join(" · ")),
+      el("label", { for: id, class: "row" }, el("span", {}, `${count(completed)} of ${count(total)} lines answered`), failed > 0 && el("span", { class: "fault" }, `${count(failed)} failed`), el("span", { class: "push" }), `${Math.floor(100 * share)} %`),
+      el("progress", { id, max: 1, value: over && !total ? 0 : share }),
+      batch.usage && el("p", { class: "quiet" }, `${count(batch.usage.input_tokens)} tokens in, ${count(batch.usage.output_tokens)} out`),
+      faults.length > 0 && el("details", {}, el("summary", {}, `${count(faults.length)} faults`), el("ul", {}, faults.slice(0, 100).map((one) => el("li", {}, one.line ? `Line ${one.line}: ` : "", one.message)))),
+      el("div", { class: "row" }, file(batch.output_file_id, `${batch.id}-output.jsonl`, "Answers"), file(batch.error_file_id, `${batch.id}-errors.jsonl`, "Errors"),
+        !over && batch.paused !== undefined && batch.status !== "cancelling" && (batch.paused ? button("Go on", (event) => act(event, batch, "resume", "The batch goes on"), { "aria-label": `Go on with ${batch.id}` })
+          : button("Pause", (event) => act(event, batch, "pause", "The batch is paused"), { "aria-label": `Pause ${batch.id}` })),
+        !over && batch.status !== "cancelling" && button("Cancel", async (event) => {
+          if (await confirmed("Cancel this batch?", "What was answered stays. The other lines are not answered.", "Cancel the batch")) await act(event, batch, "cancel", "The batch ends");
+        }, { "aria-label": `Cancel ${batch.id}` })));
+  };
+  const draw = () => {
+    nothing.hidden = batches.length > 0;
+    const made = batches.map((batch) => {
+      const key = JSON.stringify(batch);
+      const known = cards.get(batch.id);
+      if (known?.key === key) return known.element;
+      const fresh = { key, element: card(batch) };
+      const label = known?.element.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+      cards.set(batch.id, fresh);
+      if (known) known.element.replaceWith(fresh.element);
+      if (label) (fresh.element.querySelector(`[aria-label="${CSS.escape(label)}"]`) ?? fresh.element.querySelector("button"))?.focus();
+      return fresh.element;
+    });
+    for (const old of [...list.children]) if (!made.includes(old)) old.remove();
+    made.forEach((one, at) => { if (list.children[at] !== one) list.insertBefore(one, list.children[at] ?? null); });
+  };
+  const load = async (further = false) => {
+    const after = further && batches.length ? `&after=${encodeURIComponent(batches.at(-1).id)}` : "";
+    const limit = further ? PAGE : Math.min(Math.max(batches.length, PAGE), 100);
+    const page = await server.getJson(`v1/batches?limit=${limit}${after}`);
+    const before = batches;
+    batches = further ? [...batches, ...page.data] : page.data;
+    more.hidden = !page.has_more;
+    draw();
+    if (batches.some((one) => OVER.includes(one.status) && before.some((old) => old.id === one.id && !OVER.includes(old.status)))) await files.load();
+  };
+  const watch = async () => {
+    clearTimeout(timer);
+    if (element.hidden || document.hidden) return;
+    try {
+      await load();
+    } catch { /* the state in the head tells it */ }
+    timer = setTimeout(watch, POLL_MS);
+  };
+  document.addEventListener("visibilitychange", watch);
+
+  const picked = el("input", { type: "file", accept: ".jsonl,application/jsonl", required: true });
+  const endpoint = el("select", {}, ENDPOINTS.map((one) => el("option", { value: one }, one)));
+  const window = el("input", { value: "24h", required: true, pattern: "[0-9]+[smhd]" });
+  const form = el("form", { class: "card", onsubmit: (event) => {
+    event.preventDefault();
+    doing(event.submitter, async () => {
+      const file = await upload(picked.files[0]);
+      await server.post("v1/batches", { input_file_id: file.id, endpoint: endpoint.value, completion_window: window.value });
+      note("The batch is begun");
+      picked.value = "";
+      await load();
+      await files.load();
+    });
+  } }, el("h2", {}, "Begin a batch"), el("div", { class: "three" }, field("Lines (JSONL)", picked, "Each line: custom_id, method, url, body"),
+    field("Endpoint", endpoint), field("Time it has", window, "such as 90m, 24h, 7d")), el("div", { class: "row" }, el("button", { type: "submit", class: "main" }, "Begin")));
+  more.hidden = true;
+  const element = el("section", { "aria-labelledby": "batches-title" }, el("h1", { id: "batches-title" }, "Batches"), nothing, list, more, form, files.element);
+  return { element, shown: () => { watch(); files.load().catch(() => {}); } };
+};
