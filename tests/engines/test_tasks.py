@@ -104,7 +104,8 @@ def test_each_task_and_each_operation_is_a_method():
         "generate",
         "answer",
     }
-    of_servers = {"check_health", "load_lora_adapter", "unload_lora_adapter"}
+    adapters = {"load_lora_adapter", "unload_lora_adapter"}
+    of_servers = {"check_health", "load_model", "unload_model", *adapters}
     assert set(METHODS) - of_servers == {n for n in vars(Operations) if not n.startswith("_")} - {
         "control"
     }

@@ -50,7 +50,7 @@ CONTROL_BODIES: dict[str, dict[str, Any]] = {
 CONTROLS: list[tuple[str, dict[str, Any]]] = [
     (one.path, CONTROL_BODIES.get(one.path, {}))
     for one in CONTROL_ENDPOINTS
-    if one.method == "POST"
+    if one.method == "POST" and one.path != "/load_model"  # that is what it is for
 ]
 NO_MODELS = ["n", "m:", "m:none", "m:none:none", "other:none"]
 CHAT: dict[str, Any] = {
