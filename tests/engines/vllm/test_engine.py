@@ -241,7 +241,6 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
     [
         ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}),
         ("chat/completions", {**CHAT, "messages": "hello"}),
-        ("chat/completions", {**CHAT, "max_tokens": 5000}),
         ("chat/completions", {**CHAT, "max_tokens": 0}),
         ("chat/completions", {**CHAT, "temperature": -1}),
         ("chat/completions", {**CHAT, "top_p": 2}),
@@ -271,7 +270,6 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
         ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": [PICTURE]}]}),
         ("completions", {**TEXT, "prompt": "word " * 5000}),
         ("completions", {**TEXT, "prompt": [1, 10**9]}),
-        ("completions", {**TEXT, "max_tokens": 5000}),
         ("completions", {**TEXT, "min_tokens": 20}),
         ("completions", {**TEXT, "temperature": "warm"}),
     ],
