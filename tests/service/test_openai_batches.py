@@ -46,7 +46,9 @@ async def test_a_batch_from_its_file_to_its_answers(service):
     assert error["response"]["body"]["error"]["param"] == "max_tokens"
     client = service.openai()
     assert (await client.files.retrieve(batch.output_file_id)).purpose == "batch_output"
-    assert not any((service.service.folder / "running").iterdir())
+    async with asyncio.timeout(60):  # the folder goes after the batch has said that it ended
+        while any((service.service.folder / "running").iterdir()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_request_gets_what_it_gets_online(service):
@@ -91,6 +93,7 @@ HOSTILE = {
     "invalid_json_line": b'{"custom_id": "b"',
     "bad_utf8": b'{"custom_id": "\xff"}',
     "no_object": b"[1]",
+    "beside_the_fields": lines([line("b")]).strip()[:-1] + b', "x": ' + b"9" * 5000 + b"}",
     "duplicate_custom_id": line("a"),
     "missing_required_parameter": {**line("b"), "custom_id": ""},
     "invalid_custom_id": {**line("b"), "custom_id": ["../x"]},
@@ -100,7 +103,12 @@ HOSTILE = {
     "invalid_body": {**line("b"), "body": "x"},
     "mismatched_model": line("b", model="another"),
 }
-CODES = {"bad_utf8": "invalid_json_line", "no_object": "invalid_json_line", "mixed": "invalid_url"}
+CODES = {
+    "bad_utf8": "invalid_json_line",
+    "no_object": "invalid_json_line",
+    "beside_the_fields": "invalid_json_line",
+    "mixed": "invalid_url",
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
