@@ -8,7 +8,7 @@ from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.vllm.options import known_names
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.llm_config.engine_choice import ENGINE_NAMES, VLLM_NAMES
+from penstock.llm_config.engine_choice import ENGINE_NAMES, VLLM_NAMES, unknown_engine
 
 
 def config(**fields):
@@ -45,6 +45,16 @@ def test_an_unknown_engine_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'vllm'") as caught:
         config(llm_engine="vLLMm")
     assert caught.value.field == "llm_engine"
+
+
+def test_a_batch_api_is_for_jobs():
+    with pytest.raises(ConfigError, match="only jobs: `penstock run --engine openai-batch`"):
+        config(llm_engine="openai-batch")
+
+
+def test_a_job_gets_the_nearest_batch_api():
+    assert "Did you mean 'openai-batch'" in str(unknown_engine("opnai-batch", job=True))
+    assert "openai-batch" not in str(unknown_engine("opnai-batch", job=False).hint)
 
 
 def test_the_names_are_those_of_the_table_of_engines():

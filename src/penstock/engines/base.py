@@ -17,10 +17,11 @@ from msgspec import Struct
 from penstock import lazy
 from penstock.cores import Cores
 from penstock.engines.tasks import Batches, Operations, Tasks, task_of
-from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
+from penstock.errors import ConfigError, EngineStartError, UnsupportedError
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.llm_config.batch import BatchConfig
+from penstock.llm_config.engine_choice import PROVIDERS, unknown_engine
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
@@ -301,9 +302,7 @@ def engine_class(name: str) -> type[LLMEngine]:
     try:
         module, _, attribute = ENGINES[name].partition(":")
     except KeyError:
-        raise ConfigError(
-            f"unknown engine '{name}'", field="llm_engine", value=name, hint=nearest(name, ENGINES)
-        ) from None
+        raise unknown_engine(name, job=name not in PROVIDERS) from None
     cls: type[LLMEngine] = getattr(lazy.require(module, needed_by=f"The {name} engine"), attribute)
     return cls
 

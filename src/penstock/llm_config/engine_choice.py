@@ -7,13 +7,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.errors import ConfigError, nearest
+
 if TYPE_CHECKING:
     from penstock.llm_config.model import LLMConfig
 
 EMBEDDED = "openvino"
 ENGINE_NAMES = frozenset({EMBEDDED, "remote", "sglang", "simulated", "vllm"})
+PROVIDERS = ("openai-batch", "anthropic-batch")
+"""Batch APIs of providers, which jobs have as engines."""
 RAYS_BUILDERS = ("ray.serve.llm", "ray.llm")
 """Packages of an application's `import_path` that mean vLLM."""
+
+
+def unknown_engine(name: str, *, job: bool) -> ConfigError:
+    """The error of an engine that is in no table; `job` where a job asks for it."""
+    if name in PROVIDERS and not job:
+        message = f"'{name}' answers in batches, and only jobs: `penstock run --engine {name}`"
+        return ConfigError(message, field="llm_engine", value=name)
+    known = {*ENGINE_NAMES, *(PROVIDERS if job else ())}
+    return ConfigError(
+        f"unknown engine '{name}'", field="llm_engine", value=name, hint=nearest(name, known)
+    )
 
 
 def chosen_engine(config: LLMConfig) -> tuple[str, str]:

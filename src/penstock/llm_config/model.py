@@ -13,7 +13,7 @@ from penstock.config import Items, Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.accelerators import Kind, accelerator_name, kind_of, kind_of_bundles
 from penstock.llm_config.batch import BatchConfig
-from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine
+from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
 from penstock.llm_config.engine_config import EngineConfig
 
 Count = Annotated[int, Meta(ge=0)]
@@ -289,12 +289,7 @@ class LLMConfig(Options, kw_only=True):
     def __post_init__(self) -> None:
         _check_engine_kwargs(self.engine_kwargs)
         if self.engine_name not in ENGINE_NAMES:
-            raise ConfigError(
-                f"unknown engine '{self.llm_engine}'",
-                field="llm_engine",
-                value=self.llm_engine,
-                hint=nearest(self.engine_name, ENGINE_NAMES),
-            )
+            raise unknown_engine(self.engine_name, job=False)
         if isinstance(self.server_cls, str):
             import_object(self.server_cls, "server_cls")  # it may not be there at all
         if self.accelerator_type is not None:

@@ -153,3 +153,9 @@ async def test_a_source_that_can_be_read_once_is_refused():
     for once in ("-", iter([{"text": "a"}])):
         with pytest.raises(ConfigError, match="source: can be read once only"):
             await Job(once, prompt="{text}", model="simulated").aplan()
+
+
+@pytest.mark.parametrize("engine", ["openai-batch", "anthropic-batch"])
+def test_a_batch_api_has_no_trial(engine, source):
+    with pytest.raises(ConfigError, match=f"{engine} has no trial.*'remote'"):
+        Job(source, prompt="{text}", engine=engine).plan()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 from penstock import lazy
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import EngineStep
-from penstock.batch.provider import PROVIDERS
 from penstock.batch.rows.requests import EngineForm
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import engine_for
 from penstock.errors import ConfigError
 from penstock.llm_config.batch import CLASS_HEADER
+from penstock.llm_config.engine_choice import PROVIDERS
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job

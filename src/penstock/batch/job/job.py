@@ -33,6 +33,7 @@ from penstock.batch.pipeline.processor import Processor, in_event_loop
 from penstock.batch.read.sources import read_ahead
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, nearest
+from penstock.llm_config.engine_choice import PROVIDERS
 
 if TYPE_CHECKING:
     from penstock.batch.job.forecast import Forecast
@@ -301,6 +302,13 @@ class Job:
         if self._read_once:
             raise ConfigError(
                 "can be read once only, and the job itself must read it", field="source"
+            )
+        if self.engine in PROVIDERS:
+            raise ConfigError(
+                f"{self.engine} has no trial: its answers take up to a day, and cost money."
+                " Plan with the engine 'remote' for the same model",
+                field="engine",
+                value=self.engine,
             )
         return await forecast(await plan_of(self), trial)
 

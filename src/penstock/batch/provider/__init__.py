@@ -1,3 +1,1 @@
 """A job through a provider's own batch API: `--engine openai-batch` or `anthropic-batch`."""
-
-PROVIDERS = ("openai-batch", "anthropic-batch")
