@@ -1,7 +1,7 @@
 """What a fresh interpreter loads: the untimed half of `bench/import_time.py`."""
 
 import penstock
-from import_time import EVERY_LIGHT_NAME, HEAVY, modules_added
+from import_time import EVERY_LIGHT_NAME, EVERY_SERVING_NAME, HEAVY, modules_added
 
 
 def test_the_package_itself_loads_nothing() -> None:
@@ -20,6 +20,12 @@ def test_every_public_name_is_light() -> None:
 def test_every_public_name_comes_where_the_heavy_packages_are_not_installed() -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); {EVERY_LIGHT_NAME}"
     modules_added(blocked)  # raises if a name does not come
+
+
+def test_every_name_of_serving_comes_without_what_it_does_not_use() -> None:
+    others = set(HEAVY) - {"starlette"}
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(others)!r})); "
+    modules_added(blocked + EVERY_SERVING_NAME)  # raises if one of them is asked for
 
 
 def test_public_names() -> None:

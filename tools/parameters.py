@@ -34,6 +34,7 @@ SDKS = {
     ],
     "/v1/decisions": [("openai", "openai.types.decision_create_params:DecisionCreateParams")],
     "/v1/embeddings": [("openai", "openai.types.embedding_create_params:EmbeddingCreateParams")],
+    "/v1/audio/speech": [("openai", "openai.types.audio.speech_create_params:SpeechCreateParams")],
     "/v1/responses": [
         ("openai", "openai.types.responses.response_create_params:ResponseCreateParamsNonStreaming")
     ],
@@ -47,6 +48,7 @@ VLLM = {
     "/v1/completions": ["CompletionRequest"],
     "/v1/decisions": [],
     "/v1/embeddings": ["EmbeddingCompletionRequest", "EmbeddingChatRequest"],
+    "/v1/audio/speech": [],
     "/v1/responses": ["ResponsesRequest"],
     "/v1/messages": ["AnthropicMessagesRequest"],
     "/v1/score": [
@@ -64,6 +66,7 @@ FORMS = {
     "/v1/completions": "requests:CompletionBody",
     "/v1/decisions": "decisions.openai_form:DecisionBody",
     "/v1/embeddings": "requests:EmbeddingBody",
+    "/v1/audio/speech": "audio:SpeechBody",
     "/v1/responses": "responses_api:ResponseBody",
     "/v1/messages": "messages_api:MessageBody",
     "/v1/score": "extensions:ScoreBody",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
-    "remote": "penstock.engines.remote:RemoteEngine",
+    "remote": "penstock.engines.remote.engine:RemoteEngine",
     "sglang": "penstock.engines.sglang:SGLangEngine",
     "simulated": "penstock.engines.simulated.engine:SimulatedEngine",
     "vllm": "penstock.engines.vllm:VLLMEngine",

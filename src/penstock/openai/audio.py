@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from penstock.errors import PenstockError, RequestError, UnsupportedError
+from penstock.errors import PenstockError, RequestError
 from penstock.openai.framing import DONE, data, error_events
 from penstock.types import Delta, SpeechRequest, Usage
 
@@ -26,15 +26,6 @@ class SpeechBody(Struct, kw_only=True):
         """The neutral request. Raises `RequestError`."""
         if not self.input.strip():
             raise RequestError("input must not be empty", param="input")
-        if self.stream_format == "sse":
-            raise UnsupportedError(
-                "speech comes as a file, not as events: leave stream_format out",
-                param="stream_format",
-            )
-        if self.instructions:
-            raise UnsupportedError(
-                "instructions for a voice are not supported", param="instructions"
-            )
         voice = self.voice.get("id") if isinstance(self.voice, dict) else self.voice
         if voice is not None and not isinstance(voice, str):
             raise RequestError("voice must be a name", param="voice")

@@ -222,7 +222,7 @@ async def test_an_interrupted_job_leaves_its_batch_and_takes_it_up(
 
 
 @both
-@pytest.mark.parametrize("moment", ["created", "polled"])
+@pytest.mark.parametrize("moment", ["created", "both created", "polled"])
 async def test_a_killed_job_pays_for_nothing_twice(
     kind: str, moment: str, provider: Provider, tmp_path: Path
 ) -> None:
@@ -246,6 +246,20 @@ async def test_a_killed_job_pays_for_nothing_twice(
                 await process.wait()
 
         provider.at_create = kill
+    elif moment == "both created":
+        # Neither maker hears of its batch, and the provider lists them the other way round.
+        two = asyncio.Event()
+
+        async def kill_both(request: Any) -> None:
+            if len(provider.batches) == 2 and not two.is_set():
+                provider.at_create = None
+                provider.batches = dict(reversed(provider.batches.items()))
+                process.send_signal(signal.SIGKILL)
+                await process.wait()
+                two.set()
+            await two.wait()
+
+        provider.at_create = kill_both
     else:
         provider.go_on.clear()
         async with asyncio.timeout(60):

@@ -190,7 +190,7 @@ def count_tokens():
 
 @check
 def unknown_path():
-    error = raises(anthropic.NotFoundError, client.messages.batches.list)
+    error = raises(anthropic.NotFoundError, lambda: client.get("/v1/skills", cast_to=object))
     assert error.body["type"] == "error"
     assert error.body["error"]["type"] == "not_found_error"
 

@@ -19,6 +19,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "input": "a",
         "questions": [{"type": "predicate", "instructions": "a"}],
     },
+    "/v1/audio/speech": {"input": "a"},
     "/v1/embeddings": {"input": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},

@@ -99,7 +99,6 @@ class BatchApiEngine(LLMEngine):
         self._known: dict[str, Batch] = {}
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._strangers: set[str] = set()
         self._left = False
 
     @classmethod
@@ -275,7 +274,7 @@ class BatchApiEngine(LLMEngine):
                 await self._fetch(batch)
                 if not batch.sure and not batch.is_its_own():
                     assert batch.id is not None
-                    self._strangers.add(batch.id)
+                    batch.strangers.add(batch.id)
                     batch.id, batch.status, doubtful = None, "", True
                     batch.forget_results()
             await self._share(batch)
@@ -402,8 +401,9 @@ class _Submission:
         engine, batch = self._engine, self._batch
         api, ledger = engine._api, engine._running()
         if self._doubtful:
-            known = {each.id for each in ledger.batches.values() if each.id is not None}
-            found = await api.find(batch, known | engine._strangers)
+            # Another batch of this job may be wrong about the one that it waits for.
+            sure = {each.id for each in ledger.batches.values() if each.id and each.sure}
+            found = await api.find(batch, sure | batch.strangers)
             if found is not None:
                 if found[1]:
                     ledger.note(batch, "created", id=found[0])

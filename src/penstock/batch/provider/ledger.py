@@ -55,7 +55,8 @@ class Batch:
 
     `at` is when it was begun, in Unix seconds, `generation` that of the journal then. `id` is the
     provider's name for it, `sure` that it is known to be this one. `status` is the provider's last
-    word, `refused` has what it said of single lines. `error` is why it cannot be gone on with.
+    word, `refused` has what it said of single lines. `strangers` are the ids of batches that looked
+    like this one and were not. `error` is why it cannot be gone on with.
     """
 
     def __init__(self, folder: Path, begun: Entry) -> None:
@@ -67,6 +68,7 @@ class Batch:
         self.file: str | None = None
         self.id: str | None = None
         self.sure = False
+        self.strangers: set[str] = set()
         self.status = ""
         self.files: list[str] = []
         self.refused: dict[str, str] = {}

@@ -9,7 +9,7 @@ import codecs
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -21,10 +21,12 @@ from penstock.engines.remote.answers import (
     whole,
     with_ids,
 )
-from penstock.engines.remote.upstreams import Upstream
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
 from penstock.http.complaints import as_error, error_inside
 from penstock.types import Delta, Usage
+
+if TYPE_CHECKING:
+    from penstock.engines.remote.upstreams import Upstream
 
 _STRAY_BYTES = 4096
 _LINE_END = re.compile(rb"\r\n?")

@@ -58,6 +58,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "RerankBody": {**_SHARED, **_USER},
     "ClassifyBody": {**_SHARED, **_USER},
     "PoolingBody": {**_SHARED, **_USER},
+    "SpeechBody": {},
     "TokenizeBody": _USER,
     "DetokenizeBody": {},
     "MessageBody": {
@@ -170,6 +171,7 @@ ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "return_token_ids": (False,),  # a response has no place for them
         "truncation": ("disabled",),
     },
+    "SpeechBody": {"instructions": ("",), "stream_format": ("audio",)},
     "MessageBody": {
         **_NOWHERE,
         "return_token_ids": (False,),  # nor has a message

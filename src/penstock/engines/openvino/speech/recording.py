@@ -28,6 +28,8 @@ _SHORTEST_SAMPLES = SAMPLE_RATE // 10
 _RATES = range(1_000, 768_001)
 _MOST_CHANNELS = 64
 _BLOCK_SECONDS = 10
+_LOUDEST = 2.0**31
+"""Floats may hold whole numbers of 32 bits that nobody scaled; models' spectra stand that."""
 _QUIET_SECONDS = 0.1
 _SEARCHED_SECONDS = 5
 
@@ -46,6 +48,8 @@ def read_recording(audio: bytes, max_seconds: float) -> Samples:
         samples = _decoded(audio, form, max_seconds)
     if not len(samples):
         raise _bad_audio("it has no samples")
+    if not -_LOUDEST <= samples.min() <= samples.max() <= _LOUDEST:  # false for NaN too
+        raise _bad_audio("it has samples that are no numbers, or too large")
     return np.pad(samples, (0, max(_SHORTEST_SAMPLES - len(samples), 0)))
 
 
@@ -89,8 +93,10 @@ def _wav(audio: bytes, max_seconds: float) -> Samples | None:
         with wave.open(io.BytesIO(audio)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             _check_rate(rate, channels)
-            _check_seconds(file.getnframes() / rate, max_seconds)
-            frames = file.readframes(file.getnframes())
+            # A header written to a pipe does not know the length.
+            count = min(file.getnframes(), len(audio) // (width * channels))
+            _check_seconds(count / rate, max_seconds)
+            frames = file.readframes(count)
     except EOFError as error:
         raise _bad_audio(str(error) or "it ends too early") from None
     except wave.Error as error:
