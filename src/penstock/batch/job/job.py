@@ -16,7 +16,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -31,8 +30,9 @@ from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
 from penstock.batch.read.sources import read_ahead
+from penstock.batch.rows.row import no_column
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError
 from penstock.llm_config.engine_choice import PROVIDERS
 
 if TYPE_CHECKING:
@@ -468,7 +468,7 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     known = [name for name in names if not name.startswith(job.result_prefix)]
     for field, column in needed:
         if rows and column not in known:
-            raise _missing(field, column, known)
+            raise no_column(column, known, field=field)
     return rows
 
 
@@ -485,10 +485,4 @@ async def _check_column(plan: Plan, field: str, column: str) -> None:
                 if column in known:
                     return
     if known:  # else there are no rows
-        raise _missing(field, column, known)
-
-
-def _missing(field: str, column: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(
-        f"the data has no column '{column}'", field=field, hint=nearest(column, known)
-    )
+        raise no_column(column, known, field=field)

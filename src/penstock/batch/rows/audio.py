@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Outcome, Row, no_column
 from penstock.batch.stages.media import Loader
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio_files import audio_file
-from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, nearest
+from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.types import SpeechRequest, TranscriptionRequest
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class ColumnTranscripts(ColumnRequests):
         self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
     ) -> None:
         if every is not None and self._audio not in every:
-            hint = nearest(self._audio, every)
-            raise ConfigError(f"the data has no column '{self._audio}'", field="audio", hint=hint)
+            raise no_column(self._audio, every, field="audio")
         super().check(columns, every, flat=flat)
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:

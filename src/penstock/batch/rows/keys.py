@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from penstock.batch.read.sources import Source, read_ahead
-from penstock.batch.rows.row import Row
+from penstock.batch.rows.row import Row, no_column
 from penstock.batch.values.plain import json_line
-from penstock.errors import ConfigError, InputError, nearest
+from penstock.errors import InputError
 
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
@@ -32,12 +32,7 @@ class RowKeys:
         """
         known = source.every_column()
         if known is not None and self.column not in known:
-            raise ConfigError(
-                f"the data has no column '{self.column}'",
-                field="key",
-                value=self.column,
-                hint=nearest(self.column, known),
-            )
+            raise no_column(self.column, known, field="key")
         seen: dict[int, int] = {}
         async with contextlib.aclosing(read_ahead(source, 0, limit, (self.column,))) as batches:
             async for batch in batches:

@@ -17,12 +17,12 @@ import msgspec
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
-from penstock.batch.rows.row import Outcome, Row, RowForm
+from penstock.batch.rows.row import Outcome, Row, RowForm, no_column
 from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
-from penstock.errors import ConfigError, RequestError, UnsupportedError, nearest
+from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.openai.image_parts import IMAGE_PARTS, given_in, name_of, part_with, with_images
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
@@ -141,17 +141,9 @@ class ColumnRequests(EngineForm):
         if self._template is not None:
             self._template.check(columns if every is None else every, complete=every is not None)
         elif every is not None and self._messages not in every:
-            raise ConfigError(
-                f"the data has no column '{self._messages}'",
-                field="messages",
-                hint=nearest(self._messages or "", every),
-            )
+            raise no_column(self._messages or "", every, field="messages")
         if self._image is not None and every is not None and self._image not in every:
-            raise ConfigError(
-                f"the data has no column '{self._image}'",
-                field="image",
-                hint=nearest(self._image, every),
-            )
+            raise no_column(self._image, every, field="image")
         results = self._results.union(self.flat_columns) if flat else self._results
         taken = [name for name in columns if name in results]
         if taken:
@@ -382,10 +374,8 @@ class Template:
         known = list(columns)
         for column in self.columns:
             if column not in known and (complete or '"' in column):
-                hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
-                raise ConfigError(
-                    f"the data has no column '{column}'", field=self._field, value=column, hint=hint
-                )
+                hint = _DOUBLE if _JSON_MARKS.intersection(column) else ""
+                raise no_column(column, known, field=self._field, hint=hint)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row. Raises `RequestError` if the row lacks a column."""
