@@ -67,7 +67,7 @@ async def invocations(exchange: Exchange) -> Response:
     """Answer a body of any form: a chat, a completion, embeddings or classes, a score, a rank."""
     body: Any = decode_body(await exchange.read_json(), Any)
     for name, form, answer in _SHAPES:
-        if isinstance(body, dict) and name in body:
+        if isinstance(body, dict) and body.get(name) is not None:
             try:
                 return await answer(exchange, parse_body(form, body))
             except UnsupportedError:

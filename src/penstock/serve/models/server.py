@@ -25,6 +25,7 @@ from penstock.engines.tasks import Batches, Tasks, generated, task_of
 from penstock.errors import (
     ConfigError,
     EngineStartError,
+    ModelNotFoundError,
     PenstockError,
     RequestError,
     UnavailableError,
@@ -289,7 +290,12 @@ class LLMServer(Tasks, ControlPlane):
             )
         self.store.put(lora_name, lora_path)
         try:
-            version = await self.store.fetch(lora_name)
+            try:
+                version = await self.store.fetch(lora_name)
+            except ModelNotFoundError:
+                raise ModelNotFoundError(
+                    f"there is no adapter at '{lora_path}'", param="lora_path"
+                ) from None
             if self.supervisor.phase == "ready":
                 async with self._adapters.use(version):
                     pass
