@@ -161,7 +161,9 @@ class ResponseBody(SamplingBody, kw_only=True):
         given = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = self.tool_choice
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            allowed = [_named(tool) for tool in choice.get("tools") or ()]
+            allowed = choice.get("tools") or []
+            if isinstance(allowed, list):
+                allowed = [_named(tool) for tool in allowed]
             chosen = {"mode": choice.get("mode"), "tools": allowed}
             choice = {**choice, "allowed_tools": chosen}
         elif isinstance(choice, dict):
