@@ -145,8 +145,9 @@ async def test_what_no_batch_is_made_of(service):
         with pytest.raises(openai.BadRequestError) as refused:
             await client.batches.create(input_file_id=file.id, **{**good, **wrong})
         assert str(refused.value.param).startswith(param)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as unknown:
         await client.batches.create(input_file_id="file-../../etc/passwd", **good)
+    assert unknown.value.param == "input_file_id"
     with pytest.raises(openai.NotFoundError):
         await client.batches.retrieve("batch_nothing")
 

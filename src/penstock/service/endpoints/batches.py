@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 from msgspec import Struct
 from starlette.responses import Response
@@ -32,6 +33,7 @@ _HEAD = 1 << 18
 class BatchBody(Struct, kw_only=True):
     """Body of `POST /v1/batches`. `completion_window` is any duration, such as 24h."""
 
+    names: ClassVar = {"file_id": "input_file_id"}
     input_file_id: str
     endpoint: str
     completion_window: str
