@@ -5,6 +5,8 @@ request; answers, streams of events and errors go back.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Annotated, Any, ClassVar
 
@@ -267,6 +269,44 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     if answers.kv_transfer_params:
         made["kv_transfer_params"] = answers.kv_transfer_params
     return made
+
+
+def model_info(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's card in Anthropic's form."""
+    made = datetime.fromtimestamp(card["created"], UTC).isoformat().replace("+00:00", "Z")
+    context = card.get("max_model_len")
+    return {
+        "type": "model",
+        "id": card["id"],
+        "display_name": card["id"],
+        "created_at": made,
+        "max_input_tokens": context,
+        "max_tokens": context,
+    }
+
+
+def model_page(
+    cards: Sequence[Mapping[str, Any]], *, limit: int, after: str, before: str
+) -> dict[str, Any]:
+    """A page of at most `limit` cards in Anthropic's form: behind the one of the id `after`, or in
+    front of `before` ("": none). Raises `RequestError`.
+    """
+    if not 1 <= limit <= 1000:
+        raise RequestError("limit must be between 1 and 1000", param="limit")
+    ids = [card["id"] for card in cards]
+    for name, id in (("after_id", after), ("before_id", before)):
+        if id and id not in ids:
+            raise RequestError(f"{name} names no model: '{id[:100]}'", param=name)
+    begin = ids.index(after) + 1 if after else 0
+    end = ids.index(before) if before else len(ids)
+    left = cards[begin:end]
+    shown = left[-limit:] if before and not after else left[:limit]
+    return {
+        "data": list(map(model_info, shown)),
+        "has_more": len(shown) < len(left),
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+    }
 
 
 def message_error(error: PenstockError, request_id: str | None = None) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Endpoint(Struct, frozen=True):
 
 _PAGE = ("limit", "order", "after")
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/v1/models", site.list_models),
+    Endpoint("GET", "/v1/models", site.list_models, query=("limit", "after_id", "before_id")),
     Endpoint("GET", "/v1/models/{id:path}", site.show_model),
     Endpoint("POST", "/v1/chat/completions", generation.chat_completions, ChatBody, runs=True),
     Endpoint("POST", "/v1/completions", generation.completions, CompletionBody, runs=True),
