@@ -46,32 +46,6 @@ async def test_models_are_listed_without_being_called(served: Any, untouchable: 
         )
 
 
-async def test_anthropics_clients_get_pages_in_their_form(client: Any) -> None:
-    async def ask(path: str, **query: Any) -> Any:
-        headers = {"anthropic-version": "2023-06-01"}
-        return await client.get(f"/v1/models{path}", headers=headers, params=query)
-
-    names = ["sim", "sim:german", "sim:summary"]
-    page = (await ask("")).json()
-    assert [one["id"] for one in page["data"]] == names
-    assert (page["first_id"], page["last_id"], page["has_more"]) == (names[0], names[2], False)
-    one = (await ask("/sim")).json()
-    assert one == page["data"][0]
-    assert (one["type"], one["display_name"], one["created_at"][-1]) == ("model", "sim", "Z")
-    for query, shown, more in (
-        ({"limit": 2}, names[:2], True),
-        ({"limit": 2, "after_id": names[1]}, names[2:], False),
-        ({"limit": 1, "before_id": names[2]}, names[1:2], True),
-        ({"after_id": names[2]}, [], False),
-    ):
-        page = (await ask("", **query)).json()
-        assert ([one["id"] for one in page["data"]], page["has_more"]) == (shown, more)
-    for name, value in (("limit", 0), ("limit", "x"), ("after_id", "none"), ("before_id", "x")):
-        refused = await ask("", **{name: value})
-        assert refused.status_code == 400
-        assert name in refused.json()["error"]["message"]
-
-
 async def test_adapters_are_listed_and_found(client: Any) -> None:
     cards = (await client.get("/v1/models")).json()["data"]
     assert [(card["id"], card["parent"]) for card in cards] == [
