@@ -198,6 +198,8 @@ def test_texts_of_a_form_become_values() -> None:
     assert (body.max_completion_tokens, body.temperature) == (7, 0)
     assert body.timestamp_granularities == ["word", "segment"]
     assert not transcription(("stream", "0")).stream
+    with pytest.raises(RequestError, match="stream must be"):
+        transcription(("stream", "1"), ("stream[]", "x"))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def as_values(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             if plain not in _TEXTS:
                 value = _value(plain, value)
         if plain != name:
-            value = [*body.get(plain, []), value]
+            before = body.get(plain)
+            value = [*(before if isinstance(before, list) else ()), value]
         body[plain] = value
     return body
 
