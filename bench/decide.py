@@ -105,7 +105,8 @@ async def _generated(engine: OpenVINOEngine, count: int, fields: int) -> None:
 def _cpu_seconds(engine: OpenVINOEngine) -> float:
     """CPU time of this process and the engine's."""
     process = engine._process
-    assert process is not None and process.pid is not None
+    assert process is not None
+    assert process.pid is not None
     return time.process_time() + harness.processor_seconds(process.pid)
 
 
