@@ -541,7 +541,12 @@ def concluded_later(monkeypatch):
 @pytest.mark.usefixtures("concluded_later")
 async def test_equal_rows_of_one_that_ends_while_draining_are_kept(make_engine, monkeypatch):
     drained, drain = asyncio.Event(), flow.Flow.drain
-    monkeypatch.setattr(flow.Flow, "drain", lambda self: (drain(self), drained.set()))
+
+    def noted(self):
+        drain(self)
+        drained.set()
+
+    monkeypatch.setattr(flow.Flow, "drain", noted)
     engine = make_engine()
     engine.gate, engine.held = asyncio.Event(), {"same"}
     source = rows("same", "other", *["same"] * 5)
