@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
+END_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
+"""The last columns of forms whose answers are no generated text: how a row ended."""
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 FLAT_OBJECTS = {
@@ -318,6 +320,27 @@ class ColumnRequests(EngineForm):
         if images is not None:
             messages = with_images(messages, images)
         return messages if messages[0]["role"] == "system" else self._system + messages
+
+
+def end_of(outcome: Outcome) -> list[Any]:
+    """The values of `END_COLUMNS`."""
+    error, usage = outcome.error, outcome.usage
+    return [
+        "ok" if error is None else "error",
+        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+        outcome.attempts,
+        outcome.latency_ms,
+    ]
+
+
+def end_types() -> list[pa.DataType]:
+    """The Arrow types of `END_COLUMNS`."""
+    import pyarrow as pa
+
+    from penstock.batch.write.tables import ERROR, USAGE
+
+    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
