@@ -15,6 +15,7 @@ from penstock.batch.rows.requests import (
     END_COLUMNS,
     FLAT_OBJECTS,
     ColumnRequests,
+    check_task,
     end_of,
     end_types,
 )
@@ -22,7 +23,7 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.media import Loader
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio_files import audio_file
-from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, nearest
+from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.types import SpeechRequest, TranscriptionRequest
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class ColumnTranscripts(ColumnRequests):
             self._loader.close()
 
     def check_engine(self, engine: LLMEngine) -> None:
-        _check_task(engine, "transcriptions", "hears no recordings", "a speech-to-text model")
+        check_task(engine, "transcriptions", "hears no recordings", "a speech-to-text model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found = await engine.transcriptions(row.request)
@@ -158,7 +159,7 @@ class ColumnSpeech(ColumnRequests):
         row.shareable = True
 
     def check_engine(self, engine: LLMEngine) -> None:
-        _check_task(engine, "speech", "speaks no texts", "a text-to-speech model")
+        check_task(engine, "speech", "speaks no texts", "a text-to-speech model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         if not row.request.text.strip():
@@ -183,11 +184,3 @@ class ColumnSpeech(ColumnRequests):
         import pyarrow as pa
 
         return [pa.string(), pa.float64(), *end_types()]
-
-
-def _check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
-    if task not in engine.capabilities.tasks:
-        raise UnsupportedError(
-            f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
-            param="model",
-        )

@@ -14,12 +14,13 @@ from penstock.batch.rows.requests import (
     END_COLUMNS,
     FLAT_OBJECTS,
     ColumnRequests,
+    check_task,
     end_of,
     end_types,
 )
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
-from penstock.errors import ContextLengthError, UnsupportedError
+from penstock.errors import ContextLengthError
 from penstock.types import EmbeddingRequest, Embeddings
 
 if TYPE_CHECKING:
@@ -66,12 +67,7 @@ class ColumnVectors(ColumnRequests):
         row.shareable = True
 
     def check_engine(self, engine: LLMEngine) -> None:
-        if "embeddings" not in engine.capabilities.tasks:
-            raise UnsupportedError(
-                f"the {engine.name} engine makes no vectors with '{engine.model_source}': give an"
-                " embedding model",
-                param="model",
-            )
+        check_task(engine, "embeddings", "makes no vectors", "an embedding model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)

@@ -322,6 +322,15 @@ class ColumnRequests(EngineForm):
         return messages if messages[0]["role"] == "system" else self._system + messages
 
 
+def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
+    """Raise `UnsupportedError` if the engine has no such task, which says what it `lacks`."""
+    if task not in engine.capabilities.tasks:
+        raise UnsupportedError(
+            f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
+            param="model",
+        )
+
+
 def end_of(outcome: Outcome) -> list[Any]:
     """The values of `END_COLUMNS`."""
     error, usage = outcome.error, outcome.usage
