@@ -16,7 +16,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -30,9 +29,9 @@ from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
 from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
-from penstock.batch.read.sources import read_ahead
+from penstock.batch.read.sources import check_column, read_ahead
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError
 from penstock.llm_config.engine_choice import PROVIDERS
 
 if TYPE_CHECKING:
@@ -457,7 +456,7 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     plan = await plan_of(job)
     try:
         for field, column in needed:
-            await _check_column(plan, field, column)
+            await _check_needed(plan, field, column)
     except BaseException:
         await plan.source.close()
         raise
@@ -467,12 +466,12 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     names = dict.fromkeys(name for row in rows for name in row)
     known = [name for name in names if not name.startswith(job.result_prefix)]
     for field, column in needed:
-        if rows and column not in known:
-            raise _missing(field, column, known)
+        if rows:
+            check_column(column, known, field)
     return rows
 
 
-async def _check_column(plan: Plan, field: str, column: str) -> None:
+async def _check_needed(plan: Plan, field: str, column: str) -> None:
     again = plan.source.fingerprint is not None
     every = plan.source.columns if again else plan.source.every_column()
     if every is None or column in every:
@@ -485,10 +484,4 @@ async def _check_column(plan: Plan, field: str, column: str) -> None:
                 if column in known:
                     return
     if known:  # else there are no rows
-        raise _missing(field, column, known)
-
-
-def _missing(field: str, column: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(
-        f"the data has no column '{column}'", field=field, hint=nearest(column, known)
-    )
+        check_column(column, known, field)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from penstock.batch.read.sources import check_column
 from penstock.batch.rows.requests import (
     END_COLUMNS,
     FLAT_OBJECTS,
@@ -23,7 +24,7 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.media import Loader
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio_files import audio_file
-from penstock.errors import ConfigError, PenstockError, RequestError, nearest
+from penstock.errors import PenstockError, RequestError
 from penstock.types import SpeechRequest, TranscriptionRequest
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ class ColumnTranscripts(ColumnRequests):
     def check(
         self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
     ) -> None:
-        if every is not None and self._audio not in every:
-            hint = nearest(self._audio, every)
-            raise ConfigError(f"the data has no column '{self._audio}'", field="audio", hint=hint)
+        check_column(self._audio, every, "audio")
         super().check(columns, every, flat=flat)
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:

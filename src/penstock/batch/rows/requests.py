@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Source, check_column
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row, RowForm
@@ -142,18 +142,10 @@ class ColumnRequests(EngineForm):
         self._blank = dict.fromkeys(columns)
         if self._template is not None:
             self._template.check(columns if every is None else every, complete=every is not None)
-        elif every is not None and self._messages not in every:
-            raise ConfigError(
-                f"the data has no column '{self._messages}'",
-                field="messages",
-                hint=nearest(self._messages or "", every),
-            )
-        if self._image is not None and every is not None and self._image not in every:
-            raise ConfigError(
-                f"the data has no column '{self._image}'",
-                field="image",
-                hint=nearest(self._image, every),
-            )
+        else:
+            check_column(self._messages or "", every, "messages")
+        if self._image is not None:
+            check_column(self._image, every, "image")
         results = self._results.union(self.flat_columns) if flat else self._results
         taken = [name for name in columns if name in results]
         if taken:
