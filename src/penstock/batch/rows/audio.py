@@ -21,7 +21,7 @@ from penstock.batch.rows.requests import (
     end_types,
 )
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.stages.media import Loader
+from penstock.batch.stages.media import Loader, loaded
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio_files import audio_file
 from penstock.errors import PenstockError, RequestError
@@ -29,10 +29,6 @@ from penstock.types import SpeechRequest, TranscriptionRequest
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_AT_ONCE = 8
-_AT_ONCE_BYTES = 16 << 20
-"""Rows go on together that have so many bytes of recordings."""
 
 
 class ColumnTranscripts(ColumnRequests):
@@ -66,30 +62,20 @@ class ColumnTranscripts(ColumnRequests):
         super().check(columns, every, flat=flat)
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        self._loader = self._loader or Loader(threads=_AT_ONCE)
-        size, some = 0, list[Row]()
-        for number, row in enumerate(rows):
-            if number % _AT_ONCE == 0:
-                await asyncio.gather(*map(self._load, rows[number : number + _AT_ONCE]))
-            size += len(row.request or b"")
-            some.append(row)
-            if size >= _AT_ONCE_BYTES:
-                yield self._stored(some)
-                size, some = 0, []
-        if some:
+        self._loader = self._loader or Loader()
+        async for some in loaded(rows, self._load):
             yield self._stored(some)
 
-    async def _load(self, row: Row) -> None:
+    async def _load(self, row: Row) -> int:
         value = (row.values or {}).get(self._audio)
         if value is None or row.failure is not None:
-            return
+            return 0
         assert self._loader is not None
         try:
             row.request = await self._loader.load(value, self._audio)
         except PenstockError as error:
             row.failure = error
-            return
-        row.nbytes += len(row.request)
+        return len(row.request or b"")
 
     def prepare(self, row: Row) -> None:
         if row.request is None:

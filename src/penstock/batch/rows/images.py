@@ -4,7 +4,6 @@ and become data URIs in the row's request.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
@@ -13,13 +12,11 @@ from typing import Any
 from penstock import lazy
 from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
-from penstock.batch.stages.media import Loader
+from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in
 from penstock.parsing import decode_json
 
-_AT_ONCE_BYTES = 16 << 20
-"""Rows go on together that have so many bytes of images."""
 _SLOW_BYTES = 1 << 20
 _AS_THEY_ARE = ("data:", "http://", "https://")
 PDF = b"%PDF-"
@@ -51,17 +48,7 @@ class RowImages:
             return
         if ready:
             yield ready
-        size, some = 0, list[Row]()
-        for number, row in enumerate(loading):
-            if row.images is None:  # else it came with the group before it
-                group = loading[number : number + 8]
-                await asyncio.gather(*map(self._load, group))
-            size += sum(map(len, row.images or ()))
-            some.append(row)
-            if size >= _AT_ONCE_BYTES:
-                yield some
-                size, some = 0, []
-        if some:
+        async for some in loaded(loading, self._load):
             yield some
 
     def close(self) -> None:
@@ -90,14 +77,14 @@ class RowImages:
         if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
             yield from map(given_in, images_in(value))
 
-    async def _load(self, row: Row) -> None:
+    async def _load(self, row: Row) -> int:
         try:
             row.images = tuple(
                 [uri for value in self._values(row) for uri in await self._uris(value)]
             )
         except PenstockError as error:
             row.failure, row.images = error, ()
-        row.nbytes += sum(map(len, row.images))
+        return sum(map(len, row.images))
 
     async def _uris(self, value: Any) -> list[str]:
         if value is None and self._column is not None:
