@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -73,13 +72,16 @@ def id_of(folder: Path) -> str:
 
 def save(folder: Path, status: Status) -> None:
     """Write the status, at once. Nothing depends on it: a failure is ignored."""
-    _replace(folder / FILE, msgspec.json.encode(status))
+    with contextlib.suppress(OSError):
+        private_files.replace(folder / FILE, msgspec.json.encode(status))
 
 
 def register(folder: Path) -> None:
     """Note where the job is. A failure is ignored: its output then names it."""
-    path = _registry() / f"{id_of(folder)}.json"
-    _replace(path, msgspec.json.encode({"folder": os.fsencode(os.path.realpath(folder)).hex()}))
+    place = {"folder": os.fsencode(os.path.realpath(folder)).hex()}
+    with contextlib.suppress(OSError):
+        private_files.make_folder(_registry())
+        private_files.replace(_registry() / f"{id_of(folder)}.json", msgspec.json.encode(place))
 
 
 def load(folder: Path) -> Status | None:
@@ -166,15 +168,3 @@ def _of_manifest(folder: Path) -> Status | None:
 
 def _registry() -> Path:
     return Path(env.state_dir()) / "registry"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with contextlib.suppress(OSError):
-        if not path.parent.is_dir():
-            private_files.make_folder(path.parent)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)

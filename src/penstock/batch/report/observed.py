@@ -139,10 +139,7 @@ class Observer:
         self.observed.seconds = self._before + time.monotonic() - self._began
         if self._folder is not None and self._held():
             with contextlib.suppress(OSError):
-                made = self._folder / f"{FILE}.tmp"
-                with open(made, "wb", opener=private_files.opener) as file:
-                    file.write(msgspec.json.encode(self.observed))
-                made.replace(self._folder / FILE)
+                private_files.replace(self._folder / FILE, msgspec.json.encode(self.observed))
 
     def _note_speed(self, rows: int, tokens: int) -> None:
         seen = self.observed
