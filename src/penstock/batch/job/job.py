@@ -129,7 +129,7 @@ class Job:
         audio_format: "wav" (default), "mp3", "opus", "flac" or "aac".
 
     What to ask (input in OpenAI's batch form needs none of these, and takes
-        none):
+    none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of
             messages or as JSON text.
@@ -184,18 +184,20 @@ class Job:
             ends, also when it is stopped: speed over time, tokens, latencies,
             lengths, errors, some rows.
         max_tokens_total: stop when prompts and answers of this run have so many
-        tokens together. max_error_rate: stop when more than this share (0 to 1)
-        of the rows failed, from 50 rows on. deadline: stop then: seconds from
-        now, a duration such as "2h", or a time. A job that one of these limits
-        stops raises `JobLimitError`, and can be resumed. With `attach` a new
-        job asks for some rows first, and is refused (`ConfigError`) if it would
-        not end in time. max_attempts: how often a row is tried if its failure
-        may pass. row_timeout: seconds after
-        which a row without an answer becomes an error row (`engine_timeout`):
-        all its attempts together, from when it goes to the engine. Default: no
-        limit. result_prefix: goes before the name of each result column.
+            tokens together.
+        max_error_rate: stop when more than this share (0 to 1) of the rows
+            failed, from 50 rows on.
+        deadline: stop then: seconds from now, a duration such as "2h", or a
+            time. A job that one of these limits stops raises `JobLimitError`,
+            and can be resumed. With `attach` a new job asks for some rows
+            first, and is refused (`ConfigError`) if it would not end in time.
+        max_attempts: how often a row is tried if its failure may pass.
+        row_timeout: seconds after which a row without an answer becomes an
+            error row (`engine_timeout`): all its attempts together, from when
+            it goes to the engine. Default: no limit.
+        result_prefix: goes before the name of each result column.
         progress: show a progress line on standard error. Default: where that is
-        a terminal.
+            a terminal.
     """
 
     source: Any
