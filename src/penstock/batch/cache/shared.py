@@ -58,9 +58,12 @@ class CacheChoice:
         from penstock.batch.cache.database import AnswerDatabase
         from penstock.batch.cache.remote import RemoteAnswers
 
-        kind = RemoteAnswers if is_url(self.place) else AnswerDatabase
-        place: Any = self.place if is_url(self.place) else Path(self.place)
-        answers = kind(place, most_bytes=self.most_bytes, seconds=86400 * self.days)
+        bounds: Any = {"most_bytes": self.most_bytes, "seconds": 86400 * self.days}
+        answers = (
+            RemoteAnswers(self.place, **bounds)
+            if is_url(self.place)
+            else AnswerDatabase(Path(self.place), **bounds)
+        )
         named = msgspec.json.encode(
             [_VERSION, model_identity(self.engine), self.asked], enc_hook=str, order="sorted"
         )
