@@ -88,15 +88,14 @@ def engine_rows(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
         return OpenAILines(model=engines[0].model_source, created=0), None
-    if job.embed is not None:
-        return _vectors(job, source, output), None
-    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
-    if job.audio is not None:
-        return _transcripts(job, source, output), None
-    _check_unset(job, _HEARS, "needs `audio`, the column of recordings")
-    if job.speak is not None:
-        return _spoken(job, source, output), None
-    _check_unset(job, _SPEAKS, "needs `speak`, the texts that are spoken")
+    common: dict[str, Any] = {
+        "prefix": job.result_prefix,
+        "values_for": _values_for(source, output),
+    }
+    form = _without_answers(job, common)
+    if form is not None:
+        _check_data(form, source, output)
+        return form, None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -107,11 +106,10 @@ def engine_rows(
         "sampling": sampling,
         "adapter": constant,
         "adapter_column": job.adapter if in_column else None,
-        "prefix": job.result_prefix,
-        "values_for": _values_for(source, output),
+        **common,
     }
     kind = CascadedAnswers if len(engines) == 2 else ColumnRequests
-    form: ColumnRequests = (
+    form = (
         kind(schema=schema, repair=_repair(job), **input)
         if asked is None
         else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
@@ -128,7 +126,21 @@ def engine_rows(
     return form, constant
 
 
-def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnVectors:
+def _without_answers(job: Job, common: dict[str, Any]) -> ColumnRequests | None:
+    """The form of rows that become something else than a model's answer, if they do."""
+    if job.embed is not None:
+        return _vectors(job, common)
+    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
+    if job.audio is not None:
+        return _transcripts(job, common)
+    _check_unset(job, _HEARS, "needs `audio`, the column of recordings")
+    if job.speak is not None:
+        return _spoken(job, common)
+    _check_unset(job, _SPEAKS, "needs `speak`, the texts that are spoken")
+    return None
+
+
+def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
     """The form of rows whose texts become vectors."""
     assert job.embed is not None
     others = _ROW_OPTIONS | SAMPLING
@@ -140,19 +152,15 @@ def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> 
             field="on_length",
             value=job.on_length,
         )
-    text = job.embed if "{" in job.embed else f"{{{job.embed}}}"
-    form = ColumnVectors(
-        template=Template(text, "embed"),
+    return ColumnVectors(
+        template=_template(job.embed, "embed"),
         dimensions=job.dimensions,
         input_type=job.input_type,
         truncate=job.on_length == "truncate",
         vector_type=job.vector_type or "float32",
-        prefix=job.result_prefix,
         sampling=Sampling(),
-        values_for=_values_for(source, output),
+        **common,
     )
-    _check_data(form, source, output)
-    return form
 
 
 def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
@@ -205,9 +213,7 @@ def processor_rows(
     return form, chain, policy
 
 
-def _transcripts(
-    job: Job, source: Source, output: Output | Literal["-"] | None
-) -> ColumnTranscripts:
+def _transcripts(job: Job, common: dict[str, Any]) -> ColumnTranscripts:
     """The form of rows whose recordings become text."""
     assert job.audio is not None
     meaningless = (_ROW_OPTIONS | SAMPLING) - _HEARS - {"result_prefix", "max_tokens"}
@@ -220,18 +226,10 @@ def _transcripts(
         timestamps=job.timestamps,
         hotwords=job.hotwords or "",
     )
-    form = ColumnTranscripts(
-        audio=job.audio,
-        asked=asked,
-        prefix=job.result_prefix,
-        sampling=Sampling(),
-        values_for=_values_for(source, output),
-    )
-    _check_data(form, source, output)
-    return form
+    return ColumnTranscripts(audio=job.audio, asked=asked, sampling=Sampling(), **common)
 
 
-def _spoken(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnSpeech:
+def _spoken(job: Job, common: dict[str, Any]) -> ColumnSpeech:
     """The form of rows whose texts are spoken."""
     assert job.speak is not None
     meaningless = (_ROW_OPTIONS | SAMPLING) - _SPEAKS - {"result_prefix"}
@@ -240,17 +238,19 @@ def _spoken(job: Job, source: Source, output: Output | Literal["-"] | None) -> C
         raise ConfigError("say where the spoken texts go: give a directory", field="audio_dir")
     audio_format = job.audio_format or "wav"
     check_form(audio_format)
-    form = ColumnSpeech(
+    return ColumnSpeech(
         folder=Path(job.audio_dir),
         audio_format=audio_format,
         voice=job.voice,
-        template=Template(job.speak if "{" in job.speak else f"{{{job.speak}}}", "speak"),
-        prefix=job.result_prefix,
+        template=_template(job.speak, "speak"),
         sampling=Sampling(),
-        values_for=_values_for(source, output),
+        **common,
     )
-    _check_data(form, source, output)
-    return form
+
+
+def _template(given: str, field: str) -> Template:
+    """Of an option that is a column's name, or text with `{column}` in it."""
+    return Template(given if "{" in given else f"{{{given}}}", field)
 
 
 def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
