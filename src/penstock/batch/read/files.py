@@ -11,13 +11,14 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, BinaryIO, Literal, cast
 
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Rows, Source
+from penstock.batch.rows.row import Row
 from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
 
 Form = Literal["jsonl", "csv", "parquet", "audio"]
@@ -298,6 +299,21 @@ class FileSource(Source):
             and not os.path.exists(self.name)
             and PurePath(place).match(_place(self.name))
         )
+
+
+class Recordings(FileSource):
+    """Audio files: a row for each, with its path in the column `path`."""
+
+    columns = ("path",)
+    json_values = True
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        super().__init__(name, files)
+        self.rows = len(files)
+        self.first = {"path": files[0].path}
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return Rows([{"path": file.path} for file in self._files]).batches(start)
 
 
 def _place(path: str) -> str:
