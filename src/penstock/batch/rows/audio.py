@@ -159,8 +159,7 @@ class ColumnSpeech(ColumnRequests):
             os.replace(partial, file)
 
         await asyncio.to_thread(write)
-        duration = len(spoken.pcm) / 2 / spoken.rate
-        return Outcome(response=str(file), usage=spoken.usage, parsed=[duration])
+        return Outcome(response=str(file), usage=spoken.usage, parsed=[spoken.seconds])
 
     def results(self, outcome: Outcome) -> list[Any]:
         return [outcome.response, *(outcome.parsed or [None]), *end_of(outcome)]
