@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
+from penstock.batch.job.forms import check_unset
 from penstock.batch.read.files import is_url
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.keys import RowKeys
@@ -79,9 +80,7 @@ def _cache(
 ) -> CacheChoice | None:
     """The cache that the job shares with others. Raises `ConfigError`."""
     if job.cache is None:
-        for name in ("cache_mb", "cache_days"):
-            if getattr(job, name) is not None:
-                raise ConfigError("is of a cache, and there is none", field=name)
+        check_unset(job, ("cache_mb", "cache_days"), "is of a cache, and there is none")
         return None
     if len(engines) != 1:
         why = "whose stages may do anything" if not engines else "whose sample is of one input"

@@ -5,7 +5,7 @@ and which options have no meaning beside others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,16 +41,11 @@ _log = logging.getLogger(__name__)
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
-_EMBEDS = frozenset(EMBEDS)
-_HEARS = frozenset(HEARS)
-_SPEAKS = frozenset(SPEAKS)
 CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
-    | _EMBEDS
-    | _HEARS
-    | _SPEAKS
+    | {*EMBEDS, *HEARS, *SPEAKS}
     | {*("prompt", "messages", "image", "system", "schema", "adapter")}
     | {*("result_prefix", "max_tokens")}
 )
@@ -78,7 +73,7 @@ def engine_rows(
         and asked is None
         and (source.first is None or are_lines(source.first))
     ):
-        _check_unset(
+        check_unset(
             job,
             _ROW_OPTIONS | SAMPLING,
             "has no meaning for OpenAI batch lines, whose bodies say what is asked",
@@ -130,22 +125,21 @@ def _without_answers(job: Job, common: dict[str, Any]) -> ColumnRequests | None:
     """The form of rows that become something else than a model's answer, if they do."""
     if job.embed is not None:
         return _vectors(job, common)
-    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
+    check_unset(job, EMBEDS, "needs `embed`, the texts that become vectors")
     if job.audio is not None:
         return _transcripts(job, common)
-    _check_unset(job, _HEARS, "needs `audio`, the column of recordings")
+    check_unset(job, HEARS, "needs `audio`, the column of recordings")
     if job.speak is not None:
         return _spoken(job, common)
-    _check_unset(job, _SPEAKS, "needs `speak`, the texts that are spoken")
+    check_unset(job, SPEAKS, "needs `speak`, the texts that are spoken")
     return None
 
 
 def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
     """The form of rows whose texts become vectors."""
     assert job.embed is not None
-    others = _ROW_OPTIONS | SAMPLING
-    meaningless = others - _EMBEDS - {"on_length", "result_prefix"}
-    _check_unset(job, meaningless, "has no meaning beside `embed`")
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*EMBEDS, "on_length", "result_prefix"}
+    check_unset(job, meaningless, "has no meaning beside `embed`")
     if job.on_length not in ("keep", "truncate"):
         raise ConfigError(
             f"must be keep or truncate where texts are embedded, not {job.on_length!r}",
@@ -168,7 +162,7 @@ def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
     cascade = len(engines) == 2
     if not cascade:
-        _check_unset(job, frozenset(CASCADE), "is of two models, and there is one")
+        check_unset(job, CASCADE, "is of two models, and there is one")
     elif asked is None:
         if job.schema is None:
             why = "two of them make decisions or answers with a schema, and neither is asked for"
@@ -179,9 +173,7 @@ def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
         meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
-        _check_unset(
-            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
-        )
+        check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
     return asked
 
 
@@ -189,12 +181,10 @@ def processor_rows(
     job: Job, processor: Processor, output: Output | Literal["-"] | None
 ) -> tuple[RowForm, Step, ErrorPolicy]:
     """The form of rows that go through a processor, its stages, and what becomes of errors."""
-    _check_unset(
+    check_unset(
         job, _REPAIRS, "is said in the configuration of the processor, in a field of this name"
     )
-    _check_unset(
-        job, _ROW_OPTIONS | SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
-    )
+    check_unset(job, _ROW_OPTIONS | SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
     config = processor.config
     expected = job.dead_letter is not None or job.max_error_rate is not None
     going_on = expected or config.should_continue_on_error
@@ -216,8 +206,8 @@ def processor_rows(
 def _transcripts(job: Job, common: dict[str, Any]) -> ColumnTranscripts:
     """The form of rows whose recordings become text."""
     assert job.audio is not None
-    meaningless = (_ROW_OPTIONS | SAMPLING) - _HEARS - {"result_prefix", "max_tokens"}
-    _check_unset(job, meaningless, "has no meaning beside `audio`")
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*HEARS, "result_prefix", "max_tokens"}
+    check_unset(job, meaningless, "has no meaning beside `audio`")
     asked = TranscriptionRequest(
         b"",
         job.language,
@@ -232,8 +222,8 @@ def _transcripts(job: Job, common: dict[str, Any]) -> ColumnTranscripts:
 def _spoken(job: Job, common: dict[str, Any]) -> ColumnSpeech:
     """The form of rows whose texts are spoken."""
     assert job.speak is not None
-    meaningless = (_ROW_OPTIONS | SAMPLING) - _SPEAKS - {"result_prefix"}
-    _check_unset(job, meaningless, "has no meaning beside `speak`")
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*SPEAKS, "result_prefix"}
+    check_unset(job, meaningless, "has no meaning beside `speak`")
     if job.audio_dir is None:
         raise ConfigError("say where the spoken texts go: give a directory", field="audio_dir")
     audio_format = job.audio_format or "wav"
@@ -279,7 +269,8 @@ def _values_for(
     return "json"
 
 
-def _check_unset(job: Job, names: frozenset[str], why: str) -> None:
+def check_unset(job: Job, names: Collection[str], why: str) -> None:
+    """Raise `ConfigError`, with this reason, for an option of these names that is given."""
     for option in fields(job):
         if option.name in names and getattr(job, option.name) != option.default:
             raise ConfigError(why, field=option.name)
