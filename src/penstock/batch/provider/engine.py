@@ -23,7 +23,8 @@ from penstock.batch.provider.anthropic_forms import check_sampling
 from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
 from penstock.batch.provider.ledger import Batch, Ledger
 from penstock.batch.provider.openai_batches import OpenAIBatches
-from penstock.batch.provider.options import DECIDING, BatchApiOptions, parse_batch_options
+from penstock.batch.provider.options import DECIDING, BatchApiOptions
+from penstock.config import parse_options
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
@@ -92,7 +93,7 @@ class BatchApiEngine(LLMEngine):
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
-        self.options: BatchApiOptions = parse_batch_options(self.engine_kwargs)
+        self.options = parse_options(BatchApiOptions, self.engine_kwargs, "engine_kwargs")
         self._api = self.api_class(self.options)
         self._state: tuple[Path, int, int] | None = None
         self._ledger: Ledger | None = None
