@@ -50,6 +50,8 @@ _FILESYSTEMS = {
     "az": ("adlfs", "abfs"),
     "hf": ("huggingface_hub", "hf"),
 }
+STATE_END = ".penstock"
+"""What the names of the folders end in that jobs keep beside their outputs."""
 _BLOCK = 1 << 16
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
@@ -342,7 +344,7 @@ def _walk(directory: str) -> Iterator[str]:
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         # Left out: hidden folders, and the state that jobs keep beside their outputs.
         kept = sorted(
-            n for n in folders if not n.startswith((".", "_")) and not n.endswith(".penstock")
+            n for n in folders if not n.startswith((".", "_")) and not n.endswith(STATE_END)
         )
         folders.clear()
         for name in kept:
