@@ -79,16 +79,20 @@ class SharedCache:
 
     def get(self, row: Row) -> Outcome | None:
         """The answer to a row's request. There is none for an adapter, whose files may change."""
-        return None if row.request.adapter else self.answers.get(self._digest(row))
+        return None if _has_adapter(row) else self.answers.get(self._digest(row))
 
     def put(self, row: Row, outcome: Outcome) -> None:
-        if not row.request.adapter:
+        if not _has_adapter(row):
             self.answers.put(self._digest(row), outcome)
 
     def _digest(self, row: Row) -> bytes:
         named = self._named.copy()
         named.update(row.digest)
         return named.digest()
+
+
+def _has_adapter(row: Row) -> bool:
+    return bool(getattr(row.request, "adapter", None))  # only requests for texts may have one
 
 
 def model_identity(engine: LLMEngine) -> dict[str, Any]:
