@@ -57,7 +57,8 @@ class ColumnVectors(ColumnRequests):
         self._width = dimensions or 0
         self._type = vector_type
         self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
-        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
+        named = (self.kind, self._asked, vector_type)  # an outcome holds numbers of that type
+        self._digest = blake2b(self._encode(named), digest_size=16)
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
