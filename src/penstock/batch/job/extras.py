@@ -88,6 +88,8 @@ def _cache(
         raise ConfigError(f"has no meaning for {what}, {why}", field="cache")
     if job.adapter is not None:
         raise ConfigError("holds no answers of adapters, whose files may change", field="cache")
+    if job.speak is not None:
+        raise ConfigError("holds answers, and no spoken files", field="cache")
     if engines[0].name == "remote" and engines[0].model_source == "auto":
         raise ConfigError("needs a model by its name, to tell whose answers it has", field="model")
     if job.cache_days is not None and job.cache_days <= 0:
