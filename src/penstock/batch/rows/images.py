@@ -14,12 +14,11 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
-from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in
+from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in, kind_of
 from penstock.parsing import decode_json
 
 _SLOW_BYTES = 1 << 20
 _AS_THEY_ARE = ("data:", "http://", "https://")
-PDF = b"%PDF-"
 
 
 class RowImages:
@@ -97,13 +96,13 @@ class RowImages:
             data: bytes = await self._working.submit(partial(bitmap, value))
         else:
             data = await self._loader.load(value, self._column or "image")
-        if data.startswith(PDF):
+        if not data:
+            raise RequestError("the image is empty", param=self._column or "image")
+        if kind_of(data) == "application/pdf":
             pages = lazy.require("penstock.batch.stages.pdf", needed_by="A PDF in a row")
             files: list[bytes] = await self._working.submit(partial(pages.pages_of, data))
         else:
             files = [data]
-        if not data:
-            raise RequestError("the image is empty", param=self._column or "image")
         if sum(map(len, files)) < _SLOW_BYTES:
             return [data_uri(file) for file in files]
         made: list[str] = await self._working.submit(lambda: [data_uri(file) for file in files])
