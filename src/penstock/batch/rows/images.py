@@ -40,14 +40,20 @@ class RowImages:
         """The rows in lists, with their `images`, or with the `failure` to load one."""
         ready: list[Row] = []
         loading: list[Row] = []
+        values: dict[int, list[Any]] = {}
         for row in rows:
-            (loading if self._has_images(row) else ready).append(row)
+            found = [] if row.failure is not None else list(self._values(row))
+            if any(value is not None for value in found):
+                values[row.index] = found
+                loading.append(row)
+            else:
+                ready.append(row)
         if not loading:
             yield rows
             return
         if ready:
             yield ready
-        async for some in loaded(loading, self._load):
+        async for some in loaded(loading, lambda row: self._load(row, values[row.index])):
             yield some
 
     def close(self) -> None:
@@ -55,9 +61,6 @@ class RowImages:
             if one is not None:
                 one.close()
         self._loader = self._working = None
-
-    def _has_images(self, row: Row) -> bool:
-        return row.failure is None and any(value is not None for value in self._values(row))
 
     def _values(self, row: Row) -> Iterator[Any]:
         """The value that stands for each image of a row."""
@@ -76,11 +79,9 @@ class RowImages:
         if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
             yield from map(given_in, images_in(value))
 
-    async def _load(self, row: Row) -> int:
+    async def _load(self, row: Row, values: list[Any]) -> int:
         try:
-            row.images = tuple(
-                [uri for value in self._values(row) for uri in await self._uris(value)]
-            )
+            row.images = tuple([uri for value in values for uri in await self._uris(value)])
         except PenstockError as error:
             row.failure, row.images = error, ()
         return sum(map(len, row.images))
