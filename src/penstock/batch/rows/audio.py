@@ -116,8 +116,8 @@ class ColumnSpeech(ColumnRequests):
     """Spoken texts, as files of the form `audio_format` in `folder`. The column `audio` has the
     path of each, `duration` its length in seconds.
 
-    A file is named by its request, so that rows with equal texts share one, and a job that is
-    resumed writes none twice. `options` are those of `ColumnRequests`.
+    A file is named by its request and the model, so that rows with equal texts share one, and a job
+    that is resumed writes none twice. `options` are those of `ColumnRequests`.
     """
 
     kind = "speech"
@@ -150,7 +150,9 @@ class ColumnSpeech(ColumnRequests):
         if not row.request.text.strip():
             raise RequestError("there is no text to speak", param="speak")
         spoken = await engine.speech(row.request)
-        file = self._folder / f"{row.digest.hex()}.{self._format}"
+        model = engine.model_source.encode(errors="surrogateescape")
+        name = blake2b(row.digest + model, digest_size=16).hexdigest()
+        file = self._folder / f"{name}.{self._format}"
 
         def write() -> None:
             self._folder.mkdir(parents=True, exist_ok=True)
