@@ -3,7 +3,6 @@ import datetime
 import pytest
 
 from penstock.batch.rows.requests import Template, as_text
-from penstock.batch.rows.row import no_column
 from penstock.errors import ConfigError, RequestError
 
 
@@ -39,15 +38,6 @@ def test_where_columns_may_come_later_only_json_is_missed():
     Template('{"odd" name}').check(['"odd" name'], complete=False)
     with pytest.raises(ConfigError, match="for a brace in the text"):
         Template('{"a": "b"}').check(["text"], complete=False)
-
-
-@pytest.mark.parametrize(("mark", "name"), [(";", "';'"), ("\t", "a tab"), ("|", "'|'")])
-def test_a_header_with_another_separator_is_told(mark, name):
-    header = f"label{mark} ticket"
-    told = str(no_column("ticket", [header], field="prompt"))
-    assert f"The separator looks like {name}:" in told
-    assert "separator" not in str(no_column("ticket", [header, "b"], field="prompt"))
-    assert "separator" not in str(no_column("other", [header], field="prompt"))
 
 
 def test_an_unknown_column_names_the_nearest():

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Source, check_column
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
-from penstock.batch.rows.row import Outcome, Row, RowForm, no_column
+from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
+END_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
+"""The last columns of forms whose answers are no generated text: how a row ended."""
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 FLAT_OBJECTS = {
@@ -140,10 +142,10 @@ class ColumnRequests(EngineForm):
         self._blank = dict.fromkeys(columns)
         if self._template is not None:
             self._template.check(columns if every is None else every, complete=every is not None)
-        elif every is not None and self._messages not in every:
-            raise no_column(self._messages or "", every, field="messages")
-        if self._image is not None and every is not None and self._image not in every:
-            raise no_column(self._image, every, field="image")
+        else:
+            check_column(self._messages or "", every, "messages")
+        if self._image is not None:
+            check_column(self._image, every, "image")
         results = self._results.union(self.flat_columns) if flat else self._results
         taken = [name for name in columns if name in results]
         if taken:
@@ -312,6 +314,36 @@ class ColumnRequests(EngineForm):
         return messages if messages[0]["role"] == "system" else self._system + messages
 
 
+def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
+    """Raise `UnsupportedError` if the engine has no such task, which says what it `lacks`."""
+    if task not in engine.capabilities.tasks:
+        raise UnsupportedError(
+            f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
+            param="model",
+        )
+
+
+def end_of(outcome: Outcome) -> list[Any]:
+    """The values of `END_COLUMNS`."""
+    error, usage = outcome.error, outcome.usage
+    return [
+        "ok" if error is None else "error",
+        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+        outcome.attempts,
+        outcome.latency_ms,
+    ]
+
+
+def end_types() -> list[pa.DataType]:
+    """The Arrow types of `END_COLUMNS`."""
+    import pyarrow as pa
+
+    from penstock.batch.write.tables import ERROR, USAGE
+
+    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
+
+
 def conversation_text(messages: Sequence[Message]) -> str:
     """The contents of a conversation in order: those that begin alike sort together by it. The
     name of an image stands for it.
@@ -375,7 +407,7 @@ class Template:
         for column in self.columns:
             if column not in known and (complete or '"' in column):
                 hint = _DOUBLE if _JSON_MARKS.intersection(column) else ""
-                raise no_column(column, known, field=self._field, hint=hint)
+                check_column(column, known, self._field, hint=hint)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row. Raises `RequestError` if the row lacks a column."""

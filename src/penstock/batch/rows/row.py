@@ -5,14 +5,14 @@ output row of the other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
 from penstock.batch.values.plain import UnstorableError, json_line
-from penstock.errors import ConfigError, OutputError, PenstockError, nearest, text_of
+from penstock.errors import OutputError, PenstockError, text_of
 from penstock.types import Usage
 
 if TYPE_CHECKING:
@@ -25,23 +25,6 @@ UNKNOWN_BYTES = 64
 """What a value is counted for that cannot be measured."""
 Stage = str
 """Where a row is: "read", "prompt", "engine", "parse", or a stage of its processor."""
-
-
-def no_column(column: str, known: Iterable[str], *, field: str, hint: str = "") -> ConfigError:
-    """The error for an option `field` that names a column which is not there. `hint` takes the
-    place of the nearest known one.
-    """
-    known = list(known)
-    if len(known) == 1:  # of a CSV file, whose header had no comma
-        for mark, name in ((";", "';'"), ("\t", "a tab"), ("|", "'|'")):
-            if column in (part.strip() for part in known[0].split(mark)):
-                hint = f"The separator looks like {name}: columns of CSV files are parted by commas"
-    return ConfigError(
-        f"the data has no column '{column}'",
-        field=field,
-        value=column,
-        hint=hint or nearest(column, known),
-    )
 
 
 class RowError(Struct, frozen=True, omit_defaults=True):
