@@ -9,8 +9,8 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.serve.api.endpoints.responses import whole_number
 from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.query import whole_number
 
 _DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
