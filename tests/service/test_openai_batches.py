@@ -1,6 +1,7 @@
 """OpenAI's client, its batches from the file of lines to the files of answers and errors."""
 
 import asyncio
+import gzip
 import json
 
 import openai
@@ -61,6 +62,15 @@ async def test_a_request_gets_what_it_gets_online(service):
     assert body["model"] == online.model == "sim"
 
 
+async def test_a_line_cannot_stream(service):
+    streamed = line("b", stream=True)
+    batch = await service.ended((await service.submit([line("a", stream=False), streamed])).id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+    (error,) = await service.read(batch.error_file_id)
+    assert error["response"]["status_code"] == 400
+    assert error["response"]["body"]["error"]["param"] == "stream"
+
+
 URGENT = {"type": "predicate", "name": "urgent", "instructions": "Urgent?"}
 
 
@@ -95,6 +105,10 @@ HOSTILE = {
     "no_object": b"[1]",
     "beside_the_fields": lines([line("b")]).strip()[:-1] + b', "x": ' + b"9" * 5000 + b"}",
     "duplicate_custom_id": line("a"),
+    "duplicate_key": lines([line("b")]).replace(
+        b'"max_tokens": 4', b'"max_tokens": 4, "max_tokens": 9'
+    ),
+    "twice_in_the_line": lines([line("b")]).replace(b'"method"', b'"body": {}, "method"'),
     "missing_required_parameter": {**line("b"), "custom_id": ""},
     "invalid_custom_id": {**line("b"), "custom_id": ["../x"]},
     "invalid_method": {**line("b"), "method": "GET"},
@@ -105,6 +119,7 @@ HOSTILE = {
 }
 CODES = {
     "bad_utf8": "invalid_json_line",
+    "twice_in_the_line": "duplicate_key",
     "no_object": "invalid_json_line",
     "beside_the_fields": "invalid_json_line",
     "mixed": "invalid_url",
@@ -127,6 +142,8 @@ async def test_files_that_are_no_batch(tmp_path):
             ([line(str(number)) for number in range(3)], "too_many_requests"),
             ([b"", b" "], "empty_file"),
             ([line("a", model="nothing")], "model_not_found"),
+            ([gzip.compress(lines([line("a")]))], "invalid_file"),
+            ([lines([line("a")]).decode().encode("utf-16")], "invalid_file"),
         ):
             batch = await service.ended((await service.submit(given)).id)
             assert [error.code for error in batch.errors.data] == [code]

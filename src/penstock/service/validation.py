@@ -11,15 +11,18 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from penstock.batch.read.text import other_form
 from penstock.batch.rows.line_endpoints import ENDPOINTS
 from penstock.batch.rows.openai_lines import hash_key
 from penstock.errors import nearest
-from penstock.parsing import json_fault
+from penstock.parsing import json_fault, repeated_key
 from penstock.service.batches import Fault
 
 MOST_FAULTS = 100
 """Faults that are reported; a file with so many is read no further."""
 _BLANK = b" \t\r\n"
+_HEAD = 16
+"""Bytes by which a file that is no text is known."""
 
 
 class Checked(Struct):
@@ -57,6 +60,10 @@ def check_input(
                 break  # it would take long to find its end
             if number == 1:
                 text = text.removeprefix(b"\xef\xbb\xbf")
+                if (other := other_form(text[:_HEAD])) is not None:
+                    message = f"The file is {other[0]}: a batch needs lines of JSON in UTF-8"
+                    found.faults.append(Fault(code="invalid_file", message=message))
+                    break
             if not text.strip(_BLANK):
                 continue
             found.lines += 1
@@ -67,6 +74,9 @@ def check_input(
                 line = msgspec.convert(decode(text), _Line)
             except (ValueError, RecursionError, OverflowError):
                 fault("invalid_json_line", f"This line is no JSON object: {_why(text)}")
+                continue
+            if (key := repeated_key(text)) is not None:
+                fault("duplicate_key", f"The key '{key[:100]}' stands twice in one object")
                 continue
             _check(line, endpoint, seen, found, fault, one_model=one_model)
     if not found.lines and not found.faults:
