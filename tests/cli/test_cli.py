@@ -354,6 +354,8 @@ def test_policies_and_limits_of_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     statuses = [row["status"] for row in rows_of((tmp_path / "out.jsonl").read_bytes())]
     assert statuses == ["ok", "error", "ok", "ok"]
+    done = penstock(*run, "--on-error", "skip", "--on-error", "fail", cwd=tmp_path)
+    assert b"on_error: has two actions for all errors" in done.stderr
     (tmp_path / "many.jsonl").write_text(
         "".join(f'{{"text": "{number}"}}\n' for number in range(200))
     )

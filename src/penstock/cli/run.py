@@ -474,6 +474,14 @@ def _models(large: str | None, model: str | None) -> str | list[str] | None:
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
-    """The value of `--on-error` in the form that `Job` takes."""
-    parts = (part.rpartition("=") for part in given)
-    return {kind if equals else "*": action for kind, equals, action in parts} or "keep"
+    """The value of `--on-error` in the form that `Job` takes. Raises `ConfigError` for two actions
+    for one kind.
+    """
+    actions: dict[str, str] = {}
+    for kind, equals, action in (part.rpartition("=") for part in given):
+        name = kind if equals else "*"
+        if name in actions:
+            what = f"errors of kind {name}" if equals else "all errors"
+            raise ConfigError(f"has two actions for {what}", field="on_error", value=action)
+        actions[name] = action
+    return actions or "keep"

@@ -264,6 +264,11 @@ def serve(
         for field, (value, hint) in local.items():
             if value is not None:
                 raise ConfigError("is for the local runtime", field=field, hint=hint)
+    if uds is not None:
+        context = click.get_current_context()
+        for option in ("host", "port"):
+            if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+                raise ConfigError("is not listened on beside --uds", field=f"--{option}")
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
@@ -462,6 +467,11 @@ def _batches(options: dict[str, Any], configured: BatchSettings | None) -> Batch
         if given:
             raise ConfigError("stands beside other options of batches", field="--no-batches")
         return None
+    for name, value in given.items():
+        if not value:
+            raise ConfigError(
+                "must not be empty", field=f"--batch-{'dir' if name == 'path' else name}"
+            )
     if "path" in given:
         given["path"] = str(Path(given["path"]).expanduser().absolute())
     if configured is not None:
