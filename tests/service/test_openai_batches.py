@@ -110,6 +110,7 @@ HOSTILE = {
     ),
     "twice_in_the_line": lines([line("b")]).replace(b'"method"', b'"body": {}, "method"'),
     "missing_required_parameter": {**line("b"), "custom_id": ""},
+    "unknown_parameter": {**line("b"), "colour": "blue"},
     "invalid_custom_id": {**line("b"), "custom_id": ["../x"]},
     "invalid_method": {**line("b"), "method": "GET"},
     "invalid_url": {**line("b"), "url": "/v1/nothing"},
@@ -156,14 +157,16 @@ async def test_what_no_batch_is_made_of(service):
     for wrong, param in (
         ({"endpoint": "/v1/nothing"}, "endpoint"),
         ({"completion_window": "soon"}, "completion_window"),
+        ({"completion_window": "99999999d"}, "completion_window"),
         ({"metadata": {"x": "y" * 513}}, "metadata"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 0}}, "output_expires_after"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             await client.batches.create(input_file_id=file.id, **{**good, **wrong})
         assert str(refused.value.param).startswith(param)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as missing:
         await client.batches.create(input_file_id="file-../../etc/passwd", **good)
+    assert missing.value.param == "input_file_id"
     with pytest.raises(openai.NotFoundError):
         await client.batches.retrieve("batch_nothing")
 

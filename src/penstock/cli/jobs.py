@@ -291,10 +291,13 @@ def _batch_row(batch: dict[str, Any]) -> tuple[str, ...]:
 def _cell(name: str, value: Any) -> str:
     if value is None or value == {} or value == []:
         return ""
-    if isinstance(value, str) and name.endswith("_at"):  # Anthropic's
-        value = datetime.fromisoformat(value).timestamp()
     if name in ("started", "updated") or name.endswith("_at"):
-        return datetime.fromtimestamp(value).isoformat(" ", "seconds") if value else ""
+        try:
+            if isinstance(value, str):  # Anthropic's
+                value = datetime.fromisoformat(value).timestamp()
+            return datetime.fromtimestamp(value).isoformat(" ", "seconds") if value else ""
+        except (ValueError, OverflowError, OSError, TypeError):  # no time that there is
+            return str(value)
     if isinstance(value, dict):
         return ", ".join(f"{key}: {part}" for key, part in value.items() if part is not None)
     return f"{value:,}" if isinstance(value, int | float) and name != "pid" else str(value)

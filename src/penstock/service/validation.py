@@ -71,12 +71,18 @@ def check_input(
                 fault("too_many_requests", f"a batch has at most {max_lines} lines")
                 break
             try:
-                line = msgspec.convert(decode(text), _Line)
+                line = msgspec.convert(given := decode(text), _Line)
             except (ValueError, RecursionError, OverflowError):
                 fault("invalid_json_line", f"This line is no JSON object: {_why(text)}")
                 continue
             if (key := repeated_key(text)) is not None:
                 fault("duplicate_key", f"The key '{key[:100]}' stands twice in one object")
+                continue
+            named = {name for name, value in given.items() if value is not None}
+            if unknown := named.difference(_Line.__struct_fields__):
+                name = min(unknown)[:100]
+                hint = nearest(name, _Line.__struct_fields__)
+                fault("unknown_parameter", f"The line has an unknown key '{name}'. {hint}", name)
                 continue
             _check(line, endpoint, seen, found, fault, one_model=one_model)
     if not found.lines and not found.faults:
@@ -103,7 +109,7 @@ def _model(line: _Line) -> str:
 def _check(
     line: _Line, endpoint: str, seen: set[int], found: Checked, fault: Any, *, one_model: bool
 ) -> None:
-    missing = [name for name in ("custom_id", "method", "url", "body") if not getattr(line, name)]
+    missing = [name for name in _Line.__struct_fields__ if not getattr(line, name)]
     if missing:
         fault(
             "missing_required_parameter", f"The line has no {' and no '.join(missing)}", missing[0]

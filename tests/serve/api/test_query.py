@@ -11,7 +11,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from penstock.errors import RequestError
-from penstock.serve.api.query import HARMLESS, check_query
+from penstock.serve.api.query import HARMLESS, check_query, truth, whole_number
 from penstock.serve.api.routes import CONSOLE_ENDPOINTS, CONTROL_ENDPOINTS, ENDPOINTS
 from penstock.service.endpoints.batches import BatchRoutes
 from penstock.service.endpoints.files import FileRoutes
@@ -134,3 +134,16 @@ def test_the_page_lists_the_harmless() -> None:
         for name, why in parameters.items():
             assert f"| `{name}` |" in page
             assert f"| {why} |" in page
+
+
+@pytest.mark.parametrize("text", ["", "x", "1e3", "1_0", " 5", "+5", "\u0663", "0", "-1", "1.0"])
+def test_what_is_no_whole_number(text: str) -> None:
+    with pytest.raises(RequestError, match="limit must be a whole number of at least 1"):
+        whole_number(text, "limit", least=1)
+
+
+def test_values() -> None:
+    assert (whole_number("-1", "x", least=-1), whole_number("20", "x", least=1)) == (-1, 20)
+    assert (truth("TRUE", "x"), truth("0", "x")) == (True, False)
+    with pytest.raises(RequestError, match="stream must be true or false, not 'yes'"):
+        truth("yes", "stream")

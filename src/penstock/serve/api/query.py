@@ -4,6 +4,7 @@ any other is refused, but for the harmless.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from starlette.datastructures import QueryParams
@@ -27,6 +28,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "/v1/conversations/{conversation_id}/items/{item_id}": {"include": _STORED},
 }
 """Route, or all of them → parameter → why it changes nothing. Any value is taken."""
+_WHOLE = re.compile("-?[0-9]+")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -52,10 +54,7 @@ def check_query(given: QueryParams, path: str, known: Collection[str] | None) ->
 
 def whole_number(text: str, name: str, *, least: int) -> int:
     """The value of a parameter. Raises `RequestError`."""
-    try:
-        number = int(text[:12])
-    except ValueError:
-        number = least - 1
+    number = int(text[:12]) if _WHOLE.fullmatch(text) else least - 1
     if number < least:
         raise RequestError(f"{name} must be a whole number of at least {least}", param=name)
     return number
