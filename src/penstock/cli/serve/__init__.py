@@ -467,12 +467,7 @@ def _batches(options: dict[str, Any], configured: BatchSettings | None) -> Batch
         if given:
             raise ConfigError("stands beside other options of batches", field="--no-batches")
         return None
-    for name, value in given.items():
-        if not value:
-            raise ConfigError(
-                "must not be empty", field=f"--batch-{'dir' if name == 'path' else name}"
-            )
-    if "path" in given:
+    if given.get("path"):
         given["path"] = str(Path(given["path"]).expanduser().absolute())
     if configured is not None:
         return structs.replace(configured, **given)
