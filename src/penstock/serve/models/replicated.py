@@ -251,6 +251,38 @@ class Crew(Pool[_Replica]):
             _log.error("model '%s'", self._config.model_id, exc_info=error)
 
 
+class _Attempts(Failover[_Replica]):
+    """One request's way from replica to replica, until one has `answered`, or `begun` to answer. Of
+    those that die with it the second is the last: it may be what kills.
+    """
+
+    def __init__(self, crew: Crew, route: RouteRequest) -> None:
+        super().__init__(crew, route)
+        self.answered = self.begun = False
+        self._crew = crew
+        self._lost = False
+
+    async def next(self) -> _Replica:
+        replica = await super().next()
+        self._crew.policy.sent(self.route, replica.id)
+        return replica
+
+    @contextmanager
+    def asking(self, replica: _Replica) -> Iterator[None]:
+        """Asks a replica; ends without `answered` where another one is to take over."""
+        try:
+            with self._crew.busy(replica):
+                yield
+            self.answered = True
+        except EngineDeadError:
+            if self.begun or self._lost:
+                raise
+            self._lost = True
+        except _ELSEWHERE:
+            if self.begun or not self.has_other:
+                raise
+
+
 class ReplicatedModel(ModelHandle):
     """One model, of which as many replicas run as its configuration says and its requests need.
 
@@ -340,45 +372,21 @@ class ReplicatedModel(ModelHandle):
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        failover = Failover(self.crew, self.crew.route_of(request, self._session))
-        begun = lost = False
-        while True:
-            replica = await self._next(failover)
-            try:
-                with self.crew.busy(replica):
-                    async with aclosing(generated(replica.handle, request)) as batches:
-                        async for batch in batches:
-                            begun = True
-                            yield batch
-                return
-            except EngineDeadError:
-                if begun or lost:
-                    raise
-                lost = True  # the next one finds out whether it is this request that kills
-            except _ELSEWHERE:
-                if begun or not failover.has_other:
-                    raise
+        attempts = _Attempts(self.crew, self.crew.route_of(request, self._session))
+        while not attempts.answered:
+            replica = await attempts.next()
+            with attempts.asking(replica):
+                async with aclosing(generated(replica.handle, request)) as batches:
+                    async for batch in batches:
+                        attempts.begun = True
+                        yield batch
 
     async def answer(self, task: str, request: Any) -> Any:
-        failover = Failover(self.crew, self.crew.route_of(request, self._session))
-        lost = False
-        while True:
-            replica = await self._next(failover)
-            try:
-                with self.crew.busy(replica):
-                    return await getattr(replica.handle, task)(request)
-            except EngineDeadError:
-                if lost:
-                    raise
-                lost = True
-            except _ELSEWHERE:
-                if not failover.has_other:
-                    raise
-
-    async def _next(self, failover: Failover[_Replica]) -> _Replica:
-        replica = await failover.next()
-        self.crew.policy.sent(failover.route, replica.id)
-        return replica
+        attempts = _Attempts(self.crew, self.crew.route_of(request, self._session))
+        while not attempts.answered:
+            replica = await attempts.next()
+            with attempts.asking(replica):
+                return await getattr(replica.handle, task)(request)
 
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
