@@ -1,6 +1,6 @@
 // Batches: how far they are, beginning one, pausing and cancelling one, its files.
 
-import { KIND, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
+import { KIND, arrange, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
 import { download, filesPart, upload } from "./files.js";
 import * as server from "./server.js";
 
@@ -57,8 +57,7 @@ export const batchesView = () => {
       if (label) (fresh.element.querySelector(`[aria-label="${CSS.escape(label)}"]`) ?? fresh.element.querySelector("button"))?.focus();
       return fresh.element;
     });
-    for (const old of [...list.children]) if (!made.includes(old)) old.remove();
-    made.forEach((one, at) => { if (list.children[at] !== one) list.insertBefore(one, list.children[at] ?? null); });
+    arrange(list, made);
   };
   const load = async (further = false) => {
     const after = further && batches.length ? `&after=${encodeURIComponent(batches.at(-1).id)}` : "";

@@ -11,7 +11,7 @@ const HIGH = 140;
 /** Asks the server, tells the subscribers, and remembers the last two minutes. */
 export const liveFacts = (onState) => {
   const subscribers = [];
-  const requests = new Map(); // ended ones by number, and those under way by id
+  const requests = new Map(); // ended ones, by number
   const seen = new Map(); // tokens of each request under way when it was last seen
   const batchTokens = new Map(); // of each model, when they were last seen
   const bins = new Map(); // tokens of each second
@@ -90,7 +90,7 @@ const nice = (top) => {
 };
 
 /** A chart of the last two minutes. `lines` are [name, points]; a point is [seconds ago, value] or null for a gap. */
-const chart = (title, unit, told) => {
+const chart = (title, told) => {
   const big = el("p", { class: "big" }, "–");
   const legend = el("ul", { class: "legend" });
   const plot = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none", role: "img" });
@@ -124,10 +124,10 @@ const chart = (title, unit, told) => {
 };
 
 export const liveView = (live) => {
-  const speed = chart("Tokens per second", "tokens/s", (value) => `${value >= 100 ? count(Math.round(value)) : value.toFixed(1)} tokens/s`);
-  const first = chart("Time to first token", "s", seconds);
-  const queue = chart("Requests", "", (value) => count(Math.round(value)));
-  const cache = chart("KV cache in use", "%", (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`);
+  const speed = chart("Tokens per second", (value) => `${value >= 100 ? count(Math.round(value)) : value.toFixed(1)} tokens/s`);
+  const first = chart("Time to first token", seconds);
+  const queue = chart("Requests", (value) => count(Math.round(value)));
+  const cache = chart("KV cache in use", (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`);
   const draw = (facts) => {
     if (element.hidden) return;
     const now = Date.now() / 1000;
