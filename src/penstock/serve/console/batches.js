@@ -59,25 +59,25 @@ export const batchesView = () => {
     });
     arrange(list, made);
   };
-  const load = async (further = false) => {
+  const load = async (further = false, quiet = false) => {
     const after = further && batches.length ? `&after=${encodeURIComponent(batches.at(-1).id)}` : "";
     const limit = further ? PAGE : Math.min(Math.max(batches.length, PAGE), 100);
-    const page = await server.getJson(`v1/batches?limit=${limit}${after}`);
+    const page = await server.getJson(`v1/batches?limit=${limit}${after}`, { quiet });
     const before = batches;
     batches = further ? [...batches, ...page.data] : page.data;
     more.hidden = !page.has_more;
     draw();
     if (batches.some((one) => OVER.includes(one.status) && before.some((old) => old.id === one.id && !OVER.includes(old.status)))) await files.load();
   };
-  const watch = async () => {
+  const watch = async (quiet = false) => {
     clearTimeout(timer);
     if (element.hidden || document.hidden) return;
     try {
-      await load();
+      await load(false, quiet);
     } catch { /* the state in the head tells it */ }
-    timer = setTimeout(watch, POLL_MS);
+    timer = setTimeout(() => watch(true), POLL_MS);
   };
-  document.addEventListener("visibilitychange", watch);
+  document.addEventListener("visibilitychange", () => watch(true));
 
   const picked = el("input", { type: "file", accept: ".jsonl,application/jsonl", required: true });
   const endpoint = el("select", {}, ENDPOINTS.map((one) => el("option", { value: one }, one)));

@@ -54,10 +54,10 @@ export const liveFacts = (onState) => {
     while (samples[0].at < now - SPAN - 5) samples.shift();
     for (const second of bins.keys()) if (second < now - SPAN - 5) bins.delete(second);
   };
-  const poll = async () => {
+  const poll = async (quiet) => {
     clearTimeout(timer);
     try {
-      const facts = await server.post("console/live", { after, bodies });
+      const facts = await server.post("console/live", { after, bodies }, { quiet });
       const now = Date.now() / 1000;
       if (facts.requests && facts.requests.after < after) requests.clear(); // the server was started again
       take(facts, now);
@@ -66,13 +66,12 @@ export const liveFacts = (onState) => {
       for (const tell of subscribers) tell(facts);
     } catch (error) {
       onState("bad", last, error);
-      if (error.status === 404 || error.status === 401) return;
     } finally {
-      timer = document.hidden ? 0 : setTimeout(() => now(), POLL_MS);
+      timer = document.hidden ? 0 : setTimeout(() => now(true), POLL_MS);
     }
   };
-  const now = () => (asking ??= poll().finally(() => { asking = null; }));
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) now(); });
+  const now = (quiet = false) => (asking ??= poll(quiet).finally(() => { asking = null; }));
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) now(true); });
   return {
     now,
     subscribe: (tell) => { subscribers.push(tell); if (last) tell(last); },

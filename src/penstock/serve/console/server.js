@@ -37,7 +37,7 @@ const send = async (path, { method = "GET", body, signal } = {}) => {
   throw new ServerError(told.message || `the server answered ${answer.status}`, answer.status);
 };
 
-/** Ask, and ask for the key where it is missing or wrong. */
+/** Ask, and ask for the key where it is missing or wrong, unless the page asks by itself (`quiet`). */
 const asked = async (path, options) => {
   for (;;) {
     try {
