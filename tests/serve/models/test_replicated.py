@@ -429,6 +429,28 @@ async def test_operations_reach_all_and_later_ones():
     await model.stop(0)
 
 
+def test_what_was_unloaded_stays_so_until_somebody_needs_it():
+    async def main():
+        model = made({**SCALING, "initial_replicas": 2, "downscale_delay_s": 1000})
+        await model.start()
+        await answer(model, chat_request("x"))
+        await model.control("unload_model", {})
+        await asyncio.sleep(60)
+        seen = [phases(model)]
+        await answer(model, chat_request("x"))
+        await asyncio.sleep(5)
+        seen.append(phases(model))
+        await model.control("unload_model", {})
+        await model.control("load_model", {})
+        await asyncio.sleep(5)
+        seen.append(phases(model))
+        await model.stop(0)
+        return seen
+
+    both = ["ready", "ready", "cold"]
+    assert run_warped(main()) == [["cold"] * 3, both, both]
+
+
 async def test_questions_are_for_those_that_run(two):
     results = await two.control("check_health", {})
     assert Counter(one["ok"] for one in results) == {True: 2}

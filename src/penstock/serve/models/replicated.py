@@ -112,6 +112,7 @@ class Crew(Pool[_Replica]):
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._unloaded = False  # by an operator, and nobody has needed it since
         self._short = False  # of memory, as the log has said
 
     # Requests
@@ -119,6 +120,7 @@ class Crew(Pool[_Replica]):
     def busy(self, replica: _Replica) -> Iterator[None]:
         """The replica has one more request while this lasts."""
         replica.running += 1
+        self._unloaded = False
         if not self.wanted:
             self._scale(1)
         self.watch()
@@ -169,6 +171,11 @@ class Crew(Pool[_Replica]):
         await asyncio.gather(*(one.handle.stop(drain_timeout_s) for one in self.replicas))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def rest(self, unloaded: bool) -> None:
+        """Load nothing before the next request; or load now what is wanted."""
+        self._unloaded = unloaded
+        self.watch()
+
     def watch(self) -> None:
         """Look from now on whether the replicas are too few or too many, until all is quiet."""
         if self._timer is None and not self._stopping:
@@ -188,7 +195,7 @@ class Crew(Pool[_Replica]):
             self._scale(wanted)
         self._fill()
         ready = all(one.phase == "ready" for one in self.replicas[: self.wanted])
-        if requests or self.wanted > self.fewest or not ready:
+        if requests or self.wanted > self.fewest or not (ready or self._unloaded):
             self.watch()
 
     def _scale(self, wanted: int) -> None:
@@ -199,6 +206,8 @@ class Crew(Pool[_Replica]):
 
     def _fill(self) -> None:
         """Load the replicas that are wanted and may be loaded now."""
+        if self._unloaded:
+            return
         for replica in self.replicas[: self.wanted]:
             supervisor = replica.model.server.supervisor
             if supervisor.phase == "cold" or (
@@ -211,7 +220,7 @@ class Crew(Pool[_Replica]):
         size = await asyncio.to_thread(memory_estimate, self._config)
         server, stays = replica.model.server, replica in self.replicas[: self.fewest]
         unwanted = replica not in self.replicas[: self.wanted] or self._stopping
-        if unwanted or server.asleep or replica.phase not in ("cold", "failed"):
+        if unwanted or self._unloaded or server.asleep or replica.phase not in ("cold", "failed"):
             return
         if stays or self._budget.take(replica.model, size):
             await server.start()
@@ -396,6 +405,8 @@ class ReplicatedModel(ModelHandle):
         replicas = self.crew.replicas
         running = [one for one in replicas if one.phase != "cold"] or replicas[:1]
         asked = replicas if method in _STATEFUL else running
+        if method in ("load_model", "unload_model"):
+            self.crew.rest(method == "unload_model")
         results = await asyncio.gather(
             *(one.handle.control(method, options) for one in asked), return_exceptions=True
         )
