@@ -9,11 +9,10 @@ import contextlib
 import logging
 from typing import Any
 
-import msgspec
 import ray
 from ray import serve
 
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, able_together
 from penstock.errors import EngineStartError, UnsupportedError
 from penstock.ray.application import NAME_PREFIX, build_deployment
 from penstock.ray.cluster import connect, new_application
@@ -50,9 +49,7 @@ class RayEngine(JobReplicas[Any]):
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._remove))
             raise
-        self.capabilities = msgspec.structs.replace(
-            capabilities, max_concurrency=capabilities.max_concurrency * self._replicas
-        )
+        self.capabilities = able_together([capabilities] * self._replicas)
 
     async def stop(self) -> None:
         model, self._model = self._model, None

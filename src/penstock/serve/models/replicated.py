@@ -16,6 +16,7 @@ from penstock.balance.policies.base import RouteRequest
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.cores import Cores, parted, usable_cores
+from penstock.engines.base import counted_together
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import (
     EngineDeadError,
@@ -353,16 +354,11 @@ class ReplicatedModel(ModelHandle):
         )
 
     async def engine_metrics(self) -> dict[str, float]:
-        """Sums over the replicas; of a share, the mean."""
-        total: dict[str, float] = {}
+        """As of one engine, over the replicas that run."""
         counts = await asyncio.gather(
             *(one.handle.engine_metrics() for one in self.crew.replicas if one.phase == "ready")
         )
-        for counted in counts:
-            for name, value in counted.items():
-                share = value / len(counts) if name == "kv_cache_usage" else value
-                total[name] = total.get(name, 0.0) + share
-        return total
+        return counted_together(counts)
 
     async def adapters(self) -> list[str]:
         return await self.crew.replicas[0].handle.adapters()

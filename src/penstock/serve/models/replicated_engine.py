@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, able_together
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, EngineDeadError
 from penstock.llm_config import LLMConfig
@@ -92,9 +90,8 @@ class ReplicatedEngine(JobReplicas[ReplicatedModel]):
             await model.stop(0.0)
             raise
         self._model = model
-        each = [one.model.server.engine.capabilities for one in model.crew.replicas]
-        self.capabilities = msgspec.structs.replace(
-            each[0], max_concurrency=sum(one.max_concurrency for one in each)
+        self.capabilities = able_together(
+            [one.model.server.engine.capabilities for one in model.crew.replicas]
         )
 
     async def stop(self) -> None:
