@@ -278,7 +278,11 @@ class LLMEngine(Tasks, Operations):
 
 def able_together(each: Sequence[Capabilities]) -> Capabilities:
     """What engines of one model can do that answer for one another."""
-    return replace(each[0], max_concurrency=sum(one.max_concurrency for one in each))
+    return replace(
+        each[0],
+        max_concurrency=sum(one.max_concurrency for one in each),
+        batch_in_flight=sum(one.batch_in_flight for one in each),
+    )
 
 
 def counted_together(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
