@@ -140,6 +140,10 @@ class EngineGroup(LLMEngine):
     def stated(self) -> Stated:
         return self.ranks[0].stated()
 
+    @property
+    def shares_steps(self) -> bool:
+        return self.ranks[0].shares_steps
+
     def brings(self, operation: str) -> bool:
         return self.ranks[0].brings(operation)
 
@@ -147,7 +151,7 @@ class EngineGroup(LLMEngine):
     async def start(self) -> None:
         parts = parted(self.cores or usable_cores(), len(self.ranks))
         for rank, cores in zip(self.ranks, parts, strict=True):
-            rank.cores = cores
+            rank.cores, rank.sharing = cores, self.sharing
         try:
             async with asyncio.TaskGroup() as starting:  # together: they may have to meet
                 for rank in self.ranks:
