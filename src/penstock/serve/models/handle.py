@@ -327,8 +327,8 @@ class ModelNames:
     def _card(
         self, model_id: str, handle: ModelHandle, adapter: str | None = None
     ) -> dict[str, Any]:
-        card = self._cards.get(model_id) or handle.card()
-        now = handle.card()  # it may have learned since the card was given
+        now = handle.card()  # it may have learned since the other card was given
+        card = self._cards.get(model_id) or now
         known, inputs = now.context_length, now.inputs or card.inputs
         state = handle.state()
         return {
