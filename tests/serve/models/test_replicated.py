@@ -395,10 +395,7 @@ def test_the_fewest_wait_for_room():
 
 
 async def test_a_start_that_fails_says_why():
-    class Broken(ReplicatedModel):
-        pass
-
-    model = Broken(config(2))
+    model = ReplicatedModel(config(2))
 
     async def no() -> None:
         raise EngineStartError("no such file")
