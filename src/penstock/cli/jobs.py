@@ -257,15 +257,15 @@ def _print_json(found: list[dict[str, Any]]) -> None:
 def _line(found: dict[str, Any]) -> str:
     if "request_counts" in found:
         return "  ".join(_batch_row(found)[:4])
-    rows = f"{found['rows']:,}" + (f"/{found['total']:,}" if found["total"] is not None else "")
+    done = _done(found["rows"], found["total"])
     return (
-        f"{found['id']}  {found['state']}  {rows} rows  {found['failed']:,} failed "
+        f"{found['id']}  {found['state']}  {done} rows  {found['failed']:,} failed "
         f" {found['rows_per_second']:,.1f} rows/s  {found['tokens_per_second']:,.0f} tokens/s"
     )
 
 
 def _job_row(status: Status) -> tuple[str, ...]:
-    rows = f"{status.rows:,}" + (f"/{status.total:,}" if status.total is not None else "")
+    rows = _done(status.rows, status.total)
     speed = f"{status.rows_per_second:,.1f}"
     begun = _cell("started", status.started)
     return (status.id, status.state, rows, f"{status.failed:,}", speed, begun, status.output)
@@ -274,6 +274,10 @@ def _job_row(status: Status) -> tuple[str, ...]:
 def _state(found: dict[str, Any]) -> str:
     """The state of a job, or of a batch in either form."""
     return str(found.get("state", found.get("status", found.get("processing_status"))))
+
+
+def _done(rows: int, total: int | None) -> str:
+    return f"{rows:,}" if total is None else f"{rows:,}/{total:,}"
 
 
 def _batch_row(batch: dict[str, Any]) -> tuple[str, ...]:
@@ -285,7 +289,7 @@ def _batch_row(batch: dict[str, Any]) -> tuple[str, ...]:
         total, endpoint = sum(counts.values()), "/v1/messages"
     state = "paused" if batch.get("paused") else _state(batch)
     begun = _cell("created_at", batch.get("created_at"))
-    return (str(batch.get("id")), state, f"{done:,}/{total:,}", f"{failed:,}", begun, endpoint)
+    return (str(batch.get("id")), state, _done(done, total), f"{failed:,}", begun, endpoint)
 
 
 def _cell(name: str, value: Any) -> str:

@@ -1,7 +1,7 @@
 // Batches in the forms of OpenAI and Anthropic: how far they are, beginning one, pausing and
 // cancelling one, its files.
 
-import { KIND, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
+import { KIND, arrange, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
 import { contentOf, download, filesPart, upload } from "./files.js";
 import * as server from "./server.js";
 
@@ -78,35 +78,34 @@ export const batchesView = () => {
       if (label) (fresh.element.querySelector(`[aria-label="${CSS.escape(label)}"]`) ?? fresh.element.querySelector("button"))?.focus();
       return fresh.element;
     });
-    for (const old of [...list.children]) if (!made.includes(old)) old.remove();
-    made.forEach((one, at) => { if (list.children[at] !== one) list.insertBefore(one, list.children[at] ?? null); });
+    arrange(list, made);
   };
-  const loadForm = async ({ path, after, read }, page, further) => {
+  const loadForm = async ({ path, after, read }, page, further, quiet) => {
     if (further && !page.has_more) return;
     const from = further ? `&${after}=${encodeURIComponent(page.batches.at(-1).id)}` : "";
     const limit = further ? PAGE : Math.min(Math.max(page.batches.length, PAGE), 100);
-    const { data, has_more } = await server.getJson(`${path}?limit=${limit}${from}`);
+    const { data, has_more } = await server.getJson(`${path}?limit=${limit}${from}`, { quiet });
     const found = data.map((one) => ({ ...read(one), path: `${path}/${encodeURIComponent(one.id)}` }));
     page.batches = further ? [...page.batches, ...found] : found;
     page.has_more = has_more;
   };
-  const load = async (further = false) => {
-    await Promise.all(FORMS.map((form, at) => loadForm(form, pages[at], further)));
+  const load = async (further = false, quiet = false) => {
+    await Promise.all(FORMS.map((form, at) => loadForm(form, pages[at], further, quiet)));
     const before = batches;
     batches = pages.flatMap((page) => page.batches).sort((one, other) => other.created_at - one.created_at);
     more.hidden = !pages.some((page) => page.has_more);
     draw();
     if (batches.some((one) => OVER.includes(one.status) && before.some((old) => old.id === one.id && !OVER.includes(old.status)))) await files.load();
   };
-  const watch = async () => {
+  const watch = async (quiet = false) => {
     clearTimeout(timer);
     if (element.hidden || document.hidden) return;
     try {
-      await load();
+      await load(false, quiet);
     } catch { /* the state in the head tells it */ }
-    timer = setTimeout(watch, POLL_MS);
+    timer = setTimeout(() => watch(true), POLL_MS);
   };
-  document.addEventListener("visibilitychange", watch);
+  document.addEventListener("visibilitychange", () => watch(true));
 
   const picked = el("input", { type: "file", accept: ".jsonl,application/jsonl", required: true });
   const endpoint = el("select", {}, ENDPOINTS.map((one) => el("option", { value: one }, one)));
