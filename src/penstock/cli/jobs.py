@@ -49,7 +49,9 @@ def _of_server(command: Command) -> Command:
         callback=_check_key,
         help="Key of that server.  [env: PENSTOCK_API_KEY]",
     )(command)
-    return click.option("--url", metavar="URL", help="The batches of this server.")(command)
+    # It is eager, so that the check of the key sees it in whatever order they stand.
+    where = click.option("--url", metavar="URL", is_eager=True, help="The batches of this server.")
+    return where(command)
 
 
 def _check_key(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
@@ -223,6 +225,10 @@ def _client(url: str, api_key: str | None) -> Client:
 
 def _steer(job: str, word: str, url: str | None, api_key: str | None) -> None:
     if url is not None:
+        from penstock.serve.client import MESSAGE_BATCH
+
+        if word != "cancel" and job.startswith(MESSAGE_BATCH):
+            raise ConfigError(f"batches of messages cannot be {word}d", field="job", value=job)
         return click.echo(_line(_client(url, api_key).steer_batch(job, word)))
     from penstock.batch.monitor.control import ask
     from penstock.batch.monitor.status import find
@@ -255,7 +261,7 @@ def _print_json(found: list[dict[str, Any]]) -> None:
 
 
 def _line(found: dict[str, Any]) -> str:
-    if "request_counts" in found:
+    if "rows" not in found:  # a server's batch
         return "  ".join(_batch_row(found)[:4])
     done = _done(found["rows"], found["total"])
     return (

@@ -81,7 +81,9 @@ class Client:
             yield from data
             if not page.get("has_more") or not data:
                 return
-            after = f"&{behind}={quote(str(data[-1].get('id')), safe='')}"
+            before, after = after, f"&{behind}={quote(str(data[-1].get('id')), safe='')}"
+            if after == before:  # it would go on for ever
+                raise self._strange(path)
 
     def _json(self, path: str, body: Any = None) -> dict[str, Any]:
         with self._open(path, body) as answer:
