@@ -30,7 +30,9 @@ class TokenBranch(Struct, frozen=True):
 
 
 class TokenizedHead(Struct, frozen=True):
-    """The ids of the head and its branches. `size` counts all tokens that are read."""
+    """The ids of the head and its branches. `size` counts all tokens that are read, `longest` those
+    of the head with the longest branch and label.
+    """
 
     ids: list[int]
     branches: list[TokenBranch]
@@ -38,6 +40,12 @@ class TokenizedHead(Struct, frozen=True):
     @property
     def size(self) -> int:
         return len(self.ids) + sum(len(branch.stem) for branch in self.branches)
+
+    @property
+    def longest(self) -> int:
+        return len(self.ids) + max(
+            len(branch.stem) + max(map(len, branch.trie.paths)) for branch in self.branches
+        )
 
 
 class TextIds:
