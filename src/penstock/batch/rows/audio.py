@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.rows.requests import (
+    FLAT_OBJECTS,
+    STATUS_COLUMNS,
+    ColumnRequests,
+    status_types,
+    status_values,
+)
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.media import Loader
 from penstock.engines.base import LLMEngine
@@ -22,7 +28,6 @@ from penstock.types import SpeechRequest, TranscriptionRequest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_END = ("status", "error", "usage", "attempts", "latency_ms")
 _AT_ONCE = 8
 _AT_ONCE_BYTES = 16 << 20
 """Rows go on together that have so many bytes of recordings."""
@@ -49,7 +54,7 @@ class ColumnTranscripts(ColumnRequests):
         self._digest = blake2b(self._encode((self.kind, asked)), digest_size=16)
         timed = ("segments",) if asked.timestamps else ()
         self._name_columns(
-            ("response", "language", "duration", *timed, *_END), FLAT_OBJECTS, prefix
+            ("response", "language", "duration", *timed, *STATUS_COLUMNS), FLAT_OBJECTS, prefix
         )
 
     def check(
@@ -111,14 +116,14 @@ class ColumnTranscripts(ColumnRequests):
 
     def results(self, outcome: Outcome) -> list[Any]:
         blank = [None] * (3 if self._asked.timestamps else 2)
-        return [outcome.response, *(outcome.parsed or blank), *_end_of(outcome)]
+        return [outcome.response, *(outcome.parsed or blank), *status_values(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
         segment = pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})
         timed = [pa.list_(segment)] if self._asked.timestamps else []
-        return [pa.string(), pa.string(), pa.float64(), *timed, *_end_types()]
+        return [pa.string(), pa.string(), pa.float64(), *timed, *status_types()]
 
 
 class ColumnSpeech(ColumnRequests):
@@ -144,7 +149,7 @@ class ColumnSpeech(ColumnRequests):
         self._folder, self._format = folder, audio_format
         self._asked = SpeechRequest("", voice)
         self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
-        self._name_columns(("audio", "duration", *_END), FLAT_OBJECTS, prefix)
+        self._name_columns(("audio", "duration", *STATUS_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
@@ -172,12 +177,12 @@ class ColumnSpeech(ColumnRequests):
         return Outcome(response=str(file), usage=spoken.usage, parsed=[duration])
 
     def results(self, outcome: Outcome) -> list[Any]:
-        return [outcome.response, *(outcome.parsed or [None]), *_end_of(outcome)]
+        return [outcome.response, *(outcome.parsed or [None]), *status_values(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
-        return [pa.string(), pa.float64(), *_end_types()]
+        return [pa.string(), pa.float64(), *status_types()]
 
 
 def _check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
@@ -186,22 +191,3 @@ def _check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
             f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
             param="model",
         )
-
-
-def _end_of(outcome: Outcome) -> list[Any]:
-    error, usage = outcome.error, outcome.usage
-    return [
-        "ok" if error is None else "error",
-        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
-        outcome.attempts,
-        outcome.latency_ms,
-    ]
-
-
-def _end_types() -> list[pa.DataType]:
-    import pyarrow as pa
-
-    from penstock.batch.write.tables import ERROR, USAGE
-
-    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]

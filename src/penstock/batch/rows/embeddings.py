@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.rows.requests import (
+    FLAT_OBJECTS,
+    STATUS_COLUMNS,
+    ColumnRequests,
+    status_types,
+    status_values,
+)
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
 from penstock.errors import ContextLengthError, UnsupportedError
@@ -21,7 +27,6 @@ if TYPE_CHECKING:
 
 VECTOR_TYPES = ("float32", "float16", "int8")
 _CODES = {"float32": "f", "float16": "e", "int8": "b"}
-_COLUMNS = ("embedding", "status", "error", "usage", "attempts", "latency_ms")
 _CUTS = 24
 _KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 
@@ -52,7 +57,7 @@ class ColumnVectors(ColumnRequests):
         self._type = vector_type
         self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
         self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
-        self._name_columns(_COLUMNS, FLAT_OBJECTS, prefix)
+        self._name_columns(("embedding", *STATUS_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
@@ -74,29 +79,19 @@ class ColumnVectors(ColumnRequests):
         return Outcome(response=b64encode(packed).decode(), usage=found.usage)
 
     def results(self, outcome: Outcome) -> list[Any]:
-        error, usage = outcome.error, outcome.usage
         vector = None
-        if error is None and outcome.response is not None:
+        if outcome.error is None and outcome.response is not None:
             vector = unpack(b64decode(outcome.response), self._type)
             self._width = self._width or len(vector)
-        return [
-            vector,
-            "ok" if error is None else "error",
-            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-            None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
-            outcome.attempts,
-            outcome.latency_ms,
-        ]
+        return [vector, *status_values(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
-        from penstock.batch.write.tables import ERROR, USAGE
-
         number = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[self._type]
         # Without `dimensions` the width shows in the first vector.
         vector = pa.list_(number, self._width) if self._width else pa.null()
-        return [vector, pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
+        return [vector, *status_types()]
 
 
 async def embedded(

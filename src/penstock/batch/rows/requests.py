@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
+STATUS_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
+"""The last result columns of forms whose answers are no texts."""
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 FLAT_OBJECTS = {
@@ -420,3 +422,24 @@ def as_text(value: Any) -> str:
         return plain_text(value) or ""
     except UnstorableError as error:
         raise RequestError(f"a prompt cannot hold it: {error}") from None
+
+
+def status_values(outcome: Outcome) -> list[Any]:
+    """The values of `STATUS_COLUMNS`."""
+    error, usage = outcome.error, outcome.usage
+    return [
+        "ok" if error is None else "error",
+        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+        outcome.attempts,
+        outcome.latency_ms,
+    ]
+
+
+def status_types() -> list[pa.DataType]:
+    """The Arrow types of `STATUS_COLUMNS`."""
+    import pyarrow as pa
+
+    from penstock.batch.write.tables import ERROR, USAGE
+
+    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
