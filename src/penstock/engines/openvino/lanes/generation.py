@@ -171,9 +171,7 @@ class Generation:
         self._steps += 1
         lanes = list(self._lanes.values())
         for lane, request in self._shared.begin(lanes):
-            while request.handle.can_read():
-                for output in request.handle.read().values():
-                    self._append(request, output)
+            self._read(request)
             lane.evict(request)
             self._scoring.restarted(request)
         for lane in lanes:
@@ -444,9 +442,7 @@ class Generation:
             lane.note_prefilled(request)
         running = handle.get_status() == RUNNING
         if request.watched:
-            while handle.can_read():
-                for output in handle.read().values():
-                    self._append(request, output)
+            self._read(request)
         elif running:
             return False
         else:
@@ -457,6 +453,12 @@ class Generation:
         if request.picture is not None and self._vision is not None and request.finish:
             self._vision.learn(request, handle.get_perf_metrics().get_num_input_tokens())
         return request.finish is not None or request.failed or len(request.ids) > request.reported
+
+    def _read(self, request: Request) -> None:
+        """Take what the pipeline has made for a request so far."""
+        while request.handle.can_read():
+            for output in request.handle.read().values():
+                self._append(request, output)
 
     def _append(self, request: Request, output: Any) -> None:
         request.ids += output.generated_ids
