@@ -30,11 +30,7 @@ from penstock.engines.openvino.lanes.shared_steps import SharedSteps
 from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle
 from penstock.engines.openvino.logits.deciding import Deciding
-from penstock.engines.openvino.logits.scoring import (
-    Logits,
-    Scoring,
-    check_together,
-)
+from penstock.engines.openvino.logits.scoring import Logits, Scoring, check_together
 from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
 from penstock.engines.openvino.model.files import read_config
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
@@ -105,12 +101,16 @@ class Generation:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
+        return self._busy_beside or any(lane.busy for lane in self._lanes.values())
+
+    @property
+    def _busy_beside(self) -> bool:
+        """Whether there is anything to do but the steps of lanes."""
         return (
             self._grammars.busy
             or (self._vision is not None and self._vision.busy)
             or self._scoring.busy
             or self._deciding.busy
-            or any(lane.busy for lane in self._lanes.values())
         )
 
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
@@ -220,7 +220,7 @@ class Generation:
     @property
     def pause(self) -> float:
         """Seconds for which nothing is to be done, unless a message comes."""
-        return self._shared.pause
+        return 0.0 if self._busy_beside else self._shared.pause
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
