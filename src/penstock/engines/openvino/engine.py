@@ -39,7 +39,7 @@ from penstock.engines.openvino.options import (
 from penstock.engines.openvino.speech.pieces import pieces_of
 from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
-from penstock.engines.token_engine import GenerateRequest
+from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError
 from penstock.types import (
@@ -172,7 +172,7 @@ class OpenVINOEngine(WorkerEngine):
             raise EngineDeadError(self._why_dead)
         return await self._constraints.grammar(structured)
 
-    async def _files(self, images: tuple[str | bytes, ...]) -> tuple[bytes, ...]:
+    async def _files(self, images: Images) -> tuple[bytes, ...]:
         return await image_files(images, self.options)
 
     async def answer(self, task: str, request: Any) -> Any:
