@@ -73,5 +73,5 @@ DECIDING = frozenset({"extra_body"})
 
 
 def parse_batch_options(given: Mapping[str, Any]) -> BatchApiOptions:
-    """Raises `ConfigError`."""
+    """The options of a batch API, of `engine_kwargs`. Raises `ConfigError`."""
     return parse_options(BatchApiOptions, given, "engine_kwargs")
