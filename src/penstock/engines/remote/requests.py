@@ -172,7 +172,7 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
             return {"tokens": request}
 
 
-def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict[str, str]:
+def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict[str, Any]:
     if request.hotwords and dialect != "penstock":
         raise UnsupportedError(
             "servers of OpenAI's form know no hotwords: put them into the prompt", param="hotwords"
@@ -184,9 +184,9 @@ def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict
         "hotwords": request.hotwords or None,
         "response_format": "verbose_json" if request.timestamps or request.words else None,
     }
-    found = {name: str(value) for name, value in form.items() if value is not None}
-    if request.words:
-        found["timestamp_granularities[]"] = "word"
+    found: dict[str, Any] = {name: str(value) for name, value in form.items() if value is not None}
+    if request.words:  # OpenAI leaves out what is not named
+        found["timestamp_granularities[]"] = ["word", "segment"] if request.timestamps else ["word"]
     return found
 
 
