@@ -15,7 +15,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.media import Loader
 from penstock.errors import PenstockError, RequestError
-from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in
+from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in, is_pillow
 from penstock.parsing import decode_json
 
 _AT_ONCE_BYTES = 16 << 20
@@ -106,7 +106,7 @@ class RowImages:
             return [value]
         if self._loader is None or self._working is None:
             self._loader, self._working = Loader(), Offload(os.cpu_count() or 1, in_place=False)
-        if hasattr(value, "convert") and hasattr(value, "save"):
+        if is_pillow(value):
             data: bytes = await self._working.submit(partial(bitmap, value))
         else:
             data = await self._loader.load(value, self._column or "image")
