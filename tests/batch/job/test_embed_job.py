@@ -121,6 +121,17 @@ class TestFaults:
         assert caught.value.field == field
 
 
+def test_vectors_of_another_type_are_not_taken_from_the_cache(tmp_path):
+    given = {"cache": tmp_path / "cache", "dimensions": 4}
+    whole = embed(table(), **given)
+    small = embed(table(), vector_type="int8", **given)
+    assert small.counts.from_cache == 0
+    assert [len(vector) for vector in vectors(small)] == [4] * 4
+    again = embed(table(), vector_type="int8", **given)
+    assert again.counts.from_cache == 3
+    assert vectors(again) == vectors(small) != vectors(whole)
+
+
 def test_a_job_of_other_vectors_is_another_job(tmp_path):
     path = tmp_path / "v.parquet"
     embed(table(), path, dimensions=4)

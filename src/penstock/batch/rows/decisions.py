@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.batch.decisions.questions import FILTER, RowQuestions, option_names
 from penstock.batch.rows.requests import (
+    END_COLUMNS,
     FLAT_OBJECTS,
-    STATUS_COLUMNS,
     ColumnRequests,
-    status_types,
-    status_values,
+    end_of,
+    end_types,
 )
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
@@ -47,7 +47,7 @@ class ColumnDecisions(ColumnRequests):
         self, deciding: RowQuestions, *, cascade: bool = False, prefix: str = "", **options: Any
     ) -> None:
         super().__init__(**options)
-        self._own = ("model", *STATUS_COLUMNS) if cascade else STATUS_COLUMNS
+        self._own = ("model", *END_COLUMNS) if cascade else END_COLUMNS
         self._deciding = deciding
         self._options = [option_names(question) for question in deciding.questions]
         asked = (deciding.identity(), self._system)
@@ -136,12 +136,12 @@ class ColumnDecisions(ColumnRequests):
         decided: list[Any] = []
         count = len(self._options)
         if outcome.parsed is None:
-            decided = [None] * (len(self.result_columns) - len(STATUS_COLUMNS))
+            decided = [None] * (len(self.result_columns) - len(END_COLUMNS))
         else:
             for pair, names in zip(outcome.parsed[:count], self._options, strict=True):
                 decided += [pair[0], dict(zip(names, pair[1], strict=True))]
             decided += outcome.parsed[count:]
-        return [*decided, *status_values(outcome)]
+        return [*decided, *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
@@ -150,8 +150,8 @@ class ColumnDecisions(ColumnRequests):
         for question, names in zip(self._deciding.questions, self._options, strict=True):
             shares = pa.struct([(name, pa.float64()) for name in names])
             types += [_value_type(question), shares]
-        types += [pa.string()] * (len(self._own) - len(STATUS_COLUMNS))
-        return [*types, *status_types()]
+        types += [pa.string()] * (len(self._own) - len(END_COLUMNS))
+        return [*types, *end_types()]
 
 
 def _value_type(question: Question) -> pa.DataType:

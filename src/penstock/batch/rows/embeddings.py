@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.rows.requests import (
+    END_COLUMNS,
     FLAT_OBJECTS,
-    STATUS_COLUMNS,
     ColumnRequests,
-    status_types,
-    status_values,
+    check_task,
+    end_of,
+    end_types,
 )
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
-from penstock.errors import ContextLengthError, UnsupportedError
+from penstock.errors import ContextLengthError
 from penstock.types import EmbeddingRequest, Embeddings
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class ColumnVectors(ColumnRequests):
         self._width = dimensions or 0
         self._type = vector_type
         self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
-        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
-        self._name_columns(("embedding", *STATUS_COLUMNS), FLAT_OBJECTS, prefix)
+        named = (self.kind, self._asked, vector_type)  # an outcome holds numbers of that type
+        self._digest = blake2b(self._encode(named), digest_size=16)
+        self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
@@ -66,12 +68,7 @@ class ColumnVectors(ColumnRequests):
         row.shareable = True
 
     def check_engine(self, engine: LLMEngine) -> None:
-        if "embeddings" not in engine.capabilities.tasks:
-            raise UnsupportedError(
-                f"the {engine.name} engine makes no vectors with '{engine.model_source}': give an"
-                " embedding model",
-                param="model",
-            )
+        check_task(engine, "embeddings", "makes no vectors", "an embedding model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)
@@ -83,7 +80,7 @@ class ColumnVectors(ColumnRequests):
         if outcome.error is None and outcome.response is not None:
             vector = unpack(b64decode(outcome.response), self._type)
             self._width = self._width or len(vector)
-        return [vector, *status_values(outcome)]
+        return [vector, *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
@@ -91,7 +88,7 @@ class ColumnVectors(ColumnRequests):
         number = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[self._type]
         # Without `dimensions` the width shows in the first vector.
         vector = pa.list_(number, self._width) if self._width else pa.null()
-        return [vector, *status_types()]
+        return [vector, *end_types()]
 
 
 async def embedded(
