@@ -94,7 +94,7 @@ class Run:
         self._tell()
 
     def drain(self) -> None:
-        """Begin no more lines."""
+        """Begin no more lines, and end when those under way have their answers."""
         # Paused lines would not end by themselves.
         if self.interrupts.on_first is not None and not self._paused:
             self.interrupts.received = signal.SIGTERM
