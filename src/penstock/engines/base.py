@@ -141,7 +141,9 @@ class LLMEngine(Tasks, Operations):
     start.
     """
     cores: Cores | None = None
-    """The CPU cores for its processes, None for all; its owner may set it before the start."""
+    """The CPU cores for its processes, None for all; its owner may set it before the start. vLLM
+    places its own.
+    """
     served: bool = False
     """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None
