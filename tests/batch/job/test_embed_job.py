@@ -8,7 +8,9 @@ import pytest
 
 import penstock
 from penstock.batch.rows.embeddings import pack, unpack
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError
+from penstock.types import Embeddings, Usage
 
 TEXTS = ["one", "two", "a text that is longer than the others", "two"]
 
@@ -85,6 +87,29 @@ class TestFaults:
         assert found.schema.field("embedding").type == pa.list_(pa.float32(), 4)
         assert [row is None for row in found["embedding"].to_pylist()] == [False, True, False]
         assert found["error"][1].as_py()["type"] == "context_length_exceeded"
+
+    @pytest.mark.parametrize(
+        ("numbers", "kind", "why"),
+        [
+            ([1e5, 0.0], "float16", "numbers that float16 does not hold"),
+            ([1e39, 0.0], "float32", "numbers that float32 does not hold"),
+            ([float("nan"), 0.0], "int8", "numbers that int8 does not hold"),
+            ([1.0, 0.0, 0.0], "float32", "3 numbers, and others 2"),
+        ],
+    )
+    def test_a_vector_that_does_not_fit_is_an_error_row(
+        self, tmp_path, monkeypatch, numbers, kind, why
+    ):
+        async def embeddings(engine, request):
+            vector = numbers if request.inputs == ["odd"] else [0.5, 0.5]
+            return Embeddings([vector], Usage(1))
+
+        monkeypatch.setattr(SimulatedEngine, "embeddings", embeddings)
+        path = tmp_path / "v.parquet"
+        embed(table(["one", "odd", "two"]), path, vector_type=kind)
+        found = pq.read_table(path)
+        assert found["status"].to_pylist() == ["ok", "error", "ok"]
+        assert why in found["error"][1].as_py()["message"]
 
     def test_truncate_cuts_it(self):
         source = table(["x" * 99])

@@ -20,7 +20,7 @@ from penstock.batch.rows.requests import (
 )
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
-from penstock.errors import ContextLengthError
+from penstock.errors import ContextLengthError, RequestError
 from penstock.types import EmbeddingRequest, Embeddings
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ class ColumnVectors(ColumnRequests):
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)
-        packed = pack(found.vectors[0], self._type)
+        vector = found.vectors[0]
+        self._width = self._width or len(vector)
+        if len(vector) != self._width:
+            raise RequestError(f"the vector has {len(vector)} numbers, and others {self._width}")
+        packed = pack(vector, self._type)
         return Outcome(response=b64encode(packed).decode(), usage=found.usage)
 
     def results(self, outcome: Outcome) -> list[Any]:
@@ -111,11 +115,16 @@ async def embedded(
 
 
 def pack(vector: list[float], vector_type: str) -> bytes:
-    """A vector's numbers in this type, little-endian."""
-    if vector_type == "int8":
-        largest = max(map(abs, vector), default=0.0) or 1.0
-        return array("b", [round(127 * number / largest) for number in vector]).tobytes()
-    return struct.pack(f"<{len(vector)}{_CODES[vector_type]}", *vector)
+    """A vector's numbers in this type, little-endian. Raises `RequestError` if it holds no such
+    numbers.
+    """
+    try:
+        if vector_type == "int8":
+            largest = max(map(abs, vector), default=0.0) or 1.0
+            return array("b", [round(127 * number / largest) for number in vector]).tobytes()
+        return struct.pack(f"<{len(vector)}{_CODES[vector_type]}", *vector)
+    except (OverflowError, ValueError):  # infinite, no number, or too large for the type
+        raise RequestError(f"the vector has numbers that {vector_type} does not hold") from None
 
 
 def unpack(packed: bytes, vector_type: str) -> list[Any]:

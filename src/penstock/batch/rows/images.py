@@ -14,7 +14,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
-from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in, kind_of
+from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in, is_pillow, kind_of
 from penstock.parsing import decode_json
 
 _SLOW_BYTES = 1 << 20
@@ -93,7 +93,7 @@ class RowImages:
             return [value]
         if self._loader is None or self._working is None:
             self._loader, self._working = Loader(), Offload(os.cpu_count() or 1, in_place=False)
-        if hasattr(value, "convert") and hasattr(value, "save"):
+        if is_pillow(value):
             data: bytes = await self._working.submit(partial(bitmap, value))
         else:
             data = await self._loader.load(value, self._column or "image")

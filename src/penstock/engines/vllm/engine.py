@@ -91,8 +91,7 @@ class VLLMEngine(TokenEngine):
         return given if isinstance(given, int) else sources.stated_context_length(self.model_source)
 
     def stated(self) -> Stated:
-        runner = self.options.engine.get("runner")
-        tasks = None if runner is None else options.RUNNERS.get(runner)
+        tasks = options.RUNNERS.get(self.options.engine.get("runner", ""))
         return Stated(sources.stated_vocabulary(self.model_source), tasks)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import ClassVar
 
 from msgspec import Struct
 from starlette.responses import Response
@@ -33,7 +32,6 @@ _HEAD = 1 << 18
 class BatchBody(Struct, kw_only=True):
     """Body of `POST /v1/batches`. `completion_window` is any duration, such as 24h."""
 
-    names: ClassVar = {"file_id": "input_file_id"}
     input_file_id: str
     endpoint: str
     completion_window: str
@@ -42,7 +40,7 @@ class BatchBody(Struct, kw_only=True):
 
 
 class BatchRoutes:
-    """The routes of batches."""
+    """The routes of `/v1/batches`: OpenAI's, with pause and resume."""
 
     def __init__(self, service: BatchService) -> None:
         self._service = service
@@ -71,7 +69,7 @@ class BatchRoutes:
         seconds = window_seconds(body.completion_window)
         expiry = checked_expiry(body.output_expires_after, "output_expires_after", settings.ttl_s)
         stores = await self._service.opened()
-        file = await stores.files.get(sees(exchange), body.input_file_id)
+        file = await stores.files.get(sees(exchange), body.input_file_id, param="input_file_id")
         if file.purpose != "batch":
             raise RequestError(
                 f"the purpose of the file is {file.purpose}, and must be batch",
