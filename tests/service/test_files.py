@@ -1,6 +1,7 @@
 """OpenAI's client and its files: uploads, whole and in parts, pages, ranges, expiry."""
 
 import asyncio
+import contextlib
 import hashlib
 import time
 
@@ -8,6 +9,8 @@ import openai
 import pytest
 
 from batch_service import batch_service, line, lines
+from penstock.errors import RequestError
+from penstock.service.uploads import UploadStore
 
 CONTENT = lines([line("a"), line("b")])
 
@@ -122,25 +125,30 @@ async def test_files_expire(service, monkeypatch):
             await asyncio.sleep(0.01)
 
 
+async def parts_of(client, content=CONTENT):
+    """A new upload, and its parts."""
+    made = await client.uploads.create(
+        filename="in.jsonl", purpose="batch", bytes=len(content), mime_type="application/jsonl"
+    )
+    return made.id, [
+        (await client.uploads.parts.create(made.id, data=content[at : at + 50])).id
+        for at in range(0, len(content), 50)
+    ]
+
+
 async def test_an_upload_in_parts(service):
     client = service.openai()
-    made = await client.uploads.create(
-        filename="in.jsonl", purpose="batch", bytes=len(CONTENT), mime_type="application/jsonl"
-    )
-    parts = [
-        (await client.uploads.parts.create(made.id, data=CONTENT[at : at + 50])).id
-        for at in range(0, len(CONTENT), 50)
-    ]
+    id, parts = await parts_of(client)
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.complete(made.id, part_ids=parts[1:])
+        await client.uploads.complete(id, part_ids=parts[1:])
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.complete(made.id, part_ids=parts, md5="0" * 32)
+        await client.uploads.complete(id, part_ids=parts, md5="0" * 32)
     md5 = hashlib.md5(CONTENT).hexdigest()
-    done = await client.uploads.complete(made.id, part_ids=parts, md5=md5)
+    done = await client.uploads.complete(id, part_ids=parts, md5=md5)
     assert done.status == "completed"
     assert (await client.files.content(done.file.id)).content == CONTENT
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.cancel(made.id)
+        await client.uploads.cancel(id)
     assert len(list((service.service.folder / "files").iterdir())) == 1
 
 
@@ -154,3 +162,67 @@ async def test_an_upload_is_cancelled(service):
         await client.uploads.parts.create(made.id, data=b"cde")
     assert (await client.uploads.cancel(made.id)).status == "cancelled"
     assert not list((service.service.folder / "files").iterdir())
+
+
+@contextlib.contextmanager
+def gate(store, name, monkeypatch):
+    """Let the first call of an async method of `store` wait for an event: reached, and go on."""
+    real, reached, on = getattr(store, name), asyncio.Event(), asyncio.Event()
+
+    async def waits(*args, **options):
+        monkeypatch.setattr(store, name, real)
+        reached.set()
+        await on.wait()
+        return await real(*args, **options)
+
+    monkeypatch.setattr(store, name, waits)
+    yield reached, on
+
+
+async def test_an_upload_is_completed_once(service, monkeypatch):
+    client, stores = service.openai(), await service.service.opened()
+    id, parts = await parts_of(client)
+    with gate(stores.uploads, "_join", monkeypatch) as (reached, on):
+        first = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
+        await reached.wait()
+        again = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
+        on.set()
+        done = await first
+    assert (await again).file == done.file
+    assert (await client.uploads.complete(id, part_ids=parts)).file == done.file
+    with pytest.raises(openai.BadRequestError, match="completed"):
+        await client.uploads.complete(id, part_ids=parts[::-1])
+    assert [file.id async for file in client.files.list()] == [done.file.id]
+    assert (await client.files.content(done.file.id)).content == CONTENT
+
+
+async def test_an_upload_that_ends_during_its_completion_leaves_no_file(service, monkeypatch):
+    client, stores = service.openai(), await service.service.opened()
+    id, parts = await parts_of(client)
+    with gate(stores.uploads, "_end", monkeypatch) as (reached, on):
+        completion = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
+        await reached.wait()
+        assert (await client.uploads.cancel(id)).status == "cancelled"
+        on.set()
+        with pytest.raises(openai.BadRequestError, match="cancelled"):
+            await completion
+    assert [file async for file in client.files.list()] == []
+    folder = service.service.folder
+    assert not [*(folder / "files").iterdir(), *(folder / "incoming").iterdir()]
+
+
+async def test_two_ingresses_join_the_parts_of_one_upload(service, monkeypatch):
+    client, stores = service.openai(), await service.service.opened()
+    id, parts = await parts_of(client)
+    other = UploadStore(
+        stores.uploads._state, stores.files, stores.uploads._folder, service.service.settings
+    )
+    with gate(stores.files, "add", monkeypatch) as (reached, on):
+        first = asyncio.create_task(stores.uploads.complete(None, id, parts, None))
+        await reached.wait()  # joined, and not yet stored
+        done = await other.complete(None, id, parts, None)
+        on.set()
+        with pytest.raises(RequestError, match="completed"):
+            await first
+    assert [file.id async for file in client.files.list()] == [done["file"]["id"]]
+    assert (await client.files.content(done["file"]["id"])).content == CONTENT

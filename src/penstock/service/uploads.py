@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -19,6 +21,8 @@ from penstock.service.files import FileStore, StoredFile, new_id
 UPLOAD_S = 3600
 """How long an upload waits for its parts."""
 _COLUMNS = "id, owner, status, body, expires_at"
+_HIDDEN = ("expires_in", "part_ids")
+"""What the body of an upload has beside what its client reads."""
 
 
 class UploadStore:
@@ -33,6 +37,7 @@ class UploadStore:
         self._files = files
         self._folder = folder
         self._settings = settings
+        self._completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(
         self, *, owner: str, filename: str, purpose: str, size: int, expires_in: float | None
@@ -99,16 +104,27 @@ class UploadStore:
     async def complete(
         self, owner: str | None, id: str, parts: list[str], md5: str | None
     ) -> dict[str, Any]:
-        """Make a file of the parts, in this order. Raises `RequestError`."""
+        """Make a file of the parts, in this order. A client that lost the answer may ask again.
+        Raises `RequestError`.
+        """
+        async with self._completing.setdefault(id, asyncio.Lock()):
+            return await self._complete(owner, id, parts, md5)
 
+    async def _complete(
+        self, owner: str | None, id: str, parts: list[str], md5: str | None
+    ) -> dict[str, Any]:
         def find(db: Connection) -> tuple[str, dict[str, Any], dict[str, int]]:
-            maker, body = _pending(db, owner, id)
+            maker, body = _found(db, owner, id)
+            if body.get("part_ids") != parts:  # else these are joined already
+                _check_pending(body)
             rows = db.execute(
                 "SELECT id, bytes FROM penstock_part WHERE upload = ?", (id,)
             ).fetchall()
             return maker, body, {row["id"]: row["bytes"] for row in rows}
 
         maker, body, known = await self._state.run(find)
+        if body["status"] == "completed":
+            return shown(body)
         for part in parts:
             if part not in known:
                 raise RequestError(f"the upload has no part '{part[:100]}'", param="part_ids")
@@ -117,7 +133,8 @@ class UploadStore:
             raise RequestError(
                 f"the parts have {size} bytes, and the upload {body['bytes']}", param="part_ids"
             )
-        made = self._folder / f"upload-{id}"
+        # Another ingress may join the same parts, and must not write into this file.
+        made = self._folder / f"upload-{uuid4().hex}"
         try:
             await self._join(made, parts, known, md5)
             file = await self._files.add(
@@ -129,7 +146,11 @@ class UploadStore:
             )
         finally:
             made.unlink(missing_ok=True)
-        return await self._end(id, "completed", file)
+        try:
+            return await self._end(id, "completed", file, parts)
+        except RequestError:  # the upload ended meanwhile: nothing names the file
+            await self._files.remove([file.id])
+            raise
 
     async def cancel(self, owner: str | None, id: str) -> dict[str, Any]:
         """Forget the parts of an upload."""
@@ -167,10 +188,17 @@ class UploadStore:
                 f"the parts have another checksum: {digest.hexdigest()}", param="md5"
             )
 
-    async def _end(self, id: str, status: str, file: StoredFile | None = None) -> dict[str, Any]:
+    async def _end(
+        self,
+        id: str,
+        status: str,
+        file: StoredFile | None = None,
+        parts: list[str] | None = None,
+    ) -> dict[str, Any]:
         def end(db: Connection) -> dict[str, Any]:
             _, body = _pending(db, None, id)
             body["status"] = status
+            body["part_ids"] = parts
             body["file"] = None if file is None else file.body()
             db.execute(
                 "UPDATE penstock_upload SET status = ?, body = ? WHERE id = ?",
@@ -194,23 +222,32 @@ class UploadStore:
 
 def shown(body: dict[str, Any]) -> dict[str, Any]:
     """An upload as clients read it."""
-    return {name: value for name, value in body.items() if name != "expires_in"}
+    return {name: value for name, value in body.items() if name not in _HIDDEN}
 
 
 def _pending(db: Connection, owner: str | None, id: str) -> tuple[str, dict[str, Any]]:
+    maker, body = _found(db, owner, id)
+    _check_pending(body)
+    return maker, body
+
+
+def _found(db: Connection, owner: str | None, id: str) -> tuple[str, dict[str, Any]]:
     mine, parameters = owned(owner)
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM penstock_upload WHERE id = ?{mine}", (id, *parameters)
+        f"SELECT owner, body FROM penstock_upload WHERE id = ?{mine}", (id, *parameters)
     ).fetchone()
     if row is None:
         raise NotStoredError(f"there is no upload '{id[:100]}'", param="upload_id")
-    status = row["status"]
-    if status == "pending" and row["expires_at"] <= time.time():
+    body: dict[str, Any] = msgspec.json.decode(row["body"])
+    return row["owner"], body
+
+
+def _check_pending(body: dict[str, Any]) -> None:
+    status = body["status"]
+    if status == "pending" and body["expires_at"] <= time.time():
         status = "expired"
     if status != "pending":
         raise RequestError(f"the upload is {status}", param="upload_id")
-    body: dict[str, Any] = msgspec.json.decode(row["body"])
-    return row["owner"], body
 
 
 def _encoded(body: dict[str, Any]) -> str:
