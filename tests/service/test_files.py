@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import stat
 import time
 
 import openai
@@ -149,7 +150,8 @@ async def test_an_upload_in_parts(service):
     assert (await client.files.content(done.file.id)).content == CONTENT
     with pytest.raises(openai.BadRequestError):
         await client.uploads.cancel(id)
-    assert len(list((service.service.folder / "files").iterdir())) == 1
+    (stored,) = (service.service.folder / "files").iterdir()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
 
 
 async def test_an_upload_is_cancelled(service):
@@ -182,7 +184,7 @@ def gate(store, name, monkeypatch):
 async def test_an_upload_is_completed_once(service, monkeypatch):
     client, stores = service.openai(), await service.service.opened()
     id, parts = await parts_of(client)
-    with gate(stores.uploads, "_join", monkeypatch) as (reached, on):
+    with gate(stores.files.content, "join", monkeypatch) as (reached, on):
         first = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
         await reached.wait()
         again = asyncio.create_task(client.uploads.complete(id, part_ids=parts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -136,7 +135,9 @@ class UploadStore:
         # Another ingress may join the same parts, and must not write into this file.
         made = self._folder / f"upload-{uuid4().hex}"
         try:
-            await self._join(made, parts, known, md5)
+            joined = await self._files.content.join(parts, made)
+            if md5 is not None and joined != md5.lower():
+                raise RequestError(f"the parts have another checksum: {joined}", param="md5")
             file = await self._files.add(
                 made,
                 owner=maker,
@@ -172,20 +173,6 @@ class UploadStore:
                 lambda db, id=id: db.execute(  # type: ignore[misc]
                     "DELETE FROM penstock_upload WHERE id = ?", (id,)
                 )
-            )
-
-    async def _join(
-        self, made: Path, parts: list[str], sizes: dict[str, int], md5: str | None
-    ) -> None:
-        digest = hashlib.md5(usedforsecurity=False)
-        with made.open("wb") as file:
-            for part in parts:
-                async for piece in self._files.content.pieces(part, 0, sizes[part]):
-                    digest.update(piece)
-                    file.write(piece)
-        if md5 is not None and digest.hexdigest() != md5.lower():
-            raise RequestError(
-                f"the parts have another checksum: {digest.hexdigest()}", param="md5"
             )
 
     async def _end(
