@@ -166,6 +166,30 @@ async def test_an_upload_is_cancelled(service):
     assert not list((service.service.folder / "files").iterdir())
 
 
+async def test_parts_count_as_files_do(service):
+    client = service.openai()
+    size = 90_000
+    made = [
+        await client.uploads.create(
+            filename="x", purpose="batch", bytes=size, mime_type="text/plain"
+        )
+        for _ in range(3)
+    ]
+    parts = [await client.uploads.parts.create(one.id, data=b"x" * size) for one in made[:2]]
+    for refused in (
+        client.uploads.parts.create(made[2].id, data=b"x" * size),
+        client.uploads.create(filename="x", purpose="batch", bytes=size, mime_type="text/plain"),
+        upload(client, content=b"x" * size),
+    ):
+        with pytest.raises(openai.APIStatusError) as error:
+            await refused
+        assert error.value.status_code == 507
+    done = await client.uploads.complete(made[0].id, part_ids=[parts[0].id])  # it takes no more
+    assert done.file.bytes == size
+    await client.uploads.cancel(made[1].id)
+    await client.uploads.parts.create(made[2].id, data=b"x" * size)
+
+
 @contextlib.contextmanager
 def gate(store, name, monkeypatch):
     """Let the first call of an async method of `store` wait for an event: reached, and go on."""

@@ -83,6 +83,7 @@ class UploadStore:
                     f"the parts have more than the {body['bytes']} bytes of the upload",
                     param="data",
                 )
+            self._files.require_room(db, size)
             db.execute(
                 "INSERT INTO penstock_part (id, upload, bytes) VALUES (?, ?, ?)",
                 (id, upload, size),
@@ -144,6 +145,7 @@ class UploadStore:
                 purpose=body["purpose"],
                 filename=body["filename"],
                 expires_in=body["expires_in"],
+                replaces=sum(known.values()),
             )
         finally:
             made.unlink(missing_ok=True)
