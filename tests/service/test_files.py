@@ -161,9 +161,26 @@ async def test_an_upload_is_cancelled(service):
     )
     await client.uploads.parts.create(made.id, data=b"ab")
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.parts.create(made.id, data=b"cde")
+        await client.uploads.parts.create(made.id, data=b"cdef")
     assert (await client.uploads.cancel(made.id)).status == "cancelled"
     assert not list((service.service.folder / "files").iterdir())
+
+
+async def test_a_part_may_be_sent_again(service):
+    client = service.openai()
+    made = await client.uploads.create(
+        filename="x", purpose="batch", bytes=4, mime_type="text/plain"
+    )
+    _, first, second, again = [
+        (await client.uploads.parts.create(made.id, data=data)).id
+        for data in (b"a", b"a", b"bcd", b"bcd")
+    ]
+    with pytest.raises(openai.BadRequestError, match="more than the 4 bytes"):
+        await client.uploads.parts.create(made.id, data=b"e")
+    with pytest.raises(openai.BadRequestError, match="have 7 bytes"):
+        await client.uploads.complete(made.id, part_ids=[first, second, again])
+    done = await client.uploads.complete(made.id, part_ids=[first, again])
+    assert (await client.files.content(done.file.id)).content == b"abcd"
 
 
 async def test_parts_count_as_files_do(service):

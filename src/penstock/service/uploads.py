@@ -67,7 +67,9 @@ class UploadStore:
         return shown(body)
 
     async def add_part(self, owner: str | None, upload: str, made: Path) -> dict[str, Any]:
-        """Store a part, a local file. Raises `RequestError` if the upload gets too large."""
+        """Store a part, a local file. Raises `RequestError` if the upload gets too large: parts
+        that were sent again, as their answer was lost, count up to the upload's size.
+        """
         id = new_id("part_")
         size = await asyncio.to_thread(os.path.getsize, made)
         await self._files.content.put(id, made)
@@ -78,7 +80,7 @@ class UploadStore:
                 "SELECT COALESCE(SUM(bytes), 0) AS total FROM penstock_part WHERE upload = ?",
                 (upload,),
             ).fetchone()
-            if found["total"] + size > body["bytes"]:
+            if size > body["bytes"] or found["total"] + size > 2 * body["bytes"]:
                 raise RequestError(
                     f"the parts have more than the {body['bytes']} bytes of the upload",
                     param="data",
