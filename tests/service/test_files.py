@@ -5,12 +5,14 @@ import contextlib
 import hashlib
 import stat
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import openai
 import pytest
 
 from batch_service import batch_service, line, lines
-from penstock.errors import RequestError
+from penstock.errors import RequestError, UnavailableError
 from penstock.service.uploads import UploadStore
 
 CONTENT = lines([line("a"), line("b")])
@@ -205,6 +207,28 @@ async def test_parts_count_as_files_do(service):
     assert done.file.bytes == size
     await client.uploads.cancel(made[1].id)
     await client.uploads.parts.create(made[2].id, data=b"x" * size)
+
+
+async def test_a_part_whose_storing_is_uncertain_is_forgotten(service, tmp_path):
+    stores = await service.service.opened()
+    id, (part,) = await parts_of(service.openai(), b"a")
+    run = stores.uploads._state.run
+    answers = iter([UnavailableError("the connection is lost")])
+
+    async def loses_the_answer(work):
+        result = await run(work)
+        for error in answers:
+            raise error
+        return result
+
+    state: Any = SimpleNamespace(run=loses_the_answer)
+    uploads = UploadStore(state, stores.files, tmp_path, service.service.settings)
+    (tmp_path / "data").write_bytes(b"a")
+    with pytest.raises(UnavailableError):
+        await uploads.add_part(None, id, tmp_path / "data")
+    rows = await run(lambda db: db.execute("SELECT id FROM penstock_part").fetchall())
+    assert [row["id"] for row in rows] == [part]
+    assert [file.name for file in (service.service.folder / "files").iterdir()] == [part]
 
 
 @contextlib.contextmanager

@@ -93,8 +93,8 @@ class UploadStore:
 
         try:
             await self._state.run(insert)
-        except BaseException:
-            await self._files.content.delete(id)
+        except BaseException:  # which leaves open whether the row is there
+            await self._forget_part(id)
             raise
         return {
             "id": id,
@@ -200,6 +200,12 @@ class UploadStore:
         body = await self._state.run(end)
         await self._drop_parts(id)
         return shown(body)
+
+    async def _forget_part(self, id: str) -> None:
+        await self._state.run(
+            lambda db: db.execute("DELETE FROM penstock_part WHERE id = ?", (id,))
+        )
+        await self._files.content.delete(id)
 
     async def _drop_parts(self, upload: str) -> None:
         def forget(db: Connection) -> list[str]:
