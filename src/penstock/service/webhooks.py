@@ -14,7 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -97,7 +99,7 @@ class Webhooks:
             try:
                 await asyncio.to_thread(_post, url, body, headers)
                 return
-            except OSError as error:  # urllib's errors are OSErrors
+            except (OSError, HTTPException, ValueError) as error:
                 why = error
         _log.warning("webhook %s took no %s: %s", masked(url), event["type"], why)
 
@@ -120,6 +122,11 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
 
 
 def _checked(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(url)
+        works = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # for example a port that is no number
+        works = False
+    if not works:
         raise ConfigError("must be an http:// or https:// URL", field="webhook", value=masked(url))
     return url
