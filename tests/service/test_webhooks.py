@@ -94,7 +94,7 @@ async def test_an_address_that_cannot_be_used_is_logged(url, monkeypatch, caplog
     [
         *(("ftp://x", SECRET), ("http://", SECRET), ("http://x:y/", SECRET)),
         *(("http://x:99999/", SECRET), ("http://[x/", SECRET)),
-        *(("http://x", "secret"), ("http://x", "whsec_c2hvcnQ=")),
+        *(("http://x", "secret"), ("http://x", "whsec_c2hvcnQ="), ("http://x", "whsec_é")),
     ],
 )
 def test_wrong_webhooks(url, secret):
