@@ -149,6 +149,20 @@ async def test_an_idle_model_is_unloaded_and_comes_back(build):
     assert Watched.order == ["a", "a"]
 
 
+async def test_a_request_that_comes_with_the_timer_is_answered(build):
+    handle = build(config("a", scaling={"min_replicas": 0, "downscale_delay_s": 100}))["a"]
+    first = await ask(handle)
+    handle._timer.cancel()
+    handle._idle_since -= 100
+    asking = asyncio.create_task(ask(handle))  # it runs before the task that unloads
+    handle._look()
+    assert await asking == first
+    await handle._unloading
+    assert handle.state().state == "ready"
+    assert handle._timer is not None
+    assert Watched.order == ["a"]
+
+
 async def test_the_delay_counts_from_the_last_request(build, monkeypatch):
     handle = build(
         config(
