@@ -199,7 +199,11 @@ class LocalModel(ModelHandle):
         if remaining > 0:
             self._timer = loop.call_later(remaining, self._look)
         else:
-            self._unloading = asyncio.create_task(self.unload())
+            self._unloading = asyncio.create_task(self._unload_idle())
+
+    async def _unload_idle(self) -> None:
+        if self.idle_since is not None:  # still: a request may have come in the same turn
+            await self.unload()
 
 
 def server_class(config: LLMConfig) -> type[LLMServer]:

@@ -138,7 +138,10 @@ def model_size(config: LLMConfig) -> ModelSize:
         return ModelSize()
     if folder.is_file():
         return ModelSize(folder.stat().st_size)
-    weights = sum(file.stat().st_size for file in folder.glob("*") if file.suffix in _WEIGHTS)
+    # Formats of one model: an engine loads one of them.
+    weights = max(
+        sum(file.stat().st_size for file in folder.glob(f"*{suffix}")) for suffix in _WEIGHTS
+    )
     try:
         stated = json.loads((folder / "config.json").read_bytes())
         described = stated.get("text_config", stated)
@@ -217,15 +220,18 @@ def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> in
     layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
     if not isinstance(layers, int) or not isinstance(heads, int):
         return None
-    # Latent attention: one compressed vector a token, for keys and values alike.
-    if "kv_lora_rank" in described:
-        width = described["kv_lora_rank"] + described.get("qk_rope_head_dim", 0)
-    else:
-        size = described.get("head_dim") or described.get("hidden_size", 0) // heads
-        width = 2 * size * (described.get("num_key_value_heads") or heads)
     kinds = (
         *(options.get(name) for name in ("kv_cache_dtype", "kv_cache_precision", "dtype")),
         *(described.get(name) for name in ("dtype", "torch_dtype")),
     )
     value = next((_BYTES[kind] for kind in kinds if isinstance(kind, str) and kind in _BYTES), 2.0)
-    return int(layers * width * value)
+    try:
+        # Latent attention: one compressed vector a token, for keys and values alike.
+        if rank := described.get("kv_lora_rank"):
+            width = rank + (described.get("qk_rope_head_dim") or 0)
+        else:
+            size = described.get("head_dim") or described["hidden_size"] // heads
+            width = 2 * size * (described.get("num_key_value_heads") or heads)
+        return int(layers * width * value)
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return None
