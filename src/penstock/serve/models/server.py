@@ -24,6 +24,7 @@ from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
 from penstock.errors import (
     ConfigError,
+    EngineDeadError,
     EngineStartError,
     PenstockError,
     RequestError,
@@ -32,7 +33,7 @@ from penstock.errors import (
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
-from penstock.serve.adapters import Adapters, adapter_store
+from penstock.serve.adapters import Adapters, AdapterVersion, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission, Kind
 from penstock.serve.models.control import ControlPlane
@@ -216,31 +217,33 @@ class LLMServer(Tasks, ControlPlane):
             try:
                 self._check_task(task)
                 async with AsyncExitStack() as held:
-                    adapter = (
-                        await held.enter_async_context(self._adapters.use(version))
-                        if version
-                        else None
-                    )
                     request = msgspec.structs.replace(
-                        request, adapter=adapter, request_id=request_id
+                        request,
+                        adapter=version.loaded_as if version else None,
+                        request_id=request_id,
                     )
                     if self.paused == "keep":
                         stream.hold()
                     self.streams.add(stream)
                     held.callback(self.streams.discard, stream)
-                    yield await held.enter_async_context(aclosing(self._attempts(request)))
+                    ask = partial(self._adapted, version) if version else self._batches
+                    yield await held.enter_async_context(aclosing(self._attempts(request, ask)))
             finally:
                 self.admission.leave(kind)
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
 
-    async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
+    async def _attempts(
+        self,
+        request: ChatRequest | CompletionRequest,
+        ask: Callable[[ChatRequest | CompletionRequest], Batches],
+    ) -> Batches:
         with self.supervisor.quarantine.visit(
             partial(digest_of, request), self._asks_again
         ) as visit:
             while not visit.answered:
-                async with visit, aclosing(self._batches(request)) as batches:
+                async with visit, aclosing(ask(request)) as batches:
                     async for batch in batches:
                         visit.begun = True
                         yield batch
@@ -248,6 +251,14 @@ class LLMServer(Tasks, ControlPlane):
     def _asks_again(self) -> bool:
         """Whether a request without a token yet is put to a new engine after a death."""
         return not self.hands_on()
+
+    async def _adapted(
+        self, version: AdapterVersion, request: ChatRequest | CompletionRequest
+    ) -> Batches:
+        """Inside the visit: an engine that is dead when the adapter is loaded is revived too."""
+        async with self._adapters.use(version), aclosing(self._batches(request)) as batches:
+            async for batch in batches:
+                yield batch
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         return generated(self.engine, request)
@@ -291,8 +302,13 @@ class LLMServer(Tasks, ControlPlane):
         try:
             version = await self.store.fetch(lora_name)
             if self.supervisor.phase == "ready":
-                async with self._adapters.use(version):
-                    pass
+                generation = self.supervisor.generation
+                try:
+                    async with self._adapters.use(version):
+                        pass
+                except EngineDeadError:
+                    self.supervisor.revive(generation)
+                    raise
         except BaseException:
             self.store.put(lora_name, before)
             raise
