@@ -214,6 +214,25 @@ async def test_an_engine_whose_server_stops_ends_with_its_last_user():
     assert engine.supervisor is None
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_server_takes_an_engine_back_that_it_unloaded_under_a_job(by_hand):
+    engine = Counted()
+    server = LLMServer(config(), engine=engine, load_on_demand=not by_hand)
+    await server.start()
+    async with supervisor_of(engine).running():
+        await server.unload_model()
+        await engine.check_health()
+        if by_hand:
+            with pytest.raises(EngineDeadError, match="is not loaded"):
+                await texts(server.chat(ASK))
+            await server.load_model()
+        assert await texts(server.chat(ASK))
+    assert await texts(server.chat(ASK))
+    assert engine.starts == 1
+    await server.stop()
+    assert not engine._alive
+
+
 async def test_a_new_engine_is_probed_before_it_is_as_it_was():
     order = []
 

@@ -181,7 +181,9 @@ class Supervisor:
         self.stays = True
         if self.engine.supervisor is None:
             self.engine.supervisor = self
-        if self.phase not in ("ready", "loading"):
+        if self.phase == "ready":  # perhaps without its owner, for a job
+            self.policy.on_change()
+        elif self.phase != "loading":
             self._owned = True
             self._begin(self._load())
 

@@ -156,7 +156,8 @@ class LLMServer(Tasks, ControlPlane):
         """Free everything that the model holds; a request or `start` loads it again."""
         self.admission.close()
         await self.supervisor.unload()
-        self._adapters.forget()
+        if self.supervisor.phase == "cold":  # nobody else uses or loads it
+            self._adapters.forget()
 
     def state(self) -> ModelState:
         """What the server is doing now."""
@@ -337,7 +338,7 @@ class LLMServer(Tasks, ControlPlane):
         if self.asleep:
             raise self.asleep_error()
         supervisor = self.supervisor
-        if supervisor.phase in ("ready", "loading"):
+        if supervisor.stays and supervisor.phase in ("ready", "loading"):
             return
         if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
             raise supervisor.failure()
