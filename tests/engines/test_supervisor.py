@@ -233,6 +233,36 @@ async def test_a_server_takes_an_engine_back_that_it_unloaded_under_a_job(by_han
     assert not engine._alive
 
 
+async def test_an_unload_does_not_stop_what_is_loaded_after_it():
+    engine, stopping = Counted(), asyncio.Event()
+    room = []
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stopping.wait()
+
+    async def make_room():
+        room.append("made")
+
+    supervisor = Supervisor(engine, Policy(make_room=make_room, free_room=room.clear))
+    engine.may_start.wait = slow_to_end
+    supervisor.load()
+    await settle()
+    unloading = asyncio.create_task(supervisor.unload())
+    await settle()
+    engine.may_start = asyncio.Event()
+    engine.may_start.set()
+    supervisor.load()
+    stopping.set()
+    await unloading
+    await supervisor.ready()
+    assert (engine._alive, supervisor.phase, bool(room)) == (True, "ready", True)
+    await supervisor.unload()
+    assert (engine._alive, supervisor.phase, room) == (False, "cold", [])
+
+
 async def test_a_new_engine_is_probed_before_it_is_as_it_was():
     order = []
 

@@ -308,7 +308,7 @@ class Supervisor:
             task.cancel()
             await asyncio.wait([task])
         async with self._changing:
-            if self._users:  # somebody has come meanwhile
+            if self._users or self.stays:  # somebody has come meanwhile, and loads it
                 return
             self._owned = False
             try:
