@@ -194,16 +194,23 @@ class Supervisor:
             await self._stop()
             self._let_go()
 
-    async def sleep(self, level: int) -> None:
-        """Give the memory back until `load`. An engine without a sleep of its own is stopped."""
+    async def sleep(self, level: int, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Give the memory back until `load`, if it is still `wanted` when no other change is under
+        way, and nobody uses the engine. One without a sleep of its own is stopped.
+        """
         async with self._changing:
-            if self.phase != "ready":
+            if self.phase != "ready" or self._users or not wanted():
                 return
+            self.phase = "asleep"  # first: who wakes it meanwhile waits, and loads it
             try:
-                await self.engine.sleep(level)
-            except UnsupportedError:
-                await self.engine.stop()
-            self.phase = "asleep"
+                try:
+                    await self.engine.sleep(level)
+                except UnsupportedError:
+                    await self.engine.stop()
+            except BaseException:
+                if self.phase == "asleep":
+                    self.phase = "ready"
+                raise
             self.policy.free_room()
 
     # Phases
