@@ -1,13 +1,20 @@
 """One supervisor an engine: its users, its owner, and what both know of its deaths."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 import penstock
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.supervisor import Policy, Supervisor, supervisor_of
-from penstock.errors import EngineDeadError, EngineError, EngineStartError
+from penstock.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineStartError,
+    ModelNotFoundError,
+    RequestError,
+)
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
 from scripted_server import ASK, config, settle, texts
@@ -172,6 +179,41 @@ async def test_a_restart_that_fails_counts_as_a_death_or_ends_it(retries, starts
         assert (engine.starts, supervisor.phase) == (starts, "failed")
         engine.failures = []
     assert not engine._alive
+
+
+# Adapters
+async def test_an_adapter_of_a_name_that_the_engine_has_from_elsewhere_is_refused(tmp_path):
+    here, there = (str(tmp_path / job / "style") for job in "ab")
+    Path(here).mkdir(parents=True)
+    Path(there).mkdir(parents=True)
+    engine, loads = Counted(), []
+    resolve_lora = engine.resolve_lora
+
+    async def resolved(name, path):
+        loads.append(path)
+        await settle()
+        await resolve_lora(name, path)
+
+    engine.resolve_lora = resolved
+    supervisor = supervisor_of(engine)
+    async with supervisor.running():
+        rows = (supervisor.adapter("style", place) for place in (here, there, f"{here}/.", here))
+        first, other, *same = await asyncio.gather(*rows, return_exceptions=True)
+        assert (first, same) == (None, [None, None])
+        assert isinstance(other, RequestError)
+        assert there in str(other)
+        await supervisor.adapter("style")
+        assert loads == [here]
+
+
+async def test_an_adapter_that_comes_later_is_found_then(tmp_path):
+    supervisor = supervisor_of(Counted())
+    async with supervisor.running():
+        with pytest.raises(ModelNotFoundError):
+            await supervisor.adapter("style", str(tmp_path / "style"))
+        (tmp_path / "style").mkdir()
+        await supervisor.adapter("style", str(tmp_path / "style"))
+        assert "style" in supervisor.engine.adapters
 
 
 # A server's engine

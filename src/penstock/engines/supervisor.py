@@ -19,7 +19,6 @@ from penstock.engines.tasks import generated
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
-    EngineError,
     EngineStartError,
     EngineTimeoutError,
     PenstockError,
@@ -104,7 +103,8 @@ class Supervisor:
         self._changing = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
-        self._adapters: dict[str, asyncio.Future[None]] = {}
+        self._adapters: dict[tuple[str, str | None], asyncio.Future[None]] = {}
+        self._adapting = asyncio.Lock()
 
     # Users
     @property
@@ -382,20 +382,22 @@ class Supervisor:
     async def adapter(self, name: str, where: str | None = None) -> None:
         """Make an adapter usable, once however many rows ask. `where` is its directory, if known.
 
-        Raises `ModelNotFoundError`.
+        Raises `ModelNotFoundError`, and `RequestError` if the engine has another one of the name.
         """
-        ready = self._adapters.get(name)
+        ready = self._adapters.get((name, where))
         if ready is None:
-            ready = self._adapters[name] = asyncio.ensure_future(self._load_adapter(name, where))
+            ready = asyncio.ensure_future(self._load_adapter(name, where))
+            self._adapters[name, where] = ready
         await asyncio.shield(ready)
 
     async def _load_adapter(self, name: str, where: str | None) -> None:
         try:
-            path = adapter_path(self.engine, name, where)
-            if path is not None:
-                await self.engine.resolve_lora(name, path)
-        except EngineError:
-            self._adapters.pop(name, None)  # the next row may have more luck
+            async with self._adapting:  # so that a second one of the name finds the first
+                path = adapter_path(self.engine, name, where)
+                if path is not None:
+                    await self.engine.resolve_lora(name, path)
+        except Exception:
+            self._adapters.pop((name, where), None)  # the next row may have more luck
             raise
 
 
