@@ -1,7 +1,6 @@
 """One supervisor an engine: its users, its owner, and what both know of its deaths."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from penstock.errors import (
     EngineStartError,
     ModelNotFoundError,
     RequestError,
+    UnavailableError,
 )
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
@@ -183,9 +183,9 @@ async def test_a_restart_that_fails_counts_as_a_death_or_ends_it(retries, starts
 
 # Adapters
 async def test_an_adapter_of_a_name_that_the_engine_has_from_elsewhere_is_refused(tmp_path):
-    here, there = (str(tmp_path / job / "style") for job in "ab")
-    Path(here).mkdir(parents=True)
-    Path(there).mkdir(parents=True)
+    for place in (tmp_path / "a", tmp_path / "b"):
+        place.mkdir()
+    here, there = str(tmp_path / "a"), str(tmp_path / "b")
     engine, loads = Counted(), []
     resolve_lora = engine.resolve_lora
 
@@ -254,6 +254,20 @@ async def test_an_engine_whose_server_stops_ends_with_its_last_user():
         await engine.check_health()
     assert not engine._alive
     assert engine.supervisor is None
+
+
+async def test_an_engine_that_a_job_holds_gets_no_second_supervisor():
+    engine = Counted()
+    async with supervisor_of(engine).running():
+        server = LLMServer(config(), engine=engine, load_on_demand=True)
+        for use in (server.start(), texts(server.chat(ASK))):
+            with pytest.raises(UnavailableError, match="a job or another server holds the engine"):
+                await use
+    await server.start()
+    with pytest.raises(UnavailableError):
+        await LLMServer(config(), engine=engine).start()
+    assert engine.supervisor is server.supervisor
+    await server.stop()
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

@@ -22,6 +22,7 @@ from penstock.errors import (
     EngineStartError,
     EngineTimeoutError,
     PenstockError,
+    UnavailableError,
     UnsupportedError,
 )
 from penstock.openai.responses import Answers
@@ -176,11 +177,21 @@ class Supervisor:
     def load(self) -> None:
         """Begin to load, or to wake, unless that is done or under way; `ready` waits for it.
 
-        The engine stays until `unload`.
+        The engine stays until `unload`. Raises `UnavailableError` while another supervisor has it
+        loaded, such as that of a job which began first.
         """
+        holder = self.engine.supervisor
+        if (
+            holder is not None
+            and holder is not self
+            and (holder.in_use or holder.phase not in ("cold", "failed"))
+        ):
+            raise UnavailableError(
+                f"a job or another server holds the engine of '{self.engine.model_source}': start"
+                " this server before the job, or when they have ended"
+            )
         self.stays = True
-        if self.engine.supervisor is None:
-            self.engine.supervisor = self
+        self.engine.supervisor = self
         if self.phase == "ready":  # perhaps without its owner, for a job
             self.policy.on_change()
         elif self.phase != "loading":
