@@ -109,9 +109,25 @@ async def test_what_keeps_an_engine_from_starting_is_raised_as_it_is_and_tried_a
 async def test_a_start_that_is_cancelled_from_within_holds_nobody_up():
     engine = Counted()
     engine.failures = [asyncio.CancelledError()]
-    with pytest.raises(EngineDeadError, match="is not loaded"):
+    with pytest.raises(EngineStartError, match="cancelled from within"):
         async with supervisor_of(engine).running():
             pass
+
+
+async def test_a_start_that_is_cancelled_from_within_gives_its_memory_back():
+    engine, room = Counted(), []
+
+    async def make_room():
+        room.append("made")
+
+    engine.failures = [asyncio.CancelledError()]
+    server = LLMServer(
+        config(), engine=engine, load_on_demand=True, make_room=make_room, free_room=room.clear
+    )
+    with pytest.raises(EngineStartError, match="cancelled from within"):
+        await texts(server.chat(ASK))
+    assert (server.state().state, room) == ("failed", [])
+    await server.stop()
 
 
 async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself(

@@ -260,7 +260,7 @@ class Supervisor:
         while self.phase == "loading" and self._task is not None:
             task = self._task
             await asyncio.wait([task])
-            if task is self._task and self.phase == "loading":  # cancelled from within
+            if task is self._task and self.phase == "loading":  # somebody cancelled it
                 self._settle("cold")
 
     def _begin(self, change: Coroutine[Any, Any, None]) -> None:
@@ -300,6 +300,12 @@ class Supervisor:
             raise EngineTimeoutError(
                 f"waited {policy.start_timeout_s:g} s for {waits_for}"
             ) from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # From within, by a hook or a call of the engine: nobody meant this task.
+            raise EngineStartError("its start was cancelled from within") from error
         self.generation += 1
         self._failures = 0
         self._settle("ready")
