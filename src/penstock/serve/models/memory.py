@@ -89,17 +89,22 @@ class MemoryBudget:
             return
         self.check(size)
         async with self._acquiring:
-            while not self.take(resident, size):
-                idle = [
-                    (since, other)
-                    for other in self._held
-                    if (since := other.idle_since) is not None
-                ]
-                if idle:
-                    await min(idle, key=lambda pair: pair[0])[1].unload()
-                else:
-                    self._changed.clear()
-                    await self._changed.wait()
+            while not await self.make_room(resident, size):
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def make_room(self, resident: Resident, size: int) -> bool:
+        """As `acquire`, but False where it would have to wait until somebody is idle. What a
+        running request needs must not wait for that: the others may wait for its own end.
+        """
+        while not self.take(resident, size):
+            idle = [
+                (since, other) for other in self._held if (since := other.idle_since) is not None
+            ]
+            if not idle:
+                return False
+            await min(idle, key=lambda pair: pair[0])[1].unload()
+        return True
 
     def check(self, size: int) -> None:
         """Raise `EngineStartError` for more than the budget."""
