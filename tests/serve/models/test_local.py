@@ -293,6 +293,10 @@ def test_memory_is_estimated_from_what_is_said_or_from_the_files(tmp_path):
         "engine_kwargs": {"kv_cache_memory_bytes": 1000},
     }
     assert memory_estimate(LLMConfig.from_dict(fields)) == 6000
+    (tmp_path / "config.json").write_text(
+        '{"num_hidden_layers": 2, "num_attention_heads": 0, "kv_lora_rank": null}'
+    )
+    assert memory_estimate(LLMConfig.from_dict(fields)) == 6000
     told = {"ray_actor_options": {"memory": 77}}
     assert memory_estimate(LLMConfig.from_dict({**fields, "deployment_config": told})) == 77
 

@@ -154,7 +154,7 @@ def model_size(config: LLMConfig) -> ModelSize:
         length, heads = (
             described.get(name) for name in ("max_position_embeddings", "num_attention_heads")
         )
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         return ModelSize(weights or None)
     return ModelSize(
         weights or None,
@@ -223,7 +223,7 @@ def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> in
     if not isinstance(layers, int) or not isinstance(heads, int):
         return None
     # Latent attention: one compressed vector a token, for keys and values alike.
-    if "kv_lora_rank" in described:
+    if described.get("kv_lora_rank") is not None:
         width = described["kv_lora_rank"] + described.get("qk_rope_head_dim", 0)
     else:
         size = described.get("head_dim") or described.get("hidden_size", 0) // heads
