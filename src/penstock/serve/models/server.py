@@ -151,6 +151,8 @@ class LLMServer(Tasks, ControlPlane):
         except TimeoutError:
             self.admission.refuse_waiting(self._stopping_error)
         await self.unload()
+        for stream in self.streams:  # those that a pause holds: nobody will resume it
+            stream.release()
 
     async def unload(self) -> None:
         """Free everything that the model holds; a request or `start` loads it again."""
