@@ -278,6 +278,7 @@ class LLMServer(Tasks, ControlPlane):
         if task not in SLOTLESS or self.supervisor.phase != "ready":
             await self._enter(kind=kind)
         else:
+            kind = "slotless"
             self.admission.enter_at_once()
         try:
             self._check_task(task)
