@@ -320,6 +320,18 @@ async def test_a_budget_promises_once():
     assert budget.used == 60
 
 
+async def test_a_request_in_the_turn_of_the_timer_is_answered(build):
+    handle = build(config("a", scaling={"min_replicas": 0, "downscale_delay_s": 100}))["a"]
+    await handle.server.start()
+    stream = handle.chat(ASK)
+    first = asyncio.create_task(anext(stream))
+    handle._idle_delay_s = 0.0
+    handle._look()
+    assert await first
+    assert [delta async for delta in stream]
+    assert handle.state().loads == 1
+
+
 async def test_a_request_does_not_wait_for_memory_that_waits_for_its_end(build, monkeypatch):
     class Copying(Watched):
         """Has a copy beside it, for which a request makes room."""

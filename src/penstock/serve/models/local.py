@@ -204,7 +204,11 @@ class LocalModel(ModelHandle):
         if remaining > 0:
             self._timer = loop.call_later(remaining, self._look)
         else:
-            self._unloading = asyncio.create_task(self.unload())
+            self._unloading = asyncio.create_task(self._unload())
+
+    async def _unload(self) -> None:
+        if self.idle_since is not None:  # no request has come since the timer went off
+            await self.unload()
 
 
 def server_class(config: LLMConfig) -> type[LLMServer]:
