@@ -210,7 +210,7 @@ async def test_an_adapter_of_a_name_that_the_engine_has_from_elsewhere_is_refuse
         await settle()
         await resolve_lora(name, path)
 
-    engine.resolve_lora = resolved
+    engine.resolve_lora = resolved  # type: ignore[method-assign]
     supervisor = supervisor_of(engine)
     async with supervisor.running():
         rows = (supervisor.adapter("style", place) for place in (here, there, f"{here}/.", here))
@@ -319,7 +319,7 @@ async def test_an_unload_does_not_stop_what_is_loaded_after_it():
         room.append("made")
 
     supervisor = Supervisor(engine, Policy(make_room=make_room, free_room=room.clear))
-    engine.may_start.wait = slow_to_end
+    engine.may_start.wait = slow_to_end  # type: ignore[method-assign]
     supervisor.load()
     await settle()
     unloading = asyncio.create_task(supervisor.unload())

@@ -55,8 +55,9 @@ class Policy:
     `make_room` is awaited before the engine takes memory; `free_room` is called when the memory is
     free again. `before_start` is awaited before the engine starts, `on_ready` after that, before
     anybody uses it, and `restore` last, behind a probe: a paused engine would not answer one.
-    `on_change` is called when the phase becomes "loading", "ready" or "failed",
-    and when the last user has left.
+    `on_change` is called when the phase becomes "loading", "ready" or "failed", or "cold" because
+    somebody cancelled the change, when `load` finds the engine ready, and when the last user of an
+    engine that stays has left.
     """
 
     restart_delays_s: Sequence[float] = (0.0, 0.0, 0.0)
@@ -79,8 +80,8 @@ class Supervisor:
     """Holds one engine, and changes its phase, one change at a time.
 
     An engine has users (`running`) and perhaps an owner, who calls `load` and `unload`. An engine
-    that is started for its users ends with the last of them, unless it `stays` for its owner. One
-    that ran before stays as well.
+    that is started for its users ends with the last of them, unless it `stays` for its owner. An
+    engine that was already running is left running, unless it is loaded and unloaded.
     """
 
     def __init__(self, engine: LLMEngine, policy: Policy = BATCH) -> None:
@@ -90,7 +91,7 @@ class Supervisor:
         self.error: Exception | None = None
         """Why the engine has failed."""
         self.generation = 0
-        """How many times the engine was started."""
+        """How often the engine became ready: after a start, a wake-up, or found running."""
         self.restarts = 0
         """How many of these starts followed its death."""
         self.deaths = 0
@@ -153,9 +154,9 @@ class Supervisor:
             self.policy.on_change()
         elif self._owned:
             await self._stop()
-        self._let_go()
+        self._detach()
 
-    def _let_go(self) -> None:
+    def _detach(self) -> None:
         """The next job begins without suspects, unless a server holds the engine."""
         if (
             not self._users
@@ -203,7 +204,7 @@ class Supervisor:
         self.stays = False
         if not self._users:
             await self._stop()
-            self._let_go()
+            self._detach()
 
     async def sleep(self, level: int, wanted: Callable[[], bool] = lambda: True) -> None:
         """Give the memory back until `load`, if it is still `wanted` when no other change is under
@@ -261,7 +262,7 @@ class Supervisor:
             task = self._task
             await asyncio.wait([task])
             if task is self._task and self.phase == "loading":  # somebody cancelled it
-                self._settle("cold")
+                self._enter_phase("cold")
 
     def _begin(self, change: Coroutine[Any, Any, None]) -> None:
         self.phase, self.error = "loading", None
@@ -308,7 +309,7 @@ class Supervisor:
             raise EngineStartError("its start was cancelled from within") from error
         self.generation += 1
         self._failures = 0
-        self._settle("ready")
+        self._enter_phase("ready")
 
     async def _fail(self, error: Exception) -> None:
         with contextlib.suppress(Exception):  # the first error is the one to report
@@ -319,9 +320,9 @@ class Supervisor:
         self._failures += 1
         self._owned = False
         self.error = error
-        self._settle("failed")
+        self._enter_phase("failed")
 
-    def _settle(self, phase: Phase) -> None:
+    def _enter_phase(self, phase: Phase) -> None:
         self.phase = phase
         self.quarantine.reopen()
         self.policy.on_change()

@@ -91,7 +91,7 @@ class Admission:
                 self.running -= 1  # the caller went away in the moment when it was let in
                 self.batch_running -= kind == "batch"
                 self._admit()
-            self._settle()
+            self._notify_if_idle()
             raise
 
     def leave(self, kind: Kind = "online") -> None:
@@ -99,7 +99,7 @@ class Admission:
         self.batch_running -= kind == "batch"
         self.slotless -= kind == "slotless"
         self._admit()
-        self._settle()
+        self._notify_if_idle()
 
     def enter_at_once(self) -> None:
         """Take part without a slot, for what is cheap; `leave("slotless")` ends it."""
@@ -124,7 +124,7 @@ class Admission:
         for _, _, admitted in waiting:
             if not admitted.done():
                 admitted.set_exception(reason())
-        self._settle()
+        self._notify_if_idle()
 
     async def drained(self) -> None:
         """Return when nobody is inside, or the gate was opened again."""
@@ -164,7 +164,7 @@ class Admission:
                 self.batch_running += kind == "batch"
                 admitted.set_result(None)
 
-    def _settle(self) -> None:
+    def _notify_if_idle(self) -> None:
         if not self.running:
             self._wake_drains()
             if not self._waiting:
