@@ -54,11 +54,8 @@ RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Waits before a failed engine may be tried again, after the first failure, the second, and so on.
 """
 HOOKS = ("on_before_node_init", "on_before_download_model_files_distributed", "on_after_node_init")
+Request = ChatRequest | CompletionRequest
 _log = logging.getLogger(__name__)
-
-
-async def _no_room_needed() -> None:
-    pass
 
 
 class LLMServer(Tasks, ControlPlane):
@@ -79,7 +76,7 @@ class LLMServer(Tasks, ControlPlane):
         *,
         engine: LLMEngine | None = None,
         load_on_demand: bool = False,
-        make_room: Callable[[], Awaitable[None]] = _no_room_needed,
+        make_room: Callable[[], Awaitable[None]] = Policy.make_room,
         free_room: Callable[[], None] = lambda: None,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
@@ -200,14 +197,12 @@ class LLMServer(Tasks, ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+    def generate(self, request: Request) -> Batches:
         stream = DeltaStream(interval_s=self._stream_interval_s, answers=request.n)
         return stream.batches(self._let_in(request, stream))
 
     @asynccontextmanager
-    async def _let_in(
-        self, request: ChatRequest | CompletionRequest, stream: DeltaStream
-    ) -> AsyncIterator[Batches]:
+    async def _let_in(self, request: Request, stream: DeltaStream) -> AsyncIterator[Batches]:
         """Admit the request with its adapter; what the engine answers is for the stream."""
         request_id = request.request_id or uuid.uuid4().hex
         try:
@@ -219,12 +214,9 @@ class LLMServer(Tasks, ControlPlane):
             await self._enter(request.priority, kind)
             try:
                 self._check_task(task)
+                adapter = version.loaded_as if version else None
+                request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
                 async with AsyncExitStack() as held:
-                    request = msgspec.structs.replace(
-                        request,
-                        adapter=version.loaded_as if version else None,
-                        request_id=request_id,
-                    )
                     if self.paused == "keep":
                         stream.hold()
                     self.streams.add(stream)
@@ -237,11 +229,7 @@ class LLMServer(Tasks, ControlPlane):
             error.add_note(f"request {request_id}")
             raise
 
-    async def _attempts(
-        self,
-        request: ChatRequest | CompletionRequest,
-        ask: Callable[[ChatRequest | CompletionRequest], Batches],
-    ) -> Batches:
+    async def _attempts(self, request: Request, ask: Callable[[Request], Batches]) -> Batches:
         with self.supervisor.quarantine.visit(
             partial(digest_of, request), self._asks_again
         ) as visit:
@@ -255,15 +243,13 @@ class LLMServer(Tasks, ControlPlane):
         """Whether a request without a token yet is put to a new engine after a death."""
         return not self.hands_on()
 
-    async def _adapted(
-        self, version: AdapterVersion, request: ChatRequest | CompletionRequest
-    ) -> Batches:
+    async def _adapted(self, version: AdapterVersion, request: Request) -> Batches:
         """Inside the visit: an engine that is dead when the adapter is loaded is revived too."""
         async with self._adapters.use(version), aclosing(self._batches(request)) as batches:
             async for batch in batches:
                 yield batch
 
-    def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
+    def _batches(self, request: Request) -> Batches:
         return generated(self.engine, request)
 
     async def _enter(self, priority: int = 0, kind: Kind = "online") -> None:
@@ -324,7 +310,6 @@ class LLMServer(Tasks, ControlPlane):
         await self._adapters.drop(lora_name)
 
     async def set_adapters(self, wanted: Mapping[str, str | None]) -> None:
-        """Know these adapters by their paths, and those without one no more."""
         for name, path in wanted.items():
             if self.store.given.get(name) != path:
                 self.store.put(name, path)
