@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from penstock.engines.base import engine_class
+from penstock.engines.openvino.logits.second_copy import SecondCopy
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, EngineStartError, UnavailableError
+from penstock.errors import ConfigError, EngineStartError, OverloadedError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import read_args
 from penstock.serve.models.local import build_local_handles
@@ -307,6 +308,10 @@ def test_memory_is_estimated_from_what_is_said_or_from_the_files(tmp_path):
         "engine_kwargs": {"kv_cache_memory_bytes": 1000},
     }
     assert memory_estimate(LLMConfig.from_dict(fields)) == 6000
+    (tmp_path / "config.json").write_text(
+        '{"num_hidden_layers": 2, "num_attention_heads": 0, "kv_lora_rank": null}'
+    )
+    assert memory_estimate(LLMConfig.from_dict(fields)) == 6000
     told = {"ray_actor_options": {"memory": 77}}
     assert memory_estimate(LLMConfig.from_dict({**fields, "deployment_config": told})) == 77
 
@@ -355,6 +360,51 @@ async def test_a_budget_promises_once():
     budget.release(one)
     await waiting
     assert budget.used == 60
+
+
+async def test_a_request_in_the_turn_of_the_timer_is_answered(build):
+    handle = build(config("a", scaling={"min_replicas": 0, "downscale_delay_s": 100}))["a"]
+    await handle.server.start()
+    stream = handle.chat(ASK)
+    first = asyncio.create_task(anext(stream))
+    handle._idle_delay_s = 0.0
+    handle._look()
+    assert await first
+    assert [delta async for delta in stream]
+    assert handle.state().loads == 1
+
+
+async def test_a_request_does_not_wait_for_memory_that_waits_for_its_end(build, monkeypatch):
+    class Copying(Watched):
+        """Has a copy beside it, for which a request makes room."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.beside = SecondCopy(self.give_back)
+
+        async def give_back(self):
+            pass
+
+    monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: Copying)
+    monkeypatch.setattr("penstock.serve.models.local.copy_estimate", lambda config: 40)
+    handles = build(*(config(name, memory=60) for name in "abc"), memory_budget_bytes=120)
+    copy = handles["a"].server.engine.beside
+    await ask(handles["c"])
+    busy = handles["a"].chat(ASK)
+    await anext(busy)
+    async with copy.used():  # another model that is idle makes room
+        assert states(handles) == {"a": "ready", "b": "cold", "c": "cold"}
+    await copy.unload()
+    other = handles["c"].chat(ASK)
+    await anext(other)
+    waiting = asyncio.create_task(ask(handles["b"]))
+    await until_it_waits_for_room(handles["a"]._budget)
+    with pytest.raises(OverloadedError, match="'a' needs about 0 MiB more for this request"):
+        async with copy.used():
+            pass
+    await busy.aclose()
+    assert await waiting
+    await other.aclose()
 
 
 def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):

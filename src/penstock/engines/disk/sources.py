@@ -26,6 +26,7 @@ from penstock.errors import (
     MissingExtraError,
     ModelNotFoundError,
     PenstockError,
+    RequestError,
     nearest,
 )
 from penstock.observability import say
@@ -106,11 +107,20 @@ def adapter_rank(name: str, path: str) -> int:
 def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:
     """The directory of an adapter, or None if the engine knows it already.
 
-    `where` is looked at first. Raises `ModelNotFoundError`.
+    `where` is looked at first. Raises `ModelNotFoundError`, and `RequestError` if the engine has
+    another adapter of the name than the one there.
     """
+    here = where is not None and os.path.isdir(where)
     if name in engine.adapters:
+        known = engine.adapters[name]
+        if where is not None and here and os.path.realpath(known) != os.path.realpath(where):
+            raise RequestError(
+                f"the engine has an adapter '{name}' from {known} already; give the one in {where}"
+                " another name, or use another engine",
+                param="model",
+            )
         return None
-    if where is not None and os.path.isdir(where):
+    if here:
         return where
     if engine.model_source == demo.MODEL_NAME:
         try:

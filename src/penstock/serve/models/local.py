@@ -18,7 +18,7 @@ from penstock.config import import_object
 from penstock.cores import usable_cores
 from penstock.engines.base import LLMEngine, Room
 from penstock.engines.tasks import Batches, generated
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OverloadedError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.llm_config.accelerators import kind_of_bundles
 from penstock.serve.config.placement import AUTO_MOST, engine_bundles, replica_counts
@@ -169,11 +169,16 @@ class LocalModel(ModelHandle):
     # Idleness
     async def _make_room_beside(self) -> None:
         """Make room for what the engine loads beside the model: copies of it."""
-        assert self.server.engine.beside is not None
+        beside = self.server.engine.beside
+        assert beside is not None
         size = await asyncio.to_thread(copy_estimate, self.config)
         own = await asyncio.to_thread(memory_estimate, self.config)
         self._budget.check(own + size)
-        await self._budget.acquire(self.server.engine.beside, size)
+        if not await self._budget.make_room(beside, size):
+            raise OverloadedError(
+                f"'{self.model_id}' needs about {size >> 20} MiB more for this request, and the"
+                " models that hold the memory are in use"
+            )
 
     async def _make_room(self) -> None:
         await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))

@@ -89,17 +89,22 @@ class MemoryBudget:
             return
         self.check(size)
         async with self._acquiring:
-            while not self.take(resident, size):
-                idle = [
-                    (since, other)
-                    for other in self._held
-                    if (since := other.idle_since) is not None
-                ]
-                if idle:
-                    await min(idle, key=lambda pair: pair[0])[1].unload()
-                else:
-                    self._changed.clear()
-                    await self._changed.wait()
+            while not await self.make_room(resident, size):
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def make_room(self, resident: Resident, size: int) -> bool:
+        """As `acquire`, but False where it would have to wait until somebody is idle. What a
+        running request needs must not wait for that: the others may wait for its own end.
+        """
+        while not self.take(resident, size):
+            idle = [
+                (since, other) for other in self._held if (since := other.idle_since) is not None
+            ]
+            if not idle:
+                return False
+            await min(idle, key=lambda pair: pair[0])[1].unload()
+        return True
 
     def check(self, size: int) -> None:
         """Raise `EngineStartError` for more than the budget."""
@@ -152,7 +157,7 @@ def model_size(config: LLMConfig) -> ModelSize:
         length, heads = (
             described.get(name) for name in ("max_position_embeddings", "num_attention_heads")
         )
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         return ModelSize(weights or None)
     return ModelSize(
         weights or None,
