@@ -189,15 +189,18 @@ class BatchApiEngine(LLMEngine):
             earlier = batch is not None and batch.generation < ledger.generation
             if batch is None:
                 self._add(url, custom_id, body)
-            line = await self._result(custom_id)
+            batch = await self._ended(custom_id)
             try:
-                return self._api.result(task, request, self._api.read(line))
+                found = batch.result(custom_id)
+                if found is None:
+                    raise unanswered(batch, custom_id)
+                return self._api.result(task, request, self._api.read(found))
             except PenstockError:
                 if not earlier:  # else it failed before, and is to be tried again
                     raise
 
-    async def _result(self, custom_id: str) -> bytes:
-        """The line of results that answers a line."""
+    async def _ended(self, custom_id: str) -> Batch:
+        """The batch of a line, once its results are here."""
         batch = self._known.get(custom_id)
         if batch is None or not batch.answered:
             if batch is not None and batch.error is not None:
@@ -210,10 +213,7 @@ class BatchApiEngine(LLMEngine):
             finally:
                 self._waiting.pop(custom_id, None)
             batch = self._known[custom_id]
-        found = batch.result(custom_id)
-        if found is None:
-            raise unanswered(batch, custom_id)
-        return found
+        return batch
 
     # Lines become batches
     def _add(self, url: str, custom_id: str, body: dict[str, Any]) -> None:
