@@ -163,7 +163,7 @@ class BatchApiEngine(LLMEngine):
             return
         self._left = True
         for batch in self._ledger.batches.values():
-            if not batch.status and batch.error is None:
+            if not (batch.answered or batch.status) and batch.error is None:
                 say(self._leaving(batch))
         self._fail(self._waiting, expired("its batch runs on"))
 

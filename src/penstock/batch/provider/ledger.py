@@ -175,6 +175,8 @@ class Ledger:
             batch.read_lines()
             if batch.results.exists():
                 batch.index()
+                if not batch.sure and not batch.is_its_own():
+                    batch.forget_results()  # the job was killed before it saw whose they are
 
     def close(self) -> None:
         if self._descriptor >= 0:
