@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from penstock.batch.provider import ledger
 from penstock.batch.provider.engine import AnthropicBatchEngine
 from penstock.batch.provider.ledger import Batch, Ledger
+from penstock.errors import OutputError
 
 
 @pytest.fixture
@@ -54,3 +56,21 @@ async def test_of_a_batch_whose_results_are_here_nothing_runs_on(
     engine.let_go()
     await engine.stop()
     assert capsys.readouterr().err == ""
+
+
+def test_after_a_record_that_failed_none_follows(
+    opened: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened()
+    one, two = begun(first, "a"), begun(first, "b")
+
+    def full(*_: object) -> None:
+        raise OutputError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "write_all", full)
+        with pytest.raises(OutputError):
+            first.note(one, "created", id="batch_1")
+    with pytest.raises(OutputError):  # there is room again, and the file has a gap
+        first.note(two, "created", id="batch_2")
+    assert {batch.id for batch in opened().batches.values()} == {None}
