@@ -244,18 +244,21 @@ class BatchApiEngine(LLMEngine):
         loop = asyncio.get_running_loop()
         quiet = loop.time() - gathering.since
         if quiet >= self.options.gather_s:
-            self._hand_in(gathering.url)
+            with contextlib.suppress(JobError):  # its rows, which all wait by now, have it
+                self._hand_in(gathering.url)
         else:
             loop.call_later(self.options.gather_s - quiet, self._look, gathering)
 
     def _hand_in(self, url: str) -> None:
+        """Begin the batch of the lines gathered. Raises `JobError`, also where its rows wait."""
         gathering = self._gathering.pop(url)
         try:
             gathering.close()
             batch = self._running().begin(gathering.token, url, time.time(), gathering.lines)
         except (OSError, PenstockError) as error:
-            self._fail(gathering.lines, JobError(str(error)))
-            return
+            failure = JobError(str(error))
+            self._fail(gathering.lines, failure)
+            raise failure from error
         self._take(batch)
 
     def _take(self, batch: Batch) -> None:
