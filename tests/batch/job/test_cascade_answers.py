@@ -7,7 +7,7 @@ import pytest
 import penstock
 from jobs import lines, settled
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, JobLimitError
 from penstock.types import Delta, TokenLogprob, Usage
 
 SCHEMA = {"type": "object", "properties": {"even": {"type": "boolean"}}, "required": ["even"]}
@@ -67,6 +67,22 @@ async def test_an_answer_that_neither_makes_is_an_error_row(source):
     failed = [row for row in result.rows() if row["status"] == "error"]
     assert {row["id"] for row in failed} == set(numbers)
     assert {(row["even"], row["model"]) for row in failed} == {(None, None)}
+
+
+async def test_failed_rows_of_the_sample_are_asked_again(source, tmp_path):
+    engines = [Knowing(broken=range(0, 300, 10)), Knowing(right=True, broken=range(0, 300, 10))]
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(JobLimitError):  # not complete, so what it learned of the sample is kept
+        await cascade(source, output, engine=engines, max_tokens_total=2_000)
+    await cascade(source, output, engine=[Knowing(), Knowing(right=True)], retry_failed=True)
+    assert {row["status"] for row in lines(output)} == {"ok"}
+
+
+async def test_the_questions_to_the_sample_count(source):
+    small, large = Knowing(), Knowing(right=True)
+    result = await cascade(source, engine=[small, large])
+    assert {row["attempts"] for row in result.rows()} == {1, 2}
+    assert result.counts.engine_calls == len(small.asked) + len(large.asked)
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
