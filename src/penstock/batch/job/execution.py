@@ -149,10 +149,26 @@ async def _durable(
                     " journal"
                 )
             names = [*plan.source.columns, *plan.form.flat_columns]
-            await asyncio.to_thread(
-                state.publish, counts, stream, lambda: tables and tables.empty(), names
+            await _to_the_end(
+                partial(state.publish, counts, stream, lambda: tables and tables.empty(), names)
             )
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
+
+
+async def _to_the_end(call: Callable[[], None]) -> None:
+    """Run `call` in a thread. Whoever cancels this waits for its end all the same: until then no
+    other run may take the job up.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(call))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    working.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _report(
