@@ -24,8 +24,8 @@ def opened(tmp_path: Path) -> Iterator[Callable[[], Ledger]]:
         return ledger
 
     yield make
-    for ledger in ledgers:
-        ledger.close()
+    for each in ledgers:
+        each.close()
 
 
 def begun(ledger: Ledger, token: str) -> Batch:

@@ -181,9 +181,9 @@ async def test_a_full_disk_stops_the_job(
         raise OutputError("no space left")
 
     monkeypatch.setattr(Ledger, "begin", full)
+    kwargs = {"lines_per_batch": lines}
     async with asyncio.timeout(20):
         with pytest.raises(JobError, match="no space left"):
-            kwargs = {"lines_per_batch": lines}
             await run(provider, "openai-batch", tmp_path, rows=1, engine_kwargs=kwargs)
 
 
