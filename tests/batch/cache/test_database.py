@@ -88,6 +88,16 @@ def test_a_cache_that_is_locked_as_it_is_opened_is_used_later(opened, tmp_path, 
     assert caplog.text == ""
 
 
+def test_answers_do_not_each_wait_for_a_lock(opened, monkeypatch):
+    tried = []
+    database = opened()
+    monkeypatch.setattr(database, "add", lambda *_, **__: tried.append(1))
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    for number in range(1000):
+        database.put(digest(number), answer(number))
+    assert len(tried) == 3
+
+
 def test_what_expires_and_what_is_too_much_goes(opened, monkeypatch):
     now = 1_000_000.0
     monkeypatch.setattr("time.time", lambda: now)

@@ -100,7 +100,7 @@ class AnswerDatabase:
         with contextlib.suppress(TypeError, ValueError, OverflowError):  # only its maker knows it
             self._waiting[digest] = Answer(digest, int(time.time()), _encode(outcome))
         due = time.monotonic() - self._written > _SECONDS
-        if due or len(self._waiting) >= _AT_ONCE:
+        if due or len(self._waiting) % _AT_ONCE == 0:
             self.write()
 
     def write(self) -> None:
