@@ -133,8 +133,9 @@ class Journal:
                 f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of"
                 " those parts run again"
             )
+        taken = [*self._rows_files(), *self.folder.glob(f"kept-{self.generation}-*.jsonl")]
+        self._number = max(self._number, *(_number(path) + 1 for path in taken), 0)
         for path in self._rows_files():
-            self._number = max(self._number, _number(path) + 1)
             rows = Records(path, self.key)
             for line in rows.read():
                 record = _decode_record(line)

@@ -184,9 +184,9 @@ class State:
         manifest.published = {**manifest.placing, "output": self.output.stamp()}
         manifest.placing = {}
         self._lock.check()
-        manifest.save(self.output.folder)
         if self.incremental:
-            self.journal.shelve()
+            self.journal.shelve()  # first: the rows files of a complete job are swept
+        manifest.save(self.output.folder)
         self.journal.sweep()
 
     def _journal(self) -> Journal:
