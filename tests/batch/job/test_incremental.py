@@ -142,6 +142,28 @@ async def test_a_kill_before_the_rows_are_shelved_loses_no_answer(
     assert (engine.asked, result.counts.kept) == (["text 20"], 20)
 
 
+async def test_a_changed_output_is_refused_before_any_row_runs(tmp_path, make_engine):
+    source, output = write(tmp_path / "in.jsonl", numbered(3)), tmp_path / "out.jsonl"
+    await ask(source, output, make_engine(), **INCREMENTAL)
+    output.write_text("edited")
+    write(source, numbered(4))
+    engine = make_engine()
+    with pytest.raises(OutputError, match="was changed"):
+        await ask(source, output, engine, **INCREMENTAL)
+    assert engine.asked == []
+    output.unlink()
+    assert (await ask(source, output, engine, **INCREMENTAL)).counts.kept == 3
+
+
+async def test_a_retry_that_was_interrupted_goes_on(tmp_path, make_engine):
+    source, output = write(tmp_path / "in.jsonl", numbered(100)), tmp_path / "out.jsonl"
+    options: dict[str, Any] = {**INCREMENTAL, "max_attempts": 1}
+    await ask(source, output, make_engine(lambda text: EngineError("no luck")), **options)
+    await interrupted(source, output, make_engine(), 40, retry_failed=True, **options)
+    result = await ask(source, output, make_engine(), retry_failed=True, **options)
+    assert result.counts.resumed > 0
+
+
 async def test_failed_rows_are_kept_unless_they_are_retried(tmp_path, make_engine):
     def fails(text):
         return EngineError("no luck") if text.endswith("5") else text.upper()

@@ -217,6 +217,7 @@ class State:
                 f"An incremental job keeps answers to the same requests: here all {rows:,} rows"
                 " would be computed again. --fresh does that; or give another output",
             )
+        self._check_place()
         self.journal.shelve()
         manifest.job = dict(job)
         manifest.generation += 1
@@ -225,6 +226,7 @@ class State:
             for which in {**manifest.published, **manifest.placing}
         }
         manifest.placing = {}
+        manifest.result = {}
         manifest.status = "running"
         manifest.save(self.output.folder)
         self.journal = self._journal()
