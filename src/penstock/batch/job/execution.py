@@ -25,11 +25,11 @@ from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.monitor.monitor import Monitor
 from penstock.batch.monitor.status import Status, id_of
-from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
+from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
-from penstock.batch.write.journal import Journal
+from penstock.batch.write.journal import CASCADE, Journal
 from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
@@ -97,7 +97,7 @@ async def _durable(
     plan: Plan, output: Output, tables: Tables | None, state: State, interrupts: Interrupts
 ) -> RunResult:
     if isinstance(plan.step, CascadeStep):
-        plan.step.memory = output.folder / CASCADE_FILE
+        plan.step.memory = output.folder / CASCADE
     if isinstance(plan.step, EngineStep):
         most = plan.step.keep(output.folder, state.manifest.key, state.manifest.generation)
         plan.most_rows = plan.most_rows or most

@@ -31,8 +31,6 @@ from penstock.engines.supervisor import supervisor_of
 from penstock.errors import JobError, PenstockError
 from penstock.types import Usage
 
-FILE = "cascade.json"
-"""Where a job keeps the choice, in its state directory."""
 _FEWEST = 60
 _log = logging.getLogger(__name__)
 
