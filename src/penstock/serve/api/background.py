@@ -74,11 +74,11 @@ class Run:
         """The events behind the number `after` as they come, until the response has ended."""
         sent = 0
         while True:
-            changed = self.changed
-            if part := _behind(self.events[sent:], after):
-                yield part
-            sent = len(self.events)
-            if self.ended:
+            changed, ended, fresh = self.changed, self.ended, self.events[sent:]
+            sent += len(fresh)
+            if part := _behind(fresh, after):
+                yield part  # more may come meanwhile: the client may read slowly
+            if ended:
                 return
             await changed.wait()
 
@@ -189,12 +189,13 @@ class BackgroundRuns:
 
 
 def _behind(events: list[bytes], after: int) -> bytes:
+    """Those behind the number `after`. An error that breaks a stream off has none, and is last."""
     if after < 0:
         return b"".join(events)
     return b"".join(
         event
         for event in events
-        if (found := _NUMBER.search(event)) is not None and int(found[1]) > after
+        if (found := _NUMBER.search(event)) is None or int(found[1]) > after
     )
 
 
