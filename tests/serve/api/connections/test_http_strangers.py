@@ -266,7 +266,16 @@ class TestWebPages:
     async def test_a_foreign_name_is_refused(self, client: Any) -> None:
         assert [await self.ask(client, headers) for headers in FOREIGN] == [403] * len(FOREIGN)
         assert [await self.ask(client, headers) for headers in OWN] == [200] * len(OWN)
-        assert (await client.get("/v1/models", headers=FOREIGN[0])).status_code == 200
+
+    async def test_a_foreign_name_reads_nothing(self, client: Any) -> None:
+        """After DNS rebinding the page has the server's origin, so it could read each answer."""
+        for path, foreign, own in (("/v1/models", 403, 200), ("/v1/files", 403, 404)):
+            assert (await client.get(path, headers=FOREIGN[0])).status_code == foreign
+            assert (await client.head(path, headers=FOREIGN[0])).status_code == foreign
+            assert (await client.get(path, headers=OWN[1])).status_code == own
+        assert (await client.get("/health", headers=FOREIGN[0])).status_code == 200
+        other = {**OWN[1], "origin": "https://evil.example"}
+        assert (await client.get("/v1/models", headers=other)).status_code == 200
 
     async def test_a_foreign_page_is_refused(self, client: Any) -> None:
         for origin in (
