@@ -289,6 +289,28 @@ async def test_a_background_response_counts_as_one_in_flight(
     assert (await stored.create()).status_code == 200
 
 
+async def test_a_background_response_that_cannot_begin_leaves_its_place(
+    make: Callable[..., Awaitable[Stored]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.errors import UnavailableError
+    from penstock.serve.config.settings import Limits
+
+    stored = await make(limits=Limits(max_inflight=1))
+    models = stored.ingress.ingress.models
+    find, asked = models.find, []
+
+    async def find_once(name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 2:
+            raise UnavailableError("the adapters cannot be listed")
+        return await find(name)
+
+    monkeypatch.setattr(models, "find", find_once)
+    assert (await stored.create(background=True)).status_code == 503
+    assert stored.ingress.ingress.answering == 0
+    assert (await stored.create()).status_code == 200
+
+
 async def test_a_shutdown_ends_background_responses_as_failed(
     make: Callable[..., Awaitable[Stored]],
 ) -> None:

@@ -114,13 +114,15 @@ class BackgroundRuns:
             raise TooManyRequestsError(f"{most} background responses run, as many as may")
 
     async def start(self, work: Exchange, answer: Response, turn: Turn) -> Run:
-        """Store a queued response, and begin to run it. `answer` streams it, for `work`."""
+        """Store a queued response, and begin to run it. `answer` streams it, for `work`, which the
+        run finishes. Raises `TooManyRequestsError` as `check_room`.
+        """
+        self.check_room()  # others may have come since the caller looked
         run = self._runs[turn.id] = Run(turn)
         try:
             await self._store.add_running(turn)
         except BaseException:
             self._forget(run)
-            work.finish()
             raise
         self._ingress.begin()
         run.task = asyncio.create_task(self._run(run, work, answer))
