@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -398,3 +399,13 @@ class TestPaths:
             text = (await client.post("/v1/chat/completions", json={**CHAT, "stream": True})).text
         assert "the file 'cache.bin' is damaged" in text
         assert "inside" not in text
+
+
+async def test_a_path_cannot_forge_a_line_of_the_log(
+    ingress: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.access")
+    async with ingress.client() as client:
+        await client.get("/v1/models/a%0A12:00:00%20INFO%20POST%20/sleep%20200%1b[2J")
+    (line,) = [one.getMessage() for one in caplog.records if one.name == "penstock.access"]
+    assert line == r"GET /v1/models/a\n12:00:00 INFO POST /sleep 200\x1b[2J 404"
