@@ -352,6 +352,20 @@ async def test_conversations(stored: Stored) -> None:
     assert (await client.get(path)).status_code == 404
 
 
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_conversation_deleted_meanwhile_costs_no_answer(
+    stored: Stored, until: Until, store: bool
+) -> None:
+    id = (await stored.client.post("/v1/conversations", json={})).json()["id"]
+    stored.engine.hold.clear()
+    asking = asyncio.create_task(stored.create(conversation=id, store=store))
+    await until(lambda: bool(stored.engine.prompts))
+    assert (await stored.client.delete(f"/v1/conversations/{id}")).status_code == 200
+    stored.engine.hold.set()
+    answer = await asking
+    assert (answer.status_code, answer.json().get("status")) == (200, "completed")
+
+
 async def test_a_background_response_is_put_into_its_conversation(stored: Stored) -> None:
     made = (await stored.client.post("/v1/conversations", json={})).json()
     queued = (await stored.create("one", conversation=made["id"], background=True)).json()

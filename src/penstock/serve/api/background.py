@@ -13,7 +13,12 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from penstock.errors import ClientGoneError, PenstockError, TooManyRequestsError
+from penstock.errors import (
+    ClientGoneError,
+    NotStoredError,
+    PenstockError,
+    TooManyRequestsError,
+)
 from penstock.openai.response_events import response_error_events
 from penstock.serve.api.exchange import Exchange, IngressState
 from penstock.serve.api.sse import STREAM_HEADERS
@@ -266,6 +271,7 @@ class Kept(Response):
         if body["store"]:
             await self._store.add(msgspec.structs.replace(turn, body=body))
         elif turn.conversation is not None and body["status"] in CONTINUED:
-            await self._store.add_items(
-                turn.owner, turn.conversation, [*turn.input, *body["output"]]
-            )
+            with suppress(NotStoredError):  # it was deleted meanwhile
+                await self._store.add_items(
+                    turn.owner, turn.conversation, [*turn.input, *body["output"]]
+                )
