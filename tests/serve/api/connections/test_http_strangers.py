@@ -409,3 +409,16 @@ async def test_a_path_cannot_forge_a_line_of_the_log(
         await client.get("/v1/models/a%0A12:00:00%20INFO%20POST%20/sleep%20200%1b[2J")
     (line,) = [one.getMessage() for one in caplog.records if one.name == "penstock.access"]
     assert line == r"GET /v1/models/a\n12:00:00 INFO POST /sleep 200\x1b[2J 404"
+
+
+async def test_who_has_no_key_learns_no_name_of_a_model(ingress: Any, served: Any) -> None:
+    (model,) = ingress.handles.values()
+    for name in (model.model_id + "x", f"{model.model_id}:adapter", "adapter"):
+        async with served(model, api_keys=frozenset({"k"})).client() as client:
+            refused = await client.get("/ready", params={"model": name})
+            told = await client.get(
+                "/ready", params={"model": name}, headers={"authorization": "Bearer k"}
+            )
+        assert refused.json()["error"]["message"] == "there is no such model"
+        assert (refused.status_code, told.status_code) == (404, 404)
+        assert model.model_id in told.json()["error"]["message"]
