@@ -60,8 +60,9 @@ async def zero(request, cluster: Make, tmp_path):
 
 
 @pytest.mark.parametrize("path", GETS)
-async def test_no_get_wakes_it(zero, path):
-    reply = await zero.client.get(path, params={"model": "m"})
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_no_get_wakes_it(zero, path, method):
+    reply = await zero.client.request(method, path, params={"model": "m"})
     assert zero.woken == 0
     assert reply.status_code in (200, 400, 404, 503), reply.text
 

@@ -76,7 +76,7 @@ async def forward(
     """
     kind = exchange.request.headers.get("content-type", "")
     whole_response = body is not None
-    if exchange.request.method == "GET":
+    if exchange.request.method in ("GET", "HEAD"):
         model, body, prompt = exchange.request.query_params.get("model", ""), b"", b""
     elif body is None and kind.lower().startswith("multipart/form-data"):
         body = await exchange.read()
@@ -125,7 +125,7 @@ class _NoModel(Tasks):
 
 async def _rehearse(endpoint: Endpoint, exchange: Exchange, target: Target, body: bytes) -> None:
     """Do what a replica does before it asks its engine. Raises what that raises, for an adapter
-    that is not there `ModelNotFoundError`, and for a `GET` `UnavailableError`.
+    that is not there `ModelNotFoundError`, and for a `GET` or `HEAD` `UnavailableError`.
     """
     model = target.handle
     assert isinstance(model, RemoteModel)

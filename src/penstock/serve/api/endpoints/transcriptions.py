@@ -117,7 +117,7 @@ async def _answer(
         prompt=_text(form, "prompt"),
         hotwords=_text(form, "hotwords"),
     )
-    if _text(form, "stream").lower() in ("true", "1"):
+    if _wants_stream(form):
         if timed:
             raise UnsupportedError(
                 f"a stream has text only: response_format '{shape}' comes whole", param="stream"
@@ -146,6 +146,13 @@ def _check_unsupported(form: FormData) -> None:
         raise UnsupportedError(
             "transcriptions are greedy: temperature can only be 0", param="temperature"
         )
+
+
+def _wants_stream(form: FormData) -> bool:
+    text = _text(form, "stream").lower()
+    if text not in ("", "true", "1", "false", "0"):
+        raise RequestError(f"must be true or false, not '{text[:50]}'", param="stream")
+    return text in ("true", "1")
 
 
 def _wants_words(form: FormData, shape: str) -> bool:
