@@ -48,7 +48,7 @@ class Capabilities(Struct, frozen=True):
     carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
     `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
-    empty where a server decides.
+    empty where a server decides. Token ids are below `vocabulary`; 0 where that is not known.
     """
 
     tasks: frozenset[str]
@@ -66,6 +66,7 @@ class Capabilities(Struct, frozen=True):
     thoughts_first: bool = False
     triggers: bool = False
     inputs: tuple[str, ...] = ("text",)
+    vocabulary: int = 0
 
 
 class Stated(NamedTuple):

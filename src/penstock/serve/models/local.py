@@ -222,6 +222,13 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
     return cls
 
 
+def has_own_server(config: LLMConfig) -> bool:
+    """Whether a class of a user's serves the model, which may answer what its engine does not."""
+    cls = config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    return cls is not None and not cls.__module__.startswith("penstock.")
+
+
 def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:
     """A replica, behind its users' own server in Ray's form if it has one."""
     cls = config.server_cls

@@ -114,11 +114,11 @@ class _NoModel(Tasks):
         self._check = model.check_before_load
 
     async def answer(self, task: str, request: Any) -> Any:
-        self._check(task, request)
+        await self._check(task, request)
         raise _Asks
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        self._check(task_of(request), request)
+        await self._check(task_of(request), request)
         raise _Asks
         yield
 
