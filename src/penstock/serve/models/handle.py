@@ -13,9 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from penstock.engines.base import Capabilities
 from penstock.engines.tasks import Batches, Tasks, generated
 from penstock.errors import ConfigError, ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.types import ChatRequest, CompletionRequest
@@ -107,6 +109,16 @@ class ModelHandle(Tasks, ABC):
     def aliases(self) -> tuple[str, ...]:
         """Further names that requests may use."""
         return ()
+
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas it has at most."""
+        return 1
+
+    async def capabilities(self) -> Capabilities | None:
+        """What the engine of one replica can do; None while nobody knows. Loads nothing."""
+        given = self.card().metadata.get("capabilities")
+        return None if given is None else msgspec.convert(given, Capabilities)
 
     def engine_app(self) -> Any:
         """The ASGI application of the model's own engine. Raises `UnsupportedError`."""

@@ -284,6 +284,10 @@ class ReplicatedModel(ModelHandle):
     def aliases(self) -> tuple[str, ...]:
         return self._first.aliases
 
+    @property
+    def most_replicas(self) -> int:
+        return len(self.crew.replicas)
+
     def card(self) -> ModelCard:
         return self._first.card()
 

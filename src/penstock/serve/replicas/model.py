@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
@@ -24,6 +24,7 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
+from penstock.serve.config.placement import replica_counts
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.local import has_own_server
@@ -85,6 +86,13 @@ class RemoteModel(ModelHandle):
     @property
     def aliases(self) -> tuple[str, ...]:
         return tuple(self.config.model_loading_config.aliases)
+
+    @property
+    def most_replicas(self) -> int:
+        return replica_counts(self.config)[1]
+
+    async def capabilities(self) -> Capabilities | None:
+        return await self._desired.noted(self._digest)
 
     def card(self) -> ModelCard:
         lengths = [
