@@ -2,6 +2,9 @@
 In this process, and where replicas run elsewhere.
 """
 
+import json
+
+import fsspec
 import httpx
 import pytest
 
@@ -154,6 +157,24 @@ async def test_what_a_replica_told_of_its_model_holds_when_it_is_gone(
         assert (reply.json()["error"]["param"] or "").startswith(param or "")
     other = RemoteModel(made.config, made, key=KEY)  # of a deployment that had no replica yet
     await other.check_before_load("completions", CompletionRequest([5, 300]))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "why"),
+    [
+        ("/v1/completions", {"prompt": [300]}, "token ids must be from 0 to 299"),
+        ("/classify", {"input": "a"}, "does not support classify with this model"),
+    ],
+)
+async def test_what_a_bucket_says_of_a_model_holds_before_it_was_loaded(cluster, path, body, why):
+    bucket = fsspec.filesystem("memory")
+    described = {"architectures": ["LlamaForCausalLM"], "vocab_size": 300}
+    bucket.pipe("/zero/m/config.json", json.dumps(described).encode())
+    source = {"model_id": "m", "model_source": "memory://zero/m"}
+    made = await cluster(0, config(**ZERO, llm_engine="openvino", model_loading_config=source))
+    reply = await made.client.post(path, json={"model": "m", **body})
+    assert (reply.status_code, made.obtained) == (400, 0), reply.text
+    assert why in reply.json()["error"]["message"]
 
 
 class Classifying(LLMServer):

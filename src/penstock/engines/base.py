@@ -176,6 +176,11 @@ class LLMEngine(Tasks, Operations):
         """What is known of the model before it is loaded."""
         return Stated()
 
+    def describe(self) -> None:
+        """Fetch what `stated` reads of a model whose files are elsewhere, if the engine reads any.
+        May take as long as the network does; raises nothing.
+        """
+
     def stated_inputs(self) -> tuple[str, ...]:
         """What messages may hold ("text", "image"), as far as the model's files state it; empty if
         they do not.

@@ -43,6 +43,9 @@ from penstock.serve.replicas.runtime import (
 )
 from penstock.types import ChatRequest, CompletionRequest, Delta
 
+DESCRIBE_S = 5.0
+"""Seconds that the first request to a model without a replica waits for what describes it."""
+
 
 class RemoteModel(ModelHandle):
     """Belongs to one event loop, but for `control`, which any may call.
@@ -75,6 +78,7 @@ class RemoteModel(ModelHandle):
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
         self._digest = engine_digest(config)
+        self._describing: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
         self._wanted_adapters: dict[str, str | None] = {}
 
@@ -146,8 +150,11 @@ class RemoteModel(ModelHandle):
         """Raise what the engine is known to answer before there is one. Asks no replica."""
         engine = self._idle_engine
         known = await self._desired.noted(self._digest)
-        if known is None and engine is not None and not engine.learns:
-            known = getattr(engine, "capabilities", None)
+        if known is None and engine is not None:
+            if self._describing is None:
+                self._describing = asyncio.create_task(asyncio.to_thread(engine.describe))
+            await asyncio.wait([self._describing], timeout=DESCRIBE_S)
+            known = None if engine.learns else getattr(engine, "capabilities", None)
         check_before_load(
             request,
             task,
