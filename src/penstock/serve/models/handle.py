@@ -120,6 +120,9 @@ class ModelHandle(Tasks, ABC):
         given = self.card().metadata.get("capabilities")
         return None if given is None else msgspec.convert(given, Capabilities)
 
+    async def check_before_load(self, task: str, request: Any) -> None:
+        """Raise what the engine is known to answer, unless it runs. Loads none."""
+
     def engine_app(self) -> Any:
         """The ASGI application of the model's own engine. Raises `UnsupportedError`."""
         raise UnsupportedError(f"the {self.engine_name} engine is not in this process")
@@ -188,6 +191,16 @@ class BatchHandle(ModelHandle):
 
     def state(self) -> ModelState:
         return self._handle.state()
+
+    @property
+    def most_replicas(self) -> int:
+        return self._handle.most_replicas
+
+    async def capabilities(self) -> Capabilities | None:
+        return await self._handle.capabilities()
+
+    async def check_before_load(self, task: str, request: Any) -> None:
+        await self._handle.check_before_load(task, request)
 
     def engine_app(self) -> Any:
         return self._handle.engine_app()

@@ -123,6 +123,9 @@ class LocalModel(ModelHandle):
     def aliases(self) -> tuple[str, ...]:
         return tuple(self.config.model_loading_config.aliases)
 
+    async def check_before_load(self, task: str, request: Any) -> None:
+        self.server.check_before_load(task, request)
+
     def engine_app(self) -> Any:
         return self.server.engine.build_asgi_app()
 
