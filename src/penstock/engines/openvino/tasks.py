@@ -72,6 +72,7 @@ class Task:
 
     kind = ""
     pause = 0.0
+    vocabulary = 0
 
     @property
     def busy(self) -> bool:
@@ -89,7 +90,6 @@ class Task:
         plain = Tokenizer(self._tokenizer)
         self.detokenize, self.special_tokens = plain.detokenize, plain.special_tokens
         self._token_texts = plain.token_texts
-        self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
         self._start()
 
     def _start(self) -> None:
@@ -186,6 +186,7 @@ class Embedding(Task):
         )
         self._pooling = config.pooling_type
         self._compiled: Any = None
+        self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
