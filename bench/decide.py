@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -105,10 +103,11 @@ async def _generated(engine: OpenVINOEngine, count: int, fields: int) -> None:
 
 
 def _cpu_seconds(engine: OpenVINOEngine) -> float:
-    """CPU time of this process and the engine's, which a busy machine changes little."""
-    assert engine._process is not None
-    stat = Path(f"/proc/{engine._process.pid}/stat").read_text().rpartition(")")[2].split()
-    return time.process_time() + (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of this process and the engine's."""
+    process = engine._process
+    assert process is not None
+    assert process.pid is not None
+    return time.process_time() + harness.processor_seconds(process.pid)
 
 
 def main() -> int:
@@ -171,8 +170,7 @@ def main() -> int:
     for fields, one in zip((1, 4), labels, strict=True):
         faster = one.ratio("constrained JSON", "decide").median
         bars.append(Bar(f"{fields}: constrained JSON / decide", faster, FASTER, at_least=True))
-    questions_and_labels = [questions, *labels]
-    return harness.finish(args, questions_and_labels, bars)
+    return harness.finish(args, [questions, *labels], bars)
 
 
 if __name__ == "__main__":

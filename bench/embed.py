@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness import Bar, Comparison, Contestant
+from harness import Bar, Contestant
 
 LEAST = 0.95
 _RUN = 32
@@ -50,7 +50,6 @@ def main() -> int:
     names = ["bare", "penstock"]
     names += ["sentence-transformers"] if find_spec("sentence_transformers") else []
     names += ["onnxruntime"] if args.onnx and find_spec("onnxruntime") else []
-    comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder:
         converted = str(_converted(args.model))
         where = {"sentence-transformers": args.model, "onnxruntime": args.onnx}
@@ -63,10 +62,9 @@ def main() -> int:
         ]
         title = f"{args.rows} texts, {Path(args.model).name}"
         comparison = harness.compare(title, "rows/s", sides, args.rounds, warmups=0)
-        comparisons.append(comparison)
     ratio = comparison.ratio("penstock", "bare").median
     bars = [Bar("penstock.run over the bare pipeline", ratio, LEAST, at_least=True)]
-    return harness.finish(args, comparisons, bars, packages=["openvino-genai"])
+    return harness.finish(args, [comparison], bars, packages=["openvino-genai"])
 
 
 def _converted(model: str) -> Path:
@@ -163,12 +161,8 @@ class _Penstock:
         table = pa.table({"text": given})
         output = f"vectors-{self._jobs}.parquet"
         job = penstock.arun(table, output, engine=self._engine, embed="text", progress=False)
-        result = self._loop.run_until_complete(_done(job))
+        result = self._loop.run_until_complete(job)
         assert result.counts.ok == len(given)
-
-
-async def _done(job: Any) -> Any:
-    return await job
 
 
 _SIDES: dict[str, Any] = {

@@ -160,6 +160,21 @@ def command(
         return Usage(seconds, usage.ru_maxrss / 1024, out.read().decode(errors="replace"))
 
 
+def family(pid: int) -> list[int]:
+    """A process, and all that it and those started, parents first."""
+    pids = [pid]
+    for one in pids:  # it grows
+        for task in Path(f"/proc/{one}/task").iterdir():
+            pids += map(int, (task / "children").read_text().split())
+    return pids
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used, which other work on the machine hardly changes."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def parser(description: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     options = argparse.ArgumentParser(description=(description or "").strip().partition("\n")[0])

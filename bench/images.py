@@ -26,8 +26,6 @@ from harness import Bar, Contestant
 
 ARCHIVE = Path(__file__).parents[1] / "tests" / "support" / "vision_model.zip"
 QUESTION = "what is in picture {id}?"
-MAX_NUM_SEQS = 128
-MAX_NUM_BATCHED_TOKENS = 512
 F32 = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -128,12 +126,9 @@ def bare(folder: Path, tokens: int) -> tuple[list[str], float]:
     """The continuous batching pipeline alone: add everything, step, read."""
     import openvino_genai as genai
 
-    scheduler = genai.SchedulerConfig()
-    scheduler.max_num_seqs = MAX_NUM_SEQS
-    scheduler.max_num_batched_tokens = MAX_NUM_BATCHED_TOKENS
-    scheduler.cache_size = 1
-    scheduler.enable_prefix_caching = True
-    pipe = genai.ContinuousBatchingPipeline(str(folder / "model"), scheduler, "CPU", F32)
+    from penstock.loadtest.bare_loop import scheduler
+
+    pipe = genai.ContinuousBatchingPipeline(str(folder / "model"), scheduler(), "CPU", F32)
     config = genai.GenerationConfig(
         max_new_tokens=tokens, ignore_eos=True, do_sample=False, apply_chat_template=False
     )
@@ -158,6 +153,7 @@ def penstock(folder: Path, tokens: int) -> tuple[list[str], float]:
     """A whole job: Parquet in, JSONL file with a journal out."""
     from penstock import arun
     from penstock.engines.openvino import OpenVINOEngine
+    from penstock.loadtest.bare_loop import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 
     async def job() -> tuple[list[str], float]:
         options = {

@@ -6,6 +6,7 @@ Both run on one engine that is loaded already: the load is the same for both.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -37,43 +38,39 @@ def main() -> int:
     return harness.finish(args, [found], [bar], packages=["openvino-genai"])
 
 
-async def _measured(args: object, folder: Path) -> dict[str, list[float]]:
+async def _measured(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"all rows": [], "1 % more rows": []}
-    engine = engine_for(args.model, args.engine, args.engine_kwargs)  # type: ignore[attr-defined]
+    engine = engine_for(args.model, args.engine, args.engine_kwargs)
     await engine.start()
-    rows = args.rows  # type: ignore[attr-defined]
     try:
-        for number in range(args.rounds):  # type: ignore[attr-defined]
+        for number in range(args.rounds):
             source, output = folder / f"in-{number}.jsonl", folder / f"out-{number}.jsonl"
-            for name, count in (("all rows", rows), ("1 % more rows", rows + rows // 100)):
-                lines = (f'{{"id": {row}, "text": "text {row}"}}\n' for row in range(count))
+            for name, more in (("all rows", 0), ("1 % more rows", args.rows // 100)):
+                lines = (
+                    f'{{"id": {row}, "text": "text {row}"}}\n' for row in range(args.rows + more)
+                )
                 source.write_text("".join(lines))
-                began = _processor_seconds(os.getpid())
+                began = _processor_seconds()
                 result = await penstock.arun(
                     source,
                     output,
                     engine=engine,
                     prompt="Tell me about {text}.",
-                    max_tokens=args.max_tokens,  # type: ignore[attr-defined]
+                    max_tokens=args.max_tokens,
                     incremental=True,
                     key="id",
                     progress=False,
                 )
-                times[name].append(_processor_seconds(os.getpid()) - began)
-                if result.counts.kept != (rows if count > rows else 0):
+                times[name].append(_processor_seconds() - began)
+                if result.counts.kept != (args.rows if more else 0):
                     raise RuntimeError(f"{result.counts.kept} rows were kept")
     finally:
         await engine.stop()
     return times
 
 
-def _processor_seconds(process: int) -> float:
-    """That a process and those that it started have used."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    for thread in Path(f"/proc/{process}/task").iterdir():
-        used += sum(map(_processor_seconds, map(int, (thread / "children").read_text().split())))
-    return used
+def _processor_seconds() -> float:
+    return sum(map(harness.processor_seconds, harness.family(os.getpid())))
 
 
 if __name__ == "__main__":

@@ -70,16 +70,8 @@ async def run(model: str, replicas: int, requests: int) -> Run:
 
 
 def _processor_seconds() -> list[float]:
-    """Those that this process and each of its children have used."""
-    tasks = Path("/proc/self/task")
-    children = sorted(
-        {pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
-    )
-    seconds = []
-    for pid in ("self", *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        seconds.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
-    return seconds
+    """Those that this process and each that it started have used."""
+    return list(map(harness.processor_seconds, harness.family(os.getpid())))
 
 
 def main() -> int:

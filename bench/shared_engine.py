@@ -44,12 +44,8 @@ def _second(row: dict[str, Any]) -> dict[str, Any]:
 
 def _memory_mb() -> float:
     """What this process and its children hold, shared pages counted once."""
-    pids = [os.getpid()]
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            pids += [int(child) for child in (task / "children").read_text().split()]
     total = 0
-    for pid in pids:
+    for pid in harness.family(os.getpid()):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1])

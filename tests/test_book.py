@@ -20,6 +20,7 @@ import pytest
 
 from penstock.demo import tickets_path
 from serve_process import serving
+from speech_models import hearing_model, speaking_model
 from word_models import CONTEXT, embedding_model
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,8 @@ def folder(tmp_path):
     (tmp_path / "minilm").mkdir()
     config = Path(embedding_model(tmp_path / "minilm")) / "config.json"
     config.write_text(config.read_text().replace(f": {CONTEXT}", ": 512"))
+    hearing_model(tmp_path)
+    speaking_model(tmp_path)
     for page in (*PAGES, *GUIDES):
         for body in (*blocks(page, "yaml"), *blocks(page, "json")):
             name, _, content = body.partition("\n")

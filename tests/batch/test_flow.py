@@ -7,6 +7,7 @@ import pytest
 
 import penstock
 from penstock.batch import flow
+from penstock.batch.rows.row import RowForm
 from penstock.errors import (
     ConfigError,
     ContextLengthError,
@@ -523,3 +524,34 @@ async def test_a_rows_time_stands_still_while_others_are_suspected(make_engine):
         2: "quarantined"
     }
     assert engine.starts >= 3
+
+
+@pytest.fixture
+def concluded_later(monkeypatch):
+    """Rows that are answered from memory take some turns of the event loop, as with user code."""
+
+    async def later(outcome):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return outcome
+
+    monkeypatch.setattr(RowForm, "conclude", lambda self, row, outcome: later(outcome))
+
+
+@pytest.mark.usefixtures("concluded_later")
+async def test_equal_rows_of_one_that_ends_while_draining_are_kept(make_engine, monkeypatch):
+    drained, drain = asyncio.Event(), flow.Flow.drain
+
+    def noted(self):
+        drain(self)
+        drained.set()
+
+    monkeypatch.setattr(flow.Flow, "drain", noted)
+    engine = make_engine()
+    engine.gate, engine.held = asyncio.Event(), {"same"}
+    source = rows("same", "other", *["same"] * 5)
+    job = asyncio.create_task(ask(source, engine, max_tokens_total=1))
+    await drained.wait()
+    engine.gate.set()
+    assert (await job).counts.ok == 7
+    assert engine.asked == ["same", "other"]

@@ -126,6 +126,16 @@ async def test_failures_by_kind(answer, kind, why):
     assert why in sample.why
 
 
+@pytest.mark.parametrize("size", [1 << 20, 10])
+async def test_a_stream_that_fails_in_its_last_event(size):
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    body = chunked(ROLE + PIECE + event(b'{"error":{"message":"x"}}'), size)
+    async with answering(SSE + b"Transfer-Encoding: chunked\r\n\r\n" + body) as (url, _):
+        sample = await asked(url)
+    assert (sample.error, sample.why, faults) == ("error event", "x", [])
+
+
 async def test_after_a_refusal_the_connection_is_used_again():
     body = b'{"choices":[{"message":{"content":"a"}}]}'
     async with answering(sized(b"{}", b"429 x"), sized(body)) as (url, _):

@@ -4,11 +4,15 @@ own.
     read_ahead ──> filling ──> window ──> in flight ──> sink
                    prepared    sorted     asked         journaled, in order, written
 
-`filling` gathers prepared rows. When the window has run out, what has gathered becomes the next
-window, sorted (`in_order`). `admit` keeps the engine full from the window. Everything is
-bounded: `filling` by the window's size, which grows, so that the first rows start at once; rows
-that were read and not yet written by `MAX_ROWS` and `MAX_BYTES`. A new window waits for those
-bounds, never a row of an opened one: the row that holds up the order may be among them.
+`_take_in` reads ahead and gathers prepared rows in `filling`. When the window has run out, what has
+gathered becomes the next window, sorted so that equal prefixes are neighbours. `_admit` keeps the
+engine full from the window.
+
+Everything is bounded. The window's size bounds `filling`; it doubles from a small start, so that
+the first rows begin at once. While rows are under way, a new window waits for `MAX_ROWS` rows and
+`MAX_BYTES` bytes of those that were read and not yet written, and reading for twice as many rows.
+A row of an opened window does not wait for them, as it may be the row that the ordered output is
+waiting for; it waits only while the sink is busy writing.
 """
 
 from __future__ import annotations
@@ -136,12 +140,12 @@ class Flow:
                 alarm = asyncio.get_running_loop().call_later(seconds, self._end_early, late)
             try:
                 await self._over.wait()
-                if (
-                    self._pipeline.ending
-                    and self._error is None
-                    and (under_way := self._tasks | self._concluding)
-                ):
-                    await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
+                if self._pipeline.ending and self._error is None:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(DRAIN_SECONDS):
+                            # Rows that end answer others, which are then concluded too.
+                            while under_way := self._tasks | self._concluding:
+                                await asyncio.wait(under_way)
             finally:
                 if alarm is not None:
                     alarm.cancel()
@@ -153,7 +157,7 @@ class Flow:
         if self._error is not None:
             raise self._error
         complete = self._all_read and not self._rows_inside
-        if complete:
+        if complete:  # limits of the work under way matter no more, those of the whole do
             self._reached = self._plan.limits.exceeded(self._counts, end=True)
         if self._reached is not None:
             done = (
@@ -185,7 +189,7 @@ class Flow:
             self.drain()
 
     def stop(self, error: BaseException | None = None) -> None:
-        """End at once, with `error`; with a `JobError` for what nobody foresaw."""
+        """End at once. `run` raises `error`, as the cause of a `JobError` if it is not ours."""
         if self._error is None and error is not None:
             self._error = error
             if not isinstance(error, PenstockError):
@@ -271,9 +275,12 @@ class Flow:
         return (
             len(self._filling) >= self._window_size
             or self._filling_bytes >= MAX_BYTES // 2
-            or (self._rows_inside >= 2 * self._most_rows and bool(self._tasks))
+            or (self._rows_inside >= 2 * self._most_rows and self._is_working())
             or self._sink.full
         )
+
+    def _is_working(self) -> bool:
+        return bool(self._tasks or self._concluding)
 
     # Through
     def _admit(self) -> None:
@@ -302,7 +309,7 @@ class Flow:
             row = self._window.popleft()
             if not (row.shareable and self._is_answered(row)):
                 return row
-        # So many answers from memory: others' turn first.
+        # So many answers from memory: the event loop runs what else is ready first.
         asyncio.get_running_loop().call_soon(self._admit)
         return None
 
@@ -327,7 +334,7 @@ class Flow:
                 self._followers[row.digest] = []
                 return False
             self._conclude(row, known)
-        except PenstockError as error:
+        except Exception as error:  # whatever it is: the row would never be finished
             self.stop(error)
         return True
 
@@ -335,7 +342,7 @@ class Flow:
         if not self._filling:
             return False
         waiting = self._rows_inside - len(self._filling)
-        if self._tasks and (
+        if self._is_working() and (
             waiting >= self._most_rows or self._bytes_inside - self._filling_bytes >= MAX_BYTES
         ):
             return False
@@ -358,7 +365,7 @@ class Flow:
                 outcome = await answer(row)
                 if outcome is not None:
                     if row.shareable and outcome.error is None:
-                        # As it is before the user's function has it.
+                        # Before the user's function can change it.
                         self._answers.put(row.digest, outcome)
                         if self._cache is not None:
                             self._cache.put(row, outcome)
@@ -419,9 +426,9 @@ class Flow:
         for follower in followers:
             answer = outcome if outcome.error is not None else self._answers.get(row.digest)
             if answer is not None:
-                self._conclude(follower, answer)
                 self._counts.deduplicated += 1
-            else:  # no copy of it can be kept, and the user's function has had its values
+                self._conclude(follower, answer)
+            else:  # it is not kept, and the user's function may have changed it: ask again
                 follower.shareable = False
                 self._window.append(follower)
                 self._admit()

@@ -15,16 +15,21 @@ MAX_NUM_SEQS = 128
 MAX_NUM_BATCHED_TOKENS = 512
 
 
+def scheduler() -> genai.SchedulerConfig:
+    """Room for many requests at once."""
+    config = genai.SchedulerConfig()
+    config.max_num_seqs = MAX_NUM_SEQS
+    config.max_num_batched_tokens = MAX_NUM_BATCHED_TOKENS
+    config.cache_size = 1
+    config.enable_prefix_caching = True
+    return config
+
+
 def generate(model: str, prompts: Sequence[tuple[str, int]]) -> tuple[int, float]:
     """Greedy answers of full length to (text, new tokens) pairs; tokens made, and seconds from the
     first request to the last text. `model` is a directory in OpenVINO's form, or a GGUF file.
     """
-    scheduler = genai.SchedulerConfig()
-    scheduler.max_num_seqs = MAX_NUM_SEQS
-    scheduler.max_num_batched_tokens = MAX_NUM_BATCHED_TOKENS
-    scheduler.cache_size = 1
-    scheduler.enable_prefix_caching = True
-    pipeline = genai.ContinuousBatchingPipeline(model, scheduler, "CPU")
+    pipeline = genai.ContinuousBatchingPipeline(model, scheduler(), "CPU")
     tokenizer = pipeline.get_tokenizer()
     start = time.perf_counter()
     texts = [
@@ -60,8 +65,8 @@ def generate(model: str, prompts: Sequence[tuple[str, int]]) -> tuple[int, float
 def lengths(model: str, texts: Sequence[str]) -> list[int]:
     """How many tokens each text is, by the model's tokenizer."""
     if model.endswith(".gguf"):  # its tokenizer comes with the pipeline alone
-        scheduler = genai.SchedulerConfig()
-        tokenizer = genai.ContinuousBatchingPipeline(model, scheduler, "CPU").get_tokenizer()
+        any_config = genai.SchedulerConfig()
+        tokenizer = genai.ContinuousBatchingPipeline(model, any_config, "CPU").get_tokenizer()
     else:
         tokenizer = genai.Tokenizer(model)
     return [int(tokenizer.encode([text]).input_ids.shape[1]) for text in texts]

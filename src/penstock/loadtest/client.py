@@ -260,6 +260,7 @@ class _Connection(asyncio.Protocol):
                 if self._chunk == 0:
                     self._read_events(now)
                     self._chunk = -2
+                    continue  # the last event may have ended the request
             if self._chunk == -2:  # the trailers, and an empty line
                 end = raw.find(b"\r\n")
                 if end < 0:

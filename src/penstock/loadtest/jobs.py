@@ -20,10 +20,16 @@ import msgspec
 from penstock.engines.process import die_with_parent
 from penstock.errors import ConfigError, EngineError
 from penstock.loadtest.statistics import Ratio, ratio
-from penstock.loadtest.workload import SHAPES, Prompt, Workload, body_of
+from penstock.loadtest.workload import (
+    SHAPES,
+    Prompt,
+    Workload,
+    body_of,
+    calibration,
+    tokens_of_a_word,
+)
 
 BARE, JOB = "bare loop", "penstock job"
-_FEW_WORDS, _MANY_WORDS = 20, 220
 _TEMPLATE_TOKENS = 128
 """Left free for what a chat template adds to a prompt."""
 
@@ -72,12 +78,8 @@ def compared(
     path = str(files.path)
     with tempfile.TemporaryDirectory() as folder:
         if tokens_per_word is None:
-            counting = [
-                Workload("gsm8k", input_tokens=words).prompts(1)[0]
-                for words in (_FEW_WORDS, _MANY_WORDS)
-            ]
-            few, many = _child("lengths", path, folder, counting)
-            tokens_per_word = max((many - few) / (_MANY_WORDS - _FEW_WORDS), 0.01)
+            counts = _child("lengths", path, folder, calibration())
+            tokens_per_word = tokens_of_a_word(*counts)
         whole = replace(workload, tokens_per_word=tokens_per_word)
         fit = fitted(whole, files.context_length)
         prompts = fit.prompts(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from penstock.loadtest.jobs import JOB, Findings
 from penstock.loadtest.statistics import Ratio, Spread, Summary, Targets, ratio
@@ -102,8 +103,6 @@ def ratios(first: Sequence[Summary], second: Sequence[Summary]) -> dict[str, Rat
 
 def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) -> Rows:
     """The medians of both sides, and B over A with its spread."""
-    from statistics import median
-
     rows = [["", f"A {names[0]}", f"B {names[1]}", "B / A", "LEAST..GREATEST"]]
     for (name, value), found in zip(COMPARED, ratios(*runs).values(), strict=True):
         cells = [name, *(f"{median(map(value, side)):,.5g}" for side in runs)]
@@ -118,8 +117,6 @@ def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) ->
 
 def batch_table(found: Findings) -> Rows:
     """Both sides' medians, and the job's speed over the bare loop's."""
-    from statistics import median
-
     rows = [["", "ROWS", "TOKENS OUT", "SECONDS", "TOKENS OUT/S", "OVER BARE", "LEAST..GREATEST"]]
     for name, seconds in found.seconds.items():
         cells = [name, f"{found.rows:,}", f"{found.tokens:,}", f"{median(seconds):.2f}"]

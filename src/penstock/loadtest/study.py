@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.errors import ConfigError, UpstreamError
 from penstock.loadtest.arrivals import poisson, ramp
 from penstock.loadtest.client import Server
 from penstock.loadtest.load import Run, closed_loop, open_loop
-from penstock.loadtest.workload import Prompt, Trace, Workload, body_of
+from penstock.loadtest.workload import (
+    Prompt,
+    Trace,
+    Workload,
+    body_of,
+    calibration,
+    tokens_of_a_word,
+)
 
 Say = Callable[[str], None]
-
-_FEW_WORDS, _MANY_WORDS = 20, 220
 
 
 @dataclass(frozen=True)
@@ -89,22 +93,17 @@ async def calibrated(side: Side, plan: Plan) -> Workload:
     """The plan's workload with the tokens that a word is to this server, from the usage of two
     prompts; 1 where the server counts none.
     """
-    from dataclasses import replace
-
     if plan.tokens_per_word is not None:
         return replace(plan.workload, tokens_per_word=plan.tokens_per_word)
     counts = []
-    for words in (_FEW_WORDS, _MANY_WORDS):
-        fixed = Workload("gsm8k", input_tokens=words, output_tokens=1)
-        (request,) = _requests(side, plan, fixed.prompts(1))
+    for request in _requests(side, plan, calibration()):
         sample = await side.server.ask(request)
         if sample.error is not None:
             raise UpstreamError(
                 f"{side.name} does not answer a first request: {sample.error}: {sample.why}"
             )
         counts.append(sample.input_tokens)
-    found = (counts[1] - counts[0]) / (_MANY_WORDS - _FEW_WORDS)
-    return replace(plan.workload, tokens_per_word=found if found > 0 else 1.0)
+    return replace(plan.workload, tokens_per_word=tokens_of_a_word(*counts))
 
 
 async def run_once(
@@ -144,7 +143,6 @@ async def compared(sides: Sequence[Side], plan: Plan, rounds: int, say: Say) -> 
         for one, found in zip(sides, runs, strict=True):
             say(f"round {number} of {rounds}: {one.name}")
             found.append(await run_once(one, plan, workload, part=f"round {number}"))
-            await asyncio.sleep(0)
     return runs
 
 

@@ -165,6 +165,23 @@ class Workload:
         return " ".join(chance.choices(_WORDS, k=max(1, round(tokens / self.tokens_per_word))))
 
 
+_FEW_WORDS, _MANY_WORDS = 20, 220
+
+
+def calibration() -> list[Prompt]:
+    """Two prompts of known words, whose lengths in tokens tell what a word is."""
+    return [
+        Workload("gsm8k", input_tokens=words, output_tokens=1).prompts(1)[0]
+        for words in (_FEW_WORDS, _MANY_WORDS)
+    ]
+
+
+def tokens_of_a_word(few: int, many: int) -> float:
+    """The tokens of a word, from the lengths of the two prompts; 1 where they tell nothing."""
+    found = (many - few) / (_MANY_WORDS - _FEW_WORDS)
+    return found if found > 0 else 1.0
+
+
 def body_of(
     prompt: Prompt, model: str, *, chat: bool = True, stream: bool = True, **more: Any
 ) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import zlib
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Deltas
+from penstock.openai.image_parts import data_uri, part_with
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
@@ -33,10 +33,7 @@ def image_request(
     text: str, images: Sequence[str], sampling: Sampling = GREEDY, **fields: Any
 ) -> ChatRequest:
     """A conversation of one user message: images, as data URIs, and a text."""
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": image}} for image in images
-    ]
-    parts.append({"type": "text", "text": text})
+    parts = [*map(part_with, images), {"type": "text", "text": text}]
     return ChatRequest([{"role": "user", "content": parts}], sampling, **fields)
 
 
@@ -50,13 +47,12 @@ def noise(seed: int, width: int = 64, height: int = 48) -> str:
     source = random.Random(seed)
     rows = b"".join(b"\0" + source.randbytes(3 * width) for _ in range(height))
     size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    file = (
+    return data_uri(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", size + b"\x08\x02\0\0\0")
         + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
-    return f"data:image/png;base64,{b64encode(file).decode()}"
 
 
 class Generates(Protocol):

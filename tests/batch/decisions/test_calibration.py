@@ -168,3 +168,10 @@ async def test_too_few_labels():
     rows = [{"text": f"{n}", "team": "d"} for n in range(20)]
     with pytest.raises(InputError, match=r"0 rows have a label of .* and 5 folds need 10"):
         await calibrate(rows, {"team": "team"})
+
+
+def test_a_calibration_of_yes_and_no_is_none_of_a_score(tmp_path):
+    score = ScoreQuestion("?", (Option("a", value=1), Option("b", value=0)), "anger")
+    given = {"model": "demo", "questions": {"anger": Scaling([True, False], 1.0, [0.0, 0.0])}}
+    with pytest.raises(ConfigError, match="other options"):
+        read_calibration(given, tmp_path, [score], "demo")

@@ -292,6 +292,7 @@ async def test_while_no_server_is_well_requests_wait_for_one(script):
         results = await asyncio.gather(*(answer(engine, ASK) for _ in range(5)))
         assert [text_of(result) for result in results] == ["yes"] * 5
         await engine.check_health()
+        assert engine._upstreams.members[0].complaint == ""  # an old one would explain a new fault
 
 
 async def test_patience_ends(script):

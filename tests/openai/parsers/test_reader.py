@@ -84,3 +84,14 @@ def test_nonsense_is_split_alike_and_not_lost(parsers: Any, data: st.DataObject)
     assert parsed(transcript, split(raw, cuts)) == whole
     if not whole[2] and parsers[1] is None and parsers[0] != "openai":
         assert whole[0] == raw
+
+
+@pytest.mark.parametrize("prefix", ["call:", "call ", ":", ""])
+def test_gemma_calls_a_function_whose_name_begins_with_call(prefix: str) -> None:
+    tool = {"type": "function", "function": {"name": "call_back", "parameters": {}}}
+    forms = forms_of("", "functiongemma", None)
+    reader = AnswerReader("seed", calls=forms.calls, offered=Offered([tool]))
+    answers = Answers()
+    raw = f"<start_function_call>{prefix}call_back{{}}<end_function_call>"
+    answers.add(reader.translate(Delta(text=raw, finish_reason="stop", usage=Usage())))
+    assert [call.name for call in answers.tool_calls[0]] == ["call_back"]

@@ -18,7 +18,7 @@ from penstock.batch.decisions.calibration import (
     Calibration,
     Reliability,
     Scaling,
-    check_calibrated,
+    check_can_be_calibrated,
     fitted,
     reliability,
 )
@@ -109,7 +109,7 @@ async def acalibrate(
     columns = _columns(labels, asked)
     questions = [question for question in asked if question.name in columns]
     for question in questions:
-        check_calibrated(question)
+        check_can_be_calibrated(question)
     job = Job(source, engine=engine, decide=questions, result_prefix=_PREFIX, **options)
     rows = await answered_rows(job, [("labels", columns[one.name]) for one in questions])
     found = {

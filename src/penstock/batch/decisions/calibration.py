@@ -1,10 +1,10 @@
-"""The probabilities of a model's decisions, made to agree with how often it is right.
+"""Calibrates the probabilities of a model's decisions, so that they match its accuracy.
 
 The fit is temperature scaling with a bias for each option (Guo et al., "On Calibration of Modern
 Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599; its vector scaling with one scale):
 the log probabilities over the temperature, plus the biases, normalised again. Both are fitted by
-Newton's method to the likelihood of the labels, with a weak pull to no change. That is convex in
-1/temperature and the biases, so there is one best fit.
+Newton's method to the likelihood of the labels, with L2 regularisation towards temperature 1 and
+no bias. That is convex in 1/temperature and the biases, so there is one best fit.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 LEAST = 1e-9
 """Smaller probabilities count as this one."""
 BINS = 10
-_PULL = 1.0  # in rows: what the fit's start weighs against the labels
+_REGULARISATION = 1.0  # outweighed by a few dozen labels
 _LEAST_SCALE = 1e-3
-_LEAST_NUMBER, _MOST_NUMBER = 1e-9, 1e9  # where probabilities cannot overflow
+_LEAST_TEMPERATURE, _MOST_NUMBER = 1e-9, 1e9  # beyond them probabilities overflow
 _STEPS = 100
 
 
@@ -55,14 +55,16 @@ class Scaling(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """A calibration file: for the decisions of `model`, a scaling for each question by name."""
+    """A calibration file: for the decisions of `model`, a scaling for each question by name, and
+    the labelled rows that it was fitted to.
+    """
 
     model: str
     questions: dict[str, Scaling]
     rows: dict[str, int] = field(default_factory=dict)
 
     def applied(self, decision: Decision, question: Question) -> Decision:
-        """The decision made anew from calibrated probabilities."""
+        """The decision that follows from the calibrated probabilities."""
         scaling = self.questions.get(decision.name)
         if scaling is None or decision.value is None:
             return decision
@@ -73,9 +75,9 @@ class Reliability(Struct, frozen=True):
     """How far probabilities agree with what is right, over some rows.
 
     `accuracy` is the share of rows whose most likely option is right. `error` is the expected
-    calibration error: over ten bins of the largest probability, the mean distance between that and
-    the share that is right, weighted by rows. `bins` has for each of the ten its rows, their mean
-    probability and the share that is right.
+    calibration error: rows are put into ten bins by their largest probability, and the distances of
+    each bin's mean probability from its accuracy are averaged, weighted by rows. `bins` has for
+    each of the ten its rows, their mean probability and the share that is right.
     """
 
     rows: int
@@ -110,14 +112,19 @@ def read_calibration(
             raise ConfigError(
                 f"no question is called '{name}'", field="calibration", hint=nearest(name, by_name)
             )
-        check_calibrated(by_name[name])
-        if scaling.options != values_of(by_name[name]) or len(scaling.bias) != len(scaling.options):
+        check_can_be_calibrated(by_name[name])
+        options = values_of(by_name[name])
+        # True equals 1, so types are compared as well.
+        same = list(map(repr, scaling.options)) == list(map(repr, options))
+        if not same or len(scaling.bias) != len(options):
             raise ConfigError(
                 f"the question '{name}' has other options than when it was calibrated",
                 field="calibration",
             )
         numbers = (scaling.temperature, *scaling.bias)
-        if scaling.temperature < _LEAST_NUMBER or not all(abs(n) < _MOST_NUMBER for n in numbers):
+        if scaling.temperature < _LEAST_TEMPERATURE or not all(
+            abs(n) < _MOST_NUMBER for n in numbers
+        ):
             raise ConfigError(
                 f"the temperature or a bias of '{name}' is out of range; calibrate again",
                 field="calibration",
@@ -125,7 +132,7 @@ def read_calibration(
     return calibration
 
 
-def check_calibrated(question: Question) -> None:
+def check_can_be_calibrated(question: Question) -> None:
     """Raise `ConfigError` for a question that has no one answer."""
     if isinstance(question, ChoiceQuestion) and question.several:
         raise ConfigError(
@@ -158,7 +165,9 @@ def fitted(
             if better <= loss or size < 1e-6:
                 break
             size /= 2
-        gain, found, loss = loss - better, trial, better
+        gain = loss - better
+        if gain > 0:
+            found, loss = trial, better
         if gain < 1e-10:
             break
     bias = found[1:] - found[1:].mean()
@@ -171,29 +180,31 @@ def _loss(at: Any, logs: Any, right: Sequence[int], start: Any) -> float:
     scaled = logs * at[0] + at[1:]
     most = scaled.max(axis=1)
     norm = most + np.log(np.exp(scaled - most[:, None]).sum(axis=1))
-    pull = _PULL / 2 * ((at - start) ** 2).sum()
+    pull = _REGULARISATION / 2 * ((at - start) ** 2).sum()
     return float((norm - scaled[np.arange(len(right)), right]).sum() + pull)
 
 
 def _newton_step(
     at: np.ndarray[Any, Any], logs: np.ndarray[Any, Any], right: Sequence[int], start: Any
 ) -> np.ndarray[Any, Any]:
-    """The gradient by the inverse of the second derivatives."""
+    """The inverse of the Hessian times the gradient."""
     import numpy as np
 
     scaled = logs * at[0] + at[1:]
     shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    miss = shares.copy()
-    miss[np.arange(len(right)), right] -= 1
+    residual = shares.copy()
+    residual[np.arange(len(right)), right] -= 1
     mean = (shares * logs).sum(axis=1)
-    gradient = np.concatenate([[(miss * logs).sum()], miss.sum(axis=0)]) + _PULL * (at - start)
-    curve = np.empty((len(at), len(at)))
-    curve[0, 0] = ((shares * logs**2).sum(axis=1) - mean**2).sum()
-    curve[0, 1:] = curve[1:, 0] = (shares * (logs - mean[:, None])).sum(axis=0)
-    curve[1:, 1:] = np.diag(shares.sum(axis=0)) - shares.T @ shares
-    curve += _PULL * np.eye(len(at))
-    return np.asarray(np.linalg.solve(curve, gradient))
+    gradient = np.concatenate(
+        [[(residual * logs).sum()], residual.sum(axis=0)]
+    ) + _REGULARISATION * (at - start)
+    hessian = np.empty((len(at), len(at)))
+    hessian[0, 0] = ((shares * logs**2).sum(axis=1) - mean**2).sum()
+    hessian[0, 1:] = hessian[1:, 0] = (shares * (logs - mean[:, None])).sum(axis=0)
+    hessian[1:, 1:] = np.diag(shares.sum(axis=0)) - shares.T @ shares
+    hessian += _REGULARISATION * np.eye(len(at))
+    return np.asarray(np.linalg.solve(hessian, gradient))
 
 
 def reliability(probabilities: Sequence[list[float]], right: Sequence[int]) -> Reliability:

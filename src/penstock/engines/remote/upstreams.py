@@ -30,8 +30,9 @@ from penstock.http.endpoint import Endpoint, Headers, bearer, endpoint
 from penstock.http.retries import is_throttling
 
 LATELY_S = 1.0
+"""An answer within this time shows that a server is healthy."""
 PROBE_S = 30.0
-"""A server that takes longer for the smallest request is unhealthy."""
+"""A server that takes longer to answer a probe is unhealthy."""
 
 
 class Upstream(Member):
@@ -58,7 +59,7 @@ class Upstream(Member):
             ),
             max_body_bytes=common.max_response_bytes,
         )
-        # Two models of one server share its rates; two keys do not.
+        # The models of one server share its rates; its keys (by variable) have rates of their own.
         self.limiter: Limiter = shared_limiter(
             f"{self.shown} {options.api_key_env or ''}",
             Limits(
@@ -79,7 +80,9 @@ class Upstream(Member):
         self._endpoints: dict[str, Endpoint] = {}
 
     def to(self, path: str, method: str = "POST") -> Endpoint:
-        """The address of a path such as "/chat/completions". Two slashes lead beside "/v1"."""
+        """The address of a path such as "/chat/completions". One that begins with two slashes
+        stands beside "/v1", not under it.
+        """
         known = self._endpoints.get(path)
         if known is None:
             base, path_there = self._base, OTHER_PATHS.get(self.dialect, {}).get(path, path)
@@ -126,7 +129,7 @@ class Upstream(Member):
 
 class Upstreams(Pool[Upstream]):
     """All servers of a model. A request waits up to `patience_s` while none is healthy.
-    `refused_s` gives the seconds for which they have only refused for load.
+    `refused_s` gives the seconds since which every answer was a refusal for load.
     """
 
     def __init__(
@@ -202,7 +205,7 @@ class Upstreams(Pool[Upstream]):
             self._changed.set()
 
     def answered(self, upstream: Upstream) -> None:
-        """Record that an answer has begun: this proves the server healthy before it ends."""
+        """Record the first piece of an answer: it proves the server healthy."""
         upstream.breaker.answered()
         self._last_answer = self._time()
         if self._next_answer is not None:
@@ -211,8 +214,8 @@ class Upstreams(Pool[Upstream]):
         self._changed.set()
 
     async def pause(self, error: Exception, seconds: float) -> None:
-        """Wait before a failed request is sent again. An answer to any request, recent or during
-        the pause, proves a server healthy, and cuts the pause to a tenth.
+        """Wait before a failed request is sent again. The pause ends early, after a tenth at the
+        earliest, once any request is answered.
         """
         if is_throttling(error) or getattr(error, "retry_after", None) is not None:
             await asyncio.sleep(seconds)
@@ -225,9 +228,8 @@ class Upstreams(Pool[Upstream]):
         await asyncio.wait([self._next_answer], timeout=seconds * 0.9)
 
     def is_failure(self, error: Any) -> bool:
-        """Whether an error counts against the server. The fault of a request does not, nor a
-        refusal for load, unless it asks for a longer pause than anybody waits, or has lasted as
-        long.
+        """Whether an error counts against the server. The fault of a request does not. A refusal
+        for load does once the server has refused, or asks to wait, for more than `PATIENCE_S`.
         """
         if isinstance(error, EngineTimeoutError):
             return True
@@ -271,7 +273,7 @@ class Upstreams(Pool[Upstream]):
             raise EngineStartError(str(self._none_well()))
 
     async def has_route(self, upstream: Upstream, path: str) -> bool | None:
-        """Whether a probe finds the path on the server; None if no probe of it is known."""
+        """False if the server says that it has no such path; None if no probe of it is known."""
         if upstream.probe_body(path) is None:
             return None
         try:
@@ -297,8 +299,8 @@ class Upstreams(Pool[Upstream]):
                 await upstream.probe(upstream.suspected_path)
             well = True
         except (UpstreamError, EngineTimeoutError) as error:
-            upstream.complaint = str(error)
             well = error.reached and not self.is_failure(error)
+            upstream.complaint = str(error)
         except TimeoutError:
             upstream.complaint = f"{upstream.shown}: no answer within {PROBE_S:g} s"
             well = False
@@ -306,6 +308,7 @@ class Upstreams(Pool[Upstream]):
             pass
         finally:
             if well:
+                upstream.complaint = ""
                 upstream.limiter.proven()
                 self.answered(upstream)
             upstream.breaker.probed(well)

@@ -17,10 +17,10 @@ from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Sourc
 class TagCalls(Struct, frozen=True):
     """A form of calls in tags.
 
-    `opener` and `closer` enclose calls; without a closer there is one. A function begins with
-    `begin`, `name` matches its tag (group 1 is the name) and `name_end` ends it. `parameter`
-    matches a parameter's tag (group 1 is its name; group 2, if any, says "true" for a text), and
-    `value_end` ends its value.
+    `opener` and `closer` enclose calls; where `closer` is empty, one call follows each opener. A
+    function begins with `begin`, `name` matches its tag (group 1 is the name) and `name_end` ends
+    it. `parameter` matches a parameter's tag (group 1 is its name; group 2, if any, is "true" where
+    the model marks the value as a string), and `value_end` ends its value.
     """
 
     opener: str
@@ -54,6 +54,7 @@ class TagCalls(Struct, frozen=True):
             else:
                 source.text = mark + source.text
             if not (yield from self._call(source, offered)):
+                # One character of `begin` becomes text, so that it is not found again.
                 yield Piece("text", space + (source.take(1) if mark == self.begin else ""))
                 continue
             if not self.closer:
@@ -84,10 +85,10 @@ class TagCalls(Struct, frozen=True):
             key, value = tag[1].strip(), source.text[tag.end() : place]
             types = offered.types(name, key)
             if not types and tag.lastindex == 2 and tag[2] != "true":
-                types = {"object"}
+                types = {"object"}  # no string: read as JSON
             arguments[key] = typed(value, types)
             place += len(mark)
-            yield from source.find(self.name_end, start=place)
+            yield from source.find(self.name_end, start=place)  # waits until it has arrived
         close = re.compile(rf"\s*{re.escape(self.name_end)}").match(source.text, place)
         if close is None:
             return False
@@ -120,7 +121,8 @@ def typed(text: str, types: set[str]) -> Any:
     return text
 
 
-_HEAD = re.compile(r"(?:call)?:?\s*([\w.\-/]+)\s*\{")
+_HEAD = re.compile(r"(?:call\s*:|call\s|:)?\s*([\w.\-/]+)\s*\{")
+"""Models forget `call` or its colon; a name may begin with `call`, too."""
 _DEEPEST = 100
 
 
