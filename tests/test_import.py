@@ -40,6 +40,12 @@ def test_public_names() -> None:
     ]
 
 
+def test_the_processes_of_engines_do_not_load_the_engine() -> None:
+    processes = ("openvino.constraints.worker", "openvino.worker", "sglang.options", "vllm.options")
+    for name in processes:  # it writes prompts, with templates
+        assert "jinja2" not in modules_added(f"import penstock.engines.{name}")
+
+
 EVERY_BATCH_NAME = "from penstock import batch; [getattr(batch, name) for name in batch.__all__]"
 NOT_FOR_CONFIGURATIONS = {
     "transformers",

@@ -6,13 +6,13 @@ unpack. Needs the extra `convert` and sentencepiece.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tiny_models import byte_level_bpe, export, pack
 
 TEXT = "the quick brown fox jumps over a lazy dog while rain falls on green hills"
 END = "<|endoftext|>"
@@ -115,17 +115,10 @@ def write_speecht5(path: Path) -> None:
 
 
 def _bytes_tokenizer() -> Any:
-    tokenizers, transformers = import_module("tokenizers"), import_module("transformers")
-    plain = tokenizers.Tokenizer(tokenizers.models.BPE())
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    )
-    plain.train_from_iterator([TEXT], trainer)
+    plain = byte_level_bpe([TEXT], 300)
     plain.add_special_tokens([END, *COMMANDS])
     plain.add_tokens(TIMES)
-    return transformers.PreTrainedTokenizerFast(
+    return import_module("transformers").PreTrainedTokenizerFast(
         tokenizer_object=plain, eos_token=END, bos_token=END, pad_token=END, unk_token=END
     )
 
@@ -143,13 +136,8 @@ def main(folder: Path) -> None:
 
 def _archive(source: Path, archive: Path, task: str, *more: str) -> None:
     target = source.with_name(f"{source.name}-ir")
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-    command += ["--model", str(source), "--task", task, "--library", "transformers", *more]
-    subprocess.run([*command, "--weight-format", "fp16", str(target)], check=True)
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
-        for file in sorted(target.rglob("*")):
-            if file.is_file():
-                packed.write(file, file.relative_to(target))
+    export(source, target, task, "fp16", *more)
+    pack(target, archive)
 
 
 if __name__ == "__main__":

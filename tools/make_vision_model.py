@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tiny_models import byte_level_bpe, export, pack
 
 SIDE, PATCH = 56, 14
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -82,17 +82,8 @@ def write_vision_model(path: Path, template: str = TEMPLATE) -> Any:
 
 
 def _tokenizer(template: str) -> Any:
-    tokenizers, transformers = import_module("tokenizers"), import_module("transformers")
-    plain = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )
-    plain.train_from_iterator([TEXT] * 3, trainer)
-    made = transformers.PreTrainedTokenizerFast(
+    plain = byte_level_bpe([TEXT] * 3, 400, SPECIAL, "<unk>")
+    made = import_module("transformers").PreTrainedTokenizerFast(
         tokenizer_object=plain,
         unk_token="<unk>",
         bos_token="<s>",
@@ -111,14 +102,9 @@ def main(archive: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name, "source"), Path(name, "target")
         write_vision_model(source)
-        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-        command += ["--model", str(source), "--task", "image-text-to-text"]
-        command += ["--library", "transformers", "--weight-format", "int8", str(target)]
-        subprocess.run(command, check=True)
+        export(source, target, "image-text-to-text", "int8")
         keep_image_settings(source, target)
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
-            for file in sorted(target.iterdir()):
-                packed.write(file, file.name)
+        pack(target, archive)
 
 
 if __name__ == "__main__":

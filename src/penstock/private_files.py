@@ -15,6 +15,16 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
     return descriptor
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Write a whole file: at any moment the old or the new one is there. It is not forced to disk:
+    a power cut may lose it. Raises `OSError`.
+    """
+    made = path.with_name(f"{path.name}.tmp")
+    with open(made, "wb", opener=opener) as file:
+        file.write(data)
+    os.replace(made, path)
+
+
 def make_folder(path: Path) -> bool:
     """Make a folder with mode 0700, and its missing parents. Returns False for an existing folder,
     whose mode stays.

@@ -446,6 +446,11 @@ class Speech(Struct, frozen=True):
     rate: int
     usage: Usage = Usage()
 
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.pcm) / 2 / self.rate
+
 
 class Decision(Struct, frozen=True):
     """The answer to one question.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 pytest.importorskip("pydantic")
@@ -14,6 +15,7 @@ pytest.importorskip("pydantic")
 from import_time import modules_added
 from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.serve import LLMServer
+from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.deployment import DPServer, PDDecodeServer, PDPrefillServer, RawRequestInfo
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.openai_api_models import (
@@ -376,6 +378,14 @@ async def test_the_application_of_a_server(server):
     answer = await ask(app, scope_of("/v1/models/m", method="GET"), b"")
     assert json.loads(await answer.whole())["id"] == "m"
     assert (await ask(app, scope_of("/nope", method="GET"), b"")).status == 404
+
+
+async def test_the_application_of_a_server_has_no_batches_and_says_so(server):
+    server._about = {"settings": HttpSettings(batches=BatchSettings(path="kept"))}
+    transport = httpx.ASGITransport(await server.build_asgi_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/v1/batches")).status_code == 404
+        assert (await client.post("/console/live", json={})).json()["batches"] is False
 
 
 def test_options_of_a_deployment():

@@ -72,6 +72,16 @@ async def test_a_large_file_arrives_whole_and_without_a_warning():
             assert json.loads((await client.send(to, limiter(), data=made)).body) == sizes
 
 
+async def test_a_list_of_texts_is_a_field_for_each():
+    async def show(request):
+        return web.json_response([*(await request.post()).items()])
+
+    async with asking(show) as (client, to):
+        form = multipart({"a": "1", "b[]": ["2", "3"]})
+        found = json.loads((await client.send(to, limiter(), data=form)).body)
+    assert found == [["a", "1"], ["b[]", "2"], ["b[]", "3"]]
+
+
 @pytest.mark.parametrize(
     ("status", "retryable"), [(400, False), (401, False), (429, True), (500, True), (501, False)]
 )

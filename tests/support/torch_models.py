@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tiny_models import byte_level_bpe
+
 from penstock.demo import model_path
 
 TEXT = (
@@ -44,15 +46,7 @@ def byte_tokenizer(
     path: Path, special: dict[str, str], added: list[str] | tuple[str, ...] = (), **settings: Any
 ) -> Any:
     """A tokenizer that knows every byte and a few pieces of words."""
-    tokenizers = import_module("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer = byte_level_bpe([TEXT], 300)
     tokenizer.add_special_tokens([*special.values(), *added])
     return save_tokenizer(tokenizer, path, special, **settings)
 

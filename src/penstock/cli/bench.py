@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.process import interruptible, plain_table
-from penstock.cli.run import check_place, json_object
+from penstock.cli.run import check_place, json_object, with_options
 from penstock.errors import ConfigError
 from penstock.observability import say
 
@@ -67,9 +67,7 @@ def bench() -> None:
 
 def what_is_asked(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a workload."""
-    for option in reversed(_WORKLOAD):
-        command = option(command)
-    return command
+    return with_options(_WORKLOAD, command)
 
 
 @bench.command(epilog=_SERVE_EXAMPLES, short_help="Measure a server under load.")

@@ -39,7 +39,9 @@ def chat(
     api_key: str | None,
 ) -> None:
     """Chat with a served model. Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts anew."""
-    client = _client(url, api_key)
+    from penstock.serve.client import Client
+
+    client = Client(url, api_key)
     if not model:
         cards = client.models()
         if not cards:
@@ -61,12 +63,6 @@ def chat(
                 messages.append(
                     {"role": "assistant", "content": _say(client, model, messages, options)}
                 )
-
-
-def _client(url: str, api_key: str | None) -> Client:
-    from penstock.serve.client import Client
-
-    return Client(url, api_key)
 
 
 def _ask() -> str | None:

@@ -243,23 +243,27 @@ def _print_json(found: list[dict[str, Any]]) -> None:
 def _line(found: dict[str, Any]) -> str:
     if "request_counts" in found:
         return "  ".join(_batch_row(found)[:4])
-    rows = f"{found['rows']:,}" + (f"/{found['total']:,}" if found["total"] is not None else "")
+    done = _done(found["rows"], found["total"])
     return (
-        f"{found['id']}  {found['state']}  {rows} rows  {found['failed']:,} failed "
+        f"{found['id']}  {found['state']}  {done} rows  {found['failed']:,} failed "
         f" {found['rows_per_second']:,.1f} rows/s  {found['tokens_per_second']:,.0f} tokens/s"
     )
 
 
 def _job_row(status: Status) -> tuple[str, ...]:
-    rows = f"{status.rows:,}" + (f"/{status.total:,}" if status.total is not None else "")
+    rows = _done(status.rows, status.total)
     speed = f"{status.rows_per_second:,.1f}"
     begun = _cell("started", status.started)
     return (status.id, status.state, rows, f"{status.failed:,}", speed, begun, status.output)
 
 
+def _done(rows: int, total: int | None) -> str:
+    return f"{rows:,}" if total is None else f"{rows:,}/{total:,}"
+
+
 def _batch_row(batch: dict[str, Any]) -> tuple[str, ...]:
     counts = batch.get("request_counts") or {}
-    done = f"{counts.get('completed', 0):,}/{counts.get('total', 0):,}"
+    done = _done(counts.get("completed", 0), counts.get("total", 0))
     begun = _cell("created_at", batch.get("created_at"))
     failed = f"{counts.get('failed', 0):,}"
     return (batch["id"], batch["status"], done, failed, begun, batch.get("endpoint", ""))

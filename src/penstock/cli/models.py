@@ -52,6 +52,50 @@ def pull(name: str, include: tuple[str, ...]) -> None:
     click.echo(f"{model.name}: {_size(model.nbytes)} in {model.path}")
 
 
+@models.command(short_help="Convert a Hugging Face model for the embedded engine.")
+@click.argument("source", metavar="MODEL")
+@click.option(
+    "--task",
+    type=click.Choice(["generate", "embed", "score", "transcribe", "speak"]),
+    help="What the model does.  [default: what its files say]",
+)
+@click.option(
+    "--weight-format",
+    type=click.Choice(["auto", "fp32", "fp16", "int8", "int4"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the weights; auto is int8 from a billion parameters on.",
+)
+@click.option(
+    "--conversion", metavar="JSON", help='Options of the exporter: \'{"awq": true, "ratio": 0.8}\'.'
+)
+def convert(source: str, task: str | None, weight_format: str, conversion: str | None) -> None:
+    """Convert a model in Hugging Face's form (a directory, or ORG/NAME) now, rather than at its
+    first start, and print where the result is.
+
+    `penstock run` and `penstock serve` find it if they are given the same MODEL, and the same
+    options as `weight_format` and `conversion` of the engine. What was converted before is kept.
+
+    \b
+    Examples:
+      penstock models convert ./llama --weight-format int4 --conversion '{"awq": true}'
+      penstock serve "$(penstock models convert ./llama --weight-format int8)"
+    """
+    from penstock.cli.run import json_object
+    from penstock.config import parse_options
+    from penstock.engines.openvino.model.source import find_model
+    from penstock.engines.openvino.options import OpenVINOOptions
+
+    given = {
+        "task": task,
+        "weight_format": weight_format if weight_format != "auto" else None,
+        "conversion": json_object(conversion, "--conversion") or {},
+    }
+    options = parse_options(OpenVINOOptions, given, "engine_kwargs")
+    files = find_model(source, options.task, None, options.weight_format, options.conversion)
+    click.echo(files.path)
+
+
 @models.command("list", short_help="Models on disk, with their sizes.")
 def list_models() -> None:
     """List the models on this machine's disk: from a hub, converted, or copied from a bucket."""

@@ -184,20 +184,21 @@ _ANSWERED = (
 
 def what_is_loaded(command: Command) -> Command:
     """Add the options of the model and its engine to a command."""
-    return _with(_LOADED, command)
+    return with_options(_LOADED, command)
 
 
 def what_is_input(command: Command) -> Command:
     """Add those of what each row is made into, and of questions about it."""
-    return _with(_INPUT, command)
+    return with_options(_INPUT, command)
 
 
 def what_is_asked(command: Command) -> Command:
     """Add all options of what is asked, and of how it is answered."""
-    return _with((*_LOADED, *_INPUT, *_ANSWERED), command)
+    return with_options((*_LOADED, *_INPUT, *_ANSWERED), command)
 
 
-def _with(options: tuple[Command, ...], command: Command) -> Command:
+def with_options(options: tuple[Command, ...], command: Command) -> Command:
+    """Add options to a command, in this order."""
     for option in reversed(options):
         command = option(command)
     return command

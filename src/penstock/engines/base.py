@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penstock import lazy
 from penstock.cores import Cores
@@ -141,7 +142,9 @@ class LLMEngine(Tasks, Operations):
     start.
     """
     cores: Cores | None = None
-    """The CPU cores for its processes, None for all; its owner may set it before the start."""
+    """The CPU cores for its processes, None for all; its owner may set it before the start. vLLM
+    places its own.
+    """
     served: bool = False
     """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None
@@ -279,6 +282,25 @@ class LLMEngine(Tasks, Operations):
 
     def _unsupported(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"the {self.name} engine does not support {what}")
+
+
+def able_together(each: Sequence[Capabilities]) -> Capabilities:
+    """What engines of one model can do that answer for one another."""
+    return replace(
+        each[0],
+        max_concurrency=sum(one.max_concurrency for one in each),
+        batch_in_flight=sum(one.batch_in_flight for one in each),
+    )
+
+
+def counted_together(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The `metrics` of several engines: sums; of a share, the mean."""
+    total: dict[str, float] = {}
+    for counted in each:
+        for name, value in counted.items():
+            share = value / len(each) if name == "kv_cache_usage" else value
+            total[name] = total.get(name, 0.0) + share
+    return total
 
 
 def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:

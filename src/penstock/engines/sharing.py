@@ -57,7 +57,7 @@ _QUIET_GAPS = 5.0
 gaps are longer.
 """
 _QUIET_S = 1.0
-_KV_FULL = 0.9
+KV_FULL = 0.9
 """From there on no further batch row is let in."""
 _PROMPT_TOKENS = 64
 """What an unknown prompt is taken to have."""
@@ -273,7 +273,7 @@ class Controller:
                 tokens = int(max(slack - loss, 0.0) / lengths.prompt_token)
             else:
                 tokens = 0  # one prompt at a time, until its cost is known
-        if seen.kv_usage >= _KV_FULL:
+        if seen.kv_usage >= KV_FULL:
             rows = min(rows, seen.batch)
         granted = False
         self._debt += self.config.min_share

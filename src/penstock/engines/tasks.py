@@ -129,7 +129,7 @@ class Tasks:
         return self.answer("transcriptions", request)
 
     def speech(self, request: SpeechRequest) -> Coroutine[Any, Any, Speech]:
-        """Speak a text."""
+        """A text, spoken by one of the model's voices."""
         return self.answer("speech", request)
 
     def tokenize(self, text: str) -> Coroutine[Any, Any, list[int]]:

@@ -54,7 +54,8 @@ from penstock.types import (
 )
 
 MEDIA = ("image", "audio", "video", "file", "embeds", "thinking", "tool_reference")
-NOTHING: tuple[str | bytes, ...] = ()
+Images = tuple[str | bytes, ...]
+"""The images of a request, each a URI or the bytes of a file."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
@@ -72,7 +73,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     kv_transfer_params: dict[str, Any] | None = None
     marks: tuple[str, ...] = ()
     batch: bool = False
-    images: tuple[str | bytes, ...] = ()
+    images: Images = ()
     image_mark: str = ""
 
 
@@ -116,7 +117,8 @@ class TokenEngine(LLMEngine):
         thinking = forms.thinking
         if request.continue_final_message and not (thinking and thinking.open_in(_last(request))):
             thinking = None
-        text, images = "", NOTHING
+        text = ""
+        images: Images = ()
         if not request.prompt_token_ids or thinking is not None:
             messages, images = seen(request.messages, self.capabilities, self.name)
             text = self.template.render(messages, **template_options(request))
@@ -201,12 +203,17 @@ class TokenEngine(LLMEngine):
 
     def _rendered(self, request: ChatRequest) -> str:
         """The prompt of a conversation. Raises `RequestError`."""
-        messages, images = seen(request.messages, self.capabilities, self.name)
-        if images:
-            raise UnsupportedError(
-                f"the {self.name} engine counts no tokens of images", param="messages"
-            )
+        messages = self._texts(request.messages, "counts no tokens of images")
         return self.template.render(messages, **template_options(request))
+
+    def _texts(self, messages: list[Message], lacks: str) -> list[Message]:
+        """Messages without images. Raises `UnsupportedError`, which says what the engine `lacks`,
+        for those with some.
+        """
+        messages, images = seen(messages, self.capabilities, self.name)
+        if images:
+            raise UnsupportedError(f"the {self.name} engine {lacks}", param="messages")
+        return messages
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         """The tokens of a text, with their names if those are wanted."""
@@ -234,13 +241,8 @@ class TokenEngine(LLMEngine):
         check_questions(request.questions)
 
         def rendered(messages: list[Message], continued: bool) -> str:
-            messages, images = seen(messages, self.capabilities, self.name)
-            if images:
-                raise UnsupportedError(
-                    f"the {self.name} engine makes no decisions about images", param="messages"
-                )
             return self.template.render(
-                messages,
+                self._texts(messages, "makes no decisions about images"),
                 override=request.chat_template,
                 variables=request.chat_template_kwargs,
                 continue_final_message=continued,
@@ -440,7 +442,7 @@ def without_answer(delta: Delta) -> Delta:
 
 def seen(
     messages: list[Message], capabilities: Capabilities, engine: str
-) -> tuple[list[Message], tuple[str | bytes, ...]]:
+) -> tuple[list[Message], Images]:
     """Messages as templates take them, and their images in order. Raises `UnsupportedError` for
     what the engine does not read, of which a template would make words.
     """
@@ -463,4 +465,4 @@ def seen(
             message = {**message, "content": [*message["content"]]}
             message["content"][at] = {"type": "image"}
         shown.append(message)
-    return (shown, tuple(images)) if images else (messages, NOTHING)
+    return (shown, tuple(images)) if images else (messages, ())

@@ -31,7 +31,7 @@ from penstock.engines.process import (
 )
 from penstock.engines.sampling import check_input_type
 from penstock.engines.tasks import Batches, Mailbox
-from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.engines.token_engine import GenerateRequest, Images, TokenEngine
 from penstock.errors import (
     EngineDeadError,
     EngineStartError,
@@ -216,7 +216,7 @@ class WorkerEngine(TokenEngine):
         """A constraint as the worker takes it. Raises `RequestError` for a dangerous one."""
         return structured
 
-    async def _files(self, images: tuple[str | bytes, ...]) -> tuple[bytes, ...]:
+    async def _files(self, images: Images) -> tuple[bytes, ...]:
         """The files of images. Raises `RequestError` for those that are not taken."""
         raise self._unsupported("images")
 

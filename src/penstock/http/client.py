@@ -377,13 +377,15 @@ def _undecodable(error: BaseException | None) -> bool:
 
 
 def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
-    """A multipart body of texts and files. A file is bytes, or a mapping with bytes or an open
-    file as `content` and, if known, `filename` and `content_type`. The body can be sent once.
+    """A multipart body of texts and files. A list of texts is one field for each. A file is bytes,
+    or a mapping with bytes or an open file as `content` and, if known, `filename` and
+    `content_type`. The body can be sent once.
     """
     data = aiohttp.FormData()
     for name, value in fields.items():
-        if isinstance(value, str):
-            data.add_field(name, value)
+        if isinstance(value, str | list):
+            for text in [value] if isinstance(value, str) else value:
+                data.add_field(name, text)
             continue
         file = value if isinstance(value, Mapping) else {"content": value}
         kind = file.get("content_type") or "application/octet-stream"

@@ -264,8 +264,7 @@ class LLMConfig(Options, kw_only=True):
     `prefill_timeout_s`, `prefill_min_tokens`, and first ports (`NIXL_SIDE_CHANNEL_PORT_BASE`).
     `batch` says what batch work may cost online requests. With `prefill_config` this model
     decodes, and engines of that configuration compute its prompts; see `serve.prefill_decode`.
-    Raises `ConfigError` for an
-    unknown or wrong field.
+    Raises `ConfigError` for an unknown or wrong field.
     """
 
     model_loading_config: ModelLoadingConfig

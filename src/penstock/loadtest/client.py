@@ -142,7 +142,7 @@ class Server:
         return connection
 
     async def close(self) -> None:
-        """Close the idle connections."""
+        """Close the connections that carry no request."""
         while self._idle:
             self._idle.pop().close()
         await asyncio.sleep(0)  # the loop closes them in its next turn

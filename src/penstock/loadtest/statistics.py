@@ -13,7 +13,7 @@ from penstock.loadtest.load import Run
 
 
 class Spread(Struct, frozen=True):
-    """A distribution, in milliseconds."""
+    """The mean, the percentiles and the maximum of times, in milliseconds."""
 
     mean: float
     p50: float

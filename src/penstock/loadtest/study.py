@@ -131,7 +131,7 @@ async def run_once(
 
 
 async def measured(side: Side, plan: Plan) -> Run:
-    """One server, once."""
+    """One run against one server, after the workload was fitted to it."""
     return await run_once(side, plan, await calibrated(side, plan))
 
 

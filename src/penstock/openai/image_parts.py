@@ -75,13 +75,18 @@ def image_at(part: Mapping[str, Any], param: str) -> str | bytes:
         return given
     if isinstance(given, bytes | bytearray | memoryview):
         return bytes(given)
-    if hasattr(given, "convert") and hasattr(given, "save"):
+    if is_pillow(given):
         return bitmap(given)
     raise RequestError(
         f"{param}: a part of type '{part.get('type')}' needs an image_url with a url, or the bytes"
         " of an image",
         param=param,
     )
+
+
+def is_pillow(value: Any) -> bool:
+    """Whether it is an image of Pillow's, which is not imported to find out."""
+    return hasattr(value, "convert") and hasattr(value, "save")
 
 
 def bitmap(image: Any) -> bytes:

@@ -245,11 +245,13 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 def usage_in(body: Mapping[str, Any]) -> Usage:
     """The counts of a `usage` object in either of OpenAI's forms, or in Anthropic's, which counts
-    cached tokens apart. A count that is missing, or is no number, is 0.
+    apart the tokens of a prompt that came from a cache or went into one. A count that is missing,
+    or is no number, is 0.
     """
     cached = _number(body, "cache_read_input_tokens")
+    apart = cached + _number(body, "cache_creation_input_tokens")
     return Usage(
-        _number(body, "prompt_tokens") + _number(body, "input_tokens") + cached,
+        _number(body, "prompt_tokens") + _number(body, "input_tokens") + apart,
         _number(body, "completion_tokens") + _number(body, "output_tokens"),
         _details(body, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens") + cached,
         _details(body, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens"),

@@ -19,6 +19,7 @@ from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
+from penstock.ray.hosts import RayHosts
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress, check_extra, ingress_class
 from penstock.serve.compat.server import LLMServer
@@ -149,14 +150,11 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
     own = getattr(cls, "get_deployment_options", None)
     options = {
         "name": "OpenAiIngress",
-        **ingress_options(),
+        **RayHosts().taken(ingress_options()),
         **_ingress_replicas(args),
         **(own(args.llm_configs) if own is not None else {}),
         **args.ingress_deployment_config,
     }
-    known = inspect.signature(serve.deployment).parameters
-    if not {"max_surge_percent"} & {*known, *args.ingress_deployment_config}:  # before Ray 2.60
-        del options["max_surge_percent"]
     return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
         deployments,
         cards,

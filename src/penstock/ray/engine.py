@@ -9,48 +9,32 @@ import contextlib
 import logging
 from typing import Any
 
-import msgspec
 import ray
 from ray import serve
 
-from penstock.engines.base import LLMEngine
-from penstock.engines.tasks import Batches, generated
-from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
+from penstock.engines.base import LLMEngine, able_together
+from penstock.errors import EngineStartError, UnsupportedError
 from penstock.ray.application import NAME_PREFIX, build_deployment
 from penstock.ray.cluster import connect, new_application
 from penstock.ray.replicas import served_model
 from penstock.serve.config.placement import cpus
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.replicated_engine import MODEL_ID, job_config
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.serve.models.replicated_engine import MODEL_ID, JobReplicas
 
 APP_PREFIX = "penstock-job-"
 POLL_S = 0.2
 
 
-class RayEngine(LLMEngine):
-    """Deploys `replicas` replicas of `engine`, which itself is not started. They end with this
-    engine, as does a cluster that it had to start.
-
-    Ray Serve replaces a dead replica, whose requests raise `EngineDeadError`: retry them at once.
+class RayEngine(JobReplicas[Any]):
+    """Deploys the replicas on Ray Serve. They end with this engine, as does a cluster that it had
+    to start.
     """
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
-        super().__init__(
-            engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters
-        )
-        self.name = engine.name  # type: ignore[misc] # rows name the engine that the replicas run
-        self.deterministic = engine.deterministic
-        self._deciding_kwargs = engine.deciding_kwargs
-        self._config = job_config(engine, replicas)
+        super().__init__(engine, replicas)
         self._replicas = replicas
         self._app = ""
-        self._model: Any = None
         self._own_cluster = False
-
-    @property
-    def deciding_kwargs(self) -> dict[str, Any]:
-        return self._deciding_kwargs
 
     # Life
     async def start(self) -> None:
@@ -65,21 +49,13 @@ class RayEngine(LLMEngine):
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._remove))
             raise
-        self.capabilities = msgspec.structs.replace(
-            capabilities, max_concurrency=capabilities.max_concurrency * self._replicas
-        )
+        self.capabilities = able_together([capabilities] * self._replicas)
 
     async def stop(self) -> None:
         model, self._model = self._model, None
         if model is not None:
             await model.stop()
             await asyncio.to_thread(self._remove)
-
-    async def restart(self) -> None:
-        """Nothing: Ray Serve restarts replicas, and the next request waits for one."""
-
-    async def check_health(self) -> None:
-        self._started()
 
     def _deploy(self) -> Any:
         host = "127.0.0.1" if self._own_cluster else None
@@ -116,18 +92,6 @@ class RayEngine(LLMEngine):
             serve.delete(self._app)
         if self._own_cluster:
             ray.shutdown()
-
-    def _started(self) -> Any:
-        if self._model is None:
-            raise EngineDeadError("no replicas are deployed")
-        return self._model
-
-    # Requests
-    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        return generated(self._started(), request)
-
-    async def answer(self, task: str, request: Any) -> Any:
-        return await getattr(self._started(), task)(request)
 
     async def resolve_lora(self, name: str, path: str) -> None:
         """Raise `UnsupportedError` for an adapter that was not known at the deployment."""

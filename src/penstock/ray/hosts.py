@@ -92,7 +92,9 @@ class RayHosts:
         return serve_options(config, cls)
 
     def taken(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that `serve.deployment` of this version of Ray takes."""
+        """The options that `serve.deployment` of this version of Ray takes: before 2.60 there was
+        no `max_surge_percent`.
+        """
         known = inspect.signature(serve.deployment).parameters
         return {name: value for name, value in options.items() if name in known}
 

@@ -141,7 +141,7 @@ class ServedStep:
             self._goes_on.set()
 
     def end(self) -> None:
-        """Try nothing again."""
+        """End all retries: a line that waits for one is asked at once, and for the last time."""
         self._over.set()
 
     @contextlib.asynccontextmanager

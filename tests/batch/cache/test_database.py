@@ -166,6 +166,21 @@ def test_files_at_a_url_are_bounded_and_damage_is_a_miss(tmp_path, monkeypatch, 
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["other.txt"]
 
 
+def test_answers_that_another_job_kept_from_being_written_are_fetched_again(tmp_path, monkeypatch):
+    url = f"file://{tmp_path}/shared"
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "a"))
+    cache = RemoteAnswers(url, most_bytes=GIB, seconds=1000)
+    cache.put(digest(1), answer(1))
+    cache.close()
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "b"))
+    with monkeypatch.context() as locked:
+        locked.setattr(AnswerDatabase, "add", lambda *_, **__: False)
+        RemoteAnswers(url, most_bytes=GIB, seconds=1000).close()
+    cache = RemoteAnswers(url, most_bytes=GIB, seconds=1000)
+    assert cache.get(digest(1)) == answer(1)
+    cache.close()
+
+
 def test_an_outage_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "a"))
     (tmp_path / "shared").write_text("a file is in the way")

@@ -77,6 +77,7 @@ def test_a_model_is_known_by_its_files_and_what_decides(tmp_path, make_engine):
         ({"cache": "x", "cache_mb": 0}, "cache_mb: must be at least 1"),
         ({"cache": "x", "cache_days": 0.0}, "cache_days: must be above 0"),
         ({"cache": "x", "adapter": "a"}, "no answers of adapters"),
+        ({"cache": "x", "prompt": None, "speak": "text", "audio_dir": "d"}, "no spoken files"),
         ({"cache": ""}, "cache: must not be empty"),
         ({"cache": "x", "engine": "remote", "engine_kwargs": {"base_url": "http://h/v1"}}, "model"),
     ],

@@ -8,7 +8,9 @@ import pytest
 
 import penstock
 from penstock.batch.rows.embeddings import pack, unpack
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError
+from penstock.types import Embeddings, Usage
 
 TEXTS = ["one", "two", "a text that is longer than the others", "two"]
 
@@ -86,6 +88,29 @@ class TestFaults:
         assert [row is None for row in found["embedding"].to_pylist()] == [False, True, False]
         assert found["error"][1].as_py()["type"] == "context_length_exceeded"
 
+    @pytest.mark.parametrize(
+        ("numbers", "kind", "why"),
+        [
+            ([1e5, 0.0], "float16", "numbers that float16 does not hold"),
+            ([1e39, 0.0], "float32", "numbers that float32 does not hold"),
+            ([float("nan"), 0.0], "int8", "numbers that int8 does not hold"),
+            ([1.0, 0.0, 0.0], "float32", "3 numbers, and others 2"),
+        ],
+    )
+    def test_a_vector_that_does_not_fit_is_an_error_row(
+        self, tmp_path, monkeypatch, numbers, kind, why
+    ):
+        async def embeddings(engine, request):
+            vector = numbers if request.inputs == ["odd"] else [0.5, 0.5]
+            return Embeddings([vector], Usage(1))
+
+        monkeypatch.setattr(SimulatedEngine, "embeddings", embeddings)
+        path = tmp_path / "v.parquet"
+        embed(table(["one", "odd", "two"]), path, vector_type=kind)
+        found = pq.read_table(path)
+        assert found["status"].to_pylist() == ["ok", "error", "ok"]
+        assert why in found["error"][1].as_py()["message"]
+
     def test_truncate_cuts_it(self):
         source = table(["x" * 99])
         result = embed(source, engine_kwargs={"max_model_len": 32}, on_length="truncate")
@@ -119,6 +144,17 @@ class TestFaults:
         with pytest.raises(ConfigError) as caught:
             embed(table(), **options)
         assert caught.value.field == field
+
+
+def test_vectors_of_another_type_are_not_taken_from_the_cache(tmp_path):
+    given = {"cache": tmp_path / "cache", "dimensions": 4}
+    whole = embed(table(), **given)
+    small = embed(table(), vector_type="int8", **given)
+    assert small.counts.from_cache == 0
+    assert [len(vector) for vector in vectors(small)] == [4] * 4
+    again = embed(table(), vector_type="int8", **given)
+    assert again.counts.from_cache == 3
+    assert vectors(again) == vectors(small) != vectors(whole)
 
 
 def test_a_job_of_other_vectors_is_another_job(tmp_path):

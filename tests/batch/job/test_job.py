@@ -284,3 +284,6 @@ class TestHelp:
         assert max(map(len, text.splitlines())) <= 80
         for name in inspect.signature(function).parameters:
             assert re.search(rf"\b{name}\b", function.__doc__)
+            # At the beginning of a line, or in the words about another.
+            begins = rf"^ +([\w ,():]+, )?{name}\b|`{name}`"
+            assert re.search(begins, function.__doc__, re.MULTILINE), name

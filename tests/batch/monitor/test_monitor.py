@@ -88,6 +88,18 @@ async def test_a_cancelled_job_keeps_what_is_done(tmp_path, make_engine, state):
     assert len(again.asked) == 20 - result.counts.rows
 
 
+async def test_a_job_that_is_cancelled_at_its_last_rows_ends_complete(tmp_path, make_engine, state):
+    engine = make_engine(concurrency=2)
+    engine.gate, engine.held = asyncio.Event(), {"text 18", "text 19"}
+    job = asyncio.create_task(ask(numbered(20), tmp_path / "out.jsonl", engine))
+    await engine.was_asked(20)
+    folder = tmp_path / "out.jsonl.penstock"
+    assert (await asked(folder, "cancel"))["state"] == "stopping"
+    engine.gate.set()
+    assert (await job).counts.rows == 20
+    assert (seen(folder).state, len(lines(tmp_path / "out.jsonl"))) == ("complete", 20)
+
+
 async def test_a_second_cancel_ends_at_once(tmp_path, make_engine, state):
     job, _, folder = await held_job(tmp_path, make_engine)
     await asked(folder, "cancel")

@@ -197,6 +197,26 @@ async def test_parquet_whose_name_is_no_text(tmp_path):
     assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}]
 
 
+async def test_recordings_are_rows_of_paths(tmp_path):
+    make(tmp_path, "b.wav", "a.mp3", "notes.txt")
+    source = await open_source(str(tmp_path))
+    rows = [row.values for batch in source.batches() for row in batch]
+    assert rows == [{"path": str(tmp_path / name)} for name in ("a.mp3", "b.wav")]
+    assert [row.index for batch in source.batches(1) for row in batch] == [1]
+    assert (source.rows, source.columns, source.first) == (2, ("path",), rows[0])
+
+
+async def test_an_output_beside_recordings_would_take_their_place(tmp_path):
+    make(tmp_path, "a.wav")
+    every, some = await open_source(str(tmp_path)), await open_source(f"{tmp_path}/*.wav")
+    output = str(tmp_path / "out.jsonl")
+    assert every.reads(output)
+    assert not some.reads(output)
+    assert some.reads(str(tmp_path / "a.wav"))
+    make(tmp_path, "out.jsonl")
+    assert names(tmp_path, files.find(str(tmp_path))) == ["out.jsonl"]
+
+
 def test_links_to_directories_are_followed_once(tmp_path):
     make(tmp_path, "data/a.jsonl", "elsewhere/b.jsonl")
     (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")

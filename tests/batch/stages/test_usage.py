@@ -40,6 +40,10 @@ from penstock.types import Usage
             Usage(5, 4, 2),
         ),
         (
+            {"usage": {"input_tokens": 3, "cache_creation_input_tokens": 7, "output_tokens": 4}},
+            Usage(10, 4),
+        ),
+        (
             {
                 "usage": {
                     "prompt_tokens": 3,

@@ -1,8 +1,10 @@
 """How the answers of a scripted server are read."""
 
+import msgspec
 import pytest
 from aiohttp import web
 
+from penstock.engines.remote.requests import task_body
 from penstock.errors import (
     UpstreamError,
 )
@@ -325,6 +327,14 @@ async def test_a_transcription_with_times(script):
     assert said.segments == (TranscriptionSegment(0.0, 1.5, " hello"),)
     assert (said.language, said.duration) == ("english", 1.5)
     assert script.asked[0][1]["response_format"] == "verbose_json"
+
+
+def test_a_transcription_with_times_of_words_asks_for_those_of_segments_too():
+    asked = TranscriptionRequest(b"RIFF", words=True)
+    field = "timestamp_granularities[]"
+    assert task_body("transcriptions", asked, "openai")[field] == ["word"]
+    both = msgspec.structs.replace(asked, timestamps=True)
+    assert task_body("transcriptions", both, "openai")[field] == ["word", "segment"]
 
 
 async def test_one_tool_call_at_a_time_and_the_stop_string_that_ended(script):

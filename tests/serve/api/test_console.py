@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.serve.api import traffic
+from penstock.serve.api import metrics, traffic
 from penstock.serve.api.endpoints import console
 from penstock.types import Usage
 
@@ -224,7 +224,7 @@ async def test_a_slow_engine_leaves_its_counters_out(
     served: Any, handle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = handle("sim", SimulatedEngine())
-    monkeypatch.setattr(console, "ENGINE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(metrics, "ENGINE_TIMEOUT_S", 0.0)
 
     async def never() -> dict[str, float]:
         return await asyncio.get_running_loop().create_future()

@@ -63,6 +63,7 @@ def test_one_application_says_all_that_a_plain_file_says(tmp_path: Path) -> None
         ({"llm_configs": [{**PLAIN, "deployment_config": {"num_replicas": 2}}]}, "more replicas"),
         ({"ingress_cls_config": {"ingress_cls": "penstock.serve:OpenAiIngress"}}, "ingress class"),
         ({"http": {"dev": True}}, "control routes"),
+        ({"http": {"batches": {"path": "kept"}}}, "batch and files APIs"),
     ],
 )
 def test_where_the_replica_cannot_be_the_front(fields: dict, why: str) -> None:

@@ -5,10 +5,12 @@ from contextlib import aclosing
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from penstock.balance.policies.prefix import PrefixAware
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineDeadError, EngineStartError
+from penstock.llm_config.batch import BatchConfig
 from penstock.serve.models.data_parallel import EngineGroup
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import EmbeddingRequest, Sampling
@@ -84,6 +86,25 @@ async def test_what_it_can_do_is_that_of_all_ranks_together(started):
     assert (await started.metrics())["requests_running"] == 0
     vectors = await asyncio.gather(*(started.embeddings(EmbeddingRequest(["a"])) for _ in range(3)))
     assert vectors[0].vectors == vectors[1].vectors == vectors[2].vectors
+
+
+async def test_a_batch_has_as_many_rows_under_way_as_fill_all_ranks():
+    ranks = [SimulatedEngine() for _ in range(3)]
+    for rank in ranks:
+        rank.capabilities = replace(rank.capabilities, batch_in_flight=8)
+    one = EngineGroup(ranks)
+    await one.start()
+    assert one.capabilities.batch_in_flight == 24
+    await one.stop()
+
+
+async def test_its_ranks_share_their_steps_as_it_is_told():
+    one = group()
+    one.sharing = BatchConfig(min_share=0.5)
+    await one.start()
+    assert one.shares_steps
+    assert [rank.sharing.min_share for rank in one.ranks] == [0.5] * 3
+    await one.stop()
 
 
 async def test_adapters_are_on_every_rank(started):

@@ -395,10 +395,7 @@ def test_the_fewest_wait_for_room():
 
 
 async def test_a_start_that_fails_says_why():
-    class Broken(ReplicatedModel):
-        pass
-
-    model = Broken(config(2))
+    model = ReplicatedModel(config(2))
 
     async def no() -> None:
         raise EngineStartError("no such file")
@@ -427,6 +424,28 @@ async def test_operations_reach_all_and_later_ones():
     await model.control("wakeup", {})
     assert (await answer(model, chat_request("x"))).texts[0]
     await model.stop(0)
+
+
+def test_what_was_unloaded_stays_so_until_somebody_needs_it():
+    async def main():
+        model = made({**SCALING, "initial_replicas": 2, "downscale_delay_s": 1000})
+        await model.start()
+        await answer(model, chat_request("x"))
+        await model.control("unload_model", {})
+        await asyncio.sleep(60)
+        seen = [phases(model)]
+        await answer(model, chat_request("x"))
+        await asyncio.sleep(5)
+        seen.append(phases(model))
+        await model.control("unload_model", {})
+        await model.control("load_model", {})
+        await asyncio.sleep(5)
+        seen.append(phases(model))
+        await model.stop(0)
+        return seen
+
+    both = ["ready", "ready", "cold"]
+    assert run_warped(main()) == [["cold"] * 3, both, both]
 
 
 async def test_questions_are_for_those_that_run(two):

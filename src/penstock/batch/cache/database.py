@@ -24,6 +24,7 @@ from penstock.errors import OutputError
 
 FILE = "answers.sqlite"
 _AT_ONCE = 256
+_SENT_AT_ONCE = 100_000
 _SECONDS = 1.0
 _HELD = 8192
 _LOCK_SECONDS = 0.05
@@ -127,12 +128,12 @@ class AnswerDatabase:
 
         return not rows or not self._writes or self._guarded(insert, False)
 
-    def unsent(self, most: int = 100_000) -> list[Answer]:
-        """Answers that were written here and sent nowhere yet."""
+    def unsent(self) -> list[Answer]:
+        """Answers that were written here and sent nowhere yet: at most 100,000 of them."""
 
         def found() -> list[Answer]:
             rows = self._open().execute(
-                "SELECT digest, made, answer FROM answers WHERE sent = 0 LIMIT ?", (most,)
+                "SELECT digest, made, answer FROM answers WHERE sent = 0 LIMIT ?", (_SENT_AT_ONCE,)
             )
             return [Answer(*row) for row in rows]
 
@@ -237,7 +238,7 @@ class AnswerDatabase:
             if "locked" not in str(error) and self._writes:
                 _log.warning("The cache %s cannot be used fully: %s", self._path, error)
                 self._writes = False
-        except (sqlite3.DatabaseError, sqlite3.ProgrammingError) as error:
+        except sqlite3.DatabaseError as error:
             _log.warning("The cache %s is damaged (%s), and begins anew", self._path, error)
             self._begin_anew()
         except OSError as error:

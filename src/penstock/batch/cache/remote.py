@@ -73,8 +73,8 @@ class RemoteAnswers:
                 self._fs.rm_file(f"{self._root}/{name}")
             elif name not in known:
                 answers = list(_unpacked(self._fs.cat_file(f"{self._root}/{name}")))
-                self.database.add(answers, sent=True)
-                self.database.mark_sent([], name)
+                if self.database.add(answers, sent=True):  # else another job writes
+                    self.database.mark_sent([], name)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:

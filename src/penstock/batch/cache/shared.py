@@ -58,9 +58,12 @@ class CacheChoice:
         from penstock.batch.cache.database import AnswerDatabase
         from penstock.batch.cache.remote import RemoteAnswers
 
-        kind = RemoteAnswers if is_url(self.place) else AnswerDatabase
-        place: Any = self.place if is_url(self.place) else Path(self.place)
-        answers = kind(place, most_bytes=self.most_bytes, seconds=86400 * self.days)
+        bounds: Any = {"most_bytes": self.most_bytes, "seconds": 86400 * self.days}
+        answers = (
+            RemoteAnswers(self.place, **bounds)
+            if is_url(self.place)
+            else AnswerDatabase(Path(self.place), **bounds)
+        )
         named = msgspec.json.encode(
             [_VERSION, model_identity(self.engine), self.asked], enc_hook=str, order="sorted"
         )
@@ -76,16 +79,20 @@ class SharedCache:
 
     def get(self, row: Row) -> Outcome | None:
         """The answer to a row's request. There is none for an adapter, whose files may change."""
-        return None if row.request.adapter else self.answers.get(self._digest(row))
+        return None if _has_adapter(row) else self.answers.get(self._digest(row))
 
     def put(self, row: Row, outcome: Outcome) -> None:
-        if not row.request.adapter:
+        if not _has_adapter(row):
             self.answers.put(self._digest(row), outcome)
 
     def _digest(self, row: Row) -> bytes:
         named = self._named.copy()
         named.update(row.digest)
         return named.digest()
+
+
+def _has_adapter(row: Row) -> bool:
+    return bool(getattr(row.request, "adapter", None))  # only requests for texts may have one
 
 
 def model_identity(engine: LLMEngine) -> dict[str, Any]:

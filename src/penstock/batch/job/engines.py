@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock import lazy
+from penstock.batch.job.forms import check_unset
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import EngineStep
 from penstock.batch.rows.requests import EngineForm
@@ -55,9 +56,8 @@ def step_of(
 
 def attached(job: Job, url: str) -> LLMEngine:
     """A running server's engine, asked in the batch class. Raises `ConfigError`."""
-    for name, default in (("engine", None), ("deterministic", False), ("runtime", "local")):
-        if getattr(job, name) != default:
-            raise ConfigError("is the server's, to which the job is attached", field=name)
+    own = ("engine", "deterministic", "runtime")
+    check_unset(job, own, "is the server's, to which the job is attached")
     if not url.startswith(("http://", "https://")):
         raise ConfigError(
             "must be a server's URL, such as http://127.0.0.1:8000", field="attach", value=url

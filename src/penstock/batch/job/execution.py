@@ -129,15 +129,14 @@ async def _durable(
             kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
             files.callback(kept.close)
         stop = partial(interrupts.request, signal.SIGTERM)
-        status, held = _status(plan, output), partial(getattr, state, "held")
+        status, held = _status(plan, output), lambda: state.held
         watched = Monitor(output.folder, status, counts, stop=stop, held=held)
         monitor = await files.enter_async_context(watched)
         report = await _report(files, plan, counts, output.folder, journal.generation, held)
         finished, stream = await _move(
             plan, sink, counts, answers, journal, interrupts, kept, monitor, report
         )
-        if not finished:
-            monitor.stopped()
+        monitor.finished = finished
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:

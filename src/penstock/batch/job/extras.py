@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
+from penstock.batch.job.forms import check_unset
 from penstock.batch.read.files import is_url
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.keys import RowKeys
@@ -79,9 +80,7 @@ def _cache(
 ) -> CacheChoice | None:
     """The cache that the job shares with others. Raises `ConfigError`."""
     if job.cache is None:
-        for name in ("cache_mb", "cache_days"):
-            if getattr(job, name) is not None:
-                raise ConfigError("is of a cache, and there is none", field=name)
+        check_unset(job, ("cache_mb", "cache_days"), "is of a cache, and there is none")
         return None
     if len(engines) != 1:
         why = "whose stages may do anything" if not engines else "whose sample is of one input"
@@ -89,6 +88,8 @@ def _cache(
         raise ConfigError(f"has no meaning for {what}, {why}", field="cache")
     if job.adapter is not None:
         raise ConfigError("holds no answers of adapters, whose files may change", field="cache")
+    if job.speak is not None:
+        raise ConfigError("holds answers, and no spoken files", field="cache")
     if engines[0].name == "remote" and engines[0].model_source == "auto":
         raise ConfigError("needs a model by its name, to tell whose answers it has", field="model")
     if job.cache_days is not None and job.cache_days <= 0:

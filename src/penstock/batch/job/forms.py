@@ -5,7 +5,7 @@ and which options have no meaning beside others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,16 +41,11 @@ _log = logging.getLogger(__name__)
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _DECIDES = frozenset({"decide", "choices", "filter", "threshold", "target_accuracy", "delta"})
-_EMBEDS = frozenset(EMBEDS)
-_HEARS = frozenset(HEARS)
-_SPEAKS = frozenset(SPEAKS)
 CASCADE = ("target_accuracy", "delta")
 _ROW_OPTIONS = (
     _REPAIRS
     | _DECIDES
-    | _EMBEDS
-    | _HEARS
-    | _SPEAKS
+    | {*EMBEDS, *HEARS, *SPEAKS}
     | {*("prompt", "messages", "image", "system", "schema", "adapter")}
     | {*("result_prefix", "max_tokens")}
 )
@@ -78,7 +73,7 @@ def engine_rows(
         and asked is None
         and (source.first is None or are_lines(source.first))
     ):
-        _check_unset(
+        check_unset(
             job,
             _ROW_OPTIONS | SAMPLING,
             "has no meaning for OpenAI batch lines, whose bodies say what is asked",
@@ -88,15 +83,14 @@ def engine_rows(
                 "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
             )
         return OpenAILines(model=engines[0].model_source, created=0), None
-    if job.embed is not None:
-        return _vectors(job, source, output), None
-    _check_unset(job, _EMBEDS, "needs `embed`, the texts that become vectors")
-    if job.audio is not None:
-        return _transcripts(job, source, output), None
-    _check_unset(job, _HEARS, "needs `audio`, the column of recordings")
-    if job.speak is not None:
-        return _spoken(job, source, output), None
-    _check_unset(job, _SPEAKS, "needs `speak`, the texts that are spoken")
+    common: dict[str, Any] = {
+        "prefix": job.result_prefix,
+        "values_for": _values_for(source, output),
+    }
+    form = _without_answers(job, common)
+    if form is not None:
+        _check_data(form, source, output)
+        return form, None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
     input: dict[str, Any] = {
@@ -107,11 +101,10 @@ def engine_rows(
         "sampling": sampling,
         "adapter": constant,
         "adapter_column": job.adapter if in_column else None,
-        "prefix": job.result_prefix,
-        "values_for": _values_for(source, output),
+        **common,
     }
     kind = CascadedAnswers if len(engines) == 2 else ColumnRequests
-    form: ColumnRequests = (
+    form = (
         kind(schema=schema, repair=_repair(job), **input)
         if asked is None
         else ColumnDecisions(asked, cascade=len(engines) == 2, **input)
@@ -128,31 +121,40 @@ def engine_rows(
     return form, constant
 
 
-def _vectors(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnVectors:
+def _without_answers(job: Job, common: dict[str, Any]) -> ColumnRequests | None:
+    """The form of rows that become something else than a model's answer, if they do."""
+    if job.embed is not None:
+        return _vectors(job, common)
+    check_unset(job, EMBEDS, "needs `embed`, the texts that become vectors")
+    if job.audio is not None:
+        return _transcripts(job, common)
+    check_unset(job, HEARS, "needs `audio`, the column of recordings")
+    if job.speak is not None:
+        return _spoken(job, common)
+    check_unset(job, SPEAKS, "needs `speak`, the texts that are spoken")
+    return None
+
+
+def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
     """The form of rows whose texts become vectors."""
     assert job.embed is not None
-    others = _ROW_OPTIONS | SAMPLING
-    meaningless = others - _EMBEDS - {"on_length", "result_prefix"}
-    _check_unset(job, meaningless, "has no meaning beside `embed`")
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*EMBEDS, "on_length", "result_prefix"}
+    check_unset(job, meaningless, "has no meaning beside `embed`")
     if job.on_length not in ("keep", "truncate"):
         raise ConfigError(
             f"must be keep or truncate where texts are embedded, not {job.on_length!r}",
             field="on_length",
             value=job.on_length,
         )
-    text = job.embed if "{" in job.embed else f"{{{job.embed}}}"
-    form = ColumnVectors(
-        template=Template(text, "embed"),
+    return ColumnVectors(
+        template=_template(job.embed, "embed"),
         dimensions=job.dimensions,
         input_type=job.input_type,
         truncate=job.on_length == "truncate",
         vector_type=job.vector_type or "float32",
-        prefix=job.result_prefix,
         sampling=Sampling(),
-        values_for=_values_for(source, output),
+        **common,
     )
-    _check_data(form, source, output)
-    return form
 
 
 def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
@@ -160,7 +162,7 @@ def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
     cascade = len(engines) == 2
     if not cascade:
-        _check_unset(job, frozenset(CASCADE), "is of two models, and there is one")
+        check_unset(job, CASCADE, "is of two models, and there is one")
     elif asked is None:
         if job.schema is None:
             why = "two of them make decisions or answers with a schema, and neither is asked for"
@@ -171,9 +173,7 @@ def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
         meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
-        _check_unset(
-            job, frozenset(meaningless), "has no meaning for decisions, which generate nothing"
-        )
+        check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
     return asked
 
 
@@ -181,12 +181,10 @@ def processor_rows(
     job: Job, processor: Processor, output: Output | Literal["-"] | None
 ) -> tuple[RowForm, Step, ErrorPolicy]:
     """The form of rows that go through a processor, its stages, and what becomes of errors."""
-    _check_unset(
+    check_unset(
         job, _REPAIRS, "is said in the configuration of the processor, in a field of this name"
     )
-    _check_unset(
-        job, _ROW_OPTIONS | SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
-    )
+    check_unset(job, _ROW_OPTIONS | SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
     config = processor.config
     expected = job.dead_letter is not None or job.max_error_rate is not None
     going_on = expected or config.should_continue_on_error
@@ -205,13 +203,11 @@ def processor_rows(
     return form, chain, policy
 
 
-def _transcripts(
-    job: Job, source: Source, output: Output | Literal["-"] | None
-) -> ColumnTranscripts:
+def _transcripts(job: Job, common: dict[str, Any]) -> ColumnTranscripts:
     """The form of rows whose recordings become text."""
     assert job.audio is not None
-    meaningless = (_ROW_OPTIONS | SAMPLING) - _HEARS - {"result_prefix", "max_tokens"}
-    _check_unset(job, meaningless, "has no meaning beside `audio`")
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*HEARS, "result_prefix", "max_tokens"}
+    check_unset(job, meaningless, "has no meaning beside `audio`")
     asked = TranscriptionRequest(
         b"",
         job.language,
@@ -220,37 +216,31 @@ def _transcripts(
         timestamps=job.timestamps,
         hotwords=job.hotwords or "",
     )
-    form = ColumnTranscripts(
-        audio=job.audio,
-        asked=asked,
-        prefix=job.result_prefix,
-        sampling=Sampling(),
-        values_for=_values_for(source, output),
-    )
-    _check_data(form, source, output)
-    return form
+    return ColumnTranscripts(audio=job.audio, asked=asked, sampling=Sampling(), **common)
 
 
-def _spoken(job: Job, source: Source, output: Output | Literal["-"] | None) -> ColumnSpeech:
+def _spoken(job: Job, common: dict[str, Any]) -> ColumnSpeech:
     """The form of rows whose texts are spoken."""
     assert job.speak is not None
-    meaningless = (_ROW_OPTIONS | SAMPLING) - _SPEAKS - {"result_prefix"}
-    _check_unset(job, meaningless, "has no meaning beside `speak`")
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*SPEAKS, "result_prefix"}
+    check_unset(job, meaningless, "has no meaning beside `speak`")
     if job.audio_dir is None:
         raise ConfigError("say where the spoken texts go: give a directory", field="audio_dir")
     audio_format = job.audio_format or "wav"
     check_form(audio_format)
-    form = ColumnSpeech(
+    return ColumnSpeech(
         folder=Path(job.audio_dir),
         audio_format=audio_format,
         voice=job.voice,
-        template=Template(job.speak if "{" in job.speak else f"{{{job.speak}}}", "speak"),
-        prefix=job.result_prefix,
+        template=_template(job.speak, "speak"),
         sampling=Sampling(),
-        values_for=_values_for(source, output),
+        **common,
     )
-    _check_data(form, source, output)
-    return form
+
+
+def _template(given: str, field: str) -> Template:
+    """Of an option that is a column's name, or text with `{column}` in it."""
+    return Template(given if "{" in given else f"{{{given}}}", field)
 
 
 def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
@@ -279,7 +269,8 @@ def _values_for(
     return "json"
 
 
-def _check_unset(job: Job, names: frozenset[str], why: str) -> None:
+def check_unset(job: Job, names: Collection[str], why: str) -> None:
+    """Raise `ConfigError`, with this reason, for an option of these names that is given."""
     for option in fields(job):
         if option.name in names and getattr(job, option.name) != option.default:
             raise ConfigError(why, field=option.name)

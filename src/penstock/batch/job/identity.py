@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from penstock.batch.pipeline.processor import Processor
 
 
+# The options of texts that become vectors, of recordings that become text, and of texts that are
+# spoken. The first of each says that it is done.
 EMBEDS = ("embed", "dimensions", "input_type", "vector_type")
-"""The options of what is embedded."""
 HEARS = ("audio", "language", "translate", "timestamps", "hotwords")
 SPEAKS = ("speak", "voice", "audio_format", "audio_dir")
-"""Those of recordings that become text, and of texts that are spoken."""
 
 
 def job_identity(
@@ -74,7 +74,7 @@ def job_identity(
         "requests": form.kind,
         "prompt": job.prompt,
         "messages": job.messages,
-        **({"image": job.image} if job.image is not None else {}),
+        "image": job.image,
         "system": job.system,
         "schema": schema.schema if schema is not None else None,
         **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),
@@ -83,25 +83,23 @@ def job_identity(
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
         "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
-        "embed": {name: getattr(job, name) for name in EMBEDS} if job.embed is not None else None,
-        **_audio_options(job),
+        "embed": _options(job, EMBEDS),
+        "hears": _options(job, HEARS),
+        "speaks": _options(job, SPEAKS),
         "decide": None if deciding is None else deciding.identity(),
         **how,
     }
 
 
-def _audio_options(job: Job) -> dict[str, Any]:
-    """Nothing in other jobs, whose identities are as they always were."""
-    for name, options in (("hears", HEARS), ("speaks", SPEAKS)):
-        if getattr(job, options[0]) is not None:
-            given = {option: getattr(job, option) for option in options}
-            return {
-                name: {
-                    o: None if v is None else v if o != "audio_dir" else os.fspath(v)
-                    for o, v in given.items()
-                }
-            }
-    return {}
+def _options(job: Job, names: Sequence[str]) -> dict[str, Any] | None:
+    """The options of these names; None where the first of them, which says what is done, is."""
+    if getattr(job, names[0]) is None:
+        return None
+    given = {name: getattr(job, name) for name in names}
+    return {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in given.items()
+    }
 
 
 def processor_identity(processor: Processor) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -30,9 +29,9 @@ from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
 from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
-from penstock.batch.read.sources import read_ahead
+from penstock.batch.read.sources import check_column, read_ahead
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError
 from penstock.llm_config.engine_choice import PROVIDERS
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ class Job:
         audio_format: "wav" (default), "mp3", "opus", "flac" or "aac".
 
     What to ask (input in OpenAI's batch form needs none of these, and takes
-        none):
+    none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of
             messages or as JSON text.
@@ -185,18 +184,20 @@ class Job:
             ends, also when it is stopped: speed over time, tokens, latencies,
             lengths, errors, some rows.
         max_tokens_total: stop when prompts and answers of this run have so many
-        tokens together. max_error_rate: stop when more than this share (0 to 1)
-        of the rows failed, from 50 rows on. deadline: stop then: seconds from
-        now, a duration such as "2h", or a time. A job that one of these limits
-        stops raises `JobLimitError`, and can be resumed. With `attach` a new
-        job asks for some rows first, and is refused (`ConfigError`) if it would
-        not end in time. max_attempts: how often a row is tried if its failure
-        may pass. row_timeout: seconds after
-        which a row without an answer becomes an error row (`engine_timeout`):
-        all its attempts together, from when it goes to the engine. Default: no
-        limit. result_prefix: goes before the name of each result column.
+            tokens together.
+        max_error_rate: stop when more than this share (0 to 1) of the rows
+            failed, from 50 rows on.
+        deadline: stop then: seconds from now, a duration such as "2h", or a
+            time. A job that one of these limits stops raises `JobLimitError`,
+            and can be resumed. With `attach` a new job asks for some rows
+            first, and is refused (`ConfigError`) if it would not end in time.
+        max_attempts: how often a row is tried if its failure may pass.
+        row_timeout: seconds after which a row without an answer becomes an
+            error row (`engine_timeout`): all its attempts together, from when
+            it goes to the engine. Default: no limit.
+        result_prefix: goes before the name of each result column.
         progress: show a progress line on standard error. Default: where that is
-        a terminal.
+            a terminal.
     """
 
     source: Any
@@ -457,7 +458,7 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     plan = await plan_of(job)
     try:
         for field, column in needed:
-            await _check_column(plan, field, column)
+            await _check_needed(plan, field, column)
     except BaseException:
         await plan.source.close()
         raise
@@ -467,12 +468,12 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     names = dict.fromkeys(name for row in rows for name in row)
     known = [name for name in names if not name.startswith(job.result_prefix)]
     for field, column in needed:
-        if rows and column not in known:
-            raise _missing(field, column, known)
+        if rows:
+            check_column(column, known, field)
     return rows
 
 
-async def _check_column(plan: Plan, field: str, column: str) -> None:
+async def _check_needed(plan: Plan, field: str, column: str) -> None:
     again = plan.source.fingerprint is not None
     every = plan.source.columns if again else plan.source.every_column()
     if every is None or column in every:
@@ -485,10 +486,4 @@ async def _check_column(plan: Plan, field: str, column: str) -> None:
                 if column in known:
                     return
     if known:  # else there are no rows
-        raise _missing(field, column, known)
-
-
-def _missing(field: str, column: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(
-        f"the data has no column '{column}'", field=field, hint=nearest(column, known)
-    )
+        check_column(column, known, field)

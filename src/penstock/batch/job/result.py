@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +18,7 @@ from penstock.balance.backoff import Pauses, span
 from penstock.batch.read.files import filesystem, is_url
 from penstock.batch.read.text import allow_long_fields
 from penstock.batch.rows.row import Outcome, Row, RowForm
-from penstock.errors import InputError, OutputError
+from penstock.errors import InputError, JobLimitError, OutputError
 from penstock.observability import is_terminal
 
 if TYPE_CHECKING:
@@ -268,6 +268,17 @@ def summary(result: RunResult) -> str:
     if result.output not in (None, "-"):
         lines.append(f"Output: {result.output}")
     return "\n".join(lines)
+
+
+def ending(
+    error: BaseException | None, *, finished: bool
+) -> Literal["complete", "stopped", "failed"]:
+    """How a job ended. It is "stopped", and can be resumed, if not all rows are `finished`, and if
+    what ended it was a wish or a limit.
+    """
+    if error is None:
+        return "complete" if finished else "stopped"
+    return "stopped" if isinstance(error, asyncio.CancelledError | JobLimitError) else "failed"
 
 
 def duration(seconds: float) -> str:

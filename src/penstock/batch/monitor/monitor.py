@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.batch.job.result import Counts
+from penstock.batch.job.result import Counts, ending
 from penstock.batch.monitor import status as statuses
 from penstock.batch.monitor.control import ControlSocket
 from penstock.batch.monitor.status import State, Status
-from penstock.errors import JobLimitError
 
 if TYPE_CHECKING:
     from penstock.batch.flow import Flow
@@ -31,7 +30,7 @@ class Monitor:
     """Of the job with this state directory, inside `async with`. `stop` ends it as a signal would,
     `held` says whether the directory is still the job's: in another's nothing is written.
 
-    `begin` is called when rows begin to move.
+    `begin` is called when rows begin to move. `finished` says whether all are, when the job ends.
     """
 
     def __init__(
@@ -41,13 +40,14 @@ class Monitor:
         counts: Counts,
         *,
         stop: Callable[[], None],
-        held: Callable[[], bool] = lambda: True,
+        held: Callable[[], bool],
     ) -> None:
         self._folder = folder
         self._status = status
         self._counts = counts
         self._stop = stop
         self._held = held
+        self.finished = True
         self._flow: Flow | None = None
         self._paused = False
         self._stopping = False
@@ -71,21 +71,15 @@ class Monitor:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self._socket.stop(remove=self._held())
-        complete = kind is None and not self._stopping
-        stopped = self._stopping or isinstance(error, asyncio.CancelledError | JobLimitError)
         self._recent.clear()  # the speeds are those of the whole run now
-        self._save("complete" if complete else "stopped" if stopped else "failed", error)
-
-    def stopped(self) -> None:
-        """The job ends before its rows do, as somebody wished."""
-        self._stopping = True
+        self._save(ending(error, finished=self.finished), error)
 
     async def _write(self) -> None:
         while True:

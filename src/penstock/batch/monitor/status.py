@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -19,11 +18,11 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock import env, private_files
+from penstock.batch.read.files import STATE_END
 from penstock.batch.write import manifest as manifests
 from penstock.errors import InputError, JobError, nearest, printable
 
 FILE = "status.json"
-FOLDER_END = ".penstock"
 _STALE_SECONDS = 10.0
 
 State = Literal[
@@ -73,13 +72,16 @@ def id_of(folder: Path) -> str:
 
 def save(folder: Path, status: Status) -> None:
     """Write the status, at once. Nothing depends on it: a failure is ignored."""
-    _replace(folder / FILE, msgspec.json.encode(status))
+    with contextlib.suppress(OSError):
+        private_files.replace(folder / FILE, msgspec.json.encode(status))
 
 
 def register(folder: Path) -> None:
     """Note where the job is. A failure is ignored: its output then names it."""
-    path = _registry() / f"{id_of(folder)}.json"
-    _replace(path, msgspec.json.encode({"folder": os.fsencode(os.path.realpath(folder)).hex()}))
+    place = {"folder": os.fsencode(os.path.realpath(folder)).hex()}
+    with contextlib.suppress(OSError):
+        private_files.make_folder(_registry())
+        private_files.replace(_registry() / f"{id_of(folder)}.json", msgspec.json.encode(place))
 
 
 def load(folder: Path) -> Status | None:
@@ -105,7 +107,7 @@ def known_folders(place: str | None = None) -> Iterator[Path]:
             raise InputError(f"{place}: there is no such directory")
         for found, folders, _ in os.walk(place):
             for name in sorted(folders):
-                if name.endswith(FOLDER_END):
+                if name.endswith(STATE_END):
                     yield Path(found, name)
             folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
         return
@@ -126,7 +128,7 @@ def find(job: str) -> Path:
     """The state directory of a job, by its id, its output or that directory. Raises
     `InputError`.
     """
-    for folder in (Path(job), Path(f"{job.rstrip('/')}{FOLDER_END}")):
+    for folder in (Path(job), Path(f"{job.rstrip('/')}{STATE_END}")):
         if (folder / manifests.FILE).is_file():
             return folder
     known = {id_of(folder): folder for folder in known_folders()}
@@ -141,10 +143,10 @@ def find(job: str) -> Path:
 
 
 def _of_manifest(folder: Path) -> Status | None:
+    output = printable(str(folder).removesuffix(STATE_END))
     try:
         manifest = manifests.load(folder)
     except JobError as error:
-        output = printable(str(folder).removesuffix(FOLDER_END))
         return Status(id_of(folder), output, "failed", error=str(error))
     if manifest is None:
         return None
@@ -152,7 +154,7 @@ def _of_manifest(folder: Path) -> Status | None:
     errors = result.get("errors", {})
     return Status(
         id_of(folder),
-        printable(str(folder).removesuffix(FOLDER_END)),
+        output,
         "complete" if manifest.status == "complete" else "interrupted",
         input=str(manifest.job.get("input", "")),
         model=manifest.job.get("model"),
@@ -166,15 +168,3 @@ def _of_manifest(folder: Path) -> Status | None:
 
 def _registry() -> Path:
     return Path(env.state_dir()) / "registry"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with contextlib.suppress(OSError):
-        if not path.parent.is_dir():
-            private_files.make_folder(path.parent)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, UpstreamError
+from penstock.openai.responses import usage_in
 from penstock.types import (
     ChatRequest,
     Delta,
@@ -18,7 +19,6 @@ from penstock.types import (
     Message,
     Sampling,
     ToolCallPart,
-    Usage,
 )
 
 _PLAIN = Sampling()
@@ -190,23 +190,11 @@ class _Block(Struct):
     input: Any = None
 
 
-class _Tokens(Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-    def neutral(self) -> Usage:
-        cached = self.cache_read_input_tokens or 0
-        prompt = (self.input_tokens or 0) + cached + (self.cache_creation_input_tokens or 0)
-        return Usage(prompt, self.output_tokens or 0, cached)
-
-
 class _Answer(Struct):
     content: list[_Block]
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    usage: _Tokens = field(default_factory=_Tokens)
+    usage: dict[str, Any] = field(default_factory=dict)
 
 
 def message_delta(body: bytes, where: str) -> Delta:
@@ -227,5 +215,5 @@ def message_delta(body: bytes, where: str) -> Delta:
         ),
         finish_reason=_REASONS.get(answer.stop_reason or "", "stop"),
         stop=answer.stop_sequence,
-        usage=answer.usage.neutral(),
+        usage=usage_in(answer.usage),
     )

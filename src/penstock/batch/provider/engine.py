@@ -23,7 +23,8 @@ from penstock.batch.provider.anthropic_forms import check_sampling
 from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
 from penstock.batch.provider.ledger import Batch, Ledger
 from penstock.batch.provider.openai_batches import OpenAIBatches
-from penstock.batch.provider.options import DECIDING, BatchApiOptions, parse_batch_options
+from penstock.batch.provider.options import DECIDING, BatchApiOptions
+from penstock.config import parse_options
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
@@ -44,6 +45,7 @@ from penstock.types import ChatRequest, CompletionRequest, Sampling
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+_AGAIN = "The same command takes up what it answers."
 _TURN = 256  # lines that are answered before the event loop gets its turn
 
 
@@ -91,7 +93,7 @@ class BatchApiEngine(LLMEngine):
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
-        self.options: BatchApiOptions = parse_batch_options(self.engine_kwargs)
+        self.options = parse_options(BatchApiOptions, self.engine_kwargs, "engine_kwargs")
         self._api = self.api_class(self.options)
         self._state: tuple[Path, int, int] | None = None
         self._ledger: Ledger | None = None
@@ -254,28 +256,26 @@ class BatchApiEngine(LLMEngine):
         except (OSError, PenstockError) as error:
             self._fail(gathering.lines, JobError(str(error)))
             return
-        self._take(batch, doubtful=False)
+        self._take(batch)
 
-    def _take(self, batch: Batch, *, doubtful: bool = True) -> None:
+    def _take(self, batch: Batch) -> None:
         self._known.update(dict.fromkeys(batch.lines, batch))
         if not batch.answered:
-            self._tasks[batch.token] = asyncio.create_task(self._see_through(batch, doubtful))
+            self._tasks[batch.token] = asyncio.create_task(self._see_through(batch))
 
     # Batches become answers
-    async def _see_through(self, batch: Batch, doubtful: bool) -> None:
-        """Hand a batch in, unless that was done; wait for its end, fetch and share its results.
-        `doubtful`: it may have been handed in.
-        """
+    async def _see_through(self, batch: Batch) -> None:
+        """Hand a batch in, unless that was done; wait for its end, fetch and share its results."""
         try:
             while not batch.answered:
                 if batch.id is None:
-                    await self._patiently(batch, _Submission(self, batch, doubtful))
+                    await self._patiently(lambda: self._submit(batch))
                 await self._wait_for_end(batch)
                 await self._fetch(batch)
                 if not batch.sure and not batch.is_its_own():
                     assert batch.id is not None
                     batch.strangers.add(batch.id)
-                    batch.id, batch.status, doubtful = None, "", True
+                    batch.id, batch.status, batch.doubtful = None, "", True
                     batch.forget_results()
             await self._share(batch)
         except asyncio.CancelledError:
@@ -286,12 +286,29 @@ class BatchApiEngine(LLMEngine):
         finally:
             self._tasks.pop(batch.token, None)
 
+    async def _submit(self, batch: Batch) -> None:
+        """Hand a batch in once, in however many calls: where it may have been, it is looked for."""
+        ledger = self._running()
+        if batch.doubtful:
+            # Another batch of this job may be wrong about the one that it waits for.
+            sure = {each.id for each in ledger.batches.values() if each.id and each.sure}
+            found = await self._api.find(batch, sure | batch.strangers)
+            if found is not None:
+                if found[1]:
+                    ledger.note(batch, "created", id=found[0])
+                batch.id = found[0]
+                return
+        if batch.file is None and (file := await self._api.upload(batch)) is not None:
+            ledger.note(batch, "uploaded", id=file)
+        batch.doubtful = True
+        ledger.note(batch, "created", id=await self._api.create(batch))
+
     async def _wait_for_end(self, batch: Batch) -> None:
         ledger, id = self._running(), batch.id
         assert id is not None
         pause = self.options.first_poll_s
         while not batch.status:
-            state = await self._patiently(batch, lambda: self._state_of(id))
+            state = await self._patiently(lambda: self._state_of(id))
             if state.ended:
                 lines = dict(enumerate(batch.lines, 1))
                 refused = {
@@ -327,7 +344,7 @@ class BatchApiEngine(LLMEngine):
                 batch.status = "its results are gone"
                 await self._api.download([], batch.results)
 
-        await self._patiently(batch, fetch)
+        await self._patiently(fetch)
         await asyncio.to_thread(batch.index)
 
     async def _share(self, batch: Batch) -> None:
@@ -338,7 +355,7 @@ class BatchApiEngine(LLMEngine):
             if number % _TURN == 0:
                 await asyncio.sleep(0)
 
-    async def _patiently(self, batch: Batch, call: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives, however often it must be called. A failure that stays is raised."""
         since: float | None = None
         pause = min(1.0, self.options.first_poll_s)
@@ -386,33 +403,6 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise JobError(f"the lines of a batch cannot be written: {error}") from error
-
-
-_AGAIN = "The same command takes up what it answers."
-
-
-class _Submission:
-    """Hands a batch in once, in however many calls: where it may have been, it is looked for."""
-
-    def __init__(self, engine: BatchApiEngine, batch: Batch, doubtful: bool) -> None:
-        self._engine, self._batch, self._doubtful = engine, batch, doubtful
-
-    async def __call__(self) -> None:
-        engine, batch = self._engine, self._batch
-        api, ledger = engine._api, engine._running()
-        if self._doubtful:
-            # Another batch of this job may be wrong about the one that it waits for.
-            sure = {each.id for each in ledger.batches.values() if each.id and each.sure}
-            found = await api.find(batch, sure | batch.strangers)
-            if found is not None:
-                if found[1]:
-                    ledger.note(batch, "created", id=found[0])
-                batch.id = found[0]
-                return
-        if batch.file is None and (file := await api.upload(batch)) is not None:
-            ledger.note(batch, "uploaded", id=file)
-        self._doubtful = True
-        ledger.note(batch, "created", id=await api.create(batch))
 
 
 class OpenAIBatchEngine(BatchApiEngine):

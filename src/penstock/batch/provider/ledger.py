@@ -54,9 +54,10 @@ class Batch:
     """One batch: its lines by their ids, and how far it is.
 
     `at` is when it was begun, in Unix seconds, `generation` that of the journal then. `id` is the
-    provider's name for it, `sure` that it is known to be this one. `status` is the provider's last
-    word, `refused` has what it said of single lines. `strangers` are the ids of batches that looked
-    like this one and were not. `error` is why it cannot be gone on with.
+    provider's name for it, `sure` that it is known to be this one; `doubtful` says, while it has no
+    `id`, that it may have been handed in. `status` is the provider's last word, `refused` has what
+    it said of single lines. `strangers` are the ids of batches that looked like this one and were
+    not. `error` is why it cannot be gone on with.
     """
 
     def __init__(self, folder: Path, begun: Entry) -> None:
@@ -68,6 +69,7 @@ class Batch:
         self.file: str | None = None
         self.id: str | None = None
         self.sure = False
+        self.doubtful = True
         self.strangers: set[str] = set()
         self.status = ""
         self.files: list[str] = []
@@ -189,6 +191,7 @@ class Ledger:
         self._write(begun)
         batch = self.batches[token] = Batch(self.folder, begun)
         batch.lines = lines
+        batch.doubtful = False
         return batch
 
     def note(self, batch: Batch, event: Event, **fields: Any) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.config import masked, parse_options
+from penstock.config import masked
 from penstock.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -70,8 +69,3 @@ class BatchApiOptions(Struct, frozen=True, kw_only=True):
 
 DECIDING = frozenset({"extra_body"})
 """Options that decide what is answered; all others are about time, memory or place."""
-
-
-def parse_batch_options(given: Mapping[str, Any]) -> BatchApiOptions:
-    """Raises `ConfigError`."""
-    return parse_options(BatchApiOptions, given, "engine_kwargs")

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
 from penstock.batch.read import files, text
-from penstock.batch.read.recordings import Recordings
 from penstock.batch.read.sources import AsyncRows, HasRows, Rows, Source, in_daemon_thread
 from penstock.errors import InputError
 
@@ -58,5 +57,5 @@ def _open_path(path: str) -> Source:
 
             return arrow.Parquet(path, found)
         if found[0].form == "audio":
-            return Recordings(path, found)
+            return files.Recordings(path, found)
         return text.Csv(path, found) if found[0].form == "csv" else text.JsonLines(path, found)

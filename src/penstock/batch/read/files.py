@@ -11,13 +11,14 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, BinaryIO, Literal, cast
 
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Rows, Source
+from penstock.batch.rows.row import Row
 from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
 
 Form = Literal["jsonl", "csv", "parquet", "audio"]
@@ -49,6 +50,8 @@ _FILESYSTEMS = {
     "az": ("adlfs", "abfs"),
     "hf": ("huggingface_hub", "hf"),
 }
+STATE_END = ".penstock"
+"""What the names of the folders end in that jobs keep beside their outputs."""
 _BLOCK = 1 << 16
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
@@ -300,6 +303,21 @@ class FileSource(Source):
         )
 
 
+class Recordings(FileSource):
+    """Audio files: a row for each, with its path in the column `path`."""
+
+    columns = ("path",)
+    json_values = True
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        super().__init__(name, files)
+        self.rows = len(files)
+        self.first = {"path": files[0].path}
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return Rows([{"path": file.path} for file in self._files]).batches(start)
+
+
 def _place(path: str) -> str:
     return path if is_url(path) else os.path.realpath(path)
 
@@ -326,7 +344,7 @@ def _walk(directory: str) -> Iterator[str]:
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         # Left out: hidden folders, and the state that jobs keep beside their outputs.
         kept = sorted(
-            n for n in folders if not n.startswith((".", "_")) and not n.endswith(".penstock")
+            n for n in folders if not n.startswith((".", "_")) and not n.endswith(STATE_END)
         )
         folders.clear()
         for name in kept:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from penstock.batch.pipeline.offload import ends_task
 from penstock.batch.rows.row import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.values.plain import UnstorableError, key_text
-from penstock.errors import InputError, PenstockError, class_and_text
+from penstock.errors import ConfigError, InputError, PenstockError, class_and_text, nearest
 from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep
 
 if TYPE_CHECKING:
@@ -233,6 +233,19 @@ def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
 def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The values of the first row that could be read."""
     return next((row.values for row in rows if row.values is not None), None)
+
+
+def check_column(column: str, known: Iterable[str] | None, field: str) -> None:
+    """Raise `ConfigError` for the option `field` if the data has not the column that it names.
+    `known` are those that it has; None: nobody can tell.
+    """
+    if known is not None and column not in (names := list(known)):
+        raise ConfigError(
+            f"the data has no column '{column}'",
+            field=field,
+            value=column,
+            hint=nearest(column, names),
+        )
 
 
 def twice_in(names: Sequence[str]) -> str | None:

@@ -111,7 +111,7 @@ class Observer:
         """A row is finished; `counts` has its tokens already."""
         seen = self.observed
         seen.rows += 1
-        self._note_speed(1, counts.completion_tokens - self._tokens)
+        self._note_speed(counts.completion_tokens - self._tokens)
         self._tokens = counts.completion_tokens
         if outcome.usage is not None:
             seen.prompt_tokens.add(outcome.usage.prompt_tokens)
@@ -139,12 +139,9 @@ class Observer:
         self.observed.seconds = self._before + time.monotonic() - self._began
         if self._folder is not None and self._held():
             with contextlib.suppress(OSError):
-                made = self._folder / f"{FILE}.tmp"
-                with open(made, "wb", opener=private_files.opener) as file:
-                    file.write(msgspec.json.encode(self.observed))
-                made.replace(self._folder / FILE)
+                private_files.replace(self._folder / FILE, msgspec.json.encode(self.observed))
 
-    def _note_speed(self, rows: int, tokens: int) -> None:
+    def _note_speed(self, tokens: int) -> None:
         seen = self.observed
         now = self._before + time.monotonic() - self._began
         while now >= _MOST_BINS * seen.width:
@@ -155,7 +152,7 @@ class Observer:
         while len(seen.speed) <= place:
             seen.speed.append((0, 0))
         before = seen.speed[place]
-        seen.speed[place] = (before[0] + rows, before[1] + tokens)
+        seen.speed[place] = (before[0] + 1, before[1] + tokens)
 
 
 def load(folder: Path, generation: int) -> Observed | None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from penstock.batch.job.result import Counts
+from penstock.batch.job.result import Counts, ending
 from penstock.batch.report.observed import Observed, Observer, load
 from penstock.batch.report.page import page
 from penstock.batch.write.state_files import writing
 from penstock.config import masked
-from penstock.errors import JobLimitError, OutputError
+from penstock.errors import OutputError
 
 _SECONDS = 1.0
+_STATES = {"complete": "complete", "stopped": "stopped; it can be resumed", "failed": "failed"}
 
 
 class Report:
@@ -48,18 +49,15 @@ class Report:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         if self._task is not None:
             self._task.cancel()
         self.observer.save()
-        if kind is None:
-            state = "complete" if self.finished else "stopped; it can be resumed"
-        elif isinstance(error, asyncio.CancelledError | JobLimitError):
-            state = f"stopped; it can be resumed{f': {error}' if str(error) else ''}"
-        else:
-            state = f"failed: {error}"
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(OutputError):
+        state = _STATES[ending(error, finished=self.finished)]
+        if error is not None and str(error):
+            state = f"{state}: {error}"
+        with contextlib.nullcontext() if error is None else contextlib.suppress(OutputError):
             write(self._path, state, self._counts, self.observer.observed, self._job)
 
     async def _keep(self) -> None:

@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.read.sources import check_column
+from penstock.batch.rows.requests import (
+    END_COLUMNS,
+    FLAT_OBJECTS,
+    ColumnRequests,
+    check_task,
+    end_of,
+    end_types,
+)
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.stages.media import Loader
+from penstock.batch.stages.media import Loader, loaded
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio_files import audio_file
-from penstock.errors import ConfigError, PenstockError, RequestError, UnsupportedError, nearest
+from penstock.errors import PenstockError, RequestError
 from penstock.types import SpeechRequest, TranscriptionRequest
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_END = ("status", "error", "usage", "attempts", "latency_ms")
-_AT_ONCE = 8
-_AT_ONCE_BYTES = 16 << 20
-"""Rows go on together that have so many bytes of recordings."""
 
 
 class ColumnTranscripts(ColumnRequests):
@@ -49,42 +52,30 @@ class ColumnTranscripts(ColumnRequests):
         self._digest = blake2b(self._encode((self.kind, asked)), digest_size=16)
         timed = ("segments",) if asked.timestamps else ()
         self._name_columns(
-            ("response", "language", "duration", *timed, *_END), FLAT_OBJECTS, prefix
+            ("response", "language", "duration", *timed, *END_COLUMNS), FLAT_OBJECTS, prefix
         )
 
     def check(
         self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
     ) -> None:
-        if every is not None and self._audio not in every:
-            hint = nearest(self._audio, every)
-            raise ConfigError(f"the data has no column '{self._audio}'", field="audio", hint=hint)
+        check_column(self._audio, every, "audio")
         super().check(columns, every, flat=flat)
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        self._loader = self._loader or Loader(threads=_AT_ONCE)
-        size, some = 0, list[Row]()
-        for number, row in enumerate(rows):
-            if number % _AT_ONCE == 0:
-                await asyncio.gather(*map(self._load, rows[number : number + _AT_ONCE]))
-            size += len(row.request or b"")
-            some.append(row)
-            if size >= _AT_ONCE_BYTES:
-                yield self._stored(some)
-                size, some = 0, []
-        if some:
+        self._loader = self._loader or Loader()
+        async for some in loaded(rows, self._load):
             yield self._stored(some)
 
-    async def _load(self, row: Row) -> None:
+    async def _load(self, row: Row) -> int:
         value = (row.values or {}).get(self._audio)
         if value is None or row.failure is not None:
-            return
+            return 0
         assert self._loader is not None
         try:
             row.request = await self._loader.load(value, self._audio)
         except PenstockError as error:
             row.failure = error
-            return
-        row.nbytes += len(row.request)
+        return len(row.request or b"")
 
     def prepare(self, row: Row) -> None:
         if row.request is None:
@@ -100,7 +91,7 @@ class ColumnTranscripts(ColumnRequests):
             self._loader.close()
 
     def check_engine(self, engine: LLMEngine) -> None:
-        _check_task(engine, "transcriptions", "hears no recordings", "a speech-to-text model")
+        check_task(engine, "transcriptions", "hears no recordings", "a speech-to-text model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found = await engine.transcriptions(row.request)
@@ -111,22 +102,22 @@ class ColumnTranscripts(ColumnRequests):
 
     def results(self, outcome: Outcome) -> list[Any]:
         blank = [None] * (3 if self._asked.timestamps else 2)
-        return [outcome.response, *(outcome.parsed or blank), *_end_of(outcome)]
+        return [outcome.response, *(outcome.parsed or blank), *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
         segment = pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})
         timed = [pa.list_(segment)] if self._asked.timestamps else []
-        return [pa.string(), pa.string(), pa.float64(), *timed, *_end_types()]
+        return [pa.string(), pa.string(), pa.float64(), *timed, *end_types()]
 
 
 class ColumnSpeech(ColumnRequests):
     """Spoken texts, as files of the form `audio_format` in `folder`. The column `audio` has the
     path of each, `duration` its length in seconds.
 
-    A file is named by its request, so that rows with equal texts share one, and a job that is
-    resumed writes none twice. `options` are those of `ColumnRequests`.
+    A file is named by its request and the model, so that rows with equal texts share one, and a job
+    that is resumed writes none twice. `options` are those of `ColumnRequests`.
     """
 
     kind = "speech"
@@ -144,7 +135,7 @@ class ColumnSpeech(ColumnRequests):
         self._folder, self._format = folder, audio_format
         self._asked = SpeechRequest("", voice)
         self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
-        self._name_columns(("audio", "duration", *_END), FLAT_OBJECTS, prefix)
+        self._name_columns(("audio", "duration", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
@@ -153,13 +144,15 @@ class ColumnSpeech(ColumnRequests):
         row.shareable = True
 
     def check_engine(self, engine: LLMEngine) -> None:
-        _check_task(engine, "speech", "speaks no texts", "a text-to-speech model")
+        check_task(engine, "speech", "speaks no texts", "a text-to-speech model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         if not row.request.text.strip():
             raise RequestError("there is no text to speak", param="speak")
         spoken = await engine.speech(row.request)
-        file = self._folder / f"{row.digest.hex()}.{self._format}"
+        model = engine.model_source.encode(errors="surrogateescape")
+        name = blake2b(row.digest + model, digest_size=16).hexdigest()
+        file = self._folder / f"{name}.{self._format}"
 
         def write() -> None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -168,40 +161,12 @@ class ColumnSpeech(ColumnRequests):
             os.replace(partial, file)
 
         await asyncio.to_thread(write)
-        duration = len(spoken.pcm) / 2 / spoken.rate
-        return Outcome(response=str(file), usage=spoken.usage, parsed=[duration])
+        return Outcome(response=str(file), usage=spoken.usage, parsed=[spoken.seconds])
 
     def results(self, outcome: Outcome) -> list[Any]:
-        return [outcome.response, *(outcome.parsed or [None]), *_end_of(outcome)]
+        return [outcome.response, *(outcome.parsed or [None]), *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
-        return [pa.string(), pa.float64(), *_end_types()]
-
-
-def _check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
-    if task not in engine.capabilities.tasks:
-        raise UnsupportedError(
-            f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
-            param="model",
-        )
-
-
-def _end_of(outcome: Outcome) -> list[Any]:
-    error, usage = outcome.error, outcome.usage
-    return [
-        "ok" if error is None else "error",
-        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
-        outcome.attempts,
-        outcome.latency_ms,
-    ]
-
-
-def _end_types() -> list[pa.DataType]:
-    import pyarrow as pa
-
-    from penstock.batch.write.tables import ERROR, USAGE
-
-    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
+        return [pa.string(), pa.float64(), *end_types()]

@@ -8,7 +8,13 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from penstock.batch.decisions.questions import FILTER, RowQuestions, option_names
-from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.rows.requests import (
+    END_COLUMNS,
+    FLAT_OBJECTS,
+    ColumnRequests,
+    end_of,
+    end_types,
+)
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
 from penstock.engines.decisions.answers import values_of
@@ -24,8 +30,6 @@ from penstock.types import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-DECISION_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
 
 
 class ColumnDecisions(ColumnRequests):
@@ -43,7 +47,7 @@ class ColumnDecisions(ColumnRequests):
         self, deciding: RowQuestions, *, cascade: bool = False, prefix: str = "", **options: Any
     ) -> None:
         super().__init__(**options)
-        self._own = ("model", *DECISION_COLUMNS) if cascade else DECISION_COLUMNS
+        self._own = ("model", *END_COLUMNS) if cascade else END_COLUMNS
         self._deciding = deciding
         self._options = [option_names(question) for question in deciding.questions]
         asked = (deciding.identity(), self._system)
@@ -129,35 +133,25 @@ class ColumnDecisions(ColumnRequests):
         return found.probabilities[found.values.index(True)] >= self._deciding.threshold
 
     def results(self, outcome: Outcome) -> list[Any]:
-        error, usage = outcome.error, outcome.usage
         decided: list[Any] = []
         count = len(self._options)
         if outcome.parsed is None:
-            decided = [None] * (len(self.result_columns) - len(DECISION_COLUMNS))
+            decided = [None] * (len(self.result_columns) - len(END_COLUMNS))
         else:
             for pair, names in zip(outcome.parsed[:count], self._options, strict=True):
                 decided += [pair[0], dict(zip(names, pair[1], strict=True))]
             decided += outcome.parsed[count:]
-        return [
-            *decided,
-            "ok" if error is None else "error",
-            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-            None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
-            outcome.attempts,
-            outcome.latency_ms,
-        ]
+        return [*decided, *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
-
-        from penstock.batch.write.tables import ERROR, USAGE
 
         types: list[pa.DataType] = []
         for question, names in zip(self._deciding.questions, self._options, strict=True):
             shares = pa.struct([(name, pa.float64()) for name in names])
             types += [_value_type(question), shares]
-        types += [pa.string()] * (len(self._own) - len(DECISION_COLUMNS))
-        return [*types, pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
+        types += [pa.string()] * (len(self._own) - len(END_COLUMNS))
+        return [*types, *end_types()]
 
 
 def _value_type(question: Question) -> pa.DataType:

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.rows.requests import ERROR_FIELDS, FLAT_OBJECTS, USAGE_FIELDS, ColumnRequests
+from penstock.batch.rows.requests import (
+    END_COLUMNS,
+    FLAT_OBJECTS,
+    ColumnRequests,
+    check_task,
+    end_of,
+    end_types,
+)
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import LLMEngine
-from penstock.errors import ContextLengthError, UnsupportedError
+from penstock.errors import ContextLengthError, RequestError
 from penstock.types import EmbeddingRequest, Embeddings
 
 if TYPE_CHECKING:
@@ -21,7 +28,6 @@ if TYPE_CHECKING:
 
 VECTOR_TYPES = ("float32", "float16", "int8")
 _CODES = {"float32": "f", "float16": "e", "int8": "b"}
-_COLUMNS = ("embedding", "status", "error", "usage", "attempts", "latency_ms")
 _CUTS = 24
 _KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 
@@ -51,8 +57,9 @@ class ColumnVectors(ColumnRequests):
         self._width = dimensions or 0
         self._type = vector_type
         self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
-        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
-        self._name_columns(_COLUMNS, FLAT_OBJECTS, prefix)
+        named = (self.kind, self._asked, vector_type)  # an outcome holds numbers of that type
+        self._digest = blake2b(self._encode(named), digest_size=16)
+        self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
@@ -61,42 +68,31 @@ class ColumnVectors(ColumnRequests):
         row.shareable = True
 
     def check_engine(self, engine: LLMEngine) -> None:
-        if "embeddings" not in engine.capabilities.tasks:
-            raise UnsupportedError(
-                f"the {engine.name} engine makes no vectors with '{engine.model_source}': give an"
-                " embedding model",
-                param="model",
-            )
+        check_task(engine, "embeddings", "makes no vectors", "an embedding model")
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)
-        packed = pack(found.vectors[0], self._type)
+        vector = found.vectors[0]
+        self._width = self._width or len(vector)
+        if len(vector) != self._width:
+            raise RequestError(f"the vector has {len(vector)} numbers, and others {self._width}")
+        packed = pack(vector, self._type)
         return Outcome(response=b64encode(packed).decode(), usage=found.usage)
 
     def results(self, outcome: Outcome) -> list[Any]:
-        error, usage = outcome.error, outcome.usage
         vector = None
-        if error is None and outcome.response is not None:
+        if outcome.error is None and outcome.response is not None:
             vector = unpack(b64decode(outcome.response), self._type)
             self._width = self._width or len(vector)
-        return [
-            vector,
-            "ok" if error is None else "error",
-            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-            None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
-            outcome.attempts,
-            outcome.latency_ms,
-        ]
+        return [vector, *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
-        from penstock.batch.write.tables import ERROR, USAGE
-
         number = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[self._type]
         # Without `dimensions` the width shows in the first vector.
         vector = pa.list_(number, self._width) if self._width else pa.null()
-        return [vector, pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
+        return [vector, *end_types()]
 
 
 async def embedded(
@@ -119,11 +115,16 @@ async def embedded(
 
 
 def pack(vector: list[float], vector_type: str) -> bytes:
-    """A vector's numbers in this type, little-endian."""
-    if vector_type == "int8":
-        largest = max(map(abs, vector), default=0.0) or 1.0
-        return array("b", [round(127 * number / largest) for number in vector]).tobytes()
-    return struct.pack(f"<{len(vector)}{_CODES[vector_type]}", *vector)
+    """A vector's numbers in this type, little-endian. Raises `RequestError` if it holds no such
+    numbers.
+    """
+    try:
+        if vector_type == "int8":
+            largest = max(map(abs, vector), default=0.0) or 1.0
+            return array("b", [round(127 * number / largest) for number in vector]).tobytes()
+        return struct.pack(f"<{len(vector)}{_CODES[vector_type]}", *vector)
+    except (OverflowError, ValueError):  # infinite, no number, or too large for the type
+        raise RequestError(f"the vector has numbers that {vector_type} does not hold") from None
 
 
 def unpack(packed: bytes, vector_type: str) -> list[Any]:

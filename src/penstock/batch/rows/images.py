@@ -4,7 +4,6 @@ and become data URIs in the row's request.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
@@ -13,16 +12,13 @@ from typing import Any
 from penstock import lazy
 from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
-from penstock.batch.stages.media import Loader
+from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
-from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in
+from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in, is_pillow, kind_of
 from penstock.parsing import decode_json
 
-_AT_ONCE_BYTES = 16 << 20
-"""Rows go on together that have so many bytes of images."""
 _SLOW_BYTES = 1 << 20
 _AS_THEY_ARE = ("data:", "http://", "https://")
-PDF = b"%PDF-"
 
 
 class RowImages:
@@ -44,24 +40,20 @@ class RowImages:
         """The rows in lists, with their `images`, or with the `failure` to load one."""
         ready: list[Row] = []
         loading: list[Row] = []
+        values: dict[int, list[Any]] = {}
         for row in rows:
-            (loading if self._has_images(row) else ready).append(row)
+            found = [] if row.failure is not None else list(self._values(row))
+            if any(value is not None for value in found):
+                values[row.index] = found
+                loading.append(row)
+            else:
+                ready.append(row)
         if not loading:
             yield rows
             return
         if ready:
             yield ready
-        size, some = 0, list[Row]()
-        for number, row in enumerate(loading):
-            if row.images is None:  # else it came with the group before it
-                group = loading[number : number + 8]
-                await asyncio.gather(*map(self._load, group))
-            size += sum(map(len, row.images or ()))
-            some.append(row)
-            if size >= _AT_ONCE_BYTES:
-                yield some
-                size, some = 0, []
-        if some:
+        async for some in loaded(loading, lambda row: self._load(row, values[row.index])):
             yield some
 
     def close(self) -> None:
@@ -69,9 +61,6 @@ class RowImages:
             if one is not None:
                 one.close()
         self._loader = self._working = None
-
-    def _has_images(self, row: Row) -> bool:
-        return row.failure is None and any(value is not None for value in self._values(row))
 
     def _values(self, row: Row) -> Iterator[Any]:
         """The value that stands for each image of a row."""
@@ -90,14 +79,12 @@ class RowImages:
         if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
             yield from map(given_in, images_in(value))
 
-    async def _load(self, row: Row) -> None:
+    async def _load(self, row: Row, values: list[Any]) -> int:
         try:
-            row.images = tuple(
-                [uri for value in self._values(row) for uri in await self._uris(value)]
-            )
+            row.images = tuple([uri for value in values for uri in await self._uris(value)])
         except PenstockError as error:
             row.failure, row.images = error, ()
-        row.nbytes += sum(map(len, row.images))
+        return sum(map(len, row.images))
 
     async def _uris(self, value: Any) -> list[str]:
         if value is None and self._column is not None:
@@ -106,17 +93,17 @@ class RowImages:
             return [value]
         if self._loader is None or self._working is None:
             self._loader, self._working = Loader(), Offload(os.cpu_count() or 1, in_place=False)
-        if hasattr(value, "convert") and hasattr(value, "save"):
+        if is_pillow(value):
             data: bytes = await self._working.submit(partial(bitmap, value))
         else:
             data = await self._loader.load(value, self._column or "image")
-        if data.startswith(PDF):
+        if not data:
+            raise RequestError("the image is empty", param=self._column or "image")
+        if kind_of(data) == "application/pdf":
             pages = lazy.require("penstock.batch.stages.pdf", needed_by="A PDF in a row")
             files: list[bytes] = await self._working.submit(partial(pages.pages_of, data))
         else:
             files = [data]
-        if not data:
-            raise RequestError("the image is empty", param=self._column or "image")
         if sum(map(len, files)) < _SLOW_BYTES:
             return [data_uri(file) for file in files]
         made: list[str] = await self._working.submit(lambda: [data_uri(file) for file in files])

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from penstock.batch.read.sources import Source, read_ahead
+from penstock.batch.read.sources import Source, check_column, read_ahead
 from penstock.batch.rows.row import Row
 from penstock.batch.values.plain import json_line
-from penstock.errors import ConfigError, InputError, nearest
+from penstock.errors import InputError
 
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
@@ -30,14 +30,7 @@ class RowKeys:
         """Read all keys. Raises `ConfigError` if there is no such column, `InputError` for a key
         that is null or stands in two rows, by its row. Holds about 100 bytes a row meanwhile.
         """
-        known = source.every_column()
-        if known is not None and self.column not in known:
-            raise ConfigError(
-                f"the data has no column '{self.column}'",
-                field="key",
-                value=self.column,
-                hint=nearest(self.column, known),
-            )
+        check_column(self.column, source.every_column(), "key")
         seen: dict[int, int] = {}
         async with contextlib.aclosing(read_ahead(source, 0, limit, (self.column,))) as batches:
             async for batch in batches:

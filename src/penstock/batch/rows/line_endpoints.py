@@ -28,7 +28,7 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import MessageBody, message_body
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody, response_body
-from penstock.types import Usage
+from penstock.types import Decisions, Usage
 
 _STORED = ("previous_response_id", "conversation", "background")
 
@@ -133,26 +133,21 @@ async def _answer_embedding(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", found.usage)
 
 
-def _decision(body: Any, adapter: str | None) -> Asked:
-    request = parse_body(DecisionBody, body).request()
-    check_questions(request.questions)
-    return Asked([request])
+def _deciding(
+    form: type[DecisionBody | SystemOneBody], written: Callable[[Decisions, str], dict[str, Any]]
+) -> LineEndpoint:
+    """An endpoint for decisions, which are asked for in a body of this form."""
 
+    def read(body: Any, adapter: str | None) -> Asked:
+        request = parse_body(form, body).request()
+        check_questions(request.questions)
+        return Asked([request])
 
-async def _answer_decision(model: Tasks, asked: Asked, to: Naming) -> Answered:
-    found = await model.decide(asked.requests[0])
-    return Answered(decision_object(found, to.model), "stop", found.usage)
+    async def answer(model: Tasks, asked: Asked, to: Naming) -> Answered:
+        found = await model.decide(asked.requests[0])
+        return Answered(written(found, to.model), "stop", found.usage)
 
-
-def _systemone(body: Any, adapter: str | None) -> Asked:
-    request = parse_body(SystemOneBody, body).request()
-    check_questions(request.questions)
-    return Asked([request])
-
-
-async def _answer_systemone(model: Tasks, asked: Asked, to: Naming) -> Answered:
-    found = await model.decide(asked.requests[0])
-    return Answered(systemone_object(found, to.model), "stop", found.usage)
+    return LineEndpoint(read, answer)
 
 
 def _score(body: Any, adapter: str | None) -> Asked:
@@ -203,8 +198,8 @@ ENDPOINTS: dict[str, LineEndpoint] = {
     "/v1/embeddings": LineEndpoint(_embedding, _answer_embedding),
     "/v1/responses": LineEndpoint(_response, _answer_response, adapters=True),
     "/v1/messages": LineEndpoint(_message, _answer_message, adapters=True),
-    "/v1/decisions": LineEndpoint(_decision, _answer_decision),
-    "/v1/systemone": LineEndpoint(_systemone, _answer_systemone),
+    "/v1/decisions": _deciding(DecisionBody, decision_object),
+    "/v1/systemone": _deciding(SystemOneBody, systemone_object),
     "/v1/score": _SCORE,
     "/score": _SCORE,
     "/v1/rerank": _RERANK,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Source, check_column
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row, RowForm
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
+END_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
+"""The last columns of forms whose answers are no generated text: how a row ended."""
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 FLAT_OBJECTS = {
@@ -140,18 +142,10 @@ class ColumnRequests(EngineForm):
         self._blank = dict.fromkeys(columns)
         if self._template is not None:
             self._template.check(columns if every is None else every, complete=every is not None)
-        elif every is not None and self._messages not in every:
-            raise ConfigError(
-                f"the data has no column '{self._messages}'",
-                field="messages",
-                hint=nearest(self._messages or "", every),
-            )
-        if self._image is not None and every is not None and self._image not in every:
-            raise ConfigError(
-                f"the data has no column '{self._image}'",
-                field="image",
-                hint=nearest(self._image, every),
-            )
+        else:
+            check_column(self._messages or "", every, "messages")
+        if self._image is not None:
+            check_column(self._image, every, "image")
         results = self._results.union(self.flat_columns) if flat else self._results
         taken = [name for name in columns if name in results]
         if taken:
@@ -318,6 +312,36 @@ class ColumnRequests(EngineForm):
         if images is not None:
             messages = with_images(messages, images)
         return messages if messages[0]["role"] == "system" else self._system + messages
+
+
+def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
+    """Raise `UnsupportedError` if the engine has no such task, which says what it `lacks`."""
+    if task not in engine.capabilities.tasks:
+        raise UnsupportedError(
+            f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
+            param="model",
+        )
+
+
+def end_of(outcome: Outcome) -> list[Any]:
+    """The values of `END_COLUMNS`."""
+    error, usage = outcome.error, outcome.usage
+    return [
+        "ok" if error is None else "error",
+        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+        outcome.attempts,
+        outcome.latency_ms,
+    ]
+
+
+def end_types() -> list[pa.DataType]:
+    """The Arrow types of `END_COLUMNS`."""
+    import pyarrow as pa
+
+    from penstock.batch.write.tables import ERROR, USAGE
+
+    return [pa.string(), ERROR, USAGE, pa.int64(), pa.float64()]
 
 
 def conversation_text(messages: Sequence[Message]) -> str:

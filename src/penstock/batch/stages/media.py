@@ -9,7 +9,7 @@ import os
 import urllib.error
 import urllib.request
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from penstock import lazy
 from penstock.batch.pipeline.offload import Offload
+from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
 from penstock.openai.image_parts import IMAGE_PARTS, given_in, part_with
@@ -24,6 +25,9 @@ from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:
     from penstock.engines.media.images import PreparedImage
+
+_AT_ONCE = 8
+_AT_ONCE_BYTES = 16 << 20
 
 
 class Loader:
@@ -94,6 +98,26 @@ class Loader:
             "rb",
         ) as local:
             return local.read(self._most + 1)
+
+
+async def loaded(
+    rows: Sequence[Row], load: Callable[[Row], Awaitable[int]]
+) -> AsyncIterator[list[Row]]:
+    """The rows, eight at a time, in lists that go on when they have 16 MiB of media. `load` gets
+    those of a row; it returns their bytes, which become the row's too.
+    """
+    size, some = 0, list[Row]()
+    for number in range(0, len(rows), _AT_ONCE):
+        group = rows[number : number + _AT_ONCE]
+        for row, nbytes in zip(group, await asyncio.gather(*map(load, group)), strict=True):
+            row.nbytes += nbytes
+            size += nbytes
+            some.append(row)
+            if size >= _AT_ONCE_BYTES:
+                yield some
+                size, some = 0, []
+    if some:
+        yield some
 
 
 class PrepareMultimodal:

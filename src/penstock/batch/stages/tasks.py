@@ -297,7 +297,7 @@ def _speak(row: Mapping[str, Any]) -> Ask:
         return {
             "prompt": text,
             "audio": audio_file(found, "wav"),
-            "duration": len(found.pcm) / 2 / found.rate,
+            "duration": found.seconds,
             "num_input_tokens": found.usage.prompt_tokens,
         }
 

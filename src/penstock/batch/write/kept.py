@@ -20,7 +20,6 @@ from penstock.batch.write.journal import Journal, Record
 from penstock.batch.write.state_files import Records, guarded
 
 _INDEX = "kept.sqlite"
-_AT_ONCE = 65536
 _MOST_OPEN = 64
 _Place = tuple[int, int, int, int]  # mixed key, number of the file, offset, length
 
@@ -53,14 +52,8 @@ class Kept:
         self._index = new_index(
             self._path, "answers (key INTEGER PRIMARY KEY, file INTEGER, place INTEGER, size)"
         )
-        places: list[_Place] = []
         for number, (path, _) in enumerate(self._files):
-            for place in guarded(_places, path, number):
-                places.append(place)
-                if len(places) >= _AT_ONCE:
-                    self._insert(places)
-                    places = []
-        self._insert(places)
+            self._insert(guarded(list[_Place], _places(path, number)))
 
     def get(self, row_key: int, key: int) -> Outcome | None:
         """The outcome of the row with this key, if it asked for the same; `key` is the start of its
@@ -103,11 +96,7 @@ class Kept:
         return descriptor
 
 
-def _places(path: Path, number: int) -> list[_Place]:
-    return list(_found(path, number))
-
-
-def _found(path: Path, number: int) -> Iterator[_Place]:
+def _places(path: Path, number: int) -> Iterator[_Place]:
     place = 0
     with open(path, "rb", buffering=1 << 18) as file:
         for line in file:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penstock import env, private_files
-from penstock.batch.read.files import FORMS, Form, filesystem, is_url
+from penstock.batch.read.files import FORMS, STATE_END, Form, filesystem, is_url
 from penstock.batch.write import text
 from penstock.batch.write.manifest import Stamp
 from penstock.batch.write.parts import Segment
@@ -65,7 +65,7 @@ class Output:
             name = blake2b(path.encode(errors="surrogateescape"), digest_size=12).hexdigest()
             self.folder = Path(env.state_dir()) / name
         else:
-            self.folder = Path(f"{path.rstrip('/')}.penstock")
+            self.folder = Path(f"{path.rstrip('/')}{STATE_END}")
 
     @property
     def places(self) -> dict[str, Output]:

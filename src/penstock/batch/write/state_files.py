@@ -126,22 +126,18 @@ class Records:
         self._whole = 0
         for line in guarded(self._lines):
             self._whole += len(line)
-            digits, _, rest = line[_HEAD:].partition(b",")
-            number = int(digits) if digits.isdigit() and len(digits) < 19 else -1
-            record = rest[:-2]
-            if number >= 0 and line == self._line(number, record):
-                found[number] = record
-            else:
+            number, record = self._parts(line)
+            if record is None:
                 damaged += 1
+            else:
+                found[number] = record
         self._next = max(found, default=-1) + 1
         self.lost = max(damaged, self._next - len(found))
         return [found[number] for number in sorted(found)]
 
     def sound(self, line: bytes) -> bytes | None:
         """The record of one line, unless it is damaged or of another file."""
-        digits, _, rest = line[_HEAD:].partition(b",")
-        number = int(digits) if digits.isdigit() and len(digits) < 19 else -1
-        return rest[:-2] if number >= 0 and line == self._line(number, rest[:-2]) else None
+        return self._parts(line)[1]
 
     @staticmethod
     def body(line: bytes) -> bytes | None:
@@ -156,6 +152,13 @@ class Records:
 
     def _line(self, number: int, record: bytes) -> bytes:
         return b'["%016x",%d,%b]\n' % (checksum(record, self._seed ^ number), number, record)
+
+    def _parts(self, line: bytes) -> tuple[int, bytes | None]:
+        """The number of a line and its record; None if that is damaged or of another file."""
+        digits, _, rest = line[_HEAD:].partition(b",")
+        number = int(digits) if digits.isdigit() and len(digits) < 19 else -1
+        record = rest[:-2]
+        return number, record if number >= 0 and line == self._line(number, record) else None
 
     def _lines(self) -> list[bytes]:
         with open(self.path, "rb") as file:

@@ -269,7 +269,7 @@ def serve(
         enable_tracing()
     given = _Given(engine, engine_kwargs, deterministic, (*filter(None, (name,)), *names))
     args = _args(model, given, options, lora_modules, runtime)
-    settings = _settings(options, args)
+    settings = _settings(options, args, runtime)
     here = uds is not None or host in ("127.0.0.1", "::1", "localhost")
     if not here and not settings.api_keys:
         say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
@@ -412,7 +412,7 @@ def _args(
     return LLMServingArgs.from_dict({"llm_configs": [config]})
 
 
-def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
+def _settings(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> HttpSettings:
     from penstock.serve.api.auth import load_keys
     from penstock.serve.config.settings import HttpSettings, Limits
 
@@ -438,25 +438,26 @@ def _settings(options: dict[str, Any], args: LLMServingArgs) -> HttpSettings:
         engine_app=options["engine_app"],
         drain_timeout_s=drain,
         store=_store(options, args.http.store),
-        batches=_batches(options, args.http.batches),
+        batches=_batches(
+            options, args.http.batches, has_ingress=runtime == "local" or args.front == "ingress"
+        ),
         console=not options["no_console"],
     )
 
 
-def _batches(options: dict[str, Any], configured: BatchSettings | None) -> BatchSettings | None:
-    """The batch APIs of the options; what they leave out is as configured."""
+def _batches(
+    options: dict[str, Any], configured: BatchSettings | None, *, has_ingress: bool
+) -> BatchSettings | None:
+    """The batch APIs of the options; what they leave out is as configured. An ingress has them
+    anyway.
+    """
     from msgspec import structs
 
     from penstock.serve.config.settings import BatchSettings
 
+    options_of = {"path": "batch_dir", "database": "batch_database", "files": "batch_files"}
     given = {
-        name: options[option]
-        for name, option in (
-            ("path", "batch_dir"),
-            ("database", "batch_database"),
-            ("files", "batch_files"),
-        )
-        if options[option] is not None
+        name: options[option] for name, option in options_of.items() if options[option] is not None
     }
     if options["no_batches"]:
         if given:
@@ -466,6 +467,8 @@ def _batches(options: dict[str, Any], configured: BatchSettings | None) -> Batch
         given["path"] = str(Path(given["path"]).expanduser().absolute())
     if configured is not None:
         return structs.replace(configured, **given)
+    if not given and not has_ingress:
+        return None
     return BatchSettings(**{"path": str(Path(env.state_dir()) / "service"), **given})
 
 

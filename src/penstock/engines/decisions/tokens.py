@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from itertools import islice, takewhile
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import takewhile
 
 from msgspec import Struct
 
@@ -30,7 +31,9 @@ class TokenBranch(Struct, frozen=True):
 
 
 class TokenizedHead(Struct, frozen=True):
-    """The ids of the head and its branches. `size` counts all tokens that are read."""
+    """The ids of the head and its branches. `size` counts all tokens that are read, `longest` those
+    of the head with the longest branch and label.
+    """
 
     ids: list[int]
     branches: list[TokenBranch]
@@ -38,6 +41,12 @@ class TokenizedHead(Struct, frozen=True):
     @property
     def size(self) -> int:
         return len(self.ids) + sum(len(branch.stem) for branch in self.branches)
+
+    @property
+    def longest(self) -> int:
+        return len(self.ids) + max(
+            len(branch.stem) + max(map(len, branch.trie.paths)) for branch in self.branches
+        )
 
 
 class TextIds:
@@ -84,35 +93,36 @@ def tokenizing(
     A label is encoded together with its question: a tokenizer may join the two.
     """
     (head,) = encode([asked.head], asked.special_tokens)
-    left = STEP_CHARS - len(asked.head)
     branches: list[TokenBranch] = []
-    pending: list[str] = []
-    unmade: list[tuple[Branch, list[Path]]] = []
-
-    def encoded() -> None:
-        """The texts that gathered, and the branches that are whole with them."""
-        known = iter(encode(pending, False))
-        pending.clear()
-        for branch, paths in unmade:
-            paths.extend(map(tuple, islice(known, 1 + len(branch.labels) - len(paths))))
-        whole = [one for one in unmade if len(one[1]) > len(one[0].labels)]
-        branches.extend(_branch(branch, questions, paths) for branch, paths in whole)
-        del unmade[: len(whole)]
-
-    for branch in asked.branches:
-        unmade.append((branch, []))
-        for label in ("", *branch.labels):
-            pending.append(branch.text + label)
-            left -= len(pending[-1])
-            if left <= 0:
-                encoded()
-                left = STEP_CHARS
-                yield
-    if pending:
-        encoded()
+    unmade = deque(asked.branches)
+    known: deque[Path] = deque()
+    for number, texts in enumerate(_in_steps(asked.branches, STEP_CHARS - len(asked.head))):
+        if number:
+            yield
+        known.extend(map(tuple, encode(texts, False)))
+        while unmade and len(known) > len(unmade[0].labels):
+            branch = unmade.popleft()
+            found = [known.popleft() for _ in ("", *branch.labels)]
+            branches.append(_branch(branch, questions, found))
     if not head and any(not branch.stem for branch in branches):
         raise RequestError("the input is empty", param="input")
     return TokenizedHead(head, branches)
+
+
+def _in_steps(branches: Sequence[Branch], room: int) -> Iterator[list[str]]:
+    """The text of each branch, alone and with each label, in lists of about `STEP_CHARS`
+    characters; `room` is left in the first.
+    """
+    texts: list[str] = []
+    for branch in branches:
+        for label in ("", *branch.labels):
+            texts.append(branch.text + label)
+            room -= len(texts[-1])
+            if room <= 0:
+                yield texts
+                texts, room = [], STEP_CHARS
+    if texts:
+        yield texts
 
 
 def _branch(branch: Branch, questions: Sequence[Question], found: list[Path]) -> TokenBranch:

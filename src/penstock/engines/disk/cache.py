@@ -94,6 +94,11 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
+def hub_folder(name: str) -> Path:
+    """Where the files of a hub's model "org/name" are, if they were fetched."""
+    return hub_cache() / f"{_HUB_FOLDER}{name.replace('/', '--')}"
+
+
 def pull(
     name: str, include: Sequence[str] = (), say: Callable[[str], None] = lambda line: None
 ) -> CachedModel:

@@ -245,12 +245,8 @@ def local_source(source: str) -> str:
             with locked(target, lambda _: None):
                 if not target.is_dir():
                     say(f"copying {shown} (once) …")
-                    partial = partial_of(target)
-                    try:
+                    with atomic_folder(target) as partial:
                         _copy(fs, root, files, partial)
-                        partial.rename(target)
-                    finally:
-                        shutil.rmtree(partial, ignore_errors=True)
     except PenstockError:
         raise
     except Exception as error:  # of several kinds: each file system has its own
@@ -318,6 +314,19 @@ def partial_of(target: Path) -> Path:
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     private_files.make_folder(partial)
     return partial
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A new folder that becomes `target` if the context ends well: `target` is complete whenever it
+    exists. Hold the lock.
+    """
+    partial = partial_of(target)
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Images and recordings: their files read, their limits held, what was heard written down."""
+"""Images and speech: `images` decodes, `audio_files` writes, `transcripts` joins what was heard."""

@@ -1,4 +1,4 @@
-"""The windows of a recording: told while they are heard, and joined to one transcription."""
+"""The windows of a recording: each handed to a listener, all joined to one transcription."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from penstock.types import Transcription, Usage
 
-Told = Callable[[int, Transcription], None]
+WindowListener = Callable[[int, Transcription], None]
 
-told_window: ContextVar[Told | None] = ContextVar("told_window", default=None)
-"""Who wants to know the text of each window as soon as it is there, with the window's number. An
-engine that hears a recording at once calls nobody; one that died in between begins again with 0.
+window_listener: ContextVar[WindowListener | None] = ContextVar("window_listener", default=None)
+"""Gets each window as soon as it is transcribed, with its number. An engine that hears a recording
+at once calls nobody; one that died in between begins again with 0.
 """
 
 

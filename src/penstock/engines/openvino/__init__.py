@@ -6,6 +6,12 @@ tries and compiles them; `logits` reads log probabilities. Only files that run i
 processes import openvino_genai.
 """
 
-from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock import lazy
 
-__all__ = ["OpenVINOEngine"]
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.engines.openvino.engine import OpenVINOEngine as OpenVINOEngine
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__, {"penstock.engines.openvino.engine": ("OpenVINOEngine",)}
+    )

@@ -16,7 +16,7 @@ from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import adapter_rank, describe
-from penstock.engines.media.transcripts import joined, told_window
+from penstock.engines.media.transcripts import joined, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.image_files import image_files
@@ -39,7 +39,7 @@ from penstock.engines.openvino.options import (
 from penstock.engines.openvino.speech.pieces import pieces_of
 from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
-from penstock.engines.token_engine import GenerateRequest
+from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError
 from penstock.types import (
@@ -175,7 +175,7 @@ class OpenVINOEngine(WorkerEngine):
             raise EngineDeadError(self._why_dead)
         return await self._constraints.grammar(structured)
 
-    async def _files(self, images: tuple[str | bytes, ...]) -> tuple[bytes, ...]:
+    async def _files(self, images: Images) -> tuple[bytes, ...]:
         return await image_files(images, self.options)
 
     async def answer(self, task: str, request: Any) -> Any:
@@ -195,7 +195,7 @@ class OpenVINOEngine(WorkerEngine):
 
     async def _transcribed(self, request: TranscriptionRequest) -> Transcription:
         """The text of a recording, which the worker holds meanwhile, window by window."""
-        key, told = next(self._ids), told_window.get()
+        key, listener = next(self._ids), window_listener.get()
         try:
             windows = await self._call("open_recording", key, request.audio)
             parts: list[Transcription] = []
@@ -207,8 +207,8 @@ class OpenVINOEngine(WorkerEngine):
                     *(request.words, request.prompt, request.hotwords),
                 )
                 parts.append(msgspec.convert(answer, Transcription))
-                if told is not None:
-                    told(window, parts[-1])
+                if listener is not None:
+                    listener(window, parts[-1])
                 language = language or parts[0].language
                 if left is not None:
                     left -= parts[-1].usage.completion_tokens

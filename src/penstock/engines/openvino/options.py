@@ -44,12 +44,11 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     model that speculates, on `draft_device` (None: `device`). `num_speculative_tokens` (5): how
     far either looks ahead. `assistant_confidence_threshold`: the draft model looks ahead as long
     as its tokens are at least so likely, instead. `cache_eviction` and `sparse_attention`: what a
-    long text's attention leaves out. `deterministic`:
-    answers do not depend on what else runs, on the cache or on restarts. `properties`: further
-    OpenVINO properties. `tool_call_parser` and `reasoning_parser` None: what the chat template's
-    marks say.
-    `chat_template`: a file with a template in place of the model's own, or its text.
-    `default_chat_template_kwargs`: names for the template that requests may override.
+    long text's attention leaves out. `deterministic`: answers do not depend on what else runs, on
+    the cache or on restarts. `properties`: further OpenVINO properties. `tool_call_parser` and
+    `reasoning_parser` None: what the chat template's marks say. `chat_template`: a file with a
+    template in place of the model's own, or its text. `default_chat_template_kwargs`: names for
+    the template that requests may override.
 
     Of vision-language models: a request may have `max_images`, of `max_image_bytes` (files) and
     `max_image_pixels` together. `image_urls`: images are also loaded from http and https, within
@@ -169,8 +168,11 @@ DETERMINISTIC_OPTIONS: Mapping[str, Any] = {
 }
 """In f32, what the order of sums changes is far below what separates two tokens."""
 _WITHOUT: Mapping[str, Any] = {
-    **{"device": "CPU", "prompt_lookup": False, "draft_model": None},
-    **{"cache_eviction": None, "sparse_attention": None},
+    "device": "CPU",
+    "prompt_lookup": False,
+    "draft_model": None,
+    "cache_eviction": None,
+    "sparse_attention": None,
 }
 DETERMINISTIC_PROPERTIES: Mapping[str, str] = {
     "INFERENCE_PRECISION_HINT": "f32",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -129,24 +130,23 @@ class Pipelines:
         if adapters is not None:
             properties["adapters"] = adapters
         properties.update(options.properties)
-        if options.tokenizer is None and self._keeps:
-            with keeping(self._path) as (path, saving):
-                return genai.ContinuousBatchingPipeline(
-                    path, scheduler, options.device, {**properties, **saving}, saving
-                )
-        if options.tokenizer is None:
-            pipeline = genai.ContinuousBatchingPipeline(
-                self._path, scheduler, options.device, properties
+        if options.tokenizer is not None:
+            tokenizer = genai.Tokenizer(str(Path(options.tokenizer).expanduser()))
+            return genai.ContinuousBatchingPipeline(
+                self._path, tokenizer, scheduler, options.device, **properties
             )
-            if self.sees:
-                tokenizer = pipeline.get_tokenizer()
-                self.chat_template = self.chat_template or own_template(tokenizer)
-                tokenizer.set_chat_template(AS_IS)
-            return pipeline
-        tokenizer = genai.Tokenizer(str(Path(options.tokenizer).expanduser()))
-        return genai.ContinuousBatchingPipeline(
-            self._path, tokenizer, scheduler, options.device, **properties
+        source: AbstractContextManager[tuple[str, dict[str, Any]]] = (
+            keeping(self._path) if self._keeps else nullcontext((self._path, {}))
         )
+        with source as (path, saving):
+            pipeline = genai.ContinuousBatchingPipeline(
+                path, scheduler, options.device, {**properties, **saving}, saving
+            )
+        if self.sees:
+            tokenizer = pipeline.get_tokenizer()
+            self.chat_template = self.chat_template or own_template(tokenizer)
+            tokenizer.set_chat_template(AS_IS)
+        return pipeline
 
 
 def generation_config(

@@ -110,6 +110,7 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
                 submits.append(message)
             case Abort(id=request_id):
                 submits = [s for s in submits if s.id != request_id]
+                embeds = [call for call in embeds if call.id != request_id]
                 model.abort(request_id)
             case Call(method="embed"):
                 embeds.append(message)

@@ -154,15 +154,8 @@ class RemoteEngine(LLMEngine):
         self._check(task, request)
         if not request.stream:
             read = partial(answers.whole, n=request.n)
-            yield await self._call(
-                task,
-                path,
-                body,
-                read,
-                request.request_id,
-                batch=request.batch,
-                route=upstreams.route_of(request),
-            )
+            route = upstreams.route_of(request)
+            yield await self._call(task, path, body, read, request, route=route)
             return
         with _refusals():
             stream = await self._first(
@@ -188,15 +181,7 @@ class RemoteEngine(LLMEngine):
             file = request.audio
             path = path if request.task == "transcribe" else "/audio/translations"
         read = partial(answers.read_task, task, request)
-        return await self._call(
-            task,
-            path,
-            body,
-            read,
-            getattr(request, "request_id", ""),
-            file=file,
-            batch=getattr(request, "batch", False),
-        )
+        return await self._call(task, path, body, read, request, file=file)
 
     # How
     async def _open(
@@ -220,7 +205,7 @@ class RemoteEngine(LLMEngine):
                     to,
                     upstream.limiter,
                     data=data,
-                    headers=_headers(request.request_id, request.batch),
+                    headers=_headers(request),
                     tokens=tokens,
                 )
             )
@@ -238,8 +223,7 @@ class RemoteEngine(LLMEngine):
         path: str,
         body: Body,
         read: Callable[[bytes, str], T],
-        request_id: str = "",
-        batch: bool = False,
+        request: Any = None,
         *,
         file: bytes | None = None,
         route: RouteRequest = ANYWHERE,
@@ -268,7 +252,7 @@ class RemoteEngine(LLMEngine):
                     to,
                     upstream.limiter,
                     data=data,
-                    headers=_headers(request_id, batch),
+                    headers=_headers(request),
                     tokens=tokens,
                 )
                 try:
@@ -390,9 +374,10 @@ def _refusals() -> Iterator[None]:
         raise as_refusal(error) from None
 
 
-def _headers(request_id: str, batch: bool) -> dict[str, str] | None:
-    """The headers of a request: its id, if that can be a header, and its class."""
-    headers = {CLASS_HEADER: "batch"} if batch else {}
+def _headers(request: Any) -> dict[str, str] | None:
+    """The headers of a request: its id, if it has one that can be a header, and its class."""
+    request_id = getattr(request, "request_id", "")
+    headers = {CLASS_HEADER: "batch"} if getattr(request, "batch", False) else {}
     if request_id and request_id.isascii() and request_id.isprintable():
         headers["X-Request-Id"] = request_id
     return headers or None

@@ -142,16 +142,14 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
         case "decide":
             return decision_body(request, dialect == "penstock")
         case "embeddings":
-            body = {
-                "input": request.inputs,
-                "dimensions": request.dimensions,
-                "input_type": request.input_type,
-                # Of others, a text that is too long shows in their refusal.
-                "truncate_prompt_tokens": -1
-                if request.truncate and dialect == "penstock"
-                else None,
-            }
-            return {name: value for name, value in body.items() if value is not None}
+            # Of others, a text that is too long shows in their refusal.
+            cuts = request.truncate and dialect == "penstock"
+            return _given(
+                input=request.inputs,
+                dimensions=request.dimensions,
+                input_type=request.input_type,
+                truncate_prompt_tokens=-1 if cuts else None,
+            )
         case "classify":
             return {"input": request.inputs}
         case "score":
@@ -161,9 +159,9 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
         case "transcriptions":
             return _transcription_form(request, dialect)
         case "speech":
-            body = {"input": request.text, "voice": request.voice, "speed": request.speed}
-            body = {name: value for name, value in body.items() if value is not None}
-            return {**body, "response_format": "wav"}
+            return _given(
+                input=request.text, voice=request.voice, speed=request.speed, response_format="wav"
+            )
         case "tokenize":
             return {"prompt": request, "add_special_tokens": False}
         case "tokens":
@@ -172,21 +170,26 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
             return {"tokens": request}
 
 
-def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict[str, str]:
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict[str, Any]:
     if request.hotwords and dialect != "penstock":
         raise UnsupportedError(
             "servers of OpenAI's form know no hotwords: put them into the prompt", param="hotwords"
         )
-    form = {
-        "language": request.language,
-        "max_tokens": request.max_tokens,
-        "prompt": request.prompt or None,
-        "hotwords": request.hotwords or None,
-        "response_format": "verbose_json" if request.timestamps or request.words else None,
-    }
-    found = {name: str(value) for name, value in form.items() if value is not None}
-    if request.words:
-        found["timestamp_granularities[]"] = "word"
+    form = _given(
+        language=request.language,
+        max_tokens=request.max_tokens,
+        prompt=request.prompt or None,
+        hotwords=request.hotwords or None,
+        response_format="verbose_json" if request.timestamps or request.words else None,
+    )
+    found: dict[str, Any] = {name: str(value) for name, value in form.items()}
+    if request.words:  # OpenAI leaves out what is not named
+        found["timestamp_granularities[]"] = ["word", "segment"] if request.timestamps else ["word"]
     return found
 
 

@@ -6,6 +6,12 @@ parent's side, `worker` is the process, and `model` runs SGLang inside it; `tran
 requests and outputs. Only `model` imports SGLang.
 """
 
-from penstock.engines.sglang.engine import SGLangEngine
+from penstock import lazy
 
-__all__ = ["SGLangEngine"]
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.engines.sglang.engine import SGLangEngine as SGLangEngine
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__, {"penstock.engines.sglang.engine": ("SGLangEngine",)}
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -129,30 +129,39 @@ class Model:
         params = sampling_params(sampling, room, special=bool(shown))
         hidden = [s for s in self._special_texts if s not in shown] if shown else []
         maker = DeltaMaker(sampling, self._text_of, hidden, prompt=prompt)
+        async with self._run() as rid:
+            try:
+                outputs = await self._engine.async_generate(
+                    input_ids=prompt,
+                    sampling_params=params,
+                    return_logprob=sampling.logprobs is not None,
+                    top_logprobs_num=sampling.logprobs or 0,
+                    lora_path=self._adapter(submit.adapter),
+                    stream=submit.stream,
+                    rid=rid,
+                )
+                if not submit.stream:
+                    if (whole := maker.delta(outputs)) is not None:
+                        yield whole
+                    return
+                async for output in outputs:
+                    if (delta := maker.delta(output)) is not None:
+                        yield delta
+            except (asyncio.CancelledError, GeneratorExit):
+                self._manager.abort_request(rid)
+                raise
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[str]:
+        """Count a request as running, once the engine is open. Gives its id for SGLang, whose
+        errors become Penstock's.
+        """
         rid = f"penstock-{next(self._rids)}"
         await self._open.wait()
         self._running.add(rid)
         self._idle.clear()
         try:
-            outputs = await self._engine.async_generate(
-                input_ids=prompt,
-                sampling_params=params,
-                return_logprob=sampling.logprobs is not None,
-                top_logprobs_num=sampling.logprobs or 0,
-                lora_path=self._adapter(submit.adapter),
-                stream=submit.stream,
-                rid=rid,
-            )
-            if not submit.stream:
-                if (whole := maker.delta(outputs)) is not None:
-                    yield whole
-                return
-            async for output in outputs:
-                if (delta := maker.delta(output)) is not None:
-                    yield delta
-        except (asyncio.CancelledError, GeneratorExit):
-            self._manager.abort_request(rid)
-            raise
+            yield rid
         except PenstockError:
             raise
         except Exception as error:
@@ -168,19 +177,15 @@ class Model:
         """
         asked = msgspec.convert(questions, list[Question])
         read = tokenized(msgspec.convert(texts, RequestTexts), asked, self._encoded)
-        longest = max(len(one.stem) + max(map(len, one.trie.paths)) for one in read.branches)
-        if (size := len(read.ids) + longest) >= self._prompt_limit:
-            raise context_overflow(self._context_length, size, what="an input with a question")
+        if read.longest >= self._prompt_limit:
+            what = "an input with a question"
+            raise context_overflow(self._context_length, read.longest, what=what)
         places: dict[Path, list[tuple[int, Path]]] = {}
         for number, branch in enumerate(read.branches):
             for place, tokens in branch.trie.parting.items():
                 places.setdefault(tokens, []).append((number, place))
         known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
-        rid = f"penstock-{next(self._rids)}"
-        await self._open.wait()
-        self._running.add(rid)
-        self._idle.clear()
-        try:
+        async with self._run():
             for tokens, wanted in places.items():
                 found = await self._engine.async_score(
                     query=read.ids,
@@ -190,12 +195,6 @@ class Model:
                 )
                 for (number, place), chances in zip(wanted, found.scores, strict=True):
                     known[number][place] = [math.log(p) if p > 0 else -math.inf for p in chances]
-        except Exception as error:
-            raise _error(error) from error
-        finally:
-            self._running.discard(rid)
-            if not self._running:
-                self._idle.set()
         each = [shares(branch.trie, one) for branch, one in zip(read.branches, known, strict=True)]
         return each, Usage(read.size)
 
@@ -218,11 +217,11 @@ class Model:
 
     async def tokenize(self, text: str) -> list[int]:
         """Ids of a text, none added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._encoded([text], special_tokens=False)[0]
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         """Ids of a text, with the text of each if `names` are wanted."""
-        ids = list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+        (ids,) = self._encoded([text], special_tokens)
         return Tokens(ids, list(map(self._text_of, ids)) if names else None)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
@@ -325,9 +324,7 @@ class Model:
     # Prompts
     def _prompt(self, submit: Submit) -> list[int]:
         if isinstance(submit.prompt, str):
-            return list(
-                self._tokenizer.encode(submit.prompt, add_special_tokens=submit.special_tokens)
-            )
+            return self._encoded([submit.prompt], submit.special_tokens)[0]
         self._check_ids(submit.prompt, "prompt")
         return submit.prompt
 

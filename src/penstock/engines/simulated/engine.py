@@ -27,11 +27,10 @@ from penstock.engines.simulated.answers import (
     prompt_logprobs,
     scores,
     seeded,
-    text_of_each,
 )
 from penstock.engines.simulated.options import COSTS_ONLY, SimulatedOptions
-from penstock.engines.simulated.shared_steps import SharedSteps
-from penstock.engines.tasks import Batches, Mailbox
+from penstock.engines.simulated.shared_steps import Running, SharedSteps
+from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,
@@ -41,7 +40,7 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.connectors import HELD
-from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -54,35 +53,6 @@ from penstock.types import (
 
 _VOCABULARY = 256
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
-
-
-class _Running:
-    """One request inside the step loop."""
-
-    def __init__(
-        self,
-        request: GenerateRequest,
-        prompt: list[int],
-        answer: bytes,
-        reason: FinishReason,
-    ) -> None:
-        self.request = request
-        self.prompt = prompt
-        self.prompt_tokens = len(prompt)
-        self.blocks = block_hashes(prompt)
-        self.answer = answer
-        self.texts = text_of_each(answer)
-        self.reason = reason
-        self.emitted = 0
-        self.cached = 0
-        self.kv = request.kv_transfer_params or {}
-        self.slowness = 1.0
-        self.hangs = False
-        self.kills = False
-        self.ready_at: float | None = None
-        """When its first token is due; None until it was admitted."""
-        self.stop = StopStrings(request.sampling.stop)
-        self.mailbox = Mailbox()
 
 
 class SimulatedEngine(TokenEngine):
@@ -123,9 +93,9 @@ class SimulatedEngine(TokenEngine):
         self.connector = None if given is None else make_connector(given)
         self._steps = 0
         self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
-        self._waiting: deque[_Running] = deque()
-        self._running: dict[_Running, None] = {}  # in the order of their admission
-        self._shared: SharedSteps[_Running] = SharedSteps(self.sharing, self.options.max_num_seqs)
+        self._waiting: deque[Running] = deque()
+        self._running: dict[Running, None] = {}  # in the order of their admission
+        self._shared = SharedSteps(self.sharing, self.options.max_num_seqs)
         self._loop_task: asyncio.Task[None] | None = None
         self._alive = False
         self._deaths = 0
@@ -263,7 +233,7 @@ class SimulatedEngine(TokenEngine):
         return True
 
     # One request
-    def _admit(self, request: GenerateRequest) -> _Running:
+    def _admit(self, request: GenerateRequest) -> Running:
         sampling, options = request.sampling, self.options
         prompt = (
             list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
@@ -281,13 +251,13 @@ class SimulatedEngine(TokenEngine):
             wanted = limit if sampling.ignore_eos else sampling.min_tokens
             answer = (answer * (wanted // max(len(answer), 1) + 1))[:wanted]
         by_length = sampling.ignore_eos or len(answer) > limit
-        item = _Running(request, prompt, answer[:limit], "length" if by_length else "stop")
+        item = Running(request, prompt, answer[:limit], "length" if by_length else "stop")
         item.slowness = options.slow_factor if draw.random() < options.slow_rate else 1.0
         item.hangs = draw.random() < options.hang_rate
         item.kills = options.die_on is not None and options.die_on.encode() in bytes(prompt)
         return item
 
-    def _prefill(self, item: _Running) -> float:
+    def _prefill(self, item: Running) -> float:
         """Look the prompt up in the prefix cache. Returns the milliseconds to the first token."""
         item.cached = min(
             self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0)
@@ -303,7 +273,7 @@ class SimulatedEngine(TokenEngine):
             item.prompt_tokens - item.cached
         )
 
-    def _fetched(self, item: _Running) -> bool:
+    def _fetched(self, item: Running) -> bool:
         """Whether the prompt's cache was to be had from the engine that computed it. Then that
         engine is rid of it.
         """
@@ -317,7 +287,7 @@ class SimulatedEngine(TokenEngine):
         self.kv_transfers += 1
         return True
 
-    def _hold(self, item: _Running) -> dict[str, Any] | None:
+    def _hold(self, item: Running) -> dict[str, Any] | None:
         """Keep a prompt's cache for another engine, and tell where it is."""
         if self.identity is None or not item.kv.get("do_remote_decode"):
             return None
@@ -331,7 +301,7 @@ class SimulatedEngine(TokenEngine):
             "remote_process": os.getpid(),
         }
 
-    def _emit(self, item: _Running) -> Delta | None:
+    def _emit(self, item: Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
         sampling = item.request.sampling
         text = item.stop.push(item.texts[item.emitted])
@@ -409,7 +379,7 @@ class SimulatedEngine(TokenEngine):
                     self._step(ready, step, clock())
                 await asyncio.sleep(0)
 
-    def _step(self, ready: list[_Running], seconds: float, now: float) -> None:
+    def _step(self, ready: list[Running], seconds: float, now: float) -> None:
         self._steps += 1
         for item in ready:
             if item not in self._running:
@@ -425,7 +395,7 @@ class SimulatedEngine(TokenEngine):
                 if delta.finish_reason is not None:
                     self._forget(item)
 
-    def _forget(self, item: _Running) -> None:
+    def _forget(self, item: Running) -> None:
         self._shared.gone(item)
         if item in self._running:
             del self._running[item]

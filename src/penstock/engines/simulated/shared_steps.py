@@ -1,4 +1,5 @@
-"""What the controller of `penstock.engines.sharing` sees of simulated steps, and does with them.
+"""The requests of simulated steps; what the controller of `penstock.engines.sharing` sees of them,
+and does with them.
 
 A batch request that leaves a step keeps its tokens, and goes on where it was.
 """
@@ -7,53 +8,76 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
 
+from penstock.engines.sampling import StopStrings
 from penstock.engines.sharing import Controller, Observed
+from penstock.engines.simulated.answers import text_of_each
+from penstock.engines.tasks import Mailbox
 from penstock.engines.token_engine import GenerateRequest
+from penstock.kv.prefix_index import block_hashes
 from penstock.llm_config.batch import BatchConfig
+from penstock.types import FinishReason
 
 
-class Item(Protocol):
-    """A request inside the step loop, with the number of its tokens."""
+class Running:
+    """One request inside the step loop."""
 
-    request: GenerateRequest
-    emitted: int
+    def __init__(
+        self,
+        request: GenerateRequest,
+        prompt: list[int],
+        answer: bytes,
+        reason: FinishReason,
+    ) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.prompt_tokens = len(prompt)
+        self.blocks = block_hashes(prompt)
+        self.answer = answer
+        self.texts = text_of_each(answer)
+        self.reason = reason
+        self.emitted = 0
+        self.cached = 0
+        self.kv = request.kv_transfer_params or {}
+        self.slowness = 1.0
+        self.hangs = False
+        self.kills = False
+        self.ready_at: float | None = None
+        """When its first token is due; None until it was admitted."""
+        self.stop = StopStrings(request.sampling.stop)
+        self.mailbox = Mailbox()
 
 
-T = TypeVar("T", bound=Item)
-
-
-class SharedSteps(Generic[T]):
+class SharedSteps:
     """Lets requests of both classes into `slots`. Before the first batch request it decides
     nothing.
     """
 
     def __init__(self, config: BatchConfig, slots: int) -> None:
         self.controller = Controller(config)
-        self.waiting: deque[T] = deque()
+        self.waiting: deque[Running] = deque()
         """Batch requests."""
         self.pause = 0.0
         self._slots = slots
         self._on = False
-        self._due: set[int] = set()
 
-    def queue_of(self, item: T, online: deque[T]) -> deque[T]:
+    def queue_of(self, item: Running, online: deque[Running]) -> deque[Running]:
         """The queue of a request's class."""
         return self.waiting if item.request.batch else online
 
-    def came(self, item: T) -> None:
+    def came(self, item: Running) -> None:
         """A request has come just now."""
         if item.request.batch:
             self._on = True
         elif self._on:
-            self._due.add(id(item))
             self.controller.arrived(id(item), asyncio.get_running_loop().time())
 
-    def admitted(self, now: float, running: dict[T, None], online: deque[T]) -> list[T]:
+    def admitted(
+        self, now: float, running: dict[Running, None], online: deque[Running]
+    ) -> list[Running]:
         """Let requests in, the batch's as far as the controller allows; others of it leave."""
-        new: list[T] = []
+        new: list[Running] = []
         granted = False
         if self._on:
             batch = [item for item in running if item.request.batch]
@@ -77,7 +101,7 @@ class SharedSteps(Generic[T]):
             running[item] = None
         return new
 
-    def stepped(self, began: float, ended: float, ready: Iterable[T]) -> None:
+    def stepped(self, began: float, ended: float, ready: Sequence[Running]) -> None:
         """These have got a token."""
         if not self._on:
             return
@@ -85,14 +109,12 @@ class SharedSteps(Generic[T]):
         batch = sum(classes)
         self.controller.stepped(began, ended, online=len(classes) - batch, batch=batch)
         for item in ready:
-            if id(item) in self._due and item.emitted:
-                self._due.discard(id(item))
+            if item.emitted:
                 self.controller.answered(id(item), ended)
 
-    def gone(self, item: T) -> None:
+    def gone(self, item: Running) -> None:
         """A request has ended, or was given up."""
-        if id(item) in self._due:
-            self._due.discard(id(item))
+        if self._on:
             self.controller.gone(id(item))
 
     def metrics(self) -> dict[str, float]:

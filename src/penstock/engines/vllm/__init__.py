@@ -5,6 +5,12 @@ vLLM's own HTTP application. `prompts` and `parsers` translate requests and answ
 imports vLLM; it is loaded when an engine starts.
 """
 
-from penstock.engines.vllm.engine import VLLMEngine
+from penstock import lazy
 
-__all__ = ["VLLMEngine"]
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.engines.vllm.engine import VLLMEngine as VLLMEngine
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__, {"penstock.engines.vllm.engine": ("VLLMEngine",)}
+    )

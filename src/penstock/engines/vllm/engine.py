@@ -92,8 +92,8 @@ class VLLMEngine(TokenEngine):
 
     def stated(self) -> Stated:
         given = self.options.engine
-        runner = "pooling" if given.get("convert") in options.POOLED else given.get("runner")
-        tasks = None if runner is None else options.RUNNERS.get(runner)
+        runner = "pooling" if given.get("convert") in options.POOLED else given.get("runner", "")
+        tasks = options.RUNNERS.get(runner)
         return Stated(sources.stated_vocabulary(self.model_source), tasks)
 
     def describe(self) -> None:

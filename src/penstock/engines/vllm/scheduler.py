@@ -16,11 +16,10 @@ import msgspec
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from penstock.engines.sharing import Controller, Observed
+from penstock.engines.sharing import KV_FULL, Controller, Observed
 from penstock.engines.vllm.options import BATCH_CONFIG, BATCH_ID, BATCH_STATS
 from penstock.llm_config.batch import BatchConfig
 
-_KV_FULL = 0.9
 _IDLE_SECONDS = 0.002
 
 
@@ -86,7 +85,7 @@ class SharingScheduler(Scheduler):  # type: ignore[misc]
         held, aside = running[decision.rows :], waiting[max(decision.rows - len(running), 0) :]
         out = {one.request_id for one in held}
         self.running = [one for one in self.running if one.request_id not in out]
-        if usage >= _KV_FULL and len(self.waiting) > len(waiting):
+        if usage >= KV_FULL and len(self.waiting) > len(waiting):
             for one in reversed(held):
                 self._preempt_request(one, time.monotonic())
             aside, held = held + aside, []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -193,41 +193,31 @@ class _States(Collector):
         self._engines: dict[str, dict[str, float]] = {}
 
     async def ask_engines(self) -> None:
-        """Fetch the counters of the running engines; skip one that does not answer at once."""
-
-        async def ask(handle: ModelHandle) -> dict[str, float]:
-            try:
-                async with asyncio.timeout(ENGINE_TIMEOUT_S):
-                    return await handle.engine_metrics()
-            except (PenstockError, TimeoutError):
-                return {}
-
-        counts = await asyncio.gather(*map(ask, self._handles.values()))
+        """Fetch the counters of the running engines."""
+        counts = await asyncio.gather(*map(engine_counters, self._handles.values()))
         self._engines = dict(zip(self._handles, counts, strict=True))
 
     def collect(self) -> Iterable[Metric]:
         now = {model_id: handle.state() for model_id, handle in self._handles.items()}
-        for kind, name, text, field in _STATES:
-            family = kind(f"penstock_{name}", text, labels=["model_name"])
-            for model_id, state in now.items():
-                family.add_metric([model_id], getattr(state, field))
-            yield family
-        states = GaugeMetricFamily(
-            "penstock_model_state",
-            "1 for the state that the model is in.",
-            labels=["model_name", "state"],
-        )
+        yield from _families({(model_id,): state for model_id, state in now.items()})
         handoffs = CounterMetricFamily(
             "penstock_prefill_handoffs",
             "Prompts by who computed them: the prefill side (remote), or for what reason not.",
             labels=["model_name", "outcome"],
         )
         for model_id, state in now.items():
-            for name in get_args(StateName):
-                states.add_metric([model_id, name], float(name == state.state))
             for outcome, count in state.handoffs.items():
                 handoffs.add_metric([model_id, outcome], count)
-        yield from (states, handoffs, *_of_replicas(now), *self._of_engines())
+        yield handoffs
+        yield from _families(
+            {
+                (model_id, replica): state
+                for model_id, model in now.items()
+                for replica, state in model.replicas.items()
+            },
+            of="replica",
+        )
+        yield from self._of_engines()
 
     def adapters(self) -> Metric:
         """vLLM's `lora_requests_info`: which adapters are loaded. The value is the time, as
@@ -260,22 +250,33 @@ class _States(Collector):
         return families.values()
 
 
-def _of_replicas(models: Mapping[str, ModelState]) -> Iterable[Metric]:
-    """The same of each replica, where a model has several here."""
-    labels = ["model_name", "replica"]
+def _families(
+    states: Mapping[tuple[str, ...], ModelState], of: Literal["model", "replica"] = "model"
+) -> Iterable[Metric]:
+    """What models are doing, by their names; or what each replica is, where a model has several
+    here.
+    """
+    labels, prefix, note = ["model_name"], "penstock_", ""
+    if of == "replica":
+        labels, prefix, note = [*labels, "replica"], "penstock_replica_", " Of one replica."
     for kind, name, text, field in _STATES:
-        family = kind(f"penstock_replica_{name}", f"{text} Of one replica.", labels=labels)
-        for model_id, model in models.items():
-            for replica, state in model.replicas.items():
-                family.add_metric([model_id, replica], getattr(state, field))
+        family = kind(f"{prefix}{name}", f"{text}{note}", labels=labels)
+        for names, state in states.items():
+            family.add_metric(names, getattr(state, field))
         yield family
-    states = GaugeMetricFamily(
-        "penstock_replica_state",
-        "1 for the state that the replica is in.",
-        labels=[*labels, "state"],
+    now = GaugeMetricFamily(
+        f"penstock_{of}_state", f"1 for the state that the {of} is in.", labels=[*labels, "state"]
     )
-    for model_id, model in models.items():
-        for replica, state in model.replicas.items():
-            for state_name in get_args(StateName):
-                states.add_metric([model_id, replica, state_name], float(state_name == state.state))
-    yield states
+    for names, state in states.items():
+        for state_name in get_args(StateName):
+            now.add_metric([*names, state_name], float(state_name == state.state))
+    yield now
+
+
+async def engine_counters(handle: ModelHandle) -> dict[str, float]:
+    """What a model's engine counts; nothing of one that does not answer at once."""
+    try:
+        async with asyncio.timeout(ENGINE_TIMEOUT_S):
+            return await handle.engine_metrics()
+    except (PenstockError, TimeoutError):
+        return {}

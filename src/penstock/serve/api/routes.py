@@ -56,22 +56,24 @@ _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...
     ("text_1", ScoreBody, texts.score),
     ("query", RerankBody, texts.rerank),
 )
-"""What `POST /invocations` is asked, the one path that Amazon SageMaker asks for everything, as in
-vLLM: the parameter that only a body of this form has, the form, and the endpoint that answers it.
+"""What `POST /invocations` takes, the one path that Amazon SageMaker asks for everything, as in
+vLLM: the parameter by which a body's form is known, the form, and the endpoint that answers it.
 """
-_NAMES = frozenset(ClassifyBody.__struct_fields__)
+_CLASSIFY_NAMES = frozenset(ClassifyBody.__struct_fields__)
 FORMS: tuple[type[Struct], ...] = tuple(form for _, form, _ in _SHAPES)
 
 
 async def invocations(exchange: Exchange) -> Response:
-    """Answer a body of any form: a chat, a completion, embeddings or classes, a score, a rank."""
+    """Answer a body of any form in `_SHAPES`. An `input` is classified where the model makes no
+    embeddings.
+    """
     body: Any = decode_body(await exchange.read_json(), Any)
     for name, form, answer in _SHAPES:
         if isinstance(body, dict) and name in body:
             try:
                 return await answer(exchange, parse_body(form, body))
             except UnsupportedError:
-                if form is not EmbeddingBody or not body.keys() <= _NAMES:
+                if form is not EmbeddingBody or not body.keys() <= _CLASSIFY_NAMES:
                     raise
             return await texts.classify(exchange, parse_body(ClassifyBody, body))
     names = ", ".join(name for name, _, _ in _SHAPES)
@@ -83,9 +85,9 @@ class Endpoint(Struct, frozen=True):
 
     `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
     of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
-    kind; `query` names the parameters of the URL. `runs`: it uses an engine; `admin`: for operators
-    only; `public`: for everybody, without a key. Raises `ValueError` for an endpoint that controls
-    a model without `admin`.
+    kind; `query` names the parameters of the URL. `runs`: it uses an engine, and the console shows
+    it while it runs; `admin`: for operators only; `public`: for everybody, without a key. Raises
+    `ValueError` for an endpoint that controls a model without `admin`, or is `admin` and `public`.
     """
 
     method: str
@@ -248,7 +250,7 @@ CONSOLE_ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/console/live", console.live, console.LiveBody),
 )
-"""The console's own, which the description leaves out: nothing else is to ask them."""
+"""The console's own. The OpenAPI document leaves them out, as only the console asks them."""
 
 _ERROR = {
     "description": "The request failed.",

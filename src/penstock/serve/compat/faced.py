@@ -17,19 +17,19 @@ from penstock.serve.compat.forms import (
     result_of,
 )
 from penstock.serve.models.control import METHODS as CONTROLS, control_failure, parse_control
-from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
+from penstock.serve.models.handle import ModelView
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer as OwnServer
 from penstock.types import ChatRequest, CompletionRequest
 
 
-class FacedModel(ModelHandle):
+class FacedModel(ModelView):
     """A model as its ingresses see it, whose server in Ray's form overrides methods: requests and
     operations of these go through `server_of()`, which is asked for when the first one comes.
     """
 
     def __init__(self, model: LocalModel, server_of: Callable[[], Any]) -> None:
-        self.model_id = model.model_id
+        super().__init__(model)
         self.config = model.config
         self._model = model
         self._server_of = server_of
@@ -40,35 +40,9 @@ class FacedModel(ModelHandle):
     def server(self) -> OwnServer:
         return self._model.server
 
-    @property
-    def engine_name(self) -> str:
-        return self._model.engine_name
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        return self._model.aliases
-
-    def card(self) -> ModelCard:
-        return self._model.card()
-
-    def state(self) -> ModelState:
-        return self._model.state()
-
-    def engine_app(self) -> Any:
-        return self._model.engine_app()
-
-    async def engine_metrics(self) -> dict[str, float]:
-        return await self._model.engine_metrics()
-
-    async def adapters(self) -> list[str]:
-        return await self._model.adapters()
-
     async def start(self) -> None:
-        await self._model.start()
+        await super().start()
         await self._face()
-
-    async def stop(self, drain_timeout_s: float = 30.0) -> None:
-        await self._model.stop(drain_timeout_s)
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         task, face = task_of(request), await self._face()
@@ -92,7 +66,7 @@ class FacedModel(ModelHandle):
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         face = await self._face()
         if method not in self._own:
-            return await self._model.control(method, options)
+            return await super().control(method, options)
         parse_control(method, options)
         replica = self._model.replica_id
         try:

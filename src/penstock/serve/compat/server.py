@@ -293,6 +293,8 @@ class LLMServer(metaclass=_Awaited):
                 settings,
                 api_keys=frozenset(),
                 store=None,
+                batches=None,
+                console=False,
                 engine_app=None,
                 limits=msgspec.structs.replace(settings.limits, max_inflight=None),
                 dev=False,
@@ -410,7 +412,7 @@ class LLMServer(metaclass=_Awaited):
     async def build_asgi_app(self) -> Any:
         """The OpenAI-compatible API of this model, as an ASGI application."""
         model = self._started()
-        settings = msgspec.structs.replace(settings_of(self._about), store=None)
+        settings = msgspec.structs.replace(settings_of(self._about), store=None, batches=None)
         return IngressApp(IngressState(self._names(self._outside(model)), settings))
 
     async def __serve_build_asgi_app__(self) -> Any:

@@ -81,6 +81,8 @@ class LLMServingArgs(IngressArgs, kw_only=True):
             return "there may be more replicas or fewer than one"
         if self.ingress_cls_config:
             return "an ingress class is configured"
+        if self.http.batches is not None:
+            return "the batch and files APIs are the ingress's"
         return "the control routes are the ingress's" if self.http.dev else ""
 
     @property

@@ -1,6 +1,6 @@
 // Batches: how far they are, beginning one, pausing and cancelling one, its files.
 
-import { KIND, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
+import { KIND, arrange, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
 import { download, filesPart, upload } from "./files.js";
 import * as server from "./server.js";
 
@@ -57,28 +57,27 @@ export const batchesView = () => {
       if (label) (fresh.element.querySelector(`[aria-label="${CSS.escape(label)}"]`) ?? fresh.element.querySelector("button"))?.focus();
       return fresh.element;
     });
-    for (const old of [...list.children]) if (!made.includes(old)) old.remove();
-    made.forEach((one, at) => { if (list.children[at] !== one) list.insertBefore(one, list.children[at] ?? null); });
+    arrange(list, made);
   };
-  const load = async (further = false) => {
+  const load = async (further = false, quiet = false) => {
     const after = further && batches.length ? `&after=${encodeURIComponent(batches.at(-1).id)}` : "";
     const limit = further ? PAGE : Math.min(Math.max(batches.length, PAGE), 100);
-    const page = await server.getJson(`v1/batches?limit=${limit}${after}`);
+    const page = await server.getJson(`v1/batches?limit=${limit}${after}`, { quiet });
     const before = batches;
     batches = further ? [...batches, ...page.data] : page.data;
     more.hidden = !page.has_more;
     draw();
     if (batches.some((one) => OVER.includes(one.status) && before.some((old) => old.id === one.id && !OVER.includes(old.status)))) await files.load();
   };
-  const watch = async () => {
+  const watch = async (quiet = false) => {
     clearTimeout(timer);
     if (element.hidden || document.hidden) return;
     try {
-      await load();
+      await load(false, quiet);
     } catch { /* the state in the head tells it */ }
-    timer = setTimeout(watch, POLL_MS);
+    timer = setTimeout(() => watch(true), POLL_MS);
   };
-  document.addEventListener("visibilitychange", watch);
+  document.addEventListener("visibilitychange", () => watch(true));
 
   const picked = el("input", { type: "file", accept: ".jsonl,application/jsonl", required: true });
   const endpoint = el("select", {}, ENDPOINTS.map((one) => el("option", { value: one }, one)));

@@ -1,6 +1,6 @@
 // Talking to a model: streamed answers, thoughts, tool calls, pictures, a schema, token probabilities.
 
-import { badge, button, check, copy, count, doing, el, empty, field, note, seconds } from "./page.js";
+import { badge, button, check, copy, count, doing, el, empty, field, note, pretty, seconds } from "./page.js";
 import { rendered } from "./markdown.js";
 import { schemaEditor } from "./schema.js";
 import * as server from "./server.js";
@@ -24,7 +24,7 @@ const dataUrl = (file) => new Promise((resolve, reject) => {
 });
 
 /** Adds what a chunk brings to a message. */
-export const grow = (message, chunk) => {
+const grow = (message, chunk) => {
   if (chunk.usage) message.usage = chunk.usage;
   const choice = chunk.choices?.[0];
   if (!choice) return;
@@ -52,14 +52,6 @@ const sent = (message) => {
   const { role, content, tool_call_id } = message;
   if (message.tool_calls?.length) return { role, content: content || null, tool_calls: message.tool_calls };
   return tool_call_id ? { role, content, tool_call_id } : { role, content };
-};
-
-const shown = (json) => {
-  try {
-    return JSON.stringify(JSON.parse(json), null, 2);
-  } catch {
-    return json;
-  }
 };
 
 /** Tokens coloured by their probability; arrow keys walk through them, and the alternatives are told below. */
@@ -160,7 +152,7 @@ export const chatView = (live) => {
       else answer();
     }, { class: "small" });
     return el("div", { class: "call" }, el("p", {}, badge("tool call", "busy"), " ", el("strong", {}, call.function.name || "…")),
-      el("pre", { tabindex: "0" }, shown(call.function.arguments)),
+      el("pre", { tabindex: "0" }, pretty(call.function.arguments)),
       message.done && !done && !running ? [field(`Result of ${call.function.name}`, result), give] : null);
   };
 
@@ -178,7 +170,7 @@ export const chatView = (live) => {
   const body = (message) => {
     if (message.role !== "assistant")
       return [message.images?.map((one) => el("img", { class: "sent", src: one.url, alt: one.name })), el("p", { class: "said" }, message.content)];
-    const json = message.structured && message.done ? shown(message.content) : "";
+    const json = message.structured && message.done ? pretty(message.content) : "";
     return [
       message.reasoning && el("details", { class: "thoughts", open: !message.content && !message.done },
         el("summary", {}, message.content || message.done ? "Thoughts" : "Thinking …"), el("div", {}, rendered(message.reasoning))),

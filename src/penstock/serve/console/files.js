@@ -37,8 +37,10 @@ export const filesPart = () => {
   } }, field("A file of lines (JSONL)", picked), el("button", { type: "submit" }, "Upload"));
   const drop = async (event, one) => {
     if (!(await confirmed(`Delete ${one.filename}?`, "The file is gone then, for everybody with your key.", "Delete"))) return;
-    await doing(event.target, () => server.remove(`v1/files/${encodeURIComponent(one.id)}`));
-    await load();
+    await doing(event.target, async () => {
+      await server.remove(`v1/files/${encodeURIComponent(one.id)}`);
+      await load();
+    });
   };
   const draw = () => {
     list.replaceChildren(files.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of files" }, el("table", {},

@@ -11,7 +11,7 @@ const HIGH = 140;
 /** Asks the server, tells the subscribers, and remembers the last two minutes. */
 export const liveFacts = (onState) => {
   const subscribers = [];
-  const requests = new Map(); // ended ones by number, and those under way by id
+  const requests = new Map(); // ended ones, by number
   const seen = new Map(); // tokens of each request under way when it was last seen
   const batchTokens = new Map(); // of each model, when they were last seen
   const bins = new Map(); // tokens of each second
@@ -54,10 +54,10 @@ export const liveFacts = (onState) => {
     while (samples[0].at < now - SPAN - 5) samples.shift();
     for (const second of bins.keys()) if (second < now - SPAN - 5) bins.delete(second);
   };
-  const poll = async () => {
+  const poll = async (quiet) => {
     clearTimeout(timer);
     try {
-      const facts = await server.post("console/live", { after, bodies });
+      const facts = await server.post("console/live", { after, bodies }, { quiet });
       const now = Date.now() / 1000;
       if (facts.requests && facts.requests.after < after) requests.clear(); // the server was started again
       take(facts, now);
@@ -66,13 +66,12 @@ export const liveFacts = (onState) => {
       for (const tell of subscribers) tell(facts);
     } catch (error) {
       onState("bad", last, error);
-      if (error.status === 404 || error.status === 401) return;
     } finally {
-      timer = document.hidden ? 0 : setTimeout(() => now(), POLL_MS);
+      timer = document.hidden ? 0 : setTimeout(() => now(true), POLL_MS);
     }
   };
-  const now = () => (asking ??= poll().finally(() => { asking = null; }));
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) now(); });
+  const now = (quiet = false) => (asking ??= poll(quiet).finally(() => { asking = null; }));
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) now(true); });
   return {
     now,
     subscribe: (tell) => { subscribers.push(tell); if (last) tell(last); },
@@ -90,7 +89,7 @@ const nice = (top) => {
 };
 
 /** A chart of the last two minutes. `lines` are [name, points]; a point is [seconds ago, value] or null for a gap. */
-const chart = (title, unit, told) => {
+const chart = (title, told) => {
   const big = el("p", { class: "big" }, "–");
   const legend = el("ul", { class: "legend" });
   const plot = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none", role: "img" });
@@ -124,10 +123,10 @@ const chart = (title, unit, told) => {
 };
 
 export const liveView = (live) => {
-  const speed = chart("Tokens per second", "tokens/s", (value) => `${value >= 100 ? count(Math.round(value)) : value.toFixed(1)} tokens/s`);
-  const first = chart("Time to first token", "s", seconds);
-  const queue = chart("Requests", "", (value) => count(Math.round(value)));
-  const cache = chart("KV cache in use", "%", (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`);
+  const speed = chart("Tokens per second", (value) => `${value >= 100 ? count(Math.round(value)) : value.toFixed(1)} tokens/s`);
+  const first = chart("Time to first token", seconds);
+  const queue = chart("Requests", (value) => count(Math.round(value)));
+  const cache = chart("KV cache in use", (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`);
   const draw = (facts) => {
     if (element.hidden) return;
     const now = Date.now() / 1000;

@@ -27,7 +27,7 @@ const askKey = (why = "") => (asking ??= ask("API key", (done) => {
   return true;
 }));
 server.onKeyNeeded(askKey);
-find("key").addEventListener("click", async () => { if (await askKey()) live.now(); });
+find("key").addEventListener("click", async () => { if (await askKey()) begin(); });
 
 // The theme
 const scheme = matchMedia("(prefers-color-scheme: dark)");
@@ -83,7 +83,8 @@ const show = (moves = true) => {
 addEventListener("hashchange", () => show());
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); find("main").focus(); });
 show(false);
-if (document.documentElement.dataset.keys === "needed") await askKey();
+const begin = () => { live.now(); show(false); };
+const may = document.documentElement.dataset.keys !== "needed" || await askKey();
 ready = true;
-live.now();
-show(false);
+if (may) begin();
+else live.now(true);

@@ -7,7 +7,7 @@ const DEEPEST = 8;
 const MARKS = [["**", "strong"], ["__", "strong"], ["~~", "del"], ["*", "em"], ["_", "em"]];
 
 /** The address if a click on it does no harm, else null. */
-export const safeAddress = (text) => {
+const safeAddress = (text) => {
   try {
     const address = new URL(text);
     return ["http:", "https:", "mailto:"].includes(address.protocol) ? address.href : null;

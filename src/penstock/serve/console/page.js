@@ -86,6 +86,21 @@ export const confirmed = (title, text, yes) => ask(title, (done) => [
     button(yes, () => done(true), { class: "danger" })),
 ]);
 
+/** JSON with its lines; any other text as it is. */
+export const pretty = (json) => {
+  try {
+    return JSON.stringify(JSON.parse(json), null, 2);
+  } catch {
+    return json;
+  }
+};
+
+/** Let a box have these elements, in this order. Those that are there already stay, and with them the focus. */
+export const arrange = (box, elements) => {
+  for (const old of [...box.children]) if (!elements.includes(old)) old.remove();
+  elements.forEach((one, at) => { if (box.children[at] !== one) box.insertBefore(one, box.children[at] ?? null); });
+};
+
 export const copy = async (text) => {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,14 +1,6 @@
 // Requests as they pass. What they say is shown only if somebody asks for it.
 
-import { ask, badge, button, check, clock, count, el, empty, seconds } from "./page.js";
-
-const shown = (body) => {
-  try {
-    return JSON.stringify(JSON.parse(body), null, 2);
-  } catch {
-    return body;
-  }
-};
+import { arrange, ask, badge, button, check, clock, count, el, empty, pretty, seconds } from "./page.js";
 
 export const requestsView = (live) => {
   let failures = false;
@@ -29,7 +21,7 @@ export const requestsView = (live) => {
       ["Queued", seconds(one.queued)], ["First token", seconds(one.first_token)], ["Took", seconds(one.seconds)], ["Tokens in", count(one.prompt_tokens)], ["Tokens out", count(one.tokens)],
     ].map(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])),
     one.body === undefined ? el("p", { class: "hint" }, "What it said was not kept. “Keep what requests say” keeps it for requests from then on, in the server's memory, while this page asks.")
-      : el("pre", { tabindex: "0", class: "body" }, shown(one.body)),
+      : el("pre", { tabindex: "0", class: "body" }, pretty(one.body)),
     el("div", { class: "row end" }, button("Close", () => done(null), { autofocus: true })),
   ]);
   const row = (one) => {
@@ -52,9 +44,7 @@ export const requestsView = (live) => {
       return fresh;
     });
     for (const number of rows.keys()) if (!live.ended.some((one) => one.number === number)) rows.delete(number);
-    // Rows that are there already stay where they are, and with them the focus.
-    for (const old of [...body.children]) if (!made.includes(old)) old.remove();
-    made.forEach((one, at) => { if (body.children[at] !== one) body.insertBefore(one, body.children[at] ?? null); });
+    arrange(body, made);
     nothing.hidden = made.length > 0;
     table.hidden = made.length === 0;
     nothing.firstChild.textContent = failures ? "No failures" : "No requests yet";

@@ -4,16 +4,14 @@ const root = new URL(".", document.baseURI);
 let key = "";
 let askForKey = async () => false;
 
-export const hasKey = () => key !== "";
 export const setKey = (given) => { key = given.trim(); };
 /** `asks` shows the dialog for the key, and resolves to whether one was given. */
 export const onKeyNeeded = (asks) => { askForKey = asks; };
 
-export class ServerError extends Error {
-  constructor(message, status = 0, code = "") {
+class ServerError extends Error {
+  constructor(message, status = 0) {
     super(message);
     this.status = status;
-    this.code = code;
   }
 }
 
@@ -36,10 +34,10 @@ const send = async (path, { method = "GET", body, signal } = {}) => {
   try {
     told = (await answer.json()).error ?? {};
   } catch { /* no JSON: the status says it */ }
-  throw new ServerError(told.message || `the server answered ${answer.status}`, answer.status, told.code);
+  throw new ServerError(told.message || `the server answered ${answer.status}`, answer.status);
 };
 
-/** Ask, and ask for the key where it is missing or wrong. */
+/** Ask, and ask for the key where it is missing or wrong, unless the page asks by itself (`quiet`). */
 const asked = async (path, options) => {
   for (;;) {
     try {
@@ -73,7 +71,7 @@ export async function* stream(path, body, signal) {
       const data = line.slice(5).trim();
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (event.error) throw new ServerError(event.error.message, 0, event.error.code);
+      if (event.error) throw new ServerError(event.error.message);
       yield event;
     }
   }

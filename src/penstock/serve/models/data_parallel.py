@@ -19,7 +19,7 @@ from penstock.balance.policies.load import LeastLoaded
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Member, Pool
 from penstock.cores import parted, usable_cores
-from penstock.engines.base import LLMEngine, Stated
+from penstock.engines.base import LLMEngine, Stated, able_together, counted_together
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig, parallelism
@@ -140,6 +140,10 @@ class EngineGroup(LLMEngine):
     def stated(self) -> Stated:
         return self.ranks[0].stated()
 
+    @property
+    def shares_steps(self) -> bool:
+        return self.ranks[0].shares_steps
+
     def brings(self, operation: str) -> bool:
         return self.ranks[0].brings(operation)
 
@@ -147,7 +151,7 @@ class EngineGroup(LLMEngine):
     async def start(self) -> None:
         parts = parted(self.cores or usable_cores(), len(self.ranks))
         for rank, cores in zip(self.ranks, parts, strict=True):
-            rank.cores = cores
+            rank.cores, rank.sharing = cores, self.sharing
         try:
             async with asyncio.TaskGroup() as starting:  # together: they may have to meet
                 for rank in self.ranks:
@@ -157,10 +161,7 @@ class EngineGroup(LLMEngine):
             if isinstance(error, ExceptionGroup):
                 raise error.exceptions[0] from None
             raise
-        each = [rank.capabilities for rank in self.ranks]
-        self.capabilities = msgspec.structs.replace(
-            each[0], max_concurrency=sum(one.max_concurrency for one in each)
-        )
+        self.capabilities = able_together([rank.capabilities for rank in self.ranks])
 
     async def stop(self) -> None:
         await self._all(lambda rank: rank.stop())
@@ -194,13 +195,7 @@ class EngineGroup(LLMEngine):
         self.adapters.pop(name, None)
 
     async def metrics(self) -> dict[str, float]:
-        """Sums over the ranks; of a share, the mean."""
-        total: dict[str, float] = {}
-        for counted in await self._all(lambda rank: rank.metrics()):
-            for name, value in counted.items():
-                share = value / len(self.ranks) if name == "kv_cache_usage" else value
-                total[name] = total.get(name, 0.0) + share
-        return total
+        return counted_together(await self._all(lambda rank: rank.metrics()))
 
     @property
     def running(self) -> list[int]:

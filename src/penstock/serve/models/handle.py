@@ -171,8 +171,8 @@ class ModelHandle(Tasks, ABC):
         """
 
 
-class BatchHandle(ModelHandle):
-    """A view of `handle` whose requests are of the batch class."""
+class ModelView(ModelHandle):
+    """`handle` as it is; whoever derives from this changes a part of it."""
 
     def __init__(self, handle: ModelHandle) -> None:
         self.model_id = handle.model_id
@@ -211,17 +211,24 @@ class BatchHandle(ModelHandle):
     async def adapters(self) -> list[str]:
         return await self._handle.adapters()
 
-    def for_batch(self) -> ModelHandle:
-        return self
-
-    def for_session(self, session: str) -> ModelHandle:
-        return BatchHandle(self._handle.for_session(session))
-
     async def start(self) -> None:
         await self._handle.start()
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         await self._handle.stop(drain_timeout_s)
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return await self._handle.control(method, options)
+
+
+class BatchHandle(ModelView):
+    """A view whose requests are of the batch class."""
+
+    def for_batch(self) -> ModelHandle:
+        return self
+
+    def for_session(self, session: str) -> ModelHandle:
+        return BatchHandle(self._handle.for_session(session))
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         return generated(self._handle, replace(request, batch=True))
@@ -230,9 +237,6 @@ class BatchHandle(ModelHandle):
         if hasattr(request, "batch"):
             request = replace(request, batch=True)
         return await getattr(self._handle, task)(request)
-
-    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return await self._handle.control(method, options)
 
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -348,8 +352,8 @@ class ModelNames:
     def _card(
         self, model_id: str, handle: ModelHandle, adapter: str | None = None
     ) -> dict[str, Any]:
-        card = self._cards.get(model_id) or handle.card()
-        now = handle.card()  # it may have learned since the card was given
+        now = handle.card()  # it may have learned since the other card was given
+        card = self._cards.get(model_id) or now
         known, inputs = now.context_length, now.inputs or card.inputs
         state = handle.state()
         return {

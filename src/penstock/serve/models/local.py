@@ -278,13 +278,11 @@ def passed_over(config: LLMConfig) -> list[str]:
         found.append("experimental_configs.num_ingress_replicas")
     if config.autoscaling.policy is not None:
         found.append("deployment_config.autoscaling_config.policy")
-    if replica_counts(config)[1] > 1 and local_counts(config)[1] == 1:
-        name = (
-            "num_replicas"
-            if config.deployment_config.autoscaling_config is None
-            else ("autoscaling_config.max_replicas")
-        )
-        found.append(f"deployment_config.{name} ({replica_counts(config)[1]})")
+    most = replica_counts(config)[1]
+    if most > 1 and local_counts(config)[1] == 1:
+        scaled = deployment.autoscaling_config is not None
+        name = "autoscaling_config.max_replicas" if scaled else "num_replicas"
+        found.append(f"deployment_config.{name} ({most})")
     return found
 
 

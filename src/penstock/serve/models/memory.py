@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from penstock import demo
+from penstock.engines.disk.cache import hub_folder
 from penstock.errors import EngineStartError
 from penstock.llm_config import LLMConfig, parallelism
 
@@ -167,11 +167,7 @@ def local_files(config: LLMConfig) -> Path | None:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    cache = (
-        Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-        / f"models--{source.replace('/', '--')}"
-    )
+    cache = hub_folder(source)
     try:
         revision = (cache / "refs" / "main").read_text().strip()
     except OSError:

@@ -16,6 +16,7 @@ from penstock.balance.policies.base import RouteRequest
 from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.cores import Cores, parted, usable_cores
+from penstock.engines.base import counted_together
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import (
     EngineDeadError,
@@ -112,6 +113,7 @@ class Crew(Pool[_Replica]):
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._unloaded = False  # by an operator, and nobody has needed it since
         self._short = False  # of memory, as the log has said
 
     # Requests
@@ -119,6 +121,7 @@ class Crew(Pool[_Replica]):
     def busy(self, replica: _Replica) -> Iterator[None]:
         """The replica has one more request while this lasts."""
         replica.running += 1
+        self._unloaded = False
         if not self.wanted:
             self._scale(1)
         self.watch()
@@ -169,6 +172,11 @@ class Crew(Pool[_Replica]):
         await asyncio.gather(*(one.handle.stop(drain_timeout_s) for one in self.replicas))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def rest(self, unloaded: bool) -> None:
+        """Load nothing before the next request; or load now what is wanted."""
+        self._unloaded = unloaded
+        self.watch()
+
     def watch(self) -> None:
         """Look from now on whether the replicas are too few or too many, until all is quiet."""
         if self._timer is None and not self._stopping:
@@ -188,7 +196,7 @@ class Crew(Pool[_Replica]):
             self._scale(wanted)
         self._fill()
         ready = all(one.phase == "ready" for one in self.replicas[: self.wanted])
-        if requests or self.wanted > self.fewest or not ready:
+        if requests or self.wanted > self.fewest or not (ready or self._unloaded):
             self.watch()
 
     def _scale(self, wanted: int) -> None:
@@ -199,6 +207,8 @@ class Crew(Pool[_Replica]):
 
     def _fill(self) -> None:
         """Load the replicas that are wanted and may be loaded now."""
+        if self._unloaded:
+            return
         for replica in self.replicas[: self.wanted]:
             supervisor = replica.model.server.supervisor
             if supervisor.phase == "cold" or (
@@ -211,7 +221,7 @@ class Crew(Pool[_Replica]):
         size = await asyncio.to_thread(memory_estimate, self._config)
         server, stays = replica.model.server, replica in self.replicas[: self.fewest]
         unwanted = replica not in self.replicas[: self.wanted] or self._stopping
-        if unwanted or server.asleep or replica.phase not in ("cold", "failed"):
+        if unwanted or self._unloaded or server.asleep or replica.phase not in ("cold", "failed"):
             return
         if stays or self._budget.take(replica.model, size):
             await server.start()
@@ -249,6 +259,38 @@ class Crew(Pool[_Replica]):
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, PenstockError):  # its server has said those
             _log.error("model '%s'", self._config.model_id, exc_info=error)
+
+
+class _Attempts(Failover[_Replica]):
+    """One request's way from replica to replica, until one has `answered`, or `begun` to answer. Of
+    those that die with it the second is the last: it may be what kills.
+    """
+
+    def __init__(self, crew: Crew, route: RouteRequest) -> None:
+        super().__init__(crew, route)
+        self.answered = self.begun = False
+        self._crew = crew
+        self._lost = False
+
+    async def next(self) -> _Replica:
+        replica = await super().next()
+        self._crew.policy.sent(self.route, replica.id)
+        return replica
+
+    @contextmanager
+    def asking(self, replica: _Replica) -> Iterator[None]:
+        """Asks a replica; ends without `answered` where another one is to take over."""
+        try:
+            with self._crew.busy(replica):
+                yield
+            self.answered = True
+        except EngineDeadError:
+            if self.begun or self._lost:
+                raise
+            self._lost = True
+        except _ELSEWHERE:
+            if self.begun or not self.has_other:
+                raise
 
 
 class ReplicatedModel(ModelHandle):
@@ -320,16 +362,11 @@ class ReplicatedModel(ModelHandle):
         )
 
     async def engine_metrics(self) -> dict[str, float]:
-        """Sums over the replicas; of a share, the mean."""
-        total: dict[str, float] = {}
+        """As of one engine, over the replicas that run."""
         counts = await asyncio.gather(
             *(one.handle.engine_metrics() for one in self.crew.replicas if one.phase == "ready")
         )
-        for counted in counts:
-            for name, value in counted.items():
-                share = value / len(counts) if name == "kv_cache_usage" else value
-                total[name] = total.get(name, 0.0) + share
-        return total
+        return counted_together(counts)
 
     async def adapters(self) -> list[str]:
         return await self.crew.replicas[0].handle.adapters()
@@ -348,45 +385,21 @@ class ReplicatedModel(ModelHandle):
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        failover = Failover(self.crew, self.crew.route_of(request, self._session))
-        begun = lost = False
-        while True:
-            replica = await self._next(failover)
-            try:
-                with self.crew.busy(replica):
-                    async with aclosing(generated(replica.handle, request)) as batches:
-                        async for batch in batches:
-                            begun = True
-                            yield batch
-                return
-            except EngineDeadError:
-                if begun or lost:
-                    raise
-                lost = True  # the next one finds out whether it is this request that kills
-            except _ELSEWHERE:
-                if begun or not failover.has_other:
-                    raise
+        attempts = _Attempts(self.crew, self.crew.route_of(request, self._session))
+        while not attempts.answered:
+            replica = await attempts.next()
+            with attempts.asking(replica):
+                async with aclosing(generated(replica.handle, request)) as batches:
+                    async for batch in batches:
+                        attempts.begun = True
+                        yield batch
 
     async def answer(self, task: str, request: Any) -> Any:
-        failover = Failover(self.crew, self.crew.route_of(request, self._session))
-        lost = False
-        while True:
-            replica = await self._next(failover)
-            try:
-                with self.crew.busy(replica):
-                    return await getattr(replica.handle, task)(request)
-            except EngineDeadError:
-                if lost:
-                    raise
-                lost = True
-            except _ELSEWHERE:
-                if not failover.has_other:
-                    raise
-
-    async def _next(self, failover: Failover[_Replica]) -> _Replica:
-        replica = await failover.next()
-        self.crew.policy.sent(failover.route, replica.id)
-        return replica
+        attempts = _Attempts(self.crew, self.crew.route_of(request, self._session))
+        while not attempts.answered:
+            replica = await attempts.next()
+            with attempts.asking(replica):
+                return await getattr(replica.handle, task)(request)
 
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -396,6 +409,8 @@ class ReplicatedModel(ModelHandle):
         replicas = self.crew.replicas
         running = [one for one in replicas if one.phase != "cold"] or replicas[:1]
         asked = replicas if method in _STATEFUL else running
+        if method in ("load_model", "unload_model"):
+            self.crew.rest(method == "unload_model")
         results = await asyncio.gather(
             *(one.handle.control(method, options) for one in asked), return_exceptions=True
         )

@@ -1,42 +1,28 @@
-"""The engine of a batch job with several replicas on this machine."""
+"""Engines of batch jobs with several replicas: what they share, and the one on this machine."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import msgspec
-
-from penstock.engines.base import LLMEngine, Stated
+from penstock.engines.base import LLMEngine, able_together
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, EngineDeadError
 from penstock.llm_config import LLMConfig
+from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.local import local_counts
 from penstock.serve.models.replicated import ReplicatedModel
 from penstock.types import ChatRequest, CompletionRequest
 
 MODEL_ID = "model"
+M = TypeVar("M", bound=ModelHandle)
 
 
-def job_config(engine: LLMEngine, replicas: int) -> LLMConfig:
-    """A model of so many replicas of an engine, which answer the rows of one job."""
-    return LLMConfig.from_dict(
-        {
-            "model_loading_config": {"model_id": MODEL_ID, "model_source": engine.model_source},
-            "llm_engine": engine.name,
-            "engine_kwargs": dict(engine.engine_kwargs),
-            "lora_config": {"adapters": dict(engine.adapters)},
-            "deployment_config": {"num_replicas": replicas, "max_queued_requests": -1},
-        }
-    )
+class JobReplicas(LLMEngine, Generic[M]):
+    """Stands for `replicas` of `engine`, which itself is not started, in a batch job.
 
-
-class ReplicatedEngine(LLMEngine):
-    """Runs `replicas` engines in the place of `engine`, which itself is not started. They part the
-    cores of this machine. Raises `ConfigError`.
-
-    A replica that dies starts again by itself: its requests raise `EngineDeadError`, unless another
-    one could take them. Retry them at once.
+    Whoever runs the replicas starts one that has died again. Its requests raise `EngineDeadError`,
+    unless another one could take them: retry them at once.
     """
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
@@ -45,57 +31,30 @@ class ReplicatedEngine(LLMEngine):
         )
         self.name = engine.name  # type: ignore[misc] # rows name the engine that the replicas run
         self.deterministic = engine.deterministic
-        self._alone = engine
-        self._config = job_config(engine, replicas)
-        if local_counts(self._config)[1] != replicas:
-            raise ConfigError(
-                f"the {engine.name} engine runs elsewhere or on accelerators, and only CPU cores"
-                " are parted here",
-                field="replicas",
-                value=replicas,
-                hint="Use the runtime 'ray', or engine_kwargs.data_parallel_size.",
-            )
-        self._model: ReplicatedModel | None = None
+        self._deciding_kwargs = engine.deciding_kwargs
+        self._config = LLMConfig.from_dict(
+            {
+                "model_loading_config": {"model_id": MODEL_ID, "model_source": engine.model_source},
+                "llm_engine": engine.name,
+                "engine_kwargs": dict(engine.engine_kwargs),
+                "lora_config": {"adapters": dict(engine.adapters)},
+                "deployment_config": {"num_replicas": replicas, "max_queued_requests": -1},
+            }
+        )
+        self._model: M | None = None
 
     @property
     def deciding_kwargs(self) -> dict[str, Any]:
-        return self._alone.deciding_kwargs
-
-    def stated_context_length(self) -> int | None:
-        return self._alone.stated_context_length()
-
-    def stated_inputs(self) -> tuple[str, ...]:
-        return self._alone.stated_inputs()
-
-    def stated(self) -> Stated:
-        return self._alone.stated()
+        return self._deciding_kwargs
 
     # Life
-    async def start(self) -> None:
-        model = ReplicatedModel(self._config)
-        try:
-            await model.start()
-        except BaseException:
-            await model.stop(0.0)
-            raise
-        self._model = model
-        each = [one.model.server.engine.capabilities for one in model.crew.replicas]
-        self.capabilities = msgspec.structs.replace(
-            each[0], max_concurrency=sum(one.max_concurrency for one in each)
-        )
-
-    async def stop(self) -> None:
-        model, self._model = self._model, None
-        if model is not None:
-            await model.stop(0.0)
-
     async def restart(self) -> None:
         """Nothing: each replica starts again by itself, and the next request waits for one."""
 
     async def check_health(self) -> None:
         self._started()
 
-    def _started(self) -> ReplicatedModel:
+    def _started(self) -> M:
         if self._model is None:
             raise EngineDeadError("the replicas do not run", suspects=False)
         return self._model
@@ -106,6 +65,39 @@ class ReplicatedEngine(LLMEngine):
 
     async def answer(self, task: str, request: Any) -> Any:
         return await getattr(self._started(), task)(request)
+
+
+class ReplicatedEngine(JobReplicas[ReplicatedModel]):
+    """The replicas are on this machine, and part its cores among them. Raises `ConfigError`."""
+
+    def __init__(self, engine: LLMEngine, replicas: int) -> None:
+        super().__init__(engine, replicas)
+        if local_counts(self._config)[1] != replicas:
+            raise ConfigError(
+                f"the {engine.name} engine runs elsewhere or on accelerators, and only CPU cores"
+                " are parted here",
+                field="replicas",
+                value=replicas,
+                hint="Use the runtime 'ray', or engine_kwargs.data_parallel_size.",
+            )
+
+    # Life
+    async def start(self) -> None:
+        model = ReplicatedModel(self._config)
+        try:
+            await model.start()
+        except BaseException:
+            await model.stop(0.0)
+            raise
+        self._model = model
+        self.capabilities = able_together(
+            [one.model.server.engine.capabilities for one in model.crew.replicas]
+        )
+
+    async def stop(self) -> None:
+        model, self._model = self._model, None
+        if model is not None:
+            await model.stop(0.0)
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:

@@ -40,7 +40,7 @@ class BatchBody(Struct, kw_only=True):
 
 
 class BatchRoutes:
-    """The routes of batches."""
+    """The routes of `/v1/batches`: OpenAI's, with pause and resume."""
 
     def __init__(self, service: BatchService) -> None:
         self._service = service

@@ -37,7 +37,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class FileRoutes:
-    """The routes of `/v1/files`."""
+    """The routes of `/v1/files`, where each caller sees files of its own."""
 
     def __init__(self, service: BatchService) -> None:
         self._service = service

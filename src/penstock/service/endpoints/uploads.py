@@ -41,7 +41,7 @@ class CompleteBody(Struct, kw_only=True):
 
 
 class UploadRoutes:
-    """The routes of `/v1/uploads`."""
+    """The routes of `/v1/uploads`, which make a file of its parts."""
 
     def __init__(self, service: BatchService) -> None:
         self._service = service

@@ -9,7 +9,7 @@ import pytest
 
 from penstock import demo
 from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.process import Submit
+from penstock.engines.process import Call, Submit
 from penstock.engines.sharing import Decision
 from penstock.types import Sampling, StructuredOutput
 
@@ -133,4 +133,19 @@ def test_what_was_decided_is_among_the_metrics(generation: Any) -> None:
     metrics = generation.metrics()
     assert metrics["batch_rows_allowed"] == 1
     assert metrics["online_first_token_p95_seconds"] >= 0
+    generation.abort(0)
+
+
+def test_rows_that_wait_hold_no_decision_up(
+    generation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = scheduled(generation, monkeypatch, [0])
+    monkeypatch.setattr(controller, "lengths", lambda rows: 5.0)
+    assert not generation.submit([submit(0, batch=True)])
+    generation.step()
+    assert generation.pause == 5.0
+    generation.begin_decision(Call(1, "decide", []))
+    assert generation.pause == 0.0
+    generation.abort(1)
+    assert generation.pause == 5.0
     generation.abort(0)

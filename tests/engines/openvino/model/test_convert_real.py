@@ -6,6 +6,7 @@ import io
 import json
 import wave
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from make_vision_model import write_vision_model
 
 from penstock.engines.openvino import OpenVINOEngine
 from penstock.engines.openvino.model import source as module
+from penstock.engines.openvino.model.weights import weight_bytes
 from penstock.errors import EngineStartError
 from penstock.testing import chat_request, deltas_of
 from penstock.types import (
@@ -147,6 +149,28 @@ async def test_language_model(engine, tmp_path):
             0, prompt.shape[1] :
         ]
     assert [token for delta in chat for token in delta.token_ids] == wanted.tolist()
+
+
+def test_the_command_converts_once_and_says_the_sizes(tmp_path, capfd):
+    import transformers
+    from click.testing import CliRunner
+
+    from penstock.cli.models import models
+
+    tokenizer = byte_tokenizer(tmp_path / "gpt2", {"eos_token": "</s>"})
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=1, n_head=2
+    )
+    save(transformers.GPT2LMHeadModel(config), tmp_path / "gpt2")
+    arguments = ["convert", str(tmp_path / "gpt2"), "--weight-format", "int8"]
+    first, again = (CliRunner().invoke(models, arguments) for _ in range(2))
+    assert first.exception is None
+    assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
+    converted = Path(first.output.splitlines()[-1])
+    plain = CliRunner().invoke(models, [*arguments[:2], "--weight-format", "fp16"])
+    other = Path(plain.output.splitlines()[-1])
+    assert weight_bytes(converted) < 0.7 * weight_bytes(other)
 
 
 async def test_embedding_model(engine, tmp_path):

@@ -106,6 +106,14 @@ async def test_equal_recordings_are_heard_once(ears, monkeypatch):
     assert heard == ["transcriptions"]
 
 
+async def test_recordings_are_answered_from_a_cache(ears, tmp_path):
+    asked = {"engine": ears, "audio": "a", "max_tokens": 4, "cache": tmp_path / "cache"}
+    first = await penstock.arun([{"a": recording(0.3)}], **asked)
+    again = await penstock.arun([{"a": recording(0.3)}, {"a": recording(0.4)}], **asked)
+    assert (first.counts.from_cache, again.counts.from_cache) == (0, 1)
+    assert next(again.rows())["duration"] == next(first.rows())["duration"]
+
+
 async def test_a_processor_hears(ears):
     config = OpenVINOEngineProcessorConfig(
         model_source=ears.model_source, engine_kwargs=OPTIONS, task_type="transcribe"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from penstock.engines.media.transcripts import told_window
+from penstock.engines.media.transcripts import window_listener
 from penstock.engines.openvino import OpenVINOEngine
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.testing import TranscriptionContract
@@ -61,11 +61,11 @@ class TestHearing:
 
     async def test_a_long_recording_is_heard_in_windows_with_continuous_times(self, engine):
         told = []
-        token = told_window.set(lambda window, part: told.append((window, part.text)))
+        token = window_listener.set(lambda window, part: told.append((window, part.text)))
         try:
             found = await heard(engine, recording(70), max_tokens=24, timestamps=True)
         finally:
-            told_window.reset(token)
+            window_listener.reset(token)
         assert [window for window, _ in told] == [0, 1, 2]
         assert found.text == " ".join(filter(None, (text for _, text in told)))
         assert found.duration == pytest.approx(70)

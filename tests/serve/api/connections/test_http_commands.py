@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 
 from penstock.cli import serve as commands
 from penstock.cli.chat import chat
@@ -126,3 +128,26 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.limits.max_tokens == 9
     assert (settings.limits.max_prompt_chars, settings.limits.max_choices) == (7, 128)
     assert settings.cors_origins == ("https://a",)
+
+
+def test_a_replica_that_is_the_front_has_no_batches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    model = {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"}
+    file.write_text(
+        json.dumps({"llm_configs": [model], "listen": "127.0.0.1:1", "front": "replica"})
+    )
+    taken: list[Any] = []
+
+    def note(args: Any, settings: Any, listening: Any) -> None:
+        listening.close()
+        taken.append(structs.replace(args, http=settings).http.batches)
+
+    monkeypatch.setattr(commands, "_serve_on_ray", note)
+    command = [str(file), "--runtime", "ray", "--port", "0"]
+    assert CliRunner().invoke(serve, command).exception is None
+    assert taken == [None]
+    refused = CliRunner().invoke(serve, [*command, "--batch-dir", str(tmp_path)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "batch and files APIs are the ingress's" in str(refused.exception)

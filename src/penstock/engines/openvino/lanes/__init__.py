@@ -1,1 +1,1 @@
-"""Generation in the worker process: a lane a pipeline, its requests, images and shared steps."""
+"""Generation in the worker process: each pipeline has a lane, with requests that wait and run."""

@@ -30,11 +30,7 @@ from penstock.engines.openvino.lanes.shared_steps import SharedSteps
 from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle
 from penstock.engines.openvino.logits.deciding import Deciding
-from penstock.engines.openvino.logits.scoring import (
-    Logits,
-    Scoring,
-    check_together,
-)
+from penstock.engines.openvino.logits.scoring import Logits, Scoring, check_together
 from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
 from penstock.engines.openvino.model.files import read_config
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
@@ -106,12 +102,16 @@ class Generation:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
+        return self._busy_beside or any(lane.busy for lane in self._lanes.values())
+
+    @property
+    def _busy_beside(self) -> bool:
+        """Whether there is anything to do but the steps of lanes."""
         return (
             self._grammars.busy
             or (self._vision is not None and self._vision.busy)
             or self._scoring.busy
             or self._deciding.busy
-            or any(lane.busy for lane in self._lanes.values())
         )
 
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
@@ -172,9 +172,7 @@ class Generation:
         self._steps += 1
         lanes = list(self._lanes.values())
         for lane, request in self._shared.begin(lanes):
-            while request.handle.can_read():
-                for output in request.handle.read().values():
-                    self._append(request, output)
+            self._read(request)
             lane.evict(request)
             self._scoring.restarted(request)
         for lane in lanes:
@@ -223,7 +221,7 @@ class Generation:
     @property
     def pause(self) -> float:
         """Seconds for which nothing is to be done, unless a message comes."""
-        return self._shared.pause
+        return 0.0 if self._busy_beside else self._shared.pause
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
@@ -445,9 +443,7 @@ class Generation:
             lane.note_prefilled(request)
         running = handle.get_status() == RUNNING
         if request.watched:
-            while handle.can_read():
-                for output in handle.read().values():
-                    self._append(request, output)
+            self._read(request)
         elif running:
             return False
         else:
@@ -458,6 +454,12 @@ class Generation:
         if request.picture is not None and self._vision is not None and request.finish:
             self._vision.learn(request, handle.get_perf_metrics().get_num_input_tokens())
         return request.finish is not None or request.failed or len(request.ids) > request.reported
+
+    def _read(self, request: Request) -> None:
+        """Take what the pipeline has made for a request so far."""
+        while request.handle.can_read():
+            for output in request.handle.read().values():
+                self._append(request, output)
 
     def _append(self, request: Request, output: Any) -> None:
         request.ids += output.generated_ids

@@ -111,7 +111,8 @@ class Lane:
                 delayed.append(request)
                 continue
             cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
-            prompt_tokens -= len(request.prompt) - cached * self._prefix_caching
+            new_tokens = len(request.prompt) - cached
+            prompt_tokens -= new_tokens
             if prompt_tokens < 0 and admitted:
                 delayed.append(request)
                 break
@@ -123,7 +124,7 @@ class Lane:
                 if fresh_block is not None:
                     self._prefilling[fresh_block] = request.id
             request.admitted = True
-            request.new_tokens = len(request.prompt) - cached * self._prefix_caching
+            request.new_tokens = new_tokens
             self.active[request.id] = request
             self.batch_active += request.batch
             admitted.append(request)

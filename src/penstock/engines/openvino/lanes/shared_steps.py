@@ -41,7 +41,7 @@ class SharedSteps:
 
     def gone(self, request: Request) -> None:
         """A request has ended, or was given up."""
-        if self._on and not request.batch:
+        if self._on:
             self.controller.gone(request.id)
 
     def begin(self, lanes: Sequence[Lane]) -> Iterator[tuple[Lane, Request]]:

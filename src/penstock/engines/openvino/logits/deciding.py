@@ -107,11 +107,9 @@ class Deciding:
     def _check(self, read: TokenizedHead) -> None:
         """Raise `PenstockError` for what the model cannot read whole."""
         self._tokenizer.check_uncut(read.ids, "input", "input")
-        longest = max(
-            len(branch.stem) + max(map(len, branch.trie.paths)) for branch in read.branches
-        )
-        if (size := len(read.ids) + longest) > self._context_length:
-            raise context_overflow(self._context_length, size, what="an input with a question")
+        if read.longest > self._context_length:
+            what = "an input with a question"
+            raise context_overflow(self._context_length, read.longest, what=what)
 
     def abort(self, number: int) -> None:
         """Drop a request that nobody waits for any more."""

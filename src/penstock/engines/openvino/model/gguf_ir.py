@@ -20,7 +20,7 @@ from typing import Any
 import openvino_genai as genai
 
 from penstock import private_files
-from penstock.engines.disk.sources import locked, partial_of
+from penstock.engines.disk.sources import atomic_folder, locked, partial_of
 from penstock.engines.process import end_with_parent
 from penstock.env import cache_dir
 from penstock.errors import EngineError
@@ -96,8 +96,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write(path: Path, target: Path) -> None:
-    partial = partial_of(target)
-    try:
+    with atomic_folder(target) as partial:
         link = partial / path.name
         link.symlink_to(path.resolve())
         module = "penstock.engines.openvino.model.gguf_ir"
@@ -110,9 +109,6 @@ def _write(path: Path, target: Path) -> None:
                 raise EngineError("the graph of the GGUF model could not be written")
         link.unlink()
         shutil.rmtree(target, ignore_errors=True)  # an older, incomplete one
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def main(path: str, parent: int) -> None:

@@ -24,7 +24,13 @@ from msgspec import Struct
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.base import Stated
-from penstock.engines.disk.sources import HUB_ID, description, local_source, locked, partial_of
+from penstock.engines.disk.sources import (
+    HUB_ID,
+    atomic_folder,
+    description,
+    local_source,
+    locked,
+)
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -107,9 +113,14 @@ def check_tokenizer(source: str, task: str) -> None:
         )
 
 
+def _path_of(source: str) -> Path:
+    """Where a model is, if it is on this machine."""
+    return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+
+
 def stated_context_length(source: str) -> int | None:
     """The context length in tokens that the model's local files state; None if they do not."""
-    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    path = _path_of(source)
     try:
         if path.suffix == ".gguf":
             return gguf_context_length(path)
@@ -139,7 +150,7 @@ def stated(source: str, task: str | None) -> Stated:
 
 def stated_inputs(source: str) -> tuple[str, ...]:
     """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
-    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    path = _path_of(source)
     if path.suffix == ".gguf":
         return ("text",)
     try:
@@ -163,7 +174,7 @@ def find_model(
     converted already; `MissingExtraError` if a conversion needs an extra that is not installed.
     """
     source = local_source(source)
-    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    path = _path_of(source)
     if weight_format is not None and (path.suffix == ".gguf" or is_ir(path)):
         raise EngineStartError(
             f"'{source}' is not converted, so weight_format '{weight_format}' has no meaning for"
@@ -195,9 +206,9 @@ def convert(
     hub id such as "org/name" or "org/name@revision".
 
     The first call converts the model, shows its progress and its size before and after on stderr,
-    and caches the result. Later
-    calls use the cache, even if the extra is gone. A changed directory is converted again; a hub id
-    without a revision keeps its first conversion. With `task` None the model's files decide.
+    and caches the result. Later calls use the cache, even if the extra is gone. A changed directory
+    is converted again; a hub id without a revision keeps its first conversion. With `task` None the
+    model's files decide.
 
     Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
     failure.
@@ -320,17 +331,14 @@ def _convert(
     quantization: Quantization,
     stage: Callable[[str], None],
 ) -> None:
-    """Export beside `target`, then rename: `target` is complete whenever it exists."""
+    """Make `target` of a model in Hugging Face's form, with optimum-intel's exporter."""
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
     precision = chosen_format(weight_format, directory, task)
     seeing = task == "generate" and is_vision_config(config)
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
-    partial = partial_of(target)
-    log = target.with_name(f"{target.name}.log")
-    log.unlink(missing_ok=True)
-    try:
+    with _converted(target) as (partial, log):
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
@@ -350,20 +358,14 @@ def _convert(
         if seeing:
             keep_image_settings(directory, partial)
         _keep_beside(directory, partial)
-        partial.rename(target)
-        log.unlink()
-        before, after = weight_bytes(directory), weight_bytes(target)
-        say(
-            f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}"
-        )
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    before, after = weight_bytes(directory), weight_bytes(target)
+    say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")
 
 
 def _read_onnx(
     source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
 ) -> None:
-    """The same for an ONNX model, which OpenVINO reads itself."""
+    """Make `target` of an ONNX model, which OpenVINO reads itself."""
     config = read_config(directory) or _BARE
     task = task or task_of(directory, config)
     if task not in ("embed", "score"):
@@ -371,20 +373,23 @@ def _read_onnx(
             f"'{source}': of ONNX models the openvino engine runs those that embed or rerank; give"
             " this one in Hugging Face's form"
         )
-    partial = partial_of(target)
-    log = target.with_name(f"{target.name}.log")
-    log.unlink(missing_ok=True)
-    try:
+    with _converted(target) as (partial, log):
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
         _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
-        partial.rename(target)
-        log.unlink()
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _converted(target: Path) -> Iterator[tuple[Path, Path]]:
+    """The folder that becomes `target`, and the file of a log, which stays if it does not."""
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    with atomic_folder(target) as partial:
+        yield partial, log
+    log.unlink()
 
 
 def _keep_beside(directory: Path, partial: Path) -> None:

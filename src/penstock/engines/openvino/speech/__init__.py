@@ -1,1 +1,3 @@
-"""Speech on the embedded engine, inside its worker process."""
+"""Speech on the embedded engine: `hearing`, `recording` and `speaking` run in its worker process,
+`pieces` in the engine's.
+"""

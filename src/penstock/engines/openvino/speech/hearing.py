@@ -80,18 +80,16 @@ class Hearing(Task):
                 param="timestamp_granularities",
             )
         before = {"initial_prompt": prompt if window == 0 else "", "hotwords": hotwords}
-        told = {name: text for name, text in before.items() if text}
-        for name, text in told.items():
+        given = {name: text for name, text in before.items() if text}
+        for name, text in given.items():
             setattr(config, name, text)
         half = self._context_length // 2
-        told_tokens = len(self.tokenize(" ".join(told.values()))) if told else 0
-        if told_tokens > half - 1:
-            raise context_overflow(
-                half - 1, told_tokens, what="prompt and hotwords", param="prompt"
-            )
+        tokens = len(self.tokenize(" ".join(given.values()))) if given else 0
+        if tokens > half - 1:
+            raise context_overflow(half - 1, tokens, what="prompt and hotwords", param="prompt")
         # Past its last position a decoder talks nonsense, so the bound holds also if nobody asks
         # for one.
-        room = max(self._context_length - _COMMAND_TOKENS - told_tokens, 1)
+        room = max(self._context_length - _COMMAND_TOKENS - tokens, 1)
         config.max_new_tokens = min(max_tokens or room, room)
         config.return_timestamps = timestamps
         config.word_timestamps = words

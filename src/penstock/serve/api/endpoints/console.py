@@ -16,10 +16,9 @@ from msgspec import Meta, Struct
 from starlette.responses import RedirectResponse, Response
 
 import penstock
-from penstock.errors import PenstockError
 from penstock.serve.api.errors import without_paths
 from penstock.serve.api.exchange import Exchange
-from penstock.serve.api.metrics import ENGINE_TIMEOUT_S
+from penstock.serve.api.metrics import engine_counters
 from penstock.serve.models.handle import ModelHandle
 
 PAGE = "index.html"
@@ -112,11 +111,6 @@ async def live(exchange: Exchange, body: LiveBody) -> Response:
 
 async def _model(exchange: Exchange, handle: ModelHandle) -> dict[str, Any]:
     state, traffic = handle.state(), exchange.ingress.traffic
-    try:
-        async with asyncio.timeout(ENGINE_TIMEOUT_S):
-            engine = await handle.engine_metrics()
-    except (PenstockError, TimeoutError):
-        engine = {}
     reason = state.reason
     return {
         "id": handle.model_id,
@@ -131,6 +125,6 @@ async def _model(exchange: Exchange, handle: ModelHandle) -> dict[str, Any]:
         "adapters": await handle.adapters(),
         "loaded_adapters": state.adapter_names,
         "max_adapters": state.max_adapters,
-        "counters": engine,
+        "counters": await engine_counters(handle),
         "batch_tokens": traffic.batch_tokens[handle.model_id] if traffic is not None else 0,
     }

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
 from penstock.engines.media.audio_files import CONTENT_TYPES, audio_file, check_form
-from penstock.engines.media.transcripts import told_window
+from penstock.engines.media.transcripts import window_listener
 from penstock.engines.tasks import Batches
 from penstock.errors import (
     ContentTypeError,
@@ -164,14 +164,14 @@ async def _streamed(handle: ModelHandle, request: TranscriptionRequest) -> Batch
     windows: asyncio.Queue[Transcription | None] = asyncio.Queue()
     heard = 0
 
-    def told(window: int, part: Transcription) -> None:
+    def take(window: int, part: Transcription) -> None:
         nonlocal heard
         if window == heard:  # else it is heard again, after a death of the engine
             heard += 1
             windows.put_nowait(part)
 
     async def run() -> Transcription:
-        told_window.set(told)
+        window_listener.set(take)
         try:
             return await handle.transcriptions(request)
         finally:
