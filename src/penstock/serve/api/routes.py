@@ -46,6 +46,7 @@ from penstock.serve.api.endpoints.conversations import (
 )
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import decode_body
+from penstock.serve.api.query import check_query
 
 _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...] = (
     ("messages", ChatBody, generation.chat_completions),
@@ -85,9 +86,10 @@ class Endpoint(Struct, frozen=True):
 
     `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
     of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
-    kind; `query` names the parameters of the URL. `runs`: it uses an engine, and the console shows
-    it while it runs; `admin`: for operators only; `public`: for everybody, without a key. Raises
-    `ValueError` for an endpoint that controls a model without `admin`, or is `admin` and `public`.
+    kind; `query` names the parameters of the URL, None leaves their names to `answer`. `runs`: it
+    uses an engine, and the console shows it while it runs; `admin`: for operators only; `public`:
+    for everybody, without a key. Raises `ValueError` for an endpoint that controls a model without
+    `admin`, or is `admin` and `public`.
     """
 
     method: str
@@ -96,7 +98,7 @@ class Endpoint(Struct, frozen=True):
     body: type[Struct] | None = None
     forms: tuple[type[Struct], ...] = ()
     multipart: dict[str, Any] | None = None
-    query: tuple[str, ...] = ()
+    query: tuple[str, ...] | None = ()
     runs: bool = False
     admin: bool = False
     public: bool = False
@@ -123,6 +125,8 @@ class Endpoint(Struct, frozen=True):
             traffic.under_way.add(exchange)
         if self.admin:
             check_admin(exchange.rank, exchange.request.headers)
+        if scope.get("query_string"):
+            check_query(exchange.request.query_params, self.path, self.query)
         body = () if self.body is None else (await exchange.body(self.body),)
         response = await self.answer(exchange, *body)
         await response(scope, receive, send)
@@ -221,7 +225,14 @@ _ACTIONS = (
 )
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
-        Endpoint("POST", f"/{path}", control.act(name), forms=(control.form_of(name),), admin=True)
+        Endpoint(
+            "POST",
+            f"/{path}",
+            control.act(name),
+            forms=(control.form_of(name),),
+            query=None,
+            admin=True,
+        )
         for path, name in (*zip(_ACTIONS, _ACTIONS, strict=True), ("wake_up", "wakeup"))
     ),
     *(
@@ -294,7 +305,7 @@ def describe(
             "responses": {"200": {"description": "The answer."}, "default": _ERROR},
             "parameters": [
                 *(_parameter(name, "path") for name in re.findall(r"{(\w+)}", path)),
-                *(_parameter(name, "query") for name in endpoint.query),
+                *(_parameter(name, "query") for name in endpoint.query or ()),
             ],
         }
         content = {}
