@@ -15,7 +15,7 @@ from penstock.engines.base import Stated
 from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.disk.sources import adapter_rank, describe
 from penstock.engines.media.transcripts import joined, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -107,6 +107,9 @@ class OpenVINOEngine(WorkerEngine):
 
     def stated(self) -> Stated:
         return stated(self.model_source, self.options.task)
+
+    def describe(self) -> None:
+        describe(self.model_source)
 
     @property
     def shares_steps(self) -> bool:

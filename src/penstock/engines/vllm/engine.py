@@ -91,8 +91,13 @@ class VLLMEngine(TokenEngine):
         return given if isinstance(given, int) else sources.stated_context_length(self.model_source)
 
     def stated(self) -> Stated:
-        tasks = options.RUNNERS.get(self.options.engine.get("runner", ""))
+        given = self.options.engine
+        runner = "pooling" if given.get("convert") in options.POOLED else given.get("runner", "")
+        tasks = options.RUNNERS.get(runner)
         return Stated(sources.stated_vocabulary(self.model_source), tasks)
+
+    def describe(self) -> None:
+        sources.describe(self.model_source)
 
     @property
     def shares_steps(self) -> bool:

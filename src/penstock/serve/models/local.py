@@ -123,6 +123,9 @@ class LocalModel(ModelHandle):
     def aliases(self) -> tuple[str, ...]:
         return tuple(self.config.model_loading_config.aliases)
 
+    async def check_before_load(self, task: str, request: Any) -> None:
+        self.server.check_before_load(task, request)
+
     def engine_app(self) -> Any:
         return self.server.engine.build_asgi_app()
 
@@ -229,6 +232,13 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
             hint="PDServingArgs makes a pair.",
         )
     return cls
+
+
+def has_own_server(config: LLMConfig) -> bool:
+    """Whether a class of a user's serves the model, which may answer what its engine does not."""
+    cls = config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    return cls is not None and not cls.__module__.startswith("penstock.")
 
 
 def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:

@@ -326,6 +326,14 @@ class ReplicatedModel(ModelHandle):
     def aliases(self) -> tuple[str, ...]:
         return self._first.aliases
 
+    @property
+    def most_replicas(self) -> int:
+        return len(self.crew.replicas)
+
+    async def check_before_load(self, task: str, request: Any) -> None:
+        if not any(replica.model.state().state == "ready" for replica in self.crew.replicas):
+            await self._first.check_before_load(task, request)
+
     def card(self) -> ModelCard:
         return self._first.card()
 

@@ -330,10 +330,16 @@ class LLMServer(Tasks, ControlPlane):
             return
         if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
             raise supervisor.failure()
-        engine = self.engine
-        known = None if engine.learns else getattr(engine, "capabilities", None)
-        check_before_load(request, task, stated=engine.stated(), known=known, engine=engine.name)
+        self.check_before_load(task, request)
         supervisor.load()
+
+    def check_before_load(self, task: str, request: Any) -> None:
+        """Raise what the engine is known to answer, unless it runs."""
+        engine = self.engine
+        if self.supervisor.phase != "ready":
+            known = None if engine.learns else getattr(engine, "capabilities", None)
+            stated = engine.stated()
+            check_before_load(request, task, stated=stated, known=known, engine=engine.name)
 
     def _check_task(self, task: str) -> None:
         check_task(task, self.engine.capabilities.tasks, self.engine.name)

@@ -111,14 +111,14 @@ class _NoModel(Tasks):
 
     def __init__(self, model: RemoteModel) -> None:
         self.model_id, self.engine_name, self.card = model.model_id, model.engine_name, model.card
-        self._check = model.check_before_load
+        self.check_before_load = model.check_before_load
 
     async def answer(self, task: str, request: Any) -> Any:
-        self._check(task, request)
+        await self.check_before_load(task, request)
         raise _Asks
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        self._check(task_of(request), request)
+        await self.check_before_load(task_of(request), request)
         raise _Asks
         yield
 

@@ -84,6 +84,7 @@ class Generation:
         self._tokenizer = Tokenizer(pipeline.get_tokenizer(), cut_at)
         self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
         self.encoded = self._tokenizer.encoded
+        self.vocabulary = self._tokenizer.vocabulary
         self.chat_template = self._tokenizer.chat_template
         self._vision: Vision | None = None
         if self._pipelines.sees:
