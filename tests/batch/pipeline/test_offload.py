@@ -99,7 +99,8 @@ async def test_a_result_does_not_wait_for_the_next_call(in_place):
 
 async def test_what_was_cancelled_while_it_waited_is_not_made():
     offload = Offload()
-    gate, made = threading.Event(), []
+    gate = threading.Event()
+    made: list[int] = []
     running = offload.submit(gate.wait)
     waiting = [offload.submit(partial(made.append, number)) for number in range(3)]
     waiting[1].cancel()
