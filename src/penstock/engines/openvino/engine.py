@@ -212,8 +212,7 @@ class OpenVINOEngine(WorkerEngine):
                     if left <= 0:
                         break
         finally:
-            if self._process is not None:
-                self._send(Call(next(self._ids), "close_recording", [key]))
+            self._tell(Call(next(self._ids), "close_recording", [key]))
         return joined(parts)
 
     async def _spoken(self, request: SpeechRequest) -> Speech:
