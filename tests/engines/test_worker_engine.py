@@ -152,3 +152,31 @@ async def test_a_request_given_up_just_after_a_death_ends_as_it_was_ended(small,
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def test_a_restart_just_after_a_death_hides_neither_cause_nor_suspects(small, between):
+    begun = asked(small, "long")
+    await anext(begun)
+    killed = await between()
+    with pytest.raises(EngineDeadError) as late:
+        await anext(asked(small, "short"))
+    assert not late.value.suspects
+    restart = asyncio.create_task(small.restart())
+    await asyncio.sleep(0)
+    killed.set()
+    with pytest.raises(EngineDeadError, match="SIGKILL") as died:
+        await anext(begun)
+    assert died.value.suspects
+    assert died.value.killed
+    await restart
+    assert (await anext(asked(small, "short")))[0].text == "a"
+
+
+async def test_a_stop_after_a_death_and_a_start_tells_no_old_cause(small):
+    small._process.kill()
+    with pytest.raises(EngineDeadError, match="SIGKILL"):
+        await small.check_health()
+    await small.start()
+    await small.stop()
+    with pytest.raises(EngineDeadError, match="the small engine is not running"):
+        await small.check_health()

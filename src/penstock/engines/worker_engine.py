@@ -81,7 +81,8 @@ class WorkerEngine(TokenEngine):
         self._ids = count(1)
         self._mailboxes: dict[int, Mailbox] = {}  # of requests that are under way in the process
         self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._why_dead = f"the {self.name} engine is not running"
+        self._not_running = f"the {self.name} engine is not running"
+        self._why_dead = self._not_running
         self._answered_at = float("-inf")
 
     # Life
@@ -115,6 +116,7 @@ class WorkerEngine(TokenEngine):
 
     async def _start(self) -> None:
         load = await self._load_message()
+        self._why_dead = self._not_running
         process = EngineProcess(
             self.worker, self._on_message, lambda why: self._on_death(process, why), self.cores
         )
@@ -143,6 +145,8 @@ class WorkerEngine(TokenEngine):
             raise
 
     async def stop(self) -> None:
+        if self._process is not None:
+            await self._process.reported()  # a death whose cause is not known yet
         process, self._process = self._process, None
         self.loop = None
         watching, self._watching = self._watching, None
