@@ -169,7 +169,7 @@ class OpenVINOEngine(WorkerEngine):
     # Requests
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
         if self._constraints is None:
-            raise EngineDeadError(self._why_dead)
+            raise EngineDeadError(self._why_dead, suspects=False)
         return await self._constraints.grammar(structured)
 
     async def _files(self, images: Images) -> tuple[bytes, ...]:
