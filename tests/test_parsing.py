@@ -11,6 +11,7 @@ from penstock.parsing import (
     decode_text,
     is_too_deep,
     read_file,
+    repeated_key,
 )
 
 
@@ -51,6 +52,20 @@ def test_depth_is_bounded():
 def test_what_is_no_json_is_told(data, message):
     with pytest.raises(ValueError, match=message):
         decode_json(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (b'{"a": 1, "b": {"a": [{"c": 1e400, "d": 12}]}}', None),
+        (b'{"a": 1, "b": 2, "a": 1}', "a"),
+        (b'{"a": [{"b": {"c": "", "\\u0063": ""}}]}\n', "c"),
+        (b'[{"a": 1}, {"a": 1}]', None),
+        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, None),
+    ],
+)
+def test_a_key_that_stands_twice(text, key):
+    assert repeated_key(text) == key
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text():

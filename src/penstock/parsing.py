@@ -104,6 +104,19 @@ def decode_json(data: bytes | str) -> Any:
     return value
 
 
+def repeated_key(text: bytes) -> str | None:
+    """A key that stands twice in one object of a JSON text, which a JSON reader has accepted: of
+    its values a reader keeps the last one.
+    """
+    try:
+        _UNIQUE(text.decode())
+    except _RepeatedError as error:
+        return str(error)
+    except RecursionError:  # the readers differ a little in how deep they go
+        return None
+    return None
+
+
 def json_fault(text: bytes | str) -> str:
     """Where and how `text`, which a JSON reader has refused, breaks the form. For errors only: it
     parses the text again.
@@ -142,6 +155,19 @@ def json_fault(text: bytes | str) -> str:
     if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         return "it holds a lone surrogate"
     return "it holds a number that is out of range"
+
+
+class _RepeatedError(Exception):
+    """A key that stands twice."""
+
+
+def _check_unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedError(next(name for name in names if names.count(name) > 1))
+
+
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_check_unique, parse_int=len, parse_float=len).decode
 
 
 class _NoNumberError(ValueError):

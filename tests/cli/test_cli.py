@@ -331,6 +331,20 @@ def test_plan(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["in.jsonl"]
 
 
+def test_plan_of_an_incremental_job(folder):
+    rows = [json.dumps({"id": number, "text": f"row {number}"}) for number in range(12)]
+    (folder / "in.jsonl").write_text("\n".join(rows[:10]))
+    options = ("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--incremental", "--key", "id")
+    assert penstock("run", *options, cwd=folder).returncode == 0
+    (folder / "in.jsonl").write_text("\n".join(rows))
+    done = penstock("plan", *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"12 rows\n  10 have their answers already, which are kept\n")
+    refused = penstock("plan", *options[:3], *SIMULATED, cwd=folder)
+    assert refused.returncode == 2
+    assert b"output: is for an incremental job" in refused.stderr
+
+
 def test_policies_and_limits_of_a_run(tmp_path):
     (tmp_path / "in.jsonl").write_bytes(DAMAGED)
     run = ("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED)
@@ -340,6 +354,8 @@ def test_policies_and_limits_of_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     statuses = [row["status"] for row in rows_of((tmp_path / "out.jsonl").read_bytes())]
     assert statuses == ["ok", "error", "ok", "ok"]
+    done = penstock(*run, "--on-error", "skip", "--on-error", "fail", cwd=tmp_path)
+    assert b"on_error: has two actions for all errors" in done.stderr
     (tmp_path / "many.jsonl").write_text(
         "".join(f'{{"text": "{number}"}}\n' for number in range(200))
     )

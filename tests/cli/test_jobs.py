@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 import penstock
+from penstock.batch.monitor import status
 from penstock.cli.commands import cli
-from penstock.errors import ConfigError, JobError, UpstreamError
+from penstock.errors import ConfigError, InputError, JobError, PenstockError, UpstreamError
 
 
 @pytest.fixture
@@ -75,9 +76,19 @@ BATCH = {
 }
 
 
+MESSAGES = {
+    "id": "msgbatch_1",
+    "type": "message_batch",
+    "processing_status": "ended",
+    "request_counts": {"processing": 0, "succeeded": 2, "errored": 1, "canceled": 1, "expired": 0},
+    "created_at": "2026-05-01T06:00:00Z",
+    "results_url": "http://elsewhere/results",
+}
+
+
 @pytest.fixture
 def server():
-    """The batches of OpenAI's API reference, two pages of them."""
+    """The batches of OpenAI's API reference, two pages of them, and one of Anthropic's."""
 
     class Batches(BaseHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -93,8 +104,16 @@ def server():
                 },
                 "/v1/batches/batch_1": BATCH,
                 "/v1/batches/batch_1/cancel": {**BATCH, "status": "cancelling"},
+                "/v1/batches/batch_1/pause": {**BATCH, "paused": True},
+                "/v1/messages/batches?limit=100": {"data": [MESSAGES], "has_more": False},
+                "/v1/messages/batches/msgbatch_1": MESSAGES,
             }
-            if self.path == "/v1/files/file-out/content":
+            if self.path in STRANGE:
+                self.wfile.write(STRANGE[self.path])
+                return
+            if self.path == "/v1/messages/batches/msgbatch_1/results":
+                body, code = b'{"custom_id":"1"}\n', 200
+            elif self.path == "/v1/files/file-out/content":
                 body, code = b'{"a":1}\n{"a":2}\n{"a":3}\n', 200
             elif self.path in pages:
                 body, code = json.dumps(pages[self.path]).encode(), 200
@@ -117,10 +136,12 @@ def server():
 
 def test_the_batches_of_a_server(server):
     url = ("--url", f"http://127.0.0.1:{server.server_port}/v1")
-    head, first, second = said("list", *url, "--api-key", "k").splitlines()
+    head, first, second, third = said("list", *url, "--api-key", "k").splitlines()
     assert head.split() == ["batch", "state", "done", "failed", "begun", "endpoint"]
     assert first.split()[:4] == ["batch_1", "in_progress", "95/100", "5"]
     assert second.split()[:2] == ["batch_2", "completed"]
+    assert third.split()[:4] == ["msgbatch_1", "ended", "2/4", "1"]
+    assert third.split()[-1] == "/v1/messages"
     assert server.asked[0] == ("GET", "/v1/batches?limit=100", "Bearer k")
     assert "request_counts     total: 100, completed: 95, failed: 5" in said(
         "show", "batch_1", *url
@@ -130,5 +151,50 @@ def test_the_batches_of_a_server(server):
     assert said("tail", "batch_1", "-n", 2, *url) == '{"a":2}\n{"a":3}\n'
     with pytest.raises(UpstreamError, match="No batch found"):
         said("show", "batch_9", *url)
-    with pytest.raises(ConfigError, match="cannot be paused"):
-        said("pause", "batch_1", *url)
+    assert said("pause", "batch_1", *url) == "batch_1  paused  95/100  5\n"
+    with pytest.raises(UpstreamError, match="No batch found"):
+        said("resume", "batch_1", *url)
+    assert said("list", "--api-key", "k", *url) == said("list", *url, "--api-key", "k")
+    with pytest.raises(ConfigError, match="batches of messages cannot be paused"):
+        said("pause", "msgbatch_1", *url)
+    assert said("tail", "msgbatch_1", *url) == '{"custom_id":"1"}\n'
+    assert "processing_status  ended" in said("show", "msgbatch_1", "--follow", *url)
+
+
+LOOP = b'HTTP/1.0 200 OK\r\n\r\n{"data": [{"id": "a"}], "has_more": true}'
+STRANGE = {
+    "/html/v1/batches?limit=100": b"HTTP/1.0 200 OK\r\n\r\n<html>",
+    "/list/v1/batches?limit=100": b"HTTP/1.0 200 OK\r\n\r\n[]",
+    "/empty/v1/batches?limit=100": b"HTTP/1.0 200 OK\r\n\r\n{}",
+    "/odd/v1/batches?limit=100": b'HTTP/1.0 200 OK\r\n\r\n{"data": [null]}',
+    "/cut/v1/batches?limit=100": b'HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{"data": [',
+    "/none/v1/batches?limit=100": b"nonsense\r\n\r\n",
+    "/gone/v1/batches?limit=100": b"",
+    "/loop/v1/batches?limit=100": LOOP,
+    "/loop/v1/batches?limit=100&after=a": LOOP,
+}
+
+
+@pytest.mark.parametrize("path", [path for path in STRANGE if path.endswith("100")])
+def test_a_server_that_is_none(server, path):
+    url = f"http://127.0.0.1:{server.server_port}{path.removesuffix('/v1/batches?limit=100')}"
+    with pytest.raises(UpstreamError, match=url):
+        said("list", "--url", url)
+
+
+def test_options_that_do_not_go_together(job):
+    for words, match in (
+        (("list", "--json", "--metrics"), "not JSON"),
+        (("list", "--api-key", "k"), "--url names it"),
+        (("show", "x" * 5000), "there is no job 'xxx"),
+    ):
+        with pytest.raises(PenstockError, match=match):
+            said(*words)
+
+
+def test_a_beginning_of_several_ids(job, monkeypatch, tmp_path):
+    known = {"3fa9c1d2": tmp_path, "3fa00000": tmp_path}
+    monkeypatch.setattr(status, "known_folders", lambda: iter(known))
+    monkeypatch.setattr(status, "id_of", str)
+    with pytest.raises(InputError, match="several jobs: 3fa00000, 3fa9c1d2"):
+        said("show", "3fa")

@@ -26,7 +26,8 @@ PINS = HERE.parents[1] / "scripts" / "clients"
 NIGHTLY = PINS / "nightly"
 ENVIRONMENTS = Path(os.environ.get("CLIENTS") or HERE.parents[1] / ".clients").resolve()
 CHECK = re.compile(r'^@check\n(?:async )?def (\w+)|^check\("(\w+)"', re.MULTILINE)
-BLOCK = re.compile(r"^## (\S+)$.*?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^## (\S+)$(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TRIED = re.compile(
     r"^## (\S+)$(?:(?!^## ).)*?Tried with (\S+): (.*?)\.\n\n", re.MULTILINE | re.DOTALL
 )
@@ -113,7 +114,7 @@ class Client:
 CLIENTS = [
     Client(path) for path in sorted([*HERE.glob("*/drive_*.py"), *HERE.glob("*/drive_*.mjs")])
 ]
-BLOCKS = {name: (language, text) for name, language, text in BLOCK.findall(PAGE.read_text())}
+BLOCKS = {name: BLOCK.findall(text) for name, text in SECTION.findall(PAGE.read_text())}
 
 
 def case(client, check, model):
@@ -132,7 +133,11 @@ CASES = [
     for check in client.checks
     if model == "demo" or check not in BESIDE
 ]
-SHOWN_ON_PAGE = [case(client, "page", "demo") for client in CLIENTS if client.name in BLOCKS]
+SHOWN_ON_PAGE = [
+    case(client, f"page{number or ''}", "demo")
+    for client in CLIENTS
+    for number, _ in enumerate(BLOCKS.get(client.name, ()))
+]
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +164,9 @@ def servers(request, tmp_path_factory):
                 "SERVER_QUESTION": question,
                 "SERVER_ANSWER": answer,
             }
-            store = tmp_path_factory.mktemp("store") / "responses.db"
-            started = stack.enter_context(serving(*args, "--store", str(store)))
+            folder = tmp_path_factory.mktemp("store")
+            kept = ("--store", str(folder / "responses.db"), "--batch-dir", str(folder / "batches"))
+            started = stack.enter_context(serving(*args, *kept))
             stack.callback(lambda: check_log(started))
             return started, variables
 
@@ -233,7 +239,7 @@ def test_a_check(client, check, model, driven):
 @pytest.mark.parametrize(("client", "check", "model"), SHOWN_ON_PAGE)
 def test_the_lines_of_the_page(client, check, model, servers, tmp_path):
     server, _ = servers(model)
-    language, text = BLOCKS[client.name]
+    language, text = BLOCKS[client.name][int(check.removeprefix("page") or 0)]
     text = text.replace("http://localhost:8000", server.url)
     command = client.evaluate(language, text)
     with client.start(command, tmp_path, TOKENIZER=str(TOKENIZER)) as process:
@@ -243,6 +249,7 @@ def test_the_lines_of_the_page(client, check, model, servers, tmp_path):
 
 
 def test_the_page_has_each_client():
+    assert all(BLOCKS.values())
     assert set(BLOCKS) == {client.name for client in CLIENTS}
 
 

@@ -96,6 +96,12 @@ async def test_what_is_no_upload(service):
         fields = {"purpose": "batch", "colour": "blue"}
         reply = await http.post("/v1/files", data=fields, files={"file": ("x", b"x")})
         assert reply.json()["error"]["param"] == "colour"
+        fields = {"purpose": "batch", "expires_after[anchor]": "created_at"}
+        reply = await http.post("/v1/files", data=fields, files={"file": ("x", b"x")})
+        assert reply.json()["error"]["message"] == "expires_after[seconds] is missing"
+        twice = [("purpose", (None, "batch")), ("purpose", (None, "x")), ("file", ("x", b"x"))]
+        reply = await http.post("/v1/files", files=twice)
+        assert reply.json()["error"]["message"] == "purpose stands twice in the form"
     assert not list((service.service.folder / "incoming").iterdir())
 
 

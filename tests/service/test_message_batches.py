@@ -1,6 +1,7 @@
 """Anthropic's client and its batches of messages."""
 
 import asyncio
+import json
 
 import anthropic
 import pytest
@@ -34,17 +35,19 @@ async def results(client, id):
 async def test_a_batch_of_messages(service):
     client = service.anthropic()
     requests = [asked("a"), asked("b", max_tokens=-1), asked("c", model="nothing"), asked("d")]
+    requests.append(asked("e", stream=True))
     batch = await client.messages.batches.create(requests=requests)
     assert (batch.processing_status, batch.results_url) == ("in_progress", None)
-    assert batch.request_counts.processing == 4
+    assert batch.request_counts.processing == 5
     batch = await ended(client, batch.id)
     counts = batch.request_counts
-    assert (counts.processing, counts.succeeded, counts.errored) == (0, 2, 2)
+    assert (counts.processing, counts.succeeded, counts.errored) == (0, 2, 3)
     found = await results(client, batch.id)
     assert found["a"].type == "succeeded"
     assert found["a"].message.usage.output_tokens == 4
     assert found["b"].error.error.type == "invalid_request_error"
     assert found["c"].error.error.type == "not_found_error"
+    assert "stream" in found["e"].error.error.message
     async with service.http() as http:
         online = (await http.post("/v1/messages", json=requests[0]["params"])).json()
     assert found["a"].message.content[0].text == online["content"][0]["text"]
@@ -98,3 +101,13 @@ async def test_wrong_batches_of_messages(service, requests, where):
     with pytest.raises(anthropic.BadRequestError) as refused:
         await service.anthropic().messages.batches.create(requests=requests)
     assert where in str(refused.value)
+
+
+async def test_a_key_that_stands_twice_in_a_message(service):
+    body = json.dumps({"requests": [asked("a"), asked("b")]})
+    body = body.replace('"content": "b"', '"content": "b", "content": "c"')
+    headers = {"content-type": "application/json"}
+    async with service.http() as client:
+        answer = await client.post("/v1/messages/batches", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "requests.1.params: the key 'content' stands twice" in answer.text

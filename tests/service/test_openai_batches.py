@@ -1,6 +1,7 @@
 """OpenAI's client, its batches from the file of lines to the files of answers and errors."""
 
 import asyncio
+import gzip
 import json
 
 import openai
@@ -61,6 +62,15 @@ async def test_a_request_gets_what_it_gets_online(service):
     assert body["model"] == online.model == "sim"
 
 
+async def test_a_line_cannot_stream(service):
+    streamed = line("b", stream=True)
+    batch = await service.ended((await service.submit([line("a", stream=False), streamed])).id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+    (error,) = await service.read(batch.error_file_id)
+    assert error["response"]["status_code"] == 400
+    assert error["response"]["body"]["error"]["param"] == "stream"
+
+
 URGENT = {"type": "predicate", "name": "urgent", "instructions": "Urgent?"}
 
 
@@ -95,7 +105,12 @@ HOSTILE = {
     "no_object": b"[1]",
     "beside_the_fields": lines([line("b")]).strip()[:-1] + b', "x": ' + b"9" * 5000 + b"}",
     "duplicate_custom_id": line("a"),
+    "duplicate_key": lines([line("b")]).replace(
+        b'"max_tokens": 4', b'"max_tokens": 4, "max_tokens": 9'
+    ),
+    "twice_in_the_line": lines([line("b")]).replace(b'"method"', b'"body": {}, "method"'),
     "missing_required_parameter": {**line("b"), "custom_id": ""},
+    "unknown_parameter": {**line("b"), "colour": "blue"},
     "invalid_custom_id": {**line("b"), "custom_id": ["../x"]},
     "invalid_method": {**line("b"), "method": "GET"},
     "invalid_url": {**line("b"), "url": "/v1/nothing"},
@@ -105,6 +120,7 @@ HOSTILE = {
 }
 CODES = {
     "bad_utf8": "invalid_json_line",
+    "twice_in_the_line": "duplicate_key",
     "no_object": "invalid_json_line",
     "beside_the_fields": "invalid_json_line",
     "mixed": "invalid_url",
@@ -127,6 +143,8 @@ async def test_files_that_are_no_batch(tmp_path):
             ([line(str(number)) for number in range(3)], "too_many_requests"),
             ([b"", b" "], "empty_file"),
             ([line("a", model="nothing")], "model_not_found"),
+            ([gzip.compress(lines([line("a")]))], "invalid_file"),
+            ([lines([line("a")]).decode().encode("utf-16")], "invalid_file"),
         ):
             batch = await service.ended((await service.submit(given)).id)
             assert [error.code for error in batch.errors.data] == [code]
@@ -139,14 +157,16 @@ async def test_what_no_batch_is_made_of(service):
     for wrong, param in (
         ({"endpoint": "/v1/nothing"}, "endpoint"),
         ({"completion_window": "soon"}, "completion_window"),
+        ({"completion_window": "99999999d"}, "completion_window"),
         ({"metadata": {"x": "y" * 513}}, "metadata"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 0}}, "output_expires_after"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             await client.batches.create(input_file_id=file.id, **{**good, **wrong})
         assert str(refused.value.param).startswith(param)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as missing:
         await client.batches.create(input_file_id="file-../../etc/passwd", **good)
+    assert missing.value.param == "input_file_id"
     with pytest.raises(openai.NotFoundError):
         await client.batches.retrieve("batch_nothing")
 

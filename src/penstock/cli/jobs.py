@@ -30,6 +30,8 @@ Examples:
 JOB is the id that `list` shows, its first digits, or the job's output.
 """
 _FOLLOW_SECONDS = 1.0
+_UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling", "canceling")
+"""The states of a server's batch that has not ended; the last one is Anthropic's spelling."""
 Command = Callable[..., Any]
 
 
@@ -42,9 +44,21 @@ def jobs() -> None:
 
 def _of_server(command: Command) -> Command:
     command = click.option(
-        "--api-key", envvar="PENSTOCK_API_KEY", help="Key of that server.  [env: PENSTOCK_API_KEY]"
+        "--api-key",
+        envvar="PENSTOCK_API_KEY",
+        callback=_check_key,
+        help="Key of that server.  [env: PENSTOCK_API_KEY]",
     )(command)
-    return click.option("--url", metavar="URL", help="The batches of this server.")(command)
+    # It is eager, so that the check of the key sees it in whatever order they stand.
+    where = click.option("--url", metavar="URL", is_eager=True, help="The batches of this server.")
+    return where(command)
+
+
+def _check_key(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    typed = context.get_parameter_source("api_key") is click.core.ParameterSource.COMMANDLINE
+    if typed and context.params.get("url") is None:
+        raise ConfigError("is of a server: --url names it", field="api_key")
+    return given
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a job.")
@@ -63,6 +77,8 @@ def list_(
     """
     from penstock.cli.process import plain_table
 
+    if as_json and metrics:
+        raise ConfigError("has a form of its own, which is not JSON", field="metrics")
     if url is not None:
         if place is not None or metrics:
             name = "DIRECTORY" if place is not None else "metrics"
@@ -96,7 +112,7 @@ def show(job: str, url: str | None, api_key: str | None, as_json: bool, follow: 
 
     if url is not None:
         read: Callable[[], dict[str, Any]] = lambda: _client(url, api_key).batch(job)  # noqa: E731
-        alive = ("validating", "in_progress", "finalizing", "cancelling")
+        alive: tuple[str, ...] = _UNDER_WAY
     else:
         from penstock.batch.monitor.status import ALIVE, find
 
@@ -106,7 +122,7 @@ def show(job: str, url: str | None, api_key: str | None, as_json: bool, follow: 
     with interruptible():
         while True:
             found = read()
-            ended = found.get("state", found.get("status")) not in alive
+            ended = _state(found) not in alive
             if as_json:
                 click.echo(json.dumps(found, ensure_ascii=False))
             elif follow and not ended:
@@ -124,7 +140,7 @@ def show(job: str, url: str | None, api_key: str | None, as_json: bool, follow: 
 @_of_server
 def pause(job: str, url: str | None, api_key: str | None) -> None:
     """Let JOB finish the rows in flight, and start no more. Its engine stays loaded."""
-    _steer(job, "pause", url)
+    _steer(job, "pause", url, api_key)
 
 
 @jobs.command(short_help="Let a paused job go on.")
@@ -132,7 +148,7 @@ def pause(job: str, url: str | None, api_key: str | None) -> None:
 @_of_server
 def resume(job: str, url: str | None, api_key: str | None) -> None:
     """Let a paused JOB go on. One that has ended goes on with the command that began it."""
-    _steer(job, "resume", url)
+    _steer(job, "resume", url, api_key)
 
 
 @jobs.command(short_help="End a job; what is done is kept.")
@@ -142,9 +158,7 @@ def cancel(job: str, url: str | None, api_key: str | None) -> None:
     """End JOB when the rows in flight are finished; a second time, at once. What is done is kept:
     the command that began the job takes it up again.
     """
-    if url is not None:
-        return click.echo(_line(_client(url, api_key).cancel_batch(job)))
-    _steer(job, "cancel", None)
+    _steer(job, "cancel", url, api_key)
 
 
 @jobs.command(short_help="Show the rows that a job finished last.")
@@ -162,11 +176,7 @@ def tail(job: str, url: str | None, api_key: str | None, lines: int, follow: boo
         if url is not None:
             if follow:
                 raise ConfigError("is of local jobs", field="follow")
-            batch = _client(url, api_key).batch(job)
-            if not batch.get("output_file_id"):
-                raise JobError(f"batch {job} has no output yet: it is {batch.get('status')}")
-            written = _client(url, api_key).file_lines(batch["output_file_id"])
-            last: Iterable[str] = deque(written, maxlen=lines)
+            last: Iterable[str] = deque(_output_of(_client(url, api_key), job), maxlen=lines)
         else:
             last = _local_tail(job, lines, follow=follow)
         for line in last:
@@ -197,19 +207,29 @@ def _local_tail(job: str, lines: int, *, follow: bool) -> Iterator[str]:
         yield from (line.rstrip("\n") for line in deque(file, maxlen=lines))
 
 
+def _output_of(client: Client, job: str) -> Iterator[str]:
+    """The lines of a batch's answers."""
+    batch = client.batch(job)
+    if file := batch.get("output_file_id"):
+        return client.file_lines(file)
+    if batch.get("results_url"):
+        return client.results(job)
+    raise JobError(f"batch {job} has no output yet: it is {_state(batch)}")
+
+
 def _client(url: str, api_key: str | None) -> Client:
     from penstock.serve.client import Client
 
     return Client(url, api_key)
 
 
-def _steer(job: str, word: str, url: str | None) -> None:
+def _steer(job: str, word: str, url: str | None, api_key: str | None) -> None:
     if url is not None:
-        raise ConfigError(
-            f"a server's batches cannot be {word}d, only cancelled: OpenAI's API has no such call",
-            field="url",
-            value=url,
-        )
+        from penstock.serve.client import MESSAGE_BATCH
+
+        if word != "cancel" and job.startswith(MESSAGE_BATCH):
+            raise ConfigError(f"batches of messages cannot be {word}d", field="job", value=job)
+        return click.echo(_line(_client(url, api_key).steer_batch(job, word)))
     from penstock.batch.monitor.control import ask
     from penstock.batch.monitor.status import find
 
@@ -241,7 +261,7 @@ def _print_json(found: list[dict[str, Any]]) -> None:
 
 
 def _line(found: dict[str, Any]) -> str:
-    if "request_counts" in found:
+    if "rows" not in found:  # a server's batch
         return "  ".join(_batch_row(found)[:4])
     done = _done(found["rows"], found["total"])
     return (
@@ -257,23 +277,37 @@ def _job_row(status: Status) -> tuple[str, ...]:
     return (status.id, status.state, rows, f"{status.failed:,}", speed, begun, status.output)
 
 
+def _state(found: dict[str, Any]) -> str:
+    """The state of a job, or of a batch in either form."""
+    return str(found.get("state", found.get("status", found.get("processing_status"))))
+
+
 def _done(rows: int, total: int | None) -> str:
     return f"{rows:,}" if total is None else f"{rows:,}/{total:,}"
 
 
 def _batch_row(batch: dict[str, Any]) -> tuple[str, ...]:
     counts = batch.get("request_counts") or {}
-    done = _done(counts.get("completed", 0), counts.get("total", 0))
+    done, failed = counts.get("completed", 0), counts.get("failed", 0)
+    total, endpoint = counts.get("total", 0), batch.get("endpoint", "")
+    if "processing_status" in batch:  # Anthropic's
+        done, failed = counts.get("succeeded", 0), counts.get("errored", 0)
+        total, endpoint = sum(counts.values()), "/v1/messages"
+    state = "paused" if batch.get("paused") else _state(batch)
     begun = _cell("created_at", batch.get("created_at"))
-    failed = f"{counts.get('failed', 0):,}"
-    return (batch["id"], batch["status"], done, failed, begun, batch.get("endpoint", ""))
+    return (str(batch.get("id")), state, _done(done, total), f"{failed:,}", begun, endpoint)
 
 
 def _cell(name: str, value: Any) -> str:
     if value is None or value == {} or value == []:
         return ""
     if name in ("started", "updated") or name.endswith("_at"):
-        return datetime.fromtimestamp(value).isoformat(" ", "seconds") if value else ""
+        try:
+            if isinstance(value, str):  # Anthropic's
+                value = datetime.fromisoformat(value).timestamp()
+            return datetime.fromtimestamp(value).isoformat(" ", "seconds") if value else ""
+        except (ValueError, OverflowError, OSError, TypeError):  # no time that there is
+            return str(value)
     if isinstance(value, dict):
         return ", ".join(f"{key}: {part}" for key, part in value.items() if part is not None)
     return f"{value:,}" if isinstance(value, int | float) and name != "pid" else str(value)

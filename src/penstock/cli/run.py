@@ -182,6 +182,47 @@ _ANSWERED = (
 )
 
 
+_KEPT = (
+    click.option(
+        "--on-length",
+        default="keep",
+        metavar="ACTION",
+        help=(
+            "'raise': ask again with twice the tokens for an answer that was cut off; 'truncate':"
+            " shorten a prompt or a text to embed that is too long; 'raise,truncate': both. "
+            " [default: keep]"
+        ),
+    ),
+    click.option(
+        "--on-invalid-json",
+        type=click.Choice(["keep", "retry"]),
+        default="keep",
+        show_default=True,
+        help="Whether an answer that breaks the schema is kept or tried again.",
+    ),
+    click.option(
+        "--dead-letter",
+        metavar="PATH",
+        help="A .jsonl file for the rows that failed, in place of the output.",
+    ),
+    click.option(
+        "--retry-failed", is_flag=True, help="Run the error rows of an earlier run again."
+    ),
+    click.option(
+        "--incremental",
+        is_flag=True,
+        help=(
+            "The input has grown or changed: run only new and changed rows, keep the answers to the"
+            " others. For the first run too."
+        ),
+    ),
+    click.option(
+        "--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart."
+    ),
+)
+"""What becomes of poor answers, and of those of an earlier run: `plan` needs to know it too."""
+
+
 def what_is_loaded(command: Command) -> Command:
     """Add the options of the model and its engine to a command."""
     return with_options(_LOADED, command)
@@ -195,6 +236,11 @@ def what_is_input(command: Command) -> Command:
 def what_is_asked(command: Command) -> Command:
     """Add all options of what is asked, and of how it is answered."""
     return with_options((*_LOADED, *_INPUT, *_ANSWERED), command)
+
+
+def what_is_kept(command: Command) -> Command:
+    """Add those of what becomes of poor answers, and of those of an earlier run."""
+    return with_options(_KEPT, command)
 
 
 def with_options(options: tuple[Command, ...], command: Command) -> Command:
@@ -274,6 +320,7 @@ _result_prefix = click.option(
     ),
 )
 @what_is_asked
+@what_is_kept
 @click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option(
     "--replicas",
@@ -298,28 +345,6 @@ _result_prefix = click.option(
         " error row), skip (not in the output), fail (the job ends), retry (tried again, then"
         " kept).  [default: keep]"
     ),
-)
-@click.option(
-    "--on-length",
-    default="keep",
-    metavar="ACTION",
-    help=(
-        "'raise': ask again with twice the tokens for an answer that was cut off; 'truncate':"
-        " shorten a prompt or a text to embed that is too long; 'raise,truncate': both. "
-        " [default: keep]"
-    ),
-)
-@click.option(
-    "--on-invalid-json",
-    type=click.Choice(["keep", "retry"]),
-    default="keep",
-    show_default=True,
-    help="Whether an answer that breaks the schema is kept or tried again.",
-)
-@click.option(
-    "--dead-letter",
-    metavar="PATH",
-    help="A .jsonl file for the rows that failed, in place of the output.",
 )
 @click.option(
     "--max-tokens-total",
@@ -349,17 +374,7 @@ _result_prefix = click.option(
     metavar="SECONDS",
     help="A row that takes longer becomes an error row.  [default: no limit]",
 )
-@click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard the results of an earlier run.")
-@click.option(
-    "--incremental",
-    is_flag=True,
-    help=(
-        "The input has grown or changed: run only new and changed rows, keep the answers to the"
-        " others. For the first run too."
-    ),
-)
-@click.option("--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart.")
 @click.option(
     "--cache",
     metavar="DIR|URL",
@@ -419,7 +434,11 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 
 @click.command(short_help="Predict a run: rows, tokens, time.")
 @click.argument("source", metavar="INPUT")
+@click.option(
+    "-o", "--output", help="Of --incremental: the output of earlier runs, whose answers are kept."
+)
 @what_is_asked
+@what_is_kept
 @_result_prefix
 @click.option(
     "--trial",
@@ -432,11 +451,13 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **options: Any) -> None:
     """Read INPUT, run a few of its rows, and predict `penstock run`: rows that fail before the
     model sees them, duplicates, rows too long for the model, tokens, and the time at the measured
-    speed. Writes nothing.
+    speed. With --incremental, also the rows whose answers are kept. Writes nothing.
     """
     from penstock.batch.job.forecast import described
     from penstock.batch.job.job import Job
 
+    if options["output"] is not None and not options["incremental"]:
+        raise ConfigError("is for an incremental job", field="output", value=options["output"])
     options["model"] = _models(options.pop("cascade"), options["model"])
     job = Job(source, engine_kwargs=json_object(engine_kwargs, "engine_kwargs"), **options)
     with interruptible():
@@ -454,6 +475,14 @@ def _models(large: str | None, model: str | None) -> str | list[str] | None:
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
-    """The value of `--on-error` in the form that `Job` takes."""
-    parts = (part.rpartition("=") for part in given)
-    return {kind if equals else "*": action for kind, equals, action in parts} or "keep"
+    """The value of `--on-error` in the form that `Job` takes. Raises `ConfigError` for two actions
+    for one kind.
+    """
+    actions: dict[str, str] = {}
+    for kind, equals, action in (part.rpartition("=") for part in given):
+        name = kind if equals else "*"
+        if name in actions:
+            what = f"errors of kind {name}" if equals else "all errors"
+            raise ConfigError(f"has two actions for {what}", field="on_error", value=action)
+        actions[name] = action
+    return actions or "keep"

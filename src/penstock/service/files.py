@@ -125,7 +125,8 @@ class FileStore:
             full.status = 507
             raise full
 
-    async def get(self, owner: str | None, id: str) -> StoredFile:
+    async def get(self, owner: str | None, id: str, *, param: str = "file_id") -> StoredFile:
+        """The file that the client's `param` names."""
         mine, parameters = owned(owner)
 
         def find(db: Connection) -> Any:
@@ -135,7 +136,7 @@ class FileStore:
 
         row = await self._state.run(find)
         if row is None or (row["expires_at"] or time.time() + 1) <= time.time():
-            raise _missing(id)
+            raise NotStoredError(f"there is no file '{id[:100]}'", param=param)
         return file_of(row)
 
     async def page(
@@ -178,7 +179,3 @@ class FileStore:
 
         if expired := await self._state.run(find):
             await self.remove(expired)
-
-
-def _missing(id: str) -> NotStoredError:
-    return NotStoredError(f"there is no file '{id[:100]}'", param="file_id")

@@ -154,6 +154,8 @@ class _Reader:
         _, options = self._options(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
         self._is_file = self._name == self._file_field
+        if self._name in self._form.fields:
+            raise RequestError(f"{self._name} stands twice in the form", param=self._name)
         if not self._is_file:
             if len(self._form.fields) >= _MOST_FIELDS:
                 raise RequestError(f"a form has at most {_MOST_FIELDS} fields")

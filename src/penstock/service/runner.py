@@ -51,11 +51,13 @@ from penstock.types import Usage
 PROGRESS_S = 1.0
 """How often the counts of a batch under way are stored."""
 SWEEP_S = 600.0
+"""How often expired files, uploads and batches are deleted."""
 DRAIN_S = 15.0
+"""The longest wait for lines under way when the server stops."""
 MOST_ROWS = 2048
-"""Of one batch in memory: others run beside it, and online requests wait while rows are sorted."""
+"""The rows of one batch in memory. The event loop sorts them, and online requests wait for that."""
 AGAIN_S = 5.0
-"""How long a batch rests whose state could not be reached."""
+"""The pause before a batch is tried again whose database or storage did not answer."""
 _log = logging.getLogger("penstock.service")
 
 
@@ -66,9 +68,9 @@ class Run:
         self.batch = batch
         self.step: ServedStep | None = None
         self.counts: Counts | None = None
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts()  # of no signal: the server handles those
         self.over = asyncio.Event()
-        """Set when lines that are not answered yet never will be."""
+        """Set when the batch is cancelled or has expired: lines without an answer get none."""
         self.task: asyncio.Task[None]
         self._why: type[PenstockError] | None = None
         self._paused = batch.paused
@@ -76,13 +78,13 @@ class Run:
             self.cancel()
 
     def cancel(self) -> None:
-        self._finish(BatchCancelledError)
+        self._cut_short(BatchCancelledError)
 
     def expire(self) -> None:
-        self._finish(BatchExpiredError)
+        self._cut_short(BatchExpiredError)
 
     def pause(self, paused: bool) -> None:
-        """Begin no more lines, or begin them again."""
+        """Begin no more lines until the batch is resumed, or resume it."""
         self._paused = paused
         if self.step is not None:
             self.step.pause(paused)
@@ -94,15 +96,15 @@ class Run:
         self._tell()
 
     def drain(self) -> None:
-        """Begin no more lines, and end when those under way have their answers."""
-        # Paused lines would not end by themselves.
+        """End the run when the lines under way have their answers; another server goes on."""
+        # A paused run does not end by itself.
         if self.interrupts.on_first is not None and not self._paused:
             self.interrupts.received = signal.SIGTERM
             self.interrupts.on_first()
         else:
             self.task.cancel()
 
-    def _finish(self, why: type[PenstockError]) -> None:
+    def _cut_short(self, why: type[PenstockError]) -> None:
         self._why = self._why or why
         self.over.set()
         self._tell()
@@ -174,7 +176,7 @@ class Runner:
             await self._batches.release([run.batch.id for run in runs])
 
     def submit(self, batch: Batch) -> None:
-        """Run a batch that this server has."""
+        """Run a batch whose lease this server holds."""
         if batch.id not in self._runs and not self._stopping:
             run = self._runs[batch.id] = Run(batch)
             # Nothing of the request that asks for it, such as its id, belongs to the batch.
@@ -239,7 +241,7 @@ class Runner:
             await self._files.content.fetch(run.batch.input_file_id, input)
         if not run.batch.counts.total and not await self._validated(run, input):
             return
-        counts = await self._answered(run, folder, input)
+        counts = await self._answer_lines(run, folder, input)
         if counts is not None:
             await self._finish(run, folder, counts)
 
@@ -259,7 +261,7 @@ class Runner:
                 await self._models.find(checked.model)
             except PenstockError as error:
                 faults = [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
-        if not faults and batch.api == "openai":  # Anthropic's have no window to choose
+        if not faults and batch.api == "openai":  # Anthropic's have no completion window to promise
             faults = self._too_late(run, checked)
         if faults:
             await self._fail(run, faults)
@@ -287,7 +289,7 @@ class Runner:
         seconds = self._speeds[checked.model].seconds_for(checked.lines + ahead)
         return too_late(checked.lines, ahead, seconds, run.batch.expires_at - time.time())
 
-    async def _answered(self, run: Run, folder: Path, input: Path) -> Counts | None:
+    async def _answer_lines(self, run: Run, folder: Path, input: Path) -> Counts | None:
         """Answer the lines. Returns None if the server stops before the end."""
         batch = run.batch
         form = ServedLines(
@@ -364,16 +366,16 @@ class Runner:
             )
 
         run.batch = await self._batches.change(batch.id, end)
-        await self._leave(run)
+        await self._clean_up(run)
 
     async def _fail(self, run: Run, faults: list[Fault]) -> None:
         def fail(batch: Batch) -> Batch:
             return replace(batch, status="failed", failed_at=int(time.time()), errors=faults)
 
         run.batch = await self._batches.change(run.batch.id, fail)
-        await self._leave(run)
+        await self._clean_up(run)
 
-    async def _leave(self, run: Run) -> None:
+    async def _clean_up(self, run: Run) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder / run.batch.id, ignore_errors=True)
         await self._ended(run.batch)
 
@@ -429,7 +431,7 @@ class Runner:
         await self._files.sweep()
         await self._uploads.sweep()
         for batch in await self._batches.sweep(self._settings.ttl_s):
-            if batch.api == "anthropic":
+            if batch.api == "anthropic":  # its users know no files, and cannot delete them
                 ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
                 await self._files.remove([id for id in ids if id])
 

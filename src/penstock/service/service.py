@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from penstock import private_files
+from penstock.batch.read.files import filesystem
 from penstock.errors import UnavailableError
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.config.settings import BatchSettings
@@ -52,8 +53,10 @@ class BatchService:
 
     async def start(self) -> None:
         """Go on with the batches that an earlier life of the server has left. Raises
-        `ConfigError`.
+        `ConfigError`, or `InputError` for a place of files that there cannot be.
         """
+        if self.settings.files is not None:
+            filesystem(self.settings.files)  # one that cannot be reached is told at once
         if self.settings.database is not None or (self.folder / DATABASE).exists():
             await self.opened()
 

@@ -11,15 +11,18 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from penstock.batch.read.text import other_form
 from penstock.batch.rows.line_endpoints import ENDPOINTS
 from penstock.batch.rows.openai_lines import hash_key
 from penstock.errors import nearest
-from penstock.parsing import json_fault
+from penstock.parsing import json_fault, repeated_key
 from penstock.service.batches import Fault
 
 MOST_FAULTS = 100
 """Faults that are reported; a file with so many is read no further."""
 _BLANK = b" \t\r\n"
+_HEAD = 16
+"""Bytes by which a file that is no text is known."""
 
 
 class Checked(Struct):
@@ -57,6 +60,10 @@ def check_input(
                 break  # it would take long to find its end
             if number == 1:
                 text = text.removeprefix(b"\xef\xbb\xbf")
+                if (other := other_form(text[:_HEAD])) is not None:
+                    message = f"The file is {other[0]}: a batch needs lines of JSON in UTF-8"
+                    found.faults.append(Fault(code="invalid_file", message=message))
+                    break
             if not text.strip(_BLANK):
                 continue
             found.lines += 1
@@ -64,9 +71,18 @@ def check_input(
                 fault("too_many_requests", f"a batch has at most {max_lines} lines")
                 break
             try:
-                line = msgspec.convert(decode(text), _Line)
+                line = msgspec.convert(given := decode(text), _Line)
             except (ValueError, RecursionError, OverflowError):
                 fault("invalid_json_line", f"This line is no JSON object: {_why(text)}")
+                continue
+            if (key := repeated_key(text)) is not None:
+                fault("duplicate_key", f"The key '{key[:100]}' stands twice in one object")
+                continue
+            named = {name for name, value in given.items() if value is not None}
+            if unknown := named.difference(_Line.__struct_fields__):
+                name = min(unknown)[:100]
+                hint = nearest(name, _Line.__struct_fields__)
+                fault("unknown_parameter", f"The line has an unknown key '{name}'. {hint}", name)
                 continue
             _check(line, endpoint, seen, found, fault, one_model=one_model)
     if not found.lines and not found.faults:
@@ -93,7 +109,7 @@ def _model(line: _Line) -> str:
 def _check(
     line: _Line, endpoint: str, seen: set[int], found: Checked, fault: Any, *, one_model: bool
 ) -> None:
-    missing = [name for name in ("custom_id", "method", "url", "body") if not getattr(line, name)]
+    missing = [name for name in _Line.__struct_fields__ if not getattr(line, name)]
     if missing:
         fault(
             "missing_required_parameter", f"The line has no {' and no '.join(missing)}", missing[0]

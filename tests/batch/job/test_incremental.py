@@ -10,10 +10,11 @@ import pytest
 import penstock
 from jobs import ask, interrupted, lines, numbered, settled
 from penstock.batch import Processor, ProcessorConfig, StatefulStage
+from penstock.batch.job.forecast import described
 from penstock.errors import ConfigError, EngineError, InputError, JobMismatchError
 
 pytestmark = pytest.mark.usefixtures("small_parts")
-INCREMENTAL = {"incremental": True, "key": "id"}
+INCREMENTAL: dict[str, Any] = {"incremental": True, "key": "id"}
 
 
 def write(path, rows):
@@ -265,3 +266,64 @@ async def test_a_row_of_a_processor_has_changed_with_any_column(tmp_path):
     result = await run(seen)
     assert (sorted(seen), result.counts.kept) == ([3, 10], 9)
     assert [row["double"] for row in lines(tmp_path / "out.jsonl")] == list(range(0, 22, 2))
+
+
+def state_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+async def test_a_plan_says_what_would_run(tmp_path, make_engine, name):
+    source = write(tmp_path / f"in.{name}", numbered(300))
+    output = tmp_path / f"out.{name}"
+
+    async def plan(**options):
+        given = {"engine": make_engine(), "prompt": "{text}", "trial": 4, **INCREMENTAL, **options}
+        trial = given.pop("trial")
+        return await penstock.batch.Job(source, output, **given).aplan(trial=trial)
+
+    before = await plan()
+    assert (before.rows, before.kept, before.tried) == (300, 0, 4)
+    await ask(source, output, make_engine(), **INCREMENTAL)
+    write(source, changed(numbered(300)))
+    state = state_of(tmp_path)
+    engine = make_engine()
+    found = await plan(engine=engine, trial=64)
+    assert (found.rows, found.kept, found.tried) == (304, 293, 11)
+    assert set(engine.asked) == {"another text", *(f"text {n}" for n in range(1000, 1010))}
+    assert "293 have their answers already" in described(found)
+    assert (await plan(fresh=True)).kept == 0
+    with pytest.raises(JobMismatchError, match="all 300 rows would be computed again"):
+        await plan(prompt="Say {text}")
+    with pytest.raises(ConfigError, match="no column"):
+        await plan(key="idd")
+    assert state_of(tmp_path) == state
+    await ask(source, output, make_engine(), **INCREMENTAL)
+    found = await plan()
+    assert (found.kept, found.tried, found.seconds) == (304, 0, None)
+
+
+async def test_a_plan_of_an_interrupted_run_counts_its_rows(tmp_path, make_engine):
+    source, output = write(tmp_path / "in.jsonl", numbered(300)), tmp_path / "out.jsonl"
+    await interrupted(source, output, make_engine(), 120, **INCREMENTAL)
+    job = penstock.batch.Job(source, output, engine=make_engine(), prompt="{text}", **INCREMENTAL)
+    found = await job.aplan(trial=0)
+    result = await ask(source, output, make_engine(), **INCREMENTAL)
+    assert found.kept == result.counts.resumed > 0
+
+
+async def test_a_plan_of_failed_rows(tmp_path, make_engine):
+    def fails(text):
+        return EngineError("no luck") if text == "text 7" else text
+
+    source, output = write(tmp_path / "in.jsonl", numbered(20)), tmp_path / "out.jsonl"
+    options = {**INCREMENTAL, "max_attempts": 1}
+    await ask(source, output, make_engine(fails), **options)
+
+    async def kept(**options):
+        job = penstock.batch.Job(
+            source, output, engine=make_engine(), prompt="{text}", **INCREMENTAL, **options
+        )
+        return (await job.aplan(trial=0)).kept
+
+    assert [await kept(), await kept(retry_failed=True)] == [20, 19]

@@ -70,6 +70,24 @@ async def test_mistakes_in_policies(given, message):
 
 
 # Dead letters
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on_error": "skip", "dead_letter": "failed.jsonl"}, "dead_letter: gets no rows"),
+        ({"retry_failed": True, "fresh": True}, "retry_failed: has nothing to run again"),
+        ({"output": "-", "retry_failed": True}, "retry_failed: needs an output"),
+        ({"output": "-", "fresh": True}, "fresh: needs an output"),
+    ],
+)
+async def test_options_without_an_effect_are_refused(tmp_path, make_engine, options, words):
+    options = dict(options)
+    output = options.pop("output", tmp_path / "out.jsonl")
+    if "dead_letter" in options:
+        options["dead_letter"] = tmp_path / options["dead_letter"]
+    with pytest.raises(ConfigError, match=words):
+        await ask(numbered(2), output, make_engine(), **options)
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 @pytest.mark.parametrize("order", ["input", "done"])
 async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, order):

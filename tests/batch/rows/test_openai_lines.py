@@ -87,6 +87,7 @@ async def test_decisions_and_bad_questions():
         ({"messages": "x"}, "messages"),
         (chat("x", n="two"), "n"),
         (chat("x", nn=1), "nn"),
+        (chat("x", stream=True), "stream"),
         (7, None),
     ],
 )

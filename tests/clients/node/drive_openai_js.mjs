@@ -1,6 +1,6 @@
 // OpenAI's client for JavaScript.
 
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
@@ -129,6 +129,74 @@ check("embeddings", async () => {
     const other = packed.data[index].embedding;
     assert.ok(item.embedding.every((value, at) => Math.abs(value - other[at]) < 1e-6));
   }
+});
+
+const CHAT = "/v1/chat/completions";
+
+// A file with these requests, by their names.
+function lines(bodies) {
+  const made = Object.entries(bodies).map(([custom_id, body]) =>
+    JSON.stringify({ custom_id, method: "POST", url: CHAT, body }),
+  );
+  return toFile(Buffer.from(made.join("\n")), "lines.jsonl");
+}
+
+async function begun(bodies, more = {}) {
+  const file = await client.files.create({ file: await lines(bodies), purpose: "batch" });
+  const ask = { input_file_id: file.id, endpoint: CHAT, completion_window: "24h", ...more };
+  return client.batches.create(ask);
+}
+
+async function ended(batch) {
+  while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    batch = await client.batches.retrieve(batch.id);
+  }
+  return batch;
+}
+
+async function read(id) {
+  const text = await (await client.files.content(id)).text();
+  return text.trim().split("\n").map((line) => JSON.parse(line));
+}
+
+check("batches", async () => {
+  const bodies = { good: ASK, bad: { ...ASK, temperature: 7 } };
+  const batch = await ended(await begun(bodies, { metadata: { run: "1" } }));
+  assert.equal(batch.status, "completed");
+  assert.deepEqual(batch.metadata, { run: "1" });
+  const { total, completed, failed } = batch.request_counts;
+  assert.deepEqual([total, completed, failed], [2, 1, 1]);
+  const [answer] = await read(batch.output_file_id);
+  assert.equal(answer.custom_id, "good");
+  same(answer.response.body.choices[0].message.content);
+  const [error] = await read(batch.error_file_id);
+  assert.deepEqual([error.custom_id, error.response.status_code], ["bad", 400]);
+  const listed = [];
+  for await (const one of client.batches.list({ limit: 1 })) listed.push(one.id);
+  assert.ok(listed.includes(batch.id));
+  const names = [];
+  for await (const file of client.files.list({ purpose: "batch", limit: 1 })) names.push(file.id);
+  assert.ok(names.includes(batch.input_file_id));
+  assert.ok((await client.files.delete(batch.input_file_id)).deleted);
+});
+
+check("cancelled_batch", async () => {
+  const bodies = {};
+  for (let number = 0; number < 2000; number += 1) bodies[number] = { ...ASK, seed: number };
+  const batch = await begun(bodies);
+  assert.equal((await client.batches.cancel(batch.id)).status, "cancelling");
+  const { status, error_file_id } = await ended(batch);
+  assert.equal(status, "cancelled");
+  for (const line of await read(error_file_id)) assert.equal(line.error.code, "batch_cancelled");
+});
+
+check("wrong_batch", async () => {
+  const batch = await ended(await begun({ one: { ...ASK, model: "none-such" } }));
+  assert.equal(batch.status, "failed");
+  assert.deepEqual([batch.errors.data[0].line, batch.errors.data[0].param], [1, "body.model"]);
+  const error = await failure(client.batches.retrieve("batch_none"));
+  assert.ok(error instanceof OpenAI.NotFoundError);
 });
 
 check("wrong_model", async () => {

@@ -1,5 +1,6 @@
 """Anthropic's client for Python."""
 
+import time
 from typing import Literal
 
 import anthropic
@@ -186,6 +187,48 @@ def count_tokens():
     counted = client.messages.count_tokens(model=MODEL, messages=MESSAGES)
     usage = client.messages.create(**ASK).usage
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
+
+
+def params(**more):
+    """A request of a batch, with what a call puts in `extra_body`."""
+    ask = {name: value for name, value in ASK.items() if name != "extra_body"}
+    return {**ask, **GREEDY, **more}
+
+
+def ended(batch):
+    while batch.processing_status != "ended":
+        time.sleep(0.05)
+        batch = client.messages.batches.retrieve(batch.id)
+    return batch
+
+
+@check
+def batches():
+    requests = [
+        {"custom_id": "good", "params": params()},
+        {"custom_id": "bad", "params": params(temperature=7)},
+    ]
+    batch = ended(client.messages.batches.create(requests=requests))
+    counts = batch.request_counts
+    assert (counts.succeeded, counts.errored, counts.processing) == (1, 1, 0)
+    found = {one.custom_id: one.result for one in client.messages.batches.results(batch.id)}
+    same(found["good"].message.content[0].text)
+    assert found["bad"].error.error.type == "invalid_request_error"
+    assert batch.id in [one.id for one in client.messages.batches.list(limit=1)]
+    assert client.messages.batches.delete(batch.id).type == "message_batch_deleted"
+    raises(anthropic.NotFoundError, client.messages.batches.retrieve, batch.id)
+
+
+@check
+def cancelled_batch():
+    requests = [
+        {"custom_id": str(number), "params": params(temperature=1)} for number in range(2000)
+    ]
+    batch = client.messages.batches.create(requests=requests)
+    assert client.messages.batches.cancel(batch.id).processing_status == "canceling"
+    assert ended(batch).request_counts.canceled > 0
+    kinds = {one.result.type for one in client.messages.batches.results(batch.id)}
+    assert kinds <= {"canceled", "succeeded"}
 
 
 @check

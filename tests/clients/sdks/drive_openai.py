@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Literal
 
 import openai
@@ -321,6 +322,90 @@ def token_embeddings():
 def shorter_embeddings():
     answer = client.embeddings.create(model=EMBEDDER, input="red fox", dimensions=4)
     assert len(answer.data[0].embedding) == 4
+
+
+def lines(**bodies):
+    """The content of a file with these requests."""
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    made = [{"custom_id": name, **line, "body": body} for name, body in bodies.items()]
+    return "\n".join(map(json.dumps, made)).encode()
+
+
+def ended(batch):
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    return batch
+
+
+def read(file):
+    return [json.loads(line) for line in client.files.content(file).text.splitlines()]
+
+
+@check
+def batches():
+    given = ("lines.jsonl", lines(good=ASK, bad={**ASK, "temperature": 7}))
+    kept = {"anchor": "created_at", "seconds": 3600}
+    file = client.files.create(file=given, purpose="batch", expires_after=kept)
+    assert file.expires_at == file.created_at + 3600
+    assert file.id in [one.id for one in client.files.list(purpose="batch", order="desc", limit=1)]
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"run": "1"},
+    )
+    batch = ended(batch)
+    assert (batch.status, batch.metadata) == ("completed", {"run": "1"}), batch
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (2, 1, 1)
+    (answer,), (error,) = read(batch.output_file_id), read(batch.error_file_id)
+    assert (answer["custom_id"], error["custom_id"]) == ("good", "bad")
+    same(answer["response"]["body"]["choices"][0]["message"]["content"])
+    assert error["response"]["status_code"] == 400
+    assert batch.id in [one.id for one in client.batches.list(limit=1)]
+    assert client.files.delete(file.id).deleted
+
+
+@check
+def uploads():
+    given = lines(**{str(number): ASK for number in range(20)})
+    file = client.uploads.upload_file_chunked(
+        file=given,
+        filename="lines.jsonl",
+        bytes=len(given),
+        mime_type="application/jsonl",
+        purpose="batch",
+        part_size=1000,
+    ).file
+    assert client.files.content(file.id).content == given
+
+
+@check
+def cancelled_batch():
+    given = lines(**{str(number): {**ASK, "seed": number} for number in range(2000)})
+    file = client.files.create(file=("lines.jsonl", given), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = ended(batch)
+    assert (batch.status, batch.request_counts.total) == ("cancelled", 2000)
+    codes = {line["error"]["code"] for line in read(batch.error_file_id)}
+    assert codes == {"batch_cancelled"}
+
+
+@check
+def wrong_batch():
+    file = client.files.create(file=("lines.jsonl", b'{"custom_id": "a"}'), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    (fault,) = ended(batch).errors.data
+    assert fault.line == 1
+    assert raises(openai.NotFoundError, client.batches.retrieve, "batch_none")
+    error = raises(openai.BadRequestError, client.files.list, purpose="batch", limit=0)
+    assert error.param == "limit"
 
 
 @check

@@ -30,7 +30,7 @@ from penstock.batch.pipeline.pipeline import EngineStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
 from penstock.batch.write.journal import Journal
-from penstock.batch.write.kept import Kept
+from penstock.batch.write.kept import INDEX, Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import PartWriter
@@ -126,7 +126,13 @@ async def _durable(
         answers = files.enter_context(contextlib.closing(memory))
         kept = None
         if plan.extras.keys is not None and journal.kept_files():
-            kept = await asyncio.to_thread(Kept, journal, failed=not plan.retry_failed)
+            kept = await asyncio.to_thread(
+                Kept,
+                journal.kept_files(),
+                journal.key,
+                output.folder / INDEX,
+                failed=not plan.retry_failed,
+            )
             files.callback(kept.close)
         stop = partial(interrupts.request, signal.SIGTERM)
         status, held = _status(plan, output), lambda: state.held

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import math
 import random
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec import Struct, field
@@ -19,6 +21,10 @@ from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
+from penstock.batch.write.journal import digest_key
+from penstock.batch.write.kept import INDEX, Kept
+from penstock.batch.write.outputs import Output
+from penstock.batch.write.state import earlier_answers
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, UnsupportedError
 from penstock.types import ChatRequest
@@ -35,7 +41,8 @@ class Forecast(Struct, kw_only=True):
 
     `rows` is their number, None where they were not all read and the data does not say; `read` how
     many were read. Among these are `unreadable` rows, which fail before they are asked, by kind of
-    error, and `duplicates`, rows with the request of another row, which is asked once. The rest is
+    error, `kept` ones, which an incremental job has an answer to, and `duplicates`, rows with the
+    request of another row, which is asked once. The rest is
     estimated: `tried` rows were asked, `counted` had their tokens counted. `over_long` rows do not
     fit the model. Tokens are those that the whole job computes: none for rows that fail, and of a
     prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
@@ -45,6 +52,7 @@ class Forecast(Struct, kw_only=True):
     rows: int | None
     read: int
     unreadable: dict[str, int] = field(default_factory=dict)
+    kept: int = 0
     duplicates: int = 0
     counted: int = 0
     tried: int = 0
@@ -85,7 +93,12 @@ class PromptLength(NamedTuple):
 async def forecast(plan: Plan, trial: int) -> Forecast:
     """The forecast of a checked job, after asking for `trial` rows. Raises what the job would."""
     found = Forecast(rows=plan.total, read=0)
-    sample, complete = await _read(plan, found)
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        kept = await _kept(plan, Path(folder, INDEX))
+        with contextlib.ExitStack() as files:
+            if kept is not None:
+                files.callback(kept.close)
+            sample, complete = await _read(plan, found, kept)
     # Its first rows are those tried, and data may be sorted by length.
     random.Random(0).shuffle(sample)
     if complete:
@@ -97,16 +110,31 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
     return found
 
 
-async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
-    """Read and prepare the rows; returns some of them, and whether all were read."""
+async def _kept(plan: Plan, index: Path) -> Kept | None:
+    """The answers that an incremental job has already."""
+    keys, output = plan.extras.keys, plan.output
+    if keys is None:
+        return None
+    assert isinstance(output, Output)
+    await keys.check(plan.source, plan.limit)
+    if plan.fresh:
+        return None
+    return await asyncio.to_thread(
+        earlier_answers, output, plan.identity, index, failed=not plan.retry_failed
+    )
+
+
+async def _read(plan: Plan, found: Forecast, kept: Kept | None = None) -> tuple[list[Row], bool]:
+    """Read and prepare the rows; returns some of those to be asked, and whether all were read."""
+    keys, columns = plan.extras.keys, plan.form.columns
+    if keys is not None and columns is not None:
+        columns = (*columns, keys.column)
     draw = random.Random(0)
     sample: list[Row] = []
     seen: set[bytes] = set()
     good = 0
     began = time.monotonic()
-    async with contextlib.aclosing(
-        read_ahead(plan.source, 0, plan.limit, plan.form.columns)
-    ) as batches:
+    async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit, columns)) as batches:
         async for batch in batches:
             async for rows in plan.form.ready(batch):
                 for row in rows:
@@ -117,6 +145,11 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
                         kind = failed.error.type
                         found.unreadable[kind] = found.unreadable.get(kind, 0) + 1
                         continue
+                    if keys is not None and kept is not None:
+                        keys.mark(row)
+                        if kept.get(row.key, digest_key(row.digest)) is not None:
+                            found.kept += 1
+                            continue
                     if row.shareable and row.digest in seen:
                         found.duplicates += 1
                         continue
@@ -198,12 +231,12 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
 
 
 def _distinct(found: Forecast) -> int:
-    """How many rows will be asked for, if duplicates and bad rows are as frequent as among the rows
-    that were read.
+    """How many rows will be asked for, if duplicates, bad rows and kept ones are as frequent as
+    among the rows that were read.
     """
     if not found.read:
         return 0
-    asked = found.read - found.duplicates - sum(found.unreadable.values())
+    asked = found.read - found.kept - found.duplicates - sum(found.unreadable.values())
     return math.ceil((found.rows if found.rows is not None else found.read) * asked / found.read)
 
 
@@ -228,6 +261,8 @@ def described(found: Forecast) -> str:
         f"  {number:,} × {kind}: error rows, never asked"
         for kind, number in sorted(found.unreadable.items())
     ]
+    if found.kept:
+        lines.append(f"  {found.kept:,} have their answers already, which are kept")
     if found.duplicates:
         lines.append(f"  {found.duplicates:,} with the request of another row, asked once")
     if found.over_long:

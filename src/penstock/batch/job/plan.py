@@ -163,6 +163,8 @@ def _plan(
                     value=path,
                 )
     policy = ErrorPolicy(job.on_error or "keep")
+    if job.dead_letter is not None and policy.leaves_out_all:
+        raise ConfigError("gets no rows: on_error leaves out all that fail", field="dead_letter")
     if job.processor is not None:
         form, step, policy = processor_rows(job, job.processor, output)
     else:
@@ -248,12 +250,15 @@ def _engines(job: Job) -> list[LLMEngine]:
 def _open_output(job: Job) -> Output | Literal["-"] | None:
     if job.dead_letter is not None and (job.output is None or os.fspath(job.output) == "-"):
         raise ConfigError("needs an output whose job is kept", field="dead_letter")
-    if job.output is None:
+    path = None if job.output is None else os.fspath(job.output)
+    if path is None or path == "-":
         if job.retry_failed or job.fresh:
             name = "retry_failed" if job.retry_failed else "fresh"
             raise ConfigError("needs an output whose job is kept", field=name)
+    elif job.retry_failed and job.fresh:
+        raise ConfigError("has nothing to run again beside fresh", field="retry_failed")
+    if path is None:
         return None
-    path = os.fspath(job.output)
     if path == "-":
         if sys.stdout is None:
             raise OutputError("standard output is closed")

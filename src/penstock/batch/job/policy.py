@@ -47,6 +47,11 @@ class ErrorPolicy:
         self._actions = actions
         self._default = actions.get(OTHERS, "keep")
 
+    @property
+    def leaves_out_all(self) -> bool:
+        """Whether no row that fails is in the output, whatever its error."""
+        return {self._default, *self._actions.values()} == {"skip"}
+
     def action(self, kind: str) -> str:
         """What to do with a row whose error is of this kind."""
         return self._actions.get(kind, self._default)

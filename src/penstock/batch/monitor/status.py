@@ -129,17 +129,21 @@ def find(job: str) -> Path:
     `InputError`.
     """
     for folder in (Path(job), Path(f"{job.rstrip('/')}{STATE_END}")):
-        if (folder / manifests.FILE).is_file():
+        if os.path.isfile(folder / manifests.FILE):  # false for a name that is too long, too
             return folder
     known = {id_of(folder): folder for folder in known_folders()}
     begins = [one for one in known if job and one.startswith(job)]
     if len(begins) == 1:
         return known[begins[0]]
+    if begins:
+        raise InputError(f"'{job}' is the beginning of several jobs: {', '.join(sorted(begins))}")
     for folder in known.values():  # the output is a URL, or was given in another way
         status = load(folder)
         if status is not None and status.output == printable(job):
             return folder
-    raise InputError(f"there is no job '{job}'. {nearest(job, known) if known else ''}".strip())
+    raise InputError(
+        f"there is no job '{job[:200]}'. {nearest(job, known) if known else ''}".strip()
+    )
 
 
 def _of_manifest(folder: Path) -> Status | None:

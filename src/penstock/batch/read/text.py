@@ -316,16 +316,19 @@ def lines_of(stream: BinaryIO, path: str) -> Iterator[list[bytes | None]]:
 
 def check_text(head: bytes, path: str) -> None:
     """Raise `InputError` if a file that begins with `head` is no text in UTF-8."""
-    encoding = other_encoding(head)
-    if encoding is not None:
-        raise InputError(
-            f"{path}: is {encoding}, not UTF-8; iconv -f {encoding} -t UTF-8 converts it"
-        )
+    if (found := other_form(head)) is not None:
+        form, cure = found
+        raise InputError(f"{path}: is {form}; {cure}")
+
+
+def other_form(head: bytes) -> tuple[str, str] | None:
+    """What a file that begins with `head` is, if it is no text in UTF-8, and how a job reads it."""
+    if (encoding := other_encoding(head)) is not None:
+        return f"{encoding}, not UTF-8", f"iconv -f {encoding} -t UTF-8 converts it"
     for magic, extension in MAGIC.items():
         if head.startswith(magic):
-            raise InputError(
-                f"{path}: is compressed, as *{extension} files are; give the file a name that ends"
-                " so, or decompress what goes to standard input"
-            )
+            cure = "give the file a name that ends so, or decompress what goes to standard input"
+            return f"compressed, as *{extension} files are", cure
     if head.startswith(b"PAR1"):
-        raise InputError(f"{path}: is Parquet, and its name must end in .parquet")
+        return "Parquet", "its name must end in .parquet"
+    return ("a ZIP archive", "unpack it") if head.startswith(b"PK\x03\x04") else None

@@ -4,7 +4,7 @@ body that answers it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -216,5 +216,10 @@ def read_line(url: str, body: Any, adapter: str | None) -> Asked:
     if adapter is not None and not endpoint.adapters:
         raise UnsupportedError(
             f"{url.rpartition('/')[2]} take no adapter, as ':{adapter}' asks for", param="model"
+        )
+    if isinstance(body, Mapping) and body.get("stream") is True:
+        raise RequestError(
+            "a line of a batch is answered whole: leave stream out, or set it to false",
+            param="stream",
         )
     return endpoint.read(body, adapter)

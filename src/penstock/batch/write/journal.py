@@ -284,6 +284,10 @@ class Journal:
         ]
         return [(path, path.with_name(f"rows{path.name[4:]}")) for _, path in sorted(found)]
 
+    def answer_files(self) -> list[tuple[Path, Path]]:
+        """As `kept_files`, and then those that are not shelved yet."""
+        return [*self.kept_files(), *((path, path) for path in self._rows_files())]
+
     def next_generation(self, parts: Iterable[Part]) -> Journal:
         """A journal in which `parts` are committed and pending rows without error are kept.
 

@@ -8,7 +8,7 @@ says whether it is sound. One that is damaged is computed again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,10 +16,10 @@ from msgspec import Struct
 
 from penstock.batch.rows.dedupe import new_index
 from penstock.batch.rows.row import Outcome
-from penstock.batch.write.journal import Journal, Record
+from penstock.batch.write.journal import Record
 from penstock.batch.write.state_files import Records, guarded
 
-_INDEX = "kept.sqlite"
+INDEX = "kept.sqlite"
 _MOST_OPEN = 64
 _Place = tuple[int, int, int, int]  # mixed key, number of the file, offset, length
 
@@ -38,17 +38,19 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class Kept:
-    """What `journal` keeps of earlier inputs. `failed`: also the rows that failed there.
+    """What is in these files of a job with this key, each with the name that it had. `failed`: also
+    the rows that failed there. `index` is a path for the index, which goes with `close`.
 
     Raises `OutputError` where the disk fails.
     """
 
-    def __init__(self, journal: Journal, *, failed: bool) -> None:
-        self._key = journal.key
+    def __init__(
+        self, files: Iterable[tuple[Path, Path]], key: int, index: Path, *, failed: bool
+    ) -> None:
         self._failed = failed
-        self._files = [(path, Records(name, journal.key)) for path, name in journal.kept_files()]
+        self._files = [(path, Records(name, key)) for path, name in files]
         self._open: dict[int, int] = {}
-        self._path = journal.folder / _INDEX
+        self._path = index
         self._index = new_index(
             self._path, "answers (key INTEGER PRIMARY KEY, file INTEGER, place INTEGER, size)"
         )

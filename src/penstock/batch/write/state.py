@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from penstock.batch.job.result import Counts
 from penstock.batch.write import manifest as manifests, outputs
 from penstock.batch.write.journal import Journal
+from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
@@ -209,14 +211,7 @@ class State:
         changed = manifest.differences(job)
         if not changed and not (failed_again and self._has_failed):
             return False
-        if not all(manifests.is_free(name) for name in changed):
-            rows = manifest.result.get("rows") or self.journal.rows
-            manifest.require(
-                {**job, **{n: manifest.job.get(n) for n in changed if manifests.is_free(n)}},
-                self.output.path,
-                f"An incremental job keeps answers to the same requests: here all {rows:,} rows"
-                " would be computed again. --fresh does that; or give another output",
-            )
+        _check_renewable(self.output, manifest, job, self.journal.rows)
         self.journal.shelve()
         manifest.job = dict(job)
         manifest.generation += 1
@@ -286,6 +281,46 @@ class State:
         manifest.status = "running"
         manifest.save(self.output.folder)
         self.journal.load()
+
+
+def earlier_answers(
+    output: Output, job: Mapping[str, Any], index: Path, *, failed: bool
+) -> Kept | None:
+    """What an incremental job would keep of what it did before, by a look at its state directory,
+    which stays as it is; None where nothing was done. `index` and `failed` are as for `Kept`.
+    Raises what `State.open` would.
+    """
+    with writing(output.folder):
+        manifest = manifests.load(output.folder)
+        if manifest is None:
+            _check_new(output)
+            return None
+        if manifest.status != "complete" and not any(
+            path.stat().st_size
+            for path in output.folder.iterdir()
+            if path.name.startswith(("rows-", "kept-", "parts-"))
+        ):
+            return None
+        _check_renewable(output, manifest, manifests.normal(job), 0)
+        journal = Journal(output.folder, manifest.generation, key=manifest.key)
+        return Kept(journal.answer_files(), journal.key, index, failed=failed)
+
+
+def _check_renewable(output: Output, manifest: Manifest, job: Mapping[str, Any], rows: int) -> None:
+    """Raise `JobMismatchError` where more than the input differs. So many `rows` were done, unless
+    the job is complete.
+    """
+    changed = manifest.differences(job)
+    if all(manifests.is_free(name) for name in changed):
+        return
+    rows = manifest.result.get("rows") or rows
+    manifest.require(
+        {**job, **{n: manifest.job.get(n) for n in changed if manifests.is_free(n)}},
+        output.path,
+        "An incremental job keeps answers to the same requests: here all"
+        f" {f'{rows:,} ' if rows else ''}rows would be computed again. --fresh does that; or give"
+        " another output",
+    )
 
 
 def _check_new(output: Output) -> None:

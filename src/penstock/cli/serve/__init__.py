@@ -264,6 +264,11 @@ def serve(
         for field, (value, hint) in local.items():
             if value is not None:
                 raise ConfigError("is for the local runtime", field=field, hint=hint)
+    if uds is not None:
+        context = click.get_current_context()
+        for option in ("host", "port"):
+            if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+                raise ConfigError("is not listened on beside --uds", field=f"--{option}")
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
@@ -463,7 +468,7 @@ def _batches(
         if given:
             raise ConfigError("stands beside other options of batches", field="--no-batches")
         return None
-    if "path" in given:
+    if given.get("path"):
         given["path"] = str(Path(given["path"]).expanduser().absolute())
     if configured is not None:
         return structs.replace(configured, **given)

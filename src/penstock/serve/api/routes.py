@@ -46,6 +46,7 @@ from penstock.serve.api.endpoints.conversations import (
 )
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import decode_body
+from penstock.serve.api.query import check_query
 
 _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...] = (
     ("messages", ChatBody, generation.chat_completions),
@@ -56,22 +57,24 @@ _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...
     ("text_1", ScoreBody, texts.score),
     ("query", RerankBody, texts.rerank),
 )
-"""What `POST /invocations` is asked, the one path that Amazon SageMaker asks for everything, as in
-vLLM: the parameter that only a body of this form has, the form, and the endpoint that answers it.
+"""What `POST /invocations` takes, the one path that Amazon SageMaker asks for everything, as in
+vLLM: the parameter by which a body's form is known, the form, and the endpoint that answers it.
 """
-_NAMES = frozenset(ClassifyBody.__struct_fields__)
+_CLASSIFY_NAMES = frozenset(ClassifyBody.__struct_fields__)
 FORMS: tuple[type[Struct], ...] = tuple(form for _, form, _ in _SHAPES)
 
 
 async def invocations(exchange: Exchange) -> Response:
-    """Answer a body of any form: a chat, a completion, embeddings or classes, a score, a rank."""
+    """Answer a body of any form in `_SHAPES`. An `input` is classified where the model makes no
+    embeddings.
+    """
     body: Any = decode_body(await exchange.read_json(), Any)
     for name, form, answer in _SHAPES:
         if isinstance(body, dict) and name in body:
             try:
                 return await answer(exchange, parse_body(form, body))
             except UnsupportedError:
-                if form is not EmbeddingBody or not body.keys() <= _NAMES:
+                if form is not EmbeddingBody or not body.keys() <= _CLASSIFY_NAMES:
                     raise
             return await texts.classify(exchange, parse_body(ClassifyBody, body))
     names = ", ".join(name for name, _, _ in _SHAPES)
@@ -83,9 +86,10 @@ class Endpoint(Struct, frozen=True):
 
     `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
     of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
-    kind; `query` names the parameters of the URL. `runs`: it uses an engine; `admin`: for operators
-    only; `public`: for everybody, without a key. Raises `ValueError` for an endpoint that controls
-    a model without `admin`.
+    kind; `query` names the parameters of the URL, None leaves their names to `answer`. `runs`: it
+    uses an engine, and the console shows it while it runs; `admin`: for operators only; `public`:
+    for everybody, without a key. Raises `ValueError` for an endpoint that controls a model without
+    `admin`, or is `admin` and `public`.
     """
 
     method: str
@@ -94,7 +98,7 @@ class Endpoint(Struct, frozen=True):
     body: type[Struct] | None = None
     forms: tuple[type[Struct], ...] = ()
     multipart: dict[str, Any] | None = None
-    query: tuple[str, ...] = ()
+    query: tuple[str, ...] | None = ()
     runs: bool = False
     admin: bool = False
     public: bool = False
@@ -121,6 +125,8 @@ class Endpoint(Struct, frozen=True):
             traffic.under_way.add(exchange)
         if self.admin:
             check_admin(exchange.rank, exchange.request.headers)
+        if scope.get("query_string"):
+            check_query(exchange.request.query_params, self.path, self.query)
         body = () if self.body is None else (await exchange.body(self.body),)
         response = await self.answer(exchange, *body)
         await response(scope, receive, send)
@@ -219,7 +225,14 @@ _ACTIONS = (
 )
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
-        Endpoint("POST", f"/{path}", control.act(name), forms=(control.form_of(name),), admin=True)
+        Endpoint(
+            "POST",
+            f"/{path}",
+            control.act(name),
+            forms=(control.form_of(name),),
+            query=None,
+            admin=True,
+        )
         for path, name in (*zip(_ACTIONS, _ACTIONS, strict=True), ("wake_up", "wakeup"))
     ),
     *(
@@ -248,7 +261,7 @@ CONSOLE_ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/console/live", console.live, console.LiveBody),
 )
-"""The console's own, which the description leaves out: nothing else is to ask them."""
+"""The console's own. The OpenAPI document leaves them out, as only the console asks them."""
 
 _ERROR = {
     "description": "The request failed.",
@@ -292,7 +305,7 @@ def describe(
             "responses": {"200": {"description": "The answer."}, "default": _ERROR},
             "parameters": [
                 *(_parameter(name, "path") for name in re.findall(r"{(\w+)}", path)),
-                *(_parameter(name, "query") for name in endpoint.query),
+                *(_parameter(name, "query") for name in endpoint.query or ()),
             ],
         }
         content = {}

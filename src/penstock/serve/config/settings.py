@@ -62,7 +62,7 @@ class BatchSettings(Struct, frozen=True, kw_only=True):
     lines, a file `max_file_bytes`, and all files together `max_bytes`. Files are deleted `ttl_s`
     after they were made unless their maker says otherwise, and batches `ttl_s` after their end.
     `max_batches` of them run at once here, with `max_in_flight` lines under way. A server that is
-    silent for `lease_s` loses its batches to others.
+    silent for `lease_s` loses its batches to others. Raises `ConfigError` for an empty place.
     """
 
     path: str
@@ -76,6 +76,11 @@ class BatchSettings(Struct, frozen=True, kw_only=True):
     max_in_flight: Positive = 256
     lease_s: Seconds = 15.0
     webhooks: tuple[WebhookSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("path", "database", "files"):
+            if getattr(self, name) == "":
+                raise ConfigError("must not be empty", field=name)
 
     def __repr__(self) -> str:
         return f"BatchSettings(path={self.path!r})"

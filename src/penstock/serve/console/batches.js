@@ -1,7 +1,8 @@
-// Batches: how far they are, beginning one, pausing and cancelling one, its files.
+// Batches in the forms of OpenAI and Anthropic: how far they are, beginning one, pausing and
+// cancelling one, its files.
 
 import { KIND, arrange, badge, button, confirmed, count, day, doing, el, empty, field, note } from "./page.js";
-import { download, filesPart, upload } from "./files.js";
+import { contentOf, download, filesPart, upload } from "./files.js";
 import * as server from "./server.js";
 
 const PAGE = 20;
@@ -9,17 +10,35 @@ const POLL_MS = 2000;
 const OVER = ["completed", "failed", "expired", "cancelled"];
 const ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/decisions", "/v1/score", "/v1/rerank", "/classify"];
 
+const unix = (time) => time && Date.parse(time) / 1000;
+/** One of Anthropic's batches in the form of OpenAI's. */
+const ofMessages = (one) => {
+  const { processing, succeeded, errored, canceled, expired } = one.request_counts;
+  const ended = expired ? "expired" : canceled ? "cancelled" : "completed";
+  return {
+    id: one.id, endpoint: "/v1/messages", created_at: unix(one.created_at), expires_at: unix(one.expires_at),
+    status: one.processing_status === "ended" ? ended : one.processing_status === "canceling" ? "cancelling" : "in_progress",
+    request_counts: { total: processing + succeeded + errored + canceled + expired, completed: succeeded, failed: errored },
+    results: one.processing_status === "ended",
+  };
+};
+const FORMS = [
+  { path: "v1/batches", after: "after", read: (one) => one },
+  { path: "v1/messages/batches", after: "after_id", read: ofMessages },
+];
+
 export const batchesView = () => {
   const list = el("div", { class: "cards" });
   const nothing = empty("No batches", "A batch answers the lines of a file while nobody else needs the model. Begin one below.");
   const more = button("More", () => doing(more, () => load(true)));
   const files = filesPart();
   const cards = new Map();
+  const pages = FORMS.map(() => ({ batches: [], has_more: false }));
   let batches = [];
   let timer = 0;
 
   const act = (event, batch, what, did) => doing(event.target, async () => {
-    await server.post(`v1/batches/${encodeURIComponent(batch.id)}/${what}`);
+    await server.post(`${batch.path}/${what}`);
     note(did);
     await load();
   });
@@ -27,7 +46,7 @@ export const batchesView = () => {
     const { total, completed, failed } = batch.request_counts ?? { total: 0, completed: 0, failed: 0 };
     const over = OVER.includes(batch.status);
     const share = total ? (completed + failed) / total : 0;
-    const file = (id, name, text) => id && button(text, (event) => doing(event.target, () => download(id, name)), { class: "small", "aria-label": `${text} of ${batch.id}` });
+    const file = (path, name, text) => path && button(text, (event) => doing(event.target, () => download(path, name)), { class: "small", "aria-label": `${text} of ${batch.id}` });
     const faults = batch.errors?.data ?? [];
     const id = `progress-${batch.id}`;
     return el("article", { class: "card", "aria-label": `Batch ${batch.id}` },
@@ -37,7 +56,9 @@ export const batchesView = () => {
       el("progress", { id, max: 1, value: over && !total ? 0 : share }),
       batch.usage && el("p", { class: "quiet" }, `${count(batch.usage.input_tokens)} tokens in, ${count(batch.usage.output_tokens)} out`),
       faults.length > 0 && el("details", {}, el("summary", {}, `${count(faults.length)} faults`), el("ul", {}, faults.slice(0, 100).map((one) => el("li", {}, one.line ? `Line ${one.line}: ` : "", one.message)))),
-      el("div", { class: "row" }, file(batch.output_file_id, `${batch.id}-output.jsonl`, "Answers"), file(batch.error_file_id, `${batch.id}-errors.jsonl`, "Errors"),
+      el("div", { class: "row" }, file(batch.output_file_id && contentOf(batch.output_file_id), `${batch.id}-output.jsonl`, "Answers"),
+        file(batch.error_file_id && contentOf(batch.error_file_id), `${batch.id}-errors.jsonl`, "Errors"),
+        file(batch.results && `${batch.path}/results`, `${batch.id}-results.jsonl`, "Results"),
         !over && batch.paused !== undefined && batch.status !== "cancelling" && (batch.paused ? button("Go on", (event) => act(event, batch, "resume", "The batch goes on"), { "aria-label": `Go on with ${batch.id}` })
           : button("Pause", (event) => act(event, batch, "pause", "The batch is paused"), { "aria-label": `Pause ${batch.id}` })),
         !over && batch.status !== "cancelling" && button("Cancel", async (event) => {
@@ -59,13 +80,20 @@ export const batchesView = () => {
     });
     arrange(list, made);
   };
+  const loadForm = async ({ path, after, read }, page, further, quiet) => {
+    if (further && !page.has_more) return;
+    const from = further ? `&${after}=${encodeURIComponent(page.batches.at(-1).id)}` : "";
+    const limit = further ? PAGE : Math.min(Math.max(page.batches.length, PAGE), 100);
+    const { data, has_more } = await server.getJson(`${path}?limit=${limit}${from}`, { quiet });
+    const found = data.map((one) => ({ ...read(one), path: `${path}/${encodeURIComponent(one.id)}` }));
+    page.batches = further ? [...page.batches, ...found] : found;
+    page.has_more = has_more;
+  };
   const load = async (further = false, quiet = false) => {
-    const after = further && batches.length ? `&after=${encodeURIComponent(batches.at(-1).id)}` : "";
-    const limit = further ? PAGE : Math.min(Math.max(batches.length, PAGE), 100);
-    const page = await server.getJson(`v1/batches?limit=${limit}${after}`, { quiet });
+    await Promise.all(FORMS.map((form, at) => loadForm(form, pages[at], further, quiet)));
     const before = batches;
-    batches = further ? [...batches, ...page.data] : page.data;
-    more.hidden = !page.has_more;
+    batches = pages.flatMap((page) => page.batches).sort((one, other) => other.created_at - one.created_at);
+    more.hidden = !pages.some((page) => page.has_more);
     draw();
     if (batches.some((one) => OVER.includes(one.status) && before.some((old) => old.id === one.id && !OVER.includes(old.status)))) await files.load();
   };

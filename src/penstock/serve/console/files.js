@@ -5,8 +5,11 @@ import * as server from "./server.js";
 
 const PAGE = 20;
 
-/** Have the browser keep a file of the server. */
-export const download = (id, name) => server.blob(`v1/files/${encodeURIComponent(id)}/content`).then((content) => {
+/** Where the content of a file is. */
+export const contentOf = (id) => `v1/files/${encodeURIComponent(id)}/content`;
+
+/** Have the browser keep what is at a path of the server. */
+export const download = (path, name) => server.blob(path).then((content) => {
   const address = URL.createObjectURL(content);
   el("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60000);
@@ -47,7 +50,7 @@ export const filesPart = () => {
       el("thead", {}, el("tr", {}, ["Name", "Purpose", "Size", "Made", "Expires", ""].map((name, at) => el("th", { scope: "col", class: at === 2 ? "number" : "" }, name || el("span", { class: "unseen" }, "Actions"))))),
       el("tbody", {}, files.map((one) => el("tr", {}, el("td", { class: "name", title: one.id }, one.filename), el("td", {}, badge(one.purpose.replaceAll("_", " "))),
         el("td", { class: "number" }, bytes(one.bytes)), el("td", {}, day(one.created_at)), el("td", {}, day(one.expires_at)),
-        el("td", { class: "actions" }, button("Download", (event) => doing(event.target, () => download(one.id, one.filename)), { class: "plain small", "aria-label": `Download ${one.filename}` }),
+        el("td", { class: "actions" }, button("Download", (event) => doing(event.target, () => download(contentOf(one.id), one.filename)), { class: "plain small", "aria-label": `Download ${one.filename}` }),
           button("Delete", (event) => drop(event, one), { class: "plain small", "aria-label": `Delete ${one.filename}` })))))))
       : empty("No files", "Files of lines for batches, and the answers of batches, are listed here."));
   };

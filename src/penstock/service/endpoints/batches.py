@@ -69,7 +69,7 @@ class BatchRoutes:
         seconds = window_seconds(body.completion_window)
         expiry = checked_expiry(body.output_expires_after, "output_expires_after", settings.ttl_s)
         stores = await self._service.opened()
-        file = await stores.files.get(sees(exchange), body.input_file_id)
+        file = await stores.files.get(sees(exchange), body.input_file_id, param="input_file_id")
         if file.purpose != "batch":
             raise RequestError(
                 f"the purpose of the file is {file.purpose}, and must be batch",

@@ -9,11 +9,12 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.serve.api.endpoints.responses import whole_number
 from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.query import whole_number
 
 _DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_WINDOW_S = 3650 * 86400
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 
@@ -65,9 +66,10 @@ def checked_expiry(given: ExpiresAfter | None, param: str, longest_s: float) -> 
 def window_seconds(text: str) -> int:
     """The seconds of a duration such as "24h". Raises `RequestError`."""
     match = _DURATION.fullmatch(text.strip())
-    if match is None or not (seconds := int(match[1]) * _UNITS[match[2]]):
+    if match is None or not 0 < (seconds := int(match[1]) * _UNITS[match[2]]) <= _LONGEST_WINDOW_S:
         raise RequestError(
-            f"completion_window must be a duration such as 24h, 90m or 7d, not '{text[:50]}'",
+            "completion_window must be a duration such as 24h, 90m or 7d, at most 3650d, not"
+            f" '{text[:50]}'",
             param="completion_window",
         )
     return seconds

@@ -143,6 +143,8 @@ def _check_fields(form: Form) -> None:
 def _expiry(form: Form) -> ExpiresAfter | None:
     seconds = form.fields.get(_SECONDS)
     if seconds is None:
+        if _ANCHOR in form.fields:
+            raise RequestError(f"{_SECONDS} is missing", param="expires_after.seconds")
         return None
     if not seconds.isascii() or not seconds.isdecimal():
         raise RequestError("seconds must be a whole number", param="expires_after.seconds")

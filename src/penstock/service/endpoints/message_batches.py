@@ -25,6 +25,7 @@ from penstock.errors import (
     by_kind,
 )
 from penstock.openai.messages_api import message_error
+from penstock.parsing import repeated_key
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_json, decode_body, read_body
@@ -91,7 +92,7 @@ class MessageBatchRoutes:
             given = await read_body(exchange.request, limits)
         body: MessageBatchBody = await asyncio.to_thread(decode_body, given, MessageBatchBody)
         del given
-        model = _check(body, settings.max_lines)
+        model = await asyncio.to_thread(_check, body, settings.max_lines)
         stores = await self._service.opened()
         made = self._service.incoming / f"messages-{uuid4().hex}"
         try:
@@ -240,9 +241,11 @@ def _check(body: MessageBatchBody, most: int) -> str:
         if one.custom_id in seen:
             raise RequestError(f"{where}: '{one.custom_id}' stands twice", param=where)
         seen.add(one.custom_id)
+        where = f"requests.{number}.params"
         if not bytes(one.params).lstrip().startswith(b"{"):
-            where = f"requests.{number}.params"
             raise RequestError(f"{where}: must be an object", param=where)
+        if (key := repeated_key(bytes(one.params))) is not None:
+            raise RequestError(f"{where}: the key '{key[:100]}' stands twice", param=where)
     try:
         return msgspec.json.decode(body.requests[0].params, type=_Model).model
     except msgspec.DecodeError:

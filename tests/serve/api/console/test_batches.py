@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from batch_service import line, lines
@@ -61,6 +62,36 @@ def test_a_batch_is_paused_resumed_and_cancelled(
     page.get_by_role("button", name="Cancel batch").click()
     page.get_by_role("button", name="Cancel the batch").click()
     card.get_by_text("cancelled").wait_for()
+
+
+def ask(url: str, *names: str) -> str:
+    """Begins a batch of messages; gives its id."""
+    messages = [{"role": "user", "content": "x"}]
+    params = {"model": "sim", "max_tokens": 50, "messages": messages}
+    requests = [{"custom_id": name, "params": params} for name in names]
+    answer = httpx.post(f"{url}/v1/messages/batches", json={"requests": requests}, timeout=60)
+    return str(answer.raise_for_status().json()["id"])
+
+
+def test_batches_of_messages_stand_among_the_others(
+    opened: Any, with_batches: Callable[..., str]
+) -> None:
+    url = with_batches(time_per_token_ms=20.0)
+    id = ask(url, "a", "b")
+    page = opened(url, "batches").page
+    card = page.get_by_role("article", name=f"Batch {id}")
+    card.get_by_text("completed").wait_for()
+    assert "2 of 2 lines answered" in card.inner_text()
+    with page.expect_download() as download:
+        card.get_by_role("button", name="Results").click()
+    answers = [json.loads(one) for one in Path(download.value.path()).read_text().splitlines()]
+    assert {one["result"]["type"] for one in answers} == {"succeeded"}
+    long = ask(url, *map(str, range(1000)))
+    begin(page, lines([line("a")]))
+    page.get_by_role("button", name=f"Cancel {long}").click()
+    page.get_by_role("button", name="Cancel the batch").click()
+    page.get_by_role("article", name=f"Batch {long}").get_by_text("cancelled").wait_for()
+    assert page.get_by_role("article").count() == 3
 
 
 def test_faults_of_a_file_are_listed(opened: Any, batch_url: str) -> None:

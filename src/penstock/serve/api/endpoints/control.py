@@ -51,9 +51,12 @@ def act(method: str) -> Callable[[Exchange], Awaitable[Response]]:
         given, form = await exchange.read_json(), form_of(method)
         body = parse_body(form, decode_body(given, Any)) if given else form()
         query = dict(exchange.request.query_params)
+        options = {**getattr(body, "beside", {}), **body.options}
+        for name in query:
+            if name in options or (name == "model" and body.model):
+                raise RequestError(f"'{name}' stands in the URL and in the body", param=name)
         model = query.pop("model", "") or body.model
-        options = {name: _value(text) for name, text in query.items()}
-        options |= {**getattr(body, "beside", {}), **body.options}
+        options |= {name: _value(text) for name, text in query.items()}
         return await _call(exchange, method, model, options)
 
     endpoint.__doc__ = f"Call `{method}` on every replica of a model."

@@ -15,6 +15,7 @@ from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
 from penstock.serve.api.limits import within_limits
+from penstock.serve.api.query import truth, whole_number
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
@@ -70,7 +71,7 @@ async def retrieve(exchange: Exchange) -> Response:
     store, background = opened(exchange)
     query, owner = exchange.request.query_params, exchange.owner
     stored = await store.response(owner, exchange.request.path_params["response_id"])
-    if query.get("stream", "false").lower() not in ("true", "1"):
+    if not truth(query.get("stream", "false"), "stream"):
         return exchange.json(stored.body)
     if not stored.body.get("background"):
         raise RequestError("only background responses keep their events", param="stream")
@@ -126,17 +127,6 @@ def page_of(exchange: Exchange, items: list[Item]) -> Response:
             after=query.get("after", ""),
         )
     )
-
-
-def whole_number(text: str, name: str, *, least: int) -> int:
-    """The value of a parameter of the URL. Raises `RequestError`."""
-    try:
-        number = int(text[:12])
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise RequestError(f"{name} must be a whole number of at least {least}", param=name)
-    return number
 
 
 async def _without_store(exchange: Exchange, body: ResponseBody) -> Response:
