@@ -172,7 +172,7 @@ class OpenVINOEngine(WorkerEngine):
     # Requests
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
         if self._constraints is None:
-            raise EngineDeadError(self._why_dead)
+            raise EngineDeadError(self._why_dead, suspects=False)
         return await self._constraints.grammar(structured)
 
     async def _files(self, images: Images) -> tuple[bytes, ...]:
@@ -215,8 +215,7 @@ class OpenVINOEngine(WorkerEngine):
                     if left <= 0:
                         break
         finally:
-            if self._process is not None:
-                self._send(Call(next(self._ids), "close_recording", [key]))
+            self._tell(Call(next(self._ids), "close_recording", [key]))
         return joined(parts)
 
     async def _spoken(self, request: SpeechRequest) -> Speech:
