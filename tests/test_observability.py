@@ -10,7 +10,14 @@ import pytest
 
 from penstock import observability
 from penstock.errors import MissingExtraError
-from penstock.observability import JsonFormatter, PlainFormatter, enable_tracing, request_id, span
+from penstock.observability import (
+    JsonFormatter,
+    PlainFormatter,
+    enable_tracing,
+    printable,
+    request_id,
+    span,
+)
 
 
 def record(message: str = "GET / 200", **extra: Any) -> logging.LogRecord:
@@ -40,6 +47,10 @@ def test_an_exception_is_told_in_both_forms() -> None:
     first, _, rest = PlainFormatter().format(failed).partition("\n")
     assert first.endswith("oops model=m")
     assert "ValueError: broken" in rest
+
+
+def test_a_text_from_outside_is_one_line_of_the_log() -> None:
+    assert printable("/a\n12:00 INFO b\x1b[2J é 模") == "/a\\n12:00 INFO b\\x1b[2J é 模"
 
 
 def test_spans_are_nothing_until_they_are_wanted() -> None:

@@ -37,6 +37,11 @@ def gather_queue_times() -> list[float]:
     return times
 
 
+def printable(text: str) -> str:
+    """A text from outside for a line of the log: line ends and control characters are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line. The record's own `fields` stand beside the common ones."""
 

@@ -7,7 +7,14 @@ import pytest
 import penstock
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.supervisor import Policy, Supervisor, supervisor_of
-from penstock.errors import EngineDeadError, EngineError, EngineStartError
+from penstock.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineStartError,
+    ModelNotFoundError,
+    RequestError,
+    UnavailableError,
+)
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
 from scripted_server import ASK, config, settle, texts
@@ -102,9 +109,25 @@ async def test_what_keeps_an_engine_from_starting_is_raised_as_it_is_and_tried_a
 async def test_a_start_that_is_cancelled_from_within_holds_nobody_up():
     engine = Counted()
     engine.failures = [asyncio.CancelledError()]
-    with pytest.raises(EngineDeadError, match="is not loaded"):
+    with pytest.raises(EngineStartError, match="cancelled from within"):
         async with supervisor_of(engine).running():
             pass
+
+
+async def test_a_start_that_is_cancelled_from_within_gives_its_memory_back():
+    engine, room = Counted(), []
+
+    async def make_room():
+        room.append("made")
+
+    engine.failures = [asyncio.CancelledError()]
+    server = LLMServer(
+        config(), engine=engine, load_on_demand=True, make_room=make_room, free_room=room.clear
+    )
+    with pytest.raises(EngineStartError, match="cancelled from within"):
+        await texts(server.chat(ASK))
+    assert (server.state().state, room) == ("failed", [])
+    await server.stop()
 
 
 async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself(
@@ -174,6 +197,41 @@ async def test_a_restart_that_fails_counts_as_a_death_or_ends_it(retries, starts
     assert not engine._alive
 
 
+# Adapters
+async def test_an_adapter_of_a_name_that_the_engine_has_from_elsewhere_is_refused(tmp_path):
+    for place in (tmp_path / "a", tmp_path / "b"):
+        place.mkdir()
+    here, there = str(tmp_path / "a"), str(tmp_path / "b")
+    engine, loads = Counted(), []
+    resolve_lora = engine.resolve_lora
+
+    async def resolved(name, path):
+        loads.append(path)
+        await settle()
+        await resolve_lora(name, path)
+
+    engine.resolve_lora = resolved  # type: ignore[method-assign]
+    supervisor = supervisor_of(engine)
+    async with supervisor.running():
+        rows = (supervisor.adapter("style", place) for place in (here, there, f"{here}/.", here))
+        first, other, *same = await asyncio.gather(*rows, return_exceptions=True)
+        assert (first, same) == (None, [None, None])
+        assert isinstance(other, RequestError)
+        assert there in str(other)
+        await supervisor.adapter("style")
+        assert loads == [here]
+
+
+async def test_an_adapter_that_comes_later_is_found_then(tmp_path):
+    supervisor = supervisor_of(Counted())
+    async with supervisor.running():
+        with pytest.raises(ModelNotFoundError):
+            await supervisor.adapter("style", str(tmp_path / "style"))
+        (tmp_path / "style").mkdir()
+        await supervisor.adapter("style", str(tmp_path / "style"))
+        assert "style" in supervisor.engine.adapters
+
+
 # A server's engine
 async def test_a_job_on_a_served_engine_shares_its_supervisor():
     engine = Counted(die_on="fatal")
@@ -212,6 +270,69 @@ async def test_an_engine_whose_server_stops_ends_with_its_last_user():
         await engine.check_health()
     assert not engine._alive
     assert engine.supervisor is None
+
+
+async def test_an_engine_that_a_job_holds_gets_no_second_supervisor():
+    engine = Counted()
+    async with supervisor_of(engine).running():
+        server = LLMServer(config(), engine=engine, load_on_demand=True)
+        for use in (server.start(), texts(server.chat(ASK))):
+            with pytest.raises(UnavailableError, match="a job or another server holds the engine"):
+                await use
+    await server.start()
+    with pytest.raises(UnavailableError):
+        await LLMServer(config(), engine=engine).start()
+    assert engine.supervisor is server.supervisor
+    await server.stop()
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_server_takes_an_engine_back_that_it_unloaded_under_a_job(by_hand):
+    engine = Counted()
+    server = LLMServer(config(), engine=engine, load_on_demand=not by_hand)
+    await server.start()
+    async with supervisor_of(engine).running():
+        await server.unload_model()
+        await engine.check_health()
+        if by_hand:
+            with pytest.raises(EngineDeadError, match="is not loaded"):
+                await texts(server.chat(ASK))
+            await server.load_model()
+        assert await texts(server.chat(ASK))
+    assert await texts(server.chat(ASK))
+    assert engine.starts == 1
+    await server.stop()
+    assert not engine._alive
+
+
+async def test_an_unload_does_not_stop_what_is_loaded_after_it():
+    engine, stopping = Counted(), asyncio.Event()
+    room = []
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stopping.wait()
+
+    async def make_room():
+        room.append("made")
+
+    supervisor = Supervisor(engine, Policy(make_room=make_room, free_room=room.clear))
+    engine.may_start.wait = slow_to_end  # type: ignore[method-assign]
+    supervisor.load()
+    await settle()
+    unloading = asyncio.create_task(supervisor.unload())
+    await settle()
+    engine.may_start = asyncio.Event()
+    engine.may_start.set()
+    supervisor.load()
+    stopping.set()
+    await unloading
+    await supervisor.ready()
+    assert (engine._alive, supervisor.phase, bool(room)) == (True, "ready", True)
+    await supervisor.unload()
+    assert (engine._alive, supervisor.phase, room) == (False, "cold", [])
 
 
 async def test_a_new_engine_is_probed_before_it_is_as_it_was():

@@ -1,12 +1,18 @@
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from penstock.engines.worker_engine import StuckWatch
+from penstock.engines.process import Abort, EngineProcess
+from penstock.engines.token_engine import GenerateRequest
+from penstock.engines.worker_engine import StuckWatch, WorkerEngine
+from penstock.errors import EngineDeadError
+from penstock.types import Sampling
 
 
 @pytest.fixture
@@ -58,3 +64,119 @@ def test_one_that_works_or_is_stopped_or_gone_is_not(child):
     process.kill()
     process.wait()
     assert not any(watched.is_stuck() for _ in range(20))
+
+
+WORKER = """
+import sys
+import threading
+from msgspec import msgpack
+from penstock.engines.base import Capabilities
+from penstock.engines.process import *
+from penstock.types import Delta
+
+pipe = WorkerPipe(int(sys.argv[1]), msgpack.Decoder(Abort | Call | Submit).decode)
+try:
+    pipe.read(wait=True)
+    pipe.write([Ready(Capabilities(frozenset({"completions"}), 64, 4), None, {})])
+    while True:
+        for message in pipe.read(wait=True):
+            if isinstance(message, Submit) and message.prompt == "short":
+                pipe.write([Step([(message.id, Delta(text="a", finish_reason="stop"))])])
+            elif isinstance(message, Submit):
+                pipe.write([Step([(message.id, Delta(text="a"))])])
+except EOFError:
+    pass
+"""
+
+
+class Small(WorkerEngine):
+    """Its process answers "short", begins to answer other prompts, and answers no call."""
+
+    name = "small"
+    worker = "worker_for_test"
+
+    async def _load_message(self):
+        return Abort(0)
+
+
+@pytest.fixture
+async def small(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "worker_for_test.py").write_text(WORKER)
+    engine = Small("m")
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+async def between(small, monkeypatch):
+    """Kills a process, whose pipe is closed then. The cause of its death is known after `set`."""
+    gate = threading.Event()
+    cause = EngineProcess._cause_of_death
+    monkeypatch.setattr(EngineProcess, "_cause_of_death", lambda self: gate.wait() and cause(self))
+
+    async def die():
+        process = small._process
+        process.kill()
+        await process._closed.wait()
+        return gate
+
+    yield die
+    gate.set()
+
+
+def asked(engine, prompt):
+    return engine.continue_prompt(GenerateRequest(prompt, Sampling()))
+
+
+async def test_an_answered_request_is_not_under_way_however_late_it_is_taken(small):
+    batches = asked(small, "short")
+    (delta,) = await anext(batches)
+    assert delta.finish_reason == "stop"  # and its consumer stalls
+    assert small.idle_seconds > 0
+    assert not small._mailboxes
+    begun = asked(small, "long")
+    await anext(begun)
+    assert small.idle_seconds == 0
+    await begun.aclose()
+    assert small.idle_seconds > 0
+    await batches.aclose()
+
+
+async def test_a_request_given_up_just_after_a_death_ends_as_it_was_ended(small, between):
+    begun, call = asked(small, "long"), asyncio.create_task(small.check_health())
+    await anext(begun)
+    await between()
+    await begun.aclose()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_a_restart_just_after_a_death_hides_neither_cause_nor_suspects(small, between):
+    begun = asked(small, "long")
+    await anext(begun)
+    killed = await between()
+    with pytest.raises(EngineDeadError) as late:
+        await anext(asked(small, "short"))
+    assert not late.value.suspects
+    restart = asyncio.create_task(small.restart())
+    await asyncio.sleep(0)
+    killed.set()
+    with pytest.raises(EngineDeadError, match="SIGKILL") as died:
+        await anext(begun)
+    assert died.value.suspects
+    assert died.value.killed
+    await restart
+    assert (await anext(asked(small, "short")))[0].text == "a"
+
+
+async def test_a_stop_after_a_death_and_a_start_tells_no_old_cause(small):
+    small._process.kill()
+    with pytest.raises(EngineDeadError, match="SIGKILL"):
+        await small.check_health()
+    await small.start()
+    await small.stop()
+    with pytest.raises(EngineDeadError, match="the small engine is not running"):
+        await small.check_health()

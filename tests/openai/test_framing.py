@@ -252,6 +252,18 @@ def test_a_responses_log_probabilities_come_with_the_text_that_follows() -> None
     assert len(item["content"][0]["logprobs"]) == 2
 
 
+def test_a_second_message_of_a_response_has_the_log_probabilities_of_its_own_text() -> None:
+    framer = ResponseFramer(ResponseBody(input="q"), **ABOUT)
+    stream = framer.open()
+    for text in "ab":
+        stream += framer.frame(Delta(text=text, logprobs=(TokenLogprob(text, -1.0),)))
+        call = ToolCallPart(0, "{}", id=f"call_{text}", name="f")
+        stream += framer.frame(Delta(tool_calls=(call,)))
+    output = parsed(stream + framer.close())[-1]["response"]["output"]
+    parts = [item["content"][0] for item in output if item["type"] == "message"]
+    assert [[one["token"] for one in part["logprobs"]] for part in parts] == [["a"], ["b"]]
+
+
 def test_a_message_has_the_reasoning_as_a_block() -> None:
     framer = MessageFramer(id="x", model="m")
     stream = framer.open()

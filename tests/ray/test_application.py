@@ -31,6 +31,7 @@ psutil = pytest.importorskip("psutil")
 
 from penstock.balance.policies.load import RoundRobin  # noqa: E402
 from penstock.balance.policies.table import AdapterPreference, configured_policy  # noqa: E402
+from penstock.engines.simulated.engine import SimulatedEngine  # noqa: E402
 from penstock.errors import ConfigError  # noqa: E402
 from penstock.llm_config import LLMConfig  # noqa: E402
 from penstock.ray.deployments import LLMReplica  # noqa: E402
@@ -503,6 +504,14 @@ def test_the_clusters_store_loses_nothing_that_is_asked_at_once() -> None:
     state = asyncio.run(ClusterStore("mark", "org/m").load())
     assert (state.version, state.asleep, state.paused) == (40, 1, "wait")
     assert asyncio.run(ClusterStore("mark", "org").load()).version == 0
+
+
+def test_the_clusters_store_keeps_what_engines_can_do() -> None:
+    store, able = ClusterStore("mark", "org/a"), SimulatedEngine().capabilities
+    asyncio.run(store.note("one", able))
+    assert asyncio.run(store.noted("one")) == able
+    assert asyncio.run(store.noted("other")) is None
+    assert asyncio.run(store.load()).version == 0
 
 
 def test_options_of_a_deployment() -> None:

@@ -146,6 +146,4 @@ def test_what_cannot_be_started_is_told() -> None:
 
 def test_what_has_no_meaning_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="replicas"):
-        Job(rows(1), model="simulated", prompt="{text}", replicas=2).run()
-    with pytest.raises(ConfigError, match="replicas"):
         job(rows(1), replicas=0).run()

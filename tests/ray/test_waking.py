@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 import httpx
+import msgspec
 import pytest
 
 with warnings.catch_warnings():
@@ -13,7 +14,11 @@ with warnings.catch_warnings():
     pytest.importorskip("ray")
     pytest.importorskip("ray.serve")
     from ray import serve
+    from ray.experimental import internal_kv
 
+from penstock.engines.base import Capabilities
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.ray.replicas import ABLE
 from penstock.serve import build_dev_openai_app
 from ray_cluster import PATIENCE_S, free_port, own_cluster
 from replica_cluster import config
@@ -69,3 +74,8 @@ def test_only_a_request_that_is_to_be_answered_wakes_it(client: httpx.Client) ->
     reply = client.post("/v1/chat/completions", json=CHAT)
     assert reply.status_code == 200, reply.text
     assert sum(replicas().values()) == 1
+    (key,) = internal_kv._internal_kv_list("", namespace=ABLE)
+    noted = msgspec.json.decode(
+        internal_kv._internal_kv_get(key, namespace=ABLE), type=Capabilities
+    )
+    assert noted == SimulatedEngine().capabilities

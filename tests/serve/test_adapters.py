@@ -12,6 +12,7 @@ from penstock.engines.disk import sources
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import (
     ConfigError,
+    EngineDeadError,
     EngineStartError,
     EngineTimeoutError,
     MissingExtraError,
@@ -305,10 +306,10 @@ async def settle():
 
 
 async def use(adapters, wanted, until=None):
-    async with adapters.use(wanted) as name:
+    async with adapters.use(wanted):
         if until is not None:
             await until.wait()
-        return name
+    return wanted.loaded_as
 
 
 async def test_first_requests_at_once_load_once():
@@ -413,6 +414,37 @@ async def test_a_restarted_engine_gets_its_adapters_back(tmp_path, monkeypatch):
     assert [delta async for delta in server.chat(request)]
     assert server.supervisor.generation == 2
     assert len(server.engine.adapters) == 1
+    await server.stop()
+
+
+class Checking(SimulatedEngine):
+    async def resolve_lora(self, name, path):
+        await self.check_health()
+        await super().resolve_lora(name, path)
+
+
+async def test_a_dead_engine_is_revived_for_an_adapter_that_it_never_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("a", "b"):
+        put(tmp_path, name)
+    config = LLMConfig.from_dict(
+        {
+            "model_loading_config": {"model_id": "m"},
+            "lora_config": {"adapters": {"a": str(tmp_path / "a")}},
+        }
+    )
+    server = LLMServer(config, engine=Checking())
+    await server.start()
+    server.engine._die("killed")  # type: ignore[attr-defined]
+    request = ChatRequest([{"role": "user", "content": "Hi"}], adapter="a")
+    assert [delta async for delta in server.chat(request)]
+    server.engine._die("killed")  # type: ignore[attr-defined]
+    with pytest.raises(EngineDeadError):
+        await server.load_lora_adapter("b", str(tmp_path / "b"))
+    await server.supervisor.ready()
+    await server.load_lora_adapter("b", str(tmp_path / "b"))
+    assert server.state().restarts == 2
+    assert server.state().adapter_names == ("a", "b")
     await server.stop()
 
 

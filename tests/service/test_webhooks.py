@@ -5,6 +5,7 @@ import base64
 import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -20,7 +21,7 @@ SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 @contextlib.contextmanager
 def receiver(statuses):
-    """A server that answers with these statuses, and what it was sent."""
+    """A server that answers with these statuses (0: with no HTTP), and what it was sent."""
     got = []
     left = iter(statuses)
 
@@ -28,8 +29,11 @@ def receiver(statuses):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
             got.append(({key.lower(): value for key, value in self.headers.items()}, body))
-            self.send_response(next(left, 200))
-            self.end_headers()
+            if status := next(left, 200):
+                self.send_response(status)
+                self.end_headers()
+            else:
+                self.wfile.write(b"this is no HTTP\r\n\r\n")
 
         def log_message(self, *_):
             pass
@@ -63,9 +67,35 @@ async def test_a_signed_event_tells_of_the_end(tmp_path, monkeypatch):
             client.webhooks.unwrap(body.decode() + " ", second)
 
 
+def told(url):
+    """Webhooks that have begun to tell of a batch."""
+    hooks = webhooks.Webhooks([WebhookSettings(url=url, secret=SECRET)])
+    batch: Any = SimpleNamespace(id="batch_1", status="completed")
+    hooks.tell(batch)
+    return hooks
+
+
+async def test_no_http_is_no_answer(monkeypatch):
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.0, 0.0))
+    with receiver([0]) as (url, got):
+        await asyncio.gather(*told(url)._sending)
+    assert len(got) == 2
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/a b", f"http://{'x' * 70}.invalid/"])
+async def test_an_address_that_cannot_be_used_is_logged(url, monkeypatch, caplog):
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.0, 0.0))
+    await asyncio.gather(*told(url)._sending)
+    assert "took no batch.completed" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("url", "secret"),
-    [("ftp://x", SECRET), ("http://x", "secret"), ("http://x", "whsec_c2hvcnQ=")],
+    [
+        *(("ftp://x", SECRET), ("http://", SECRET), ("http://x:y/", SECRET)),
+        *(("http://x:99999/", SECRET), ("http://[x/", SECRET)),
+        *(("http://x", "secret"), ("http://x", "whsec_c2hvcnQ="), ("http://x", "whsec_é")),
+    ],
 )
 def test_wrong_webhooks(url, secret):
     with pytest.raises(ConfigError):

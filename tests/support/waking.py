@@ -36,6 +36,7 @@ MALFORMED: list[tuple[str, dict[str, Any]]] = [
 ]
 BEYOND: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"prompt": [5, 300]}, "prompt"),
+    ("/v1/completions", {"prompt": [[5], [5, 300]]}, "prompt"),
     ("/v1/completions", {"prompt": "a", "stop_token_ids": [300]}, "stop_token_ids"),
     ("/v1/embeddings", {"input": [[5, 300]]}, "input"),
     ("/detokenize", {"tokens": [5, 300]}, "tokens"),

@@ -49,7 +49,7 @@ class Capabilities(Struct, frozen=True):
     carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
     `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
-    empty where a server decides.
+    empty where a server decides. Token ids are below `vocabulary`; 0 where that is not known.
     """
 
     tasks: frozenset[str]
@@ -67,6 +67,7 @@ class Capabilities(Struct, frozen=True):
     thoughts_first: bool = False
     triggers: bool = False
     inputs: tuple[str, ...] = ("text",)
+    vocabulary: int = 0
 
 
 class Stated(NamedTuple):
@@ -177,6 +178,11 @@ class LLMEngine(Tasks, Operations):
     def stated(self) -> Stated:
         """What is known of the model before it is loaded."""
         return Stated()
+
+    def describe(self) -> None:
+        """Fetch what `stated` reads of a model whose files are elsewhere, if the engine reads any.
+        May take as long as the network does; raises nothing.
+        """
 
     def stated_inputs(self) -> tuple[str, ...]:
         """What messages may hold ("text", "image"), as far as the model's files state it; empty if

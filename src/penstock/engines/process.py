@@ -181,6 +181,7 @@ class EngineProcess(asyncio.Protocol):
         self._child: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.Event()
+        self._cause: asyncio.Future[str] | None = None
         self._stopping = False
 
     @property
@@ -229,6 +230,11 @@ class EngineProcess(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
         self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
 
+    async def reported(self) -> None:
+        """Return once `on_death` has been called, if the child has died."""
+        if self._cause is not None:
+            await asyncio.wait([self._cause])
+
     async def stop(self) -> None:
         """Close the pipe and wait for the child to end; kill it after five seconds."""
         child = self._child
@@ -268,8 +274,8 @@ class EngineProcess(asyncio.Protocol):
         if not self._stopping:
             # The pipe closes a moment before the child can be reaped: the event loop does not wait
             # for that.
-            cause = asyncio.get_running_loop().run_in_executor(None, self._cause_of_death)
-            cause.add_done_callback(self._report_death)
+            self._cause = asyncio.get_running_loop().run_in_executor(None, self._cause_of_death)
+            self._cause.add_done_callback(self._report_death)
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []

@@ -19,10 +19,10 @@ from penstock.engines.tasks import generated
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
-    EngineError,
     EngineStartError,
     EngineTimeoutError,
     PenstockError,
+    UnavailableError,
     UnsupportedError,
 )
 from penstock.openai.responses import Answers
@@ -55,8 +55,9 @@ class Policy:
     `make_room` is awaited before the engine takes memory; `free_room` is called when the memory is
     free again. `before_start` is awaited before the engine starts, `on_ready` after that, before
     anybody uses it, and `restore` last, behind a probe: a paused engine would not answer one.
-    `on_change` is called when the phase becomes "loading", "ready" or "failed",
-    and when the last user has left.
+    `on_change` is called when the phase becomes "loading", "ready" or "failed", or "cold" because
+    somebody cancelled the change, when `load` finds the engine ready, and when the last user of an
+    engine that stays has left.
     """
 
     restart_delays_s: Sequence[float] = (0.0, 0.0, 0.0)
@@ -79,8 +80,8 @@ class Supervisor:
     """Holds one engine, and changes its phase, one change at a time.
 
     An engine has users (`running`) and perhaps an owner, who calls `load` and `unload`. An engine
-    that is started for its users ends with the last of them, unless it `stays` for its owner. One
-    that ran before stays as well.
+    that is started for its users ends with the last of them, unless it `stays` for its owner. An
+    engine that was already running is left running, unless it is loaded and unloaded.
     """
 
     def __init__(self, engine: LLMEngine, policy: Policy = BATCH) -> None:
@@ -90,7 +91,7 @@ class Supervisor:
         self.error: Exception | None = None
         """Why the engine has failed."""
         self.generation = 0
-        """How many times the engine was started."""
+        """How often the engine became ready: after a start, a wake-up, or found running."""
         self.restarts = 0
         """How many of these starts followed its death."""
         self.deaths = 0
@@ -104,7 +105,8 @@ class Supervisor:
         self._changing = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
-        self._adapters: dict[str, asyncio.Future[None]] = {}
+        self._adapters: dict[tuple[str, str | None], asyncio.Future[None]] = {}
+        self._adapting = asyncio.Lock()
 
     # Users
     @property
@@ -152,9 +154,9 @@ class Supervisor:
             self.policy.on_change()
         elif self._owned:
             await self._stop()
-        self._let_go()
+        self._detach()
 
-    def _let_go(self) -> None:
+    def _detach(self) -> None:
         """The next job begins without suspects, unless a server holds the engine."""
         if (
             not self._users
@@ -176,12 +178,24 @@ class Supervisor:
     def load(self) -> None:
         """Begin to load, or to wake, unless that is done or under way; `ready` waits for it.
 
-        The engine stays until `unload`.
+        The engine stays until `unload`. Raises `UnavailableError` while another supervisor has it
+        loaded, such as that of a job which began first.
         """
+        holder = self.engine.supervisor
+        if (
+            holder is not None
+            and holder is not self
+            and (holder.in_use or holder.phase not in ("cold", "failed"))
+        ):
+            raise UnavailableError(
+                f"a job or another server holds the engine of '{self.engine.model_source}': start"
+                " this server before the job, or when they have ended"
+            )
         self.stays = True
-        if self.engine.supervisor is None:
-            self.engine.supervisor = self
-        if self.phase not in ("ready", "loading"):
+        self.engine.supervisor = self
+        if self.phase == "ready":  # perhaps without its owner, for a job
+            self.policy.on_change()
+        elif self.phase != "loading":
             self._owned = True
             self._begin(self._load())
 
@@ -190,18 +204,25 @@ class Supervisor:
         self.stays = False
         if not self._users:
             await self._stop()
-            self._let_go()
+            self._detach()
 
-    async def sleep(self, level: int) -> None:
-        """Give the memory back until `load`. An engine without a sleep of its own is stopped."""
+    async def sleep(self, level: int, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Give the memory back until `load`, if it is still `wanted` when no other change is under
+        way, and nobody uses the engine. One without a sleep of its own is stopped.
+        """
         async with self._changing:
-            if self.phase != "ready":
+            if self.phase != "ready" or self._users or not wanted():
                 return
+            self.phase = "asleep"  # first: who wakes it meanwhile waits, and loads it
             try:
-                await self.engine.sleep(level)
-            except UnsupportedError:
-                await self.engine.stop()
-            self.phase = "asleep"
+                try:
+                    await self.engine.sleep(level)
+                except UnsupportedError:
+                    await self.engine.stop()
+            except BaseException:
+                if self.phase == "asleep":
+                    self.phase = "ready"
+                raise
             self.policy.free_room()
 
     # Phases
@@ -240,8 +261,8 @@ class Supervisor:
         while self.phase == "loading" and self._task is not None:
             task = self._task
             await asyncio.wait([task])
-            if task is self._task and self.phase == "loading":  # cancelled from within
-                self._settle("cold")
+            if task is self._task and self.phase == "loading":  # somebody cancelled it
+                self._enter_phase("cold")
 
     def _begin(self, change: Coroutine[Any, Any, None]) -> None:
         self.phase, self.error = "loading", None
@@ -280,9 +301,15 @@ class Supervisor:
             raise EngineTimeoutError(
                 f"waited {policy.start_timeout_s:g} s for {waits_for}"
             ) from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # From within, by a hook or a call of the engine: nobody meant this task.
+            raise EngineStartError("its start was cancelled from within") from error
         self.generation += 1
         self._failures = 0
-        self._settle("ready")
+        self._enter_phase("ready")
 
     async def _fail(self, error: Exception) -> None:
         with contextlib.suppress(Exception):  # the first error is the one to report
@@ -293,9 +320,9 @@ class Supervisor:
         self._failures += 1
         self._owned = False
         self.error = error
-        self._settle("failed")
+        self._enter_phase("failed")
 
-    def _settle(self, phase: Phase) -> None:
+    def _enter_phase(self, phase: Phase) -> None:
         self.phase = phase
         self.quarantine.reopen()
         self.policy.on_change()
@@ -306,7 +333,7 @@ class Supervisor:
             task.cancel()
             await asyncio.wait([task])
         async with self._changing:
-            if self._users:  # somebody has come meanwhile
+            if self._users or self.stays:  # somebody has come meanwhile, and loads it
                 return
             self._owned = False
             try:
@@ -373,20 +400,22 @@ class Supervisor:
     async def adapter(self, name: str, where: str | None = None) -> None:
         """Make an adapter usable, once however many rows ask. `where` is its directory, if known.
 
-        Raises `ModelNotFoundError`.
+        Raises `ModelNotFoundError`, and `RequestError` if the engine has another one of the name.
         """
-        ready = self._adapters.get(name)
+        ready = self._adapters.get((name, where))
         if ready is None:
-            ready = self._adapters[name] = asyncio.ensure_future(self._load_adapter(name, where))
+            ready = asyncio.ensure_future(self._load_adapter(name, where))
+            self._adapters[name, where] = ready
         await asyncio.shield(ready)
 
     async def _load_adapter(self, name: str, where: str | None) -> None:
         try:
-            path = adapter_path(self.engine, name, where)
-            if path is not None:
-                await self.engine.resolve_lora(name, path)
-        except EngineError:
-            self._adapters.pop(name, None)  # the next row may have more luck
+            async with self._adapting:  # so that a second one of the name finds the first
+                path = adapter_path(self.engine, name, where)
+                if path is not None:
+                    await self.engine.resolve_lora(name, path)
+        except Exception:
+            self._adapters.pop((name, where), None)  # the next row may have more luck
             raise
 
 

@@ -265,11 +265,6 @@ class Mailbox:
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    @property
-    def failed(self) -> bool:
-        """Whether the request has failed: no delta comes any more."""
-        return self._error is not None
-
     def put(self, delta: Delta) -> None:
         self._deltas.append(delta)
         self._wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -52,7 +53,7 @@ from penstock.types import (
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
-"""After so many in a row a process that should work, and sleeps, is taken to hang."""
+"""A process that has work but sleeps through this many checks in a row is considered hung."""
 
 STARTS = 3
 """How often a process is started that ends while it loads: somebody may have killed it."""
@@ -78,9 +79,10 @@ class WorkerEngine(TokenEngine):
         self._changing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._ids = count(1)
-        self._mailboxes: dict[int, Mailbox] = {}
+        self._mailboxes: dict[int, Mailbox] = {}  # of requests that are under way in the process
         self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._why_dead = f"the {self.name} engine is not running"
+        self._not_running = f"the {self.name} engine is not running"
+        self._why_dead = self._not_running
         self._answered_at = float("-inf")
 
     # Life
@@ -90,8 +92,8 @@ class WorkerEngine(TokenEngine):
 
     @property
     def watched(self) -> bool:
-        """Whether a process whose threads sleep while requests wait has hung, and is ended. False
-        for a device other than the CPU, for which a process may just wait.
+        """Whether a process is killed when all its threads sleep while requests wait. Only on the
+        CPU: with other devices, waiting is normal.
         """
         return False
 
@@ -114,6 +116,7 @@ class WorkerEngine(TokenEngine):
 
     async def _start(self) -> None:
         load = await self._load_message()
+        self._why_dead = self._not_running
         process = EngineProcess(
             self.worker, self._on_message, lambda why: self._on_death(process, why), self.cores
         )
@@ -142,6 +145,8 @@ class WorkerEngine(TokenEngine):
             raise
 
     async def stop(self) -> None:
+        if self._process is not None:
+            await self._process.reported()  # a death whose cause is not known yet
         process, self._process = self._process, None
         self.loop = None
         watching, self._watching = self._watching, None
@@ -207,10 +212,9 @@ class WorkerEngine(TokenEngine):
                 finished = batch[-1].finish_reason is not None
                 yield batch
         finally:
-            del self._mailboxes[number]
-            self._answered_at = time.monotonic()
-            if not finished and not mailbox.failed and self._process is not None:
-                self._send(Abort(number))
+            if self._mailboxes.pop(number, None) is not None:
+                self._answered_at = time.monotonic()
+                self._tell(Abort(number))
 
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
         """A constraint as the worker takes it. Raises `RequestError` for a dangerous one."""
@@ -295,11 +299,16 @@ class WorkerEngine(TokenEngine):
             self._send(Call(number, method, list(args)))
             return await future
         except asyncio.CancelledError:
-            if self._process is not None:
-                self._send(Abort(number))
+            self._tell(Abort(number))
             raise
         finally:
             self._calls.pop(number, None)
+            self._answered_at = time.monotonic()
+
+    def _tell(self, message: msgspec.Struct) -> None:
+        """Send what a dead process need not know."""
+        with contextlib.suppress(EngineDeadError):
+            self._send(message)
 
     def _on_message(self, data: bytes) -> None:
         mailboxes = self._mailboxes
@@ -308,9 +317,13 @@ class WorkerEngine(TokenEngine):
                 for number, delta in message.deltas:
                     if (mailbox := mailboxes.get(number)) is not None:
                         mailbox.put(delta)
+                        if delta.finish_reason is not None:  # its caller may take it much later
+                            del mailboxes[number]
+                            self._answered_at = time.monotonic()
             case Failed():
                 error = by_kind(message.kind, message.message, message.param)
-                if (mailbox := mailboxes.get(message.id)) is not None:
+                if (mailbox := mailboxes.pop(message.id, None)) is not None:
+                    self._answered_at = time.monotonic()
                     mailbox.fail(error)
                 else:
                     self._settle(message.id, error=error)
@@ -336,7 +349,8 @@ class WorkerEngine(TokenEngine):
             self._fail_all(killed=process.killed)
 
     def _fail_all(self, **about: bool) -> None:
-        for mailbox in self._mailboxes.values():
+        mailboxes, self._mailboxes = self._mailboxes, {}
+        for mailbox in mailboxes.values():
             mailbox.fail(EngineDeadError(self._why_dead, **about))
         for number in list(self._calls):
             self._settle(number, error=EngineDeadError(self._why_dead, **about))

@@ -54,7 +54,7 @@ class ResponseFramer:
         self._open: _Text | ToolCallPart | None = None  # what the open item is
         self._done: list[Item] = []  # the finished items before the open one
         self._text = ""  # of the open item, or the arguments of its call
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[TokenLogprob] = []  # of the open message
         self._unsent: list[TokenLogprob] = []
 
     def open(self) -> bytes:
@@ -96,7 +96,7 @@ class ResponseFramer:
 
     # Items
     def _start(self, kind: _Text) -> bytes:
-        self._open, self._text = kind, ""
+        self._open, self._text, self._logprobs = kind, "", []
         item = self._item("in_progress")
         part = self._part(item)
         item["summary" if kind is _SUMMARY else "content"] = []

@@ -15,12 +15,15 @@ from ray.experimental import internal_kv
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from penstock.engines.base import Capabilities
 from penstock.errors import EngineStartError, OverloadedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.runtime import DesiredState, ReplicaInfo
 
 NAMESPACE = b"penstock"
+ABLE = b"penstock-able"
+"""The namespace of what engines can do."""
 SECRET = b"secret"
 KEPT = 64
 """Old states that are kept: a writer may lag so many versions behind."""
@@ -113,7 +116,7 @@ class ClusterStore:
     """The desired state of one model of the deployment `mark`. Implements
     `penstock.serve.replicas.runtime.DesiredStore`.
 
-    Each version has a key of its own, which is written once.
+    Each version has a key of its own, which is written once. What engines can do is beside them.
     """
 
     def __init__(self, mark: str, model_id: str) -> None:
@@ -126,6 +129,17 @@ class ClusterStore:
     async def save(self, state: DesiredState) -> bool:
         """Append a state. Returns False if its version is taken."""
         return await asyncio.to_thread(self._save, state)
+
+    async def note(self, digest: str, able: Capabilities) -> None:
+        """Keep what an engine can do."""
+        key, value = f"{self._prefix}{digest}", msgspec.json.encode(able)
+        await asyncio.to_thread(internal_kv._internal_kv_put, key, value, namespace=ABLE)
+
+    async def noted(self, digest: str) -> Capabilities | None:
+        """What was kept last."""
+        key = f"{self._prefix}{digest}"
+        data = await asyncio.to_thread(internal_kv._internal_kv_get, key, namespace=ABLE)
+        return None if data is None else msgspec.json.decode(data, type=Capabilities)
 
     def _load(self) -> DesiredState:
         keys = internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE)

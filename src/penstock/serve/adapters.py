@@ -66,6 +66,11 @@ class AdapterVersion(Struct, frozen=True):
     digest: str
     path: str
 
+    @property
+    def loaded_as(self) -> str:
+        """The engine's name for it."""
+        return f"{self.name}@{self.digest}"
+
 
 class _Known:
     """The last observation of one adapter."""
@@ -372,11 +377,9 @@ class Adapters:
         return sorted({held.version.name for held in self._loaded.values()})
 
     @asynccontextmanager
-    async def use(self, version: AdapterVersion) -> AsyncIterator[str]:
-        """Load the adapter if it is missing, and keep it while the context lasts. Yields the
-        engine's name for it.
-        """
-        name = f"{version.name}@{version.digest}"
+    async def use(self, version: AdapterVersion) -> AsyncIterator[None]:
+        """Load the adapter if it is missing, and keep it while the context lasts."""
+        name = version.loaded_as
         held = self._loaded.get(name)
         if (
             held is None or self._short_of_room
@@ -386,7 +389,7 @@ class Adapters:
         held.users += 1
         self._loaded.move_to_end(name)
         try:
-            yield name
+            yield
         finally:
             held.users -= 1
             self._released.set()

@@ -38,10 +38,9 @@ from penstock.kv.base import Identity, Role, make_connector, mismatch
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.handle import ModelHandle, ModelState
 from penstock.serve.models.local import LocalModel
-from penstock.serve.models.server import LLMServer
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+from penstock.serve.models.server import LLMServer, Request
+from penstock.types import CompletionRequest, Delta, Sampling
 
-Request = ChatRequest | CompletionRequest
 TRIP_AFTER, COOLDOWN_S = 3, 1.0
 """Failures in a row after which the prefill side is left alone, and for how long at first."""
 SENDER = "penstock_sender"

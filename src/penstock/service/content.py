@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class Content:
         """Make a local file of what is stored; it has the content as it is now."""
         await asyncio.to_thread(self._fetch, id, to)
 
+    async def join(self, ids: Sequence[str], to: Path) -> str:
+        """Make a local file of the contents of these ids, in their order. Returns its MD5."""
+        return await asyncio.to_thread(self._join, ids, to)
+
     async def delete(self, id: str) -> None:
         await asyncio.to_thread(self._delete, id)
 
@@ -72,6 +77,16 @@ class Content:
                 self._fs.get_file(f"{self._root}/{id}", str(to))
             else:
                 place_copy(self._folder / id, to)
+
+    def _join(self, ids: Sequence[str], to: Path) -> str:
+        digest = hashlib.md5(usedforsecurity=False)
+        with open(to, "wb", opener=private_files.opener) as joined:
+            for id in ids:
+                with self._open(id, 0) as part:
+                    while piece := self._read(part, _PIECE):
+                        digest.update(piece)
+                        joined.write(piece)
+        return digest.hexdigest()
 
     def _delete(self, id: str) -> None:
         with _failing():

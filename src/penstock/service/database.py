@@ -110,9 +110,9 @@ def page(
     after: str = "",
     before: str = "",
 ) -> Callable[[Connection], list[Any]]:
-    """Work that gives up to one row more than `limit`, in the order of their making. Those behind
-    the id `after`, or ahead of `before` (then the nearest come first). The work raises
-    `RequestError` for an id that is not there.
+    """Work that returns up to `limit` + 1 rows in creation order. With `after`, rows after that
+    id; with `before`, rows before it, nearest first. The work raises `RequestError` for an id that
+    is not there.
     """
 
     def find(db: Connection) -> list[Any]:
@@ -155,8 +155,9 @@ class SqliteState:
 
 
 class PostgresState:
-    """The state in a PostgreSQL database. A lost connection is made anew by the next transaction.
-    Raises `ConfigError` for a database that cannot be used.
+    """The state in a PostgreSQL database. A lost connection is reopened, and the transaction is
+    retried once, unless it was lost at the commit. Raises `ConfigError` for a database that cannot
+    be used.
     """
 
     def __init__(self, url: str) -> None:
@@ -176,8 +177,12 @@ class PostgresState:
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
-        except (self._psycopg.Error, RuntimeError) as error:  # RuntimeError: it is closed
+            result = asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+        except RuntimeError as error:  # it is closed
+            raise UnavailableError(f"the database does not work: {error}") from error
+        try:
+            return await result
+        except self._psycopg.Error as error:
             raise UnavailableError(f"the database does not work: {error}") from error
 
     def lives(self, server: str) -> bool | None:
@@ -195,15 +200,17 @@ class PostgresState:
                 self._connection = self._psycopg.connect(
                     self._url, row_factory=rows.dict_row, connect_timeout=10
                 )
-            connection = self._connection
+            connection, done = self._connection, False
             try:
                 with connection.transaction():
                     # One at a time, as SQLite has it: what was read holds until the end.
                     connection.execute("SELECT pg_advisory_xact_lock(7316884)")
-                    return work(_Marked(connection))
+                    result = work(_Marked(connection))
+                    done = True
+                return result
             except self._psycopg.OperationalError:
                 connection.close()
-                if attempt:
+                if attempt or done:  # what was lost at the commit may be stored
                     raise
         raise AssertionError
 

@@ -77,9 +77,10 @@ class FileStore:
         filename: str,
         expires_in: float | None = None,
         id: str | None = None,
+        replaces: int = 0,
     ) -> StoredFile:
         """Store a local file. One of the same id is replaced. Raises `RequestError` if it has no
-        room.
+        room; the parts that it `replaces` have so many bytes.
         """
         now = int(time.time())
         size = await asyncio.to_thread(os.path.getsize, made)
@@ -93,7 +94,7 @@ class FileStore:
             expires_at=now + int(expires_in or self._settings.ttl_s),
         )
         if purpose != "batch_output":
-            await self.check_room(file.bytes)
+            await self.check_room(file.bytes - replaces)
         await self.content.put(file.id, made)
 
         def insert(db: Connection) -> None:
@@ -112,15 +113,19 @@ class FileStore:
 
     async def check_room(self, more: int) -> None:
         """Raise `RequestError` if files of so many more bytes would be too many."""
+        await self._state.run(lambda db: self.require_room(db, more))
 
-        def total(db: Connection) -> int:
-            found = db.execute("SELECT COALESCE(SUM(bytes), 0) AS total FROM penstock_file")
-            return int(found.fetchone()["total"])
-
-        most = self._settings.max_bytes
-        if (used := await self._state.run(total)) + more > most:
+    def require_room(self, db: Connection, more: int) -> None:
+        """As `check_room`, inside a transaction."""
+        found = db.execute(
+            "SELECT (SELECT COALESCE(SUM(bytes), 0) FROM penstock_file)"
+            " + (SELECT COALESCE(SUM(bytes), 0) FROM penstock_part) AS total"
+        )
+        used, most = int(found.fetchone()["total"]), self._settings.max_bytes
+        if used + more > most:
             full = RequestError(
-                f"the server keeps {used} bytes of files, and may keep {most}: delete some files"
+                f"the server keeps {used} bytes of files and of parts of uploads, and may keep"
+                f" {most}: delete some files, or cancel uploads"
             )
             full.status = 507
             raise full

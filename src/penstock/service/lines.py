@@ -19,7 +19,6 @@ from penstock.batch.pipeline.pipeline import Asked as PipelineAsked, Tries, roll
 from penstock.batch.rows.line_endpoints import ENDPOINTS
 from penstock.batch.rows.openai_lines import OpenAILines
 from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.base import Capabilities
 from penstock.engines.decisions.checks import options_of
 from penstock.errors import (
     BatchCancelledError,
@@ -49,7 +48,7 @@ from penstock.types import (
 
 MOST_ATTEMPTS = 3
 UNLOADED_IN_FLIGHT = 64
-"""Lines at a time for a model of which nobody knows yet how many it takes."""
+"""Lines at a time for a replica of which nobody knows yet how many it takes."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 UNANSWERED = {BatchExpiredError.kind, BatchCancelledError.kind}
 
@@ -209,11 +208,12 @@ class ServedStep:
                     await self._over.wait()
 
     async def _wanted(self) -> int:
-        """How many lines keep the model full."""
+        """How many lines keep all replicas of the model full."""
         with contextlib.suppress(PenstockError):
-            known = (await self._models.find(self._model)).handle.card()
-            if (given := known.metadata.get("capabilities")) is not None:
-                return rolling(msgspec.convert(given, Capabilities))
+            handle = (await self._models.find(self._model)).handle
+            known = await handle.capabilities()
+            each = UNLOADED_IN_FLIGHT if known is None else rolling(known)
+            return each * handle.most_replicas
         return UNLOADED_IN_FLIGHT
 
 

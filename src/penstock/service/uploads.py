@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -19,6 +20,8 @@ from penstock.service.files import FileStore, StoredFile, new_id
 UPLOAD_S = 3600
 """How long an upload waits for its parts."""
 _COLUMNS = "id, owner, status, body, expires_at"
+_HIDDEN = ("expires_in", "part_ids")
+"""What the body of an upload has beside what its client reads."""
 
 
 class UploadStore:
@@ -33,6 +36,7 @@ class UploadStore:
         self._files = files
         self._folder = folder
         self._settings = settings
+        self._completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add(
         self, *, owner: str, filename: str, purpose: str, size: int, expires_in: float | None
@@ -63,7 +67,9 @@ class UploadStore:
         return shown(body)
 
     async def add_part(self, owner: str | None, upload: str, made: Path) -> dict[str, Any]:
-        """Store a part, a local file. Raises `RequestError` if the upload gets too large."""
+        """Store a part, a local file. Raises `RequestError` if the upload gets too large: parts
+        that were sent again, as their answer was lost, count up to the upload's size.
+        """
         id = new_id("part_")
         size = await asyncio.to_thread(os.path.getsize, made)
         await self._files.content.put(id, made)
@@ -74,11 +80,12 @@ class UploadStore:
                 "SELECT COALESCE(SUM(bytes), 0) AS total FROM penstock_part WHERE upload = ?",
                 (upload,),
             ).fetchone()
-            if found["total"] + size > body["bytes"]:
+            if size > body["bytes"] or found["total"] + size > 2 * body["bytes"]:
                 raise RequestError(
                     f"the parts have more than the {body['bytes']} bytes of the upload",
                     param="data",
                 )
+            self._files.require_room(db, size)
             db.execute(
                 "INSERT INTO penstock_part (id, upload, bytes) VALUES (?, ?, ?)",
                 (id, upload, size),
@@ -86,8 +93,8 @@ class UploadStore:
 
         try:
             await self._state.run(insert)
-        except BaseException:
-            await self._files.content.delete(id)
+        except BaseException:  # which leaves open whether the row is there
+            await self._forget_part(id)
             raise
         return {
             "id": id,
@@ -99,16 +106,27 @@ class UploadStore:
     async def complete(
         self, owner: str | None, id: str, parts: list[str], md5: str | None
     ) -> dict[str, Any]:
-        """Make a file of the parts, in this order. Raises `RequestError`."""
+        """Make a file of the parts, in this order. A client that lost the answer may ask again.
+        Raises `RequestError`.
+        """
+        async with self._completing.setdefault(id, asyncio.Lock()):
+            return await self._complete(owner, id, parts, md5)
 
+    async def _complete(
+        self, owner: str | None, id: str, parts: list[str], md5: str | None
+    ) -> dict[str, Any]:
         def find(db: Connection) -> tuple[str, dict[str, Any], dict[str, int]]:
-            maker, body = _pending(db, owner, id)
+            maker, body = _found(db, owner, id)
+            if body.get("part_ids") != parts:  # else these are joined already
+                _check_pending(body)
             rows = db.execute(
                 "SELECT id, bytes FROM penstock_part WHERE upload = ?", (id,)
             ).fetchall()
             return maker, body, {row["id"]: row["bytes"] for row in rows}
 
         maker, body, known = await self._state.run(find)
+        if body["status"] == "completed":
+            return shown(body)
         for part in parts:
             if part not in known:
                 raise RequestError(f"the upload has no part '{part[:100]}'", param="part_ids")
@@ -117,19 +135,27 @@ class UploadStore:
             raise RequestError(
                 f"the parts have {size} bytes, and the upload {body['bytes']}", param="part_ids"
             )
-        made = self._folder / f"upload-{id}"
+        # Another ingress may join the same parts, and must not write into this file.
+        made = self._folder / f"upload-{uuid4().hex}"
         try:
-            await self._join(made, parts, known, md5)
+            joined = await self._files.content.join(parts, made)
+            if md5 is not None and joined != md5.lower():
+                raise RequestError(f"the parts have another checksum: {joined}", param="md5")
             file = await self._files.add(
                 made,
                 owner=maker,
                 purpose=body["purpose"],
                 filename=body["filename"],
                 expires_in=body["expires_in"],
+                replaces=sum(known.values()),
             )
         finally:
             made.unlink(missing_ok=True)
-        return await self._end(id, "completed", file)
+        try:
+            return await self._end(id, "completed", file, parts)
+        except RequestError:  # the upload ended meanwhile: nothing names the file
+            await self._files.remove([file.id])
+            raise
 
     async def cancel(self, owner: str | None, id: str) -> dict[str, Any]:
         """Forget the parts of an upload."""
@@ -153,24 +179,17 @@ class UploadStore:
                 )
             )
 
-    async def _join(
-        self, made: Path, parts: list[str], sizes: dict[str, int], md5: str | None
-    ) -> None:
-        digest = hashlib.md5(usedforsecurity=False)
-        with made.open("wb") as file:
-            for part in parts:
-                async for piece in self._files.content.pieces(part, 0, sizes[part]):
-                    digest.update(piece)
-                    file.write(piece)
-        if md5 is not None and digest.hexdigest() != md5.lower():
-            raise RequestError(
-                f"the parts have another checksum: {digest.hexdigest()}", param="md5"
-            )
-
-    async def _end(self, id: str, status: str, file: StoredFile | None = None) -> dict[str, Any]:
+    async def _end(
+        self,
+        id: str,
+        status: str,
+        file: StoredFile | None = None,
+        parts: list[str] | None = None,
+    ) -> dict[str, Any]:
         def end(db: Connection) -> dict[str, Any]:
             _, body = _pending(db, None, id)
             body["status"] = status
+            body["part_ids"] = parts
             body["file"] = None if file is None else file.body()
             db.execute(
                 "UPDATE penstock_upload SET status = ?, body = ? WHERE id = ?",
@@ -181,6 +200,12 @@ class UploadStore:
         body = await self._state.run(end)
         await self._drop_parts(id)
         return shown(body)
+
+    async def _forget_part(self, id: str) -> None:
+        await self._state.run(
+            lambda db: db.execute("DELETE FROM penstock_part WHERE id = ?", (id,))
+        )
+        await self._files.content.delete(id)
 
     async def _drop_parts(self, upload: str) -> None:
         def forget(db: Connection) -> list[str]:
@@ -194,23 +219,32 @@ class UploadStore:
 
 def shown(body: dict[str, Any]) -> dict[str, Any]:
     """An upload as clients read it."""
-    return {name: value for name, value in body.items() if name != "expires_in"}
+    return {name: value for name, value in body.items() if name not in _HIDDEN}
 
 
 def _pending(db: Connection, owner: str | None, id: str) -> tuple[str, dict[str, Any]]:
+    maker, body = _found(db, owner, id)
+    _check_pending(body)
+    return maker, body
+
+
+def _found(db: Connection, owner: str | None, id: str) -> tuple[str, dict[str, Any]]:
     mine, parameters = owned(owner)
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM penstock_upload WHERE id = ?{mine}", (id, *parameters)
+        f"SELECT owner, body FROM penstock_upload WHERE id = ?{mine}", (id, *parameters)
     ).fetchone()
     if row is None:
         raise NotStoredError(f"there is no upload '{id[:100]}'", param="upload_id")
-    status = row["status"]
-    if status == "pending" and row["expires_at"] <= time.time():
+    body: dict[str, Any] = msgspec.json.decode(row["body"])
+    return row["owner"], body
+
+
+def _check_pending(body: dict[str, Any]) -> None:
+    status = body["status"]
+    if status == "pending" and body["expires_at"] <= time.time():
         status = "expired"
     if status != "pending":
         raise RequestError(f"the upload is {status}", param="upload_id")
-    body: dict[str, Any] = msgspec.json.decode(row["body"])
-    return row["owner"], body
 
 
 def _encoded(body: dict[str, Any]) -> str:

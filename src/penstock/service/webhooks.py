@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -14,7 +13,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -36,7 +37,7 @@ def key_of(secret: str) -> bytes:
     """The bytes of a secret. Raises `ConfigError`."""
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-    except binascii.Error:
+    except ValueError:
         key = b""
     if not secret.startswith(PREFIX) or not _SHORTEST <= len(key) <= _LONGEST:
         raise ConfigError(
@@ -97,7 +98,7 @@ class Webhooks:
             try:
                 await asyncio.to_thread(_post, url, body, headers)
                 return
-            except OSError as error:  # urllib's errors are OSErrors
+            except (OSError, HTTPException, ValueError) as error:
                 why = error
         _log.warning("webhook %s took no %s: %s", masked(url), event["type"], why)
 
@@ -120,6 +121,11 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
 
 
 def _checked(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(url)
+        works = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # for example a port that is no number
+        works = False
+    if not works:
         raise ConfigError("must be an http:// or https:// URL", field="webhook", value=masked(url))
     return url

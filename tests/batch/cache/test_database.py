@@ -3,8 +3,10 @@
 import os
 import sqlite3
 import stat
+import time
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from penstock.batch.cache.database import FILE, AnswerDatabase
 from penstock.batch.cache.remote import RemoteAnswers
@@ -70,6 +72,30 @@ def test_a_locked_cache_is_a_miss_and_written_later(opened, tmp_path):
     holder.close()
     database.write()
     assert opened().get(digest(1)) == answer(1)
+
+
+def test_a_cache_that_is_locked_as_it_is_opened_is_used_later(opened, tmp_path, caplog):
+    (tmp_path / "cache").mkdir()
+    holder = sqlite3.connect(tmp_path / "cache" / FILE, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")  # another job makes the table just now
+    database = opened()
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert database.get(digest(1)) is None
+    database.put(digest(1), answer(1))
+    database.close()
+    assert opened().get(digest(1)) == answer(1)
+    assert caplog.text == ""
+
+
+def test_answers_do_not_each_wait_for_a_lock(opened, monkeypatch):
+    tried = []
+    database = opened()
+    monkeypatch.setattr(database, "add", lambda *_, **__: tried.append(1))
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    for number in range(1000):
+        database.put(digest(number), answer(number))
+    assert len(tried) == 3
 
 
 def test_what_expires_and_what_is_too_much_goes(opened, monkeypatch):
@@ -179,6 +205,31 @@ def test_answers_that_another_job_kept_from_being_written_are_fetched_again(tmp_
     cache = RemoteAnswers(url, most_bytes=GIB, seconds=1000)
     assert cache.get(digest(1)) == answer(1)
     cache.close()
+
+
+def test_files_that_another_job_removes_meanwhile_are_passed_over(tmp_path, monkeypatch, caplog):
+    url = f"file://{tmp_path}/shared"
+    for number in (1, 2):
+        monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / str(number)))
+        cache = RemoteAnswers(url, most_bytes=GIB, seconds=1000)
+        cache.put(digest(number), answer(number))
+        cache.close()
+    for stamp in (int(time.time()) + 60, 1):  # listed first and to be read, too old to be read
+        (tmp_path / "shared" / f"answers-{stamp}-gone.bin").write_bytes(b"")
+    listed = LocalFileSystem.ls
+
+    def ls(self, *given, **options):
+        found = listed(self, *given, **options)
+        for path in (tmp_path / "shared").glob("*-gone.bin"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "c"))
+    cache = RemoteAnswers(url, most_bytes=GIB, seconds=1000)
+    assert [cache.get(digest(number)) for number in (1, 2)] == [answer(1), answer(2)]
+    cache.close()
+    assert caplog.text == ""
 
 
 def test_an_outage_is_a_warning(tmp_path, monkeypatch, caplog):

@@ -6,8 +6,9 @@ import pytest
 
 import penstock
 from jobs import lines, settled
+from penstock.batch.flow import Flow
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, JobError, JobLimitError
 from penstock.types import Delta, TokenLogprob, Usage
 
 SCHEMA = {"type": "object", "properties": {"even": {"type": "boolean"}}, "required": ["even"]}
@@ -67,6 +68,38 @@ async def test_an_answer_that_neither_makes_is_an_error_row(source):
     failed = [row for row in result.rows() if row["status"] == "error"]
     assert {row["id"] for row in failed} == set(numbers)
     assert {(row["even"], row["model"]) for row in failed} == {(None, None)}
+
+
+async def test_failed_rows_of_the_sample_are_asked_again(source, tmp_path):
+    engines = [Knowing(broken=range(0, 300, 10)), Knowing(right=True, broken=range(0, 300, 10))]
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(JobLimitError):  # not complete, so what it learned of the sample is kept
+        await cascade(source, output, engine=engines, max_tokens_total=2_000)
+    await cascade(source, output, engine=[Knowing(), Knowing(right=True)], retry_failed=True)
+    assert {row["status"] for row in lines(output)} == {"ok"}
+
+
+async def test_a_sample_that_was_asked_is_kept_before_any_row_is_done(
+    source, tmp_path, monkeypatch
+):
+    async def killed(self):
+        raise JobError("killed")
+
+    small, output = Knowing(), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Flow, "run", killed)
+        with pytest.raises(JobError, match="killed"):
+            await cascade(source, output, engine=[small, Knowing(right=True)])
+    sample = len(small.asked)
+    await cascade(source, output, engine=[small, Knowing(right=True)])
+    assert (sample > 0, len(small.asked)) == (True, 300)
+
+
+async def test_the_questions_to_the_sample_count(source):
+    small, large = Knowing(), Knowing(right=True)
+    result = await cascade(source, engine=[small, large])
+    assert {row["attempts"] for row in result.rows()} == {1, 2}
+    assert result.counts.engine_calls == len(small.asked) + len(large.asked)
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv"])

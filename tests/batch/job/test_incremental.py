@@ -11,7 +11,9 @@ import penstock
 from jobs import ask, interrupted, lines, numbered, settled
 from penstock.batch import Processor, ProcessorConfig, StatefulStage
 from penstock.batch.job.forecast import described
-from penstock.errors import ConfigError, EngineError, InputError, JobMismatchError
+from penstock.batch.write import journal
+from penstock.batch.write.state import State
+from penstock.errors import ConfigError, EngineError, InputError, JobMismatchError, OutputError
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 INCREMENTAL: dict[str, Any] = {"incremental": True, "key": "id"}
@@ -107,6 +109,60 @@ async def test_an_interrupted_run_goes_on_also_with_a_third_input(tmp_path, make
     assert result.counts.kept + len(third.asked) == 210
     fresh = await ask(source, tmp_path / "fresh.jsonl", make_engine())
     assert settled(result.rows()) == settled(fresh.rows())
+
+
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_kill_before_the_rows_are_shelved_loses_no_answer(
+    tmp_path, make_engine, monkeypatch, seen
+):
+    class Killed(BaseException):
+        pass
+
+    def kill(path):
+        raise Killed
+
+    complete = State._complete
+
+    source, output = write(tmp_path / "in.jsonl", numbered(20)), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+
+        def end(self):
+            patch.setattr(journal, "_shelve", kill)
+            complete(self)
+
+        # A run that was killed between the record of a part and this leaves such files too.
+        patch.setattr(journal, "_shelve", lambda path: None)
+        patch.setattr(State, "_complete", end)
+        with pytest.raises(Killed):
+            await ask(source, output, make_engine(), **INCREMENTAL)
+    if seen:  # the run after the kill, with the same input
+        assert (await ask(source, output, make_engine(), **INCREMENTAL)).already_complete
+    write(source, numbered(21))
+    engine = make_engine()
+    result = await ask(source, output, engine, **INCREMENTAL)
+    assert (engine.asked, result.counts.kept) == (["text 20"], 20)
+
+
+async def test_a_changed_output_is_refused_before_any_row_runs(tmp_path, make_engine):
+    source, output = write(tmp_path / "in.jsonl", numbered(3)), tmp_path / "out.jsonl"
+    await ask(source, output, make_engine(), **INCREMENTAL)
+    output.write_text("edited")
+    write(source, numbered(4))
+    engine = make_engine()
+    with pytest.raises(OutputError, match="was changed"):
+        await ask(source, output, engine, **INCREMENTAL)
+    assert engine.asked == []
+    output.unlink()
+    assert (await ask(source, output, engine, **INCREMENTAL)).counts.kept == 3
+
+
+async def test_a_retry_that_was_interrupted_goes_on(tmp_path, make_engine):
+    source, output = write(tmp_path / "in.jsonl", numbered(100)), tmp_path / "out.jsonl"
+    options: dict[str, Any] = {**INCREMENTAL, "max_attempts": 1}
+    await ask(source, output, make_engine(lambda text: EngineError("no luck")), **options)
+    await interrupted(source, output, make_engine(), 40, retry_failed=True, **options)
+    result = await ask(source, output, make_engine(), retry_failed=True, **options)
+    assert result.counts.resumed > 0
 
 
 async def test_failed_rows_are_kept_unless_they_are_retried(tmp_path, make_engine):

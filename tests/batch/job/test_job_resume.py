@@ -1,11 +1,14 @@
 """Jobs that go on after an end that they did not choose."""
 
+import asyncio
 import errno
 import os
+import threading
 
 import pytest
 
 from jobs import ask, interrupted, numbered, settled
+from penstock.batch.write.state import State
 from penstock.errors import (
     EngineDeadError,
     EngineError,
@@ -219,3 +222,29 @@ async def test_a_full_disk_stops_the_job_which_goes_on_later(
     assert not engine.alive
     result = await ask(source, output, make_engine())
     assert settled(result.rows()) == settled(whole.rows())
+
+
+async def test_a_cancelled_job_is_held_until_its_output_is_written(
+    tmp_path, make_engine, monkeypatch
+):
+    begun, go_on = threading.Event(), threading.Event()
+    publish = State.publish
+
+    def slow(self, *given):
+        begun.set()
+        assert go_on.wait(20)
+        publish(self, *given)
+
+    monkeypatch.setattr(State, "publish", slow)
+    output = tmp_path / "out.jsonl"
+    job = asyncio.create_task(ask(numbered(4), output, make_engine()))
+    await asyncio.to_thread(begun.wait, 20)
+    for _ in range(2):
+        job.cancel()
+        await asyncio.wait([job], timeout=0.01)
+    with pytest.raises(JobError, match="another process"):
+        await ask(numbered(4), output, make_engine())
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert (await ask(numbered(4), output, make_engine())).already_complete

@@ -6,9 +6,11 @@ import os
 import pytest
 
 from jobs import ask, interrupted, lines, numbered
+from penstock.batch.job.result import Counts
 from penstock.batch.monitor import control, status as statuses
+from penstock.batch.monitor.monitor import Monitor
 from penstock.batch.monitor.status import Status, find, id_of, known_folders
-from penstock.errors import InputError, JobError, JobMismatchError
+from penstock.errors import InputError, JobError, JobMismatchError, OutputError
 
 
 @pytest.fixture
@@ -198,3 +200,12 @@ def test_a_damaged_status_is_that_of_the_manifest(tmp_path):
     assert statuses.load(tmp_path) is None
     statuses.save(tmp_path, Status("a", "b", "running"))
     assert statuses.load(tmp_path) == Status("a", "b", "running")
+
+
+async def test_a_failure_that_names_a_place_in_no_utf8_is_said(tmp_path, state):
+    status = Status("0", "out.jsonl", "loading")
+    monitor = Monitor(tmp_path, status, Counts(), stop=lambda: None, held=lambda: True)
+    with pytest.raises(OutputError):
+        async with monitor:
+            raise OutputError(os.fsdecode(b"\xff.jsonl: no space left"))
+    assert seen(tmp_path).error == "\\udcff.jsonl: no space left"

@@ -82,3 +82,43 @@ async def test_what_was_cancelled_is_not_heard():
     gate.set()
     assert await offload.submit(lambda: "next") == "next"
     offload.close()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+async def test_a_result_does_not_wait_for_the_next_call(in_place):
+    offload = Offload(in_place=in_place)
+    queued, gate = threading.Event(), threading.Event()
+    futures = [offload.submit(queued.wait), offload.submit(gate.wait)]
+    queued.set()
+    async with asyncio.timeout(30):
+        assert await futures[0]
+    gate.set()
+    await futures[1]
+    offload.close()
+
+
+async def test_what_was_cancelled_while_it_waited_is_not_made():
+    offload = Offload()
+    gate = threading.Event()
+    made: list[int] = []
+    running = offload.submit(gate.wait)
+    waiting = [offload.submit(partial(made.append, number)) for number in range(3)]
+    waiting[1].cancel()
+    gate.set()
+    await running
+    await asyncio.gather(waiting[0], waiting[2])
+    assert made == [0, 2]
+    offload.close()
+
+
+async def test_cancelled_calls_do_not_count_as_quick():
+    offload = Offload()
+    gate = threading.Event()
+    running = offload.submit(gate.wait)
+    for _ in range(100):
+        offload.submit(int).cancel()
+    gate.set()
+    await running
+    await offload.submit(int)
+    assert not offload.in_place
+    offload.close()

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import penstock
-from penstock.errors import ConfigError, JobError, PenstockError
+from penstock.batch.provider.ledger import Ledger
+from penstock.errors import ConfigError, JobError, OutputError, PenstockError
 from provider_batches import Provider
 
 QUICK = {"gather_s": 0.05, "first_poll_s": 0.02, "longest_poll_s": 0.05, "patience_s": 5.0}
@@ -147,6 +148,43 @@ async def test_a_line_that_the_provider_refuses_ends_no_other(
     await run(provider, "openai-batch", tmp_path)
     assert [row["status"] for row in read(tmp_path)] == ["ok", "ok", "error", "ok", "ok", "ok"]
     assert read(tmp_path)[2]["error"]["message"] == "what is this"
+
+
+async def test_a_refused_line_is_asked_again_before_its_job_is_complete(
+    provider: Provider, tmp_path: Path
+) -> None:
+    def refuse(lines: list[Any]) -> list[dict[str, Any]]:
+        if len(lines) == 2:
+            return [{"line": 1, "code": "bad", "message": "what is this"}]
+        return []
+
+    async def first_ends(request: Any) -> None:
+        provider.go_on.clear()
+
+    provider.refuse, provider.at_create = refuse, first_ends
+    split = {"lines_per_batch": 4}
+    with pytest.raises(PenstockError, match="deadline"):
+        await run(provider, "openai-batch", tmp_path, deadline=1.0, engine_kwargs=split)
+    provider.refuse = lambda lines: []
+    provider.at_create = None
+    provider.go_on.set()
+    await run(provider, "openai-batch", tmp_path, retry_failed=True, engine_kwargs=split)
+    assert [row["response"] for row in read(tmp_path)] == [f"ROW {n}" for n in range(6)]
+    assert provider.paid.count("row 0") == 1
+
+
+@pytest.mark.parametrize("lines", [1, 100])
+async def test_a_full_disk_stops_the_job(
+    lines: int, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(Ledger, "begin", full)
+    kwargs = {"lines_per_batch": lines}
+    async with asyncio.timeout(20):
+        with pytest.raises(JobError, match="no space left"):
+            await run(provider, "openai-batch", tmp_path, rows=1, engine_kwargs=kwargs)
 
 
 async def test_a_batch_that_is_refused_stops_the_job(

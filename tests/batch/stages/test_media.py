@@ -3,8 +3,10 @@ import errno
 import os
 import random
 import sys
+import threading
 from base64 import b64decode, b64encode
 from io import BytesIO
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -226,6 +228,22 @@ async def test_without_pillow(monkeypatch):
         MissingExtraError, match=r"preparation of images needs .* pip install 'penstock\[images\]'"
     ):
         await prepared([asked(b"")])
+
+
+async def test_the_time_of_a_source_begins_with_its_turn(monkeypatch, tmp_path):
+    timeout = mock.Mock(wraps=asyncio.timeout)
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    loader, gate, path = Loader(threads=1), threading.Event(), tmp_path / "x"
+    path.write_bytes(b"x")
+    read = loader._read
+    monkeypatch.setattr(loader, "_read", lambda source: gate.wait() and read(source))
+    loads = [asyncio.create_task(loader.load(path, "image")) for _ in range(3)]
+    for _ in range(10):  # as far as they get
+        await asyncio.sleep(0)
+    assert timeout.call_count == 1
+    gate.set()
+    assert await asyncio.gather(*loads) == [b"x"] * 3
+    loader.close()
 
 
 async def test_a_file_by_its_path_object(tmp_path):

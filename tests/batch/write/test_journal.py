@@ -37,6 +37,17 @@ def test_rows_come_back_as_they_were(tmp_path):
     journal.close()
 
 
+def test_kept_rows_are_not_written_over(tmp_path):
+    for number in range(3):  # each run is killed when it has shelved its rows
+        journal = opened(tmp_path, keeps=True)
+        journal.add(number, DIGEST, outcome(number), 1)
+        journal.close()
+        journal.shelve()
+    assert [kept.name for kept, _ in journal.kept_files()] == [
+        f"kept-0-{number}.jsonl" for number in range(3)
+    ]
+
+
 @pytest.mark.parametrize("torn", [1, 10, 40])
 def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     journal = opened(tmp_path)

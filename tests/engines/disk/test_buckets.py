@@ -11,7 +11,8 @@ import pytest
 from penstock import demo
 from penstock.engines.disk import sources
 from penstock.engines.disk.sources import copy_files, local_source, model_for
-from penstock.engines.openvino.model.source import find_model
+from penstock.engines.openvino.model.files import TASKS_OF
+from penstock.engines.openvino.model.source import find_model, stated
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.server import LLMServer
@@ -21,6 +22,7 @@ from penstock.serve.models.server import LLMServer
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sources, "_copied", {})
+    monkeypatch.setattr(sources, "_described", {})
     fs = fsspec.filesystem("memory")
     fs.pipe("/bucket/m/config.json", b"{}")
     fs.pipe("/bucket/m/deep/weights.safetensors", b"1234")
@@ -46,6 +48,45 @@ def test_a_single_file_stays_one(bucket: Any) -> None:
     bucket.pipe("/bucket/model.gguf", b"GGUF")
     assert Path(local_source("memory://bucket/model.gguf")).name == "model.gguf"
     assert Path(local_source("memory://bucket/model.gguf")).read_bytes() == b"GGUF"
+
+
+def test_what_describes_a_model_is_fetched_without_its_weights(bucket: Any) -> None:
+    bucket.pipe("/bucket/m/config.json", b'{"vocab_size": 7}')
+    assert sources.stated_vocabulary("memory://bucket/m") is None
+    sources.describe("memory://bucket/m")
+    assert sources.stated_vocabulary("memory://bucket/m") == 7
+    assert [path.name for path in sources.description("memory://bucket/m").iterdir()] == [
+        "config.json"
+    ]
+
+
+def test_a_hub_describes_its_models_too(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.pipe("/bucket/m/config.json", b'{"architectures": ["LlamaForCausalLM"]}')
+    bucket.pipe("/bucket/m/modules.json", b"[]")
+    asked = []
+
+    def file_system(url: str) -> Any:
+        asked.append(url)
+        return bucket, "/bucket/m"
+
+    monkeypatch.setattr(sources, "check_url", lambda *_: None)
+    monkeypatch.setattr(sources, "file_system", file_system)
+    for _ in range(2):
+        sources.describe("org/name@v1")
+    assert asked == ["hf://org/name@v1"]
+    assert stated("org/name@v1", None).tasks == TASKS_OF["embed"]
+
+
+@pytest.mark.parametrize("source", ["memory://bucket/none", "nosuch://a/b", "demo", "/no/where"])
+def test_what_cannot_be_read_stays_unknown(source: str) -> None:
+    sources.describe(source)
+    assert sources.description(source) == Path(source)
+
+
+def test_a_huge_description_is_left_alone(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MOST_DESCRIBING", 1)
+    sources.describe("memory://bucket/m")
+    assert sources.description("memory://bucket/m") == Path("memory://bucket/m")
 
 
 def test_local_urls_are_paths(tmp_path: Path) -> None:

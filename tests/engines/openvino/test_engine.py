@@ -170,7 +170,6 @@ async def test_one_that_hangs_is_noticed_and_can_be_started_again(gguf, monkeypa
     lost = engine._mailboxes[10**6] = Mailbox()  # a request that the worker does not know of
     with pytest.raises(EngineDeadError, match="the engine process hung"):
         await lost.take()
-    del engine._mailboxes[10**6]
     with pytest.raises(EngineDeadError):
         await engine.check_health()
     await answered(engine)

@@ -78,3 +78,25 @@ async def test_a_removed_adapter_leaves_when_its_last_user_does():
         await slots.adapters.remove("a")
         assert slots.held
     assert not slots.held
+
+
+async def test_one_whose_loading_is_given_up_takes_no_place():
+    slots, began = Slots(1), asyncio.Event()
+
+    async def load(name, number, path):
+        loading = asyncio.create_task(Slots.load(slots, name, number, path))
+        began.set()
+        return await asyncio.shield(loading)  # as in vLLM's core, whoever waits for it
+
+    adapters = slots.adapters = Adapters(1, load, slots.unload)
+    for name in "ab":
+        adapters.know(name, f"/{name}")
+    given_up = asyncio.create_task(slots.used("a"))
+    await began.wait()
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    await slots.used("b")
+    assert slots.most == 1
+    assert set(slots.held.values()) == {"/b"}
+    await slots.used("a")

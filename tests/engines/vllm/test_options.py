@@ -29,6 +29,7 @@ class EngineArgs:
     _private: int = 0
     def method(self): ...
     runner: str = "auto"
+    convert: str = "auto"
 class AsyncEngineArgs(EngineArgs):
     enable_log_requests: bool = False
 """,
@@ -207,6 +208,7 @@ def test_the_runner_states_the_tasks(install):
     assert pooling is not None
     assert "embeddings" in pooling
     assert "chat" not in pooling
+    assert VLLMEngine("m", engine_kwargs={"convert": "embed"}).stated().tasks == pooling
     generate = VLLMEngine("m", engine_kwargs={"runner": "generate"}).stated().tasks
     assert generate is not None
     assert "chat" in generate

@@ -111,6 +111,9 @@ class Handle:
     def state(self) -> ModelState:
         return self.now
 
+    async def check_before_load(self, task: str, request: Any) -> None:
+        pass
+
     async def engine_metrics(self) -> dict[str, float]:
         return await self.engine.metrics()
 

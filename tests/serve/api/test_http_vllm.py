@@ -176,6 +176,8 @@ async def test_translations(scripted_client: Any) -> None:
 
     assert (await post(to_language="en")).json() == {"text": "3 bytes in None"}
     assert (await post(to_language="de")).json()["error"]["param"] == "to_language"
+    assert (await post(stream="false")).json() == {"text": "3 bytes in None"}
+    assert (await post(stream="yes")).json()["error"]["param"] == "stream"
 
 
 async def test_no_name_means_the_only_model_that_generates(

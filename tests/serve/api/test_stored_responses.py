@@ -289,6 +289,28 @@ async def test_a_background_response_counts_as_one_in_flight(
     assert (await stored.create()).status_code == 200
 
 
+async def test_a_background_response_that_cannot_begin_leaves_its_place(
+    make: Callable[..., Awaitable[Stored]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.errors import UnavailableError
+    from penstock.serve.config.settings import Limits
+
+    stored = await make(limits=Limits(max_inflight=1))
+    models = stored.ingress.ingress.models
+    find, asked = models.find, []
+
+    async def find_once(name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 2:
+            raise UnavailableError("the adapters cannot be listed")
+        return await find(name)
+
+    monkeypatch.setattr(models, "find", find_once)
+    assert (await stored.create(background=True)).status_code == 503
+    assert stored.ingress.ingress.answering == 0
+    assert (await stored.create()).status_code == 200
+
+
 async def test_a_shutdown_ends_background_responses_as_failed(
     make: Callable[..., Awaitable[Stored]],
 ) -> None:
@@ -328,6 +350,20 @@ async def test_conversations(stored: Stored) -> None:
     assert changed.json()["metadata"] == {"a": "b"}
     assert (await client.delete(path)).json()["deleted"] is True
     assert (await client.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_conversation_deleted_meanwhile_costs_no_answer(
+    stored: Stored, until: Until, store: bool
+) -> None:
+    id = (await stored.client.post("/v1/conversations", json={})).json()["id"]
+    stored.engine.hold.clear()
+    asking = asyncio.create_task(stored.create(conversation=id, store=store))
+    await until(lambda: bool(stored.engine.prompts))
+    assert (await stored.client.delete(f"/v1/conversations/{id}")).status_code == 200
+    stored.engine.hold.set()
+    answer = await asking
+    assert (answer.status_code, answer.json().get("status")) == (200, "completed")
 
 
 async def test_a_background_response_is_put_into_its_conversation(stored: Stored) -> None:

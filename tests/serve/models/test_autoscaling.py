@@ -43,6 +43,13 @@ def test_the_last_one_goes_after_a_delay_of_its_own():
     assert run(to_zero, [0] * 8, 2) == [2, 2, 1, 1, 1, 1, 1, 0]
 
 
+def test_requests_too_short_to_be_seen_keep_the_last_one():
+    to_zero = scaler(fewest=0, downscale_to_zero_delay_s=4.0)
+    counts = [to_zero.decide(float(now), 0, 1, asked=now % 4 == 0) for now in range(12)]
+    assert counts == [1] * 12
+    assert [to_zero.decide(float(now), 0, 1) for now in range(12, 14)] == [1, 0]
+
+
 def test_a_request_brings_the_first_one_at_once():
     assert run(scaler(fewest=0), [1], 0) == [1]
     assert run(scaler(fewest=0), [0], 0) == [0]

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from penstock.errors import EngineStartError, RequestError, UnavailableError
+from penstock.engines.supervisor import supervisor_of
+from penstock.errors import EngineError, EngineStartError, RequestError, UnavailableError
 from penstock.serve.models.control import control_result
 from penstock.serve.models.server import LLMServer
 from penstock.types import Usage
@@ -132,6 +133,88 @@ async def test_sleep_waits_for_those_under_way_and_can_be_called_off(started):
     assert server.engine.stops == 0
     server.engine.go_on.set()
     assert (await stream)[-1].finish_reason == "stop"
+
+
+class SlowToSleep(Sleeping):
+    def __init__(self):
+        super().__init__()
+        self.go_on.set()
+        self.going, self.may_sleep = asyncio.Event(), asyncio.Event()
+        self.errors: list[Exception] = []
+
+    async def sleep(self, level=1):
+        self.going.set()
+        await self.may_sleep.wait()
+        if self.errors:
+            raise self.errors.pop()
+        await super().sleep(level)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_model_that_is_woken_while_it_goes_to_sleep_wakes(started, fails):
+    engine = SlowToSleep()
+    server = await started(engine)
+    sleeping = asyncio.create_task(server.sleep())
+    await engine.going.wait()
+    if fails:
+        engine.errors = [EngineError("no")]
+    waking = asyncio.create_task(server.wakeup())
+    await settle()
+    engine.may_sleep.set()
+    await waking
+    assert [type(one) for one in await asyncio.gather(sleeping, return_exceptions=True)] == [
+        EngineError if fails else type(None)
+    ]
+    assert (server.state().state, engine.asleep) == ("ready", False)
+    assert await texts(server.chat(ASK)) == "ab"
+
+
+async def test_a_sleep_that_fails_can_be_undone(started):
+    engine = SlowToSleep()
+    server = await started(engine)
+    engine.may_sleep.set()
+    engine.errors = [EngineError("no")]
+    with pytest.raises(EngineError, match="no"):
+        await server.sleep()
+    await server.wakeup()
+    assert await texts(server.chat(ASK)) == "ab"
+    assert engine.starts == 1
+
+
+async def test_a_sleep_while_it_loads_can_be_called_off():
+    engine = Sleeping()
+    engine.go_on.set()
+    engine.may_start.clear()
+    server = LLMServer(config(), engine=engine)
+    starting = asyncio.create_task(server.start())
+    await settle()
+    sleeping = asyncio.create_task(server.sleep())
+    await settle()
+    await server.wakeup()
+    engine.may_start.set()
+    await asyncio.gather(starting, sleeping)
+    assert (server.state().state, engine.asleep) == ("ready", False)
+    assert await texts(server.chat(ASK)) == "ab"
+    await server.stop()
+
+
+async def test_a_model_does_not_sleep_while_a_job_uses_it(started):
+    engine = Sleeping()
+    server = await started(engine)
+    stream = await begun(server)
+    running = supervisor_of(engine).running()
+    sleeping = asyncio.create_task(server.sleep())
+    await settle()
+    async with running:  # it comes while the sleep waits for a request
+        engine.go_on.set()
+        await stream
+        await sleeping
+        assert not engine.asleep
+        await server.wakeup()
+        with pytest.raises(RequestError, match="a job uses the engine of 'm'"):
+            await server.sleep()
+    await server.sleep()
+    assert engine.asleep
 
 
 async def test_held_requests_survive_a_sleep(started):

@@ -1,18 +1,20 @@
 """Models in this process: loaded on demand, unloaded when idle, within a memory budget."""
 
 import asyncio
+import json
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
 from penstock.engines.base import engine_class
+from penstock.engines.openvino.logits.second_copy import SecondCopy
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, EngineStartError, UnavailableError
+from penstock.errors import ConfigError, EngineStartError, OverloadedError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import read_args
 from penstock.serve.models.local import build_local_handles
-from penstock.serve.models.memory import MemoryBudget, memory_estimate
+from penstock.serve.models.memory import MemoryBudget, memory_estimate, model_size
 from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, Sampling
 
@@ -146,6 +148,20 @@ async def test_an_idle_model_is_unloaded_and_comes_back(build):
     assert handle.state().state == "cold"
     assert await ask(handle) == first
     assert Watched.order == ["a", "a"]
+
+
+async def test_a_request_that_comes_with_the_timer_is_answered(build):
+    handle = build(config("a", scaling={"min_replicas": 0, "downscale_delay_s": 100}))["a"]
+    first = await ask(handle)
+    handle._timer.cancel()
+    handle._idle_since -= 100
+    asking = asyncio.create_task(ask(handle))  # it runs before the task that unloads
+    handle._look()
+    assert await asking == first
+    await handle._unloading
+    assert handle.state().state == "ready"
+    assert handle._timer is not None
+    assert Watched.order == ["a"]
 
 
 async def test_the_delay_counts_from_the_last_request(build, monkeypatch):
@@ -292,8 +308,39 @@ def test_memory_is_estimated_from_what_is_said_or_from_the_files(tmp_path):
         "engine_kwargs": {"kv_cache_memory_bytes": 1000},
     }
     assert memory_estimate(LLMConfig.from_dict(fields)) == 6000
+    (tmp_path / "config.json").write_text(
+        '{"num_hidden_layers": 2, "num_attention_heads": 0, "kv_lora_rank": null}'
+    )
+    assert memory_estimate(LLMConfig.from_dict(fields)) == 6000
     told = {"ray_actor_options": {"memory": 77}}
     assert memory_estimate(LLMConfig.from_dict({**fields, "deployment_config": told})) == 77
+
+
+def test_formats_of_one_model_are_counted_once(tmp_path):
+    for name, size in (("1.safetensors", 300), ("2.safetensors", 200), ("pytorch_model.bin", 400)):
+        (tmp_path / name).write_bytes(bytes(size))
+    fields = {"model_loading_config": {"model_id": "m", "model_source": str(tmp_path)}}
+    assert model_size(LLMConfig.from_dict(fields)).weights == 500
+
+
+@pytest.mark.parametrize(
+    ("described", "token"),
+    [
+        ({"hidden_size": 64}, 2 * 64 * 2 * 2),
+        ({"hidden_size": 64, "kv_lora_rank": None}, 2 * 64 * 2 * 2),
+        ({"kv_lora_rank": 8, "qk_rope_head_dim": None}, 8 * 2 * 2),
+        *(({"hidden_size": wrong}, None) for wrong in (None, "64", 1e999)),
+        ({"head_dim": "64"}, None),
+        ({"num_attention_heads": 0, "hidden_size": 64}, None),
+        ({}, None),
+    ],
+)
+def test_the_cache_of_a_token_is_estimated_where_the_files_tell(tmp_path, described, token):
+    given = {"num_hidden_layers": 2, "num_attention_heads": 4, **described}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    fields = {"model_loading_config": {"model_id": "m", "model_source": str(tmp_path)}}
+    found = model_size(LLMConfig.from_dict({**fields, "llm_engine": "openvino"}))
+    assert (found.token, found.heads) == (token, given["num_attention_heads"])
 
 
 async def test_a_budget_promises_once():
@@ -313,6 +360,51 @@ async def test_a_budget_promises_once():
     budget.release(one)
     await waiting
     assert budget.used == 60
+
+
+async def test_a_request_in_the_turn_of_the_timer_is_answered(build):
+    handle = build(config("a", scaling={"min_replicas": 0, "downscale_delay_s": 100}))["a"]
+    await handle.server.start()
+    stream = handle.chat(ASK)
+    first = asyncio.create_task(anext(stream))
+    handle._idle_delay_s = 0.0
+    handle._look()
+    assert await first
+    assert [delta async for delta in stream]
+    assert handle.state().loads == 1
+
+
+async def test_a_request_does_not_wait_for_memory_that_waits_for_its_end(build, monkeypatch):
+    class Copying(Watched):
+        """Has a copy beside it, for which a request makes room."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.beside = SecondCopy(self.give_back)
+
+        async def give_back(self):
+            pass
+
+    monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: Copying)
+    monkeypatch.setattr("penstock.serve.models.local.copy_estimate", lambda config: 40)
+    handles = build(*(config(name, memory=60) for name in "abc"), memory_budget_bytes=120)
+    copy = handles["a"].server.engine.beside
+    await ask(handles["c"])
+    busy = handles["a"].chat(ASK)
+    await anext(busy)
+    async with copy.used():  # another model that is idle makes room
+        assert states(handles) == {"a": "ready", "b": "cold", "c": "cold"}
+    await copy.unload()
+    other = handles["c"].chat(ASK)
+    await anext(other)
+    waiting = asyncio.create_task(ask(handles["b"]))
+    await until_it_waits_for_room(handles["a"]._budget)
+    with pytest.raises(OverloadedError, match="'a' needs about 0 MiB more for this request"):
+        async with copy.used():
+            pass
+    await busy.aclose()
+    assert await waiting
+    await other.aclose()
 
 
 def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):

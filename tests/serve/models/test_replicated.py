@@ -357,6 +357,22 @@ def test_all_go_where_none_need_stay_and_a_request_brings_one_back():
     assert run_warped(main()) == [("cold", True), one, one, none, one]
 
 
+def test_short_requests_keep_the_last_one():
+    async def main():
+        model = made({**SCALING, "min_replicas": 0, "downscale_to_zero_delay_s": 20})
+        await model.start()
+        for number in range(10):  # each ends long before somebody looks
+            await answer(model, chat_request(str(number)))
+            await asyncio.sleep(7)
+        seen = [phases(model), model.state().loads]
+        await asyncio.sleep(20)
+        seen.append(phases(model))
+        await model.stop(0)
+        return seen
+
+    assert run_warped(main()) == [["ready", "cold", "cold"], 1, ["cold"] * 3]
+
+
 def test_a_further_replica_takes_only_memory_that_is_free(caplog):
     async def main():
         given = config(

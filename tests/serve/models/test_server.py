@@ -117,6 +117,20 @@ async def test_stopping_drains_and_refuses_the_new():
     assert server.state().state == "cold"
 
 
+@pytest.mark.parametrize("interval_ms", [0, 1])
+async def test_what_a_pause_holds_ends_when_the_server_stops(interval_ms):
+    server: Any = LLMServer(
+        config(experimental_configs={"stream_batching_interval_ms": interval_ms}),
+        engine=Scripted(),
+    )
+    await server.start()
+    stream = await begun(server)
+    await server.pause("keep")
+    await server.stop(drain_timeout_s=0)
+    with pytest.raises(EngineDeadError):
+        await stream
+
+
 async def test_what_is_not_done_in_time_ends_with_an_error():
     server: Any = LLMServer(config(deployment_config=limits(1, 5)), engine=Scripted())
     await server.start()

@@ -54,6 +54,24 @@ async def test_lower_priority_values_go_first_and_equals_in_order():
     assert order == ["online", "batch 1", "batch 2"]
 
 
+async def test_what_takes_no_slot_leaves_the_slots_to_others():
+    admission = opened(1)
+    order: list[Any] = []
+    for _ in range(3):
+        admission.enter_at_once()
+    await entered(admission, "a", order)
+    waiting = asyncio.create_task(entered(admission, "b", order))
+    await settle()
+    assert (admission.running, admission.waiting, order) == (4, 1, ["a"])
+    for _ in range(3):
+        admission.leave("slotless")
+    assert not waiting.done()
+    admission.leave()
+    await waiting
+    admission.leave()
+    assert admission.idle
+
+
 async def test_a_closed_gate_lets_nobody_in_until_it_opens():
     admission = Admission(10)
     order: list[Any] = []

@@ -100,7 +100,7 @@ class AnswerDatabase:
         with contextlib.suppress(TypeError, ValueError, OverflowError):  # only its maker knows it
             self._waiting[digest] = Answer(digest, int(time.time()), _encode(outcome))
         due = time.monotonic() - self._written > _SECONDS
-        if due or len(self._waiting) >= _AT_ONCE:
+        if due or len(self._waiting) % _AT_ONCE == 0:
             self.write()
 
     def write(self) -> None:
@@ -209,14 +209,19 @@ class AnswerDatabase:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             os.close(private_files.opener(self._path, os.O_WRONLY | os.O_CREAT))
-            self._connection = sqlite3.connect(
+            made = sqlite3.connect(
                 self._path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            # A power cut may damage it: then it begins anew. No job waits for the disk.
-            self._connection.execute("PRAGMA synchronous=OFF")
-            self._connection.execute("PRAGMA cache_size=-16384")
-            self._connection.executescript(_TABLE)
+            try:
+                made.execute("PRAGMA journal_mode=WAL")
+                # A power cut may damage it: then it begins anew. No job waits for the disk.
+                made.execute("PRAGMA synchronous=OFF")
+                made.execute("PRAGMA cache_size=-16384")
+                made.executescript(_TABLE)
+            except sqlite3.Error:
+                made.close()
+                raise
+            self._connection = made
         return self._connection
 
     @contextlib.contextmanager

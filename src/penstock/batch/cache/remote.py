@@ -69,12 +69,13 @@ class RemoteAnswers:
         total = 0
         for name in sorted(made, key=lambda name: -made[name]):
             total += found[name]
-            if total > self._most_bytes or made[name] < time.time() - self._seconds:
-                self._fs.rm_file(f"{self._root}/{name}")
-            elif name not in known:
-                answers = list(_unpacked(self._fs.cat_file(f"{self._root}/{name}")))
-                if self.database.add(answers, sent=True):  # else another job writes
-                    self.database.mark_sent([], name)
+            with contextlib.suppress(FileNotFoundError):  # another job has removed it meanwhile
+                if total > self._most_bytes or made[name] < time.time() - self._seconds:
+                    self._fs.rm_file(f"{self._root}/{name}")
+                elif name not in known:
+                    answers = list(_unpacked(self._fs.cat_file(f"{self._root}/{name}")))
+                    if self.database.add(answers, sent=True):  # else another job writes
+                        self.database.mark_sent([], name)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:

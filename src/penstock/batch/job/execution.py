@@ -25,11 +25,11 @@ from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
 from penstock.batch.monitor.monitor import Monitor
 from penstock.batch.monitor.status import Status, id_of
-from penstock.batch.pipeline.cascade import FILE as CASCADE_FILE, CascadeStep
+from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.intake import compare_stream, other_rows
-from penstock.batch.write.journal import Journal
+from penstock.batch.write.journal import CASCADE, Journal
 from penstock.batch.write.kept import INDEX, Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
@@ -97,7 +97,7 @@ async def _durable(
     plan: Plan, output: Output, tables: Tables | None, state: State, interrupts: Interrupts
 ) -> RunResult:
     if isinstance(plan.step, CascadeStep):
-        plan.step.memory = output.folder / CASCADE_FILE
+        plan.step.memory = output.folder / CASCADE
     if isinstance(plan.step, EngineStep):
         most = plan.step.keep(output.folder, state.manifest.key, state.manifest.generation)
         plan.most_rows = plan.most_rows or most
@@ -155,10 +155,26 @@ async def _durable(
                     " journal"
                 )
             names = [*plan.source.columns, *plan.form.flat_columns]
-            await asyncio.to_thread(
-                state.publish, counts, stream, lambda: tables and tables.empty(), names
+            await _to_the_end(
+                partial(state.publish, counts, stream, lambda: tables and tables.empty(), names)
             )
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
+
+
+async def _to_the_end(call: Callable[[], None]) -> None:
+    """Run `call` in a thread. Whoever cancels this waits for its end all the same: until then no
+    other run may take the job up.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(call))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    working.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _report(

@@ -18,6 +18,7 @@ from penstock.batch.job.result import Counts, ending
 from penstock.batch.monitor import status as statuses
 from penstock.batch.monitor.control import ControlSocket
 from penstock.batch.monitor.status import State, Status
+from penstock.errors import printable
 
 if TYPE_CHECKING:
     from penstock.batch.flow import Flow
@@ -96,7 +97,8 @@ class Monitor:
         return "loading" if self._flow is None else "running"
 
     def _save(self, state: State, error: BaseException | None = None) -> None:
-        self._status.error = str(error) if state == "failed" and error is not None else None
+        failed = state == "failed" and error is not None
+        self._status.error = printable(str(error)) if failed else None
         if self._held():
             statuses.save(self._folder, self._now(state))
 

@@ -31,8 +31,6 @@ from penstock.engines.supervisor import supervisor_of
 from penstock.errors import JobError, PenstockError
 from penstock.types import Usage
 
-FILE = "cascade.json"
-"""Where a job keeps the choice, in its state directory."""
 _FEWEST = 60
 _log = logging.getLogger(__name__)
 
@@ -151,6 +149,8 @@ class CascadeStep:
                     raise
                 except PenstockError:  # the row fails in the job too, and nothing is to be learned
                     return None
+                finally:
+                    self.counts.engine_calls += tries.count
                 outcome = self._outcome(large, usage + more, 1)
                 outcome.attempts = tries.count
                 return small, large, outcome
@@ -184,7 +184,9 @@ class CascadeStep:
             },
         )
         if self.memory is not None:
-            replace_file(self.memory, msgspec.json.encode(choice))
+            # What failed is to be asked again by a run of the failed rows.
+            good = {name: one for name, one in choice.answers.items() if one.error is None}
+            replace_file(self.memory, msgspec.json.encode(Choice(choice.least, good)))
         return choice
 
     async def _drawn(self) -> list[Row]:

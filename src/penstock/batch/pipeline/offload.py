@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -21,7 +22,6 @@ _QUICK_OF_TRIAL = 24
 """Not all: on a busy machine a call also waits for the interpreter's lock."""
 _MEAN_SECONDS = 0.001
 _STALL_SECONDS = 0.05
-_DELIVER_SECONDS = 0.005
 
 T = TypeVar("T")
 Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
@@ -32,8 +32,8 @@ Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
 class Offload:
     """Makes calls in `threads` threads at a time. Make it inside a running event loop.
 
-    Calls are judged 32 at a time: while most of them are quick, they are made in place, if they may
-    be. `in_place` says whether the next call will be.
+    Every 32 calls the mode is chosen again: in place, if that is allowed and at least 24 of them
+    were quick. `in_place` says whether the next call will be.
     """
 
     def __init__(self, threads: int = 1, *, in_place: bool = True) -> None:
@@ -41,6 +41,8 @@ class Offload:
         self._may_be_in_place = in_place
         self._loop = asyncio.get_running_loop()
         self._waiting: SimpleQueue[Call | None] = SimpleQueue()
+        self._done: deque[Made | None] = deque()
+        self._woken = False  # the loop, which has not yet looked at what is done
         self._started = 0
         self._pending = 0
         self._in_place = False
@@ -57,7 +59,9 @@ class Offload:
             self._judge(time.perf_counter() - began)
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The future of what `call` returns or raises. Cancelling it stops no call that runs."""
+        """The future of what `call` returns or raises. Cancelling it stops no call that runs, and a
+        call that waits for a thread is not made.
+        """
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.in_place:
             self._settle(_made(call, future))
@@ -72,6 +76,9 @@ class Offload:
         return future
 
     def close(self) -> None:
+        """End the threads after the calls that run. Calls that wait are dropped, and their futures
+        stay pending.
+        """
         with contextlib.suppress(Empty):
             while True:
                 self._waiting.get_nowait()
@@ -103,28 +110,25 @@ class Offload:
     # In the threads
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
-            done = [_made(*item)]
-            began = time.perf_counter()
-            # Calls that are there already are made too before the loop is woken, which costs it a
-            # wake-up.
-            with contextlib.suppress(Empty):
-                while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
-                    item = self._waiting.get_nowait()
-                    if item is not None:
-                        done.append(_made(*item))
-            try:
-                self._loop.call_soon_threadsafe(self._deliver, done)
-            except RuntimeError:  # the loop has closed: nobody waits any more
-                return
-            if item is None:
-                return
+            call, future = item
+            self._done.append(None if future.cancelled() else _made(call, future))
+            # Calls that are done before the loop looks cost it one wake-up.
+            if not self._woken:
+                self._woken = True
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver)
+                except RuntimeError:  # the loop has closed: nobody waits any more
+                    return
 
     # On the loop again
-    def _deliver(self, done: list[Made]) -> None:
-        self._pending -= len(done)
+    def _deliver(self) -> None:
+        self._woken = False  # before the look: what is done later wakes the loop again
+        while self._done:
+            made = self._done.popleft()
+            self._pending -= 1
+            if made is not None:
+                self._settle(made)
         self.in_place = self._in_place and not self._pending
-        for made in done:
-            self._settle(made)
 
 
 def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:

@@ -104,7 +104,7 @@ class Pipeline:
         began = time.perf_counter_ns()
         try:
             outcome = await self._answer(row, tries)
-            outcome.attempts = tries.count
+            outcome.attempts = tries.count or outcome.attempts  # none: the step knew the answer
         except JobError:
             raise
         except PenstockError as error:

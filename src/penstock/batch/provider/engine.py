@@ -163,7 +163,7 @@ class BatchApiEngine(LLMEngine):
             return
         self._left = True
         for batch in self._ledger.batches.values():
-            if not batch.status and batch.error is None:
+            if not (batch.answered or batch.status) and batch.error is None:
                 say(self._leaving(batch))
         self._fail(self._waiting, expired("its batch runs on"))
 
@@ -189,15 +189,18 @@ class BatchApiEngine(LLMEngine):
             earlier = batch is not None and batch.generation < ledger.generation
             if batch is None:
                 self._add(url, custom_id, body)
-            line = await self._result(custom_id)
+            batch = await self._ended(custom_id)
             try:
-                return self._api.result(task, request, self._api.read(line))
+                found = batch.result(custom_id)
+                if found is None:
+                    raise unanswered(batch, custom_id)
+                return self._api.result(task, request, self._api.read(found))
             except PenstockError:
                 if not earlier:  # else it failed before, and is to be tried again
                     raise
 
-    async def _result(self, custom_id: str) -> bytes:
-        """The line of results that answers a line."""
+    async def _ended(self, custom_id: str) -> Batch:
+        """The batch of a line, once its results are here."""
         batch = self._known.get(custom_id)
         if batch is None or not batch.answered:
             if batch is not None and batch.error is not None:
@@ -210,10 +213,7 @@ class BatchApiEngine(LLMEngine):
             finally:
                 self._waiting.pop(custom_id, None)
             batch = self._known[custom_id]
-        found = batch.result(custom_id)
-        if found is None:
-            raise unanswered(batch, custom_id)
-        return found
+        return batch
 
     # Lines become batches
     def _add(self, url: str, custom_id: str, body: dict[str, Any]) -> None:
@@ -244,18 +244,21 @@ class BatchApiEngine(LLMEngine):
         loop = asyncio.get_running_loop()
         quiet = loop.time() - gathering.since
         if quiet >= self.options.gather_s:
-            self._hand_in(gathering.url)
+            with contextlib.suppress(JobError):  # its rows, which all wait by now, have it
+                self._hand_in(gathering.url)
         else:
             loop.call_later(self.options.gather_s - quiet, self._look, gathering)
 
     def _hand_in(self, url: str) -> None:
+        """Begin the batch of the lines gathered. Raises `JobError`, also where its rows wait."""
         gathering = self._gathering.pop(url)
         try:
             gathering.close()
             batch = self._running().begin(gathering.token, url, time.time(), gathering.lines)
         except (OSError, PenstockError) as error:
-            self._fail(gathering.lines, JobError(str(error)))
-            return
+            failure = JobError(str(error))
+            self._fail(gathering.lines, failure)
+            raise failure from error
         self._take(batch)
 
     def _take(self, batch: Batch) -> None:

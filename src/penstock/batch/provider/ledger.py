@@ -22,7 +22,7 @@ from msgspec import Struct, field
 from penstock import private_files
 from penstock.batch.write.journal import BATCHES
 from penstock.batch.write.state_files import Records, guarded, remove, sync_folder, write_all
-from penstock.errors import JobError
+from penstock.errors import JobError, OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ class Ledger:
         self.batches: dict[str, Batch] = {}
         self._records = Records(self.folder / "ledger.jsonl", key)
         self._descriptor = -1
+        self._broken = False
 
     def open(self) -> None:
         """Read what earlier runs did. Raises `JobError` if that is damaged, as batches might be
@@ -175,6 +176,8 @@ class Ledger:
             batch.read_lines()
             if batch.results.exists():
                 batch.index()
+                if not batch.sure and not batch.is_its_own():
+                    batch.forget_results()  # the job was killed before it saw whose they are
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -201,5 +204,9 @@ class Ledger:
         batch.apply(entry)
 
     def _write(self, entry: Entry) -> None:
+        if self._broken:
+            raise OutputError(f"{self._records.path}: an earlier record could not be written")
+        self._broken = True  # what came after a torn or missing record would look damaged
         write_all(self._descriptor, self._records.seal(msgspec.json.encode(entry)))
         guarded(os.fsync, self._descriptor)
+        self._broken = False

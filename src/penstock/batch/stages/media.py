@@ -33,7 +33,8 @@ _AT_ONCE_BYTES = 16 << 20
 class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
 
-    `timeout_s` is for the whole of a source. `max_bytes` is the most that is read.
+    `timeout_s` is for the whole of a source, from its turn on. `max_bytes` is the most that is
+    read.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Loader:
     ) -> None:
         # The next disk or server may be slow, whatever these were.
         self._offload = Offload(threads, in_place=False)
+        self._turns = asyncio.Semaphore(threads)
         self._timeout = timeout_s
         self._most = max_bytes
 
@@ -57,7 +59,7 @@ class Loader:
                 f"{what} must be bytes, a path or a URL, not a {type(source).__name__}", param=what
             )
         try:
-            async with asyncio.timeout(self._timeout):
+            async with self._turns, asyncio.timeout(self._timeout):
                 data: bytes = await self._offload.submit(partial(self._read, os.fspath(source)))
         except TimeoutError:
             raise RequestError(

@@ -10,6 +10,7 @@ A state directory holds
     kept-g-n.jsonl   of an incremental job: rows files whose rows stand in parts (`kept.py`)
     answers.bin      answers for equal requests (`dedupe.py`)
     batches/         batches of the job at a provider (`provider/ledger.py`)
+    cascade.json     what a sample taught a job with two models (`pipeline/cascade.py`)
     lock             held by the process that runs the job
 
 A row's record is written in the event loop's turn in which the row finished, so that a killed
@@ -50,6 +51,7 @@ from penstock.errors import JobError, OutputError
 
 _CHECK_SECONDS = 1.0
 BATCHES = "batches"
+CASCADE = "cascade.json"
 _OURS = re.compile(
     r"(part|parts|rows|base|kept)-.*"
     r"|(final|failed|download|answers|kept|mode|batches)(\..*)?|.*\.tmp"
@@ -133,8 +135,9 @@ class Journal:
                 f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of"
                 " those parts run again"
             )
+        taken = [*self._rows_files(), *self.folder.glob(f"kept-{self.generation}-*.jsonl")]
+        self._number = max(self._number, *(_number(path) + 1 for path in taken), 0)
         for path in self._rows_files():
-            self._number = max(self._number, _number(path) + 1)
             rows = Records(path, self.key)
             for line in rows.read():
                 record = _decode_record(line)
@@ -188,8 +191,9 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row was finished, and none is in a provider's batch."""
-        return not (self.done.runs or self.pending or (self.folder / BATCHES).exists())
+        """Whether no row was finished, none is in a provider's batch, and no sample was asked."""
+        asked = any((self.folder / name).exists() for name in (BATCHES, CASCADE))
+        return not (self.done.runs or self.pending or asked)
 
     @property
     def rows(self) -> int:

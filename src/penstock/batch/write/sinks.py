@@ -17,6 +17,8 @@ from penstock.errors import OutputError, PenstockError
 
 PART_ROWS = 8192
 PART_BYTES = 16 << 20
+_MOST_PARTS = 4
+"""How many parts' worth of rows may gather while one part is being committed."""
 
 T = TypeVar("T")
 
@@ -128,7 +130,8 @@ class DurableSink(Sink):
     """Journals each row, and writes rows whose turn has come into part files.
 
     `make_writer` opens a part; `part_name` makes a file name from a stem. A part is committed in
-    another thread while rows go on into the next.
+    another thread while rows go on into the next. On a slow disk the sink is `full` when that one
+    has four times its usual size.
     """
 
     def __init__(
@@ -159,9 +162,11 @@ class DurableSink(Sink):
             self._part.add(*item)
             left.append(item[0])
         part = self._part
-        if part is not None and part.is_full and self._committing is None and self._failure is None:
-            # While one is being committed rows go on into the next, however slow the disk.
-            self._commit(part)
+        if part is not None and part.is_full and self._failure is None:
+            if self._committing is None:
+                self._commit(part)
+            else:
+                self.full = part.is_large
         return left
 
     async def finish(self) -> None:
@@ -212,6 +217,9 @@ class DurableSink(Sink):
                 else OutputError(f"a part cannot be written: {error}")
             )
             self.fail(self._failure)
+        elif self.full:
+            self.full = False
+            self.on_room()
 
 
 class _OpenPart:
@@ -237,6 +245,14 @@ class _OpenPart:
         if outcome.error is not None:
             self._failed.append(row.index)
             self._errors[outcome.error.type] += 1
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has many times the rows or bytes of a full one."""
+        return (
+            len(self._rows) >= _MOST_PARTS * PART_ROWS
+            or self.writer.nbytes >= _MOST_PARTS * PART_BYTES
+        )
 
     def record(self, folder: Path) -> Part:
         """What its journal entry says. The file is read for it, so it must be finished."""

@@ -186,9 +186,9 @@ class State:
         manifest.published = {**manifest.placing, "output": self.output.stamp()}
         manifest.placing = {}
         self._lock.check()
-        manifest.save(self.output.folder)
         if self.incremental:
-            self.journal.shelve()
+            self.journal.shelve()  # first: the rows files of a complete job are swept
+        manifest.save(self.output.folder)
         self.journal.sweep()
 
     def _journal(self) -> Journal:
@@ -212,6 +212,7 @@ class State:
         if not changed and not (failed_again and self._has_failed):
             return False
         _check_renewable(self.output, manifest, job, self.journal.rows)
+        self._check_place()
         self.journal.shelve()
         manifest.job = dict(job)
         manifest.generation += 1
@@ -220,6 +221,7 @@ class State:
             for which in {**manifest.published, **manifest.placing}
         }
         manifest.placing = {}
+        manifest.result = {}
         manifest.status = "running"
         manifest.save(self.output.folder)
         self.journal = self._journal()

@@ -4,16 +4,19 @@ copies of models in buckets.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from penstock import demo, lazy, private_files
@@ -26,6 +29,7 @@ from penstock.errors import (
     MissingExtraError,
     ModelNotFoundError,
     PenstockError,
+    RequestError,
     nearest,
 )
 from penstock.observability import say
@@ -62,15 +66,57 @@ def stated_vocabulary(source: str) -> int | None:
 
 
 def _stated(source: str, name: str) -> int | None:
-    path = (
-        demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
-    )
+    path = demo.model_path("huggingface") if source == demo.MODEL_NAME else description(source)
     try:
         config = json.loads((path / "config.json").read_bytes())
         found = config.get("text_config", config).get(name)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return found if isinstance(found, int) else None
+
+
+# What is known of a model whose files are elsewhere
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_DESCRIBING = ("config.json", "modules.json")
+_MOST_DESCRIBING = 1 << 20
+_described: dict[str, Path] = {}
+"""Folders with the describing files of sources, for the life of this process."""
+
+
+def describe(source: str) -> None:
+    """Copy the small files of a bucket's or a hub's model that state its tasks and its vocabulary.
+    May take as long as the network does. What cannot be read stays unknown.
+    """
+    url = source if "://" in source else f"hf://{source}"
+    if source in _described or not (url is source or HUB_ID.fullmatch(source)):
+        return
+    if os.path.exists(os.path.expanduser(source)):
+        return
+    try:
+        check_url(url, "model_source", "A model at")
+        fs, root = file_system(url)
+        found = {}
+        for name in _DESCRIBING:
+            with suppress(FileNotFoundError):
+                path = f"{root.rstrip('/')}/{name}"
+                if fs.info(path)["size"] <= _MOST_DESCRIBING:
+                    found[name] = fs.cat_file(path)
+    except Exception as error:  # of several kinds: each file system has its own
+        _log.debug("'%s' cannot be read: %s", masked(source), error)
+        return
+    if _DESCRIBING[0] in found:
+        folder = Path(mkdtemp(prefix="penstock-model-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name, content in found.items():
+            (folder / name).write_bytes(content)
+        _described[source] = folder
+
+
+def description(source: str) -> Path:
+    """Where the files of a model are that state what it is: in its own folder, or where `describe`
+    has put them.
+    """
+    return _described.get(source) or Path(source).expanduser()
 
 
 CONFIG = "adapter_config.json"
@@ -106,11 +152,20 @@ def adapter_rank(name: str, path: str) -> int:
 def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:
     """The directory of an adapter, or None if the engine knows it already.
 
-    `where` is looked at first. Raises `ModelNotFoundError`.
+    `where` is looked at first. Raises `ModelNotFoundError`, and `RequestError` if the engine has
+    another adapter of the name than the one there.
     """
+    here = where is not None and os.path.isdir(where)
     if name in engine.adapters:
+        known = engine.adapters[name]
+        if where is not None and here and os.path.realpath(known) != os.path.realpath(where):
+            raise RequestError(
+                f"the engine has an adapter '{name}' from {known} already; give the one in {where}"
+                " another name, or use another engine",
+                param="model",
+            )
         return None
-    if where is not None and os.path.isdir(where):
+    if here:
         return where
     if engine.model_source == demo.MODEL_NAME:
         try:

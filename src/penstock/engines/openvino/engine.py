@@ -15,7 +15,7 @@ from penstock.engines.base import Stated
 from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.disk.sources import adapter_rank, describe
 from penstock.engines.media.transcripts import joined, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -108,6 +108,9 @@ class OpenVINOEngine(WorkerEngine):
     def stated(self) -> Stated:
         return stated(self.model_source, self.options.task)
 
+    def describe(self) -> None:
+        describe(self.model_source)
+
     @property
     def shares_steps(self) -> bool:
         return "completions" in self.capabilities.tasks
@@ -169,7 +172,7 @@ class OpenVINOEngine(WorkerEngine):
     # Requests
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
         if self._constraints is None:
-            raise EngineDeadError(self._why_dead)
+            raise EngineDeadError(self._why_dead, suspects=False)
         return await self._constraints.grammar(structured)
 
     async def _files(self, images: Images) -> tuple[bytes, ...]:
@@ -212,8 +215,7 @@ class OpenVINOEngine(WorkerEngine):
                     if left <= 0:
                         break
         finally:
-            if self._process is not None:
-                self._send(Call(next(self._ids), "close_recording", [key]))
+            self._tell(Call(next(self._ids), "close_recording", [key]))
         return joined(parts)
 
     async def _spoken(self, request: SpeechRequest) -> Speech:

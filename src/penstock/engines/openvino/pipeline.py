@@ -28,7 +28,7 @@ _MOST_COMPANIONS = 16
 _LOOKAHEAD, _NGRAM = 5, 3
 _COMPANION_TOKENS = 24
 """A companion's prompt and answer stay within one block of the cache."""
-_RUNNING = genai.GenerationStatus.RUNNING
+RUNNING = genai.GenerationStatus.RUNNING
 _BATCHED_CHARS = 16384
 """Texts of more characters are encoded one by one."""
 AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -232,7 +232,7 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions, sees: bool) -> tuple
     handle = pipeline.add_request(0, one_token(sees), config)
     usage = 0.0
     # A request whose handle nobody holds is dropped.
-    while handle.get_status() == genai.GenerationStatus.RUNNING:
+    while handle.get_status() == RUNNING:
         pipeline.step()
         usage = max(usage, pipeline.get_metrics().cache_usage)
     return round(100 / usage), pipeline.get_metrics().kv_cache_size_in_bytes
@@ -267,7 +267,7 @@ class Companions:
         """Start as many as `running` requests need. A companion too many ends by itself."""
         if not self._wanted:
             return
-        self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
+        self._handles = [handle for handle in self._handles if handle.get_status() == RUNNING]
         for _ in range(self._wanted - running - len(self._handles) if running else 0):
             config = genai.GenerationConfig(
                 max_new_tokens=_COMPANION_TOKENS, ignore_eos=True, apply_chat_template=False

@@ -62,6 +62,7 @@ def load_task(load: Load) -> tuple[Task, Ready]:
         load.context_length,
         at_once,
         batch_in_flight=2 * at_once if load.task == "embed" else 0,
+        vocabulary=model.vocabulary,
     )
     return model, Ready(capabilities, None, model.special_tokens())
 
@@ -71,6 +72,7 @@ class Task:
 
     kind = ""
     pause = 0.0
+    vocabulary = 0
 
     @property
     def busy(self) -> bool:
@@ -184,7 +186,7 @@ class Embedding(Task):
         )
         self._pooling = config.pooling_type
         self._compiled: Any = None
-        self._vocabulary = 0
+        self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
@@ -283,8 +285,7 @@ class Embedding(Task):
         self._check_lengths(lengths, "input")
         for ids in inputs:
             if not isinstance(ids, str):
-                self._vocabulary = self._vocabulary or 1 + max(self._tokenizer.get_vocab().values())
-                check_id_range(ids, self._vocabulary, "input")
+                check_id_range(ids, self.vocabulary, "input")
 
     def _vectors(self, inputs: list[Any]) -> list[list[float]]:
         texts = [one for one in inputs if isinstance(one, str)]

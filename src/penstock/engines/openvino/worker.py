@@ -82,6 +82,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         thoughts_first=True,
         triggers=True,
         extra=frozenset({"return_token_ids"}),
+        vocabulary=model.vocabulary,
     )
     if model.sees:
         # Their pipeline takes no token ids, and the graph of the second copy would.

@@ -59,6 +59,9 @@ class SGLangEngine(WorkerEngine):
     def stated(self) -> Stated:
         return Stated(sources.stated_vocabulary(self.model_source))
 
+    def describe(self) -> None:
+        sources.describe(self.model_source)
+
     # Life
     async def _load_message(self) -> options.Load:
         options.check_version()

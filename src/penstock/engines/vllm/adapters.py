@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -87,7 +87,12 @@ class Adapters:
                 else:
                     self._released.clear()
                     await self._released.wait()
-            adapter.request = await self._load(adapter.name, adapter.number, adapter.path)
+            try:
+                adapter.request = await self._load(adapter.name, adapter.number, adapter.path)
+            except asyncio.CancelledError:
+                with suppress(Exception):  # the engine may die meanwhile
+                    await self._unload(adapter.number)  # vLLM loads it all the same
+                raise
             self._loaded[adapter.number] = adapter
 
     async def _drop(self, adapter: _Adapter) -> None:

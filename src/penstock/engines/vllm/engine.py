@@ -77,6 +77,7 @@ class VLLMEngine(TokenEngine):
         self._counts: kv_cache.Counts | None = None
         self._running: Running | None = None
         self._why_dead = "the vllm engine is not running"
+        self._has_suspects = False  # else it was stopped while it ran
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
@@ -91,8 +92,13 @@ class VLLMEngine(TokenEngine):
         return given if isinstance(given, int) else sources.stated_context_length(self.model_source)
 
     def stated(self) -> Stated:
-        tasks = options.RUNNERS.get(self.options.engine.get("runner", ""))
+        given = self.options.engine
+        runner = "pooling" if given.get("convert") in options.POOLED else given.get("runner", "")
+        tasks = options.RUNNERS.get(runner)
         return Stated(sources.stated_vocabulary(self.model_source), tasks)
+
+    def describe(self) -> None:
+        sources.describe(self.model_source)
 
     @property
     def shares_steps(self) -> bool:
@@ -156,8 +162,9 @@ class VLLMEngine(TokenEngine):
         self.loop = None
         if running is None:
             return
+        self._has_suspects = not running.front.alive
         self._why_dead = (
-            "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
+            running.front.why_dead() if self._has_suspects else "the vllm engine was stopped"
         )
         running.front.fail_requests()
         if running.events is not None:
@@ -399,14 +406,12 @@ class VLLMEngine(TokenEngine):
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                raise EngineDeadError(
-                    self._why_dead if self._running is not running else running.front.why_dead()
-                )
+                raise self._death(running)
             return asked.result()
         except PenstockError as error:
             # vLLM's own application reports a death as any other failure.
             if isinstance(error, EngineError) and not running.front.alive:
-                raise EngineDeadError(running.front.why_dead()) from None
+                raise self._death(running) from None
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None
@@ -415,8 +420,13 @@ class VLLMEngine(TokenEngine):
 
     def _fault(self, running: Running, error: Exception, *, preparing: bool) -> PenstockError:
         if self._running is not running:
-            return EngineDeadError(self._why_dead)
+            return self._death(running)
         return running.fault(error, preparing=preparing)
+
+    def _death(self, running: Running) -> EngineDeadError:
+        if self._running is not running:
+            return EngineDeadError(self._why_dead, suspects=self._has_suspects)
+        return EngineDeadError(running.front.why_dead())
 
     def _check_adapter_files(self, name: str, path: str) -> None:
         rank = adapter_rank(name, path)

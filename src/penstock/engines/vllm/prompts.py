@@ -89,7 +89,7 @@ class Prompts:
         )
         self.tokenizer = front.llm.tokenizer
         self._renderer = front.llm.renderer
-        self._vocabulary = max(model.get_vocab_size(), len(self.tokenizer or ()))
+        self._vocabulary = front.vocabulary
         frontend = front.options.frontend
         self.template = _template(frontend.get("chat_template"), self.tokenizer)
         self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}

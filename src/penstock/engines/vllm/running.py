@@ -85,12 +85,14 @@ class Running:
         """Start vLLM; its application calls the model `name`. Raises `EngineStartError`."""
         front = await starting.in_thread()
         loop = asyncio.get_running_loop()
+        events: KVEvents | None = None
         try:
             running = cls(front, name)
             front.watch()
             if blocks is not None:
-                events = front.options.engine["kv_events_config"]
-                running.events = KVEvents(local_endpoints(events, ranks(front.options)), blocks)
+                given = front.options.engine["kv_events_config"]
+                events = KVEvents(local_endpoints(given, ranks(front.options)), blocks)
+                running.events = events
             await loop.run_in_executor(None, running.prompts.learn)
             config = front.config
             if (
@@ -102,6 +104,8 @@ class Running:
             running.capabilities = await front.capabilities()
             return running
         except BaseException:
+            if events is not None:
+                await events.close()
             await loop.run_in_executor(None, front.close)
             raise
 
@@ -180,7 +184,12 @@ class Running:
                     last = output
             return last
 
-        results = await asyncio.gather(*(one(number, text) for number, text in enumerate(texts)))
+        try:
+            async with asyncio.TaskGroup() as group:  # ends the others where one fails
+                tasks = [group.create_task(one(*numbered)) for numbered in enumerate(texts)]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        results = [task.result() for task in tasks]
         return (
             [result.outputs.data.float().tolist() for result in results],
             Usage(prompt_tokens=sum(len(result.prompt_token_ids) for result in results)),

@@ -81,8 +81,10 @@ def check_admin(rank: Rank, headers: Headers) -> None:
 
 
 def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
-    """Raise `ForbiddenError` for a request with side effects that a foreign web page may send."""
-    if scope["method"] in _READING or settings.api_keys:
+    """Raise `ForbiddenError` for a request that a foreign web page may send: with side effects, or,
+    under a foreign name, whose answer it could read.
+    """
+    if settings.api_keys:
         return
     host = headers.get("host", "")
     name = _name(host)
@@ -95,7 +97,8 @@ def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings)
         )
     origin = headers.get("origin")
     if (
-        origin is None
+        scope["method"] in _READING  # a browser does not show the answer to another origin
+        or origin is None
         or origin.partition("://")[2] == host
         or {origin, "*"} & {*settings.cors_origins}
     ):

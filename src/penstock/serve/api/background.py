@@ -13,7 +13,12 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from penstock.errors import ClientGoneError, PenstockError, TooManyRequestsError
+from penstock.errors import (
+    ClientGoneError,
+    NotStoredError,
+    PenstockError,
+    TooManyRequestsError,
+)
 from penstock.openai.response_events import response_error_events
 from penstock.serve.api.exchange import Exchange, IngressState
 from penstock.serve.api.sse import STREAM_HEADERS
@@ -74,11 +79,11 @@ class Run:
         """The events behind the number `after` as they come, until the response has ended."""
         sent = 0
         while True:
-            changed = self.changed
-            if part := _behind(self.events[sent:], after):
-                yield part
-            sent = len(self.events)
-            if self.ended:
+            changed, ended, fresh = self.changed, self.ended, self.events[sent:]
+            sent += len(fresh)
+            if part := _behind(fresh, after):
+                yield part  # more may come meanwhile: the client may read slowly
+            if ended:
                 return
             await changed.wait()
 
@@ -114,13 +119,15 @@ class BackgroundRuns:
             raise TooManyRequestsError(f"{most} background responses run, as many as may")
 
     async def start(self, work: Exchange, answer: Response, turn: Turn) -> Run:
-        """Store a queued response, and begin to run it. `answer` streams it, for `work`."""
+        """Store a queued response, and begin to run it. `answer` streams it, for `work`, which the
+        run finishes. Raises `TooManyRequestsError` as `check_room`.
+        """
+        self.check_room()  # others may have come since the caller looked
         run = self._runs[turn.id] = Run(turn)
         try:
             await self._store.add_running(turn)
         except BaseException:
             self._forget(run)
-            work.finish()
             raise
         self._ingress.begin()
         run.task = asyncio.create_task(self._run(run, work, answer))
@@ -189,12 +196,13 @@ class BackgroundRuns:
 
 
 def _behind(events: list[bytes], after: int) -> bytes:
+    """Those behind the number `after`. An error that breaks a stream off has none, and is last."""
     if after < 0:
         return b"".join(events)
     return b"".join(
         event
         for event in events
-        if (found := _NUMBER.search(event)) is not None and int(found[1]) > after
+        if (found := _NUMBER.search(event)) is None or int(found[1]) > after
     )
 
 
@@ -263,6 +271,7 @@ class Kept(Response):
         if body["store"]:
             await self._store.add(msgspec.structs.replace(turn, body=body))
         elif turn.conversation is not None and body["status"] in CONTINUED:
-            await self._store.add_items(
-                turn.owner, turn.conversation, [*turn.input, *body["output"]]
-            )
+            with suppress(NotStoredError):  # it was deleted meanwhile
+                await self._store.add_items(
+                    turn.owner, turn.conversation, [*turn.input, *body["output"]]
+                )

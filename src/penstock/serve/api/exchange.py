@@ -25,7 +25,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.llm_config.batch import CLASS_HEADER
-from penstock.observability import Span, gather_queue_times
+from penstock.observability import Span, gather_queue_times, printable
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
@@ -279,7 +279,7 @@ class Exchange:
             return error
         shown = public(error, self.ingress.sources)
         if shown is not error:
-            _log.warning("request %s: %s", self.id, error)
+            _log.warning("request %s: %s", self.id, printable(str(error)))
         return shown
 
     def finish(self) -> None:
@@ -358,18 +358,17 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
     if exchange.error is not None:
         fields["error"] = exchange.error
-    _access.info(
-        "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
-    )
+    path = scope["path"] if scope["path"].isprintable() else printable(scope["path"])
+    _access.info("%s %s %s", scope["method"], path, exchange.status, extra={"fields": fields})
 
 
 def check_loaded(exchange: Exchange, model: ModelHandle) -> None:
-    """Raise `UnavailableError` for a `GET` to a model that is to be loaded on demand: it asks about
-    the model, and must not load it.
+    """Raise `UnavailableError` for a `GET` or `HEAD` to a model that is to be loaded on demand: it
+    asks about the model, and must not load it.
     """
     state = model.state()
     absent = state.on_demand and state.state in ("cold", "failed")
-    if exchange.request.method == "GET" and absent:
+    if exchange.request.method != "POST" and absent:
         raise UnavailableError(
             f"'{model.model_id}' is not loaded: the first request to be answered loads it"
         )

@@ -20,9 +20,9 @@ from typing import Literal
 from penstock.errors import OverloadedError
 
 RETRY_AFTER_S = 1.0
-Kind = Literal["online", "batch", "idle"]
-"""What a request is let into: a slot, a batch row's slot, or only a slot that is idle."""
-KINDS: tuple[Kind, ...] = ("online", "batch", "idle")
+Kind = Literal["online", "batch", "idle", "slotless"]
+"""What a request is let into: a slot, a batch row's slot, only a slot that is idle, or none."""
+QUEUES: tuple[Kind, ...] = ("online", "batch", "idle")
 Entry = tuple[int, int, asyncio.Future[None]]
 
 
@@ -40,9 +40,11 @@ class Admission:
         """Requests inside, of both classes."""
         self.batch_running = 0
         """Those of the kind "batch"."""
+        self.slotless = 0
+        """Those that are inside without a slot."""
         self._on_idle = on_idle
         self._open = False
-        self._queues: dict[Kind, list[Entry]] = {kind: [] for kind in KINDS}
+        self._queues: dict[Kind, list[Entry]] = {kind: [] for kind in QUEUES}
         self._waiting = 0
         self._arrivals = count()
         self._drains: list[asyncio.Future[None]] = []
@@ -89,18 +91,20 @@ class Admission:
                 self.running -= 1  # the caller went away in the moment when it was let in
                 self.batch_running -= kind == "batch"
                 self._admit()
-            self._settle()
+            self._notify_if_idle()
             raise
 
     def leave(self, kind: Kind = "online") -> None:
         self.running -= 1
         self.batch_running -= kind == "batch"
+        self.slotless -= kind == "slotless"
         self._admit()
-        self._settle()
+        self._notify_if_idle()
 
     def enter_at_once(self) -> None:
-        """Take part without a slot, for what is cheap; give it back with `leave`."""
+        """Take part without a slot, for what is cheap; `leave("slotless")` ends it."""
         self.running += 1
+        self.slotless += 1
 
     def open(self) -> None:
         self._open = True
@@ -120,7 +124,7 @@ class Admission:
         for _, _, admitted in waiting:
             if not admitted.done():
                 admitted.set_exception(reason())
-        self._settle()
+        self._notify_if_idle()
 
     async def drained(self) -> None:
         """Return when nobody is inside, or the gate was opened again."""
@@ -143,11 +147,12 @@ class Admission:
         if kind != "online" and self._queues["online"]:
             return False
         # A batch request in a slot of its own kind is not in the way; the engine makes it wait.
-        return self.running - self.batch_running * self.apart < self.max_running
+        in_slots = self.running - self.slotless - self.batch_running * self.apart
+        return in_slots < self.max_running
 
     def _admit(self) -> None:
         while self._waiting and self._open:
-            ready = [kind for kind in KINDS if self._queues[kind] and self._has_room(kind)]
+            ready = [kind for kind in QUEUES if self._queues[kind] and self._has_room(kind)]
             if not ready:
                 return
             # Online first; those who take what is idle in the order in which they came.
@@ -159,7 +164,7 @@ class Admission:
                 self.batch_running += kind == "batch"
                 admitted.set_result(None)
 
-    def _settle(self) -> None:
+    def _notify_if_idle(self) -> None:
         if not self.running:
             self._wake_drains()
             if not self._waiting:

@@ -48,16 +48,16 @@ class Autoscaler:
         self._grows: bool | None = None
         self._since = 0.0
 
-    def decide(self, now: float, requests: int, replicas: int) -> int:
+    def decide(self, now: float, requests: int, replicas: int, *, asked: bool = False) -> int:
         """How many replicas there should be at the time `now`, in seconds, with so many `requests`
-        (running and waiting) and `replicas`.
+        (running and waiting) and `replicas`. `asked`: a request has come since the last decision.
         """
         look_back = self._scaling.look_back_period_s
         first = now - (LOOK_BACK_S if look_back is None else look_back)
         self._seen.append((now, requests))
         while self._seen[0][0] < first:
             self._seen.popleft()
-        wanted = self._wanted(requests, replicas)
+        wanted = self._wanted(requests, replicas, asked or requests > 0)
         if wanted == replicas:
             self._grows = None
         elif self._grows is not (wanted > replicas):
@@ -67,10 +67,10 @@ class Autoscaler:
         self._grows = None
         return wanted
 
-    def _wanted(self, requests: int, replicas: int) -> int:
+    def _wanted(self, requests: int, replicas: int, needed: bool) -> int:
         if not replicas:
             wanted = int(requests > 0)
-        elif replicas == 1 and not requests:
+        elif replicas == 1 and not needed:
             wanted = 0
         else:
             seen = self._aggregate([count for _, count in self._seen])

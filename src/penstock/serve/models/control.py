@@ -130,8 +130,12 @@ class ControlPlane(Operations):
 
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
         """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not
-        load for a request.
+        load for a request. Raises `RequestError` while a job in this process uses the engine.
         """
+        if self.supervisor.in_use:
+            raise RequestError(
+                f"a job uses the engine of '{self.llm_config.model_id}': let it end first"
+            )
         self.asleep = True
         self.admission.close()
         self.admission.refuse_waiting(self.asleep_error)
@@ -144,8 +148,7 @@ class ControlPlane(Operations):
             if mode == "abort":
                 self._abort()
             await self.admission.drained()
-        if self.asleep:  # not woken meanwhile
-            await self.supervisor.sleep(level)
+        await self.supervisor.sleep(level, lambda: self.asleep)  # unless woken meanwhile
 
     async def wakeup(self) -> None:
         """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""

@@ -13,9 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from penstock.engines.base import Capabilities
 from penstock.engines.tasks import Batches, Tasks, generated
 from penstock.errors import ConfigError, ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.types import ChatRequest, CompletionRequest
@@ -108,6 +110,19 @@ class ModelHandle(Tasks, ABC):
         """Further names that requests may use."""
         return ()
 
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas it has at most."""
+        return 1
+
+    async def capabilities(self) -> Capabilities | None:
+        """What the engine of one replica can do; None while nobody knows. Loads nothing."""
+        given = self.card().metadata.get("capabilities")
+        return None if given is None else msgspec.convert(given, Capabilities)
+
+    async def check_before_load(self, task: str, request: Any) -> None:
+        """Raise what the engine is known to answer, unless it runs. Loads none."""
+
     def engine_app(self) -> Any:
         """The ASGI application of the model's own engine. Raises `UnsupportedError`."""
         raise UnsupportedError(f"the {self.engine_name} engine is not in this process")
@@ -176,6 +191,16 @@ class ModelView(ModelHandle):
 
     def state(self) -> ModelState:
         return self._handle.state()
+
+    @property
+    def most_replicas(self) -> int:
+        return self._handle.most_replicas
+
+    async def capabilities(self) -> Capabilities | None:
+        return await self._handle.capabilities()
+
+    async def check_before_load(self, task: str, request: Any) -> None:
+        await self._handle.check_before_load(task, request)
 
     def engine_app(self) -> Any:
         return self._handle.engine_app()

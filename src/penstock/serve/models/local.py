@@ -18,7 +18,7 @@ from penstock.config import import_object
 from penstock.cores import usable_cores
 from penstock.engines.base import LLMEngine, Room
 from penstock.engines.tasks import Batches, generated
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OverloadedError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.llm_config.accelerators import kind_of_bundles
 from penstock.serve.config.placement import AUTO_MOST, engine_bundles, replica_counts
@@ -123,6 +123,9 @@ class LocalModel(ModelHandle):
     def aliases(self) -> tuple[str, ...]:
         return tuple(self.config.model_loading_config.aliases)
 
+    async def check_before_load(self, task: str, request: Any) -> None:
+        self.server.check_before_load(task, request)
+
     def engine_app(self) -> Any:
         return self.server.engine.build_asgi_app()
 
@@ -169,11 +172,16 @@ class LocalModel(ModelHandle):
     # Idleness
     async def _make_room_beside(self) -> None:
         """Make room for what the engine loads beside the model: copies of it."""
-        assert self.server.engine.beside is not None
+        beside = self.server.engine.beside
+        assert beside is not None
         size = await asyncio.to_thread(copy_estimate, self.config)
         own = await asyncio.to_thread(memory_estimate, self.config)
         self._budget.check(own + size)
-        await self._budget.acquire(self.server.engine.beside, size)
+        if not await self._budget.make_room(beside, size):
+            raise OverloadedError(
+                f"'{self.model_id}' needs about {size >> 20} MiB more for this request, and the"
+                " models that hold the memory are in use"
+            )
 
     async def _make_room(self) -> None:
         await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))
@@ -199,7 +207,11 @@ class LocalModel(ModelHandle):
         if remaining > 0:
             self._timer = loop.call_later(remaining, self._look)
         else:
-            self._unloading = asyncio.create_task(self.unload())
+            self._unloading = asyncio.create_task(self._unload_idle())
+
+    async def _unload_idle(self) -> None:
+        if self.idle_since is not None:  # still: a request may have come in the same turn
+            await self.unload()
 
 
 def server_class(config: LLMConfig) -> type[LLMServer]:
@@ -220,6 +232,13 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
             hint="PDServingArgs makes a pair.",
         )
     return cls
+
+
+def has_own_server(config: LLMConfig) -> bool:
+    """Whether a class of a user's serves the model, which may answer what its engine does not."""
+    cls = config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    return cls is not None and not cls.__module__.startswith("penstock.")
 
 
 def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:

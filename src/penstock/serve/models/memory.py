@@ -89,17 +89,22 @@ class MemoryBudget:
             return
         self.check(size)
         async with self._acquiring:
-            while not self.take(resident, size):
-                idle = [
-                    (since, other)
-                    for other in self._held
-                    if (since := other.idle_since) is not None
-                ]
-                if idle:
-                    await min(idle, key=lambda pair: pair[0])[1].unload()
-                else:
-                    self._changed.clear()
-                    await self._changed.wait()
+            while not await self.make_room(resident, size):
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def make_room(self, resident: Resident, size: int) -> bool:
+        """As `acquire`, but False where it would have to wait until somebody is idle. What a
+        running request needs must not wait for that: the others may wait for its own end.
+        """
+        while not self.take(resident, size):
+            idle = [
+                (since, other) for other in self._held if (since := other.idle_since) is not None
+            ]
+            if not idle:
+                return False
+            await min(idle, key=lambda pair: pair[0])[1].unload()
+        return True
 
     def check(self, size: int) -> None:
         """Raise `EngineStartError` for more than the budget."""
@@ -138,7 +143,10 @@ def model_size(config: LLMConfig) -> ModelSize:
         return ModelSize()
     if folder.is_file():
         return ModelSize(folder.stat().st_size)
-    weights = sum(file.stat().st_size for file in folder.glob("*") if file.suffix in _WEIGHTS)
+    # Formats of one model: an engine loads one of them.
+    weights = max(
+        sum(file.stat().st_size for file in folder.glob(f"*{suffix}")) for suffix in _WEIGHTS
+    )
     try:
         stated = json.loads((folder / "config.json").read_bytes())
         described = stated.get("text_config", stated)
@@ -149,7 +157,7 @@ def model_size(config: LLMConfig) -> ModelSize:
         length, heads = (
             described.get(name) for name in ("max_position_embeddings", "num_attention_heads")
         )
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         return ModelSize(weights or None)
     return ModelSize(
         weights or None,
@@ -217,15 +225,18 @@ def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> in
     layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
     if not isinstance(layers, int) or not isinstance(heads, int):
         return None
-    # Latent attention: one compressed vector a token, for keys and values alike.
-    if "kv_lora_rank" in described:
-        width = described["kv_lora_rank"] + described.get("qk_rope_head_dim", 0)
-    else:
-        size = described.get("head_dim") or described.get("hidden_size", 0) // heads
-        width = 2 * size * (described.get("num_key_value_heads") or heads)
     kinds = (
         *(options.get(name) for name in ("kv_cache_dtype", "kv_cache_precision", "dtype")),
         *(described.get(name) for name in ("dtype", "torch_dtype")),
     )
     value = next((_BYTES[kind] for kind in kinds if isinstance(kind, str) and kind in _BYTES), 2.0)
-    return int(layers * width * value)
+    try:
+        # Latent attention: one compressed vector a token, for keys and values alike.
+        if rank := described.get("kv_lora_rank"):
+            width = rank + (described.get("qk_rope_head_dim") or 0)
+        else:
+            size = described.get("head_dim") or described["hidden_size"] // heads
+            width = 2 * size * (described.get("num_key_value_heads") or heads)
+        return int(layers * width * value)
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return None

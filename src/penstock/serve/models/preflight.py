@@ -33,16 +33,17 @@ def check_before_load(
     engine: str = "",
 ) -> None:
     """Raise what an engine's checks raise whatever it can do, so before there is one. `stated` is
-    what the model's files and options say, `known` what the engine could do when it ran; the tasks
-    of either are tried only with a `task`.
+    what the model's files and options say, `known` what the engine could do when it ran, which
+    goes before; the tasks of either are tried only with a `task`.
     """
     stated = stated or Stated()
     tasks = known.tasks if known is not None else stated.tasks
+    vocabulary = (known.vocabulary if known is not None else 0) or stated.vocabulary
     if task and tasks is not None:
         check_task(task, tasks, engine)
-    if stated.vocabulary is not None:
+    if vocabulary is not None:
         for param, ids in _ids_of(request):
-            check_id_range(ids, stated.vocabulary, param)
+            check_id_range(ids, vocabulary, param)
     if isinstance(request, (ChatRequest, CompletionRequest)):
         _check_generated(request, known, engine)
 

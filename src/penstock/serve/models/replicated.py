@@ -113,6 +113,7 @@ class Crew(Pool[_Replica]):
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._asked = False  # since the last look
         self._unloaded = False  # by an operator, and nobody has needed it since
         self._short = False  # of memory, as the log has said
 
@@ -121,7 +122,7 @@ class Crew(Pool[_Replica]):
     def busy(self, replica: _Replica) -> Iterator[None]:
         """The replica has one more request while this lasts."""
         replica.running += 1
-        self._unloaded = False
+        self._asked, self._unloaded = True, False
         if not self.wanted:
             self._scale(1)
         self.watch()
@@ -187,7 +188,8 @@ class Crew(Pool[_Replica]):
         self._timer = None
         requests = sum(one.running for one in self.replicas)
         now = asyncio.get_running_loop().time()
-        wanted = self._autoscaler.decide(now, requests, self.wanted)
+        wanted = self._autoscaler.decide(now, requests, self.wanted, asked=self._asked)
+        self._asked = False
         if wanted != self.wanted:
             _log.info(
                 "model '%s': %d replicas in place of %d, for %d requests",
@@ -325,6 +327,14 @@ class ReplicatedModel(ModelHandle):
     @property
     def aliases(self) -> tuple[str, ...]:
         return self._first.aliases
+
+    @property
+    def most_replicas(self) -> int:
+        return len(self.crew.replicas)
+
+    async def check_before_load(self, task: str, request: Any) -> None:
+        if not any(replica.model.state().state == "ready" for replica in self.crew.replicas):
+            await self._first.check_before_load(task, request)
 
     def card(self) -> ModelCard:
         return self._first.card()

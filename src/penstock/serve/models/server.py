@@ -24,6 +24,7 @@ from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
 from penstock.errors import (
     ConfigError,
+    EngineDeadError,
     EngineStartError,
     ModelNotFoundError,
     PenstockError,
@@ -33,7 +34,7 @@ from penstock.errors import (
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
-from penstock.serve.adapters import Adapters, adapter_store
+from penstock.serve.adapters import Adapters, AdapterVersion, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission, Kind
 from penstock.serve.models.control import ControlPlane
@@ -54,11 +55,8 @@ RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Waits before a failed engine may be tried again, after the first failure, the second, and so on.
 """
 HOOKS = ("on_before_node_init", "on_before_download_model_files_distributed", "on_after_node_init")
+Request = ChatRequest | CompletionRequest
 _log = logging.getLogger(__name__)
-
-
-async def _no_room_needed() -> None:
-    pass
 
 
 class LLMServer(Tasks, ControlPlane):
@@ -79,7 +77,7 @@ class LLMServer(Tasks, ControlPlane):
         *,
         engine: LLMEngine | None = None,
         load_on_demand: bool = False,
-        make_room: Callable[[], Awaitable[None]] = _no_room_needed,
+        make_room: Callable[[], Awaitable[None]] = Policy.make_room,
         free_room: Callable[[], None] = lambda: None,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
@@ -151,12 +149,15 @@ class LLMServer(Tasks, ControlPlane):
         except TimeoutError:
             self.admission.refuse_waiting(self._stopping_error)
         await self.unload()
+        for stream in self.streams:  # those that a pause holds: nobody will resume it
+            stream.release()
 
     async def unload(self) -> None:
         """Free everything that the model holds; a request or `start` loads it again."""
         self.admission.close()
         await self.supervisor.unload()
-        self._adapters.forget()
+        if self.supervisor.phase == "cold":  # nobody else uses or loads it
+            self._adapters.forget()
 
     def state(self) -> ModelState:
         """What the server is doing now."""
@@ -197,14 +198,12 @@ class LLMServer(Tasks, ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+    def generate(self, request: Request) -> Batches:
         stream = DeltaStream(interval_s=self._stream_interval_s, answers=request.n)
         return stream.batches(self._let_in(request, stream))
 
     @asynccontextmanager
-    async def _let_in(
-        self, request: ChatRequest | CompletionRequest, stream: DeltaStream
-    ) -> AsyncIterator[Batches]:
+    async def _let_in(self, request: Request, stream: DeltaStream) -> AsyncIterator[Batches]:
         """Admit the request with its adapter; what the engine answers is for the stream."""
         request_id = request.request_id or uuid.uuid4().hex
         try:
@@ -216,32 +215,27 @@ class LLMServer(Tasks, ControlPlane):
             await self._enter(request.priority, kind)
             try:
                 self._check_task(task)
+                adapter = version.loaded_as if version else None
+                request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
                 async with AsyncExitStack() as held:
-                    adapter = (
-                        await held.enter_async_context(self._adapters.use(version))
-                        if version
-                        else None
-                    )
-                    request = msgspec.structs.replace(
-                        request, adapter=adapter, request_id=request_id
-                    )
                     if self.paused == "keep":
                         stream.hold()
                     self.streams.add(stream)
                     held.callback(self.streams.discard, stream)
-                    yield await held.enter_async_context(aclosing(self._attempts(request)))
+                    ask = partial(self._adapted, version) if version else self._batches
+                    yield await held.enter_async_context(aclosing(self._attempts(request, ask)))
             finally:
                 self.admission.leave(kind)
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
 
-    async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
+    async def _attempts(self, request: Request, ask: Callable[[Request], Batches]) -> Batches:
         with self.supervisor.quarantine.visit(
             partial(digest_of, request), self._asks_again
         ) as visit:
             while not visit.answered:
-                async with visit, aclosing(self._batches(request)) as batches:
+                async with visit, aclosing(ask(request)) as batches:
                     async for batch in batches:
                         visit.begun = True
                         yield batch
@@ -250,7 +244,13 @@ class LLMServer(Tasks, ControlPlane):
         """Whether a request without a token yet is put to a new engine after a death."""
         return not self.hands_on()
 
-    def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
+    async def _adapted(self, version: AdapterVersion, request: Request) -> Batches:
+        """Inside the visit: an engine that is dead when the adapter is loaded is revived too."""
+        async with self._adapters.use(version), aclosing(self._batches(request)) as batches:
+            async for batch in batches:
+                yield batch
+
+    def _batches(self, request: Request) -> Batches:
         return generated(self.engine, request)
 
     async def _enter(self, priority: int = 0, kind: Kind = "online") -> None:
@@ -265,6 +265,7 @@ class LLMServer(Tasks, ControlPlane):
         if task not in SLOTLESS or self.supervisor.phase != "ready":
             await self._enter(kind=kind)
         else:
+            kind = "slotless"
             self.admission.enter_at_once()
         try:
             self._check_task(task)
@@ -297,8 +298,13 @@ class LLMServer(Tasks, ControlPlane):
                     f"there is no adapter at '{lora_path}'", param="lora_path"
                 ) from None
             if self.supervisor.phase == "ready":
-                async with self._adapters.use(version):
-                    pass
+                generation = self.supervisor.generation
+                try:
+                    async with self._adapters.use(version):
+                        pass
+                except EngineDeadError:
+                    self.supervisor.revive(generation)
+                    raise
         except BaseException:
             self.store.put(lora_name, before)
             raise
@@ -310,7 +316,6 @@ class LLMServer(Tasks, ControlPlane):
         await self._adapters.drop(lora_name)
 
     async def set_adapters(self, wanted: Mapping[str, str | None]) -> None:
-        """Know these adapters by their paths, and those without one no more."""
         for name, path in wanted.items():
             if self.store.given.get(name) != path:
                 self.store.put(name, path)
@@ -327,14 +332,20 @@ class LLMServer(Tasks, ControlPlane):
         if self.asleep:
             raise self.asleep_error()
         supervisor = self.supervisor
-        if supervisor.phase in ("ready", "loading"):
+        if supervisor.stays and supervisor.phase in ("ready", "loading"):
             return
         if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
             raise supervisor.failure()
-        engine = self.engine
-        known = None if engine.learns else getattr(engine, "capabilities", None)
-        check_before_load(request, task, stated=engine.stated(), known=known, engine=engine.name)
+        self.check_before_load(task, request)
         supervisor.load()
+
+    def check_before_load(self, task: str, request: Any) -> None:
+        """Raise what the engine is known to answer, unless it runs."""
+        engine = self.engine
+        if self.supervisor.phase != "ready":
+            known = None if engine.learns else getattr(engine, "capabilities", None)
+            stated = engine.stated()
+            check_before_load(request, task, stated=stated, known=known, engine=engine.name)
 
     def _check_task(self, task: str) -> None:
         check_task(task, self.engine.capabilities.tasks, self.engine.name)

@@ -76,7 +76,7 @@ async def forward(
     """
     kind = exchange.request.headers.get("content-type", "")
     whole_response = body is not None
-    if exchange.request.method == "GET":
+    if exchange.request.method in ("GET", "HEAD"):
         model, body, prompt = exchange.request.query_params.get("model", ""), b"", b""
     elif body is None and kind.lower().startswith("multipart/form-data"):
         body = await exchange.read()
@@ -111,21 +111,21 @@ class _NoModel(Tasks):
 
     def __init__(self, model: RemoteModel) -> None:
         self.model_id, self.engine_name, self.card = model.model_id, model.engine_name, model.card
-        self._check = model.check_before_load
+        self.check_before_load = model.check_before_load
 
     async def answer(self, task: str, request: Any) -> Any:
-        self._check(task, request)
+        await self.check_before_load(task, request)
         raise _Asks
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        self._check(task_of(request), request)
+        await self.check_before_load(task_of(request), request)
         raise _Asks
         yield
 
 
 async def _rehearse(endpoint: Endpoint, exchange: Exchange, target: Target, body: bytes) -> None:
     """Do what a replica does before it asks its engine. Raises what that raises, for an adapter
-    that is not there `ModelNotFoundError`, and for a `GET` `UnavailableError`.
+    that is not there `ModelNotFoundError`, and for a `GET` or `HEAD` `UnavailableError`.
     """
     model = target.handle
     assert isinstance(model, RemoteModel)

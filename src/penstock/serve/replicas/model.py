@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.base import ENGINES, LLMEngine
+from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
@@ -24,8 +24,10 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
+from penstock.serve.config.placement import replica_counts
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
+from penstock.serve.models.local import has_own_server
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.models.server import make_engine
 from penstock.serve.replicas.client import Address, Reply
@@ -37,8 +39,12 @@ from penstock.serve.replicas.runtime import (
     ReplicaInfo,
     Replicas,
     change_desired,
+    engine_digest,
 )
 from penstock.types import ChatRequest, CompletionRequest, Delta
+
+DESCRIBE_S = 5.0
+"""Seconds that the first request to a model without a replica waits for what describes it."""
 
 
 class RemoteModel(ModelHandle):
@@ -71,6 +77,8 @@ class RemoteModel(ModelHandle):
         )
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
+        self._digest = engine_digest(config)
+        self._describing: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
         self._wanted_adapters: dict[str, str | None] = {}
 
@@ -82,6 +90,13 @@ class RemoteModel(ModelHandle):
     @property
     def aliases(self) -> tuple[str, ...]:
         return tuple(self.config.model_loading_config.aliases)
+
+    @property
+    def most_replicas(self) -> int:
+        return replica_counts(self.config)[1]
+
+    async def capabilities(self) -> Capabilities | None:
+        return await self._desired.noted(self._digest)
 
     def card(self) -> ModelCard:
         lengths = [
@@ -131,25 +146,29 @@ class RemoteModel(ModelHandle):
         if name not in await self.adapters():
             await self._store.check(name)
 
-    def check_before_load(self, task: str, request: Any) -> None:
+    async def check_before_load(self, task: str, request: Any) -> None:
         """Raise what the engine is known to answer before there is one. Asks no replica."""
         engine = self._idle_engine
+        known = await self._desired.noted(self._digest)
+        if known is None and engine is not None:
+            if self._describing is None:
+                self._describing = asyncio.create_task(asyncio.to_thread(engine.describe))
+            await asyncio.wait([self._describing], timeout=DESCRIBE_S)
+            known = None if engine.learns else getattr(engine, "capabilities", None)
         check_before_load(
             request,
             task,
             stated=None if engine is None else engine.stated(),
-            known=None
-            if engine is None or engine.learns
-            else getattr(engine, "capabilities", None),
+            known=known,
             engine=self.engine_name,
         )
 
     @cached_property
     def _idle_engine(self) -> LLMEngine | None:
         """An engine as the replicas run, which is never started: it knows what the files that are
-        here too say. None for a user's own, which may do more than check its options.
+        here too say. None behind a user's own server, which may answer what its engine does not.
         """
-        if self.config.engine_name not in ENGINES:
+        if has_own_server(self.config):
             return None
         try:
             return make_engine(self.config)
@@ -162,7 +181,7 @@ class RemoteModel(ModelHandle):
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         try:
-            async with self._call(task_of(request), request) as reply:
+            async with await self._call(task_of(request), request) as reply:
                 async for deltas in _batches_of(reply):
                     yield deltas
         except ReplicaLostError:
@@ -170,7 +189,7 @@ class RemoteModel(ModelHandle):
 
     async def answer(self, task: str, request: Any) -> Any:
         try:
-            async with self._call(task, request) as reply:
+            async with await self._call(task, request) as reply:
                 return await _result_of(task, reply)
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
@@ -182,18 +201,18 @@ class RemoteModel(ModelHandle):
         `MOST_LOST` times: nothing of the answer was given yet.
         """
         for _ in range(MOST_LOST):
-            async with self._call(task, request, whole=True) as reply:
+            async with await self._call(task, request, whole=True) as reply:
                 try:
                     return await _result_of(task, reply)
                 except (EngineDeadError, ShuttingDownError):
                     pass
         raise EngineDeadError(f"{MOST_LOST} replicas were lost with this request")
 
-    def _call(
+    async def _call(
         self, task: str, request: Any, *, whole: bool = False
     ) -> AbstractAsyncContextManager[Reply]:
         if not self.pool.current():
-            self.check_before_load(task, request)
+            await self.check_before_load(task, request)
         route = self.pool.route_of(request)
         id = getattr(request, "request_id", "")
         return self.pool.call(task, pack(request), route, id=id, whole=whole)

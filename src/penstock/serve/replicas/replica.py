@@ -22,11 +22,11 @@ from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.models.handle import ModelHandle, ModelNames
-from penstock.serve.models.local import LocalModel
+from penstock.serve.models.local import LocalModel, has_own_server
 from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
 from penstock.serve.replicas.messages import BLOCKS_HEADER, names_of
 from penstock.serve.replicas.pool import LOAD_HEADER
-from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo
+from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo, engine_digest
 from penstock.serve.replicas.server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
@@ -103,6 +103,7 @@ class ReplicaServer:
         self._state = DesiredState()
         args = LLMServingArgs(llm_configs=[config])
         seen = self.model if outside is None else outside(self.model)
+        self._is_own = seen is not self.model
         names = ModelNames({config.model_id: seen}, None, args.lora_paths)
         limits = msgspec.structs.replace(settings.limits, max_inflight=None)
         inner = HttpSettings(
@@ -151,9 +152,19 @@ class ReplicaServer:
                 self._socket.close()
                 raise
             _log.error("model '%s' could not be started: %s", self.config.model_id, error)
+        else:
+            await self._note()
         self._serving = [
             asyncio.create_task(http.run([], signals=False)) for http in self._listening
         ]
+
+    async def _note(self) -> None:
+        """Keep what the engine can do for the time without a replica, unless that is no rule: a
+        server elsewhere decides, or a user's own server in front of it.
+        """
+        engine = self.server.engine
+        if not (engine.learns or self._is_own or has_own_server(self.config)):
+            await self._desired.note(engine_digest(self.config), engine.capabilities)
 
     async def stop(self) -> None:
         """Take no more requests, let those under way finish, and free everything."""

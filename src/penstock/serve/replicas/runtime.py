@@ -5,13 +5,16 @@ The state is kept apart from the replicas, so one that starts later takes it ove
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from penstock.engines.base import Capabilities
 from penstock.engines.tasks import PauseMode
+from penstock.llm_config import LLMConfig
 from penstock.serve.models.control import ControlPlane
 
 
@@ -79,13 +82,29 @@ class DesiredState(Struct, frozen=True):
 
 
 class DesiredStore(Protocol):
-    """Keeps the desired state of one model where all its replicas and ingresses find it."""
+    """Keeps the desired state of one model where all its replicas and ingresses find it, and what
+    the engine of a configuration can do, by the configuration's digest.
+    """
 
     async def load(self) -> DesiredState:
         """What was saved last; the plain state if nothing was."""
 
     async def save(self, state: DesiredState) -> bool:
         """Append the next version. False, and nothing changes, if another one was faster."""
+
+    async def note(self, digest: str, able: Capabilities) -> None:
+        """Keep what an engine can do, in place of what was kept."""
+
+    async def noted(self, digest: str) -> Capabilities | None:
+        """What was kept last."""
+
+
+def engine_digest(config: LLMConfig) -> str:
+    """A name for what decides what the engine of a configuration can do."""
+    loading = config.model_loading_config
+    decide = [config.engine_name, config.model_source, loading.tokenizer_source]
+    text = repr([*decide, sorted(config.engine_kwargs.items()), config.lora_config])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 async def change_desired(
@@ -106,6 +125,7 @@ class InMemoryStore:
 
     def __init__(self) -> None:
         self.state = DesiredState()
+        self.able: dict[str, Capabilities] = {}
 
     async def load(self) -> DesiredState:
         return self.state
@@ -116,3 +136,11 @@ class InMemoryStore:
             return False
         self.state = state
         return True
+
+    async def note(self, digest: str, able: Capabilities) -> None:
+        """Keep it."""
+        self.able[digest] = able
+
+    async def noted(self, digest: str) -> Capabilities | None:
+        """What was kept."""
+        return self.able.get(digest)

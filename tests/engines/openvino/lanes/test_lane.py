@@ -2,6 +2,7 @@ from hypothesis import given, strategies as st
 
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Request, TextStream
+from penstock.engines.openvino.pipeline import RUNNING
 from penstock.engines.process import Submit
 from penstock.engines.sharing import ALL
 from penstock.kv.prefix_index import BLOCK_SIZE
@@ -174,3 +175,48 @@ def test_an_unfinished_character_is_held_back_until_the_end():
     shown, whole = stream.windows()
     assert stream.advance(decode(shown), decode(whole), last=False) == ""
     assert stream.advance(decode(shown), decode(whole), last=True) == "\N{REPLACEMENT CHARACTER}"
+
+
+class Handle:
+    """A request in the pipeline, without a token yet."""
+
+    def __init__(self):
+        self.cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+    def can_read(self):
+        return False
+
+    def get_status(self):
+        return RUNNING
+
+
+def test_a_request_is_dropped_only_when_its_prompt_is_computed():
+    queue = lane()
+    for number in (1, 2):
+        queue.batch_waiting.append(request(number, [*SHARED, number]))
+        queue.batch_waiting[-1].batch = True
+    assert admitted(queue) == [1]  # its follower waits for the blocks
+    first = queue.active[1]
+    first.handle = Handle()
+    assert queue.surplus(0) == []
+    queue.give_up(first)
+    assert (first.handle.cancelled, queue.active, queue.running) == (False, {}, True)
+    assert admitted(queue) == []
+    first.handle.can_read = lambda: True
+    queue.note_step()
+    assert (first.handle.cancelled, queue.leaving) == (True, [])
+    assert admitted(queue) == [2]
+
+
+def test_a_request_with_tokens_is_dropped_at_once():
+    queue = lane()
+    queue.waiting.append(request(1, [1]))
+    assert admitted(queue) == [1]
+    first = queue.active[1]
+    first.handle = Handle()
+    queue.note_prefilled(first)
+    queue.give_up(first)
+    assert (first.handle.cancelled, queue.leaving, queue.cancelled) == (True, [], True)

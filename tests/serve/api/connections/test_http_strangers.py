@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -266,7 +267,16 @@ class TestWebPages:
     async def test_a_foreign_name_is_refused(self, client: Any) -> None:
         assert [await self.ask(client, headers) for headers in FOREIGN] == [403] * len(FOREIGN)
         assert [await self.ask(client, headers) for headers in OWN] == [200] * len(OWN)
-        assert (await client.get("/v1/models", headers=FOREIGN[0])).status_code == 200
+
+    async def test_a_foreign_name_reads_nothing(self, client: Any) -> None:
+        """After DNS rebinding the page has the server's origin, so it could read each answer."""
+        for path, foreign, own in (("/v1/models", 403, 200), ("/v1/files", 403, 404)):
+            assert (await client.get(path, headers=FOREIGN[0])).status_code == foreign
+            assert (await client.head(path, headers=FOREIGN[0])).status_code == foreign
+            assert (await client.get(path, headers=OWN[1])).status_code == own
+        assert (await client.get("/health", headers=FOREIGN[0])).status_code == 200
+        other = {**OWN[1], "origin": "https://evil.example"}
+        assert (await client.get("/v1/models", headers=other)).status_code == 200
 
     async def test_a_foreign_page_is_refused(self, client: Any) -> None:
         for origin in (
@@ -389,3 +399,26 @@ class TestPaths:
             text = (await client.post("/v1/chat/completions", json={**CHAT, "stream": True})).text
         assert "the file 'cache.bin' is damaged" in text
         assert "inside" not in text
+
+
+async def test_a_path_cannot_forge_a_line_of_the_log(
+    ingress: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.access")
+    async with ingress.client() as client:
+        await client.get("/v1/models/a%0A12:00:00%20INFO%20POST%20/sleep%20200%1b[2J")
+    (line,) = [one.getMessage() for one in caplog.records if one.name == "penstock.access"]
+    assert line == r"GET /v1/models/a\n12:00:00 INFO POST /sleep 200\x1b[2J 404"
+
+
+async def test_who_has_no_key_learns_no_name_of_a_model(ingress: Any, served: Any) -> None:
+    (model,) = ingress.handles.values()
+    for name in (model.model_id + "x", f"{model.model_id}:adapter", "adapter"):
+        async with served(model, api_keys=frozenset({"k"})).client() as client:
+            refused = await client.get("/ready", params={"model": name})
+            told = await client.get(
+                "/ready", params={"model": name}, headers={"authorization": "Bearer k"}
+            )
+        assert refused.json()["error"]["message"] == "there is no such model"
+        assert (refused.status_code, told.status_code) == (404, 404)
+        assert model.model_id in told.json()["error"]["message"]

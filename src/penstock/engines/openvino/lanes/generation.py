@@ -13,6 +13,7 @@ pipeline of its own, and every busy lane is stepped in turn.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from penstock.engines.openvino.model.files import read_config
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
+    RUNNING,
     Pipelines,
     Tokenizer,
     generation_config,
@@ -48,7 +50,6 @@ from penstock.kv.prefix_index import BLOCK_SIZE
 from penstock.llm_config.batch import BatchConfig
 from penstock.types import Delta
 
-RUNNING = genai.GenerationStatus.RUNNING
 _BIASED = "\0biased"
 """The lane of requests that are sampled here; no adapter can have this name."""
 
@@ -83,6 +84,7 @@ class Generation:
         self._tokenizer = Tokenizer(pipeline.get_tokenizer(), cut_at)
         self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
         self.encoded = self._tokenizer.encoded
+        self.vocabulary = self._tokenizer.vocabulary
         self.chat_template = self._tokenizer.chat_template
         self._vision: Vision | None = None
         if self._pipelines.sees:
@@ -157,10 +159,7 @@ class Generation:
         if self._grammars.forget(request):
             return
         lane = self._lanes[_lane_of(request)]
-        if request.handle is not None:
-            request.handle.cancel()
-            lane.cancelled = True
-        lane.remove(request)
+        lane.give_up(request)
 
     def step(self) -> tuple[list[tuple[int, Delta]], list[Failed]]:
         """Give every running request of every lane its next token."""
@@ -177,6 +176,8 @@ class Generation:
         for lane in lanes:
             if not lane.busy:
                 continue
+            if lane.tainted and not (lane.active or lane.leaving):
+                self._renew(lane)
             for request in lane.admit(self._shared.decision_for(lane)):
                 try:
                     self._add(lane, request)
@@ -184,7 +185,7 @@ class Generation:
                     lane.remove(request)
                     self._forget(request)
                     failures.append(_not_taken(request.id, error))
-            if not (lane.active or lane.cancelled):
+            if not lane.running:
                 continue  # batch requests wait
             self._shared.steps(lane)
             try:
@@ -210,7 +211,7 @@ class Generation:
                             "the KV cache is too small for this request",
                         )
                     )
-            if not lane.active:
+            if not (lane.active or lane.leaving):
                 lane.rest()
         self._shared.end()
         if self._scoring.busy:
@@ -354,6 +355,14 @@ class Generation:
             self._pipelines.sees,
         )
 
+    def _renew(self, lane: Lane) -> None:
+        """Load a lane's pipeline anew."""
+        (name,) = (name for name, one in self._lanes.items() if one is lane)
+        if name is None:
+            lane.renew(self._pipelines.base)
+        else:
+            lane.renew(partial(self._pipelines.with_adapter, self._adapter_paths[name]))
+
     # Images
     def _take_decoded(self, vision: Vision) -> list[Failed]:
         """Let requests go on whose images are decoded."""
@@ -449,7 +458,7 @@ class Generation:
             for output in handle.read_all():
                 self._append(request, output)
         if not running and request.finish is None:
-            request.failed = True  # dropped without a reason: out of cache
+            lane.note_out_of_cache(request)
         if request.picture is not None and self._vision is not None and request.finish:
             self._vision.learn(request, handle.get_perf_metrics().get_num_input_tokens())
         return request.finish is not None or request.failed or len(request.ids) > request.reported

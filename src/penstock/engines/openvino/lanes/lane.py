@@ -1,15 +1,24 @@
-"""A lane: one pipeline's queue, its running requests, and what its prefix cache holds."""
+"""A lane: one pipeline's queue, its running requests, and what its prefix cache holds.
+
+GenAI files a block of its cache under all tokens that it is to hold, as soon as the first of them
+is scheduled. Where a step has no room for the others, they are computed in the next one, unless the
+request is dropped before: then the block stays in the cache, and whoever has the same prefix reads
+what was never computed. So no request is dropped while its prompt is computed: one that is given up
+leaves after its first token. Where a fault leaves no choice, the lane is `tainted`, and gets a new
+pipeline before it admits anything.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.openvino.options import reason_of
-from penstock.engines.openvino.pipeline import Companions
+from penstock.engines.openvino.pipeline import RUNNING, Companions
 from penstock.engines.process import Failed
 from penstock.engines.sampling import StopStrings
 from penstock.engines.sharing import Decision
@@ -44,12 +53,18 @@ class Lane:
     ) -> None:
         self.pipeline = pipeline
         self.grammars = grammars
-        self.companions = Companions(pipeline, company, sees)
+        self._company = (company, sees)
+        self.companions = Companions(pipeline, *self._company)
         self.waiting: deque[Request] = deque()
         self.batch_waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
         self.batch_active = 0
-        self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
+        self.leaving: list[Request] = []
+        """Given up while their prompts are computed."""
+        self._cache_blocks = cache_blocks if prefix_caching else 0
+        self.index = PrefixIndex(self._cache_blocks)
+        self.tainted = False
+        """The cache may hold blocks that were not computed."""
         self.cancelled = False
         """Handles were dropped; the pipeline forgets them in its next step."""
         self._max_num_seqs = max_num_seqs
@@ -60,7 +75,12 @@ class Lane:
 
     @property
     def busy(self) -> bool:
-        return bool(self.active or self.waiting or self.batch_waiting or self.cancelled)
+        return bool(self.running or self.waiting or self.batch_waiting)
+
+    @property
+    def running(self) -> bool:
+        """Whether the pipeline has anything to do."""
+        return bool(self.active or self.leaving or self.cancelled)
 
     def queue_of(self, request: Request) -> deque[Request]:
         """The queue of a request's class."""
@@ -70,6 +90,8 @@ class Lane:
         """Take requests from the queues into free slots. Batch requests come last, unless they have
         a grant.
         """
+        if self.tainted:
+            return []
         admitted = [] if batch.granted else self._admit_from(self.waiting, self._max_num_seqs)
         if self.batch_waiting and batch.rows > self.batch_active:
             most = len(self.active) + batch.rows - self.batch_active
@@ -177,12 +199,48 @@ class Lane:
         if request.finish is not None and self._prefix_caching:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
+    def give_up(self, request: Request) -> None:
+        """Take a request out whose answer nobody waits for."""
+        if request.handle is not None and self._in_prefill(request):
+            del self.active[request.id]
+            self.batch_active -= request.batch
+            self.leaving.append(request)
+            return
+        if request.handle is not None:
+            request.handle.cancel()
+            self.cancelled = True
+        self.remove(request)
+
+    def _in_prefill(self, request: Request) -> bool:
+        """Whether its blocks in the cache may be unfinished."""
+        return self._prefix_caching and not request.prefilled
+
+    def note_out_of_cache(self, request: Request) -> None:
+        """The pipeline has dropped the request: the cache had no room for it."""
+        request.failed = True
+        self.tainted = self.tainted or self._in_prefill(request)
+
+    def renew(self, load: Callable[[], Any]) -> None:
+        """Go on with a new pipeline, whose cache is empty."""
+        self.pipeline, self.companions = None, Companions(None, 0)  # their memory first
+        self.pipeline = load()
+        self.companions = Companions(self.pipeline, *self._company)
+        self.index = PrefixIndex(self._cache_blocks)
+        self.tainted = self.cancelled = False
+
     def trial(self) -> Request | None:
         """The request on trial: with a new constraint, or after a step that failed."""
         return self._on_trial
 
     def note_step(self) -> None:
-        """Count a step without a fault: enough of them clear the request on trial."""
+        """Count a step without a fault: enough of them clear the request on trial. Requests that
+        were given up leave with their first token.
+        """
+        for request in [one for one in self.leaving if not _has_no_token(one.handle)]:
+            self.leaving.remove(request)
+            request.handle.cancel()
+            self.cancelled = True
+            self._release(request)
         tried = self._on_trial
         if tried is not None and tried.suspect and tried.prefilled:
             tried.harmless_steps += 1
@@ -193,8 +251,8 @@ class Lane:
     def surplus(self, most: int) -> list[Request]:
         """The batch requests that leave the pipeline so that `most` are left, the last ones first.
 
-        Some stay: who has a grant, is on trial or has images; and who would have to begin anew, if
-        its tokens were seen or that has happened too often.
+        Some stay: who has a grant, is on trial, has images or no token yet; and who would have to
+        begin anew, if its tokens were seen or that has happened too often.
         """
         found: list[Request] = []
         for request in reversed(self.active.values()):
@@ -203,6 +261,8 @@ class Lane:
             if not request.batch or request.granted or request is self._on_trial:
                 continue
             if request.picture is not None:  # its pixels are gone
+                continue
+            if self._in_prefill(request):
                 continue
             anew = not request.resumes_exactly and request.prefilled
             if anew and (request.evicted >= _MOST_ANEW or (request.stream and request.reported)):
@@ -251,13 +311,23 @@ class Lane:
         a time. The others go on from where they are: their tokens so far become part of the
         prompt. A request that is not resumable starts again if nobody saw its tokens; otherwise it
         fails. So does a request with images, whose pixels are gone.
+
+        A constraint fails at the first token, with the prompt computed. Otherwise the cache may
+        hold unfinished blocks of those without a token.
         """
         self.companions.leave()
-        requests = list(self.active.values())
-        blamed = self.trial() or (requests[0] if len(requests) == 1 else None)
-        for request in requests:
+        requests, leaving = list(self.active.values()), self.leaving
+        running = [*requests, *leaving]
+        blamed = self.trial() or (running[0] if len(running) == 1 else None)
+        for request in running:
+            constrained = request is blamed and request.sampling.structured is not None
+            if self._in_prefill(request) and not constrained:
+                self.tainted = True
             if request.handle is not None:
                 request.handle.cancel()
+        self.leaving = []
+        for request in leaving:
+            self._release(request)
         try:
             self.pipeline.step()
         except Exception:  # it reports the same fault once more while it drops the requests
@@ -291,3 +361,8 @@ class Lane:
             self._on_trial = None
         for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
             del self._prefilling[block]
+
+
+def _has_no_token(handle: Any) -> bool:
+    """Whether a request still runs and waits for its first token."""
+    return bool(handle.get_status() == RUNNING and not handle.can_read())

@@ -24,7 +24,13 @@ from msgspec import Struct
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.base import Stated
-from penstock.engines.disk.sources import atomic_folder, local_source, locked
+from penstock.engines.disk.sources import (
+    HUB_ID,
+    atomic_folder,
+    description,
+    local_source,
+    locked,
+)
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -64,7 +70,6 @@ EXPORT_TASKS = {
     "speak": "text-to-audio",
 }
 
-_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
@@ -126,8 +131,8 @@ def stated_context_length(source: str) -> int | None:
 
 
 def stated(source: str, task: str | None) -> Stated:
-    """What the model's local files state, if it is there. `task` is what the options say."""
-    path = _path_of(source)
+    """What the model's files state, as far as they are here. `task` is what the options say."""
+    path = model_path("openvino") if source == MODEL_NAME else description(source)
     vocabulary = None
     try:
         if path.suffix == ".gguf":
@@ -213,7 +218,7 @@ def convert(
         _check_directory(directory)
         directory = directory.resolve()
         name, identity = directory.name, _fingerprint(directory)
-    elif _HUB_ID.fullmatch(source):
+    elif HUB_ID.fullmatch(source):
         name, identity = source.replace("/", "--"), [source]
     else:
         raise EngineStartError(
@@ -289,7 +294,7 @@ def _fingerprint(path: Path) -> list[Any]:
 
 def _download(source: str) -> Path:
     """Download a snapshot of a hub id, with the weights in one format only."""
-    hub_id = _HUB_ID.fullmatch(source)
+    hub_id = HUB_ID.fullmatch(source)
     assert hub_id is not None
     hub = require("huggingface_hub", "convert")
 

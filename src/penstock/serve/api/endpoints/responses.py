@@ -61,8 +61,12 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
         return Kept(answer, turn, store, whole=not body.stream)
     background.check_room()
     work = exchange.detached()
-    answer = await _answer(work, replace(body, stream=True), remote=remote)
-    run = await background.start(work, answer, turn)
+    try:
+        answer = await _answer(work, replace(body, stream=True), remote=remote)
+        run = await background.start(work, answer, turn)
+    except BaseException:
+        work.finish()  # it has the place of this request
+        raise
     return EventsOf(exchange, run.parts()) if body.stream else exchange.json(turn.body)
 
 

@@ -9,7 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
 
 import penstock
-from penstock.errors import ShuttingDownError, UnavailableError
+from penstock.errors import ModelNotFoundError, ShuttingDownError, UnavailableError
 from penstock.openai.messages_api import model_info, model_page
 from penstock.serve.api.errors import is_anthropic, without_paths
 from penstock.serve.api.exchange import Exchange
@@ -65,9 +65,15 @@ async def ready(exchange: Exchange) -> Response:
     ingress, name = exchange.ingress, exchange.request.query_params.get("model", "")
     if ingress.draining:
         raise ShuttingDownError("the server is shutting down")
-    handles = (
-        [(await ingress.models.find(name)).handle] if name else ingress.models.handles.values()
-    )
+    try:
+        handles = (
+            [(await ingress.models.find(name)).handle] if name else ingress.models.handles.values()
+        )
+    except ModelNotFoundError:
+        if exchange.rank != "stranger":
+            raise
+        # This route is public, and the names of models are not.
+        raise ModelNotFoundError("there is no such model", param="model") from None
     states = [handle.state() for handle in handles]
     if not any(state.can_answer for state in states):
         which = f"'{name}' is {states[0].state}" if name else "no model can answer"

@@ -1,0 +1,1 @@
+from replica_cluster import cluster  # noqa: F401

@@ -1,0 +1,48 @@
+"""How many lines of a batch are under way at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from penstock.serve.models.handle import ModelHandle, ModelNames
+from penstock.serve.models.local import build_local_handles
+from penstock.service.lines import UNLOADED_IN_FLIGHT, ServedStep
+from replica_cluster import Make, config
+
+MOST = 500
+
+
+async def lines_at_once(model: ModelHandle) -> int:
+    form: Any = None  # which only answers need
+    names = ModelNames({"m": model})
+    step = ServedStep(form, names, "m", asyncio.Semaphore(MOST), MOST, lambda *_: None)
+    async with step.running() as at_once:
+        return at_once
+
+
+def replicas(count: int, slots: int) -> Any:
+    deployment = {"num_replicas": count}
+    return config(engine_kwargs={"max_num_seqs": slots}, deployment_config=deployment)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_there_are_enough_for_all_replicas(count: int, cluster: Make) -> None:
+    local = build_local_handles([replicas(count, 8)])["m"]
+    far = (await cluster(0, replicas(count, 8))).model
+    try:
+        assert await lines_at_once(local) == 10 * count
+        assert await lines_at_once(far) == UNLOADED_IN_FLIGHT * count
+    finally:
+        await local.stop(0.0)
+
+
+async def test_a_replica_has_told_how_many_it_takes(cluster: Make) -> None:
+    one = await cluster(1, replicas(2, 8))
+    assert await lines_at_once(one.model) == 20
+
+
+async def test_there_are_no_more_than_the_server_has_at_once(cluster: Make) -> None:
+    assert await lines_at_once((await cluster(0, replicas(50, 8))).model) == MOST
