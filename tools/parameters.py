@@ -35,12 +35,26 @@ SDKS = {
     "/v1/decisions": [("openai", "openai.types.decision_create_params:DecisionCreateParams")],
     "/v1/embeddings": [("openai", "openai.types.embedding_create_params:EmbeddingCreateParams")],
     "/v1/audio/speech": [("openai", "openai.types.audio.speech_create_params:SpeechCreateParams")],
+    "/v1/audio/transcriptions": [
+        (
+            "openai",
+            "openai.types.audio.transcription_create_params:TranscriptionCreateParamsNonStreaming",
+        )
+    ],
+    "/v1/audio/translations": [
+        ("openai", "openai.types.audio.translation_create_params:TranslationCreateParams")
+    ],
     "/v1/responses": [
         ("openai", "openai.types.responses.response_create_params:ResponseCreateParamsNonStreaming")
     ],
     "/v1/messages": [
         ("anthropic", "anthropic.types.message_create_params:MessageCreateParamsNonStreaming"),
         ("anthropic", "anthropic.types.beta.message_create_params:MessageCreateParamsNonStreaming"),
+        ("anthropic", "anthropic.types.message_count_tokens_params:MessageCountTokensParams"),
+        (
+            "anthropic",
+            "anthropic.types.beta.message_count_tokens_params:MessageCountTokensParams",
+        ),
     ],
 }
 VLLM = {
@@ -49,8 +63,10 @@ VLLM = {
     "/v1/decisions": [],
     "/v1/embeddings": ["EmbeddingCompletionRequest", "EmbeddingChatRequest"],
     "/v1/audio/speech": [],
+    "/v1/audio/transcriptions": ["TranscriptionRequest"],
+    "/v1/audio/translations": ["TranslationRequest"],
     "/v1/responses": ["ResponsesRequest"],
-    "/v1/messages": ["AnthropicMessagesRequest"],
+    "/v1/messages": ["AnthropicMessagesRequest", "AnthropicCountTokensRequest"],
     "/v1/score": [
         *("ScoreTextRequest", "ScoreQueriesDocumentsRequest"),
         *("ScoreQueriesItemsRequest", "ScoreDataRequest"),
@@ -67,6 +83,8 @@ FORMS = {
     "/v1/decisions": "decisions.openai_form:DecisionBody",
     "/v1/embeddings": "requests:EmbeddingBody",
     "/v1/audio/speech": "audio:SpeechBody",
+    "/v1/audio/transcriptions": "audio:TranscriptionBody",
+    "/v1/audio/translations": "audio:TranslationBody",
     "/v1/responses": "responses_api:ResponseBody",
     "/v1/messages": "messages_api:MessageBody",
     "/v1/score": "extensions:ScoreBody",

@@ -2,7 +2,7 @@ import click
 import pytest
 
 from penstock.cli.commands import cli, usage_fault
-from penstock.errors import PenstockError
+from penstock.errors import ConfigError, PenstockError
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,17 @@ from penstock.errors import PenstockError
         ),
         ("--nosuch", "there is no option --nosuch"),
         ("run", "INPUT is missing"),
-        ("run a b -o c", "there are more arguments than the command takes"),
+        (
+            "run a b -o c",
+            "there are more arguments than the command takes: one INPUT; several files go into a"
+            " glob in quotes, or a directory",
+        ),
+        (
+            "serve demo demo",
+            "there are more arguments than the command takes: one MODEL; several models go into a"
+            " configuration file, CONFIG.yaml",
+        ),
+        ("models list x", "there are more arguments than the command takes"),
         ("run a -o", "-o needs a value, or takes none and was given one"),
         ("run a -o c --fresh=1", "--fresh needs a value, or takes none and was given one"),
         ("run a -o c --order z", "--order must be 'input' or 'done'"),
@@ -30,6 +40,12 @@ def test_faults(line, fault):
     with pytest.raises(click.UsageError) as caught:
         cli.main(line.split(), prog_name="penstock", standalone_mode=False)
     assert usage_fault(caught.value) == fault
+
+
+@pytest.mark.parametrize("line", ["models list --url http://a", "models --url http://a list"])
+def test_the_models_of_a_server_are_listed_without_a_command(line):
+    with pytest.raises(ConfigError, match=r"^--url: .*: penstock models --url URL"):
+        cli.main(line.split(), standalone_mode=False)
 
 
 def test_a_near_option_is_named():

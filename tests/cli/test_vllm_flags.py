@@ -96,6 +96,7 @@ def test_flags_of_the_server(told: Any) -> None:
         ("--dtype bfloat16", {"inference_precision": "bf16"}),
         ("--no-enable-prefix-caching", {"enable_prefix_caching": False}),
         ("--dtype auto -tp 1 --trust-remote-code --enforce-eager --enable-lora", {}),
+        ("--generation-config vllm --exclude-tools-when-tool-choice-none", {}),
         ('--max-num-seqs 8 --engine-kwargs {"max_num_seqs":4}', {"max_num_seqs": 4}),
     ],
 )
@@ -126,6 +127,13 @@ def test_flags_of_other_engines(told: Any) -> None:
         "dtype": "half",
         "hf_overrides": {"a": 1},
     }
+    front = "--return-tokens-as-token-ids --trust-request-mm-kwargs --tool-parser-plugin a.py"
+    config, _ = told("./tiny", "--engine", "vllm", *front.split())
+    assert config.engine_kwargs == {
+        "return_tokens_as_token_ids": True,
+        "trust_request_mm_kwargs": True,
+        "tool_parser_plugin": "a.py",
+    }
     config, _ = told("./tiny", "--engine", "sglang", *args)
     assert config.engine_kwargs == {
         "context_length": 4096,
@@ -140,6 +148,10 @@ def test_flags_of_other_engines(told: Any) -> None:
     ("args", "field", "hint"),
     [
         ("./tiny --gpu-memory-utilization 0.5", "--gpu-memory-utilization", "kv-cache-memory"),
+        ("./tiny --generation-config auto", "--generation-config", "OpenAI's default"),
+        ("./tiny --return-tokens-as-token-ids", "as-token-ids", "return_token_ids"),
+        ("./tiny --trust-request-mm-kwargs", "mm-kwargs", "--engine vllm"),
+        ("./tiny --enable-force-include-usage", "include-usage", "stream_options"),
         ("./tiny -tp 2", "--tensor-parallel-size", "--engine vllm"),
         ("./tiny --engine remote --dtype half", "--dtype", "server that it asks"),
         ("./tiny --middleware a.b", "--middleware", "ingress_cls_config"),

@@ -95,6 +95,7 @@ async def test_pages_of_batches_of_messages(service):
         ([{"custom_id": "a", "params": [1]}], "requests.0.params"),
         ([asked(f"r{number}") for number in range(301)], "requests"),
         ([{"custom_id": "a"}], "params"),
+        ([{**asked("a"), "unheard_of": 1}], "unheard_of"),
     ],
 )
 async def test_wrong_batches_of_messages(service, requests, where):

@@ -30,6 +30,8 @@ class Servers:
         self, path: str, body: Mapping[str, Any], stream: bool = False
     ) -> list[httpx.Response]:
         """What each answers."""
+        if path == "models":
+            return [await client.get(f"/v1/{path}") for client in self.clients.values()]
         options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return [
             await client.post(f"/v1/{path}", json={"model": name, **body, **options})

@@ -25,6 +25,14 @@ for command in (
     cli.add_command(command)
 
 
+_WAYS_OUT = {
+    "serve": ": one MODEL; several models go into a configuration file, CONFIG.yaml",
+    "run": ": one INPUT; several files go into a glob in quotes, or a directory",
+    "plan": ": one INPUT; several files go into a glob in quotes, or a directory",
+}
+"""What to do instead of one more argument."""
+
+
 def usage_fault(error: click.UsageError) -> str:
     """One line: the wrong option or argument, and what it must be. The words are ours: click's
     change with its versions.
@@ -50,7 +58,8 @@ def usage_fault(error: click.UsageError) -> str:
         return (
             f"there is no such command; there are {', '.join(sorted(error.ctx.command.commands))}"
         )
-    return "there are more arguments than the command takes"
+    command = "" if error.ctx is None else error.ctx.info_name or ""
+    return f"there are more arguments than the command takes{_WAYS_OUT.get(command, '')}"
 
 
 def _name(error: click.BadParameter) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 
 import click
+from click.core import ParameterSource
 
 from penstock.cli.chat import DEFAULT_URL
 from penstock.cli.process import plain_table
+from penstock.errors import ConfigError
 from penstock.observability import say
 
 
@@ -21,6 +23,8 @@ def models(context: click.Context, url: str, api_key: str | None) -> None:
     The commands below are about models on this machine's disk.
     """
     if context.invoked_subcommand is not None:
+        if context.get_parameter_source("url") is not ParameterSource.DEFAULT:
+            raise _of_a_server()
         return
     from penstock.serve.client import Client
 
@@ -97,8 +101,11 @@ def convert(source: str, task: str | None, weight_format: str, conversion: str |
 
 
 @models.command("list", short_help="Models on disk, with their sizes.")
-def list_models() -> None:
+@click.option("--url", hidden=True)
+def list_models(url: str | None) -> None:
     """List the models on this machine's disk: from a hub, converted, or copied from a bucket."""
+    if url is not None:
+        raise _of_a_server()
     from penstock.engines.disk.cache import cached_models
 
     found = cached_models()
@@ -130,6 +137,14 @@ def rm(names: tuple[str, ...]) -> None:
     for model in [cached_model(name) for name in names]:  # all are there before any goes
         remove_model(model)
         click.echo(f"removed {model.name}: {_size(model.nbytes)}")
+
+
+def _of_a_server() -> ConfigError:
+    return ConfigError(
+        "the commands are about models on disk",
+        field="--url",
+        hint="A server's are listed without a command: penstock models --url URL.",
+    )
 
 
 def _size(count: int) -> str:

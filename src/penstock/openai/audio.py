@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.framing import DONE, data, error_events
+from penstock.openai.requests import Count
+from penstock.parsing import decode_json
 from penstock.types import Delta, SpeechRequest, Usage
 
 
@@ -26,10 +29,69 @@ class SpeechBody(Struct, kw_only=True):
         """The neutral request. Raises `RequestError`."""
         if not self.input.strip():
             raise RequestError("input must not be empty", param="input")
-        voice = self.voice.get("id") if isinstance(self.voice, dict) else self.voice
-        if voice is not None and not isinstance(voice, str):
-            raise RequestError("voice must be a name", param="voice")
+        voice = self.voice
+        if isinstance(voice, dict):
+            voice = voice["id"] if voice.keys() == {"id"} else voice
+            if not isinstance(voice, str):
+                raise RequestError('voice must be a name, or {"id": name}', param="voice")
         return SpeechRequest(self.input, voice, self.speed, request_id)
+
+
+class TranscriptionBody(Struct, kw_only=True):
+    """Fields of the form of `POST /v1/audio/transcriptions`, whose values are texts (`as_values`
+    makes JSON's of them). `file` is the recording.
+    """
+
+    file: Any
+    model: str = ""
+    language: str | None = None
+    prompt: str = ""
+    hotwords: str = ""
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    timestamp_granularities: list[Literal["word", "segment"]] = []
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    stream: bool = False
+    temperature: float | None = None
+    to_language: str | None = None
+
+
+class TranslationBody(TranscriptionBody, kw_only=True):
+    """The same of `POST /v1/audio/translations`."""
+
+
+_TEXTS = frozenset({"model", "language", "prompt", "hotwords", "response_format", "to_language"})
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+def as_values(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a form as JSON has them. An empty text was not given; a name that ends with
+    `[]` has a list.
+    """
+    body: dict[str, Any] = {}
+    for name, value in fields:
+        plain = name.removesuffix("[]")
+        if isinstance(value, str):
+            if not value:
+                continue
+            if plain not in _TEXTS:
+                value = _value(plain, value)
+        if plain != name:
+            before = body.get(plain)
+            value = [*(before if isinstance(before, list) else ()), value]
+        body[plain] = value
+    return body
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "stream" and text in ("0", "1"):
+        return text == "1"
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return decode_json(text)
+    except ValueError:
+        return text
 
 
 class TranscriptFramer:

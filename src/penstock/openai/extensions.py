@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct, field
 
@@ -131,6 +131,7 @@ class ClassifyBody(Struct, kw_only=True):
     `instructions` if it needs them.
     """
 
+    names: ClassVar = {"questions": "labels", "messages": "input", "prompt": "input"}
     model: str = ""
     input: str | list[str]
     labels: list[str] | None = None
@@ -142,9 +143,7 @@ class ClassifyBody(Struct, kw_only=True):
 
     def decisions(self, *, request_id: str = "") -> list[DecideRequest]:
         """The choice among `labels`, for each text."""
-        question = ChoiceQuestion(
-            self.instructions, tuple(map(Option, self.labels or ())), "labels"
-        )
+        question = ChoiceQuestion(self.instructions, tuple(map(Option, self.labels or ())))
         return [
             DecideRequest(text, (question,), request_id=f"{request_id}-{number}")
             for number, text in enumerate(input_texts(self.input))
@@ -191,6 +190,7 @@ class TokenizeBody(Struct, kw_only=True):
         if (self.prompt is None) is (self.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
         if self.prompt is not None:
+            self._check_text()
             return TokenizeRequest(self.prompt, None, special is not False, names)
         assert self.messages is not None
         generates = begins_turn(self.add_generation_prompt, self.continue_final_message)
@@ -205,6 +205,17 @@ class TokenizeBody(Struct, kw_only=True):
             continue_final_message=self.continue_final_message,
         )
         return TokenizeRequest("", chat, bool(special), names)
+
+    def _check_text(self) -> None:
+        """Raise `RequestError` for what only a conversation can have."""
+        for name, asked in (
+            ("tools", self.tools),
+            ("chat_template_kwargs", self.chat_template_kwargs),
+            ("continue_final_message", self.continue_final_message),
+            ("add_generation_prompt", self.add_generation_prompt is False),
+        ):
+            if asked:
+                raise RequestError(f"{name} goes with messages, not with prompt", param=name)
 
 
 class DetokenizeBody(Struct, kw_only=True):

@@ -16,6 +16,7 @@ from penstock.errors import RequestError
 from penstock.types import Message
 
 IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
+UNKNOWN_KIND = "application/octet-stream"
 _BEGINNINGS = (
     (b"\x89PNG", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -29,9 +30,9 @@ _BEGINNINGS = (
 
 
 def kind_of(data: bytes) -> str:
-    """The media type of a file by its first bytes; `application/octet-stream` if it is unknown."""
+    """The media type of a file by its first bytes; `UNKNOWN_KIND` if it is unknown."""
     known = (kind for beginning, kind in _BEGINNINGS if data.startswith(beginning))
-    return next(known, "application/octet-stream")
+    return next(known, UNKNOWN_KIND)
 
 
 def data_uri(data: bytes) -> str:
@@ -41,11 +42,18 @@ def data_uri(data: bytes) -> str:
 
 def data_in(uri: str, param: str) -> bytes:
     """The bytes in a data URI. Raises `RequestError` naming `param` if it is damaged."""
-    head, comma, body = uri.partition(",")
-    if not comma:
+    head, _, body = uri.partition(",")
+    if not body:
         raise RequestError(f"{param}: the data URI has no data", param=param)
     if not head.endswith(";base64"):
-        return unquote_to_bytes(body)
+        data = unquote_to_bytes(body)
+        if kind_of(data) == UNKNOWN_KIND:
+            raise RequestError(
+                f"{param}: the data URI '{head[:50]},…' is not marked as base64, and holds no"
+                " image: it should begin like data:image/png;base64,",
+                param=param,
+            )
+        return data
     try:
         return a2b_base64(body, strict_mode=True)
     except (Base64Error, ValueError) as error:

@@ -5,6 +5,8 @@ request; answers, streams of events and errors go back.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Annotated, Any, ClassVar
 
@@ -47,6 +49,7 @@ class MessageBody(EngineParameters, kw_only=True):
         "stop": "stop_sequences",
         "response_format": "output_config.format",
         "prompt": "messages",
+        "image": "messages",
     }
     model: str = ""
     max_tokens: Whole
@@ -128,8 +131,12 @@ def _turn(message: Message, where: str) -> list[Message]:
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
         raise RequestError(f"{where}.role must be user or assistant, not {role!r}", param=where)
-    if not isinstance(content, list):
+    if isinstance(content, str):
         return [{"role": role, "content": content}]
+    if not isinstance(content, list):
+        raise RequestError(
+            f"{where}.content must be a text or a list of blocks", param=f"{where}.content"
+        )
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     results: list[Message] = []
@@ -137,11 +144,15 @@ def _turn(message: Message, where: str) -> list[Message]:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "text":
-            parts.append({"type": "text", "text": block.get("text", "")})
+            if not isinstance(block.get("text"), str):
+                raise RequestError(f"{where}.content: a text block needs a 'text'", param=where)
+            parts.append({"type": "text", "text": block["text"]})
         elif kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": _image_url(block, where)}})
         elif kind == "tool_use":
-            arguments = json.dumps(block.get("input", {}), ensure_ascii=False)
+            if not isinstance(block.get("name"), str):
+                raise RequestError(f"{where}.content: a tool_use needs a 'name'", param=where)
+            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
             function = {"name": block.get("name"), "arguments": arguments}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result":
@@ -175,11 +186,16 @@ def _texts(content: Any, where: str) -> str:
 
 def _image_url(block: dict[str, Any], where: str) -> str:
     source = block.get("source")
-    if isinstance(source, dict) and source.get("type") == "base64":
-        return f"data:{source.get('media_type')};base64,{source.get('data')}"
-    if isinstance(source, dict) and source.get("type") == "url":
-        return str(source.get("url"))
-    raise RequestError(f"{where}: an image needs a source of type base64 or url", param=where)
+    kind = source.get("type") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or kind not in ("base64", "url"):
+        raise RequestError(f"{where}: an image needs a source of type base64 or url", param=where)
+    name = "data" if kind == "base64" else "url"
+    given = source.get(name)
+    if not isinstance(given, str) or not given:
+        raise RequestError(
+            f"{where}: an image whose source is of type {kind} needs its '{name}'", param=where
+        )
+    return f"data:{source.get('media_type') or ''};base64,{given}" if kind == "base64" else given
 
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +204,9 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
             f"tools[{number}]: tools of type {tool['type']!r} are not supported",
             param=f"tools[{number}]",
         )
-    function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
+    if not isinstance(tool.get("name"), str) or not tool["name"]:
+        raise RequestError(f"tools[{number}] needs a 'name'", param=f"tools[{number}].name")
+    function = {"name": tool["name"], "parameters": tool.get("input_schema")}
     parts = [tool["description"]] if tool.get("description") else []
     if examples := tool.get("input_examples"):
         parts.append(f"Examples of its input: {json.dumps(examples, ensure_ascii=False)}")
@@ -204,7 +222,9 @@ def _choice(choice: dict[str, Any] | None) -> str | dict[str, Any] | None:
         return None
     kind = choice.get("type")
     if kind == "tool":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        if not isinstance(choice.get("name"), str):
+            raise RequestError("tool_choice needs a 'name'", param="tool_choice.name")
+        return {"type": "function", "function": {"name": choice["name"]}}
     if isinstance(kind, str) and kind in _CHOICES:
         return _CHOICES[kind]
     raise RequestError(
@@ -249,6 +269,44 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     if answers.kv_transfer_params:
         made["kv_transfer_params"] = answers.kv_transfer_params
     return made
+
+
+def model_info(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's card in Anthropic's form."""
+    made = datetime.fromtimestamp(card["created"], UTC).isoformat().replace("+00:00", "Z")
+    context = card.get("max_model_len")
+    return {
+        "type": "model",
+        "id": card["id"],
+        "display_name": card["id"],
+        "created_at": made,
+        "max_input_tokens": context,
+        "max_tokens": context,
+    }
+
+
+def model_page(
+    cards: Sequence[Mapping[str, Any]], *, limit: int, after: str, before: str
+) -> dict[str, Any]:
+    """A page of at most `limit` cards in Anthropic's form: behind the one of the id `after`, or in
+    front of `before` ("": none). Raises `RequestError`.
+    """
+    if not 1 <= limit <= 1000:
+        raise RequestError("limit must be between 1 and 1000", param="limit")
+    ids = [card["id"] for card in cards]
+    for name, id in (("after_id", after), ("before_id", before)):
+        if id and id not in ids:
+            raise RequestError(f"{name} names no model: '{id[:100]}'", param=name)
+    begin = ids.index(after) + 1 if after else 0
+    end = ids.index(before) if before else len(ids)
+    left = cards[begin:end]
+    shown = left[-limit:] if before and not after else left[:limit]
+    return {
+        "data": list(map(model_info, shown)),
+        "has_more": len(shown) < len(left),
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+    }
 
 
 def message_error(error: PenstockError, request_id: str | None = None) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class ChatBody(GenerationBody, kw_only=True):
 
     @property
     def names(self) -> dict[str, str]:
-        prompt = {"prompt": "messages"}
+        prompt = {"prompt": "messages", "image": "messages"}
         if self.max_completion_tokens is None:
             return prompt
         return {**prompt, "max_tokens": "max_completion_tokens"}
@@ -238,7 +238,9 @@ class ChatBody(GenerationBody, kw_only=True):
 
     def _tools(self) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
         if not self.functions:
-            if self.function_call not in (None, "none", "auto"):
+            # Auto is what tools are without it; with them, none would be dropped.
+            nothing = (None, "auto") if self.tools else (None, "auto", "none")
+            if self.function_call not in nothing:
                 raise RequestError("function_call needs functions", param="function_call")
             tools, choice = plain_tools(self.tools, self.tool_choice)
         elif self.tools or self.tool_choice is not None:
@@ -438,6 +440,13 @@ def check_messages(messages: list[Message]) -> None:
             raise RequestError(
                 f"{where}.tool_calls must be a list of objects", param=f"{where}.tool_calls"
             )
+        for place, call in enumerate(calls or ()):
+            named = call.get("type") == "custom" or call.get("custom") is not None
+            form = "custom" if named else "function"
+            called = call.get(form)
+            if not isinstance(called, Mapping) or not isinstance(called.get("name"), str):
+                inside = f"{where}.tool_calls[{place}].{form}"
+                raise RequestError(f"{inside} needs a 'name'", param=inside)
         content = message.get("content")
         if content is None and (role == "assistant" or "tool_calls" in message):
             continue

@@ -406,13 +406,15 @@ TRANSCRIPT_FORMATS = ("json", "text", *sorted(TIMED_FORMATS))
 
 
 def verbose_transcription(
-    result: Transcription, segments: Sequence[TranscriptionSegment]
+    result: Transcription, segments: Sequence[TranscriptionSegment], task: str = "transcribe"
 ) -> dict[str, Any]:
-    """Body of `verbose_json`. Times are in seconds, `language` is a code such as "en"."""
+    """Body of `verbose_json`; `task` is "transcribe" or "translate". Times are in seconds,
+    `language` is a code such as "en".
+    """
     words = {} if result.words is None else {"words": [asdict(word) for word in result.words]}
     return {
         **words,
-        "task": "transcribe",
+        "task": task,
         "language": result.language or "",
         "duration": result.duration
         if result.duration is not None

@@ -76,6 +76,7 @@ class ResponseBody(SamplingBody, kw_only=True):
         "max_tokens": "max_output_tokens",
         "messages": "input",
         "prompt": "input",
+        "image": "input",
         "response_format": "text.format",
     }
     input: str | list[dict[str, Any]] = field(default_factory=list)
@@ -160,7 +161,9 @@ class ResponseBody(SamplingBody, kw_only=True):
         given = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = self.tool_choice
         if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            allowed = [_named(tool) for tool in choice.get("tools") or ()]
+            allowed = choice.get("tools") or []
+            if isinstance(allowed, list):
+                allowed = [_named(tool) for tool in allowed]
             chosen = {"mode": choice.get("mode"), "tools": allowed}
             choice = {**choice, "allowed_tools": chosen}
         elif isinstance(choice, dict):
@@ -229,12 +232,22 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
             )
         elif kind == "reasoning":  # of the message or call that follows
-            texts = item.get("content") or item.get("summary") or []
-            thought = "".join(str(part.get("text") or "") for part in texts)
+            thought = _thought(item, where)
         else:
             hint = nearest(str(kind), ("message", "function_call", "function_call_output"))
             raise RequestError(f"{where}: unknown type {kind!r}. {hint}", param=where)
     return messages
+
+
+def _thought(item: Item, where: str) -> str:
+    """The text of a reasoning item: of its content, or of its summary. Raises `RequestError`."""
+    name = "content" if item.get("content") else "summary"
+    parts = item.get(name) or []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise RequestError(
+            f"{where}.{name} must be a list of objects with a 'text'", param=f"{where}.{name}"
+        )
+    return "".join(str(part.get("text") or "") for part in parts)
 
 
 def _content(content: Any, where: str) -> Any:
@@ -245,15 +258,29 @@ def _content(content: Any, where: str) -> Any:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("input_text", "output_text", "text"):
-            parts.append({"type": "text", "text": part.get("text")})
-        elif kind == "input_image" and part.get("image_url"):
-            parts.append({"type": "image_url", "image_url": {"url": part["image_url"]}})
+            parts.append({"type": "text", "text": _needed(part, "text", where)})
+        elif kind == "input_image":
+            url = _needed(part, "image_url", where)
+            parts.append({"type": "image_url", "image_url": {"url": url}})
         else:
             raise RequestError(
-                f"{where}.content: parts of type {kind!r} are not supported",
+                f"{where}.content: parts of type {kind!r} are not supported"
+                if isinstance(kind, str)
+                else f"{where}.content: every part needs a 'type'",
                 param=f"{where}.content",
             )
     return parts
+
+
+def _needed(part: dict[str, Any], name: str, where: str) -> str:
+    """A text that the part must have. Raises `RequestError`."""
+    given = part.get(name)
+    if not isinstance(given, str) or (name == "image_url" and not given):
+        raise RequestError(
+            f"{where}.content: a part of type '{part['type']}' needs its '{name}', which is a text",
+            param=f"{where}.content",
+        )
+    return given
 
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +291,8 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
             f"tools[{number}]: tools of type {tool.get('type')!r} are not supported",
             param=f"tools[{number}]",
         )
+    if not isinstance(tool.get("name"), str) or not tool["name"]:
+        raise RequestError(f"tools[{number}] needs a 'name'", param=f"tools[{number}].name")
     function = {
         key: tool[key]
         for key in ("name", "description", "parameters", "strict")

@@ -183,16 +183,23 @@ def _allowed(tools: list[dict[str, Any]], given: Any) -> tuple[list[dict[str, An
             "allowed_tools needs a 'mode', auto or required, and a list of 'tools'",
             param="tool_choice.allowed_tools",
         )
-    names = set()
-    for one in wanted:
-        holder = one.get(one.get("type", "function")) if isinstance(one, Mapping) else None
-        names.add(holder.get("name") if isinstance(holder, Mapping) else None)
-    known = [tool for tool in tools if (tool.get("function") or {}).get("name") in names]
-    if not known or len(known) < len(names):
+    names = [
+        _text_in(one.get(_text_in(one, "type") or "function"), "name")
+        if isinstance(one, Mapping)
+        else None
+        for one in wanted
+    ]
+    known = [tool for tool in tools if _text_in(tool.get("function"), "name") in names]
+    if not known or len(known) < len({*names}):
         raise RequestError(
             "allowed_tools must name some of the tools", param="tool_choice.allowed_tools.tools"
         )
     return known, mode
+
+
+def _text_in(given: Any, key: str) -> str | None:
+    value = given.get(key) if isinstance(given, Mapping) else None
+    return value if isinstance(value, str) else None
 
 
 def of_functions(

@@ -228,10 +228,13 @@ def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:
 
 def _with_object(call: Any) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict):
+        return call
+    given = function.get("arguments")
+    if not isinstance(given, str | None):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        arguments = json.loads(given or "{}")
     except ValueError:
         return call  # a model's own mistake: the model sees it unchanged
-    return {**call, "function": {**function, "arguments": arguments}}
+    return {**call, "function": {**function, "arguments": {} if arguments is None else arguments}}

@@ -140,6 +140,8 @@ class AdapterStore:
         if location is None:
             self.given.pop(name, None)
             return
+        if "\0" in location:
+            raise RequestError("a path has no null character", param="lora_path")
         try:
             check_url(location, "lora_config", "An adapter path")
         except ConfigError as error:

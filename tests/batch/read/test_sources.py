@@ -1,8 +1,8 @@
 import pytest
 
 from penstock.batch.read import open_source
-from penstock.batch.read.sources import AsyncRows
-from penstock.errors import InputError
+from penstock.batch.read.sources import AsyncRows, check_column
+from penstock.errors import ConfigError, InputError
 
 
 async def test_rows_come_one_by_one_and_none_is_lost():
@@ -74,3 +74,16 @@ async def test_rows_that_are_too_deep_are_bad_rows():
     found = [row for batch in source.batches() for row in batch]
     assert [row.values for row in found] == [{"a": 1}, None, None, {"a": [[2]]}]
     assert found[1].fault == "row 1: it is nested more than 256 deep"
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "';'"), ("\t", "a tab"), ("|", "'|'")])
+def test_a_header_with_another_separator_is_told(mark, name):
+    def told(column, *names):
+        with pytest.raises(ConfigError, match="the data has no column") as caught:
+            check_column(column, names, "prompt")
+        return str(caught.value)
+
+    header = f"label{mark} ticket"
+    assert f"The separator looks like {name}:" in told("ticket", header)
+    assert "separator" not in told("ticket", header, "b")
+    assert "separator" not in told("other", header)

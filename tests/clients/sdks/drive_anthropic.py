@@ -36,7 +36,9 @@ class Ticket(BaseModel):
 @check
 def models():
     assert MODEL in [model.id for model in client.models.list()]
-    assert client.models.retrieve(MODEL).id == MODEL
+    one = client.models.retrieve(MODEL)
+    assert (one.type, one.id, one.display_name) == ("model", MODEL, MODEL)
+    assert len(client.models.list(limit=1).data) == 1
 
 
 @check

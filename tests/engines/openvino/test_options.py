@@ -11,3 +11,9 @@ def test_the_last_line_without_its_place():
 
 def test_an_empty_message_gives_the_kind():
     assert reason_of(ValueError()) == "ValueError"
+
+
+def test_the_reason_of_a_text_that_was_cut_within_a_character():
+    text = "first line\nEBNF parser error at line 1: é".encode()
+    error = UnicodeDecodeError("utf-8", text[:-1], len(text) - 2, len(text) - 1, "invalid")
+    assert reason_of(error).startswith("EBNF parser error at line 1: ")

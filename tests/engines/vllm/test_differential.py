@@ -39,6 +39,10 @@ _VLLMS_ALONE = frozenset(
     | {"frequency_penalty", "presence_penalty", "service_tier", "truncation"}
 )
 _OF_RESPONSES = frozenset({"status", "tool_choice", "top_p", "max_output_tokens", "store"})
+_OF_MODELS = frozenset(
+    {"root", "permission", "owned_by"}
+    | {"engine", "state", "reason", "input_modalities", "metadata"}
+)
 
 Asked = dict[str, Any]
 """What a body has that the plain request of its path has not."""
@@ -172,6 +176,8 @@ IN_GENERAL = (
     "Responses echo fewer of the request's parameters, and their `status` and `top_p` are what"
     " they were.",
     "The texts of errors are other ones; every refusal names its parameter.",
+    "The list of models has adapters before they are loaded, and facts of ours, but no `root` and"
+    " `permission`.",
     "With `tool_choice: none` the model sees no tools, on every engine; vLLM shows them unless"
     " `exclude_tools_when_tool_choice_none` is set (false shows them here too).",
 )
@@ -197,12 +203,16 @@ def plain(value: Any, path: str) -> Any:
         left_out = _OTHER_EACH_TIME | _VLLMS_ALONE
         if path == "responses":
             left_out |= _OF_RESPONSES | ({"text"} if "object" in value else set())
+        if path == "models":
+            left_out |= _OF_MODELS
         return {
             name: plain(one, path)
             for name, one in value.items()
             if name not in left_out and one not in (None, [], {})
         }
     if isinstance(value, list):
+        if path == "models":
+            value = [one for one in value if not one["parent"]]
         return [plain(one, path) for one in value]
     return round(value, 3) if isinstance(value, float) else value
 

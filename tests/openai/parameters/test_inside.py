@@ -14,6 +14,7 @@ from penstock.openai.messages_api import CountBody, MessageBody
 from penstock.openai.parameters.inside import INSIDE, Shape, places
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.openai.responses_api import ResponseBody
+from penstock.serve.api.endpoints.conversations import ConversationBody, ConversationItems
 
 ASK = {"role": "user", "content": "a"}
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"any": 1}}}}
@@ -265,10 +266,59 @@ async def test_an_engine_that_reads_texts_refuses_other_parts(kind: str) -> None
 
 
 def test_objects_of_a_wrong_form_are_left_to_others() -> None:
-    parse_body(
-        ChatBody, {"messages": [{"role": "user", "content": [None, 1, [TEXT], {"type": []}]}]}
-    )
-    parse_body(ChatBody, {"messages": [ASK], "tools": [{"type": {}}]})
+    parse_body(ChatBody, {"messages": [{"role": "user", "content": [None, 1, [TEXT]]}]})
+
+
+@pytest.mark.parametrize(
+    ("form", "body", "place"),
+    [
+        (ChatBody, said({"type": []}), "messages[0].content[0].type"),
+        (ChatBody, {"messages": [{**ASK, "name": 5}]}, "messages[0].name"),
+        (ChatBody, {"messages": [ASK], "tools": [{"type": {}}]}, "tools[0].type"),
+        (
+            ChatBody,
+            {"messages": [ASK], "tools": [{"type": "function", "function": {"name": [5]}}]},
+            "tools[0].function.name",
+        ),
+        (ResponseBody, {"input": [{"type": [[]]}]}, "input[0].type"),
+        (ResponseBody, {"input": [{"type": "function_call", "call_id": 5}]}, "input[0].call_id"),
+        (ConversationBody, {"items": [{"type": {"a": None}}]}, "items[0].type"),
+        (
+            MessageBody,
+            {"messages": [{"role": ["user"], "content": "a"}], "max_tokens": 1},
+            "messages[0].role",
+        ),
+    ],
+)
+def test_names_and_types_are_texts(form: Any, body: dict[str, Any], place: str) -> None:
+    with pytest.raises(RequestError, match="must be text") as caught:
+        parse_body(form, body)
+    assert caught.value.param == place
+    parse_body(ChatBody, {"messages": [{**ASK, "name": None, "tool_call_id": None}]})
+
+
+@pytest.mark.parametrize(
+    "tools", [5, [5], [{"type": []}], [{"type": "function", "function": {"name": {}}}], [{}]]
+)
+def test_allowed_tools_of_a_wrong_form_are_refused(tools: Any) -> None:
+    tool = {"type": "function", "function": {"name": "a"}}
+    for given in ([tool], [{"type": "function", "function": 5}]):
+        body = {"messages": [ASK], "tools": given}
+        choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}}
+        with pytest.raises(RequestError):
+            parse_body(ChatBody, {**body, "tool_choice": choice}).request()
+    flat = {"type": "function", "name": "a"}
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": tools}
+    with pytest.raises(RequestError):
+        parse_body(ResponseBody, {"input": "a", "tools": [flat], "tool_choice": choice}).request()
+
+
+def test_items_that_no_request_could_hold_are_not_stored() -> None:
+    item = {"type": "message", "role": "user", "content": "a"}
+    parse_body(ConversationItems, {"items": [{**item, "id": "msg_1", "status": "completed"}]})
+    with pytest.raises(RequestError) as caught:
+        parse_body(ConversationItems, {"items": [{**item, "unheard_of": 1}]})
+    assert caught.value.param == "items[0].unheard_of"
 
 
 def test_a_json_object_with_a_schema_follows_it() -> None:

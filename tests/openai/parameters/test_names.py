@@ -1,6 +1,7 @@
 import pytest
 
 from penstock.errors import ContextLengthError, RequestError
+from penstock.openai.extensions import ClassifyBody
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody
@@ -34,7 +35,12 @@ def test_a_long_prompt_has_the_name_that_the_api_gives_it(form, body, name):
             "max_completion_tokens",
         ),
         (ResponseBody, {"input": "hi"}, "max_tokens", "max_output_tokens"),
-        (ResponseBody, {"input": "hi"}, "messages[1].content", "input[1].content"),
+        (ResponseBody, {"input": "hi"}, "messages[1].content", "input"),
+        (ClassifyBody, {"input": "hi"}, "questions[0]", "labels"),
+        (ChatBody, {"messages": ASK}, "messages[1].content", "messages[1].content"),
+        (ChatBody, {"messages": ASK}, "image", "messages"),
+        (ResponseBody, {"input": "hi"}, "image", "input"),
+        (MessageBody, {"messages": ASK, "max_tokens": 5}, "image", "messages"),
         (MessageBody, {"messages": ASK, "max_tokens": 5}, "stop", "stop_sequences"),
         (CompletionBody, {"prompt": "hi"}, "top_logprobs", "logprobs"),
         (CompletionBody, {"prompt": "hi"}, "temperature", "temperature"),

@@ -7,7 +7,7 @@ import parameters
 import pytest
 
 from penstock.errors import RequestError
-from penstock.openai.parameters.table import HARMLESS, ONLY, REFUSED, verdict
+from penstock.openai.parameters.table import HARMLESS, ONLY, REFUSED, of_form, verdict
 from penstock.openai.requests import parse_body
 
 TAKEN = json.loads(parameters.SNAPSHOT.read_text())
@@ -20,6 +20,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "questions": [{"type": "predicate", "instructions": "a"}],
     },
     "/v1/audio/speech": {"input": "a"},
+    "/v1/audio/transcriptions": {"file": b"a"},
+    "/v1/audio/translations": {"file": b"a"},
     "/v1/embeddings": {"input": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
@@ -59,7 +61,7 @@ REFUSALS = [
     (endpoint, field, values)
     for endpoint, form in FORMS.items()
     for table in (REFUSED, ONLY)
-    for field, values in table.get(form.__name__, {}).items()
+    for field, values in of_form(table, form).items()
     if table is ONLY or field not in form.__struct_fields__
 ]
 
@@ -85,7 +87,7 @@ def test_a_value_is_no_default_of_another_type() -> None:
 
 @pytest.mark.parametrize(
     ("endpoint", "field"),
-    [(e, field) for e, form in FORMS.items() for field in HARMLESS[form.__name__]],
+    [(e, field) for e, form in FORMS.items() for field in of_form(HARMLESS, form)],
 )
 def test_a_harmless_field_is_accepted(endpoint: str, field: str) -> None:
     given: Any = "x"

@@ -234,3 +234,25 @@ def test_messages_with_tools(claude: Any) -> None:
         .content[0]
         .text
     )
+
+
+def test_anthropics_client_gets_pages_of_models(claude: Any) -> None:
+    names = ["sim", "sim:german"]
+    page = claude.models.list()
+    assert [one.id for one in page.data] == names
+    assert (page.first_id, page.last_id, page.has_more) == (names[0], names[1], False)
+    one = claude.models.retrieve("sim")
+    assert one == page.data[0]
+    assert (one.type, one.display_name, one.created_at.tzname()) == ("model", "sim", "UTC")
+    assert [one.id for one in claude.models.list(limit=1)] == names  # page by page
+    for query, shown, more in (
+        ({"limit": 1}, names[:1], True),
+        ({"limit": 2, "after_id": names[0]}, names[1:], False),
+        ({"limit": 1, "before_id": names[1]}, names[:1], False),
+        ({"after_id": names[1]}, [], False),
+    ):
+        page = claude.models.list(**query)
+        assert ([one.id for one in page.data], page.has_more) == (shown, more)
+    for name, value in (("limit", 0), ("limit", "x"), ("after_id", "none"), ("before_id", "x")):
+        with pytest.raises(anthropic.BadRequestError, match=name):
+            claude.models.list(**{name: value})

@@ -234,6 +234,7 @@ async def test_metrics_under_the_names_of_vllm(ingress: Any, served: Any) -> Non
         ({"prompt": "a", "max_tokens": 1}, "text_completion"),
         ({"input": "a"}, "list"),
         ({"text_1": "a", "text_2": "b"}, "list"),
+        ({"messages": None, "prompt": "a", "max_tokens": 1, "input": None}, "text_completion"),
     ],
 )
 async def test_invocations_are_what_their_bodies_say(
@@ -276,6 +277,9 @@ async def test_control_as_vllm_takes_it(ingress: Any, served: Any) -> None:
         loaded = {"lora_name": "x", "lora_path": "/x"}
         answer = await client.post("/v1/load_lora_adapter", json=loaded)
         assert answer.text == "Success: LoRA adapter 'x' added successfully."
+        flat = {**loaded, "is_3d_lora_weight": True}
+        refused = await client.post("/v1/load_lora_adapter", json=flat)
+        assert refused.json()["error"]["param"] == "is_3d_lora_weight"
         await client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
         assert model.calls[5:] == [
             ("load_lora_adapter", {**loaded, "load_inplace": False}),

@@ -112,10 +112,13 @@ class TestForwarding:
         (tmp_path / "adapter_config.json").write_text("{}")
         load = {"lora_name": "new", "lora_path": str(tmp_path)}
         missing = {"lora_name": "none", "lora_path": str(tmp_path / "none")}
-        assert (await one.client.post("/v1/load_lora_adapter", json=missing)).status_code == 404
+        gone = await one.client.post("/v1/load_lora_adapter", json=missing)
+        assert (gone.status_code, gone.json()["error"]["param"]) == (404, "lora_path")
+        assert str(tmp_path / "none") in gone.text
         for status in (200, 400):  # the second time the name is taken
             answer = await one.client.post("/v1/load_lora_adapter", json=load)
             assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["param"] == "lora_name"
         assert await one.model.adapters() == ["new"]
         later = await one.add()  # takes over what was asked for
         for server in one.servers.values():

@@ -235,17 +235,25 @@ def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
     return next((row.values for row in rows if row.values is not None), None)
 
 
-def check_column(column: str, known: Iterable[str] | None, field: str) -> None:
+def check_column(column: str, known: Iterable[str] | None, field: str, *, hint: str = "") -> None:
     """Raise `ConfigError` for the option `field` if the data has not the column that it names.
-    `known` are those that it has; None: nobody can tell.
+    `known` are those that it has; None: nobody can tell. `hint` takes the place of the nearest one.
     """
     if known is not None and column not in (names := list(known)):
         raise ConfigError(
             f"the data has no column '{column}'",
             field=field,
             value=column,
-            hint=nearest(column, names),
+            hint=hint or _other_separator(column, names) or nearest(column, names),
         )
+
+
+def _other_separator(column: str, names: Sequence[str]) -> str:
+    """What may be wrong with a CSV file whose header had no comma; empty: nothing."""
+    for mark, name in ((";", "';'"), ("\t", "a tab"), ("|", "'|'")):
+        if len(names) == 1 and column in (part.strip() for part in names[0].split(mark)):
+            return f"The separator looks like {name}: columns of CSV files are parted by commas"
+    return ""
 
 
 def twice_in(names: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
-from penstock.errors import ConfigError, RequestError, UnsupportedError, nearest
+from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.openai.image_parts import IMAGE_PARTS, given_in, name_of, part_with, with_images
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
@@ -406,10 +406,8 @@ class Template:
         known = list(columns)
         for column in self.columns:
             if column not in known and (complete or '"' in column):
-                hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
-                raise ConfigError(
-                    f"the data has no column '{column}'", field=self._field, value=column, hint=hint
-                )
+                hint = _DOUBLE if _JSON_MARKS.intersection(column) else ""
+                check_column(column, known, self._field, hint=hint)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row. Raises `RequestError` if the row lacks a column."""

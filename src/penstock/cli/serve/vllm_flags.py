@@ -30,7 +30,10 @@ _REFUSED = {
     "--api-server-count": "one process serves; --runtime ray has several",
     "--data-parallel-backend": "a cluster is served with --runtime ray",
     "--response-role": "answers are the assistant's",
-    "--return-tokens-as-token-ids": "POST /tokenize gives ids",
+    "--enable-force-include-usage": "clients ask by stream_options.include_usage",
+    "--sse-keep-alive-interval": "set it at the proxy in front of the server",
+    "--fingerprint-mode": "answers have no system_fingerprint",
+    "--enable-log-outputs": "the console keeps what requests say, if it is told to",
     "--enable-ssl-refresh": "restart the server after a change of its certificates",
     "--ssl-ciphers": "put a proxy in front of the server",
     "--disable-fastapi-docs": "keys protect /docs and /openapi.json: --api-key",
@@ -149,7 +152,10 @@ _ENGINE: dict[Any, tuple[str, ...]] = {
         "--chat-template",
         "--chat-template-content-format",
         "--tool-call-parser",
+        "--tool-parser-plugin",
+        "--tool-strict-level",
         "--reasoning-parser",
+        "--reasoning-parser-plugin",
         "--generation-config",
         "--runner",
         "--convert",
@@ -176,6 +182,9 @@ _ENGINE: dict[Any, tuple[str, ...]] = {
         "--enable-expert-parallel",
         "--enable-sleep-mode",
         "--async-scheduling",
+        "--exclude-tools-when-tool-choice-none",
+        "--return-tokens-as-token-ids",
+        "--trust-request-mm-kwargs",
     ),
 }
 ENGINE_OPTIONS = tuple(
@@ -231,7 +240,11 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "runner": ("auto",),
     "convert": ("auto",),
     "scheduling_policy": ("fcfs",),
-    "generation_config": ("auto", "vllm"),
+    "generation_config": ("vllm",),
+    "exclude_tools_when_tool_choice_none": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "tool_strict_level": ("auto",),
+    "trust_request_mm_kwargs": (False,),
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
@@ -247,6 +260,10 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 """Values that ask an engine without the option for what it does anyway."""
 _HINTS = {
     "gpu_memory_utilization": "--kv-cache-memory-bytes bounds the cache.",
+    "generation_config": (
+        "A request that states no sampling parameter gets OpenAI's default; vllm says so."
+    ),
+    "return_tokens_as_token_ids": "return_token_ids of a request gives the ids.",
     "seed": "Requests carry seeds; --deterministic makes the others repeatable.",
     "quantization": "A model is quantized when it is converted.",
     "dtype": "It is float32, float16, bfloat16 or auto here.",

@@ -235,5 +235,8 @@ _PLACE = re.compile(r"^(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|cpp|hpp|h):\d+: ")
 
 def reason_of(error: BaseException) -> str:
     """The reason of an exception of OpenVINO: the last of its lines, without the place in C++."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    if isinstance(error, UnicodeDecodeError):  # of its text, which was cut within a character
+        text = error.object.decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return _PLACE.sub("", lines[-1]) if lines else type(error).__name__

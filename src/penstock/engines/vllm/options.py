@@ -273,7 +273,23 @@ def _fields(file: Path, classes: tuple[str, ...]) -> frozenset[str]:
 
 _LOGS = "Penstock's own logs are set by its log level."
 _VLLM_ONLY = "Only vLLM's own server has that endpoint."
-_REFUSED: Mapping[str, tuple[Any, str]] = {
+HONOURED = frozenset(
+    {
+        *("chat_template", "chat_template_content_format", "default_chat_template_kwargs"),
+        *("tool_call_parser", "tool_parser_plugin", "tool_strict_level"),
+        *("enable_auto_tool_choice", "exclude_tools_when_tool_choice_none"),
+        *("return_tokens_as_token_ids", "trust_request_mm_kwargs"),
+    }
+)
+"""Arguments of vLLM's server that do here what they do there."""
+HARMLESS = frozenset(
+    {
+        *("enable_prompt_tokens_details", "enable_tokenizer_info_endpoint"),
+        *("enable_server_load_tracking", "enable_log_deltas"),
+    }
+)
+"""Those that ask for what is so anyway, or is of no consequence here."""
+REFUSED: Mapping[str, tuple[Any, str]] = {
     "lora_modules": (None, "Name adapters by lora_config or `adapters`."),
     "response_role": ("assistant", "Answers have the role 'assistant'."),
     "trust_request_chat_template": (False, "Set trust_request_chat_template of the server."),
@@ -281,9 +297,10 @@ _REFUSED: Mapping[str, tuple[Any, str]] = {
     "tool_server": (None, "Tools run in the client."),
     "sse_keep_alive_interval": (0, "Set it at the proxy in front of Penstock."),
     "enable_per_request_metrics": (False, "Penstock's /metrics has the times of requests."),
-    "enable_server_load_tracking": (False, "Penstock's /metrics has the load."),
     "enable_log_outputs": (False, _LOGS),
     "max_log_len": (None, _LOGS),
+    "log_config_file": (None, _LOGS),
+    "log_error_stack": (False, _LOGS),
     "enable_scale_out": (False, _VLLM_ONLY),
     "tokens_only": (False, _VLLM_ONLY),
     "cohere_is_reasoning_model": (True, _VLLM_ONLY),
@@ -292,15 +309,18 @@ _REFUSED: Mapping[str, tuple[Any, str]] = {
     "fingerprint_mode": ("full", "Answers have no system_fingerprint of vLLM's."),
     "fingerprint_value": (None, "Answers have no system_fingerprint of vLLM's."),
 }
-"""Argument → its default in vLLM, which is taken, and what to do instead."""
+"""Argument → its default in vLLM, which is taken, and what to do instead. One that is in no table
+is refused as well.
+"""
 _NEED_A_PARSER = {"tool_parser_plugin": "", "tool_strict_level": "auto"}
 """Arguments that change what a tool parser does, with their defaults."""
 
 
 def check_server_options(given: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for an argument of vLLM's server that would be dropped."""
-    for name, (default, instead) in _REFUSED.items():
-        if given.get(name, default) not in (default, None):
+    for name in given.keys() - HONOURED - HARMLESS:
+        default, instead = REFUSED.get(name, (None, ""))
+        if given[name] not in (default, None):
             raise ConfigError(
                 "is an argument of vLLM's own server, and has no effect here",
                 field=f"engine_kwargs.{name}",

@@ -127,6 +127,7 @@ _ITEM_PARTS = Shape(
         ),
     }
 )
+_THOUGHT = _shape("type text")
 _OUTPUT = _shape("type call_id", f"{_OF_ITEMS} name caller namespace", output=_ITEM_PARTS)
 _ITEM = Shape(
     kinds={
@@ -137,9 +138,14 @@ _ITEM = Shape(
         "custom_tool_call": _shape("type call_id name input", f"{_OF_ITEMS} caller namespace"),
         "function_call_output": _OUTPUT,
         "custom_tool_call_output": _OUTPUT,
-        "reasoning": _shape("type content summary", f"{_OF_ITEMS} encrypted_content"),
+        "reasoning": _shape(
+            "type", f"{_OF_ITEMS} encrypted_content", content=_THOUGHT, summary=_THOUGHT
+        ),
     },
     kind="message",
+)
+_ASKED = Shape(
+    kinds={"message": _shape("type role status content", f"{_OF_ITEMS} phase")}, kind="message"
 )
 _ITEM_TOOL = Shape(
     kinds={
@@ -202,6 +208,9 @@ INSIDE: Mapping[str, Mapping[str, Shape]] = {
         "text": _shape("verbosity", format=_FORMAT),
         "conversation": _shape("id"),
     },
+    "DecisionBody": {"input": _ASKED},
+    "ConversationBody": {"items": _ITEM},
+    "ConversationItems": {"items": _ITEM},
     "MessageBody": {
         "messages": _shape("role", content=_BLOCK),
         "system": Shape(kinds={"text": _TEXT_BLOCK}),
@@ -211,6 +220,10 @@ INSIDE: Mapping[str, Mapping[str, Shape]] = {
     },
 }
 """Form → field → the shape of its object, or of each in its list."""
+
+
+_TEXTS = frozenset({"type", "role", "name", "id", "call_id", "tool_call_id", "tool_use_id", "mode"})
+"""Keys whose values are texts, wherever they stand. Those who read them rely on it."""
 
 
 def check_inside(form: type[Struct], body: Mapping[str, Any]) -> None:
@@ -228,9 +241,12 @@ def _check(shape: Shape, given: Any, place: str) -> None:
             if isinstance(one, Mapping):
                 _check(shape, one, f"{place}[{number}]")
         return
+    for key in _TEXTS & given.keys():
+        if not isinstance(given[key], str | None) and (shape.kinds or key in shape.keys):
+            raise RequestError(f"{place}.{key} must be text", param=f"{place}.{key}")
     if shape.kinds:
         kind = given.get("type") or shape.kind
-        known = isinstance(kind, str) and kind in shape.kinds
+        known = kind in shape.kinds
         if kind and not known and shape.closed:
             raise _unknown_kind(kind, shape.kinds, f"{place}.type")
         found = shape.kinds[kind] if known else None

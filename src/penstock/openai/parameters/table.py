@@ -18,6 +18,7 @@ from penstock.openai.parameters.engine import DEFAULTS, EngineParameters
 One = TypeVar("One")
 Verdict = Literal["honoured", "harmless", "refused"]
 _CACHE = "prefixes are cached by content"
+_GREEDY = "transcriptions are greedy"
 _USER = {"user": "for the provider's records"}
 _SHARED = {"request_id": "the header `x-request-id` names a request"}
 _GENERATING = {
@@ -59,6 +60,13 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "ClassifyBody": {**_SHARED, **_USER},
     "PoolingBody": {**_SHARED, **_USER},
     "SpeechBody": {},
+    "TranscriptionBody": {
+        "min_p": _GREEDY,
+        "seed": _GREEDY,
+        "top_k": _GREEDY,
+        "top_p": _GREEDY,
+        "stream_include_usage": "the last event has the usage always",
+    },
     "TokenizeBody": _USER,
     "DetokenizeBody": {},
     "MessageBody": {
@@ -84,7 +92,7 @@ _POOLING: dict[str, tuple[Any, ...]] = {
     "priority": (0,),
     "truncate_prompt_tokens": _NOTHING,
     "truncation_side": _NOTHING,
-    "use_activation": _NOTHING,
+    "use_activation": (),  # false asks for raw numbers
 }
 _TEXTS: dict[str, tuple[Any, ...]] = {
     **_POOLING,
@@ -126,6 +134,24 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ClassifyBody": _TEXTS,
     "ScoreBody": _PAIRS,
     "RerankBody": _PAIRS,
+    "TranscriptionBody": {
+        "chunking_strategy": _NOTHING,
+        "frequency_penalty": (0,),
+        "include": _NOTHING,
+        "include_stop_str_in_output": (False,),
+        "keywords": _NOTHING,
+        "known_speaker_names": _NOTHING,
+        "known_speaker_references": _NOTHING,
+        "languages": _NOTHING,
+        "length_penalty": (1,),
+        "n": (1,),
+        "presence_penalty": (0,),
+        "repetition_penalty": (1,),
+        "stream_continuous_usage_stats": (False,),
+        "use_beam_search": (False,),
+        "vllm_xargs": _NOTHING,
+        "watermarking": _NOTHING,
+    },
     "TokenizeBody": {"media_io_kwargs": _NOTHING, "mm_processor_kwargs": _NOTHING},
     "ResponseBody": {
         **_PROCESSED_MEDIA,
@@ -172,6 +198,8 @@ ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "truncation": ("disabled",),
     },
     "SpeechBody": {"instructions": ("",), "stream_format": ("audio",)},
+    "TranslationBody": {"temperature": (0,), "to_language": ("en",)},
+    "TranscriptionBody": {"temperature": (0,), "to_language": ()},
     "MessageBody": {
         **_NOWHERE,
         "return_token_ids": (False,),  # nor has a message
@@ -229,5 +257,8 @@ def _refusal(name: str, values: tuple[Any, ...]) -> RequestError:
 
 
 def _in_words(values: tuple[Any, ...]) -> str:
-    words = (str(one).lower() if isinstance(one, bool) else repr(one) for one in values)
+    words = (
+        str(one).lower() if isinstance(one, bool) else repr(one) if one != "" else '`""`'
+        for one in values
+    )
     return " and ".join(words).replace("'", "`")

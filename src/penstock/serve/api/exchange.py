@@ -382,8 +382,15 @@ def check_template(template: str | None, exchange: Exchange) -> None:
         )
 
 
+_MADE = ("messages", "questions")
+
+
 def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
-    """The error with the names that the request's body has: the same object if it has them."""
+    """The error with the names that the request's body has: the same object if it has them.
+
+    A place within messages (or questions) that were made of the body is none in the body: it is
+    left out.
+    """
     names: dict[str, str] = getattr(body, "names", {})
     given = error.param
     if given is None and isinstance(error, ContextLengthError):
@@ -391,11 +398,14 @@ def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
     if given is None:
         return error
     name, end = re.match(r"([^.\[]*)(.*)", given, re.DOTALL).groups()  # type: ignore[union-attr]
-    named = names.get(name, name) + end
+    made = name in _MADE and name in names
+    named = names[name] if made else names.get(name, name) + end
     if named == error.param:
         return error
     shown = copy(error)
     shown.param = named
-    if name in names and "_" in name:  # others are words of plain text, too
+    if made:
+        shown.args = (re.sub(rf"\b{name}\[\d+\]|^{name}(?=:)", named, str(error)),)
+    elif name in names and "_" in name:  # others are words of plain text, too
         shown.args = (re.sub(rf"\b{name}\b", names[name], str(error)),)
     return shown

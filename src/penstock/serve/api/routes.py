@@ -70,7 +70,7 @@ async def invocations(exchange: Exchange) -> Response:
     """
     body: Any = decode_body(await exchange.read_json(), Any)
     for name, form, answer in _SHAPES:
-        if isinstance(body, dict) and name in body:
+        if isinstance(body, dict) and body.get(name) is not None:
             try:
                 return await answer(exchange, parse_body(form, body))
             except UnsupportedError:
@@ -134,7 +134,7 @@ class Endpoint(Struct, frozen=True):
 
 _PAGE = ("limit", "order", "after")
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/v1/models", site.list_models),
+    Endpoint("GET", "/v1/models", site.list_models, query=("limit", "after_id", "before_id")),
     Endpoint("GET", "/v1/models/{id:path}", site.show_model),
     Endpoint("POST", "/v1/chat/completions", generation.chat_completions, ChatBody, runs=True),
     Endpoint("POST", "/v1/completions", generation.completions, CompletionBody, runs=True),

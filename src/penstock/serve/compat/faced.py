@@ -74,7 +74,7 @@ class FacedModel(ModelView):
         except UnsupportedError:
             raise
         except PenstockError as error:
-            return [control_failure(replica, error.kind, str(error))]
+            return [control_failure(replica, error.kind, str(error), error.param)]
         return [{"replica": replica, "ok": True, "result": result}]
 
     async def _face(self) -> Any:

@@ -38,9 +38,10 @@ class NoOptions(Struct, frozen=True):
 
 
 class SleepOptions(Struct, frozen=True):
-    """`level` is the engine's. "wait" lets requests under way finish, "abort" ends them."""
+    """`level` is vLLM's: 0 keeps all memory, 1 the weights in the CPU's, 2 nothing; other engines
+    always free all. "wait" lets requests under way finish, "abort" ends them."""
 
-    level: Annotated[int, Meta(ge=0)] = 1
+    level: Annotated[int, Meta(ge=0, le=2)] = 1
     mode: Literal["wait", "abort"] = "wait"
 
 
@@ -304,10 +305,15 @@ async def control_result(
     except UnsupportedError:
         raise
     except PenstockError as error:
-        return control_failure(replica, error.kind, str(error))
+        return control_failure(replica, error.kind, str(error), error.param)
     return {"replica": replica, "ok": True, "result": result}
 
 
-def control_failure(replica: str, kind: str, message: str) -> dict[str, Any]:
-    """The result of a replica that did not do it."""
-    return {"replica": replica, "ok": False, "error": {"type": kind, "message": message}}
+def control_failure(
+    replica: str, kind: str, message: str, param: str | None = None
+) -> dict[str, Any]:
+    """The result of a replica that did not do it. `param` is the option that is to blame."""
+    error = {"type": kind, "message": message}
+    if param is not None:
+        error["param"] = param
+    return {"replica": replica, "ok": False, "error": error}

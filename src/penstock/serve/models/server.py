@@ -26,6 +26,7 @@ from penstock.errors import (
     ConfigError,
     EngineDeadError,
     EngineStartError,
+    ModelNotFoundError,
     PenstockError,
     RequestError,
     UnavailableError,
@@ -290,7 +291,12 @@ class LLMServer(Tasks, ControlPlane):
             )
         self.store.put(lora_name, lora_path)
         try:
-            version = await self.store.fetch(lora_name)
+            try:
+                version = await self.store.fetch(lora_name)
+            except ModelNotFoundError:
+                raise ModelNotFoundError(
+                    f"there is no adapter at '{lora_path}'", param="lora_path"
+                ) from None
             if self.supervisor.phase == "ready":
                 generation = self.supervisor.generation
                 try:

@@ -255,7 +255,7 @@ class RemoteModel(ModelHandle):
         error = error_of(text)
         if isinstance(error, UnsupportedError):
             raise error
-        return control_failure(info.id, error.kind, str(error))
+        return control_failure(info.id, error.kind, str(error), error.param)
 
 
 class CompleteAnswers(Tasks):

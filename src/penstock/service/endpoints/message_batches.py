@@ -41,14 +41,14 @@ _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _UNANSWERED = {BatchCancelledError.kind: "canceled", BatchExpiredError.kind: "expired"}
 
 
-class MessageRequest(Struct, kw_only=True):
+class MessageRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """One message of a batch. `params` is the body of a request to `/v1/messages`."""
 
     custom_id: str
     params: msgspec.Raw
 
 
-class MessageBatchBody(Struct, kw_only=True):
+class MessageBatchBody(Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /v1/messages/batches`."""
 
     requests: list[MessageRequest]

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import penstock
 from penstock.config import masked
-from penstock.errors import RequestError, by_kind
+from penstock.errors import RequestError, UnsupportedError, by_kind
 from penstock.openai.requests import parse_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import decode_body
@@ -86,6 +86,7 @@ class LoadAdapterBody(Struct, kw_only=True):
     lora_name: str
     lora_path: str
     load_inplace: bool = False
+    is_3d_lora_weight: bool = False
     model: str = ""
 
 
@@ -99,6 +100,8 @@ class UnloadAdapterBody(Struct, kw_only=True):
 
 async def load_adapter(exchange: Exchange, body: LoadAdapterBody) -> Response:
     """Give a model another LoRA adapter."""
+    if body.is_3d_lora_weight:
+        raise UnsupportedError("is_3d_lora_weight is not supported", param="is_3d_lora_weight")
     options = {
         "lora_name": body.lora_name,
         "lora_path": body.lora_path,
@@ -172,7 +175,7 @@ async def _done(exchange: Exchange, method: str, model: str, options: dict[str, 
     for result in results:
         if not result["ok"]:
             error = result["error"]
-            raise by_kind(error["type"], error["message"])
+            raise by_kind(error["type"], error["message"], error.get("param"))
 
 
 def _value(text: str) -> Any:

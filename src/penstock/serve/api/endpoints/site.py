@@ -10,13 +10,27 @@ from starlette.responses import HTMLResponse, Response
 
 import penstock
 from penstock.errors import ModelNotFoundError, ShuttingDownError, UnavailableError
-from penstock.serve.api.errors import without_paths
+from penstock.openai.messages_api import model_info, model_page
+from penstock.serve.api.errors import is_anthropic, without_paths
 from penstock.serve.api.exchange import Exchange
 
 
 async def list_models(exchange: Exchange) -> Response:
-    """Every model and adapter, and what it is doing now."""
+    """Every model and adapter, and what it is doing now.
+
+    Anthropic's clients get pages in their form (`limit`, `after_id`, `before_id`).
+    """
     cards = await exchange.ingress.models.cards()
+    if is_anthropic(exchange.request.scope):
+        query = exchange.request.query_params
+        limit = query.get("limit", "20")
+        page = model_page(
+            cards,
+            limit=int(limit) if limit.isascii() and limit.isdecimal() and len(limit) < 9 else 0,
+            after=query.get("after_id", ""),
+            before=query.get("before_id", ""),
+        )
+        return exchange.json(page)
     return exchange.json(
         {"object": "list", "data": [_visible_card(exchange, card) for card in cards]}
     )
@@ -25,6 +39,8 @@ async def list_models(exchange: Exchange) -> Response:
 async def show_model(exchange: Exchange) -> Response:
     """Show one model or adapter."""
     card = await exchange.ingress.models.card(exchange.request.path_params["id"])
+    if is_anthropic(exchange.request.scope):
+        return exchange.json(model_info(card))
     return exchange.json(_visible_card(exchange, card))
 
 

@@ -12,14 +12,15 @@ from starlette.responses import PlainTextResponse, Response
 from penstock.engines.media.audio_files import CONTENT_TYPES, audio_file, check_form
 from penstock.engines.media.transcripts import window_listener
 from penstock.engines.tasks import Batches
-from penstock.errors import (
-    ContentTypeError,
-    MissingExtraError,
-    RequestError,
-    UnsupportedError,
-    nearest,
+from penstock.errors import ContentTypeError, MissingExtraError, RequestError, UnsupportedError
+from penstock.openai.audio import (
+    SpeechBody,
+    TranscriptFramer,
+    TranscriptionBody,
+    TranslationBody,
+    as_values,
 )
-from penstock.openai.audio import SpeechBody, TranscriptFramer
+from penstock.openai.requests import parse_body
 from penstock.openai.responses import (
     TIMED_FORMATS,
     TRANSCRIPT_FORMATS,
@@ -41,6 +42,7 @@ FORM: dict[str, Any] = {
         "language": {"type": "string"},
         "response_format": {"enum": list(TRANSCRIPT_FORMATS)},
         "max_tokens": {"type": "integer", "minimum": 1},
+        "max_completion_tokens": {"type": "integer", "minimum": 1},
         "prompt": {"type": "string"},
         "hotwords": {"type": "string"},
         "stream": {"type": "boolean"},
@@ -49,15 +51,14 @@ FORM: dict[str, Any] = {
 }
 """The JSON Schema of the multipart form, for the API's description."""
 _GRANULARITIES = "timestamp_granularities[]"
-_MOST_FIELDS = 20
-_FIELDS = {*FORM["properties"], "temperature"}
+_MOST_FIELDS = 40
 
 
 async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
     form = await _form(exchange)
     try:
-        return await _answer(exchange, form, "transcribe")
+        return await _answer(exchange, _body(form, TranscriptionBody), "transcribe")
     finally:
         await form.close()
 
@@ -66,11 +67,16 @@ async def translations(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file in English, whatever its language."""
     form = await _form(exchange)
     try:
-        if _text(form, "to_language") not in ("", "en"):
-            raise UnsupportedError("speech is translated to English only", param="to_language")
-        return await _answer(exchange, form, "translate")
+        return await _answer(exchange, _body(form, TranslationBody), "translate")
     finally:
         await form.close()
+
+
+def _body(form: FormData, kind: type[TranscriptionBody]) -> TranscriptionBody:
+    body = parse_body(kind, as_values(form.multi_items()))
+    if not isinstance(body.file, UploadFile):
+        raise RequestError("file is missing", param="file")
+    return body
 
 
 async def speech(exchange: Exchange, body: SpeechBody) -> Response:
@@ -89,35 +95,27 @@ async def speech(exchange: Exchange, body: SpeechBody) -> Response:
 
 
 async def _answer(
-    exchange: Exchange, form: FormData, task: Literal["transcribe", "translate"]
+    exchange: Exchange, body: TranscriptionBody, task: Literal["transcribe", "translate"]
 ) -> Response:
-    for name in form:
-        if name not in _FIELDS and (name, task) != ("to_language", "translate"):
-            raise RequestError(f"unknown parameter '{name[:100]}'", param=name[:100])
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        raise RequestError("file is missing", param="file")
-    target = await exchange.target(_text(form, "model"))
-    shape = _text(form, "response_format") or "json"
-    if shape not in TRANSCRIPT_FORMATS:
-        hint = nearest(shape[:50], TRANSCRIPT_FORMATS)
+    target = await exchange.target(body.model)
+    shape, words = body.response_format, "word" in body.timestamp_granularities
+    if words and shape != "verbose_json":
         raise RequestError(
-            f"unknown response_format '{shape[:50]}'. {hint}", param="response_format"
+            "times of words come with response_format verbose_json", param=_GRANULARITIES
         )
-    _check_unsupported(form)
-    timed, words = shape in TIMED_FORMATS, _wants_words(form, shape)
+    timed = shape in TIMED_FORMATS
     request = TranscriptionRequest(
-        await upload.read(),
-        language=_text(form, "language") or None,
+        await body.file.read(),
+        language=body.language,
         task=task,
-        max_tokens=_max_tokens(form),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
         request_id=exchange.answer_id,
         timestamps=timed,
         words=words,
-        prompt=_text(form, "prompt"),
-        hotwords=_text(form, "hotwords"),
+        prompt=body.prompt,
+        hotwords=body.hotwords,
     )
-    if _wants_stream(form):
+    if body.stream:
         if timed:
             raise UnsupportedError(
                 f"a stream has text only: response_format '{shape}' comes whole", param="stream"
@@ -136,34 +134,8 @@ async def _answer(
             param="response_format",
         )
     if shape == "verbose_json":
-        return exchange.json(verbose_transcription(result, result.segments))
+        return exchange.json(verbose_transcription(result, result.segments, task))
     return PlainTextResponse(subtitles(result.segments, shape))
-
-
-def _check_unsupported(form: FormData) -> None:
-    """Refuse parameters that would otherwise be ignored silently."""
-    if _text(form, "temperature") not in ("", "0", "0.0"):
-        raise UnsupportedError(
-            "transcriptions are greedy: temperature can only be 0", param="temperature"
-        )
-
-
-def _wants_stream(form: FormData) -> bool:
-    text = _text(form, "stream").lower()
-    if text not in ("", "true", "1", "false", "0"):
-        raise RequestError(f"must be true or false, not '{text[:50]}'", param="stream")
-    return text in ("true", "1")
-
-
-def _wants_words(form: FormData, shape: str) -> bool:
-    wanted = set(form.getlist(_GRANULARITIES))
-    if wanted - {"segment", "word"}:
-        raise RequestError("must be segment or word", param=_GRANULARITIES)
-    if "word" in wanted and shape != "verbose_json":
-        raise RequestError(
-            "times of words come with response_format verbose_json", param=_GRANULARITIES
-        )
-    return "word" in wanted
 
 
 async def _streamed(handle: ModelHandle, request: TranscriptionRequest) -> Batches:
@@ -225,19 +197,3 @@ async def _form(exchange: Exchange) -> FormData:
             "the multipart form cannot be read: it must be whole, with at most one file and"
             f" {_MOST_FIELDS} fields"
         ) from None
-
-
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name, "")
-    if not isinstance(value, str):
-        raise RequestError(f"{name} must be a text", param=name)
-    return value
-
-
-def _max_tokens(form: FormData) -> int | None:
-    text = _text(form, "max_tokens")
-    if not text:
-        return None
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:12]) < 2**31:
-        raise RequestError("max_tokens must be a positive whole number", param="max_tokens")
-    return int(text[:12])
