@@ -142,9 +142,9 @@ def write(peer: str, rows: list[str], rounds: int) -> None:
         ]
     )
     page = PAGE.read_text()
-    begin, end = f"<!-- {peer} -->\n", f"\n<!-- /{peer} -->"
+    begin, end = f"<!-- {peer} -->\n", f"<!-- /{peer} -->"
     head, _, rest = page.partition(begin)
-    PAGE.write_text(f"{head}{begin}{text}{end}{rest.partition(end)[2]}")
+    PAGE.write_text(f"{head}{begin}{text}\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> int:

@@ -555,3 +555,14 @@ async def test_equal_rows_of_one_that_ends_while_draining_are_kept(make_engine, 
     engine.gate.set()
     assert (await job).counts.ok == 7
     assert engine.asked == ["same", "other"]
+
+
+@pytest.mark.usefixtures("concluded_later")
+async def test_the_last_row_concluded_opens_the_next_window(make_engine, monkeypatch):
+    """While rows are concluded no window opens beyond the bound; their end must open it."""
+    monkeypatch.setattr(flow, "MAX_ROWS", 4)
+    waits_for = {"id": 64, "text": "other"}  # those behind it are done, and wait for it
+    source = [*rows(*["same"] * 64), waits_for, *({"id": 65 + n} for n in range(40))]
+    async with asyncio.timeout(60):
+        result = await ask(source, make_engine(concurrency=1))
+    assert (result.counts.ok, result.counts.rows) == (65, 105)

@@ -112,3 +112,13 @@ async def test_a_key_that_stands_twice_in_a_message(service):
         answer = await client.post("/v1/messages/batches", content=body, headers=headers)
     assert answer.status_code == 400
     assert "requests.1.params: the key 'content' stands twice" in answer.text
+
+
+async def test_bytes_that_are_no_text_in_a_message(service):
+    body = json.dumps({"requests": [asked("a")]}).encode()
+    body = body.replace(b'"content": "a"', b'"content": "\xff"')
+    headers = {"content-type": "application/json"}
+    async with service.http() as client:
+        answer = await client.post("/v1/messages/batches", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "UTF-8" in answer.text

@@ -253,7 +253,7 @@ class Flow:
             self._keys.mark(row)
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
         if record is not None:
-            if record.key != digest_key(row.digest):
+            if failure is None and record.key != digest_key(row.digest):
                 raise other_rows(row.index)
             self._counts.resumed += 1
             if row.shareable and record.outcome.error is None and not self._form.concludes:
@@ -441,13 +441,16 @@ class Flow:
         else:
             task = asyncio.ensure_future(self._conclude_later(row, concluded))
             self._concluding.add(task)
-            task.add_done_callback(self._concluding.discard)
+            task.add_done_callback(self._concluded)
 
     async def _conclude_later(self, row: Row, concluded: Awaitable[Outcome]) -> None:
         try:
             self._finish(row, await concluded)
         except Exception as error:
             self.stop(error)
+
+    def _concluded(self, task: asyncio.Task[None]) -> None:
+        self._concluding.discard(task)
         self._admit()
 
     def _finish(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> None:

@@ -451,13 +451,12 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **options: Any) -> None:
     """Read INPUT, run a few of its rows, and predict `penstock run`: rows that fail before the
     model sees them, duplicates, rows too long for the model, tokens, and the time at the measured
-    speed. With --incremental, also the rows whose answers are kept. Writes nothing.
+    speed. With --incremental, also the rows whose answers are kept. Checks the output's place, and
+    writes nothing.
     """
     from penstock.batch.job.forecast import described
     from penstock.batch.job.job import Job
 
-    if options["output"] is not None and not options["incremental"]:
-        raise ConfigError("is for an incremental job", field="output", value=options["output"])
     options["model"] = _models(options.pop("cascade"), options["model"])
     job = Job(source, engine_kwargs=json_object(engine_kwargs, "engine_kwargs"), **options)
     with interruptible():

@@ -94,7 +94,7 @@ class TestFaults:
             ([1e5, 0.0], "float16", "numbers that float16 does not hold"),
             ([1e39, 0.0], "float32", "numbers that float32 does not hold"),
             ([float("nan"), 0.0], "int8", "numbers that int8 does not hold"),
-            ([1.0, 0.0, 0.0], "float32", "3 numbers, and others 2"),
+            ([1.0, 0.0, 0.0], "float32", "3 numbers; others have 2"),
         ],
     )
     def test_a_vector_that_does_not_fit_is_an_error_row(

@@ -105,6 +105,8 @@ def _cache(
             "on_length": job.on_length,
             "on_invalid_json": job.on_invalid_json,
             "decide": None if deciding is None else deciding.identity(),
+            # An outcome holds numbers of that type.
+            **({} if job.embed is None else {"vector_type": job.vector_type or "float32"}),
         },
         most_bytes=(job.cache_mb or 10240) << 20,
         days=30 if job.cache_days is None else job.cache_days,

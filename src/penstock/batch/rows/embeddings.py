@@ -57,8 +57,7 @@ class ColumnVectors(ColumnRequests):
         self._width = dimensions or 0
         self._type = vector_type
         self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
-        named = (self.kind, self._asked, vector_type)  # an outcome holds numbers of that type
-        self._digest = blake2b(self._encode(named), digest_size=16)
+        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
@@ -75,7 +74,8 @@ class ColumnVectors(ColumnRequests):
         vector = found.vectors[0]
         self._width = self._width or len(vector)
         if len(vector) != self._width:
-            raise RequestError(f"the vector has {len(vector)} numbers, and others {self._width}")
+            wanted = "dimensions asks for" if self._asked.dimensions else "others have"
+            raise RequestError(f"the vector has {len(vector)} numbers; {wanted} {self._width}")
         packed = pack(vector, self._type)
         return Outcome(response=b64encode(packed).decode(), usage=found.usage)
 

@@ -244,7 +244,11 @@ def _check(body: MessageBatchBody, most: int) -> str:
         where = f"requests.{number}.params"
         if not bytes(one.params).lstrip().startswith(b"{"):
             raise RequestError(f"{where}: must be an object", param=where)
-        if (key := repeated_key(bytes(one.params))) is not None:
+        try:
+            key = repeated_key(bytes(one.params))
+        except UnicodeDecodeError:
+            raise RequestError(f"{where}: is not UTF-8", param=where) from None
+        if key is not None:
             raise RequestError(f"{where}: the key '{key[:100]}' stands twice", param=where)
     try:
         return msgspec.json.decode(body.requests[0].params, type=_Model).model
