@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, closing
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from penstock import env
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
 from penstock.engines.base import Capabilities, LLMEngine
@@ -45,6 +47,7 @@ from penstock.types import ChatRequest, CompletionRequest, Delta
 
 DESCRIBE_S = 5.0
 """Seconds that the first request to a model without a replica waits for what describes it."""
+_log = logging.getLogger(__name__)
 
 
 class RemoteModel(ModelHandle):
@@ -166,14 +169,16 @@ class RemoteModel(ModelHandle):
     @cached_property
     def _idle_engine(self) -> LLMEngine | None:
         """An engine as the replicas run, which is never started: it knows what the files that are
-        here too say. None behind a user's own server, which may answer what its engine does not.
+        here too say. None for a user's own, which may need a GPU to be made, and behind a user's
+        own server, which may answer what its engine does not.
         """
-        if has_own_server(self.config):
+        if env.engine_cls() is not None:
             return None
         try:
-            return make_engine(self.config)
-        except (PenstockError, OSError):
-            return None  # what its options need may be on the replicas' machines alone
+            return None if has_own_server(self.config) else make_engine(self.config)
+        except Exception as error:  # what its options need may be on the replicas' machines alone
+            _log.info("nothing is known of '%s' before it is loaded: %s", self.model_id, error)
+            return None
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
