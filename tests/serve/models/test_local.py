@@ -10,13 +10,19 @@ import pytest
 from penstock.engines.base import engine_class
 from penstock.engines.openvino.logits.second_copy import SecondCopy
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, EngineStartError, OverloadedError, UnavailableError
+from penstock.errors import (
+    ConfigError,
+    EngineStartError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import read_args
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.models.memory import MemoryBudget, memory_estimate, model_size
 from penstock.serve.models.server import LLMServer
-from penstock.types import ChatRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 ASK = ChatRequest([{"role": "user", "content": "Hello"}], Sampling(temperature=0.0))
 
@@ -292,6 +298,14 @@ class OtherServer(LLMServer):
 async def test_the_server_class_may_be_another(build):
     handle = build(LLMConfig.from_dict({**_fields(config("a")), "server_cls": OtherServer}))["a"]
     assert type(handle.server) is OtherServer
+
+
+async def test_a_server_of_a_users_own_judges_its_requests_itself(build):
+    given = {**_fields(config("a")), "server_cls": OtherServer}
+    beyond = CompletionRequest([1 << 40])
+    await build(LLMConfig.from_dict(given))["a"].check_before_load("completions", beyond)
+    with pytest.raises(RequestError, match="token ids"):
+        await build(config("b"))["b"].check_before_load("completions", beyond)
 
 
 def _fields(one):
