@@ -421,6 +421,36 @@ async def test_a_request_does_not_wait_for_memory_that_waits_for_its_end(build, 
     await other.aclose()
 
 
+async def test_a_request_waits_for_memory_that_is_about_to_be_free(build, monkeypatch):
+    ends = asyncio.Event()
+
+    class Slow(Watched):
+        """Takes its time to stop."""
+
+        async def stop(self):
+            await ends.wait()
+            await super().stop()
+
+    monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: Slow)
+    handles = build(*(config(name, memory=60) for name in "ab"), memory_budget_bytes=120)
+    budget = handles["a"]._budget
+    for handle in handles.values():
+        await ask(handle)
+    busy = handles["a"].chat(ASK)
+    await anext(busy)
+    leaving = asyncio.create_task(handles["b"].unload())
+    await settle()
+    beside = SecondCopy(settle)
+    making = asyncio.create_task(budget.make_room(beside, 40))
+    await settle()
+    assert (states(handles)["b"], making.done()) == ("cold", False)
+    ends.set()
+    assert await making
+    budget.release(beside)
+    await leaving
+    await busy.aclose()
+
+
 def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):
     side = {
         "model_loading_config": {"model_id": "m", "model_source": "simulated"},

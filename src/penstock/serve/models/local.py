@@ -158,7 +158,8 @@ class LocalModel(ModelHandle):
 
     async def unload(self) -> None:
         """Free what the model holds. The next request loads it again."""
-        await self.server.unload()
+        with self._budget.unloading():
+            await self.server.unload()
 
     # Requests
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
