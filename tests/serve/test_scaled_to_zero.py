@@ -180,6 +180,17 @@ async def test_what_a_bucket_says_of_a_model_holds_before_it_was_loaded(cluster,
     assert why in reply.json()["error"]["message"]
 
 
+async def test_several_prompts_read_the_model_s_files_once(zero, monkeypatch):
+    read: list[SimulatedEngine] = []
+    stated = SimulatedEngine.stated
+    monkeypatch.setattr(
+        SimulatedEngine, "stated", lambda engine: read.append(engine) or stated(engine)
+    )
+    wrong = {"model": "m", "prompt": [[1], [2], [300]]}
+    assert (await zero.client.post("/v1/completions", json=wrong)).status_code == 400
+    assert (len(read), zero.woken) == (1, 0)
+
+
 class Classifying(LLMServer):
     """Answers what its engine does not."""
 

@@ -332,9 +332,9 @@ class ReplicatedModel(ModelHandle):
     def most_replicas(self) -> int:
         return len(self.crew.replicas)
 
-    async def check_before_load(self, task: str, request: Any) -> None:
+    async def check_before_load(self, task: str, *requests: Any) -> None:
         if not any(replica.model.state().state == "ready" for replica in self.crew.replicas):
-            await self._first.check_before_load(task, request)
+            await self._first.check_before_load(task, *requests)
 
     def card(self) -> ModelCard:
         return self._first.card()

@@ -15,7 +15,7 @@ import msgspec
 from penstock import env
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.base import Capabilities, LLMEngine, Stated
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
@@ -81,7 +81,7 @@ class RemoteModel(ModelHandle):
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
         self._digest = engine_digest(config)
-        self._describing: asyncio.Task[None] | None = None
+        self._describing: asyncio.Task[Stated] | None = None
         self._looked_at = float("-inf")
         self._wanted_adapters: dict[str, str | None] = {}
 
@@ -149,22 +149,20 @@ class RemoteModel(ModelHandle):
         if name not in await self.adapters():
             await self._store.check(name)
 
-    async def check_before_load(self, task: str, request: Any) -> None:
+    async def check_before_load(self, task: str, *requests: Any) -> None:
         """Raise what the engine is known to answer before there is one. Asks no replica."""
         engine = self._idle_engine
         known = await self._desired.noted(self._digest)
-        if known is None and engine is not None:
+        stated = None
+        if engine is not None and (known is None or not known.vocabulary):
             if self._describing is None:
-                self._describing = asyncio.create_task(asyncio.to_thread(engine.describe))
+                self._describing = asyncio.create_task(asyncio.to_thread(_described, engine))
             await asyncio.wait([self._describing], timeout=DESCRIBE_S)
-            known = None if engine.learns else getattr(engine, "capabilities", None)
-        check_before_load(
-            request,
-            task,
-            stated=None if engine is None else engine.stated(),
-            known=known,
-            engine=self.engine_name,
-        )
+            stated = self._describing.result() if self._describing.done() else None
+            if known is None and not engine.learns:
+                known = getattr(engine, "capabilities", None)
+        for request in requests:
+            check_before_load(request, task, stated=stated, known=known, engine=self.engine_name)
 
     @cached_property
     def _idle_engine(self) -> LLMEngine | None:
@@ -261,6 +259,11 @@ class RemoteModel(ModelHandle):
         if isinstance(error, UnsupportedError):
             raise error
         return control_failure(info.id, error.kind, str(error), error.param)
+
+
+def _described(engine: LLMEngine) -> Stated:
+    engine.describe()
+    return engine.stated()
 
 
 class CompleteAnswers(Tasks):
