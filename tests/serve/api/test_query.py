@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 
 from penstock.errors import RequestError
 from penstock.serve.api.query import HARMLESS, check_query, truth, whole_number
-from penstock.serve.api.routes import CONSOLE_ENDPOINTS, CONTROL_ENDPOINTS, ENDPOINTS
+from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS
 from penstock.service.endpoints.batches import BatchRoutes
 from penstock.service.endpoints.files import FileRoutes
 from penstock.service.endpoints.message_batches import MessageBatchRoutes
@@ -58,7 +58,7 @@ def test_the_parameters_of_the_sdks_are_known(path: str) -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    [one for one in (*ENDPOINTS, *CONTROL_ENDPOINTS) if one.query is not None],
+    [one for one in (*ENDPOINTS, *CONTROL_ENDPOINTS) if one.query is not None and not one.lenient],
     ids=lambda one: f"{one.method} {one.path}",
 )
 async def test_a_route_refuses_what_it_does_not_know(
@@ -81,7 +81,10 @@ async def test_a_route_refuses_what_it_does_not_know(
 
 async def test_the_harmless_are_taken(ingress: Any) -> None:
     async with ingress.client() as client:
-        for path in ("/v1/models?limit=20", "/health?api-version=2026-01-01&beta=true"):
+        for path in (
+            "/v1/models?limit=20&client_version=0.50.0",
+            "/version?api-version=2026-01-01&beta=true",
+        ):
             assert (await client.get(path)).status_code == 200
         asked = {"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
         answer = await client.post("/v1/messages?beta=true", json=asked)
@@ -108,11 +111,43 @@ def test_a_refusal_names_the_parameter_and_the_nearest() -> None:
     check_query(QueryParams("include[]=a&include[]=b&include=c"), "/v1/responses/{response_id}", ())
 
 
-async def test_the_pages_of_the_console_too(ingress: Any) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/health", "/ping", "/ready", "/metrics", "/docs"),
+        *("/console", "/console/", "/console/main.js"),
+    ],
+)
+async def test_probes_and_pages_ignore_what_they_do_not_know(ingress: Any, path: str) -> None:
     async with ingress.client() as client:
-        for endpoint in CONSOLE_ENDPOINTS:
-            answer = await client.request(endpoint.method, f"{endpoint.path}?theme=dark")
-            assert answer.status_code == 400
+        plain = await client.get(path)
+        added = await client.get(f"{path}?_=1764492642&utm_source=a&utm_source=b&collect[]=x")
+        assert added.status_code == plain.status_code < 400
+
+
+async def test_which_model_a_probe_asks_for_is_checked(ingress: Any) -> None:
+    async with ingress.client() as client:
+        assert (await client.get("/ready?model=none&_=1")).status_code == 404
+        assert (await client.get("/ready?model=none&model=sim")).status_code == 400
+
+
+async def test_what_the_console_sends_is_checked(ingress: Any) -> None:
+    async with ingress.client() as client:
+        assert (await client.post("/console/live?theme=dark")).status_code == 400
+
+
+async def test_metrics_by_name(ingress: Any, served: Any) -> None:
+    (model,) = ingress.handles.values()
+    ours, vllm = "penstock_num_requests_running", "vllm:num_requests_running"
+    async with served(model, vllm_metrics=True).client() as client:
+        for asked, found in (
+            ([ours, vllm], [ours, vllm]),
+            (["none", ours], [ours]),
+            (["none"], []),
+        ):
+            text = (await client.get("/metrics", params={"name[]": asked})).text
+            samples = [line for line in text.splitlines() if not line.startswith("#")]
+            assert [line.partition("{")[0] for line in samples] == found
 
 
 async def test_what_stands_in_the_url_and_in_the_body(ingress: Any, served: Any) -> None:

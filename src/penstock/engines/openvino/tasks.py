@@ -7,6 +7,7 @@ calls are answered at once.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -186,7 +187,8 @@ class Embedding(Task):
         )
         self._pooling = config.pooling_type
         self._compiled: Any = None
-        self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
+        with contextlib.suppress(Exception):  # not every detokenizer has a list of its tokens
+            self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
@@ -285,6 +287,7 @@ class Embedding(Task):
         self._check_lengths(lengths, "input")
         for ids in inputs:
             if not isinstance(ids, str):
+                self.vocabulary = self.vocabulary or 1 + max(self._tokenizer.get_vocab().values())
                 check_id_range(ids, self.vocabulary, "input")
 
     def _vectors(self, inputs: list[Any]) -> list[list[float]]:

@@ -2,14 +2,16 @@
 
 A browser lets any web page send some requests anywhere, and names the page in `Origin`. After DNS
 rebinding a page's own name points to this machine: its requests have the same origin, but a foreign
-name in `Host`. Programs send no `Origin`, and put the server's real name into `Host`.
+name in `Host`, never an address: those are not looked up. Programs send no `Origin`, and put the
+server's real name into `Host`, maybe the machine's, which Debian maps to 127.0.1.1.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from ipaddress import ip_address
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
 
 from starlette.datastructures import Headers
@@ -20,6 +22,8 @@ from penstock.parsing import decode_text, read_file
 from penstock.serve.config.settings import HttpSettings
 
 Rank = Literal["admin", "user", "stranger"]
+_HOSTNAME = socket.gethostname().lower()
+_OWN_NAMES = frozenset({"localhost", _HOSTNAME, _HOSTNAME.partition(".")[0]})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -88,9 +92,8 @@ def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings)
         return
     host = headers.get("host", "")
     name = _name(host)
-    if _is_loopback((scope.get("server") or ("",))[0]) and not _is_allowed(
-        name, settings.allowed_hosts
-    ):
+    reached = _address((scope.get("server") or ("",))[0])
+    if reached and reached.is_loopback and not _is_allowed(name, settings.allowed_hosts):
         raise ForbiddenError(
             f"'{name[:100]}' is no name of this server, which has no API keys. Ask 127.0.0.1 or"
             " localhost; --allowed-host NAME lets others in, and so does --api-key-file"
@@ -132,13 +135,13 @@ def _name(host: str) -> str:
 
 def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
     name = name.lower().rstrip(".")
-    if not name or name == "localhost" or name.endswith(".localhost") or _is_loopback(name):
+    if not name or name in _OWN_NAMES or name.endswith(".localhost") or _address(name):
         return True  # HTTP/1.0 and forwarded requests name no host; browsers always do
     return "*" in allowed or name in (one.lower().rstrip(".") for one in allowed)
 
 
-def _is_loopback(address: str) -> bool:
+def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(address).is_loopback
+        return ip_address(text)
     except ValueError:
-        return False
+        return None

@@ -388,8 +388,8 @@ _MADE = ("messages", "questions")
 def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
     """The error with the names that the request's body has: the same object if it has them.
 
-    A place within messages (or questions) that were made of the body is none in the body: it is
-    left out.
+    Messages made from `input` (or questions) have no index in the client's body, so the index is
+    dropped.
     """
     names: dict[str, str] = getattr(body, "names", {})
     given = error.param

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -86,8 +86,7 @@ class Metrics:
     """
 
     def __init__(self, handles: Mapping[str, ModelHandle], *, vllm: bool = False) -> None:
-        self._registry = registry = CollectorRegistry()
-        self._vllm = vllm
+        registry = CollectorRegistry(support_collectors_without_names=True)
         model = ("model_name",)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = model) -> Counter:
@@ -138,6 +137,10 @@ class Metrics:
         self._states = _States(handles)
         registry.register(self._states)
         ProcessCollector(registry=registry)
+        self._registries = [registry]
+        if vllm:
+            self._registries.append(CollectorRegistry(support_collectors_without_names=True))
+            self._registries[-1].register(VllmMetrics(registry, self._states))
 
     def of(self, model: str) -> ModelMetrics:
         """The metrics of one of the ingress's models."""
@@ -155,14 +158,12 @@ class Metrics:
         metrics.generation_tokens.inc(usage.completion_tokens)
         return metrics
 
-    async def render(self) -> bytes:
-        """The page for Prometheus, in its text format."""
+    async def render(self, names: Collection[str] = ()) -> bytes:
+        """The page for Prometheus, in its text format: all samples, or those with these names."""
         await self._states.ask_engines()
-        page = generate_latest(self._registry)
-        return (
-            page + generate_latest(VllmMetrics(self._registry, self._states))
-            if self._vllm
-            else page
+        return b"".join(
+            generate_latest(one.restricted_registry(names) if names else one)
+            for one in self._registries
         )
 
 

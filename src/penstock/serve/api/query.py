@@ -1,5 +1,5 @@
 """What becomes of the parameters of a URL. A route honours those that the table of routes names;
-any other is refused, but for the harmless.
+any other is refused, but for the harmless. Probes, metrics and pages ignore the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         "api-version": "Azure's clients name a version",
         "beta": "Anthropic's beta methods send it",
     },
-    "/v1/models": {"limit": _ONE_PAGE},
+    "/v1/models": {"limit": _ONE_PAGE, "client_version": "Codex sends it"},
     "/v1/responses/{response_id}": {
         "include": _STORED,
         "include_obfuscation": "nothing is obfuscated",
@@ -26,15 +26,19 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "/v1/responses/{response_id}/input_items": {"include": _STORED},
     "/v1/conversations/{conversation_id}/items": {"include": _STORED},
     "/v1/conversations/{conversation_id}/items/{item_id}": {"include": _STORED},
+    "/server_info": {"config_format": "vLLM's parameter; the answer has one form, JSON"},
 }
 """Route, or all of them → parameter → why it changes nothing. Any value is taken."""
 _WHOLE = re.compile("-?[0-9]+")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
-def check_query(given: QueryParams, path: str, known: Collection[str] | None) -> None:
+def check_query(
+    given: QueryParams, path: str, known: Collection[str] | None, *, lenient: bool = False
+) -> None:
     """Raise `RequestError` for a parameter that the route `path` does not know (None for one that
-    knows any), and for one that stands twice.
+    knows any), and for one that stands twice. A `lenient` route ignores what it does not know,
+    and takes lists (`name[]`).
     """
     seen: set[str] = set()
     harmless = {**HARMLESS["*"], **HARMLESS.get(path, {})}
@@ -43,11 +47,13 @@ def check_query(given: QueryParams, path: str, known: Collection[str] | None) ->
             continue
         shown = name[:100]
         if known is not None and name not in known:
+            if lenient:
+                continue
             hint = nearest(shown, known)
             raise RequestError(
                 f"unknown parameter '{shown}' in the URL. {hint}".strip(), param=shown
             )
-        if name in seen:
+        if name in seen and not (lenient and name.endswith("[]")):
             raise RequestError(f"'{shown}' stands twice in the URL", param=shown)
         seen.add(name)
 

@@ -86,10 +86,11 @@ class Endpoint(Struct, frozen=True):
 
     `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
     of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
-    kind; `query` names the parameters of the URL, None leaves their names to `answer`. `runs`: it
-    uses an engine, and the console shows it while it runs; `admin`: for operators only; `public`:
-    for everybody, without a key. Raises `ValueError` for an endpoint that controls a model without
-    `admin`, or is `admin` and `public`.
+    kind; `query` names the parameters of the URL, None leaves their names to `answer`. `lenient`:
+    others are ignored, as monitors and links add some. `runs`: it uses an engine, and the console
+    shows it while it runs; `admin`: for operators only; `public`: for everybody, without a key.
+    Raises `ValueError` for an endpoint that controls a model without `admin`, or is `admin` and
+    `public`.
     """
 
     method: str
@@ -99,6 +100,7 @@ class Endpoint(Struct, frozen=True):
     forms: tuple[type[Struct], ...] = ()
     multipart: dict[str, Any] | None = None
     query: tuple[str, ...] | None = ()
+    lenient: bool = False
     runs: bool = False
     admin: bool = False
     public: bool = False
@@ -126,7 +128,7 @@ class Endpoint(Struct, frozen=True):
         if self.admin:
             check_admin(exchange.rank, exchange.request.headers)
         if scope.get("query_string"):
-            check_query(exchange.request.query_params, self.path, self.query)
+            check_query(exchange.request.query_params, self.path, self.query, lenient=self.lenient)
         body = () if self.body is None else (await exchange.body(self.body),)
         response = await self.answer(exchange, *body)
         await response(scope, receive, send)
@@ -201,15 +203,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/tokenize", texts.tokenize, TokenizeBody, runs=True),
     Endpoint("POST", "/detokenize", texts.detokenize, DetokenizeBody, runs=True),
     Endpoint("GET", "/tokenizer_info", texts.tokenizer_info, query=("model",), runs=True),
-    Endpoint("GET", "/health", site.health, public=True),
-    Endpoint("GET", "/ping", site.health, public=True),
-    Endpoint("POST", "/ping", site.health, public=True),
-    Endpoint("GET", "/ready", site.ready, query=("model",), public=True),
+    Endpoint("GET", "/health", site.health, lenient=True, public=True),
+    Endpoint("GET", "/ping", site.health, lenient=True, public=True),
+    Endpoint("POST", "/ping", site.health, lenient=True, public=True),
+    Endpoint("GET", "/ready", site.ready, query=("model",), lenient=True, public=True),
     Endpoint("GET", "/version", site.version),
     Endpoint("GET", "/load", site.load),
-    Endpoint("GET", "/metrics", site.metrics),
+    Endpoint("GET", "/metrics", site.metrics, query=("name[]",), lenient=True),
     Endpoint("GET", "/openapi.json", site.openapi),
-    Endpoint("GET", "/docs", site.docs),
+    Endpoint("GET", "/docs", site.docs, lenient=True),
 )
 _ACTIONS = (
     "sleep",
@@ -252,10 +254,10 @@ CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/server_info", control.server_info, admin=True),
 )
 CONSOLE_ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/console", console.file(console.PAGE), public=True),
-    Endpoint("GET", "/console/", console.without_slash, public=True),
+    Endpoint("GET", "/console", console.file(console.PAGE), lenient=True, public=True),
+    Endpoint("GET", "/console/", console.without_slash, lenient=True, public=True),
     *(
-        Endpoint("GET", f"/console/{name}", console.file(name), public=True)
+        Endpoint("GET", f"/console/{name}", console.file(name), lenient=True, public=True)
         for name in console.FILES
         if name != console.PAGE
     ),

@@ -92,13 +92,14 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     With `api_keys`, every route except the public ones (/health, /ready) needs a key. The control
     routes exist with `dev` and need one of `admin_keys`; they are open only if no keys are set at
     all. Without `api_keys` a web page of an origin outside `cors_origins` may change nothing, and
-    over a loopback connection a request must name a loopback host or one of `allowed_hosts` ("*" is
-    any). `root_path` is where a proxy shows the server: paths may begin with it, and the API's
-    description says so. `engine_app` is a path under which admins reach the engine's own
-    application (vLLM's), if there is one model, in this process. Clients may send chat templates,
-    which are programs, only with `trust_request_chat_template`. With `vllm_metrics` /metrics has
-    vLLM's names as well. Responses are stored only with a `store`; there are batches and files only
-    with `batches`. With `console` there is a page for operators and users at /console.
+    over a loopback connection a request must name `localhost`, an IP address, this machine's
+    hostname or one of `allowed_hosts` ("*" is any). `root_path` is where a proxy shows the server:
+    paths may begin with it, and the API's description says so. `engine_app` is a path under which
+    admins reach the engine's own application (vLLM's), if there is one model, in this process.
+    Clients may send chat templates, which are programs, only with `trust_request_chat_template`.
+    With `vllm_metrics` /metrics has vLLM's names as well. Responses are stored only with a `store`;
+    there are batches and files only with `batches`. With `console` there is a page for operators
+    and users at /console.
     """
 
     api_keys: frozenset[str] = frozenset()

@@ -211,6 +211,28 @@ def test_a_request_is_dropped_only_when_its_prompt_is_computed():
     assert admitted(queue) == [2]
 
 
+def test_a_prompt_that_nobody_waits_for_keeps_its_slot():
+    queue = lane(slots=1)
+    queue.waiting.extend(request(number, [number]) for number in (1, 2))
+    assert admitted(queue) == [1]
+    first = queue.active[1]
+    first.handle = Handle()
+    queue.give_up(first)
+    assert (admitted(queue), queue.taken, queue.wanted) == ([], 1, True)
+
+
+def test_a_prompt_that_the_cache_had_no_room_for_taints_it():
+    queue = lane()
+    queue.waiting.append(request(1, [1]))
+    assert admitted(queue) == [1]
+    first = queue.active[1]
+    first.handle = Handle()
+    queue.give_up(first)
+    first.handle.get_status = lambda: None
+    queue.note_step()
+    assert (queue.tainted, queue.leaving) == (True, [])
+
+
 def test_a_request_with_tokens_is_dropped_at_once():
     queue = lane()
     queue.waiting.append(request(1, [1]))

@@ -240,6 +240,8 @@ OWN = [
     {"host": "127.0.0.1"},
     {"host": "[::1]:8000"},
     {"host": "a.localhost"},
+    {"host": f"{socket.gethostname().upper()}:8000"},
+    {"host": "10.0.0.5:8443"},
 ]
 
 
@@ -270,7 +272,11 @@ class TestWebPages:
 
     async def test_a_foreign_name_reads_nothing(self, client: Any) -> None:
         """After DNS rebinding the page has the server's origin, so it could read each answer."""
-        for path, foreign, own in (("/v1/models", 403, 200), ("/v1/files", 403, 404)):
+        for path, foreign, own in (
+            ("/v1/models", 403, 200),
+            ("/metrics", 403, 200),
+            ("/v1/files", 403, 404),
+        ):
             assert (await client.get(path, headers=FOREIGN[0])).status_code == foreign
             assert (await client.head(path, headers=FOREIGN[0])).status_code == foreign
             assert (await client.get(path, headers=OWN[1])).status_code == own

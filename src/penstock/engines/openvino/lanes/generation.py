@@ -13,7 +13,6 @@ pipeline of its own, and every busy lane is stepped in turn.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ class Generation:
         for lane in lanes:
             if not lane.busy:
                 continue
-            if lane.tainted and not (lane.active or lane.leaving):
+            if lane.tainted and not lane.taken:
                 self._renew(lane)
             for request in lane.admit(self._shared.decision_for(lane)):
                 try:
@@ -204,14 +203,9 @@ class Generation:
                 if request.failed or (request.finish is not None and request in read):
                     self._forget(request)
                 if request.failed:
-                    failures.append(
-                        Failed(
-                            request.id,
-                            EngineError.kind,
-                            "the KV cache is too small for this request",
-                        )
-                    )
-            if not (lane.active or lane.leaving):
+                    why = "the KV cache is too small for this request"
+                    failures.append(Failed(request.id, EngineError.kind, why))
+            if not lane.taken:
                 lane.rest()
         self._shared.end()
         if self._scoring.busy:
@@ -272,7 +266,7 @@ class Generation:
 
     def reset_prefix_cache(self) -> None:
         """Empty the caches by reloading the base; adapters come back when next used."""
-        if self.busy:
+        if self._busy_beside or any(lane.wanted for lane in self._lanes.values()):
             raise EngineError("the prefix cache can only be reset while no request runs")
         self._lanes.clear()
         self._lanes[None] = self._new_lane(self._pipelines.base())
@@ -342,26 +336,31 @@ class Generation:
         return self._new_lane(self._pipelines.with_adapter(path))
 
     def _new_lane(self, pipeline: Any) -> Lane:
-        options, vocabulary = self.options, self._tokenizer.vocabulary
+        options = self.options
         return Lane(
             pipeline,
             self._pipelines.cache_blocks,
             options.max_num_seqs,
             options.enable_prefix_caching,
             sequences_wanted(options.deterministic, options.num_threads),
-            CompiledGrammars(
-                pipeline.get_tokenizer(), lambda: self._pipelines.logits() or vocabulary
-            ),
+            self._grammars_of(pipeline),
             self._pipelines.sees,
         )
 
+    def _grammars_of(self, pipeline: Any) -> CompiledGrammars:
+        tokenizer, vocabulary = pipeline.get_tokenizer(), self._tokenizer.vocabulary
+        return CompiledGrammars(tokenizer, lambda: self._pipelines.logits() or vocabulary)
+
     def _renew(self, lane: Lane) -> None:
-        """Load a lane's pipeline anew."""
+        """Load a lane's pipeline anew. If that fails, the process ends, and is started again."""
         (name,) = (name for name, one in self._lanes.items() if one is lane)
-        if name is None:
-            lane.renew(self._pipelines.base)
-        else:
-            lane.renew(partial(self._pipelines.with_adapter, self._adapter_paths[name]))
+
+        def load() -> tuple[Any, CompiledGrammars]:
+            pipelines = self._pipelines
+            new = pipelines.with_adapter(self._adapter_paths[name]) if name else pipelines.base()
+            return new, self._grammars_of(new)
+
+        lane.renew(load)
 
     # Images
     def _take_decoded(self, vision: Vision) -> list[Failed]:

@@ -75,7 +75,17 @@ class Lane:
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.waiting or self.batch_waiting)
+        return self.running or self.wanted
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self.active or self.waiting or self.batch_waiting)
+
+    @property
+    def taken(self) -> int:
+        """The slots that are taken."""
+        return len(self.active) + len(self.leaving)
 
     @property
     def running(self) -> bool:
@@ -94,7 +104,7 @@ class Lane:
             return []
         admitted = [] if batch.granted else self._admit_from(self.waiting, self._max_num_seqs)
         if self.batch_waiting and batch.rows > self.batch_active:
-            most = len(self.active) + batch.rows - self.batch_active
+            most = self.taken + batch.rows - self.batch_active
             admitted += self._admit_from(
                 self.batch_waiting, min(most, self._max_num_seqs), batch.prompt_tokens
             )
@@ -118,11 +128,11 @@ class Lane:
         unknown reason. A request whose prompt is cached goes first: while it waits, what others
         compute drives that out of the cache.
         """
-        if len(waiting) > 1 and len(self.active) < slots:
+        if len(waiting) > 1 and self.taken < slots:
             self._cached_first(waiting)
         admitted: list[Request] = []
         delayed: list[Request] = []
-        while waiting and len(self.active) < slots and len(delayed) < _ADMISSION_SCAN:
+        while waiting and self.taken < slots and len(delayed) < _ADMISSION_SCAN:
             request = waiting.popleft()
             matched = self.index.match(request.blocks)
             fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
@@ -169,7 +179,7 @@ class Lane:
 
     def step(self) -> None:
         """One step of the pipeline."""
-        self.companions.join(len(self.active))
+        self.companions.join(self.taken)
         self.pipeline.step()
 
     def rest(self) -> None:
@@ -220,10 +230,10 @@ class Lane:
         request.failed = True
         self.tainted = self.tainted or self._in_prefill(request)
 
-    def renew(self, load: Callable[[], Any]) -> None:
-        """Go on with a new pipeline, whose cache is empty."""
-        self.pipeline, self.companions = None, Companions(None, 0)  # their memory first
-        self.pipeline = load()
+    def renew(self, load: Callable[[], tuple[Any, CompiledGrammars]]) -> None:
+        """Go on with a new pipeline, whose caches are empty."""
+        self.pipeline, self.grammars, self.companions = None, None, Companions(None, 0)
+        self.pipeline, self.grammars = load()  # now that the memory of the old ones is free
         self.companions = Companions(self.pipeline, *self._company)
         self.index = PrefixIndex(self._cache_blocks)
         self.tainted = self.cancelled = False
@@ -238,6 +248,7 @@ class Lane:
         """
         for request in [one for one in self.leaving if not _has_no_token(one.handle)]:
             self.leaving.remove(request)
+            self.tainted = self.tainted or not request.handle.can_read()  # no room in the cache
             request.handle.cancel()
             self.cancelled = True
             self._release(request)

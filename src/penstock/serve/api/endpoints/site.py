@@ -92,8 +92,11 @@ async def load(exchange: Exchange) -> Response:
 
 
 async def metrics(exchange: Exchange) -> Response:
-    """Metrics in the text form of Prometheus."""
-    page = await exchange.ingress.metrics.render()
+    """Metrics in the text form of Prometheus; with `name[]` (repeatable) only the samples of these
+    names.
+    """
+    names = exchange.request.query_params.getlist("name[]")
+    page = await exchange.ingress.metrics.render(names)
     return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
