@@ -244,7 +244,7 @@ async def test_overridden_methods_answer_whatever_asks_the_model():
 async def test_no_engine_judges_what_an_overridden_method_answers():
     class Completing(LLMServer):
         async def completions(self, request, raw_request_info=None):
-            yield CompletionResponse(choices=[], model="m", usage={})
+            yield ErrorResponse.model_validate({"error": {"message": "no"}})
 
     beyond = NeutralCompletion([1 << 40])
     model: Any = build_local_handles([config(server_cls=Completing)])["m"]

@@ -9,6 +9,7 @@ import fsspec
 import httpx
 import pytest
 
+from penstock.engines.base import Stated
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineStartError
 from penstock.llm_config import LLMConfig
@@ -183,9 +184,12 @@ async def test_what_a_bucket_says_of_a_model_holds_before_it_was_loaded(cluster,
 async def test_several_prompts_read_the_model_s_files_once(zero, monkeypatch):
     read: list[SimulatedEngine] = []
     stated = SimulatedEngine.stated
-    monkeypatch.setattr(
-        SimulatedEngine, "stated", lambda engine: read.append(engine) or stated(engine)
-    )
+
+    def counted(engine: SimulatedEngine) -> Stated:
+        read.append(engine)
+        return stated(engine)
+
+    monkeypatch.setattr(SimulatedEngine, "stated", counted)
     wrong = {"model": "m", "prompt": [[1], [2], [300]]}
     assert (await zero.client.post("/v1/completions", json=wrong)).status_code == 400
     assert (len(read), zero.woken) == (1, 0)
