@@ -30,7 +30,7 @@ from penstock.serve.openai_api_models import (
     TokenizeChatRequest,
     TokenizeCompletionRequest,
 )
-from penstock.types import ChatRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest as NeutralCompletion, Sampling
 from replica_cluster import config
 
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
@@ -239,6 +239,19 @@ async def test_overridden_methods_answer_whatever_asks_the_model():
     assert face.seen[-1] == {"level": 1}
     assert model.state().state == "asleep"
     await model.stop(0.0)
+
+
+async def test_no_engine_judges_what_an_overridden_method_answers():
+    class Completing(LLMServer):
+        async def completions(self, request, raw_request_info=None):
+            yield ErrorResponse.model_validate({"error": {"message": "no"}})
+
+    beyond = NeutralCompletion([1 << 40])
+    model: Any = build_local_handles([config(server_cls=Completing)])["m"]
+    await model.check_before_load("completions", beyond)
+    other: Any = build_local_handles([config(server_cls=Shouting)])["m"]
+    with pytest.raises(RequestError, match="token ids"):
+        await other.check_before_load("completions", beyond)
 
 
 async def test_an_error_of_ones_own_reaches_the_client_with_its_status():

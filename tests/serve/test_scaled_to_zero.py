@@ -3,11 +3,14 @@ In this process, and where replicas run elsewhere.
 """
 
 import json
+from typing import Any
 
 import fsspec
 import httpx
 import pytest
 
+from penstock.engines.base import Stated
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineStartError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
@@ -178,6 +181,20 @@ async def test_what_a_bucket_says_of_a_model_holds_before_it_was_loaded(cluster,
     assert why in reply.json()["error"]["message"]
 
 
+async def test_several_prompts_read_the_model_s_files_once(zero, monkeypatch):
+    read: list[SimulatedEngine] = []
+    stated = SimulatedEngine.stated
+
+    def counted(engine: SimulatedEngine) -> Stated:
+        read.append(engine)
+        return stated(engine)
+
+    monkeypatch.setattr(SimulatedEngine, "stated", counted)
+    wrong = {"model": "m", "prompt": [[1], [2], [300]]}
+    assert (await zero.client.post("/v1/completions", json=wrong)).status_code == 400
+    assert (len(read), zero.woken) == (1, 0)
+
+
 class Classifying(LLMServer):
     """Answers what its engine does not."""
 
@@ -191,6 +208,29 @@ async def test_a_server_of_a_user_s_may_answer_what_its_engine_does_not(cluster)
         reply = await made.client.post("/classify", json={"model": "m", "input": "a"})
         assert (reply.status_code, made.obtained) == (200, obtained), reply.text
         made.listed = ()
+
+
+class OfAGpu(SimulatedEngine):
+    """Cannot be made without one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        made_here.append(self)
+        raise RuntimeError("no GPU")
+
+
+made_here: list[OfAGpu] = []
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_engine_that_cannot_be_made_here_judges_nothing(cluster, monkeypatch, own):
+    monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: OfAGpu)
+    if own:
+        monkeypatch.setenv("PENSTOCK_ENGINE_CLS", f"{__name__}:OfAGpu")
+    made_here.clear()
+    made = await cluster(0)
+    await made.model.check_before_load("classify", None)
+    await made.model.check_before_load("completions", CompletionRequest([1 << 40]))
+    assert len(made_here) == (not own)  # a user's own is not even tried
 
 
 @pytest.mark.parametrize("stream", [False, True])

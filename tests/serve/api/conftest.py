@@ -111,7 +111,7 @@ class Handle:
     def state(self) -> ModelState:
         return self.now
 
-    async def check_before_load(self, task: str, request: Any) -> None:
+    async def check_before_load(self, task: str, *requests: Any) -> None:
         pass
 
     async def engine_metrics(self) -> dict[str, float]:

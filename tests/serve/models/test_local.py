@@ -10,13 +10,19 @@ import pytest
 from penstock.engines.base import engine_class
 from penstock.engines.openvino.logits.second_copy import SecondCopy
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, EngineStartError, OverloadedError, UnavailableError
+from penstock.errors import (
+    ConfigError,
+    EngineStartError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import read_args
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.models.memory import MemoryBudget, memory_estimate, model_size
 from penstock.serve.models.server import LLMServer
-from penstock.types import ChatRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 ASK = ChatRequest([{"role": "user", "content": "Hello"}], Sampling(temperature=0.0))
 
@@ -294,6 +300,14 @@ async def test_the_server_class_may_be_another(build):
     assert type(handle.server) is OtherServer
 
 
+async def test_a_server_of_a_users_own_judges_its_requests_itself(build):
+    given = {**_fields(config("a")), "server_cls": OtherServer}
+    beyond = CompletionRequest([1 << 40])
+    await build(LLMConfig.from_dict(given))["a"].check_before_load("completions", beyond)
+    with pytest.raises(RequestError, match="token ids"):
+        await build(config("b"))["b"].check_before_load("completions", beyond)
+
+
 def _fields(one):
     return {
         name: getattr(one, name)
@@ -405,6 +419,36 @@ async def test_a_request_does_not_wait_for_memory_that_waits_for_its_end(build, 
     await busy.aclose()
     assert await waiting
     await other.aclose()
+
+
+async def test_a_request_waits_for_memory_that_is_about_to_be_free(build, monkeypatch):
+    ends = asyncio.Event()
+
+    class Slow(Watched):
+        """Takes its time to stop."""
+
+        async def stop(self):
+            await ends.wait()
+            await super().stop()
+
+    monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: Slow)
+    handles = build(*(config(name, memory=60) for name in "ab"), memory_budget_bytes=120)
+    budget = handles["a"]._budget
+    for handle in handles.values():
+        await ask(handle)
+    busy = handles["a"].chat(ASK)
+    await anext(busy)
+    leaving = asyncio.create_task(handles["b"].unload())
+    await settle()
+    beside = SecondCopy(settle)
+    making = asyncio.create_task(budget.make_room(beside, 40))
+    await settle()
+    assert (states(handles)["b"], making.done()) == ("cold", False)
+    ends.set()
+    assert await making
+    budget.release(beside)
+    await leaving
+    await busy.aclose()
 
 
 def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):

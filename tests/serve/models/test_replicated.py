@@ -13,6 +13,7 @@ from penstock.errors import (
     EngineStartError,
     OverloadedError,
     QuarantinedError,
+    RequestError,
     UnavailableError,
 )
 from penstock.llm_config import LLMConfig
@@ -462,6 +463,28 @@ def test_what_was_unloaded_stays_so_until_somebody_needs_it():
 
     both = ["ready", "ready", "cold"]
     assert run_warped(main()) == [["cold"] * 3, both, both]
+
+
+@pytest.mark.parametrize("refused", ["an option", "a pause"])
+def test_what_refuses_to_be_unloaded_is_kept_loaded(refused):
+    async def main():
+        model = made(2)
+        await model.start()
+        if refused == "a pause":
+            await model.control("pause", {"mode": "keep"})
+            results = await model.control("unload_model", {})
+            assert [one["ok"] for one in results] == [False, False]
+            await model.control("resume", {})
+        else:
+            with pytest.raises(RequestError):
+                await model.control("unload_model", {"level": 1})
+        await model.crew.replicas[0].model.unload()
+        await asyncio.sleep(60)
+        ended = phases(model)
+        await model.stop(0)
+        return ended
+
+    assert run_warped(main()) == ["ready", "ready"]
 
 
 async def test_questions_are_for_those_that_run(two):

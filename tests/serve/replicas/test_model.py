@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from penstock.balance.policies.base import RouteRequest
-from penstock.engines.base import Capabilities
+from penstock.engines.base import Capabilities, Stated
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import (
     EngineDeadError,
     EngineTimeoutError,
@@ -373,6 +374,43 @@ class TestControl:
         assert late.server.asleep
         assert late.server.supervisor.phase == "cold"
         await one.model.control("wakeup", {})
+        assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+    async def test_one_that_starts_asleep_knows_nothing_of_its_engine_yet(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Real(SimulatedEngine):
+            """Has its capabilities from its start, as real ones do."""
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self._later = self.capabilities
+                del self.capabilities
+
+            def stated(self) -> Stated:
+                return Stated()
+
+            async def start(self) -> None:
+                self.capabilities = self._later
+                await super().start()
+
+        monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: Real)
+        one = await cluster(0)
+        await one.model.control("sleep", {})
+        await one.add()
+        assert one.desired.able == {}
+        await one.model.control("wakeup", {})
+        assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+    async def test_a_store_that_keeps_nothing_harms_no_start(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def note(self: Any, digest: str, able: Capabilities) -> None:
+            raise OSError("the store is full")
+
+        monkeypatch.setattr(InMemoryStore, "note", note)
+        one = await cluster(1)
+        assert "could not be kept" in caplog.text
         assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
     async def test_a_replica_that_missed_a_call_catches_up(self, cluster: Make) -> None:

@@ -63,6 +63,11 @@ class FacedModel(ModelView):
         given = asked(face, task, request, self.model_id)
         return await result_of(task, request, given, self._shown(face))
 
+    async def check_before_load(self, task: str, *requests: Any) -> None:
+        await self._face()
+        if METHOD_OF.get(task, task) not in self._own:
+            await super().check_before_load(task, *requests)
+
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         face = await self._face()
         if method not in self._own:

@@ -120,8 +120,10 @@ class ModelHandle(Tasks, ABC):
         given = self.card().metadata.get("capabilities")
         return None if given is None else msgspec.convert(given, Capabilities)
 
-    async def check_before_load(self, task: str, request: Any) -> None:
-        """Raise what the engine is known to answer, unless it runs. Loads none."""
+    async def check_before_load(self, task: str, *requests: Any) -> None:
+        """Raise what the engine is known to answer to one of the requests, unless it runs. Loads
+        none.
+        """
 
     def engine_app(self) -> Any:
         """The ASGI application of the model's own engine. Raises `UnsupportedError`."""
@@ -199,8 +201,8 @@ class ModelView(ModelHandle):
     async def capabilities(self) -> Capabilities | None:
         return await self._handle.capabilities()
 
-    async def check_before_load(self, task: str, request: Any) -> None:
-        await self._handle.check_before_load(task, request)
+    async def check_before_load(self, task: str, *requests: Any) -> None:
+        await self._handle.check_before_load(task, *requests)
 
     def engine_app(self) -> Any:
         return self._handle.engine_app()

@@ -123,8 +123,9 @@ class LocalModel(ModelHandle):
     def aliases(self) -> tuple[str, ...]:
         return tuple(self.config.model_loading_config.aliases)
 
-    async def check_before_load(self, task: str, request: Any) -> None:
-        self.server.check_before_load(task, request)
+    async def check_before_load(self, task: str, *requests: Any) -> None:
+        if type(self.server).__module__.startswith("penstock."):  # a user's own may answer more
+            self.server.check_before_load(task, *requests)
 
     def engine_app(self) -> Any:
         return self.server.engine.build_asgi_app()
@@ -157,7 +158,8 @@ class LocalModel(ModelHandle):
 
     async def unload(self) -> None:
         """Free what the model holds. The next request loads it again."""
-        await self.server.unload()
+        with self._budget.unloading():
+            await self.server.unload()
 
     # Requests
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:

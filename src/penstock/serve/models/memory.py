@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ class MemoryBudget:
         self._held: dict[Resident, int] = {}
         self._acquiring = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._unloads = 0  # under way
 
     @property
     def used(self) -> int:
@@ -95,16 +97,31 @@ class MemoryBudget:
 
     async def make_room(self, resident: Resident, size: int) -> bool:
         """As `acquire`, but False where it would have to wait until somebody is idle. What a
-        running request needs must not wait for that: the others may wait for its own end.
+        running request needs must not wait for that: the others may wait for its own end. It
+        waits for unloads under way.
         """
         while not self.take(resident, size):
             idle = [
                 (since, other) for other in self._held if (since := other.idle_since) is not None
             ]
-            if not idle:
+            if idle:
+                await min(idle, key=lambda pair: pair[0])[1].unload()
+            elif self._unloads:
+                self._changed.clear()
+                await self._changed.wait()
+            else:
                 return False
-            await min(idle, key=lambda pair: pair[0])[1].unload()
         return True
+
+    @contextmanager
+    def unloading(self) -> Iterator[None]:
+        """A resident gives its memory back while this lasts."""
+        self._unloads += 1
+        try:
+            yield
+        finally:
+            self._unloads -= 1
+            self._changed.set()
 
     def check(self, size: int) -> None:
         """Raise `EngineStartError` for more than the budget."""

@@ -114,7 +114,7 @@ class Crew(Pool[_Replica]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._asked = False  # since the last look
-        self._unloaded = False  # by an operator, and nobody has needed it since
+        self.unloaded = False  # by an operator, and nobody has needed it since
         self._short = False  # of memory, as the log has said
 
     # Requests
@@ -122,7 +122,7 @@ class Crew(Pool[_Replica]):
     def busy(self, replica: _Replica) -> Iterator[None]:
         """The replica has one more request while this lasts."""
         replica.running += 1
-        self._asked, self._unloaded = True, False
+        self._asked, self.unloaded = True, False
         if not self.wanted:
             self._scale(1)
         self.watch()
@@ -173,9 +173,9 @@ class Crew(Pool[_Replica]):
         await asyncio.gather(*(one.handle.stop(drain_timeout_s) for one in self.replicas))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def rest(self, unloaded: bool) -> None:
+    def keep_unloaded(self, keep: bool) -> None:
         """Load nothing before the next request; or load now what is wanted."""
-        self._unloaded = unloaded
+        self.unloaded = keep
         self.watch()
 
     def watch(self) -> None:
@@ -198,7 +198,7 @@ class Crew(Pool[_Replica]):
             self._scale(wanted)
         self._fill()
         ready = all(one.phase == "ready" for one in self.replicas[: self.wanted])
-        if requests or self.wanted > self.fewest or not (ready or self._unloaded):
+        if requests or self.wanted > self.fewest or not (ready or self.unloaded):
             self.watch()
 
     def _scale(self, wanted: int) -> None:
@@ -209,7 +209,7 @@ class Crew(Pool[_Replica]):
 
     def _fill(self) -> None:
         """Load the replicas that are wanted and may be loaded now."""
-        if self._unloaded:
+        if self.unloaded:
             return
         for replica in self.replicas[: self.wanted]:
             supervisor = replica.model.server.supervisor
@@ -223,7 +223,7 @@ class Crew(Pool[_Replica]):
         size = await asyncio.to_thread(memory_estimate, self._config)
         server, stays = replica.model.server, replica in self.replicas[: self.fewest]
         unwanted = replica not in self.replicas[: self.wanted] or self._stopping
-        if unwanted or self._unloaded or server.asleep or replica.phase not in ("cold", "failed"):
+        if unwanted or self.unloaded or server.asleep or replica.phase not in ("cold", "failed"):
             return
         if stays or self._budget.take(replica.model, size):
             await server.start()
@@ -332,9 +332,9 @@ class ReplicatedModel(ModelHandle):
     def most_replicas(self) -> int:
         return len(self.crew.replicas)
 
-    async def check_before_load(self, task: str, request: Any) -> None:
+    async def check_before_load(self, task: str, *requests: Any) -> None:
         if not any(replica.model.state().state == "ready" for replica in self.crew.replicas):
-            await self._first.check_before_load(task, request)
+            await self._first.check_before_load(task, *requests)
 
     def card(self) -> ModelCard:
         return self._first.card()
@@ -411,11 +411,16 @@ class ReplicatedModel(ModelHandle):
         replicas = self.crew.replicas
         running = [one for one in replicas if one.phase != "cold"] or replicas[:1]
         asked = replicas if method in _STATEFUL else running
-        if method in ("load_model", "unload_model"):
-            self.crew.rest(method == "unload_model")
+        loads, unloads = method == "load_model", method == "unload_model"
+        before = self.crew.unloaded
+        if unloads:  # first: nothing loads again what is unloaded already
+            self.crew.keep_unloaded(True)
         results = await asyncio.gather(
             *(one.handle.control(method, options) for one in asked), return_exceptions=True
         )
+        done = all(not isinstance(one, BaseException) and one[0]["ok"] for one in results)
+        if (loads and done) or (unloads and not done and not before):
+            self.crew.keep_unloaded(False)
         shown = []
         for replica, result in zip(asked, results, strict=True):
             if isinstance(result, BaseException):

@@ -17,7 +17,7 @@ import msgspec
 
 from penstock import env
 from penstock.config import import_object
-from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.base import LLMEngine, Stated, engine_class, with_deterministic
 from penstock.engines.disk.sources import copy_files
 from penstock.engines.quarantine import digest_of
 from penstock.engines.supervisor import Policy, Supervisor
@@ -109,6 +109,7 @@ class LLMServer(Tasks, ControlPlane):
         self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
+        self._stated: Stated | None = None  # read once a phase
         self._stopping = False
         self.hands_on: Callable[[], bool] = lambda: False
         """Whether another replica takes the requests without a token from an engine that died."""
@@ -339,13 +340,14 @@ class LLMServer(Tasks, ControlPlane):
         self.check_before_load(task, request)
         supervisor.load()
 
-    def check_before_load(self, task: str, request: Any) -> None:
+    def check_before_load(self, task: str, *requests: Any) -> None:
         """Raise what the engine is known to answer, unless it runs."""
         engine = self.engine
         if self.supervisor.phase != "ready":
             known = None if engine.learns else getattr(engine, "capabilities", None)
-            stated = engine.stated()
-            check_before_load(request, task, stated=stated, known=known, engine=engine.name)
+            stated = self._stated = self._stated or engine.stated()
+            for request in requests:
+                check_before_load(request, task, stated=stated, known=known, engine=engine.name)
 
     def _check_task(self, task: str) -> None:
         check_task(task, self.engine.capabilities.tasks, self.engine.name)
@@ -379,7 +381,7 @@ class LLMServer(Tasks, ControlPlane):
         await self._adapters.reapply()
 
     def _on_change(self) -> None:
-        supervisor = self.supervisor
+        supervisor, self._stated = self.supervisor, None  # the files may be others by now
         if supervisor.phase == "ready":
             self.reopen()
             if self.admission.idle:  # whoever asked for it has left, or nobody did

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, closing
@@ -11,9 +12,10 @@ from typing import Any
 
 import msgspec
 
+from penstock import env
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.base import Capabilities, LLMEngine, Stated
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
@@ -45,6 +47,7 @@ from penstock.types import ChatRequest, CompletionRequest, Delta
 
 DESCRIBE_S = 5.0
 """Seconds that the first request to a model without a replica waits for what describes it."""
+_log = logging.getLogger(__name__)
 
 
 class RemoteModel(ModelHandle):
@@ -78,7 +81,7 @@ class RemoteModel(ModelHandle):
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
         self._digest = engine_digest(config)
-        self._describing: asyncio.Task[None] | None = None
+        self._describing: asyncio.Task[Stated] | None = None
         self._looked_at = float("-inf")
         self._wanted_adapters: dict[str, str | None] = {}
 
@@ -146,34 +149,34 @@ class RemoteModel(ModelHandle):
         if name not in await self.adapters():
             await self._store.check(name)
 
-    async def check_before_load(self, task: str, request: Any) -> None:
+    async def check_before_load(self, task: str, *requests: Any) -> None:
         """Raise what the engine is known to answer before there is one. Asks no replica."""
         engine = self._idle_engine
         known = await self._desired.noted(self._digest)
-        if known is None and engine is not None:
+        stated = None
+        if engine is not None and (known is None or not known.vocabulary):
             if self._describing is None:
-                self._describing = asyncio.create_task(asyncio.to_thread(engine.describe))
+                self._describing = asyncio.create_task(asyncio.to_thread(_described, engine))
             await asyncio.wait([self._describing], timeout=DESCRIBE_S)
-            known = None if engine.learns else getattr(engine, "capabilities", None)
-        check_before_load(
-            request,
-            task,
-            stated=None if engine is None else engine.stated(),
-            known=known,
-            engine=self.engine_name,
-        )
+            stated = self._describing.result() if self._describing.done() else None
+            if known is None and not engine.learns:
+                known = getattr(engine, "capabilities", None)
+        for request in requests:
+            check_before_load(request, task, stated=stated, known=known, engine=self.engine_name)
 
     @cached_property
     def _idle_engine(self) -> LLMEngine | None:
         """An engine as the replicas run, which is never started: it knows what the files that are
-        here too say. None behind a user's own server, which may answer what its engine does not.
+        here too say. None for a user's own, which may need a GPU to be made, and behind a user's
+        own server, which may answer what its engine does not.
         """
-        if has_own_server(self.config):
+        if env.engine_cls() is not None:
             return None
         try:
-            return make_engine(self.config)
-        except (PenstockError, OSError):
-            return None  # what its options need may be on the replicas' machines alone
+            return None if has_own_server(self.config) else make_engine(self.config)
+        except Exception as error:  # what its options need may be on the replicas' machines alone
+            _log.info("nothing is known of '%s' before it is loaded: %s", self.model_id, error)
+            return None
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
@@ -256,6 +259,11 @@ class RemoteModel(ModelHandle):
         if isinstance(error, UnsupportedError):
             raise error
         return control_failure(info.id, error.kind, str(error), error.param)
+
+
+def _described(engine: LLMEngine) -> Stated:
+    engine.describe()
+    return engine.stated()
 
 
 class CompleteAnswers(Tasks):

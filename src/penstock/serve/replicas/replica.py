@@ -160,11 +160,20 @@ class ReplicaServer:
 
     async def _note(self) -> None:
         """Keep what the engine can do for the time without a replica, unless that is no rule: a
-        server elsewhere decides, or a user's own server in front of it.
+        server elsewhere decides, or a user's own server in front of it. One asleep is not known.
         """
         engine = self.server.engine
-        if not (engine.learns or self._is_own or has_own_server(self.config)):
-            await self._desired.note(engine_digest(self.config), engine.capabilities)
+        known = getattr(engine, "capabilities", None)
+        if known is None or engine.learns or self._is_own or has_own_server(self.config):
+            return
+        try:
+            await self._desired.note(engine_digest(self.config), known)
+        except Exception:  # the replica serves all the same
+            _log.warning(
+                "what the engine of model '%s' can do could not be kept",
+                self.config.model_id,
+                exc_info=True,
+            )
 
     async def stop(self) -> None:
         """Take no more requests, let those under way finish, and free everything."""

@@ -47,8 +47,7 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
     requests = body.requests(adapter=target.adapter, request_id=exchange.answer_id)
     requests = [within_limits(one, exchange.limits, prompts=len(requests)) for one in requests]
     if len(requests) > 1:  # else the first prompt would wake a model for which a later one is wrong
-        for request in requests:
-            await target.handle.check_before_load("completions", request)
+        await target.handle.check_before_load("completions", *requests)
     n = requests[0].n
     about = exchange.about("cmpl-", target)
     running = [generated(target.handle, request) for request in requests]
