@@ -12,7 +12,7 @@ from penstock.engines.tasks import Batches, task_of
 from penstock.errors import ConfigError, EngineDeadError, PenstockError
 from penstock.llm_config import LLMConfig
 from penstock.serve.compat.forms import METHOD_OF, METHODS, asked, batches_of, result_of
-from penstock.serve.models.server import takes
+from penstock.serve.models.callbacks import takes
 from penstock.types import ChatRequest, CompletionRequest
 
 MOST_AT_ONCE = 256
