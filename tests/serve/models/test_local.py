@@ -443,8 +443,9 @@ async def test_a_request_waits_for_memory_that_is_about_to_be_free(build, monkey
     beside = SecondCopy(settle)
     making = asyncio.create_task(budget.make_room(beside, 40))
     await settle()
-    assert (states(handles)["b"], making.done()) == ("cold", False)
+    found = (states(handles)["b"], making.done())
     ends.set()
+    assert found == ("cold", False)
     assert await making
     budget.release(beside)
     await leaving
