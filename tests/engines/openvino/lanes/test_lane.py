@@ -193,6 +193,15 @@ class Handle:
         return RUNNING
 
 
+def running():
+    """A lane in which one request waits for its first token."""
+    queue = lane()
+    queue.waiting.append(request(1, [1]))
+    assert admitted(queue) == [1]
+    queue.active[1].handle = Handle()
+    return queue, queue.active[1]
+
+
 def test_a_request_is_dropped_only_when_its_prompt_is_computed():
     queue = lane()
     for number in (1, 2):
@@ -222,11 +231,7 @@ def test_a_prompt_that_nobody_waits_for_keeps_its_slot():
 
 
 def test_a_prompt_that_the_cache_had_no_room_for_taints_it():
-    queue = lane()
-    queue.waiting.append(request(1, [1]))
-    assert admitted(queue) == [1]
-    first = queue.active[1]
-    first.handle = Handle()
+    queue, first = running()
     queue.give_up(first)
     first.handle.get_status = lambda: None
     queue.note_step()
@@ -234,11 +239,7 @@ def test_a_prompt_that_the_cache_had_no_room_for_taints_it():
 
 
 def test_a_request_with_tokens_is_dropped_at_once():
-    queue = lane()
-    queue.waiting.append(request(1, [1]))
-    assert admitted(queue) == [1]
-    first = queue.active[1]
-    first.handle = Handle()
+    queue, first = running()
     queue.note_prefilled(first)
     queue.give_up(first)
     assert (first.handle.cancelled, queue.leaving, queue.cancelled) == (True, [], True)
