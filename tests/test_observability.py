@@ -14,7 +14,7 @@ from penstock.observability import (
     JsonFormatter,
     PlainFormatter,
     enable_tracing,
-    printable,
+    escaped,
     request_id,
     span,
 )
@@ -50,7 +50,7 @@ def test_an_exception_is_told_in_both_forms() -> None:
 
 
 def test_a_text_from_outside_is_one_line_of_the_log() -> None:
-    assert printable("/a\n12:00 INFO b\x1b[2J é 模") == "/a\\n12:00 INFO b\\x1b[2J é 模"
+    assert escaped("/a\n12:00 INFO b\x1b[2J é 模") == "/a\\n12:00 INFO b\\x1b[2J é 模"
 
 
 def test_spans_are_nothing_until_they_are_wanted() -> None:

@@ -37,8 +37,10 @@ def gather_queue_times() -> list[float]:
     return times
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """A text from outside for a line of the log: line ends and control characters are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

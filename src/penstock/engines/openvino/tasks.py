@@ -188,7 +188,7 @@ class Embedding(Task):
         self._pooling = config.pooling_type
         self._compiled: Any = None
         with contextlib.suppress(Exception):  # not every detokenizer has a list of its tokens
-            self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
+            self.vocabulary = self._ids()
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
@@ -287,8 +287,12 @@ class Embedding(Task):
         self._check_lengths(lengths, "input")
         for ids in inputs:
             if not isinstance(ids, str):
-                self.vocabulary = self.vocabulary or 1 + max(self._tokenizer.get_vocab().values())
+                self.vocabulary = self.vocabulary or self._ids()
                 check_id_range(ids, self.vocabulary, "input")
+
+    def _ids(self) -> int:
+        """How many token ids there are."""
+        return int(1 + max(self._tokenizer.get_vocab().values()))
 
     def _vectors(self, inputs: list[Any]) -> list[list[float]]:
         texts = [one for one in inputs if isinstance(one, str)]

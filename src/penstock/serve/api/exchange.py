@@ -25,7 +25,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.llm_config.batch import CLASS_HEADER
-from penstock.observability import Span, gather_queue_times, printable
+from penstock.observability import Span, escaped, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
@@ -279,7 +279,7 @@ class Exchange:
             return error
         shown = public(error, self.ingress.sources)
         if shown is not error:
-            _log.warning("request %s: %s", self.id, printable(str(error)))
+            _log.warning("request %s: %s", self.id, escaped(str(error)))
         return shown
 
     def finish(self) -> None:
@@ -358,7 +358,7 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
     if exchange.error is not None:
         fields["error"] = exchange.error
-    path = scope["path"] if scope["path"].isprintable() else printable(scope["path"])
+    path = escaped(scope["path"])
     _access.info("%s %s %s", scope["method"], path, exchange.status, extra={"fields": fields})
 
 
