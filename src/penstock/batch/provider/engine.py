@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, ClassVar, TypeVar
 from msgspec import Struct
 
 from penstock import private_files
-from penstock.batch.provider.anthropic_batches import AnthropicBatches
-from penstock.batch.provider.anthropic_forms import check_sampling
+from penstock.batch.provider.anthropic_batches import AnthropicBatches, check_sampling
 from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
 from penstock.batch.provider.ledger import Batch, Ledger
 from penstock.batch.provider.openai_batches import OpenAIBatches
