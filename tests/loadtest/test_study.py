@@ -5,7 +5,18 @@ import pytest
 
 from penstock.errors import ConfigError, UpstreamError
 from penstock.loadtest.client import Sample, Server
-from penstock.loadtest.study import Load, Plan, Side, calibrated, compared, measured, swept
+from penstock.loadtest.study import (
+    Load,
+    Plan,
+    Side,
+    calibrated,
+    compared,
+    is_address,
+    measured,
+    poisson,
+    ramp,
+    swept,
+)
 from penstock.loadtest.workload import Trace, Workload
 
 
@@ -89,3 +100,37 @@ def test_a_load_is_of_one_kind():
         "2 requests/s",
         "1 to 2 requests/s in 3 s",
     ]
+
+
+def test_a_poisson_process_keeps_its_rate_and_its_seed():
+    times = poisson(5.0, 2_000, seed=1)
+    assert times == sorted(times) == poisson(5.0, 2_000, seed=1)
+    assert times != poisson(5.0, 2_000, seed=2)
+    assert times[-1] == pytest.approx(400, rel=0.1)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 20), (20, 0), (10, 10)])
+def test_a_ramp_has_its_mean_rate_and_its_direction(first, last):
+    times = ramp(first, last, 200, seed=1)
+    assert times == sorted(times)
+    assert times[-1] < 200
+    assert len(times) == pytest.approx((first + last) / 2 * 200, rel=0.1)
+    early = sum(time < 100 for time in times) / len(times)
+    assert early == pytest.approx({0: 0.25, 20: 0.75, 10: 0.5}[first], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_one"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("localhost:8000", True),
+        ("localhost:8000/v1", True),
+        ("demo", False),
+        ("null", False),
+        ("./llama-ir", False),
+        ("org/name", False),
+        ("a:b", False),
+    ],
+)
+def test_addresses(target, is_one):
+    assert is_address(target) is is_one

@@ -121,7 +121,7 @@ def _child(kind: str, path: str, folder: str, prompts: Sequence[Prompt]) -> Any:
 async def _job(path: str, prompts: Sequence[Prompt]) -> tuple[int, float]:
     """A whole job on a running engine: rows in OpenAI's batch form in, file and journal out."""
     from penstock import arun
-    from penstock.engines.openvino import OpenVINOEngine
+    from penstock.engines.openvino.engine import OpenVINOEngine
     from penstock.loadtest.bare_loop import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 
     options = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS}

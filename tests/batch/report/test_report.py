@@ -9,7 +9,7 @@ from jobs import ask, interrupted, numbered
 from penstock.batch.job.result import Counts
 from penstock.batch.report import observed
 from penstock.batch.report.observed import Observed, Observer, Spread, load
-from penstock.batch.report.page import page
+from penstock.batch.report.writing import page
 from penstock.batch.rows.row import Outcome, Row, RowError
 from penstock.errors import ConfigError, EngineError, OutputError
 from penstock.types import Usage

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines import worker_engine
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.process import EngineProcess
 from penstock.engines.tasks import Mailbox
 from penstock.errors import (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
 from penstock.testing import chat_request
 from penstock.types import (

@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from penstock import demo
-from penstock.engines.sglang import SGLangEngine, options
+from penstock.engines.sglang import options
+from penstock.engines.sglang.engine import SGLangEngine
 from penstock.engines.simulated.answers import seeded
 from penstock.errors import (
     ConfigError,

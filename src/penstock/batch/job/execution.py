@@ -23,7 +23,7 @@ from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
-from penstock.batch.monitor.monitor import Monitor
+from penstock.batch.monitor.control import Monitor
 from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep

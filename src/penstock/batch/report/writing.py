@@ -1,21 +1,209 @@
-"""Writes the report of a job when it ends, however it ends."""
+"""A job's report as one HTML page: no script, no network, charts as inline SVG. It is written when
+the job ends, however it ends.
+
+All text of rows is escaped, and the page's policy lets a browser load and run nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from penstock.batch.job.result import Counts, ending
-from penstock.batch.report.observed import Observed, Observer, load
-from penstock.batch.report.page import page
+import msgspec
+
+from penstock.batch.job.result import Counts, duration, ending
+from penstock.batch.report.observed import Example, Observed, Observer, Spread, load
 from penstock.batch.write.state_files import writing
 from penstock.config import masked
-from penstock.errors import OutputError
+from penstock.errors import OutputError, printable
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2730; --back: #ffffff; --line: #c9d2d9;
+  --bar: #1f6feb; --soft: #f3f6f8; --bad: #b42318; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4eaee; --back: #12181d; --line: #3a4650;
+  --bar: #6aa5ff; --soft: #1b242b; --bad: #ff8a7a; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
+  max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
+  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+th { font-weight: 600; width: 12rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); margin: 0;
+  padding: .5rem; font-size: .85rem; }
+svg { width: 100%; height: auto; } rect { fill: var(--bar); }
+text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+line { stroke: var(--line); } .bad { color: var(--bad); }
+article { margin: 1rem 0; }
+"""
+_WIDTH, _HEIGHT, _LEFT, _FOOT = 800, 200, 60, 20
+
+
+def page(title: str, state: str, counts: Counts, seen: Observed, job: Mapping[str, Any]) -> str:
+    """The page of a job called `title`, in this state. `job` is what it was asked to do."""
+    digest = b64encode(sha256(_STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        _table(_numbers(state, counts, seen)),
+        *_speed(seen),
+        *_spread("Latency of rows", "ms", seen.latency_ms),
+        *_spread("Length of prompts", "tokens", seen.prompt_tokens),
+        *_spread("Length of answers", "tokens", seen.completion_tokens),
+        *_errors(seen),
+        *_samples(seen),
+        "<h2>The job</h2>",
+        _table((name, _value(value)) for name, value in job.items() if value is not None),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    return escape(printable(str(value)).replace("\0", "�"))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.encode(value, enc_hook=str).decode()
+    except (UnicodeEncodeError, TypeError, ValueError):
+        return repr(value)
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = (f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows)
+    return f"<table>\n{chr(10).join(cells)}\n</table>"
+
+
+def _numbers(state: str, counts: Counts, seen: Observed) -> list[tuple[str, str]]:
+    rows = [
+        ("State", state),
+        ("Rows", f"{counts.rows:,}, {counts.failed:,} of them failed"),
+        *((kind, f"{count:,}") for kind, count in sorted(counts.errors.items())),
+    ]
+    rows += [
+        (name, f"{count:,}")
+        for name, count in (
+            ("Left out by the filter", counts.left_out),
+            ("From an earlier run", counts.resumed),
+            ("Kept from the earlier input", counts.kept),
+            ("From the cache", counts.from_cache),
+            ("From an equal request", counts.deduplicated),
+        )
+        if count
+    ]
+    prompts, answers = seen.prompt_tokens, seen.completion_tokens
+    rows += [
+        ("Tokens of the prompts", f"{prompts.total:,.0f}"),
+        ("Tokens of the answers", f"{answers.total:,.0f}"),
+        ("Time", duration(seen.seconds)),
+    ]
+    if seen.rows != counts.rows:
+        rows.append(("Observed", f"{seen.rows:,} rows; what follows is of these"))
+    return rows
+
+
+def _speed(seen: Observed) -> list[str]:
+    if not seen.speed:
+        return []
+    end = duration(len(seen.speed) * seen.width)
+    return [
+        part
+        for name, place in (("Rows", 0), ("Tokens of answers", 1))
+        for part in (
+            f"<h2>{name} a second</h2>",
+            _bars(
+                f"{name} a second over the time of the job",
+                [each[place] / seen.width for each in seen.speed],
+                "0 s",
+                end,
+            ),
+        )
+        if any(each[place] for each in seen.speed)
+    ]
+
+
+def _spread(title: str, unit: str, spread: Spread) -> list[str]:
+    if not spread.count:
+        return []
+    first, last = min(spread.bins), max(spread.bins)
+    heights = [float(spread.bins.get(place, 0)) for place in range(first, last + 1)]
+    marks = ", ".join(
+        f"{name} {spread.quantile(share):,.0f}"
+        for name, share in (("median", 0.5), ("90 %", 0.9), ("99 %", 0.99))
+    )
+    return [
+        f"<h2>{title}</h2>",
+        f"<p>{marks}, mean {spread.total / spread.count:,.1f}, largest {spread.largest:,.0f}"
+        f" {unit}; {spread.count:,} rows</p>",
+        _bars(
+            f"{title}: rows in each quarter of a doubling",
+            heights,
+            f"{Spread.least(first):,.0f} {unit}",
+            f"{Spread.least(last + 1):,.0f} {unit}",
+        ),
+    ]
+
+
+def _bars(title: str, heights: Sequence[float], first: str, last: str) -> str:
+    most = max(heights) or 1.0
+    step = (_WIDTH - _LEFT) / len(heights)
+    bars = [
+        f'<rect x="{_LEFT + place * step:.1f}" y="{_HEIGHT * (1 - height / most):.1f}"'
+        f' width="{max(step - 1, 0.5):.1f}" height="{_HEIGHT * height / most:.1f}"/>'
+        for place, height in enumerate(heights)
+        if height
+    ]
+    foot = _HEIGHT + _FOOT - 4
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img"><title>{_text(title)}</title>'
+        f'<line x1="{_LEFT}" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}"/>'
+        f'<text x="{_LEFT - 6}" y="12" text-anchor="end">{most:,.4g}</text>'
+        f'<text x="{_LEFT - 6}" y="{_HEIGHT}" text-anchor="end">0</text>'
+        f'<text x="{_LEFT}" y="{foot}">{_text(first)}</text>'
+        f'<text x="{_WIDTH}" y="{foot}" text-anchor="end">{_text(last)}</text>'
+        f"{''.join(bars)}</svg>"
+    )
+
+
+def _errors(seen: Observed) -> list[str]:
+    if not seen.errors:
+        return []
+    parts = ["<h2>Errors</h2>"]
+    for kind, count in sorted(seen.errors.items(), key=lambda item: -item[1]):
+        parts.append(f'<h3 class="bad">{count:,} × {_text(kind)}</h3>')
+        parts += [_example(each) for each in seen.examples.get(kind, [])]
+    return parts
+
+
+def _samples(seen: Observed) -> list[str]:
+    ordered = sorted(seen.samples, key=lambda each: each.index)
+    return ["<h2>Some rows</h2>", *map(_example, ordered)] if ordered else []
+
+
+def _example(each: Example) -> str:
+    parts = [f"<article><h3>Row {each.index}</h3>"]
+    if each.error:
+        parts.append(f'<p class="bad">{_text(each.error)}</p>')
+    parts += [f"<pre>{_text(part)}</pre>" for part in (each.columns, each.response) if part]
+    return "\n".join([*parts, "</article>"])
+
 
 _SECONDS = 1.0
 _STATES = {"complete": "complete", "stopped": "stopped; it can be resumed", "failed": "failed"}

@@ -379,11 +379,11 @@ _TASKS: dict[str, type[Task]] = {"embed": Embedding, "score": Rerank}
 def _kind_of(task: str) -> type[Task]:
     """The class of a task's models. Those of speech are built on this module."""
     if task == "transcribe":
-        from penstock.engines.openvino.speech.hearing import Hearing
+        from penstock.engines.openvino.speech import Hearing
 
         return Hearing
     if task == "speak":
-        from penstock.engines.openvino.speech.speaking import Speaking
+        from penstock.engines.openvino.speech import Speaking
 
         return Speaking
     return _TASKS[task]

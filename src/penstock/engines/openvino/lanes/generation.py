@@ -21,11 +21,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
-from penstock.engines.openvino.lanes.deltas import Deltas
-from penstock.engines.openvino.lanes.grammars import GrammarQueue
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, GrammarQueue
 from penstock.engines.openvino.lanes.lane import Lane
-from penstock.engines.openvino.lanes.request import Request
+from penstock.engines.openvino.lanes.request import Deltas, Request
 from penstock.engines.openvino.lanes.shared_steps import SharedSteps
 from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle

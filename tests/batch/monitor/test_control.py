@@ -8,7 +8,7 @@ import pytest
 from jobs import ask, interrupted, lines, numbered
 from penstock.batch.job.result import Counts
 from penstock.batch.monitor import control, status as statuses
-from penstock.batch.monitor.monitor import Monitor
+from penstock.batch.monitor.control import Monitor
 from penstock.batch.monitor.status import Status, find, id_of, known_folders
 from penstock.errors import InputError, JobError, JobMismatchError, OutputError
 

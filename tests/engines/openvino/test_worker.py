@@ -1,7 +1,7 @@
 import pytest
 
-from penstock.engines.openvino.devices import check_device, check_precision
 from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.worker import check_device, check_precision
 from penstock.errors import EngineStartError
 
 
