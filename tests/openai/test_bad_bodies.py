@@ -130,6 +130,20 @@ def test_nulls_within_items_are_nothing() -> None:
     assert made[1]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
+def test_reasoning_before_each_of_two_calls_stays_with_their_message() -> None:
+    items = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "one"}]},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": " two"}]},
+        {"type": "function_call", "call_id": "b", "name": "f", "arguments": "{}"},
+        {"role": "assistant", "content": "done"},
+    ]
+    turn, done = input_messages(items)
+    assert [call["id"] for call in turn["tool_calls"]] == ["a", "b"]
+    assert turn["reasoning"] == "one two"
+    assert done == {"role": "assistant", "content": "done"}
+
+
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
