@@ -16,12 +16,12 @@ from msgspec import Raw, Struct, field
 from penstock.batch.provider.api import (
     CLOCKS_DIFFER_S,
     BatchApi,
+    BatchApiOptions,
     BatchState,
     cancelled,
     expired,
 )
 from penstock.batch.provider.ledger import Batch
-from penstock.batch.provider.options import BatchApiOptions
 from penstock.errors import ConfigError, RequestError, UnsupportedError, UpstreamError
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers

@@ -20,10 +20,16 @@ from msgspec import Struct
 
 from penstock.batch.pipeline.pipeline import EngineStep, Tries
 from penstock.batch.provider.anthropic_batches import AnthropicBatches, check_sampling
-from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
+from penstock.batch.provider.api import (
+    DECIDING,
+    BatchApi,
+    BatchApiOptions,
+    BatchState,
+    expired,
+    unanswered,
+)
 from penstock.batch.provider.ledger import Batch, Gathering, Ledger
 from penstock.batch.provider.openai_batches import OpenAIBatches
-from penstock.batch.provider.options import DECIDING, BatchApiOptions
 from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.row import Outcome, Row
 from penstock.config import parse_options
