@@ -33,7 +33,7 @@ class ConversationItems(Struct, kw_only=True):
 
 
 async def create(exchange: Exchange, body: ConversationBody) -> Response:
-    """Begin a conversation."""
+    """Begin a conversation, with its first items if there are any."""
     store, _ = opened(exchange)
     items = _checked(body.items or [])
     return exchange.json(await store.make_conversation(exchange.owner, body.metadata or {}, items))
