@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from penstock.batch.rows.repair import collect
@@ -42,6 +43,7 @@ from penstock.openai.extensions import (
     score_list,
 )
 from penstock.openai.messages_api import MessageBody, message_body, message_error
+from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest, Decisions, Usage
@@ -51,11 +53,12 @@ _STORED = ("previous_response_id", "conversation", "background")
 
 class Asked(NamedTuple):
     """What a line asks: requests in the engine's neutral form. Beside these, `shape` decides what
-    the answer's body looks like.
+    the answer's body looks like. `body` is what they were made of.
     """
 
     requests: Sequence[Any]
     shape: Any = None
+    body: Struct | None = None
 
 
 class Naming(NamedTuple):
@@ -77,17 +80,17 @@ class Answered(NamedTuple):
 
 
 class LineEndpoint(NamedTuple):
-    """`read` makes requests of a body and the name of an adapter; raises `RequestError`. `answer`
-    has a model answer them; raises what the model raises.
+    """`read` makes requests of a body in this `form` and the name of an adapter; raises
+    `RequestError`. `answer` has a model answer them; raises what the model raises.
     """
 
+    form: type[Struct]
     read: Callable[[Any, str | None], Asked]
     answer: Callable[[Tasks, Asked, Naming], Awaitable[Answered]]
     adapters: bool = False
 
 
-def _chat(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(ChatBody, body)
+def _chat(asked: ChatBody, adapter: str | None) -> Asked:
     form = None if asked.tool_form.plain else asked.tool_form
     return Asked([asked.request(adapter=adapter, stream=False)], form)
 
@@ -100,8 +103,7 @@ async def _answer_chat(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, answers.reasons[0], answers.usage)
 
 
-def _completion(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(CompletionBody, body)
+def _completion(asked: CompletionBody, adapter: str | None) -> Asked:
     return Asked(asked.requests(adapter=adapter, stream=False), asked.best)
 
 
@@ -113,8 +115,7 @@ async def _answer_completion(model: Tasks, asked: Asked, to: Naming) -> Answered
     return Answered(body, answers[0].reasons[0], sum((one.usage for one in answers), Usage()))
 
 
-def _response(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(ResponseBody, body)
+def _response(asked: ResponseBody, adapter: str | None) -> Asked:
     for name in _STORED:
         if getattr(asked, name):
             raise RequestError(f"a line of a batch has no {name}: send all items", param=name)
@@ -128,8 +129,8 @@ async def _answer_response(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, answers.reasons[0], answers.usage)
 
 
-def _message(body: Any, adapter: str | None) -> Asked:
-    return Asked([replace(parse_body(MessageBody, body).request(adapter=adapter), stream=False)])
+def _message(asked: MessageBody, adapter: str | None) -> Asked:
+    return Asked([replace(asked.request(adapter=adapter), stream=False)])
 
 
 async def _answer_message(model: Tasks, asked: Asked, to: Naming) -> Answered:
@@ -138,8 +139,7 @@ async def _answer_message(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, answers.reasons[0], answers.usage)
 
 
-def _embedding(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(EmbeddingBody, body)
+def _embedding(asked: EmbeddingBody, adapter: str | None) -> Asked:
     return Asked([asked.request()], True if asked.encoding_format == "base64" else None)
 
 
@@ -154,8 +154,8 @@ def _deciding(
 ) -> LineEndpoint:
     """An endpoint for decisions, which are asked for in a body of this form."""
 
-    def read(body: Any, adapter: str | None) -> Asked:
-        request = parse_body(form, body).request()
+    def read(asked: DecisionBody | SystemOneBody, adapter: str | None) -> Asked:
+        request = asked.request()
         check_questions(request.questions)
         return Asked([request])
 
@@ -163,11 +163,11 @@ def _deciding(
         found = await model.decide(asked.requests[0])
         return Answered(written(found, to.model), "stop", found.usage)
 
-    return LineEndpoint(read, answer)
+    return LineEndpoint(form, read, answer)
 
 
-def _score(body: Any, adapter: str | None) -> Asked:
-    return Asked(parse_body(ScoreBody, body).requests())
+def _score(asked: ScoreBody, adapter: str | None) -> Asked:
+    return Asked(asked.requests())
 
 
 async def _answer_score(model: Tasks, asked: Asked, to: Naming) -> Answered:
@@ -177,8 +177,7 @@ async def _answer_score(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", usage)
 
 
-def _rerank(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(RerankBody, body)
+def _rerank(asked: RerankBody, adapter: str | None) -> Asked:
     return Asked([asked.request()], asked)
 
 
@@ -188,8 +187,7 @@ async def _answer_rerank(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", found.usage)
 
 
-def _classify(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(ClassifyBody, body)
+def _classify(asked: ClassifyBody, adapter: str | None) -> Asked:
     if asked.labels is None:
         return Asked([asked.request()], "classes")
     requests = asked.decisions()
@@ -206,14 +204,14 @@ async def _answer_classify(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", classes.usage)
 
 
-_RERANK = LineEndpoint(_rerank, _answer_rerank)
-_SCORE = LineEndpoint(_score, _answer_score)
+_RERANK = LineEndpoint(RerankBody, _rerank, _answer_rerank)
+_SCORE = LineEndpoint(ScoreBody, _score, _answer_score)
 ENDPOINTS: dict[str, LineEndpoint] = {
-    "/v1/chat/completions": LineEndpoint(_chat, _answer_chat, adapters=True),
-    "/v1/completions": LineEndpoint(_completion, _answer_completion, adapters=True),
-    "/v1/embeddings": LineEndpoint(_embedding, _answer_embedding),
-    "/v1/responses": LineEndpoint(_response, _answer_response, adapters=True),
-    "/v1/messages": LineEndpoint(_message, _answer_message, adapters=True),
+    "/v1/chat/completions": LineEndpoint(ChatBody, _chat, _answer_chat, adapters=True),
+    "/v1/completions": LineEndpoint(CompletionBody, _completion, _answer_completion, adapters=True),
+    "/v1/embeddings": LineEndpoint(EmbeddingBody, _embedding, _answer_embedding),
+    "/v1/responses": LineEndpoint(ResponseBody, _response, _answer_response, adapters=True),
+    "/v1/messages": LineEndpoint(MessageBody, _message, _answer_message, adapters=True),
     "/v1/decisions": _deciding(DecisionBody, decision_object),
     "/v1/systemone": _deciding(SystemOneBody, systemone_object),
     "/v1/score": _SCORE,
@@ -221,7 +219,7 @@ ENDPOINTS: dict[str, LineEndpoint] = {
     "/v1/rerank": _RERANK,
     "/v2/rerank": _RERANK,
     "/rerank": _RERANK,
-    "/classify": LineEndpoint(_classify, _answer_classify),
+    "/classify": LineEndpoint(ClassifyBody, _classify, _answer_classify),
 }
 """By the URL of a line."""
 
@@ -238,7 +236,11 @@ def read_line(url: str, body: Any, adapter: str | None) -> Asked:
             "a line of a batch is answered whole: leave stream out, or set it to false",
             param="stream",
         )
-    return endpoint.read(body, adapter)
+    parsed = parse_body(endpoint.form, body)
+    try:
+        return endpoint.read(parsed, adapter)._replace(body=parsed)
+    except PenstockError as error:
+        raise in_words_of(parsed, error) from None
 
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
@@ -316,6 +318,9 @@ class OpenAILines(EngineForm):
         return Outcome(msgspec.json.encode(body).decode(), None, reason, usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        asked = row.request.asked if isinstance(row.request, _Request) else None
+        if asked is not None and asked.body is not None:
+            error = in_words_of(asked.body, error)
         outcome = super().failure(row, error, stage, attempts)
         if stage != "read" and not isinstance(error, LineError):
             anthropic = (row.values or {}).get("url") == MESSAGES
