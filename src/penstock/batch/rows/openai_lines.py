@@ -1,4 +1,5 @@
-"""Jobs whose input is OpenAI's batch form: a request a line in, a response a line out.
+"""Jobs whose input is OpenAI's batch form: a request a line in, a response a line out. `ENDPOINTS`
+has what a line may ask of a model, and the body that answers it.
 
 Lines are `{custom_id, method, url, body}`; answers `{id, custom_id, response{status_code,
 request_id, body}, error}` (https://platform.openai.com/docs/guides/batch). Ids are made from the
