@@ -131,7 +131,7 @@ def test_nulls_within_items_are_nothing() -> None:
 
 
 def test_reasoning_before_each_of_two_calls_stays_with_their_message() -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "one"}]},
         {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": " two"}]},
