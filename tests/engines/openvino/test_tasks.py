@@ -8,7 +8,13 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
+from penstock.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineStartError,
+    RequestError,
+    UnsupportedError,
+)
 from penstock.testing import chat_request
 from penstock.types import (
     CompletionRequest,
@@ -71,6 +77,21 @@ class TestEmbedding:
             "red",
         ]
         assert mixed.usage.prompt_tokens == 1 + 3 + 1
+
+    @pytest.mark.parametrize("wrong", [None, 1.5, {"a": 1}, ["a"], [1.5], [True], [None]], ids=repr)
+    async def test_what_is_no_text_is_refused_and_harms_nobody(self, embedder, wrong):
+        other = asyncio.create_task(self.embed(embedder, "dog"))
+        with pytest.raises(RequestError) as caught:
+            await self.embed(embedder, "fox", wrong)
+        assert caught.value.param == "input[1]"
+        assert len((await other).vectors) == 1
+
+    async def test_a_bad_option_harms_nobody(self, embedder):
+        other = asyncio.create_task(self.embed(embedder, "dog"))
+        with pytest.raises(EngineError):
+            await self.embed(embedder, "fox", dimensions="2")
+        assert len((await other).vectors) == 1
+        assert len((await self.embed(embedder, "dog")).vectors) == 1
 
     async def test_token_ids_of_another_vocabulary_are_refused(self, embedder):
         with pytest.raises(RequestError, match=f"from 0 to {len(VOCABULARY) - 1}"):

@@ -32,6 +32,7 @@ from penstock.engines.sampling import check_id_range
 from penstock.errors import (
     EngineError,
     EngineStartError,
+    PenstockError,
     RequestError,
     UnsupportedError,
     context_overflow,
@@ -213,8 +214,8 @@ class Embedding(Task):
         for call in calls:
             try:
                 sound.append((call, self._instructed(call.args[0], call.args[2])))
-            except RequestError as error:
-                failed.append(Failed.of(call.id, error))
+            except Exception as error:
+                failed.append(_refused(call, error))
         try:
             given = [one for _, inputs in sound for one in inputs if isinstance(one, str)]
             counts = iter(_token_counts(self._tokenizer, given))
@@ -229,8 +230,8 @@ class Embedding(Task):
             try:
                 self._check(inputs, call.args[1], lengths)
                 self._waiting.append(_Embedded(call, inputs, lengths))
-            except RequestError as error:
-                failed.append(Failed.of(call.id, error))
+            except Exception as error:
+                failed.append(_refused(call, error))
         return failed
 
     def step(self) -> tuple[list[Any], list[Reply | Failed]]:
@@ -411,3 +412,9 @@ def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
+
+
+def _refused(call: Call, error: Exception) -> Failed:
+    if isinstance(error, PenstockError):
+        return Failed.of(call.id, error)
+    return Failed(call.id, EngineError.kind, reason_of(error))
