@@ -230,6 +230,7 @@ async def test_an_adapter_in_use_is_not_removed():
         with pytest.raises(EngineError, match="'german' is in use"):
             await engine.remove_lora("german")
         *_, last = [delta async for delta in stream]
+        assert last.usage is not None
         assert last.usage.completion_tokens == 400
         await engine.remove_lora("german")
         with pytest.raises(ModelNotFoundError):

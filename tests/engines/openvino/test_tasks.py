@@ -50,6 +50,13 @@ async def reranker(tmp_path_factory):
     await engine.stop()
 
 
+async def test_more_tokens_than_a_model_has_positions_for_are_refused_at_once(tmp_path):
+    model = embedding_model(tmp_path)
+    engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "max_model_len": CONTEXT + 1})
+    with pytest.raises(EngineStartError, match=f"more than the {CONTEXT} positions"):
+        await engine.start()
+
+
 @pytest.mark.asyncio(loop_scope="module")
 class TestEmbedding:
     async def embed(self, engine, *inputs, **options):

@@ -66,3 +66,27 @@ def test_a_seed_repeats_the_answer():
         return [choose(LOGITS, one)[0] for _ in range(20)]
 
     assert drawn() == drawn()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"allowed_token_ids": (2,), "bad_words": [[2]]},
+        {"allowed_token_ids": (1,), "min_tokens": 1},  # token 1 ends an answer
+    ],
+)
+def test_an_answer_ends_where_no_token_is_allowed(given, temperature):
+    one = handle(temperature=temperature, **given)
+    assert choose(LOGITS, one) is None
+    one.end()
+    (output,) = one.read_all()
+    assert (output.generated_ids, output.finish_reason.name) == ([], "STOP")
+
+
+def test_a_bad_word_without_tokens_forbids_nothing():
+    assert choose(LOGITS, handle(bad_words=[[]]))[0] == 1
+
+
+def test_a_seed_may_be_negative():
+    assert choose(LOGITS, handle(temperature=1.0, seed=-1)) is not None
