@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -355,9 +356,15 @@ async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
 
 
 def _loaded(url: str, timeout_s: float, most: int) -> bytes:
+    """Up to `most` bytes. The thread ends in time, however slowly a server sends."""
+    end, content = time.monotonic() + timeout_s, bytearray()
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-            return bytes(answer.read(most))
+            while len(content) < most and (part := answer.read1(most - len(content))):
+                content += part
+                if time.monotonic() > end:
+                    raise TimeoutError("the server sends too slowly")
+            return bytes(content)
     except urllib.error.HTTPError as error:
         with error:  # it holds the connection
             raise OSError(f"the server answered {error.code}") from None
