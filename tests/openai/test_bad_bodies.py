@@ -92,6 +92,13 @@ def test_messages(block: dict[str, Any], told: str) -> None:
     assert told in str(error)
 
 
+def test_more_texts_than_a_request_may_have() -> None:
+    assert len(parse_body(EmbeddingBody, {"input": ["a"] * 2048}).request().inputs) == 2048
+    error = refusal(EmbeddingBody, {"input": ["a"] * 2049})
+    assert error.param == "input"
+    assert "at most 2,048" in str(error)
+
+
 def test_a_message_without_content() -> None:
     body = {"messages": [{"role": "user"}], "max_tokens": 5}
     assert refusal(MessageBody, body).param == "messages[0].content"

@@ -144,6 +144,15 @@ class TestEmbedding:
         assert calls[0].result().vectors == calls[2].result().vectors
         assert len((await self.embed(embedder, "red")).vectors) == 1
 
+    async def test_a_large_call_does_not_hold_up_a_small_one(self, embedder):
+        large = asyncio.ensure_future(self.embed(embedder, *WORDS * 250))
+        await embedder.metrics()  # the large one is there before
+        small = await self.embed(embedder, "dog")
+        assert np.argmax(small.vectors[0]) == WORDS.index("dog")
+        assert not large.done()
+        found = (await large).vectors
+        assert [np.argmax(vector) for vector in found] == list(range(len(WORDS))) * 250
+
     async def test_no_inputs(self, embedder):
         with pytest.raises(RequestError, match="nothing to embed"):
             await self.embed(embedder)
