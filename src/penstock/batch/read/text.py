@@ -216,7 +216,7 @@ def _header(records: Iterator[_Record], path: str) -> list[str]:
 
 def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
     """Line number, fields and fault of each record, the header included."""
-    allow_long_fields()
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
     with reading(path):
         source = io.BufferedReader(cast(io.RawIOBase, stream))
         check_text(source.peek(64), path)
@@ -269,11 +269,6 @@ class _BoundedLines:
                 line = self._readline(MAX_LINE)
             raise _TooLongError
         return line
-
-
-def allow_long_fields() -> None:
-    """Let the csv module read fields as long as a document."""
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
 
 
 def _is_sound(fields: list[str]) -> bool:

@@ -182,9 +182,9 @@ class Output:
             else:
                 place(made, self.path, known)
 
-    def take_back(self, name: str, checksum: int) -> str:
-        """Make the final output a part of its job again, called `name`. Returns the part's file
-        name.
+    def take_back(self, name: str, checksum: int, rows: int) -> str:
+        """Make the final output, of so many rows, a part of its job again, called `name`. Returns
+        the part's file name.
 
         Raises `OutputError` if it is not the one of this checksum.
         """
@@ -207,7 +207,7 @@ class Output:
                 for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
                     _link(file, target / os.path.basename(file))
             elif self.form == "csv":
-                text.csv_to_jsonl(Path(source), target)
+                text.csv_to_jsonl(Path(source), target, rows)
             else:
                 _link(source, target)
             if self.remote:
