@@ -96,17 +96,15 @@ async def test_an_edited_output_is_not_retried(source, tmp_path, make_engine):
 
 async def test_a_csv_with_odd_cells_keeps_its_rows(tmp_path, make_engine):
     keys = {f"key {number}": number for number in range(1001)}
-    source = [
-        {"text": f"row {number}{end}", "o": keys}
-        for number, end in enumerate(["", "\r", "\n", "\r\n", ',"'])
-    ]
+    texts = [f"row {number}{end}" for number, end in enumerate(["", "\r", "\n", "\r\n", ',"'])]
+    source = [{"text": text, "o": keys} for text in texts]
     bad = make_engine(lambda text: EngineError("no") if text == "row 0" else text.upper())
     await ask(iter(source), tmp_path / "out.csv", bad)
     await ask(iter(source), tmp_path / "out.csv", make_engine(), retry_failed=True)
     with (tmp_path / "out.csv").open(newline="") as file:
         found = list(dicts_of(file))
     assert list(found[0])[:3] == ["text", "o", "response"]
-    assert [row["response"] for row in found] == [row["text"].upper() for row in source]
+    assert [row["response"] for row in found] == [text.upper() for text in texts]
     assert [json.loads(row["o"]) for row in found] == [keys] * 5
 
 
