@@ -366,3 +366,15 @@ async def test_lists_of_length_0(tmp_path, make_engine):
     table = pa.table({"text": ["a", "b"], "none": pa.array([[], None], pa.list_(pa.int32(), 0))})
     await ask(table, tmp_path / "out.parquet", make_engine())
     assert pq.read_table(tmp_path / "out.parquet")["none"].to_pylist() == [[], None]
+
+
+async def test_tensors_become_parquet(tmp_path, make_engine):
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(8).reshape(2, 2, 2))
+    source = pa.table({"text": ["a", "b"], "tensor": tensors})
+    await ask(source, tmp_path / "out.parquet", make_engine())
+    await ask(source.slice(0, 0), tmp_path / "none.parquet", make_engine())
+    assert pq.read_table(tmp_path / "out.parquet").column("tensor").to_pylist() == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    ]
+    assert pq.read_schema(tmp_path / "none.parquet").field("tensor").type == tensors.type
