@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
 
-from penstock.batch.read.files import MAGIC, DataFile, FileSource, reading
+from penstock.batch.read.compressed import MAGIC
+from penstock.batch.read.files import DataFile, FileSource, reading
 from penstock.batch.read.sources import (
     BATCH_BYTES,
     BATCH_ROWS,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from penstock.batch.read import open_source
-from penstock.batch.read.files import COMPRESSED, decompressed
+from penstock.batch.read.compressed import COMPRESSED, decompressed
 from penstock.errors import InputError
 
 ROWS = [{"a": number, "b": "x" * number} for number in range(50)]
