@@ -9,6 +9,7 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
@@ -22,6 +23,9 @@ from penstock.batch.write.manifest import Stamp
 from penstock.batch.write.parts import Segment
 from penstock.batch.write.state_files import checksum_of, remove, sync_folder, writing
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
+
+_PART = re.compile(r"part-\d{5,}\.parquet")
+"""The names of the files in a directory that a job writes."""
 
 
 class Output:
@@ -116,6 +120,19 @@ class Output:
         if known is None:
             return not self.exists()
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
+
+    def check_replaceable(self) -> None:
+        """Raise `OutputError` for a directory with Parquet files that no job wrote: the new ones
+        beside them would be a mix, and to remove them is not for a job to do.
+        """
+        if self.form != "dataset":
+            return
+        other = next((name for name, *_ in self.stamp() if not _PART.fullmatch(name)), None)
+        if other is not None:
+            raise OutputError(
+                f"{self.path} holds {other}, which is not the output of a job and not replaced;"
+                " remove it, or give another directory"
+            )
 
     def prepare(self) -> None:
         """Make the state directory. Raises `ConfigError` or `OutputError`."""
@@ -233,7 +250,8 @@ class Output:
             for name in names:
                 fs.put_file(str(made / name), f"{path.rstrip('/')}/{name}")
             for old in fs.glob(f"{path.rstrip('/')}/part-*.parquet"):
-                if old.rpartition("/")[2] not in names:
+                name = old.rpartition("/")[2]
+                if name not in names and _PART.fullmatch(name):
                     fs.rm_file(old)
         else:
             fs.put_file(str(made), path)

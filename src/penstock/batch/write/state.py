@@ -374,7 +374,10 @@ def _begin(
     """The manifest of a new job, in a state directory that holds nothing else.
 
     What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
+    Raises `OutputError` if it cannot be.
     """
+    if fresh:
+        output.check_replaceable()
     for path in output.folder.iterdir():
         if path.name not in (LOCK_FILE, manifests.FILE):  # the manifest is replaced at once
             remove(path)
