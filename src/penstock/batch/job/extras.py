@@ -149,7 +149,7 @@ class RowKeys:
         """Read all keys. Raises `ConfigError` if there is no such column, `InputError` for a key
         that is null or stands in two rows, by its row. Holds about 100 bytes a row meanwhile.
         """
-        check_column(self.column, source.every_column(), "key")
+        check_column(self.column, source.every_column((self.column,)), "key")
         seen: dict[int, int] = {}
         async with contextlib.aclosing(read_ahead(source, 0, limit, (self.column,))) as batches:
             async for batch in batches:

@@ -59,6 +59,14 @@ class JsonLines(FileSource):
         self.columns = columns_of(preview)
         self.first = first_of(preview)
 
+    def every_column(self, needed: Iterable[str]) -> tuple[str, ...]:
+        known = dict.fromkeys(self.columns)
+        wanted = set(needed)
+        batches = self.batches()
+        while not wanted <= known.keys() and (batch := next(batches, None)) is not None:
+            known.update(dict.fromkeys(columns_of(batch)))
+        return tuple(known)
+
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return batched(_parsed(_blocks(self._files), start))
 
@@ -171,8 +179,11 @@ class Csv(FileSource):
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
         super().__init__(name, files)
-        with files[0].open() as file:
-            self.columns = tuple(_header(_records(file, files[0].path), files[0].path))
+        names: dict[str, None] = {}
+        for file in files:
+            with file.open() as stream:
+                names.update(dict.fromkeys(_header(_records(stream, file.path), file.path)))
+        self.columns = tuple(names)
         preview = list(
             itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS)
         )
@@ -226,8 +237,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
         with io.TextIOWrapper(
             source, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as text:
-            # Strict, so that a quote without end is an error and not one long field that swallows
-            # the rows after it.
+            # Strict, so that a quote without end is an error and no value.
             lines = _BoundedLines(text)
             reader = csv.reader(lines, strict=True)
             while True:
@@ -240,7 +250,11 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                     yield begin, [], f"the line is longer than {MAX_LINE >> 20} Mi characters"
                     continue
                 except csv.Error:
-                    yield begin, [], f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
+                    fault = f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
+                    if (last := reader.line_num) > begin:
+                        # Not read as rows: they may well be the lines of one text.
+                        fault += f"; lines {begin} to {last}, with all rows there, are lost to it"
+                    yield begin, [], fault
                     continue
                 if fields:
                     yield reader.line_num, fields, None if _is_sound(fields) else "invalid UTF-8"
