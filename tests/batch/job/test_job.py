@@ -7,6 +7,7 @@ import pydoc
 import re
 import signal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -222,6 +223,18 @@ async def test_messages_that_no_template_can_read(make_engine, message):
         [{"m": [message]}], engine=make_engine(), messages="m", progress=False
     )
     assert [row["error"]["stage"] for row in result.rows()] == ["prompt"]
+
+
+@pytest.mark.parametrize("output", [None, "out.jsonl"])
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+async def test_conversations_in_any_kind_of_list(make_engine, tmp_path, kind, output):
+    place = None if output is None else tmp_path / output
+    conversation = kind([{"role": "user", "content": "hello"}])
+    engine = make_engine()
+    await penstock.arun(
+        iter([{"m": conversation}]), place, engine=engine, messages="m", progress=False
+    )
+    assert engine.asked == ["hello"]
 
 
 def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys):
