@@ -4,6 +4,8 @@ import json
 import os
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from penstock.batch.read import open_source, text
@@ -310,9 +312,15 @@ async def test_other_encodings_are_refused_by_name(tmp_path, name, encoding, tol
 
 
 async def test_parquet_behind_another_name(tmp_path):
-    (tmp_path / "in.jsonl").write_bytes(b"PAR1...")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "in.jsonl")
     with pytest.raises(InputError, match="is Parquet"):
         await open_source(tmp_path / "in.jsonl")
+
+
+@pytest.mark.parametrize("header", ["PAR1,PAR2", "BZh,a", "PAR1", "BZh91AY&SY"])
+async def test_headers_like_those_of_other_forms(tmp_path, header):
+    (tmp_path / "in.csv").write_text(f"{header}\n1\n")
+    assert (await open_source(tmp_path / "in.csv")).columns == tuple(header.split(","))
 
 
 async def test_a_stream_gives_its_lines_as_they_come(monkeypatch):

@@ -35,6 +35,7 @@ MAX_LINE = 1 << 27
 
 _BLOCK = 1 << 18
 _OLD_LINE_END = re.compile(rb"\r[^\n]")
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
 _PREVIEW_ROWS = 64
 _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
@@ -335,6 +336,8 @@ def other_form(head: bytes) -> tuple[str, str] | None:
     """What a file that begins with `head` is, if it is no text in UTF-8, and how a job reads it."""
     if (encoding := other_encoding(head)) is not None:
         return f"{encoding}, not UTF-8", f"iconv -f {encoding} -t UTF-8 converts it"
+    if head.startswith((b"BZh", b"PAR1")) and not _CONTROL.search(head):
+        return None  # the name of a column
     for magic, extension in MAGIC.items():
         if head.startswith(magic):
             cure = "give the file a name that ends so, or decompress what goes to standard input"
