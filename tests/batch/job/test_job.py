@@ -257,12 +257,18 @@ def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("LazyFrame", r"\.collect\(\)"), ("Series", "no data set")]
+    ("library", "kind", "message"),
+    [
+        ("polars", "LazyFrame", r"\.collect\(\)"),
+        ("polars", "Series", "no data set"),
+        ("pandas", "Series", "no data set"),
+    ],
 )
-async def test_things_that_are_nearly_data_sets(kind, message):
-    library = pytest.importorskip("polars" if kind == "LazyFrame" else "pandas")
+async def test_things_that_are_nearly_data_sets(library, kind, message):
+    made = getattr(pytest.importorskip(library), kind)
+    given = made([1]) if kind == "Series" else made({"a": [1]})
     with pytest.raises(InputError, match=message):
-        await penstock.arun(getattr(library, kind)({"a": [1]}), model="simulated", prompt="{a}")
+        await penstock.arun(given, model="simulated", prompt="{a}")
 
 
 async def test_a_directory_whose_name_ends_in_a_dash(source, tmp_path, make_engine):

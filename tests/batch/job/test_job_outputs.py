@@ -140,6 +140,11 @@ async def test_a_directory_of_parquet(source, tmp_path, make_engine):
     assert pq.read_table(tmp_path / "out")["id"].to_pylist() == list(range(300))
 
 
+async def test_the_root_directory_is_no_output(make_engine):
+    with pytest.raises(ConfigError, match="nor the root directory"):
+        await ask([{"text": "a"}], "/", make_engine())
+
+
 @pytest.mark.parametrize("remote", [False, True])
 async def test_a_fresh_job_leaves_the_parquet_of_others(tmp_path, make_engine, monkeypatch, remote):
     monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))

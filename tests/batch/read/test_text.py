@@ -317,6 +317,12 @@ async def test_parquet_behind_another_name(tmp_path):
         await open_source(tmp_path / "in.jsonl")
 
 
+async def test_the_separator_that_excel_is_told(tmp_path):
+    (tmp_path / "in.csv").write_text("sep=,\na,b\n1,2\n")
+    source = await open_source(tmp_path / "in.csv")
+    assert (source.columns, values(source)) == (("a", "b"), [{"a": "1", "b": "2"}])
+
+
 @pytest.mark.parametrize("header", ["PAR1,PAR2", "BZh,a", "PAR1", "BZh91AY&SY"])
 async def test_headers_like_those_of_other_forms(tmp_path, header):
     (tmp_path / "in.csv").write_text(f"{header}\n1\n")

@@ -119,7 +119,7 @@ def _reason(error: Exception, path: str) -> str:
     if _name(path).lower().endswith(COMPRESSED) and isinstance(
         error, OSError | EOFError | ValueError | _DAMAGE
     ):
-        return "the compressed data are damaged or cut off"
+        return "the compressed data are damaged or cut off, or were never compressed"
     return class_and_text(error)
 
 

@@ -218,8 +218,8 @@ def _header(records: Iterator[_Record], path: str) -> list[str]:
     for line, names, fault in records:
         if fault is not None:
             raise InputError(f"{path}:{line}: {fault}")
-        if len(names) == 1 and not names[0].strip():
-            continue  # a blank line
+        if (len(names) == 1 and not names[0].strip()) or names == ["sep=", ""]:
+            continue  # a blank line, or what Excel is told about the separator
         twice = twice_in(names)
         if twice is not None:
             raise InputError(f"{path}: two columns of its header have the same name, '{twice}'")

@@ -37,8 +37,8 @@ class Output:
     """
 
     def __init__(self, path: str, dead_letter: str | None = None) -> None:
-        if not path:
-            raise ConfigError("must not be empty", field="output")
+        if not path.rstrip("/"):
+            raise ConfigError("must not be empty, nor the root directory", field="output")
         if dead_letter is not None and (
             is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))
         ):
