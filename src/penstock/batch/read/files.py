@@ -76,11 +76,9 @@ def form_of(path: str) -> Form | None:
 
 
 def _name(path: str) -> str:
-    """The part of a path that names the file: of a chain of URLs the first one, without a query."""
-    if not is_url(path):
-        return path
-    first = next(part for part in path.split("::") if is_url(part))
-    return first.partition("?")[0] if first.startswith(("http://", "https://")) else first
+    """The part of a path or URL that names the file: without the query of HTTP."""
+    is_http = path.rpartition("::")[2].startswith(("http://", "https://"))
+    return path.partition("?")[0] if is_http else path
 
 
 def filesystem(url: str) -> tuple[Any, str]:
