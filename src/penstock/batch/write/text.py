@@ -97,7 +97,7 @@ class _LineFeeds:
         self._write = out.write
 
     def write(self, line: str) -> None:
-        self._write(line.removesuffix("\r\n") + "\n")
+        self._write(f"{line[:-2]}\n")
 
 
 def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
@@ -115,14 +115,18 @@ def _csv_columns(
     others: set[str] = set()  # columns with values that are no objects
     unfit: set[str] = set()
     for values in rows:
-        flat = list(_flat(values, whole))
+        flat: list[tuple[str, Any]] = []
+        for column, value in values.items():
+            if isinstance(value, dict) and value and column not in whole:
+                parts = list(_flat(value, prefix=f"{column}."))
+                owners.update((name, column) for name, _ in parts)
+                flat += parts
+            else:
+                flat.append((column, value))
+                if value is not None and value != {}:
+                    others.add(column)
         for name, value in flat:
             filled[name] = filled.get(name, False) or value is not None
-        for column, value in values.items():
-            if isinstance(value, dict):
-                owners.update((name, column) for name, _ in _flat({column: value}))
-            elif value is not None:
-                others.add(column)
         if len(dict(flat)) < len(flat):
             unfit.update(_clashing(values))
     counts = Counter(owners.values())
