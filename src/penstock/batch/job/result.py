@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import glob
 import os
 import time
@@ -16,7 +15,6 @@ from msgspec import Struct
 
 from penstock.balance.backoff import Pauses, span
 from penstock.batch.read.files import filesystem, is_url
-from penstock.batch.read.text import allow_long_fields
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.errors import InputError, JobLimitError, OutputError
 from penstock.observability import is_terminal
@@ -111,9 +109,10 @@ class RunResult:
                 for line in file:
                     yield decode(line)
         elif path.lower().endswith(".csv"):
-            allow_long_fields()
+            from penstock.batch.write.text import dicts_of
+
             with _open(path, "r") as file:
-                yield from csv.DictReader(file)
+                yield from dicts_of(file)
         else:
             from penstock.batch.values.arrow import python_rows
 

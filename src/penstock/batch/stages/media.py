@@ -283,7 +283,7 @@ class RowImages:
                 value = decode_json(value)
             except ValueError:
                 return  # the form says so
-        if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
             yield from map(given_in, images_in(value))
 
     async def _load(self, row: Row, values: list[Any]) -> int:
