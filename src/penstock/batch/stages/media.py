@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import urllib.error
-import urllib.request
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
+from penstock.http.opened import opened
 from penstock.openai.image_parts import IMAGE_PARTS, given_in, part_with
 from penstock.openai.requests import check_messages
 
@@ -85,7 +85,7 @@ class Loader:
             return b64decode(body) if head.endswith(";base64") else unquote_to_bytes(body)
         if source.startswith(("http://", "https://")):
             try:
-                with urllib.request.urlopen(source, timeout=self._timeout) as answer:
+                with opened(source, self._timeout) as answer:
                     return bytes(answer.read(self._most + 1))
             except urllib.error.HTTPError as error:
                 with error:  # it holds the connection

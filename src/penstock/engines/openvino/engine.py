@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import re
 import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from http.client import HTTPException
@@ -46,6 +45,7 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError
+from penstock.http.opened import opened
 from penstock.openai.image_parts import data_in
 from penstock.types import (
     DecideRequest,
@@ -356,7 +356,7 @@ async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
 
 def _loaded(url: str, timeout_s: float, most: int) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+        with opened(url, timeout_s) as answer:
             return bytes(answer.read(most))
     except urllib.error.HTTPError as error:
         with error:  # it holds the connection
