@@ -183,7 +183,7 @@ class Progress:
         self._shown = is_terminal() if shown is None else shown
         self._bar: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._began = time.monotonic()
+        self._began = time.monotonic() - counts.row_seconds
         self._rows_before = counts.rows
 
     async def __aenter__(self) -> Progress:
