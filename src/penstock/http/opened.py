@@ -14,6 +14,7 @@ def opened(request: Request | str, timeout_s: float) -> Any:
 
 
 def is_this_machine(host: str) -> bool:
+    """Whether a host is a loopback address, or "localhost"."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
