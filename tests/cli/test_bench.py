@@ -44,6 +44,7 @@ def test_every_shape_has_its_name_here():
         ("null --json none/x.json", "its directory does not exist"),
         ("null --picture none/x.svg", "its directory does not exist"),
         ("http://a:b", "TARGET"),
+        ("demo --api-key k", "--api-key: is of a server that runs"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_starts(line, why, monkeypatch):

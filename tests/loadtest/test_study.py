@@ -9,6 +9,7 @@ from penstock.loadtest.study import (
     Load,
     Plan,
     Side,
+    address_of,
     calibrated,
     compared,
     is_address,
@@ -134,3 +135,31 @@ def test_a_ramp_has_its_mean_rate_and_its_direction(first, last):
 )
 def test_addresses(target, is_one):
     assert is_address(target) is is_one
+
+
+def test_the_server_of_a_model_needs_no_key_and_takes_up_no_batches(monkeypatch, tmp_path):
+    monkeypatch.setenv("PENSTOCK_API_KEYS", "sk-secret")
+    monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "sk-admin")
+    started = {}
+
+    class Process:
+        stdout = iter(["Listening on http://127.0.0.1:5 (demo)\n"])
+
+        def __init__(self, argv, env, **options):
+            started.update(argv=argv, env=env)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def send_signal(self, number): ...
+
+        def wait(self, seconds): ...
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    with address_of("demo") as url:
+        assert url == "http://127.0.0.1:5"
+    assert "--no-batches" in started["argv"]
+    assert "PATH" in started["env"]
+    assert not [name for name in started["env"] if "KEYS" in name]

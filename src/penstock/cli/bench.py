@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from penstock.cli.process import interruptible, plain_table
 from penstock.cli.run import check_place, json_object, with_options
@@ -392,6 +393,9 @@ def _serve_options(targets: tuple[str, ...], options: dict[str, Any]) -> list[st
 
     given = [name for name in ("engine", "engine_kwargs") if options[name] is not None]
     json_object(options["engine_kwargs"], "--engine-kwargs")
+    source = click.get_current_context().get_parameter_source("api_key")
+    if source is ParameterSource.COMMANDLINE and not any(map(is_address, targets)):
+        raise ConfigError("is of a server that runs: give its URL", field="--api-key")
     if given and all(is_address(target) or target == NULL for target in targets):
         raise ConfigError("needs a MODEL", field=f"--{given[0].replace('_', '-')}")
     return [part for name in given for part in (f"--{name.replace('_', '-')}", str(options[name]))]

@@ -209,13 +209,15 @@ def _requests(side: Side, plan: Plan, prompts: Sequence[Prompt]) -> list[bytes]:
 
 
 NULL = "null"
+_KEYS = ("PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS")
 _STOP_S = 30.0
 
 
 @contextlib.contextmanager
 def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
     """The address of a target: an address as it is; a server of its own for "null" or a model,
-    which ends with the context. `serve_options` are those of `penstock serve`.
+    which ends with the context. `serve_options` are those of `penstock serve`. The server of a
+    model needs no key, and leaves the user's batches alone.
     """
     if is_address(target):
         yield target
@@ -224,12 +226,13 @@ def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
         argv = ["-m", "penstock.loadtest.null"]
     else:
         argv = ["-m", "penstock.cli", "serve", target, "--port", "0", *serve_options]
-        argv += ["--log-level", "warning"]
+        argv += ["--no-batches", "--log-level", "warning"]
     with subprocess.Popen(
         [sys.executable, *argv],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        env={name: value for name, value in os.environ.items() if name not in _KEYS},
         preexec_fn=partial(die_with_parent, os.getpid()),
     ) as process:
         try:
