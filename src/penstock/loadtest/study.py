@@ -106,7 +106,6 @@ class Plan:
     chat: bool = True
     stream: bool = True
     more: dict[str, Any] = field(default_factory=dict)
-    tokens_per_word: float | None = None
 
 
 @dataclass
@@ -135,8 +134,8 @@ async def calibrated(side: Side, plan: Plan) -> Workload:
     """The plan's workload with the tokens that a word is to this server, from the usage of two
     prompts; 1 where the server counts none.
     """
-    if plan.tokens_per_word is not None:
-        return replace(plan.workload, tokens_per_word=plan.tokens_per_word)
+    if plan.workload.tokens_per_word is not None:
+        return plan.workload
     counts = []
     for request in _requests(side, plan, calibration()):
         sample = await side.server.ask(request)
@@ -161,7 +160,7 @@ async def run_once(
         prompts = workload.prompts(plan.requests, part=part)
         return await closed_loop(side.server, _requests(side, plan, prompts), load.clients)
     if load.trace is not None:
-        prompts = workload.prompts_of(load.trace.lengths)
+        prompts = workload.prompts_of(load.trace.lengths, part=part)
         return await open_loop(side.server, _requests(side, plan, prompts), load.trace.times)
     if load.ramp is not None:
         times = ramp(*load.ramp, workload.seed)
@@ -178,11 +177,16 @@ async def measured(side: Side, plan: Plan) -> Run:
 
 
 async def compared(sides: Sequence[Side], plan: Plan, rounds: int, say: Say) -> list[list[Run]]:
-    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each."""
-    workload = await calibrated(sides[0], plan)
+    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each.
+
+    Prompts of a round have the same lengths in other words: both sides may share an engine, and one
+    would find the other's in its prefix cache.
+    """
+    fitted = await calibrated(sides[0], plan)
+    workloads = [replace(fitted, side=str(number)) for number in range(len(sides))]
     runs: list[list[Run]] = [[] for _ in sides]
     for number in range(1, rounds + 1):
-        for one, found in zip(sides, runs, strict=True):
+        for one, workload, found in zip(sides, workloads, runs, strict=True):
             say(f"round {number} of {rounds}: {one.name}")
             found.append(await run_once(one, plan, workload, part=f"round {number}"))
     return runs
