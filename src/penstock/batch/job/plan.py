@@ -35,9 +35,9 @@ from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
-from penstock.batch.rows.embeddings import VECTOR_TYPES
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import RowForm
+from penstock.batch.rows.task_forms import VECTOR_TYPES
 from penstock.batch.write.manifest import FILE
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
@@ -388,9 +388,12 @@ def _is_list_of(values: object, kind: type) -> bool:
 def engine_of(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
     """The engine that a job asks for with these of its options. Raises `ConfigError`."""
     if isinstance(engine, str) and engine in PROVIDERS:
-        from penstock.batch.provider.step import provider_engine
+        from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine
+        from penstock.batch.provider.engine import provider_engine
+        from penstock.batch.provider.openai_batches import OpenAIBatchEngine
 
-        return provider_engine(job, engine)
+        openai = engine == OpenAIBatchEngine.name
+        return provider_engine(job, OpenAIBatchEngine if openai else AnthropicBatchEngine)
     made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
     if job.runtime == "local" and job.replicas == 1:
         return made
@@ -410,7 +413,7 @@ def step_of(
 ) -> EngineStep:
     """The step of a job with one engine, which a row may ask `most` times."""
     if engine.name in PROVIDERS:
-        from penstock.batch.provider.step import ProviderStep
+        from penstock.batch.provider.engine import ProviderStep
 
         return ProviderStep(cast(Any, engine), form, adapter, most, policy)
     return EngineStep(engine, form, adapter, most, policy)

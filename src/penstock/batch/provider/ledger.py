@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -23,6 +23,7 @@ from penstock import private_files
 from penstock.batch.write.journal import BATCHES
 from penstock.batch.write.state_files import Records, guarded, remove, sync_folder, write_all
 from penstock.errors import JobError, OutputError
+from penstock.http.client import LARGE_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +137,29 @@ class Batch:
                 self.status, self.files, self.refused = entry.status, entry.files, entry.refused
             case _:
                 pass
+
+
+class Gathering:
+    """Lines of the batch that is to be handed in next."""
+
+    def __init__(self, folder: Path, token: str, url: str) -> None:
+        self.token, self.url = token, url
+        self.lines: list[str] = []
+        self.nbytes = 0
+        self.since = 0.0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        path = folder / f"{token}.requests.jsonl"
+        self.file: BinaryIO = os.fdopen(private_files.opener(path, flags), "wb", LARGE_BYTES)
+
+    def add(self, custom_id: str, line: bytes) -> None:
+        self.file.write(line)
+        self.lines.append(custom_id)
+        self.nbytes += len(line)
+
+    def close(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
 
 
 class Ledger:

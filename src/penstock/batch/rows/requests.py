@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import Source, check_column
-from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row, RowForm
+from penstock.batch.stages.media import RowImages
 from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
@@ -324,7 +324,7 @@ def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
 
 
 def end_of(outcome: Outcome) -> list[Any]:
-    """The values of `END_COLUMNS`."""
+    """The values of `END_COLUMNS` for a row with this outcome."""
     error, usage = outcome.error, outcome.usage
     return [
         "ok" if error is None else "error",

@@ -335,7 +335,7 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
     from penstock import lazy
     from penstock.serve.http_server import address
 
-    cluster = lazy.require("penstock.ray.engine", needed_by="The Ray runtime")
+    cluster = lazy.require("penstock.ray.cluster", needed_by="The Ray runtime")
     url = address(listening)
     listening.close()  # it has proven the port free; the ingress takes the port
     args = structs.replace(args, listen=url.removeprefix("http://"), http=settings)

@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 from typing import Any
 
-from penstock.batch.rows.audio import ColumnSpeech
 from penstock.batch.rows.requests import Template
 from penstock.batch.rows.row import Row
+from penstock.batch.rows.task_forms import ColumnSpeech
 from penstock.types import Sampling, Speech
 
 
