@@ -10,7 +10,7 @@ from penstock.cli.bench import _SHAPES, _distributions, _write
 from penstock.cli.commands import cli
 from penstock.errors import OutputError, PenstockError
 from penstock.loadtest.client import Sample
-from penstock.loadtest.load import Run
+from penstock.loadtest.study import Run
 from penstock.loadtest.workload import SHAPES
 
 
