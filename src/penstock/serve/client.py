@@ -40,9 +40,10 @@ class Client:
         body = {"model": model, "messages": messages, "stream": True, **options}
         with self._open("/v1/chat/completions", body) as answer:
             for line in answer:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or not data or data == b"[DONE]":
                     continue
-                chunk = json.loads(line[len(b"data: ") :])
+                chunk = json.loads(data)
                 if "error" in chunk:
                     raise UpstreamError(chunk["error"]["message"])
                 for choice in chunk["choices"]:
