@@ -14,7 +14,8 @@ from penstock.errors import UpstreamError
 @pytest.fixture
 def server():
     """Its URL, the answers that it gives (None: status 503), and the messages that it got."""
-    answers, asked = [], []
+    answers: list[bytes | None] = []
+    asked: list[list[str]] = []
 
     class Answers(BaseHTTPRequestHandler):
         def log_message(self, *arguments):
