@@ -8,9 +8,9 @@ import click
 from click.core import ParameterSource
 
 from penstock.cli.chat import DEFAULT_URL
-from penstock.cli.process import plain_table
+from penstock.cli.process import DECIMAL, plain_table, size
 from penstock.errors import ConfigError
-from penstock.observability import say
+from penstock.observability import counted, say
 
 
 @click.group(invoke_without_command=True, short_help="Models of a server, and on disk.")
@@ -53,7 +53,7 @@ def pull(name: str, include: tuple[str, ...]) -> None:
     from penstock.engines.disk.cache import pull as fetch
 
     model = fetch(name, include, lambda line: say(f"fetching {name}: {line}"))
-    click.echo(f"{model.name}: {_size(model.nbytes)} in {model.path}")
+    click.echo(f"{model.name}: {size(model.nbytes, DECIMAL)} in {model.path}")
 
 
 @models.command(short_help="Convert a Hugging Face model for the embedded engine.")
@@ -112,9 +112,9 @@ def list_models(url: str | None) -> None:
     rows = [["MODEL", "KIND", "SIZE", "CHANGED"]]
     for model in found:
         changed = datetime.fromtimestamp(model.changed).strftime("%Y-%m-%d %H:%M")
-        rows.append([model.name, model.kind, _size(model.nbytes), changed])
+        rows.append([model.name, model.kind, size(model.nbytes, DECIMAL), changed])
     click.echo(plain_table(rows))
-    say(f"{len(found):,} models, {_size(sum(model.nbytes for model in found))}")
+    say(f"{counted(len(found), 'model')}, {size(sum(model.nbytes for model in found), DECIMAL)}")
 
 
 @models.command(short_help="Where a model is, and its files.")
@@ -124,8 +124,8 @@ def show(name: str) -> None:
     from penstock.engines.disk.cache import cached_model
 
     model = cached_model(name)
-    click.echo(f"{model.name} ({model.kind}), {_size(model.nbytes)}, in {model.path}")
-    click.echo(plain_table([["FILE", "SIZE"], *([a, _size(b)] for a, b in model.files())]))
+    click.echo(f"{model.name} ({model.kind}), {size(model.nbytes, DECIMAL)}, in {model.path}")
+    click.echo(plain_table([["FILE", "SIZE"], *([a, size(b, DECIMAL)] for a, b in model.files())]))
 
 
 @models.command(short_help="Remove models from disk.")
@@ -136,7 +136,7 @@ def rm(names: tuple[str, ...]) -> None:
 
     for model in [cached_model(name) for name in names]:  # all are there before any goes
         remove_model(model)
-        click.echo(f"removed {model.name}: {_size(model.nbytes)}")
+        click.echo(f"removed {model.name}: {size(model.nbytes, DECIMAL)}")
 
 
 def _of_a_server() -> ConfigError:
@@ -145,10 +145,3 @@ def _of_a_server() -> ConfigError:
         field="--url",
         hint="A server's are listed without a command: penstock models --url URL.",
     )
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -120,6 +120,19 @@ def _drop_output() -> None:
         os.close(null)
 
 
+BINARY = ("B", "KiB", "MiB", "GiB")
+DECIMAL = ("B", "kB", "MB", "GB")
+
+
+def size(count: float, units: Sequence[str] = BINARY) -> str:
+    """A number of bytes for people: three digits, or a whole number: "1.46 KiB", "1,023 MiB"."""
+    step = 1024 if units is BINARY else 1000
+    place = 0
+    while round(count) >= step and place < len(units) - 1:
+        count, place = count / step, place + 1
+    return f"{count:.3g} {units[place]}" if count < 99.95 else f"{count:,.0f} {units[place]}"
+
+
 def plain_table(rows: Iterable[Sequence[str]]) -> str:
     """The rows as lines, each column as wide as its widest cell. The first row is the head."""
     table = [tuple(row) for row in rows]

@@ -55,6 +55,15 @@ async def test_what_a_job_will_be_like(source):
         assert part in text
 
 
+async def test_rows_that_all_fail_show_no_speed(source):
+    options = {"prompt": "{text}", "model": "simulated"}
+    hanging = Job(source, row_timeout=0.01, engine_kwargs={"hang_rate": 1.0}, **options)
+    found = await hanging.aplan(trial=3)
+    assert found.failed == {"engine_timeout": 3}
+    assert (found.tried, found.seconds, found.rows_per_second) == (3, None, None)
+    assert "rows/s" not in described(found)
+
+
 async def test_nothing_is_tried_or_written(source, tmp_path):
     engine = SimulatedEngine()
     found = await Job(source, tmp_path / "out.jsonl", prompt="{text}", engine=engine).aplan(trial=0)

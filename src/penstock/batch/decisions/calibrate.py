@@ -29,6 +29,7 @@ from penstock.batch.write.state_files import writing
 from penstock.engines.decisions.answers import values_of
 from penstock.engines.registry import engine_for
 from penstock.errors import ConfigError, InputError, nearest
+from penstock.observability import counted
 from penstock.types import Question
 
 _PREFIX = "decided_"
@@ -74,7 +75,7 @@ class Fits(Struct, frozen=True):
             left = [f", {fit.unlabelled:,} more without a usable label"] if fit.unlabelled else []
             left += [f", {fit.failed:,} more failed"] if fit.failed else []
             lines += [
-                f"{name}: {before.rows:,} rows{''.join(left)},"
+                f"{name}: {counted(before.rows, 'row')}{''.join(left)},"
                 f" temperature {fit.scaling.temperature:.4g}",
                 f"  accuracy                    {before.accuracy:.3f} -> {after.accuracy:.3f}",
                 f"  expected calibration error  {before.error:.3f} -> {after.error:.3f}",
