@@ -68,6 +68,22 @@ def test_standard_input_that_is_closed(folder):
     assert (done.returncode, done.stderr) == (2, b"penstock: standard input is closed\n")
 
 
+def test_standard_output_that_lacks_characters(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    (folder / "out.jsonl").write_text('{"text": "日本 é"}\n', encoding="utf-8")
+    (folder / "out.jsonl.penstock").mkdir()
+    (folder / "out.jsonl.penstock" / "manifest.json").write_text("{}")
+    done = shell(folder, "", "jobs", "tail", "out.jsonl")
+    assert (done.stdout, done.stderr) == (b'{"text": "\\u65e5\\u672c \xe9"}\n', b"")
+
+
+@pytest.mark.parametrize("group", ["jobs", "bench"])
+def test_a_group_alone_shows_its_help(folder, group):
+    done = shell(folder, "", group)
+    assert f"Usage: penstock {group}".encode() in done.stderr
+    assert b"no such command" not in done.stderr
+
+
 def test_a_reader_that_leaves_early(folder):
     done = shell(folder, "| head -n 0", "plan", *RUN[1:])
     assert done.stderr == b""

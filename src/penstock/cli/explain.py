@@ -108,7 +108,7 @@ def _cores(cores: list[list[int]]) -> str:
 
 
 def _range(fewest: int, most: int) -> str:
-    return f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
 
 
 def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:

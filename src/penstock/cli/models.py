@@ -23,8 +23,9 @@ def models(context: click.Context, url: str, api_key: str | None) -> None:
     The commands below are about models on this machine's disk.
     """
     if context.invoked_subcommand is not None:
-        if context.get_parameter_source("url") is not ParameterSource.DEFAULT:
-            raise _of_a_server()
+        for name in ("url", "api_key"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise _of_a_server(name)
         return
     from penstock.serve.client import Client
 
@@ -105,7 +106,7 @@ def convert(source: str, task: str | None, weight_format: str, conversion: str |
 def list_models(url: str | None) -> None:
     """List the models on this machine's disk: from a hub, converted, or copied from a bucket."""
     if url is not None:
-        raise _of_a_server()
+        raise _of_a_server("url")
     from penstock.engines.disk.cache import cached_models
 
     found = cached_models()
@@ -139,9 +140,9 @@ def rm(names: tuple[str, ...]) -> None:
         click.echo(f"removed {model.name}: {size(model.nbytes, DECIMAL)}")
 
 
-def _of_a_server() -> ConfigError:
+def _of_a_server(option: str) -> ConfigError:
     return ConfigError(
         "the commands are about models on disk",
-        field="--url",
+        field=f"--{option.replace('_', '-')}",
         hint="A server's are listed without a command: penstock models --url URL.",
     )
