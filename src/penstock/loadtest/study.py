@@ -31,6 +31,7 @@ from penstock.loadtest.workload import (
     calibration,
     tokens_of_a_word,
 )
+from penstock.observability import counted
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Load:
 
     def __str__(self) -> str:
         if self.clients is not None:
-            return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+            return counted(self.clients, "client")
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         if self.ramp is not None:

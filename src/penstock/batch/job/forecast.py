@@ -28,6 +28,7 @@ from penstock.batch.write.outputs import Output
 from penstock.batch.write.state import earlier_answers
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, UnsupportedError
+from penstock.observability import counted
 from penstock.types import ChatRequest
 
 TRIAL = 64
@@ -260,7 +261,8 @@ def check_deadline(found: Forecast, limits: Limits) -> None:
 def described(found: Forecast) -> str:
     """The forecast for a person, a line a finding."""
     whole = "" if found.rows == found.read else f", {found.read:,} of them read"
-    lines = [f"{'at least ' if found.rows is None else ''}{found.rows or found.read:,} rows{whole}"]
+    least = "at least " if found.rows is None else ""
+    lines = [f"{least}{counted(found.rows or found.read, 'row')}{whole}"]
     lines += [
         f"  {number:,} × {kind}: error rows, never asked"
         for kind, number in sorted(found.unreadable.items())
