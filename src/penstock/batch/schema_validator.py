@@ -16,22 +16,8 @@ import jsonschema_rs
 import msgspec
 
 from penstock.errors import ConfigError
+from penstock.json_schema import CLASSES, CONTROLS
 
-_DIGIT = ((0x30, 0x39),)
-_WORD = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
-_SPACE = (
-    *(
-        (0x09, 0x0D),
-        (0x20, 0x20),
-        (0xA0, 0xA0),
-        (0x1680, 0x1680),
-        (0x2000, 0x200A),
-        (0x2028, 0x2029),
-    ),
-    *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
-)
-_SETS = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
-_CONTROLS = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
 _ANY_BUT_LINE_ENDS = r"[^\n\r\x{2028}\x{2029}]"
 _LAST = 0x10FFFF
 _REFUSED = {
@@ -161,8 +147,8 @@ class _Reader:
         self.at += 2
         if not following:
             raise ValueError("it ends with a backslash")
-        if following.lower() in _SETS:
-            ranges = _SETS[following.lower()]
+        if following.lower() in CLASSES:
+            ranges = CLASSES[following.lower()]
             return _written(ranges if following.islower() else _others(ranges))
         if following in "pP":
             found = _PROPERTY.match(pattern, self.at)
@@ -170,8 +156,8 @@ class _Reader:
                 raise ValueError(f"'\\{following}' of it names no property")
             self.at = found.end()
             return f"\\{following}{found[0]}"
-        if following in _CONTROLS:
-            return _CONTROLS[following]
+        if following in CONTROLS:
+            return CONTROLS[following]
         if following == "0" and not pattern[self.at : self.at + 1].isdigit():
             return 0
         if following == "c" and re.match("[A-Za-z]", pattern[self.at : self.at + 1]):

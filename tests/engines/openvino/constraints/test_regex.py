@@ -80,3 +80,11 @@ def test_others_are_refused_by_name(pattern, told):
 )
 def test_lengths(pattern, expected):
     assert lengths(parse(pattern)) == expected
+
+
+@pytest.mark.parametrize("space", "\t\x0b \xa0\u1680\u2003\u2028\u202f\u205f\u3000\ufeff")
+def test_spaces_are_those_of_ecma(space):
+    point = ord(space)
+    assert any(low <= point <= high for low, high in parse(r"\s").ranges)
+    for pattern in (r"\S", r"[^\s]"):
+        assert not any(low <= point <= high for low, high in parse(pattern).ranges)

@@ -23,17 +23,13 @@ from penstock.engines.openvino.constraints.writer import (
     without,
 )
 from penstock.errors import RequestError
+from penstock.json_schema import CLASSES, CONTROLS
 
 MAX_DEPTH = 50
 MAX_REPEATS = 20_000
 """Limit on the product of the counts of nested repetitions."""
 _FEW = 16
 """A class of at most so many characters needs no table: few tokens begin with them."""
-_DIGITS: Ranges = [(48, 57)]
-_WORD: Ranges = [(48, 57), (65, 90), (95, 95), (97, 122)]
-_SPACE: Ranges = [(9, 13), (32, 32), (0xA0, 0xA0)]
-_CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
-_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 _UNABLE = {
     **dict.fromkeys("bB", "a word boundary"),
     **dict.fromkeys("pP", "a Unicode property"),
@@ -342,13 +338,13 @@ class _Parser:
         self._at += 1
         if not char:
             raise self._wrong("it ends in a backslash")
-        if char.lower() in _CLASSES:
-            named = _CLASSES[char.lower()]
+        if char.lower() in CLASSES:
+            named = list(CLASSES[char.lower()])
             return named if char.islower() else without(ALL, named)
-        if char in _CONTROLS and not (
-            char == "0" and self._text[self._at : self._at + 1].isdecimal()
-        ):
-            return [(_CONTROLS[char], _CONTROLS[char])]
+        if char in CONTROLS:
+            return [(CONTROLS[char], CONTROLS[char])]
+        if char == "0" and not self._text[self._at : self._at + 1].isdecimal():
+            return [(0, 0)]
         if char in "xu":
             return self._code_point(char)
         if char == "b" and in_class:
