@@ -187,8 +187,19 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
                 "properties": {"x1": {"type": "null"}},
                 "patternProperties": {"^x": {}, "1$": True},
             },
-            "",
+            "'patternProperties'",
         ),
+        *[
+            (
+                {
+                    "type": "object",
+                    "properties": {"ab": {"type": "integer"}},
+                    "patternProperties": {"^a[a-z]$": anything},
+                },
+                "'patternProperties'",
+            )
+            for anything in ({}, True)
+        ],
     ],
     ids=str,
 )

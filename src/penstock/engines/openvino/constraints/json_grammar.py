@@ -295,12 +295,7 @@ class _Values:
         for pattern, part in patterns.items():
             matches = validator({"pattern": pattern})
             for name in given:
-                if (
-                    part is not True
-                    and part != {}
-                    and matches.is_valid(name)
-                    and given[name] != {"allOf": [part]}
-                ):
+                if matches.is_valid(name) and given[name] != {"allOf": [part]}:
                     raise conflict("patternProperties")
 
     def _extra(
