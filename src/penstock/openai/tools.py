@@ -100,6 +100,9 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
                 for at, function in enumerate(functions)
             },
         }
+    drafts = {str((f.get("parameters") or {}).get("$schema", "")) for f in functions} - {""}
+    if len(drafts) == 1 and "json-schema.org/draft" in (draft := drafts.pop()):
+        schema["$schema"] = draft  # the rules of a draft hold for a whole schema
     return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
 
 
@@ -133,7 +136,8 @@ def _arguments(function: Mapping[str, Any], place: str) -> Any:
     parameters = function.get("parameters") or {"properties": {}}
     if parameters.get("properties") == {} and parameters.keys() <= _NO_ARGUMENTS:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return _relocate(parameters, lambda reference: place + reference[1:])
+    body = {name: part for name, part in parameters.items() if name not in ("$schema", "$id")}
+    return _relocate(body, lambda reference: place + reference[1:])
 
 
 def _relocate(part: Any, move: Callable[[str], str]) -> Any:
