@@ -1,10 +1,12 @@
 import json
 import re
+from datetime import date
 
 import jsonschema_rs
 import pytest
 
 from penstock.engines.openvino.constraints.json_grammar import json_grammar
+from penstock.engines.openvino.constraints.json_schemas import FORMATS
 from penstock.errors import RequestError
 
 NODE = {
@@ -136,6 +138,15 @@ SCHEMAS = [
         "properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
     },
     {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+    {"type": "array", "unevaluatedItems": False},
+    {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "null"}},
+        "anyOf": [{"$ref": "#/$defs/b"}, {"properties": {"c": {"type": "null"}}}],
+        "unevaluatedProperties": False,
+        "$defs": {"b": {"properties": {"b": {"type": "null"}}, "required": ["b"]}},
+    },
 ]
 
 
@@ -162,6 +173,43 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
         ({"if": {"type": "string"}, "then": {"maxLength": 3}}, "'if'"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, "'pattern'"),
+        (
+            {"allOf": [{"prefixItems": [{"type": "null"}]}, {"items": {"type": "integer"}}]},
+            "'prefixItems'",
+        ),
+        ({"allOf": [{"items": [{"type": "null"}]}, {"items": {"type": "integer"}}]}, "'items'"),
+        (
+            {
+                "allOf": [
+                    {"items": [{"type": "null"}], "additionalItems": others}
+                    for others in (True, False)
+                ]
+            },
+            "'items'",
+        ),
+        (
+            {
+                "allOf": [
+                    {"properties": {"a": {}}, "unevaluatedProperties": False},
+                    {"properties": {"b": {}}},
+                ]
+            },
+            "'unevaluatedProperties'",
+        ),
+        ({"allOf": [{"enum": [0, 1]}, {"enum": [False, True]}]}, "no value fits"),
+        (
+            {
+                "$defs": {"k": {"type": "string"}},
+                "properties": {
+                    "a": {
+                        "$id": "https://example.org/a",
+                        "items": {"$ref": "#/$defs/k"},
+                        "$defs": {"k": {"type": "integer"}},
+                    }
+                },
+            },
+            "'$id'",
+        ),
         (
             {"type": "string", "pattern": r"^\w+ \w+$", "maxLength": 9},
             "'pattern' together with a length",
@@ -247,3 +295,12 @@ def nested(depth):
 def test_what_is_too_large_is_refused(schema):
     with pytest.raises(RequestError, match="the constraint is too large"):
         json_grammar(schema)
+
+
+def test_dates_begin_at_the_year_1():
+    pattern = re.compile(FORMATS["date"])
+    for day in ("0000-01-01", "0000-02-29", "1900-02-29", "2023-02-29"):
+        assert not pattern.fullmatch(day)
+    for day in ("0001-01-01", "0004-02-29", "0099-12-31", "0400-02-29", "2000-02-29"):
+        assert pattern.fullmatch(day)
+        date.fromisoformat(day)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 from penstock.engines.openvino.constraints.json_scalars import (
@@ -19,6 +20,7 @@ from penstock.engines.openvino.constraints.json_scalars import (
     number_body,
 )
 from penstock.engines.openvino.constraints.json_schemas import (
+    UNEVALUATED,
     UNHELD,
     conflict,
     disjoint,
@@ -50,7 +52,6 @@ MAX_VALUES = 5_000
 """Values of one `enum`."""
 MAX_DEPTH = 60
 _COMMA, _COLON = literal(","), literal(":")
-_COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
 _NOT_MERGED = {
     "$defs",
     "definitions",
@@ -107,7 +108,7 @@ class _Values:
             }
             if not others:
                 return self._referred(schema["$ref"], depth)
-            return self.body(merged(resolve(self._root, schema["$ref"]), others), depth + 1)
+            return self.body(self._target(schema["$ref"], others), depth + 1)
         for name in ("allOf", "anyOf", "oneOf"):
             if name in schema:
                 rest = {
@@ -128,6 +129,9 @@ class _Values:
         return self._grammar.rule(self.body(schema, depth))
 
     def _check_held(self, schema: Mapping[str, Any]) -> None:
+        base = schema.get("$id", "#")
+        if not (base.startswith("#") or base == self._root.get("$id")) and _refers(schema):
+            raise unheld("$id")  # references would lead into this part
         if self._checked:
             return
         for name in UNHELD & schema.keys():
@@ -135,8 +139,16 @@ class _Values:
                 name == "uniqueItems" and (schema[name] is False or schema.get("maxItems", 2) < 2)
             ):
                 raise unheld(name)
-        for name in ("unevaluatedProperties", "unevaluatedItems"):
-            if isinstance(schema.get(name), Mapping):
+        for name in UNEVALUATED & schema.keys():
+            if isinstance(schema[name], Mapping):
+                raise unheld(name)
+
+    def _check_apart(self, part: Any, around: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse a part of a schema that forbids what only those around it speak of."""
+        if self._checked or not isinstance(part, Mapping):
+            return
+        for name in UNEVALUATED & part.keys():
+            if part[name] is not True and any(other.keys() - {"type"} for other in around):
                 raise unheld(name)
 
     # Several schemas
@@ -161,18 +173,28 @@ class _Values:
         self._entered.remove(reference)
         return name
 
+    def _target(self, reference: str, others: Mapping[str, Any]) -> Any:
+        """What a `$ref` and the keywords beside it say together."""
+        target = resolve(self._root, reference)
+        self._check_apart(target, [others])
+        return merged(target, others)
+
     def _all(self, rest: dict[str, Any], parts: list[Any], depth: int) -> str:
-        whole: Any = rest
-        for part in parts:
-            for _ in range(MAX_DEPTH):
-                if not isinstance(part, Mapping) or "$ref" not in part:
-                    break
-                others = {name: value for name, value in part.items() if name != "$ref"}
-                if len(parts) == 1 and not rest and not others.keys() - _NOT_MERGED:
-                    return self.body(part, depth + 1)
-                part = merged(resolve(self._root, part["$ref"]), others)
-            whole = merged(whole, part)
-        return self.body(whole, depth + 1)
+        if len(parts) == 1 and not rest:
+            return self.body(parts[0], depth + 1)
+        found = [self._followed(part) for part in parts]
+        for at, part in enumerate(found):
+            around = [rest, *found[:at], *found[at + 1 :]]
+            self._check_apart(part, [other for other in around if isinstance(other, Mapping)])
+        return self.body(reduce(merged, found, rest), depth + 1)
+
+    def _followed(self, part: Any) -> Any:
+        for _ in range(MAX_DEPTH):
+            if not isinstance(part, Mapping) or "$ref" not in part:
+                break
+            others = {name: value for name, value in part.items() if name != "$ref"}
+            part = self._target(part["$ref"], others)
+        return part
 
     def _one(self, rest: dict[str, Any], options: list[Any], name: str, depth: int) -> str:
         if name == "oneOf" and not self._checked:
@@ -183,7 +205,10 @@ class _Values:
                         " 'anyOf', or tell the parts apart by a property with a 'const'",
                         param="response_format",
                     )
-        return _possible(lambda option: self.body(_joined(rest, option), depth + 1), options)
+        return _possible(
+            lambda option: self.body({**rest, "allOf": [option]} if rest else option, depth + 1),
+            options,
+        )
 
     def _fixed(self, schema: Mapping[str, Any]) -> str:
         values = [schema["const"]] if "const" in schema else schema["enum"]
@@ -215,7 +240,7 @@ class _Values:
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
         first = schema.get("prefixItems", [])
-        others = schema.get("items", not first)
+        others = schema.get("items", not first and schema.get("unevaluatedItems") is not False)
         if isinstance(others, list):  # as in drafts before 2020-12
             first, others = others, schema.get("additionalItems", False)
         low, high = schema.get("minItems", 0), schema.get("maxItems")
@@ -354,8 +379,5 @@ def _possible(write: Callable[[Any], str], parts: Iterable[Any]) -> str:
     return choice(bodies)
 
 
-def _joined(rest: dict[str, Any], option: Any) -> Any:
-    if not rest:
-        return option
-    combined = isinstance(option, Mapping) and any(name in option for name in _COMBINED)
-    return {"allOf": [rest, option]} if combined else merged(rest, option)
+def _refers(schema: Mapping[str, Any]) -> bool:
+    return '"$ref"' in json.dumps(schema)

@@ -16,9 +16,12 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _BY_KEYWORD = {
     "object": (
         *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
-        *("minProperties", "maxProperties"),
+        *("minProperties", "maxProperties", "unevaluatedProperties"),
     ),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "array": (
+        *("items", "prefixItems", "additionalItems", "unevaluatedItems"),
+        *("minItems", "maxItems"),
+    ),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
@@ -38,20 +41,23 @@ UNHELD = frozenset(
     }
     | {"$dynamicRef", "$recursiveRef"}
 )
+UNEVALUATED = frozenset({"unevaluatedProperties", "unevaluatedItems"})
 _LARGER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _SMALLER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _HEX = "[0-9a-fA-F]"
+_YEAR = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+"""Not 0000: Python's dates begin at 1."""
 _DAYS = (
     "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
     "|02-(0[1-9]|1[0-9]|2[0-8]))",
-    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29",
+    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)-02-29",
 )
 _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,60}[a-zA-Z0-9])?"
 _HOST = rf"{_LABEL}(\.{_LABEL}){{0,3}}"
 _IN_PATH = "([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})"
 FORMATS = {
-    "date": f"([0-9]{{4}}-{_DAYS[0]}|{_DAYS[1]})",
+    "date": f"({_YEAR}-{_DAYS[0]}|{_DAYS[1]})",
     "time": (
         r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?"
         r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
@@ -140,6 +146,7 @@ def merged(first: Any, second: Any) -> Any:
         return False
     if first is True or second is True:
         return second if first is True else first
+    _check_items(first, second)
     result = dict(first)
     objects = {"properties", "additionalProperties", "patternProperties"}
     if objects & first.keys() and objects & second.keys():
@@ -147,11 +154,26 @@ def merged(first: Any, second: Any) -> Any:
     for name, value in second.items():
         if name in objects and name in result:
             continue
-        if name not in first or name not in ASSERTIONS | UNHELD | {"default"}:
+        if name not in first or name not in ASSERTIONS | UNHELD:
             result.setdefault(name, value)
-        elif first[name] != value or isinstance(value, bool) != isinstance(first[name], bool):
+        elif _text(first[name]) != _text(value):
             result[name] = _merged_values(name, first[name], value)
     return result
+
+
+def _text(value: Any) -> str:
+    """Differs between values that JSON tells apart; to Python, 1 and true are equal."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _check_items(first: Schema, second: Schema) -> None:
+    """Refuse two schemas of items of which one goes by their places."""
+    names = {"items", "prefixItems", "additionalItems"}
+    both = [{name: schema[name] for name in names & schema.keys()} for schema in (first, second)]
+    if all(both) and _text(both[0]) != _text(both[1]):
+        for items in both:
+            if "prefixItems" in items or isinstance(items.get("items"), list):
+                raise conflict("prefixItems" if "prefixItems" in items else "items")
 
 
 def _merged_values(name: str, first: Any, second: Any) -> Any:
@@ -164,8 +186,8 @@ def _merged_values(name: str, first: Any, second: Any) -> Any:
                 raise Impossible
             return both
         case "enum":
-            texts = {json.dumps(value, sort_keys=True) for value in second}
-            return [value for value in first if json.dumps(value, sort_keys=True) in texts]
+            texts = set(map(_text, second))
+            return [value for value in first if _text(value) in texts]
         case "const":
             raise Impossible
         case "required":
@@ -174,7 +196,7 @@ def _merged_values(name: str, first: Any, second: Any) -> Any:
             return {"allOf": [first, second]}
         case "allOf":
             return [*first, *second]
-        case "format" | "default":
+        case "format":
             return first
         case _:
             raise conflict(name)
@@ -254,7 +276,7 @@ def _target(root: Any, schema: Any) -> Any:
 
 def _values(schema: Schema) -> set[str] | None:
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    return None if values is None else {json.dumps(value, sort_keys=True) for value in values}
+    return None if values is None else set(map(_text, values))
 
 
 def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
