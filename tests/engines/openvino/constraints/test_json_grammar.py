@@ -138,6 +138,42 @@ SCHEMAS = [
         "properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
     },
     {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+    *[
+        {
+            "$ref": "#/$defs/n",
+            "$defs": {
+                "n": {
+                    "type": "object",
+                    "properties": {"v": {"type": "null"}, "n": {"$ref": "#/$defs/n", **beside}},
+                    "required": ["v"],
+                }
+            },
+        }
+        for beside in ({"deprecated": True}, {"readOnly": True, "x-order": 1}, {"nullable": True})
+    ],
+    {
+        "$ref": "#/$defs/e",
+        "$defs": {
+            "e": {
+                "oneOf": [{"$ref": "#/$defs/not"}, {"$ref": "#/$defs/x"}],
+                "discriminator": {"propertyName": "kind"},
+            },
+            **{
+                kind: {
+                    "type": "object",
+                    "properties": {"kind": {"const": kind}, "of": of},
+                    "required": ["kind", "of"],
+                }
+                for kind, of in (("not", {"$ref": "#/$defs/e"}), ("x", {"type": "null"}))
+            },
+        },
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/x"}},
+        "const": {"a": 1},
+        "$defs": {"x": {"type": "integer"}},
+    },
     {"type": "array", "unevaluatedItems": False},
     {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
     {

@@ -27,6 +27,7 @@ from penstock.engines.openvino.constraints.json_schemas import (
     has_end,
     merged,
     resolve,
+    said,
     types_of,
     unheld,
     validator,
@@ -52,17 +53,6 @@ MAX_VALUES = 5_000
 """Values of one `enum`."""
 MAX_DEPTH = 60
 _COMMA, _COLON = literal(","), literal(":")
-_NOT_MERGED = {
-    "$defs",
-    "definitions",
-    "$schema",
-    "$id",
-    "title",
-    "description",
-    "default",
-    "examples",
-    "$comment",
-}
 
 
 def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
@@ -101,21 +91,13 @@ class _Values:
             return self._anything()
         self._check_held(schema)
         if "$ref" in schema:
-            others = {
-                name: value
-                for name, value in schema.items()
-                if name != "$ref" and name not in _NOT_MERGED
-            }
+            others = said(schema, "$ref")
             if not others:
                 return self._referred(schema["$ref"], depth)
             return self.body(self._target(schema["$ref"], others), depth + 1)
         for name in ("allOf", "anyOf", "oneOf"):
             if name in schema:
-                rest = {
-                    key: value
-                    for key, value in schema.items()
-                    if key != name and key not in _NOT_MERGED
-                }
+                rest = said(schema, name)
                 return (
                     self._all(rest, schema[name], depth)
                     if name == "allOf"
@@ -192,8 +174,7 @@ class _Values:
         for _ in range(MAX_DEPTH):
             if not isinstance(part, Mapping) or "$ref" not in part:
                 break
-            others = {name: value for name, value in part.items() if name != "$ref"}
-            part = self._target(part["$ref"], others)
+            part = self._target(part["$ref"], said(part, "$ref"))
         return part
 
     def _one(self, rest: dict[str, Any], options: list[Any], name: str, depth: int) -> str:
@@ -214,11 +195,16 @@ class _Values:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if len(values) > MAX_VALUES:
             raise too_large(f"an enum has {len(values):,} values; {MAX_VALUES:,} are taken")
-        fits = validator({name: value for name, value in schema.items() if name not in _NOT_MERGED})
+        fits = self._validator(said(schema))
         texts = [json_text(value) for value in values if fits.is_valid(value)]
         if not texts:
             raise Impossible
         return self._grammar.words(texts)
+
+    def _validator(self, schema: Any) -> Any:
+        """A validator of a part's values. Its references lead to the definitions of the root."""
+        tables = {name: self._root.get(name, {}) for name in ("$defs", "definitions")}
+        return validator({**tables, "allOf": [schema]})
 
     # Types
     def _typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
@@ -284,10 +270,7 @@ class _Values:
         if not self._checked:
             self._check_patterns(given, patterns)
         if names is not True:
-            allowed = validator(
-                {name: self._root.get(name, {}) for name in ("$defs", "definitions")}
-                | {"allOf": [names]}
-            )
+            allowed = self._validator(names)
             given = {name: part for name, part in given.items() if allowed.is_valid(name)}
         members = []
         for name, part in given.items():

@@ -41,6 +41,7 @@ UNHELD = frozenset(
     }
     | {"$dynamicRef", "$recursiveRef"}
 )
+_SAID = ASSERTIONS | UNHELD
 UNEVALUATED = frozenset({"unevaluatedProperties", "unevaluatedItems"})
 _LARGER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _SMALLER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
@@ -129,6 +130,11 @@ def resolve(root: Any, reference: str) -> Any:
     return target
 
 
+def said(schema: Schema, without: str = "") -> dict[str, Any]:
+    """What a schema says about values by its keywords other than `without`: no annotations."""
+    return {name: part for name, part in schema.items() if name in _SAID and name != without}
+
+
 def types_of(schema: Schema) -> list[str]:
     """The types that a schema allows; without `type`, the types that its keywords are about."""
     given = schema.get("type")
@@ -154,7 +160,7 @@ def merged(first: Any, second: Any) -> Any:
     for name, value in second.items():
         if name in objects and name in result:
             continue
-        if name not in first or name not in ASSERTIONS | UNHELD:
+        if name not in first or name not in _SAID:
             result.setdefault(name, value)
         elif _text(first[name]) != _text(value):
             result[name] = _merged_values(name, first[name], value)
@@ -340,10 +346,13 @@ def _references(part: Any) -> list[str]:
 
 
 def validator(schema: Any) -> Any:
-    """A validator of values. Raises `RequestError` for a pattern that is no regular expression."""
+    """A validator of values. Raises `RequestError` for a pattern that is no regular expression, and
+    for a reference that leads nowhere.
+    """
     try:
         return jsonschema_rs.validator_for(schema)
-    except ValueError:  # also raised for a pattern
-        raise RequestError(
-            "the JSON schema has a pattern that is no regular expression", param="response_format"
-        ) from None
+    except jsonschema_rs.ValidationError as error:
+        what = "a part whose values cannot be checked: " + str(error).partition("\n")[0]
+        if error.kind.name == "format":
+            what = "a pattern that is no regular expression"
+        raise RequestError(f"the JSON schema has {what}", param="response_format") from None
