@@ -174,6 +174,20 @@ SCHEMAS = [
         "const": {"a": 1},
         "$defs": {"x": {"type": "integer"}},
     },
+    {
+        "$ref": "#/$defs/n",
+        "$defs": {
+            "n": {
+                "type": "object",
+                "properties": {
+                    name: {"$ref": "#/$defs/x"} for name in ("const", "enum", "definitions")
+                },
+                "required": ["const", "enum", "definitions"],
+            },
+            "x": {"type": "integer"},
+        },
+    },
+    {"type": "array", "prefixItems": [{"type": "integer"}], "minItems": 2},
     {"type": "array", "unevaluatedItems": False},
     {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
     {
@@ -264,6 +278,9 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
             "no value fits",
         ),
         (False, "no value fits"),
+        ({"type": "integer", "minimum": 1e20}, "more than 19 digits"),
+        ({"type": "number", "maximum": -1e20}, "more than 19 digits"),
+        ({"prefixItems": [{"$ref": "#"}], "type": "array"}, "no value fits"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "no value fits"),
         (
             {

@@ -26,6 +26,7 @@ from penstock.engines.openvino.constraints.json_schemas import (
     disjoint,
     has_end,
     merged,
+    places,
     resolve,
     said,
     types_of,
@@ -76,6 +77,8 @@ class _Values:
         self._checked = checked
         self._strings = Strings(grammar, checked)
         self._references: dict[str, str] = {}
+        self._ending: set[str] = set()
+        """References that are known to have a finite value."""
         self._entered: list[str] = []
         """References that are being followed and have written nothing yet."""
         self._properties = 0
@@ -141,7 +144,7 @@ class _Values:
                 raise Impossible  # "itself or something else" leaves something else
             return known
         target = resolve(self._root, reference)
-        if not has_end(self._root, reference):
+        if not has_end(self._root, reference, self._ending):
             raise Impossible
         name = self._references[reference] = self._grammar.reserve()
         self._entered.append(reference)
@@ -225,10 +228,7 @@ class _Values:
             self._entered = entered
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
-        first = schema.get("prefixItems", [])
-        others = schema.get("items", not first and schema.get("unevaluatedItems") is not False)
-        if isinstance(others, list):  # as in drafts before 2020-12
-            first, others = others, schema.get("additionalItems", False)
+        first, others = places(schema)
         low, high = schema.get("minItems", 0), schema.get("maxItems")
         if high is not None and high < low:
             raise Impossible

@@ -94,8 +94,14 @@ def number_body(kind: str, schema: Mapping[str, Any], checked: bool) -> str:
         places = min(places, -int(exponent))
     bounds = Bounds.of(schema)
     body = integer(bounds) if places == 0 else number(bounds, places)
-    if body is None:
+    if body is None and (bounds.low or 0) <= _END and (bounds.high or 0) >= -_END:
         raise Impossible
+    if body is None:
+        raise RequestError(
+            f"the JSON schema asks for a number of more than {WHOLE_DIGITS} digits, which the"
+            " openvino engine does not write; give a smaller bound",
+            param="response_format",
+        )
     return body
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema_rs
@@ -146,6 +146,20 @@ def types_of(schema: Schema) -> list[str]:
     return [kind for kind in types if not (kind == "integer" and "number" in types)]
 
 
+def places(schema: Schema) -> tuple[list[Any], Any]:
+    """The schemas of an array's first items, by their places, and that of the others.
+
+    Without one for the others there are none, unless the first are too few.
+    """
+    first = schema.get("prefixItems", [])
+    if isinstance(items := schema.get("items"), list):  # as in drafts before 2020-12
+        first, items = items, schema.get("additionalItems")
+    if items is None:
+        few = not first or schema.get("minItems", 0) > len(first)
+        items = few and schema.get("unevaluatedItems") is not False
+    return first, items
+
+
 def merged(first: Any, second: Any) -> Any:
     """One schema for the values that fit both. Raises `RequestError` if there is no such schema."""
     if first is False or second is False:
@@ -285,64 +299,47 @@ def _values(schema: Schema) -> set[str] | None:
     return None if values is None else set(map(_text, values))
 
 
-def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
-    """Whether the schema has a finite value, if the references in `finished` have one."""
+def has_end(root: Any, reference: str, known: set[str]) -> bool:
+    """Whether a recursive reference has a finite value. Adds to `known`, those that have one."""
+    while reference not in known:
+        before = len(known)
+        _ends(root, {"$ref": reference}, known, set())
+        if len(known) == before:
+            return False
+    return True
+
+
+def _ends(root: Any, schema: Any, known: set[str], entered: set[str]) -> bool:
+    """Whether the schema has a finite value by what is known of the references in it. Looks at each
+    of these once.
+    """
     if isinstance(schema, bool):
         return schema
-    if "$ref" in schema and schema["$ref"] not in finished:
-        return False
-    if not all(ends(root, part, finished) for part in schema.get("allOf", ())):
-        return False
-    for name in ("anyOf", "oneOf"):
-        if name in schema and not any(ends(root, part, finished) for part in schema[name]):
+    if (reference := schema.get("$ref")) is not None and reference not in known:
+        if reference in entered:
             return False
-    if "const" in schema or "enum" in schema:
-        return True
+        entered.add(reference)
+        if not _ends(root, resolve(root, reference), known, entered):
+            return False
+        known.add(reference)
+
+    def end(parts: Iterable[Any]) -> Iterator[bool]:
+        return (_ends(root, part, known, entered) for part in parts)
+
+    if not all(end(schema.get("allOf", ()))):
+        return False
+    if not all(any(end(schema[name])) for name in ("anyOf", "oneOf") if name in schema):
+        return False
     kinds = types_of(schema)
-    if set(kinds) - {"object", "array"}:
+    if "const" in schema or "enum" in schema or set(kinds) - {"object", "array"}:
         return True
-    properties = schema.get("properties", {})
-    if "object" in kinds and all(
-        ends(root, properties.get(name, True), finished) for name in schema.get("required", ())
-    ):
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    if "object" in kinds and all(end(properties.get(name, True) for name in required)):
         return True
-    items = schema.get("prefixItems") or [schema.get("items", True)]
-    return "array" in kinds and (
-        not schema.get("minItems", 0) or all(ends(root, item, finished) for item in items)
-    )
-
-
-def has_end(root: Any, reference: str) -> bool:
-    """Whether a recursive reference has a finite value."""
-    reachable, todo = {reference}, [reference]
-    while todo:
-        new = [found for found in _references(resolve(root, todo.pop())) if found not in reachable]
-        reachable.update(new)
-        todo += new
-    finished: set[str] = set()
-    while more := {r for r in reachable - finished if ends(root, resolve(root, r), finished)}:
-        if reference in more:
-            return True
-        finished |= more
-    return False
-
-
-def _references(part: Any) -> list[str]:
-    """All `$ref` values within a schema."""
-    found, todo = [], [part]
-    while todo:
-        match todo.pop():
-            case dict() as schema:
-                if isinstance(schema.get("$ref"), str):
-                    found.append(schema["$ref"])
-                todo += [
-                    value
-                    for name, value in schema.items()
-                    if name not in ("const", "enum", "$defs", "definitions")
-                ]
-            case list() as parts:
-                todo += parts
-    return found
+    first, others = places(schema)
+    if schema.get("minItems", 0) > len(first):
+        first = [*first, others]
+    return "array" in kinds and all(end(first))
 
 
 def validator(schema: Any) -> Any:
