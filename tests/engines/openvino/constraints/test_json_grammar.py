@@ -299,7 +299,7 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
                 },
                 "'patternProperties'",
             )
-            for anything in ({}, True)
+            for anything in (dict[str, object](), True)
         ],
     ],
     ids=str,

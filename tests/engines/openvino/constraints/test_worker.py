@@ -4,12 +4,13 @@ import re
 import pytest
 
 from penstock.engines.openvino.constraints.worker import (
+    Prover,
     _answer,
     after_thoughts,
     grammar_of,
     triggered,
 )
-from penstock.engines.process import Call
+from penstock.engines.process import Call, Failed
 from penstock.errors import RequestError
 
 GRAMMAR = grammar_of("json_schema", '{"enum": ["yes", "no"]}', False)
@@ -78,12 +79,15 @@ def test_numbers_are_equal_however_they_are_written():
         grammar_of("json_schema", '{"oneOf": [{"const": 1}, {"const": 1.0}]}', False)
 
 
-def test_what_nobody_foresaw_ends_no_process():
-    class Odd:
-        def prove(self, *args):
-            raise AttributeError("no such thing")
+def test_what_nobody_foresaw_ends_no_process(monkeypatch):
+    def odd(*args):
+        raise AttributeError("no such thing")
 
-    failed = _answer(Odd(), Call(7, "prove", ["json_schema", "{}", False]))
-    assert failed.id == 7
-    assert failed.kind == RequestError.kind
-    assert failed.message == "the constraint cannot be translated: AttributeError: no such thing"
+    prover = Prover.__new__(Prover)
+    monkeypatch.setattr(prover, "prove", odd)
+    assert _answer(prover, Call(7, "prove", ["json_schema", "{}", False])) == Failed(
+        7,
+        RequestError.kind,
+        "the constraint cannot be translated: AttributeError: no such thing",
+        "response_format",
+    )
