@@ -188,6 +188,33 @@ SCHEMAS = [
         },
     },
     {"type": "array", "prefixItems": [{"type": "integer"}], "minItems": 2},
+    {
+        "$ref": "#/$defs/tree",  # as pydantic writes a recursive union
+        "$defs": {
+            "tree": {
+                "oneOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/fork"}],
+                "discriminator": {"propertyName": "kind"},
+            },
+            "leaf": {
+                "type": "object",
+                "properties": {"kind": {"const": "leaf", "default": "leaf"}},
+            },
+            "fork": {
+                "type": "object",
+                "properties": {"kind": {"const": "fork", "default": "fork"}}
+                | {side: {"$ref": "#/$defs/tree"} for side in ("left", "right")},
+                "required": ["left", "right"],
+            },
+        },
+    },
+    {
+        "type": "object",
+        "properties": {"next": {"$ref": "#", "type": "object", "maxProperties": 1}},
+    },
+    {
+        "oneOf": [{"$ref": "#/$defs/s", "type": "null"}, {"$ref": "#/$defs/s"}],
+        "$defs": {"s": {"type": "string", "maxLength": 3}},
+    },
     {"type": "array", "unevaluatedItems": False},
     {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
     {
@@ -281,6 +308,19 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
         ({"type": "integer", "minimum": 1e20}, "more than 19 digits"),
         ({"type": "number", "maximum": -1e20}, "more than 19 digits"),
         ({"prefixItems": [{"$ref": "#"}], "type": "array"}, "no value fits"),
+        (
+            {
+                "$ref": "#/$defs/n",
+                "required": ["n"],
+                "$defs": {
+                    "n": {
+                        "type": "object",
+                        "properties": {"n": {"$ref": "#/$defs/n", "required": ["n"]}},
+                    }
+                },
+            },
+            "no value fits",
+        ),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "no value fits"),
         (
             {

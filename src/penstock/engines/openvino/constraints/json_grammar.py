@@ -23,12 +23,14 @@ from penstock.engines.openvino.constraints.json_schemas import (
     UNEVALUATED,
     UNHELD,
     conflict,
-    disjoint,
+    followed,
     has_end,
     merged,
     places,
     resolve,
     said,
+    text,
+    told_apart,
     types_of,
     unheld,
     validator,
@@ -94,10 +96,7 @@ class _Values:
             return self._anything()
         self._check_held(schema)
         if "$ref" in schema:
-            others = said(schema, "$ref")
-            if not others:
-                return self._referred(schema["$ref"], depth)
-            return self.body(self._target(schema["$ref"], others), depth + 1)
+            return self._referred(said(schema), depth)
         for name in ("allOf", "anyOf", "oneOf"):
             if name in schema:
                 rest = said(schema, name)
@@ -137,32 +136,32 @@ class _Values:
                 raise unheld(name)
 
     # Several schemas
-    def _referred(self, reference: str, depth: int) -> str:
-        known = self._references.get(reference)
+    def _referred(self, schema: Mapping[str, Any], depth: int) -> str:
+        """A `$ref` with what is said beside it."""
+        place = text(schema)
+        known = self._references.get(place)
         if known is not None:
-            if reference in self._entered:
+            if place in self._entered:
                 raise Impossible  # "itself or something else" leaves something else
             return known
-        target = resolve(self._root, reference)
-        if not has_end(self._root, reference, self._ending):
+        target = self._target(schema)
+        if not has_end(self._root, schema, self._ending):
             raise Impossible
-        name = self._references[reference] = self._grammar.reserve()
-        self._entered.append(reference)
+        name = self._references[place] = self._grammar.reserve()
+        self._entered.append(place)
         try:
             self._grammar.rule(self.body(target, depth + 1), name)
         except Impossible:
             raise RequestError(
-                f"no value fits the part of the JSON schema at '{reference}'",
+                f"no value fits the part of the JSON schema at '{schema['$ref']}'",
                 param="response_format",
             ) from None
-        self._entered.remove(reference)
+        self._entered.remove(place)
         return name
 
-    def _target(self, reference: str, others: Mapping[str, Any]) -> Any:
-        """What a `$ref` and the keywords beside it say together."""
-        target = resolve(self._root, reference)
-        self._check_apart(target, [others])
-        return merged(target, others)
+    def _target(self, schema: Mapping[str, Any]) -> Any:
+        self._check_apart(resolve(self._root, schema["$ref"]), [said(schema, "$ref")])
+        return followed(self._root, schema)
 
     def _all(self, rest: dict[str, Any], parts: list[Any], depth: int) -> str:
         if len(parts) == 1 and not rest:
@@ -177,18 +176,19 @@ class _Values:
         for _ in range(MAX_DEPTH):
             if not isinstance(part, Mapping) or "$ref" not in part:
                 break
-            part = self._target(part["$ref"], said(part, "$ref"))
+            part = self._target(part)
         return part
 
     def _one(self, rest: dict[str, Any], options: list[Any], name: str, depth: int) -> str:
         if name == "oneOf" and not self._checked:
-            for at, option in enumerate(options):
-                if not all(disjoint(self._root, option, other) for other in options[:at]):
-                    raise RequestError(
-                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use"
-                        " 'anyOf', or tell the parts apart by a property with a 'const'",
-                        param="response_format",
-                    )
+            apart = told_apart(self._root, options)
+            if apart is None:
+                raise RequestError(
+                    "the JSON schema has a 'oneOf' whose parts may fit the same value; use"
+                    " 'anyOf', or tell the parts apart by a property with a 'const'",
+                    param="response_format",
+                )
+            options = apart
         return _possible(
             lambda option: self.body({**rest, "allOf": [option]} if rest else option, depth + 1),
             options,
@@ -336,14 +336,14 @@ class _Values:
     def _anything(self) -> str:
         if self._any is None:
             self._any = self._grammar.reserve()
-            text, value = self._strings.any(), self._any
-            member = self._grammar.rule(f"{text} {_COLON} {value}")
+            string, value = self._strings.any(), self._any
+            member = self._grammar.rule(f"{string} {_COLON} {value}")
             more = self._grammar.rule(f"{_COMMA} {value}")
             next_member = self._grammar.rule(f"{_COMMA} {member}")
             kinds = [
                 f'"{{" ({member} {next_member}*)? "}}"',
                 f'"[" ({value} {more}*)? "]"',
-                text,
+                string,
                 self._grammar.rule(number_body("number", {}, checked=False)),
                 *map(literal, ("true", "false", "null")),
             ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import jsonschema_rs
@@ -135,6 +136,11 @@ def said(schema: Schema, without: str = "") -> dict[str, Any]:
     return {name: part for name, part in schema.items() if name in _SAID and name != without}
 
 
+def followed(root: Any, schema: Schema) -> Any:
+    """What a `$ref` and the keywords beside it say together."""
+    return merged(resolve(root, schema["$ref"]), said(schema, "$ref"))
+
+
 def types_of(schema: Schema) -> list[str]:
     """The types that a schema allows; without `type`, the types that its keywords are about."""
     given = schema.get("type")
@@ -176,13 +182,13 @@ def merged(first: Any, second: Any) -> Any:
             continue
         if name not in first or name not in _SAID:
             result.setdefault(name, value)
-        elif _text(first[name]) != _text(value):
+        elif text(first[name]) != text(value):
             result[name] = _merged_values(name, first[name], value)
     return result
 
 
-def _text(value: Any) -> str:
-    """Differs between values that JSON tells apart; to Python, 1 and true are equal."""
+def text(value: Any) -> str:
+    """The same for equal values; to Python, 1 and true are equal too."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -190,7 +196,7 @@ def _check_items(first: Schema, second: Schema) -> None:
     """Refuse two schemas of items of which one goes by their places."""
     names = {"items", "prefixItems", "additionalItems"}
     both = [{name: schema[name] for name in names & schema.keys()} for schema in (first, second)]
-    if all(both) and _text(both[0]) != _text(both[1]):
+    if all(both) and text(both[0]) != text(both[1]):
         for items in both:
             if "prefixItems" in items or isinstance(items.get("items"), list):
                 raise conflict("prefixItems" if "prefixItems" in items else "items")
@@ -206,8 +212,8 @@ def _merged_values(name: str, first: Any, second: Any) -> Any:
                 raise Impossible
             return both
         case "enum":
-            texts = set(map(_text, second))
-            return [value for value in first if _text(value) in texts]
+            texts = set(map(text, second))
+            return [value for value in first if text(value) in texts]
         case "const":
             raise Impossible
         case "required":
@@ -251,6 +257,33 @@ def _merged_objects(first: Schema, second: Schema) -> dict[str, Any]:
     return result
 
 
+def told_apart(root: Any, options: list[Any]) -> list[Any] | None:
+    """The options of a `oneOf`, if no value fits two of them; None if that is uncertain.
+
+    A property that has other constants in each is required where it tells them apart: pydantic
+    leaves those with a default optional.
+    """
+    if _all_disjoint(root, options):
+        return options
+    if not all(isinstance(option, Mapping) for option in options):
+        return None
+    given = [_target(root, option).get("properties", {}) for option in options]
+    for name in given[0]:
+        if all(name in properties for properties in given):
+            needing = [
+                {**option, "required": [*option.get("required", ()), name]} for option in options
+            ]
+            if _all_disjoint(root, needing):
+                return needing
+    return None
+
+
+def _all_disjoint(root: Any, options: list[Any]) -> bool:
+    return all(
+        disjoint(root, option, other) for at, option in enumerate(options) for other in options[:at]
+    )
+
+
 def disjoint(root: Any, first: Any, second: Any, depth: int = 0) -> bool:
     """Whether no value fits both schemas. False if that is uncertain."""
     first, second = _target(root, first), _target(root, second)
@@ -290,23 +323,26 @@ def _target(root: Any, schema: Any) -> Any:
     for _ in range(8):
         if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
             break
-        schema = resolve(root, schema["$ref"])
+        try:
+            schema = followed(root, schema)
+        except Impossible:
+            return False
     return schema
 
 
 def _values(schema: Schema) -> set[str] | None:
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    return None if values is None else set(map(_text, values))
+    return None if values is None else set(map(text, values))
 
 
-def has_end(root: Any, reference: str, known: set[str]) -> bool:
-    """Whether a recursive reference has a finite value. Adds to `known`, those that have one."""
-    while reference not in known:
+def has_end(root: Any, schema: Schema, known: set[str]) -> bool:
+    """Whether a recursive `$ref` has a finite value. `known` keeps the texts of those that have."""
+    before = -1
+    while len(known) > before:
         before = len(known)
-        _ends(root, {"$ref": reference}, known, set())
-        if len(known) == before:
-            return False
-    return True
+        if _ends(root, schema, known, set()):
+            return True
+    return False
 
 
 def _ends(root: Any, schema: Any, known: set[str], entered: set[str]) -> bool:
@@ -315,13 +351,13 @@ def _ends(root: Any, schema: Any, known: set[str], entered: set[str]) -> bool:
     """
     if isinstance(schema, bool):
         return schema
-    if (reference := schema.get("$ref")) is not None and reference not in known:
-        if reference in entered:
-            return False
-        entered.add(reference)
-        if not _ends(root, resolve(root, reference), known, entered):
-            return False
-        known.add(reference)
+    if "$ref" in schema:
+        if (place := text(said(schema))) not in known and place not in entered:
+            entered.add(place)
+            with suppress(Impossible):
+                if _ends(root, followed(root, schema), known, entered):
+                    known.add(place)
+        return place in known
 
     def end(parts: Iterable[Any]) -> Iterator[bool]:
         return (_ends(root, part, known, entered) for part in parts)
