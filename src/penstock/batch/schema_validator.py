@@ -9,14 +9,14 @@ engine of linear time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jsonschema_rs
 import msgspec
 
 from penstock.errors import ConfigError
-from penstock.json_schema import CLASSES, CONTROLS
+from penstock.json_schema import CLASSES, CONTROLS, rewritten
 
 _ANY_BUT_LINE_ENDS = r"[^\n\r\x{2028}\x{2029}]"
 _LAST = 0x10FFFF
@@ -247,11 +247,6 @@ def _literal(code: int) -> str:
     return _written([(code, code)]) or r"[^\x{0}-\x{10FFFF}]"
 
 
-_MAPS = frozenset(
-    {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
-)
-"""Keywords whose values map names of any kind to schemas."""
-_VALUES = frozenset({"const", "enum", "default", "examples", "required", "dependentRequired"})
 _SHOWN_CHARS = 80
 _BOUNDS = {
     "minimum": "must be at least {limit}",
@@ -275,10 +270,10 @@ class Validator:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.cost = 0
         self._patterns: dict[str, str] = {}
+        self._references: list[str] = []
         try:
-            linear = self._linear(schema)
             self._check = jsonschema_rs.validator_for(
-                linear,
+                rewritten(schema, self._linear),
                 validate_formats=False,
                 pattern_options=jsonschema_rs.RegexOptions(),
                 offline=True,
@@ -300,23 +295,15 @@ class Validator:
             return "it is nested too deeply to be checked"
         return None
 
-    def _linear(self, schema: Any) -> Any:
-        """The schema with its patterns as they are matched."""
-        if isinstance(schema, list):
-            return [self._linear(part) for part in schema]
-        if not isinstance(schema, Mapping):
-            return schema
-        made: dict[str, Any] = {}
-        for key, part in schema.items():
-            if key == "pattern" and isinstance(part, str):
-                made[key] = self._matched(part)
-            elif key == "patternProperties" and isinstance(part, Mapping):
-                made[key] = {self._matched(name): self._linear(one) for name, one in part.items()}
-            elif key in _MAPS and isinstance(part, Mapping):
-                made[key] = {name: self._linear(one) for name, one in part.items()}
-            else:
-                made[key] = part if key in _VALUES else self._linear(part)
-        return made
+    def _linear(self, keyword: str, value: Any) -> Any:
+        """The value of a keyword with its patterns as they are matched. Notes references."""
+        if keyword == "pattern" and isinstance(value, str):
+            return self._matched(value)
+        if keyword == "patternProperties" and isinstance(value, Mapping):
+            return {self._matched(pattern): part for pattern, part in value.items()}
+        if keyword in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(value, str):
+            self._references.append(value)
+        return value
 
     def _matched(self, pattern: str) -> str:
         try:
@@ -339,10 +326,8 @@ class Validator:
                     f"the $schema {_shown(declared)} is none of the drafts 4, 6, 7, 2019-09 and"
                     " 2020-12"
                 )
-            culprit = next(
-                (one for one in _references(schema) if one in reason or one.lstrip("#") in reason),
-                "",
-            )
+            named = (one for one in self._references if one.lstrip("#") in reason)
+            culprit = max(named, key=len, default="")
             return f"the $ref '{culprit}' leads nowhere in this schema"
         if kind == "format" and isinstance(error.instance, str):
             pattern = self._patterns.get(error.instance, error.instance)
@@ -395,18 +380,6 @@ class Validator:
                 return f"{shown} is what 'not' excludes"
             case _:
                 return f"{shown} breaks the rule '{kind}'"
-
-
-def _references(part: Any) -> Iterator[str]:
-    if isinstance(part, Mapping):
-        for key, value in part.items():
-            if key in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(value, str):
-                yield value
-            elif key not in _VALUES:
-                yield from _references(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _references(value)
 
 
 def _place(path: list[str | int]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.errors import RequestError, nearest
+from penstock.json_schema import rewritten
 from penstock.types import Message, StructuredOutput
 
 Tool = Mapping[str, Any]
@@ -73,10 +74,6 @@ def chosen_name(choice: Mapping[str, Any]) -> str:
 
 _NO_ARGUMENTS = {"type", "properties", "required", "title", "description", "$schema"}
 """Keywords allowed in the schema of a function without arguments."""
-_VALUES = {"const", "enum", "default", "examples"}
-"""Keywords that hold values, not schemas."""
-_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-"""Keywords that hold schemas by name; the names can be any."""
 
 
 def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutput | None:
@@ -140,30 +137,14 @@ def _arguments(function: Mapping[str, Any], place: str) -> Any:
     return _relocate(body, lambda reference: place + reference[1:])
 
 
-def _relocate(part: Any, move: Callable[[str], str]) -> Any:
+def _relocate(schema: Mapping[str, Any], move: Callable[[str], str]) -> Any:
     """A schema with its references to itself as `move` gives them."""
-    if isinstance(part, list):
-        return [_relocate(item, move) for item in part]
-    if not isinstance(part, Mapping):
-        return part
-    return {
-        name: (
-            move(value)
-            if name == "$ref"
-            and isinstance(value, str)
-            and (value == "#" or value.startswith("#/"))
-            else (
-                value
-                if name in _VALUES
-                else (
-                    {key: _relocate(inner, move) for key, inner in value.items()}
-                    if name in _NAMED and isinstance(value, Mapping)
-                    else _relocate(value, move)
-                )
-            )
-        )
-        for name, value in part.items()
-    }
+
+    def moved(keyword: str, value: Any) -> Any:
+        is_reference = keyword == "$ref" and isinstance(value, str)
+        return move(value) if is_reference and (value + "/").startswith("#/") else value
+
+    return rewritten(schema, moved)
 
 
 _TABLES = ("$defs", "definitions")

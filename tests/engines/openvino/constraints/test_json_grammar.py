@@ -215,6 +215,7 @@ SCHEMAS = [
         "oneOf": [{"$ref": "#/$defs/s", "type": "null"}, {"$ref": "#/$defs/s"}],
         "$defs": {"s": {"type": "string", "maxLength": 3}},
     },
+    {"$ref": "#/definitions/A%3Cb%3E", "definitions": {"A<b>": {"type": "integer"}}},
     {"type": "array", "unevaluatedItems": False},
     {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
     {

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from penstock import json_schema
 from penstock.engines.openvino.constraints.writer import Impossible
 from penstock.errors import RequestError
 
@@ -111,24 +112,18 @@ def conflict(keyword: str) -> RequestError:
 
 def resolve(root: Any, reference: str) -> Any:
     """The target of a `$ref` within the schema. Raises `RequestError` for any other reference."""
-    target = root
-    if reference != "#" and not reference.startswith("#/"):
+    if not f"{reference}/".startswith("#/"):
         raise RequestError(
             f"the $ref '{reference}' leads out of the schema; only those that begin with '#/' are"
             " followed",
             param="response_format",
         )
-    for step in reference[2:].split("/") if reference != "#" else ():
-        key = step.replace("~1", "/").replace("~0", "~").replace("%25", "%").replace("%20", " ")
-        if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
-            target = target[int(key)]
-        elif isinstance(target, dict) and key in target:
-            target = target[key]
-        else:
-            raise RequestError(
-                f"the $ref '{reference}' leads nowhere in this schema", param="response_format"
-            )
-    return target
+    try:
+        return json_schema.resolve(root, reference)
+    except LookupError:
+        raise RequestError(
+            f"the $ref '{reference}' leads nowhere in this schema", param="response_format"
+        ) from None
 
 
 def said(schema: Schema, without: str = "") -> dict[str, Any]:
