@@ -34,6 +34,9 @@ def grammar_of(pattern):
         "[é]A",
         r"\x01f[\x02a-f]c",
         "(ÿ0){2}",
+        "(^a$)|(^b$)",
+        "^(?:^(?P<month>May|June) [1-9]$)$",
+        "^^(^a|^b)c$|(d|e$)$",
     ],
 )
 def test_what_the_grammar_allows_matches(writer, pattern):
@@ -61,6 +64,10 @@ def test_what_the_grammar_allows_matches(writer, pattern):
         (r"\p{L}", "Unicode property"),
         ("a$b", "'$'"),
         ("a|b^", "'^'"),
+        ("a(^b)", "'^'"),
+        ("(a$|b)c", "'$'"),
+        ("(^a)*", "in a repetition"),
+        ("(a$)?", "in a repetition"),
         ("a++", "possessive"),
         ("((a{1,1000}){1,1000}){1,1000}", "repetitions"),
         ("(" * 100 + "a" + ")" * 100, "nested"),
