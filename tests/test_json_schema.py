@@ -1,6 +1,9 @@
+import re
+from itertools import product
+
 import pytest
 
-from penstock.json_schema import resolve, rewritten
+from penstock.json_schema import EMAIL, resolve, rewritten, without_look_ahead
 
 ROOT = {
     "anyOf": [{"type": "null"}, {"type": "string"}],
@@ -51,3 +54,28 @@ def test_names_and_values_are_no_keywords():
         "anyOf": [{"$ref": "#b"}, True],
     }
     assert sorted(seen) == ["$ref", "$ref", "anyOf", "const", "properties"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "alphabet", "longest"),
+    [
+        (
+            r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]"
+            r"@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
+            "a.@'",
+            8,
+        ),
+        (r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$", "0+-.7e", 5),
+    ],
+)
+def test_common_patterns_have_an_equal_without_look_ahead(pattern, alphabet, longest):
+    with_it, without = re.compile(pattern), re.compile(without_look_ahead(pattern))
+    assert "(?!" not in without.pattern
+    texts = ["".join(text) for n in range(longest + 1) for text in product(alphabet, repeat=n)]
+    assert [t for t in texts if with_it.search(t)] == [t for t in texts if without.search(t)]
+    assert any(map(with_it.search, texts))
+
+
+def test_other_patterns_stay_as_they_are():
+    assert without_look_ahead(EMAIL) == EMAIL
+    assert without_look_ahead("(?=a)b") == "(?=a)b"

@@ -1,5 +1,5 @@
-"""What all readers of JSON Schemas share: where a `$ref` leads, which keywords hold schemas, and
-the characters of a pattern's classes, as ECMA 262 has them.
+"""What all readers of JSON Schemas share: where a `$ref` leads, which keywords hold schemas, the
+characters of a pattern's classes, as ECMA 262 has them, and common patterns without look-ahead.
 """
 
 from __future__ import annotations
@@ -25,6 +25,25 @@ CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
 """The ranges of code points of `\\d`, `\\w` and `\\s`, sorted."""
 CONTROLS = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
 """The code points of `\\t`, `\\n`, …"""
+
+EMAIL = (
+    r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+-]"
+    r"@(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+)
+"""An address, as zod 4.6 writes it. Earlier ones use look-ahead."""
+_WITHOUT_LOOK_AHEAD = {
+    **{
+        rf"^(?!\.)(?!.*\.\.)([{letters}0-9_'+\-\.]*)[{letters}0-9_+-]"
+        rf"@([{letters}0-9][{letters}0-9\-]*\.)+[{letters}]{{2,}}$": EMAIL
+        for letters in ("A-Za-z", "a-zA-Z")
+    },
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(\d+\.?\d*|\.\d+)$",  # pydantic 2.12's Decimal
+}
+
+
+def without_look_ahead(pattern: str) -> str:
+    """A pattern of the same texts, for some that common libraries write; any other as it is."""
+    return _WITHOUT_LOOK_AHEAD.get(pattern, pattern)
 
 
 def resolve(root: Any, reference: str) -> Any:

@@ -16,7 +16,7 @@ import jsonschema_rs
 import msgspec
 
 from penstock.errors import ConfigError
-from penstock.json_schema import CLASSES, CONTROLS, rewritten
+from penstock.json_schema import CLASSES, CONTROLS, rewritten, without_look_ahead
 
 _ANY_BUT_LINE_ENDS = r"[^\n\r\x{2028}\x{2029}]"
 _LAST = 0x10FFFF
@@ -43,6 +43,7 @@ def translated(pattern: str) -> tuple[str, int]:
     Raises `ValueError`, with a message for a person, for what takes more than linear time
     (look-around, back-references) and for what is no pattern.
     """
+    pattern = without_look_ahead(pattern)
     reader = _Reader(pattern)
     made, cost = reader.alternatives()
     if reader.at < len(pattern):

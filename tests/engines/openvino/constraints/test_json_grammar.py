@@ -8,6 +8,7 @@ import pytest
 from penstock.engines.openvino.constraints.json_grammar import json_grammar
 from penstock.engines.openvino.constraints.json_schemas import FORMATS
 from penstock.errors import RequestError
+from penstock.json_schema import EMAIL
 
 NODE = {
     "type": "object",
@@ -97,7 +98,8 @@ SCHEMAS = [
     {"type": "string", "pattern": '["\\\\\n]{3}'},
     {"type": "string", "format": "uuid", "maxLength": 36},
     {"type": "string", "format": "ipv4", "minLength": 1, "maxLength": 200},
-    *[{"type": "string", "format": "email", "maxLength": most} for most in (5, 30, 254)],
+    *[{"type": "string", "format": "email", "maxLength": most} for most in (6, 30, 254)],
+    *[{"type": "string", "pattern": EMAIL, "maxLength": most} for most in (30, 254)],
     {"type": "string", "format": "uri", "minLength": 5, "maxLength": 20},
     {
         "type": "object",

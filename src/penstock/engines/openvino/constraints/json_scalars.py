@@ -35,6 +35,7 @@ from penstock.engines.openvino.constraints.writer import (
     without,
 )
 from penstock.errors import RequestError
+from penstock.json_schema import EMAIL, without_look_ahead
 
 _PLAIN_RANGES = without(ALL, [(0, 0x1F), (34, 34), (92, 92)])
 _PLAIN = char_class(_PLAIN_RANGES)
@@ -280,12 +281,14 @@ class Strings:
         low, high = schema.get("minLength", 0), schema.get("maxLength")
         if high is not None and high < low:
             raise Impossible
-        pattern, known = schema.get("pattern"), FORMATS.get(schema.get("format", ""))
-        if pattern is not None:
+        pattern, form = without_look_ahead(schema.get("pattern", "")), schema.get("format", "")
+        if pattern == EMAIL:
+            pattern, form = "", "email"  # whose usual form has a bound, and may be shortened
+        if pattern:
             return self._grammar.rule(self.matching(self._cut(parse(pattern), low, high)))
-        if known is not None:
+        if form in FORMATS:
             try:
-                node = _with_format(parse(known), schema["format"], low, high)
+                node = _with_format(parse(FORMATS[form]), form, low, high)
                 return self._grammar.rule(self.matching(node))
             except RequestError:
                 if not self._checked:
