@@ -30,7 +30,7 @@ EMAIL = (
     r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+-]"
     r"@(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
 )
-"""An address, as zod 4.6 writes it. Earlier ones use look-ahead."""
+"""An address, as zod 4.6 writes it. Its first releases used look-ahead."""
 _WITHOUT_LOOK_AHEAD = {
     **{
         rf"^(?!\.)(?!.*\.\.)([{letters}0-9_'+\-\.]*)[{letters}0-9_+-]"

@@ -200,7 +200,7 @@ class _Parser:
         if self._depth > MAX_DEPTH:
             raise too_large(f"its groups are nested more than {MAX_DEPTH} deep")
         begun, ended = self._begun, False
-        options = []
+        options: list[Node] = []
         while not options or self._takes("|"):
             self._begun, self._ended = begun, False
             options.append(self._sequence())
