@@ -221,6 +221,14 @@ SCHEMAS = [
         "$defs": {"s": {"type": "string", "maxLength": 3}},
     },
     {"$ref": "#/definitions/A%3Cb%3E", "definitions": {"A<b>": {"type": "integer"}}},
+    {
+        "type": "object",
+        "properties": {
+            "a": {"type": "null"},
+            "b": {"$ref": "#/$defs/o", "anyOf": [{"type": "string"}]},  # no value fits
+        },
+        "$defs": {"o": {"type": "object"}},
+    },
     {"type": "array", "unevaluatedItems": False},
     {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
     {
@@ -319,6 +327,7 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
             "no value fits",
         ),
         (False, "no value fits"),
+        ({"type": "object", "required": ["a"], "unevaluatedProperties": False}, "no value fits"),
         ({"type": "integer", "minimum": 1e20}, "more than 19 digits"),
         ({"type": "number", "maximum": -1e20}, "more than 19 digits"),
         ({"prefixItems": [{"$ref": "#"}], "type": "array"}, "no value fits"),

@@ -39,6 +39,7 @@ from penstock.engines.openvino.constraints.regex import (
     parse,
 )
 from penstock.engines.openvino.constraints.writer import (
+    NOTHING,
     TABLES,
     Grammar,
     Impossible,
@@ -81,6 +82,7 @@ class _Values:
         self._references: dict[str, str] = {}
         self._ending: set[str] = set()
         """References that are known to have a finite value."""
+        self._recurring: set[str] = set()
         self._entered: list[str] = []
         """References that are being followed and have written nothing yet."""
         self._properties = 0
@@ -143,6 +145,7 @@ class _Values:
         if known is not None:
             if place in self._entered:
                 raise Impossible  # "itself or something else" leaves something else
+            self._recurring.add(place)
             return known
         target = self._target(schema)
         if not has_end(self._root, schema, self._ending):
@@ -152,11 +155,16 @@ class _Values:
         try:
             self._grammar.rule(self.body(target, depth + 1), name)
         except Impossible:
+            if len(schema) > 1 and place not in self._recurring:  # nobody has its name
+                self._grammar.rule(NOTHING, name)
+                del self._references[place]
+                raise
             raise RequestError(
                 f"no value fits the part of the JSON schema at '{schema['$ref']}'",
                 param="response_format",
             ) from None
-        self._entered.remove(place)
+        finally:
+            self._entered.remove(place)
         return name
 
     def _target(self, schema: Mapping[str, Any]) -> Any:
@@ -260,10 +268,9 @@ class _Values:
         closed = given or patterns or required or schema.get("unevaluatedProperties") is False
         others = schema.get("additionalProperties", not closed)
         names = schema.get("propertyNames", True)
+        unnamed = schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
         for name in required:
-            given.setdefault(
-                name, self._by_pattern(name, patterns, schema.get("additionalProperties", True))
-            )
+            given.setdefault(name, self._by_pattern(name, patterns, unnamed))
         if isinstance(names, Mapping) and "enum" in names:
             given = {**{name: others for name in names["enum"] if isinstance(name, str)}, **given}
             others = False
