@@ -263,6 +263,7 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
         ({"type": "integer", "multipleOf": 7}, "multipleOf"),
         ({"if": {"type": "string"}, "then": {"maxLength": 3}}, "'if'"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"oneOf": [{"$ref": "#/$defs/any"}, {"type": "null"}], "$defs": {"any": True}}, "oneOf"),
         ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, "'pattern'"),
         (
             {"allOf": [{"prefixItems": [{"type": "null"}]}, {"items": {"type": "integer"}}]},

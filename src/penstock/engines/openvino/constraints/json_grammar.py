@@ -83,6 +83,7 @@ class _Values:
         self._ending: set[str] = set()
         """References that are known to have a finite value."""
         self._recurring: set[str] = set()
+        """References whose rules others name already."""
         self._entered: list[str] = []
         """References that are being followed and have written nothing yet."""
         self._properties = 0

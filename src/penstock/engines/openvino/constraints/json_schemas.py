@@ -260,9 +260,10 @@ def told_apart(root: Any, options: list[Any]) -> list[Any] | None:
     """
     if _all_disjoint(root, options):
         return options
-    if not all(isinstance(option, Mapping) for option in options):
+    found = [_target(root, option) for option in options]
+    if not all(isinstance(one, Mapping) for one in found):
         return None
-    given = [_target(root, option).get("properties", {}) for option in options]
+    given = [one.get("properties", {}) for one in found]
     for name in given[0]:
         if all(name in properties for properties in given):
             needing = [
