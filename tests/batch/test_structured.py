@@ -88,6 +88,18 @@ def test_the_quick_check_leaves_other_schemas_to_the_validator(schema):
     assert _quick_check(schema) is None
 
 
+def test_a_reference_may_be_quoted_as_a_part_of_a_uri():
+    table = {"Ticket<string>": TICKET, "Ticket": TICKET}
+    for name in ("Ticket", "Ticket%3Cstring%3E"):
+        schema = Schema({"definitions": table, "$ref": f"#/definitions/{name}"})
+        assert schema.fields == ("category", "count", "note", "tags")
+
+
+def test_a_reference_to_the_root_is_not_blamed_for_another():
+    with pytest.raises(ConfigError, match=r"the \$ref '#/\$defs/none' leads nowhere"):
+        Schema({"properties": {"a": {"$ref": "#"}, "b": {"$ref": "#/$defs/none"}}})
+
+
 def test_references_are_followed():
     schema = Schema({"$defs": {"t": TICKET}, "$ref": "#/$defs/t"})
     assert schema.fields == ("category", "count", "note", "tags")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from penstock.engines.sampling import check_json_schema
 from penstock.errors import RequestError
 from penstock.openai.tools import (
     MAX_TOOLS,
@@ -44,6 +45,25 @@ def arguments_schema(*parameters: Any) -> Any:
     constraint = call_constraint(tools, "required")
     assert constraint is not None
     return json.loads(constraint.spec)
+
+
+def test_the_draft_of_tools_is_that_of_the_constraint() -> None:
+    old: Any = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$id": "https://example.org/place",
+        "type": "object",
+        "properties": {"at": {"type": "array", "items": [{"$ref": "#/definitions/n"}]}},
+        "definitions": {"n": {"type": "number"}},
+    }
+    for schema in (
+        arguments_schema({"parameters": old}),
+        arguments_schema({"parameters": old}, {}, {"parameters": {"type": "object"}}),
+    ):
+        assert schema["$schema"] == old["$schema"]
+        assert "example.org" not in json.dumps(schema)  # references begin at the root
+        check_json_schema(json.dumps(schema))
+    new = {**old, "$schema": "https://json-schema.org/draft/2020-12/schema"}
+    assert "$schema" not in arguments_schema({"parameters": old}, {"parameters": new})
 
 
 def test_references_in_a_tools_parameters_lead_where_they_did() -> None:

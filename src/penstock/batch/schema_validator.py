@@ -9,29 +9,15 @@ engine of linear time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jsonschema_rs
 import msgspec
 
 from penstock.errors import ConfigError
+from penstock.json_schema import CLASSES, CONTROLS, rewritten, without_look_ahead
 
-_DIGIT = ((0x30, 0x39),)
-_WORD = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
-_SPACE = (
-    *(
-        (0x09, 0x0D),
-        (0x20, 0x20),
-        (0xA0, 0xA0),
-        (0x1680, 0x1680),
-        (0x2000, 0x200A),
-        (0x2028, 0x2029),
-    ),
-    *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
-)
-_SETS = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
-_CONTROLS = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
 _ANY_BUT_LINE_ENDS = r"[^\n\r\x{2028}\x{2029}]"
 _LAST = 0x10FFFF
 _REFUSED = {
@@ -57,6 +43,7 @@ def translated(pattern: str) -> tuple[str, int]:
     Raises `ValueError`, with a message for a person, for what takes more than linear time
     (look-around, back-references) and for what is no pattern.
     """
+    pattern = without_look_ahead(pattern)
     reader = _Reader(pattern)
     made, cost = reader.alternatives()
     if reader.at < len(pattern):
@@ -161,8 +148,8 @@ class _Reader:
         self.at += 2
         if not following:
             raise ValueError("it ends with a backslash")
-        if following.lower() in _SETS:
-            ranges = _SETS[following.lower()]
+        if following.lower() in CLASSES:
+            ranges = CLASSES[following.lower()]
             return _written(ranges if following.islower() else _others(ranges))
         if following in "pP":
             found = _PROPERTY.match(pattern, self.at)
@@ -170,8 +157,8 @@ class _Reader:
                 raise ValueError(f"'\\{following}' of it names no property")
             self.at = found.end()
             return f"\\{following}{found[0]}"
-        if following in _CONTROLS:
-            return _CONTROLS[following]
+        if following in CONTROLS:
+            return CONTROLS[following]
         if following == "0" and not pattern[self.at : self.at + 1].isdigit():
             return 0
         if following == "c" and re.match("[A-Za-z]", pattern[self.at : self.at + 1]):
@@ -261,11 +248,6 @@ def _literal(code: int) -> str:
     return _written([(code, code)]) or r"[^\x{0}-\x{10FFFF}]"
 
 
-_MAPS = frozenset(
-    {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
-)
-"""Keywords whose values map names of any kind to schemas."""
-_VALUES = frozenset({"const", "enum", "default", "examples", "required", "dependentRequired"})
 _SHOWN_CHARS = 80
 _BOUNDS = {
     "minimum": "must be at least {limit}",
@@ -289,10 +271,10 @@ class Validator:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.cost = 0
         self._patterns: dict[str, str] = {}
+        self._references: list[str] = []
         try:
-            linear = self._linear(schema)
             self._check = jsonschema_rs.validator_for(
-                linear,
+                rewritten(schema, self._linear),
                 validate_formats=False,
                 pattern_options=jsonschema_rs.RegexOptions(),
                 offline=True,
@@ -314,23 +296,15 @@ class Validator:
             return "it is nested too deeply to be checked"
         return None
 
-    def _linear(self, schema: Any) -> Any:
-        """The schema with its patterns as they are matched."""
-        if isinstance(schema, list):
-            return [self._linear(part) for part in schema]
-        if not isinstance(schema, Mapping):
-            return schema
-        made: dict[str, Any] = {}
-        for key, part in schema.items():
-            if key == "pattern" and isinstance(part, str):
-                made[key] = self._matched(part)
-            elif key == "patternProperties" and isinstance(part, Mapping):
-                made[key] = {self._matched(name): self._linear(one) for name, one in part.items()}
-            elif key in _MAPS and isinstance(part, Mapping):
-                made[key] = {name: self._linear(one) for name, one in part.items()}
-            else:
-                made[key] = part if key in _VALUES else self._linear(part)
-        return made
+    def _linear(self, keyword: str, value: Any) -> Any:
+        """The value of a keyword with its patterns as they are matched. Notes references."""
+        if keyword == "pattern" and isinstance(value, str):
+            return self._matched(value)
+        if keyword == "patternProperties" and isinstance(value, Mapping):
+            return {self._matched(pattern): part for pattern, part in value.items()}
+        if keyword in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(value, str):
+            self._references.append(value)
+        return value
 
     def _matched(self, pattern: str) -> str:
         try:
@@ -353,10 +327,8 @@ class Validator:
                     f"the $schema {_shown(declared)} is none of the drafts 4, 6, 7, 2019-09 and"
                     " 2020-12"
                 )
-            culprit = next(
-                (one for one in _references(schema) if one in reason or one.lstrip("#") in reason),
-                "",
-            )
+            named = (one for one in self._references if one.lstrip("#") in reason)
+            culprit = max(named, key=len, default="")
             return f"the $ref '{culprit}' leads nowhere in this schema"
         if kind == "format" and isinstance(error.instance, str):
             pattern = self._patterns.get(error.instance, error.instance)
@@ -409,18 +381,6 @@ class Validator:
                 return f"{shown} is what 'not' excludes"
             case _:
                 return f"{shown} breaks the rule '{kind}'"
-
-
-def _references(part: Any) -> Iterator[str]:
-    if isinstance(part, Mapping):
-        for key, value in part.items():
-            if key in ("$ref", "$dynamicRef", "$recursiveRef") and isinstance(value, str):
-                yield value
-            elif key not in _VALUES:
-                yield from _references(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _references(value)
 
 
 def _place(path: list[str | int]) -> str:

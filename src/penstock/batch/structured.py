@@ -13,6 +13,7 @@ import msgspec
 
 import penstock
 from penstock.errors import ConfigError, EngineError
+from penstock.json_schema import resolve
 from penstock.parsing import TOO_DEEP, decode_json, is_too_deep, json_fault, read_file
 
 Check = Callable[[Any], bool]
@@ -87,16 +88,13 @@ class Schema:
 
     def resolve(self, schema: Any) -> dict[str, Any]:
         """The part that a local `$ref` points to; any other schema as it is."""
-        seen = 0
-        while (
-            isinstance(schema, dict) and str(schema.get("$ref", "")).startswith("#/") and seen < 32
-        ):
-            target: Any = self.schema
-            for step in schema["$ref"][2:].split("/"):
-                key = step.replace("~1", "/").replace("~0", "~")
-                target = target.get(key, {}) if isinstance(target, dict) else {}
-            schema = target
-            seen += 1
+        for _ in range(32):
+            if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+                break
+            try:
+                schema = resolve(self.schema, schema["$ref"])
+            except LookupError:
+                break
         return schema if isinstance(schema, dict) else {}
 
 

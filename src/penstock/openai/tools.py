@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.errors import RequestError, nearest
+from penstock.json_schema import rewritten
 from penstock.types import Message, StructuredOutput
 
 Tool = Mapping[str, Any]
@@ -78,10 +79,6 @@ def chosen_name(choice: Mapping[str, Any]) -> str:
 
 _NO_ARGUMENTS = {"type", "properties", "required", "title", "description", "$schema"}
 """Keywords allowed in the schema of a function without arguments."""
-_VALUES = {"const", "enum", "default", "examples"}
-"""Keywords that hold values, not schemas."""
-_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-"""Keywords that hold schemas by name; the names can be any."""
 
 
 def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutput | None:
@@ -105,6 +102,9 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
                 for at, function in enumerate(functions)
             },
         }
+    drafts = {str((f.get("parameters") or {}).get("$schema", "")) for f in functions} - {""}
+    if len(drafts) == 1 and "json-schema.org/draft" in (draft := drafts.pop()):
+        schema["$schema"] = draft  # the rules of a draft hold for a whole schema
     return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
 
 
@@ -138,33 +138,18 @@ def _arguments(function: Mapping[str, Any], place: str) -> Any:
     parameters = function.get("parameters") or {"properties": {}}
     if parameters.get("properties") == {} and parameters.keys() <= _NO_ARGUMENTS:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return _relocate(parameters, lambda reference: place + reference[1:])
+    body = {name: part for name, part in parameters.items() if name not in ("$schema", "$id")}
+    return _relocate(body, lambda reference: place + reference[1:])
 
 
-def _relocate(part: Any, move: Callable[[str], str]) -> Any:
+def _relocate(schema: Mapping[str, Any], move: Callable[[str], str]) -> Any:
     """A schema with its references to itself as `move` gives them."""
-    if isinstance(part, list):
-        return [_relocate(item, move) for item in part]
-    if not isinstance(part, Mapping):
-        return part
-    return {
-        name: (
-            move(value)
-            if name == "$ref"
-            and isinstance(value, str)
-            and (value == "#" or value.startswith("#/"))
-            else (
-                value
-                if name in _VALUES
-                else (
-                    {key: _relocate(inner, move) for key, inner in value.items()}
-                    if name in _NAMED and isinstance(value, Mapping)
-                    else _relocate(value, move)
-                )
-            )
-        )
-        for name, value in part.items()
-    }
+
+    def moved(keyword: str, value: Any) -> Any:
+        is_reference = keyword == "$ref" and isinstance(value, str)
+        return move(value) if is_reference and (value + "/").startswith("#/") else value
+
+    return rewritten(schema, moved)
 
 
 _TABLES = ("$defs", "definitions")

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
+from penstock.json_schema import resolve
+
 Kind = Literal["text", "thought", "name", "arguments", "whole"]
 
 
@@ -160,10 +162,10 @@ def _types(schema: Any, root: Any, depth: int) -> set[str]:
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return set()
     if isinstance(reference := schema.get("$ref"), str):
-        found = root
-        for part in reference.removeprefix("#").strip("/").split("/"):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return _types(found, root, depth + 1)
+        try:
+            return _types(resolve(root, reference), root, depth + 1)
+        except LookupError:
+            return set()
     kinds = schema.get("type")
     if isinstance(kinds, str):
         return {kinds}

@@ -1,11 +1,14 @@
 import json
 import re
+from datetime import date
 
 import jsonschema_rs
 import pytest
 
 from penstock.engines.openvino.constraints.json_grammar import json_grammar
+from penstock.engines.openvino.constraints.json_schemas import FORMATS
 from penstock.errors import RequestError
+from penstock.json_schema import EMAIL
 
 NODE = {
     "type": "object",
@@ -89,10 +92,14 @@ SCHEMAS = [
     {"type": "string", "minLength": 150, "maxLength": 170},
     {"type": "string", "pattern": "^(foo|ba[rz])-[0-9]{2,3}$"},
     {"type": "string", "pattern": "^[a-c]+$", "maxLength": 4},
+    {"type": "string", "pattern": "^https?://.+$", "maxLength": 40},
+    {"type": "string", "pattern": r"^[^@\s]+@[^@\s]+\.[^@\s]+$", "maxLength": 64},
+    {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$", "maxLength": 255},
     {"type": "string", "pattern": '["\\\\\n]{3}'},
     {"type": "string", "format": "uuid", "maxLength": 36},
     {"type": "string", "format": "ipv4", "minLength": 1, "maxLength": 200},
-    *[{"type": "string", "format": "email", "maxLength": most} for most in (5, 30, 254)],
+    *[{"type": "string", "format": "email", "maxLength": most} for most in (6, 30, 254)],
+    *[{"type": "string", "pattern": EMAIL, "maxLength": most} for most in (30, 254)],
     {"type": "string", "format": "uri", "minLength": 5, "maxLength": 20},
     {
         "type": "object",
@@ -136,6 +143,101 @@ SCHEMAS = [
         "properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
     },
     {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+    *[
+        {
+            "$ref": "#/$defs/n",
+            "$defs": {
+                "n": {
+                    "type": "object",
+                    "properties": {"v": {"type": "null"}, "n": {"$ref": "#/$defs/n", **beside}},
+                    "required": ["v"],
+                }
+            },
+        }
+        for beside in ({"deprecated": True}, {"readOnly": True, "x-order": 1}, {"nullable": True})
+    ],
+    {
+        "$ref": "#/$defs/e",
+        "$defs": {
+            "e": {
+                "oneOf": [{"$ref": "#/$defs/not"}, {"$ref": "#/$defs/x"}],
+                "discriminator": {"propertyName": "kind"},
+            },
+            **{
+                kind: {
+                    "type": "object",
+                    "properties": {"kind": {"const": kind}, "of": of},
+                    "required": ["kind", "of"],
+                }
+                for kind, of in (("not", {"$ref": "#/$defs/e"}), ("x", {"type": "null"}))
+            },
+        },
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/x"}},
+        "const": {"a": 1},
+        "$defs": {"x": {"type": "integer"}},
+    },
+    {
+        "$ref": "#/$defs/n",
+        "$defs": {
+            "n": {
+                "type": "object",
+                "properties": {
+                    name: {"$ref": "#/$defs/x"} for name in ("const", "enum", "definitions")
+                },
+                "required": ["const", "enum", "definitions"],
+            },
+            "x": {"type": "integer"},
+        },
+    },
+    {"type": "array", "prefixItems": [{"type": "integer"}], "minItems": 2},
+    {
+        "$ref": "#/$defs/tree",  # as pydantic writes a recursive union
+        "$defs": {
+            "tree": {
+                "oneOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/fork"}],
+                "discriminator": {"propertyName": "kind"},
+            },
+            "leaf": {
+                "type": "object",
+                "properties": {"kind": {"const": "leaf", "default": "leaf"}},
+            },
+            "fork": {
+                "type": "object",
+                "properties": {"kind": {"const": "fork", "default": "fork"}}
+                | {side: {"$ref": "#/$defs/tree"} for side in ("left", "right")},
+                "required": ["left", "right"],
+            },
+        },
+    },
+    {
+        "type": "object",
+        "properties": {"next": {"$ref": "#", "type": "object", "maxProperties": 1}},
+    },
+    {
+        "oneOf": [{"$ref": "#/$defs/s", "type": "null"}, {"$ref": "#/$defs/s"}],
+        "$defs": {"s": {"type": "string", "maxLength": 3}},
+    },
+    {"$ref": "#/definitions/A%3Cb%3E", "definitions": {"A<b>": {"type": "integer"}}},
+    {
+        "type": "object",
+        "properties": {
+            "a": {"type": "null"},
+            "b": {"$ref": "#/$defs/o", "anyOf": [{"type": "string"}]},  # no value fits
+        },
+        "$defs": {"o": {"type": "object"}},
+    },
+    {"type": "array", "unevaluatedItems": False},
+    {"type": "array", "allOf": [{"prefixItems": [{"type": "null"}]}], "unevaluatedItems": False},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "null"}},
+        "anyOf": [{"$ref": "#/$defs/b"}, {"properties": {"c": {"type": "null"}}}],
+        "unevaluatedProperties": False,
+        "$defs": {"b": {"properties": {"b": {"type": "null"}}, "required": ["b"]}},
+    },
 ]
 
 
@@ -161,9 +263,55 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
         ({"type": "integer", "multipleOf": 7}, "multipleOf"),
         ({"if": {"type": "string"}, "then": {"maxLength": 3}}, "'if'"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"oneOf": [{"$ref": "#/$defs/any"}, {"type": "null"}], "$defs": {"any": True}}, "oneOf"),
         ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, "'pattern'"),
         (
+            {"allOf": [{"prefixItems": [{"type": "null"}]}, {"items": {"type": "integer"}}]},
+            "'prefixItems'",
+        ),
+        ({"allOf": [{"items": [{"type": "null"}]}, {"items": {"type": "integer"}}]}, "'items'"),
+        (
+            {
+                "allOf": [
+                    {"items": [{"type": "null"}], "additionalItems": others}
+                    for others in (True, False)
+                ]
+            },
+            "'items'",
+        ),
+        (
+            {
+                "allOf": [
+                    {"properties": {"a": {}}, "unevaluatedProperties": False},
+                    {"properties": {"b": {}}},
+                ]
+            },
+            "'unevaluatedProperties'",
+        ),
+        ({"allOf": [{"enum": [0, 1]}, {"enum": [False, True]}]}, "no value fits"),
+        (
+            {
+                "$defs": {"k": {"type": "string"}},
+                "properties": {
+                    "a": {
+                        "$id": "https://example.org/a",
+                        "items": {"$ref": "#/$defs/k"},
+                        "$defs": {"k": {"type": "integer"}},
+                    }
+                },
+            },
+            "'$id'",
+        ),
+        (
             {"type": "string", "pattern": r"^\w+ \w+$", "maxLength": 9},
+            "'pattern' together with a length",
+        ),
+        (
+            {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$", "maxLength": 60},
+            "'pattern' together with a length",
+        ),
+        (
+            {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$", "minLength": 2},
             "'pattern' together with a length",
         ),
         ({"type": "string", "format": "date", "maxLength": 9}, "format 'date' and a 'maxLength'"),
@@ -180,6 +328,23 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
             "no value fits",
         ),
         (False, "no value fits"),
+        ({"type": "object", "required": ["a"], "unevaluatedProperties": False}, "no value fits"),
+        ({"type": "integer", "minimum": 1e20}, "more than 19 digits"),
+        ({"type": "number", "maximum": -1e20}, "more than 19 digits"),
+        ({"prefixItems": [{"$ref": "#"}], "type": "array"}, "no value fits"),
+        (
+            {
+                "$ref": "#/$defs/n",
+                "required": ["n"],
+                "$defs": {
+                    "n": {
+                        "type": "object",
+                        "properties": {"n": {"$ref": "#/$defs/n", "required": ["n"]}},
+                    }
+                },
+            },
+            "no value fits",
+        ),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "no value fits"),
         (
             {
@@ -187,8 +352,19 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
                 "properties": {"x1": {"type": "null"}},
                 "patternProperties": {"^x": {}, "1$": True},
             },
-            "",
+            "'patternProperties'",
         ),
+        *[
+            (
+                {
+                    "type": "object",
+                    "properties": {"ab": {"type": "integer"}},
+                    "patternProperties": {"^a[a-z]$": anything},
+                },
+                "'patternProperties'",
+            )
+            for anything in (dict[str, object](), True)
+        ],
     ],
     ids=str,
 )
@@ -236,3 +412,12 @@ def nested(depth):
 def test_what_is_too_large_is_refused(schema):
     with pytest.raises(RequestError, match="the constraint is too large"):
         json_grammar(schema)
+
+
+def test_dates_begin_at_the_year_1():
+    pattern = re.compile(FORMATS["date"])
+    for day in ("0000-01-01", "0000-02-29", "1900-02-29", "2023-02-29"):
+        assert not pattern.fullmatch(day)
+    for day in ("0001-01-01", "0004-02-29", "0099-12-31", "0400-02-29", "2000-02-29"):
+        assert pattern.fullmatch(day)
+        date.fromisoformat(day)

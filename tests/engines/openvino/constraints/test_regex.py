@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from penstock.engines.openvino.constraints.regex import RegexWriter, lengths, parse
+from penstock.engines.openvino.constraints.regex import Chars, RegexWriter, lengths, parse
 from penstock.engines.openvino.constraints.writer import Grammar
 from penstock.errors import RequestError
 
@@ -34,6 +34,9 @@ def grammar_of(pattern):
         "[é]A",
         r"\x01f[\x02a-f]c",
         "(ÿ0){2}",
+        "(^a$)|(^b$)",
+        "^(?:^(?P<month>May|June) [1-9]$)$",
+        "^^(^a|^b)c$|(d|e$)$",
     ],
 )
 def test_what_the_grammar_allows_matches(writer, pattern):
@@ -61,6 +64,10 @@ def test_what_the_grammar_allows_matches(writer, pattern):
         (r"\p{L}", "Unicode property"),
         ("a$b", "'$'"),
         ("a|b^", "'^'"),
+        ("a(^b)", "'^'"),
+        ("(a$|b)c", "'$'"),
+        ("(^a)*", "in a repetition"),
+        ("(a$)?", "in a repetition"),
         ("a++", "possessive"),
         ("((a{1,1000}){1,1000}){1,1000}", "repetitions"),
         ("(" * 100 + "a" + ")" * 100, "nested"),
@@ -80,3 +87,13 @@ def test_others_are_refused_by_name(pattern, told):
 )
 def test_lengths(pattern, expected):
     assert lengths(parse(pattern)) == expected
+
+
+@pytest.mark.parametrize("space", "\t\x0b \xa0\u1680\u2003\u2028\u202f\u205f\u3000\ufeff")
+def test_spaces_are_those_of_ecma(space):
+    for pattern, has in ((r"\s", True), (r"\S", False), (r"[^\s]", False)):
+        match parse(pattern):
+            case Chars(ranges):
+                assert any(low <= ord(space) <= high for low, high in ranges) is has
+            case other:
+                pytest.fail(f"{pattern} is {other}")

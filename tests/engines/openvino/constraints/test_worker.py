@@ -3,7 +3,15 @@ import re
 
 import pytest
 
-from penstock.engines.openvino.constraints.worker import after_thoughts, grammar_of, triggered
+from penstock.engines.openvino.constraints.worker import (
+    Prover,
+    _answer,
+    after_thoughts,
+    grammar_of,
+    triggered,
+)
+from penstock.engines.process import Call, Failed
+from penstock.errors import RequestError
 
 GRAMMAR = grammar_of("json_schema", '{"enum": ["yes", "no"]}', False)
 
@@ -64,3 +72,36 @@ def test_text_with_triggers_may_follow_thoughts(writer):
 @pytest.mark.parametrize("mark", ["</think>", "[/THINK]", 'Here is "my" response:', "<｜end｜>"])
 def test_any_mark_can_stand_in_a_grammar(writer, mark):
     writer.texts(after_thoughts(GRAMMAR, (mark,), (mark,)), count=1, tokens=5)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        '{"type": "string", "minLength": 2.0, "maxLength": 3.0}',
+        '{"type": "array", "minItems": 1.0, "maxItems": 3.0, "items": {"type": "null"}}',
+        '{"type": "object", "maxProperties": 2.0, "properties": {"a": {}}}',
+    ],
+)
+def test_a_whole_number_may_be_written_with_a_fraction(spec):
+    assert grammar_of("json_schema", spec, False) == grammar_of(
+        "json_schema", spec.replace(".0", ""), False
+    )
+
+
+def test_numbers_are_equal_however_they_are_written():
+    with pytest.raises(RequestError, match="may fit the same value"):
+        grammar_of("json_schema", '{"oneOf": [{"const": 1}, {"const": 1.0}]}', False)
+
+
+def test_what_nobody_foresaw_ends_no_process(monkeypatch):
+    def odd(*args):
+        raise AttributeError("no such thing")
+
+    prover = Prover.__new__(Prover)
+    monkeypatch.setattr(prover, "prove", odd)
+    assert _answer(prover, Call(7, "prove", ["json_schema", "{}", False])) == Failed(
+        7,
+        RequestError.kind,
+        "the constraint cannot be translated: AttributeError: no such thing",
+        "response_format",
+    )

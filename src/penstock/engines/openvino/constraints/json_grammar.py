@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 from penstock.engines.openvino.constraints.json_scalars import (
@@ -19,12 +20,17 @@ from penstock.engines.openvino.constraints.json_scalars import (
     number_body,
 )
 from penstock.engines.openvino.constraints.json_schemas import (
+    UNEVALUATED,
     UNHELD,
     conflict,
-    disjoint,
+    followed,
     has_end,
     merged,
+    places,
     resolve,
+    said,
+    text,
+    told_apart,
     types_of,
     unheld,
     validator,
@@ -33,6 +39,7 @@ from penstock.engines.openvino.constraints.regex import (
     parse,
 )
 from penstock.engines.openvino.constraints.writer import (
+    NOTHING,
     TABLES,
     Grammar,
     Impossible,
@@ -50,18 +57,6 @@ MAX_VALUES = 5_000
 """Values of one `enum`."""
 MAX_DEPTH = 60
 _COMMA, _COLON = literal(","), literal(":")
-_COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
-_NOT_MERGED = {
-    "$defs",
-    "definitions",
-    "$schema",
-    "$id",
-    "title",
-    "description",
-    "default",
-    "examples",
-    "$comment",
-}
 
 
 def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
@@ -85,6 +80,10 @@ class _Values:
         self._checked = checked
         self._strings = Strings(grammar, checked)
         self._references: dict[str, str] = {}
+        self._ending: set[str] = set()
+        """References that are known to have a finite value."""
+        self._recurring: set[str] = set()
+        """References whose rules others name already."""
         self._entered: list[str] = []
         """References that are being followed and have written nothing yet."""
         self._properties = 0
@@ -100,21 +99,10 @@ class _Values:
             return self._anything()
         self._check_held(schema)
         if "$ref" in schema:
-            others = {
-                name: value
-                for name, value in schema.items()
-                if name != "$ref" and name not in _NOT_MERGED
-            }
-            if not others:
-                return self._referred(schema["$ref"], depth)
-            return self.body(merged(resolve(self._root, schema["$ref"]), others), depth + 1)
+            return self._referred(said(schema), depth)
         for name in ("allOf", "anyOf", "oneOf"):
             if name in schema:
-                rest = {
-                    key: value
-                    for key, value in schema.items()
-                    if key != name and key not in _NOT_MERGED
-                }
+                rest = said(schema, name)
                 return (
                     self._all(rest, schema[name], depth)
                     if name == "allOf"
@@ -128,6 +116,9 @@ class _Values:
         return self._grammar.rule(self.body(schema, depth))
 
     def _check_held(self, schema: Mapping[str, Any]) -> None:
+        base = schema.get("$id", "#")
+        if not (base.startswith("#") or base == self._root.get("$id")) and _refers(schema):
+            raise unheld("$id")  # references would lead into this part
         if self._checked:
             return
         for name in UNHELD & schema.keys():
@@ -135,65 +126,97 @@ class _Values:
                 name == "uniqueItems" and (schema[name] is False or schema.get("maxItems", 2) < 2)
             ):
                 raise unheld(name)
-        for name in ("unevaluatedProperties", "unevaluatedItems"):
-            if isinstance(schema.get(name), Mapping):
+        for name in UNEVALUATED & schema.keys():
+            if isinstance(schema[name], Mapping):
+                raise unheld(name)
+
+    def _check_apart(self, part: Any, around: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse a part of a schema that forbids what only those around it speak of."""
+        if self._checked or not isinstance(part, Mapping):
+            return
+        for name in UNEVALUATED & part.keys():
+            if part[name] is not True and any(other.keys() - {"type"} for other in around):
                 raise unheld(name)
 
     # Several schemas
-    def _referred(self, reference: str, depth: int) -> str:
-        known = self._references.get(reference)
+    def _referred(self, schema: Mapping[str, Any], depth: int) -> str:
+        """A `$ref` with what is said beside it."""
+        place = text(schema)
+        known = self._references.get(place)
         if known is not None:
-            if reference in self._entered:
+            if place in self._entered:
                 raise Impossible  # "itself or something else" leaves something else
+            self._recurring.add(place)
             return known
-        target = resolve(self._root, reference)
-        if not has_end(self._root, reference):
+        target = self._target(schema)
+        if not has_end(self._root, schema, self._ending):
             raise Impossible
-        name = self._references[reference] = self._grammar.reserve()
-        self._entered.append(reference)
+        name = self._references[place] = self._grammar.reserve()
+        self._entered.append(place)
         try:
             self._grammar.rule(self.body(target, depth + 1), name)
         except Impossible:
+            if len(schema) > 1 and place not in self._recurring:  # nobody has its name
+                self._grammar.rule(NOTHING, name)
+                del self._references[place]
+                raise
             raise RequestError(
-                f"no value fits the part of the JSON schema at '{reference}'",
+                f"no value fits the part of the JSON schema at '{schema['$ref']}'",
                 param="response_format",
             ) from None
-        self._entered.remove(reference)
+        finally:
+            self._entered.remove(place)
         return name
 
+    def _target(self, schema: Mapping[str, Any]) -> Any:
+        self._check_apart(resolve(self._root, schema["$ref"]), [said(schema, "$ref")])
+        return followed(self._root, schema)
+
     def _all(self, rest: dict[str, Any], parts: list[Any], depth: int) -> str:
-        whole: Any = rest
-        for part in parts:
-            for _ in range(MAX_DEPTH):
-                if not isinstance(part, Mapping) or "$ref" not in part:
-                    break
-                others = {name: value for name, value in part.items() if name != "$ref"}
-                if len(parts) == 1 and not rest and not others.keys() - _NOT_MERGED:
-                    return self.body(part, depth + 1)
-                part = merged(resolve(self._root, part["$ref"]), others)
-            whole = merged(whole, part)
-        return self.body(whole, depth + 1)
+        if len(parts) == 1 and not rest:
+            return self.body(parts[0], depth + 1)
+        found = [self._followed(part) for part in parts]
+        for at, part in enumerate(found):
+            around = [rest, *found[:at], *found[at + 1 :]]
+            self._check_apart(part, [other for other in around if isinstance(other, Mapping)])
+        return self.body(reduce(merged, found, rest), depth + 1)
+
+    def _followed(self, part: Any) -> Any:
+        for _ in range(MAX_DEPTH):
+            if not isinstance(part, Mapping) or "$ref" not in part:
+                break
+            part = self._target(part)
+        return part
 
     def _one(self, rest: dict[str, Any], options: list[Any], name: str, depth: int) -> str:
         if name == "oneOf" and not self._checked:
-            for at, option in enumerate(options):
-                if not all(disjoint(self._root, option, other) for other in options[:at]):
-                    raise RequestError(
-                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use"
-                        " 'anyOf', or tell the parts apart by a property with a 'const'",
-                        param="response_format",
-                    )
-        return _possible(lambda option: self.body(_joined(rest, option), depth + 1), options)
+            apart = told_apart(self._root, options)
+            if apart is None:
+                raise RequestError(
+                    "the JSON schema has a 'oneOf' whose parts may fit the same value; use"
+                    " 'anyOf', or tell the parts apart by a property with a 'const'",
+                    param="response_format",
+                )
+            options = apart
+        return _possible(
+            lambda option: self.body({**rest, "allOf": [option]} if rest else option, depth + 1),
+            options,
+        )
 
     def _fixed(self, schema: Mapping[str, Any]) -> str:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if len(values) > MAX_VALUES:
             raise too_large(f"an enum has {len(values):,} values; {MAX_VALUES:,} are taken")
-        fits = validator({name: value for name, value in schema.items() if name not in _NOT_MERGED})
+        fits = self._validator(said(schema))
         texts = [json_text(value) for value in values if fits.is_valid(value)]
         if not texts:
             raise Impossible
         return self._grammar.words(texts)
+
+    def _validator(self, schema: Any) -> Any:
+        """A validator of a part's values. Its references lead to the definitions of the root."""
+        tables = {name: self._root.get(name, {}) for name in ("$defs", "definitions")}
+        return validator({**tables, "allOf": [schema]})
 
     # Types
     def _typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
@@ -214,10 +237,7 @@ class _Values:
             self._entered = entered
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
-        first = schema.get("prefixItems", [])
-        others = schema.get("items", not first)
-        if isinstance(others, list):  # as in drafts before 2020-12
-            first, others = others, schema.get("additionalItems", False)
+        first, others = places(schema)
         low, high = schema.get("minItems", 0), schema.get("maxItems")
         if high is not None and high < low:
             raise Impossible
@@ -249,20 +269,16 @@ class _Values:
         closed = given or patterns or required or schema.get("unevaluatedProperties") is False
         others = schema.get("additionalProperties", not closed)
         names = schema.get("propertyNames", True)
+        unnamed = schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
         for name in required:
-            given.setdefault(
-                name, self._by_pattern(name, patterns, schema.get("additionalProperties", True))
-            )
+            given.setdefault(name, self._by_pattern(name, patterns, unnamed))
         if isinstance(names, Mapping) and "enum" in names:
             given = {**{name: others for name in names["enum"] if isinstance(name, str)}, **given}
             others = False
         if not self._checked:
             self._check_patterns(given, patterns)
         if names is not True:
-            allowed = validator(
-                {name: self._root.get(name, {}) for name in ("$defs", "definitions")}
-                | {"allOf": [names]}
-            )
+            allowed = self._validator(names)
             given = {name: part for name, part in given.items() if allowed.is_valid(name)}
         members = []
         for name, part in given.items():
@@ -295,12 +311,7 @@ class _Values:
         for pattern, part in patterns.items():
             matches = validator({"pattern": pattern})
             for name in given:
-                if (
-                    part is not True
-                    and part != {}
-                    and matches.is_valid(name)
-                    and given[name] != {"allOf": [part]}
-                ):
+                if matches.is_valid(name) and given[name] != {"allOf": [part]}:
                     raise conflict("patternProperties")
 
     def _extra(
@@ -333,14 +344,14 @@ class _Values:
     def _anything(self) -> str:
         if self._any is None:
             self._any = self._grammar.reserve()
-            text, value = self._strings.any(), self._any
-            member = self._grammar.rule(f"{text} {_COLON} {value}")
+            string, value = self._strings.any(), self._any
+            member = self._grammar.rule(f"{string} {_COLON} {value}")
             more = self._grammar.rule(f"{_COMMA} {value}")
             next_member = self._grammar.rule(f"{_COMMA} {member}")
             kinds = [
                 f'"{{" ({member} {next_member}*)? "}}"',
                 f'"[" ({value} {more}*)? "]"',
-                text,
+                string,
                 self._grammar.rule(number_body("number", {}, checked=False)),
                 *map(literal, ("true", "false", "null")),
             ]
@@ -359,8 +370,5 @@ def _possible(write: Callable[[Any], str], parts: Iterable[Any]) -> str:
     return choice(bodies)
 
 
-def _joined(rest: dict[str, Any], option: Any) -> Any:
-    if not rest:
-        return option
-    combined = isinstance(option, Mapping) and any(name in option for name in _COMBINED)
-    return {"allOf": [rest, option]} if combined else merged(rest, option)
+def _refers(schema: Mapping[str, Any]) -> bool:
+    return '"$ref"' in json.dumps(schema)

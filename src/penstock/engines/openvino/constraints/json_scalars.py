@@ -35,6 +35,7 @@ from penstock.engines.openvino.constraints.writer import (
     without,
 )
 from penstock.errors import RequestError
+from penstock.json_schema import EMAIL, without_look_ahead
 
 _PLAIN_RANGES = without(ALL, [(0, 0x1F), (34, 34), (92, 92)])
 _PLAIN = char_class(_PLAIN_RANGES)
@@ -47,6 +48,8 @@ _NAME_PART = 200
 WHOLE_DIGITS = 19
 """Digits of an unbounded integer: as many as 64 bits hold."""
 FRACTION_DIGITS = 9
+_FEWEST = 12
+"""A pattern's counts become no smaller than this for a `maxLength`: words would be cut off."""
 _END = 10**WHOLE_DIGITS - 1
 _SMALL = 10**6
 """Numbers below this may have nine decimals; numbers below its square may have three."""
@@ -94,8 +97,14 @@ def number_body(kind: str, schema: Mapping[str, Any], checked: bool) -> str:
         places = min(places, -int(exponent))
     bounds = Bounds.of(schema)
     body = integer(bounds) if places == 0 else number(bounds, places)
-    if body is None:
+    if body is None and (bounds.low or 0) <= _END and (bounds.high or 0) >= -_END:
         raise Impossible
+    if body is None:
+        raise RequestError(
+            f"the JSON schema asks for a number of more than {WHOLE_DIGITS} digits, which the"
+            " openvino engine does not write; give a smaller bound",
+            param="response_format",
+        )
     return body
 
 
@@ -272,12 +281,14 @@ class Strings:
         low, high = schema.get("minLength", 0), schema.get("maxLength")
         if high is not None and high < low:
             raise Impossible
-        pattern, known = schema.get("pattern"), FORMATS.get(schema.get("format", ""))
-        if pattern is not None:
+        pattern, form = without_look_ahead(schema.get("pattern", "")), schema.get("format", "")
+        if pattern == EMAIL:
+            pattern, form = "", "email"  # whose usual form has a bound, and may be shortened
+        if pattern:
             return self._grammar.rule(self.matching(self._cut(parse(pattern), low, high)))
-        if known is not None:
+        if form in FORMATS:
             try:
-                node = _shortened(parse(known), schema["format"], low, high)
+                node = _with_format(parse(FORMATS[form]), form, low, high)
                 return self._grammar.rule(self.matching(node))
             except RequestError:
                 if not self._checked:
@@ -317,19 +328,20 @@ class Strings:
         parts = node.parts if isinstance(node, Sequence) else (node,)
         for at, part in enumerate(parts):
             inner_least, inner_most = lengths(Sequence(parts[:at] + parts[at + 1 :]))
-            if (
-                not isinstance(part, Repeat)
-                or lengths(part.item) != (1, 1)
-                or inner_most != inner_least
-            ):
+            if not isinstance(part, Repeat) or lengths(part.item) != (1, 1) or inner_most is None:
                 continue
-            top = part.high if high is None else min(high - inner_least, part.high or high)
+            top = part.high if high is None else min(high - inner_most, part.high or high)
             bottom = max(part.low, low - inner_least)
-            if top is not None and bottom > top:
+            if top is not None and inner_most == inner_least and bottom > top:
                 raise Impossible
-            return Sequence((*parts[:at], Repeat(part.item, bottom, top), *parts[at + 1 :]))
+            if top is None or inner_most == inner_least or top >= max(bottom, _FEWEST):
+                return Sequence((*parts[:at], Repeat(part.item, bottom, top), *parts[at + 1 :]))
         if self._checked:
             return node
+        if least >= low and high is not None:
+            shorter = _shortened(_recounted(node, None, high), high, _FEWEST)
+            if shorter is not None:
+                return shorter
         raise RequestError(
             "the JSON schema has a 'pattern' together with a length that no grammar can hold; write"
             " the length into the pattern",
@@ -350,18 +362,25 @@ class Strings:
         return self._grammar.rule(" | ".join(options))
 
 
-def _shortened(node: Node, name: str, low: int, high: int | None) -> Node:
-    """A format with smaller counts, so that no text is too long."""
-    least, most = lengths(node)
-    if least < low:
-        raise _length_with(name, "minLength")
-    while high is not None and (most is None or most > high):
+def _shortened(node: Node, high: int, fewest: int) -> Node | None:
+    """A pattern with smaller counts, so that no text is longer than `high`. None if they would have
+    to become smaller than `fewest`.
+    """
+    while (most := lengths(node)[1]) is None or most > high:
         largest = _largest_count(node)
-        if not largest:
-            raise _length_with(name, "maxLength")
-        node = _fewer(node, largest)
-        most = lengths(node)[1]
+        if not largest or largest * 3 // 4 < fewest:
+            return None
+        node = _recounted(node, largest, largest * 3 // 4)
     return node
+
+
+def _with_format(node: Node, name: str, low: int, high: int | None) -> Node:
+    if lengths(node)[0] < low:
+        raise _length_with(name, "minLength")
+    shorter = node if high is None else _shortened(node, high, 0)
+    if shorter is None:
+        raise _length_with(name, "maxLength")
+    return shorter
 
 
 def _length_with(name: str, keyword: str) -> RequestError:
@@ -382,17 +401,16 @@ def _largest_count(node: Node) -> int:
     return 0
 
 
-def _fewer(node: Node, count: int) -> Node:
-    """Reduce the repetitions that count to `count` to three quarters of it."""
+def _recounted(node: Node, count: int | None, other: int) -> Node:
+    """The repetitions that count to `count` count to `other`, or to what they need."""
     match node:
         case Sequence(parts):
-            return Sequence(tuple(_fewer(part, count) for part in parts))
+            return Sequence(tuple(_recounted(part, count, other) for part in parts))
         case Choice(options):
-            return Choice(tuple(_fewer(option, count) for option in options))
+            return Choice(tuple(_recounted(option, count, other) for option in options))
         case Repeat(item, low, high):
-            return Repeat(
-                _fewer(item, count), low, max(low, count * 3 // 4) if high == count else high
-            )
+            item = _recounted(item, count, other)
+            return Repeat(item, low, max(low, other) if high == count else high)
     return node
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import jsonschema_rs
 
+from penstock import json_schema
 from penstock.engines.openvino.constraints.writer import Impossible
 from penstock.errors import RequestError
 
@@ -16,9 +18,12 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _BY_KEYWORD = {
     "object": (
         *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
-        *("minProperties", "maxProperties"),
+        *("minProperties", "maxProperties", "unevaluatedProperties"),
     ),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "array": (
+        *("items", "prefixItems", "additionalItems", "unevaluatedItems"),
+        *("minItems", "maxItems"),
+    ),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
@@ -38,26 +43,30 @@ UNHELD = frozenset(
     }
     | {"$dynamicRef", "$recursiveRef"}
 )
+_SAID = ASSERTIONS | UNHELD
+UNEVALUATED = frozenset({"unevaluatedProperties", "unevaluatedItems"})
 _LARGER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _SMALLER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _HEX = "[0-9a-fA-F]"
+_YEAR = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+"""Not 0000: Python's dates begin at 1."""
 _DAYS = (
     "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
     "|02-(0[1-9]|1[0-9]|2[0-8]))",
-    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29",
+    "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)-02-29",
 )
 _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,60}[a-zA-Z0-9])?"
 _HOST = rf"{_LABEL}(\.{_LABEL}){{0,3}}"
 _IN_PATH = "([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})"
 FORMATS = {
-    "date": f"([0-9]{{4}}-{_DAYS[0]}|{_DAYS[1]})",
+    "date": f"({_YEAR}-{_DAYS[0]}|{_DAYS[1]})",
     "time": (
         r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?"
         r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
     ),
     "email": (
-        rf"[a-zA-Z0-9_+-]{{1,20}}(\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@{_LABEL}(\.{_LABEL}){{1,3}}"
+        rf"[a-zA-Z0-9_+-]{{1,20}}(\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@({_LABEL}\.){{1,3}}[a-zA-Z]{{2,20}}"
     ),
     "uuid": f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
     "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
@@ -103,24 +112,28 @@ def conflict(keyword: str) -> RequestError:
 
 def resolve(root: Any, reference: str) -> Any:
     """The target of a `$ref` within the schema. Raises `RequestError` for any other reference."""
-    target = root
-    if reference != "#" and not reference.startswith("#/"):
+    if not f"{reference}/".startswith("#/"):
         raise RequestError(
             f"the $ref '{reference}' leads out of the schema; only those that begin with '#/' are"
             " followed",
             param="response_format",
         )
-    for step in reference[2:].split("/") if reference != "#" else ():
-        key = step.replace("~1", "/").replace("~0", "~").replace("%25", "%").replace("%20", " ")
-        if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
-            target = target[int(key)]
-        elif isinstance(target, dict) and key in target:
-            target = target[key]
-        else:
-            raise RequestError(
-                f"the $ref '{reference}' leads nowhere in this schema", param="response_format"
-            )
-    return target
+    try:
+        return json_schema.resolve(root, reference)
+    except LookupError:
+        raise RequestError(
+            f"the $ref '{reference}' leads nowhere in this schema", param="response_format"
+        ) from None
+
+
+def said(schema: Schema, without: str = "") -> dict[str, Any]:
+    """What a schema says about values by its keywords other than `without`: no annotations."""
+    return {name: part for name, part in schema.items() if name in _SAID and name != without}
+
+
+def followed(root: Any, schema: Schema) -> Any:
+    """What a `$ref` and the keywords beside it say together."""
+    return merged(resolve(root, schema["$ref"]), said(schema, "$ref"))
 
 
 def types_of(schema: Schema) -> list[str]:
@@ -134,12 +147,27 @@ def types_of(schema: Schema) -> list[str]:
     return [kind for kind in types if not (kind == "integer" and "number" in types)]
 
 
+def places(schema: Schema) -> tuple[list[Any], Any]:
+    """The schemas of an array's first items, by their places, and that of the others.
+
+    Without one for the others there are none, unless the first are too few.
+    """
+    first = schema.get("prefixItems", [])
+    if isinstance(items := schema.get("items"), list):  # as in drafts before 2020-12
+        first, items = items, schema.get("additionalItems")
+    if items is None:
+        few = not first or schema.get("minItems", 0) > len(first)
+        items = few and schema.get("unevaluatedItems") is not False
+    return first, items
+
+
 def merged(first: Any, second: Any) -> Any:
     """One schema for the values that fit both. Raises `RequestError` if there is no such schema."""
     if first is False or second is False:
         return False
     if first is True or second is True:
         return second if first is True else first
+    _check_items(first, second)
     result = dict(first)
     objects = {"properties", "additionalProperties", "patternProperties"}
     if objects & first.keys() and objects & second.keys():
@@ -147,11 +175,26 @@ def merged(first: Any, second: Any) -> Any:
     for name, value in second.items():
         if name in objects and name in result:
             continue
-        if name not in first or name not in ASSERTIONS | UNHELD | {"default"}:
+        if name not in first or name not in _SAID:
             result.setdefault(name, value)
-        elif first[name] != value or isinstance(value, bool) != isinstance(first[name], bool):
+        elif text(first[name]) != text(value):
             result[name] = _merged_values(name, first[name], value)
     return result
+
+
+def text(value: Any) -> str:
+    """The same for equal values; to Python, 1 and true are equal too."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _check_items(first: Schema, second: Schema) -> None:
+    """Refuse two schemas of items of which one goes by their places."""
+    names = {"items", "prefixItems", "additionalItems"}
+    both = [{name: schema[name] for name in names & schema.keys()} for schema in (first, second)]
+    if all(both) and text(both[0]) != text(both[1]):
+        for items in both:
+            if "prefixItems" in items or isinstance(items.get("items"), list):
+                raise conflict("prefixItems" if "prefixItems" in items else "items")
 
 
 def _merged_values(name: str, first: Any, second: Any) -> Any:
@@ -164,8 +207,8 @@ def _merged_values(name: str, first: Any, second: Any) -> Any:
                 raise Impossible
             return both
         case "enum":
-            texts = {json.dumps(value, sort_keys=True) for value in second}
-            return [value for value in first if json.dumps(value, sort_keys=True) in texts]
+            texts = set(map(text, second))
+            return [value for value in first if text(value) in texts]
         case "const":
             raise Impossible
         case "required":
@@ -174,7 +217,7 @@ def _merged_values(name: str, first: Any, second: Any) -> Any:
             return {"allOf": [first, second]}
         case "allOf":
             return [*first, *second]
-        case "format" | "default":
+        case "format":
             return first
         case _:
             raise conflict(name)
@@ -207,6 +250,34 @@ def _merged_objects(first: Schema, second: Schema) -> dict[str, Any]:
         # ones out.
         result["additionalProperties"] = False
     return result
+
+
+def told_apart(root: Any, options: list[Any]) -> list[Any] | None:
+    """The options of a `oneOf`, if no value fits two of them; None if that is uncertain.
+
+    A property that has other constants in each is required where it tells them apart: pydantic
+    leaves those with a default optional.
+    """
+    if _all_disjoint(root, options):
+        return options
+    found = [_target(root, option) for option in options]
+    if not all(isinstance(one, Mapping) for one in found):
+        return None
+    given = [one.get("properties", {}) for one in found]
+    for name in given[0]:
+        if all(name in properties for properties in given):
+            needing = [
+                {**option, "required": [*option.get("required", ()), name]} for option in options
+            ]
+            if _all_disjoint(root, needing):
+                return needing
+    return None
+
+
+def _all_disjoint(root: Any, options: list[Any]) -> bool:
+    return all(
+        disjoint(root, option, other) for at, option in enumerate(options) for other in options[:at]
+    )
 
 
 def disjoint(root: Any, first: Any, second: Any, depth: int = 0) -> bool:
@@ -248,80 +319,69 @@ def _target(root: Any, schema: Any) -> Any:
     for _ in range(8):
         if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
             break
-        schema = resolve(root, schema["$ref"])
+        try:
+            schema = followed(root, schema)
+        except Impossible:
+            return False
     return schema
 
 
 def _values(schema: Schema) -> set[str] | None:
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    return None if values is None else {json.dumps(value, sort_keys=True) for value in values}
+    return None if values is None else set(map(text, values))
 
 
-def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
-    """Whether the schema has a finite value, if the references in `finished` have one."""
-    if isinstance(schema, bool):
-        return schema
-    if "$ref" in schema and schema["$ref"] not in finished:
-        return False
-    if not all(ends(root, part, finished) for part in schema.get("allOf", ())):
-        return False
-    for name in ("anyOf", "oneOf"):
-        if name in schema and not any(ends(root, part, finished) for part in schema[name]):
-            return False
-    if "const" in schema or "enum" in schema:
-        return True
-    kinds = types_of(schema)
-    if set(kinds) - {"object", "array"}:
-        return True
-    properties = schema.get("properties", {})
-    if "object" in kinds and all(
-        ends(root, properties.get(name, True), finished) for name in schema.get("required", ())
-    ):
-        return True
-    items = schema.get("prefixItems") or [schema.get("items", True)]
-    return "array" in kinds and (
-        not schema.get("minItems", 0) or all(ends(root, item, finished) for item in items)
-    )
-
-
-def has_end(root: Any, reference: str) -> bool:
-    """Whether a recursive reference has a finite value."""
-    reachable, todo = {reference}, [reference]
-    while todo:
-        new = [found for found in _references(resolve(root, todo.pop())) if found not in reachable]
-        reachable.update(new)
-        todo += new
-    finished: set[str] = set()
-    while more := {r for r in reachable - finished if ends(root, resolve(root, r), finished)}:
-        if reference in more:
+def has_end(root: Any, schema: Schema, known: set[str]) -> bool:
+    """Whether a recursive `$ref` has a finite value. `known` keeps the texts of those that have."""
+    before = -1
+    while len(known) > before:
+        before = len(known)
+        if _ends(root, schema, known, set()):
             return True
-        finished |= more
     return False
 
 
-def _references(part: Any) -> list[str]:
-    """All `$ref` values within a schema."""
-    found, todo = [], [part]
-    while todo:
-        match todo.pop():
-            case dict() as schema:
-                if isinstance(schema.get("$ref"), str):
-                    found.append(schema["$ref"])
-                todo += [
-                    value
-                    for name, value in schema.items()
-                    if name not in ("const", "enum", "$defs", "definitions")
-                ]
-            case list() as parts:
-                todo += parts
-    return found
+def _ends(root: Any, schema: Any, known: set[str], entered: set[str]) -> bool:
+    """Whether the schema has a finite value by what is known of the references in it. Looks at each
+    of these once.
+    """
+    if isinstance(schema, bool):
+        return schema
+    if "$ref" in schema:
+        if (place := text(said(schema))) not in known and place not in entered:
+            entered.add(place)
+            with suppress(Impossible):
+                if _ends(root, followed(root, schema), known, entered):
+                    known.add(place)
+        return place in known
+
+    def end(parts: Iterable[Any]) -> Iterator[bool]:
+        return (_ends(root, part, known, entered) for part in parts)
+
+    if not all(end(schema.get("allOf", ()))):
+        return False
+    if not all(any(end(schema[name])) for name in ("anyOf", "oneOf") if name in schema):
+        return False
+    kinds = types_of(schema)
+    if "const" in schema or "enum" in schema or set(kinds) - {"object", "array"}:
+        return True
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    if "object" in kinds and all(end(properties.get(name, True) for name in required)):
+        return True
+    first, others = places(schema)
+    if schema.get("minItems", 0) > len(first):
+        first = [*first, others]
+    return "array" in kinds and all(end(first))
 
 
 def validator(schema: Any) -> Any:
-    """A validator of values. Raises `RequestError` for a pattern that is no regular expression."""
+    """A validator of values. Raises `RequestError` for a pattern that is no regular expression, and
+    for a reference that leads nowhere.
+    """
     try:
         return jsonschema_rs.validator_for(schema)
-    except ValueError:  # also raised for a pattern
-        raise RequestError(
-            "the JSON schema has a pattern that is no regular expression", param="response_format"
-        ) from None
+    except jsonschema_rs.ValidationError as error:
+        what = "a part whose values cannot be checked: " + str(error).partition("\n")[0]
+        if error.kind.name == "format":
+            what = "a pattern that is no regular expression"
+        raise RequestError(f"the JSON schema has {what}", param="response_format") from None

@@ -23,17 +23,13 @@ from penstock.engines.openvino.constraints.writer import (
     without,
 )
 from penstock.errors import RequestError
+from penstock.json_schema import CLASSES, CONTROLS
 
 MAX_DEPTH = 50
 MAX_REPEATS = 20_000
 """Limit on the product of the counts of nested repetitions."""
 _FEW = 16
 """A class of at most so many characters needs no table: few tokens begin with them."""
-_DIGITS: Ranges = [(48, 57)]
-_WORD: Ranges = [(48, 57), (65, 90), (95, 95), (97, 122)]
-_SPACE: Ranges = [(9, 13), (32, 32), (0xA0, 0xA0)]
-_CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
-_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 _UNABLE = {
     **dict.fromkeys("bB", "a word boundary"),
     **dict.fromkeys("pP", "a Unicode property"),
@@ -77,7 +73,8 @@ Node = Chars | Sequence | Choice | Repeat
 
 
 def parse(pattern: str) -> Node:
-    """Parse an expression that must match the whole text; `^` and `$` may stand at its ends.
+    """Parse an expression that must match the whole text; `^` and `$` may stand at its ends, also
+    within groups.
 
     Raises `RequestError` for a damaged expression, and for a construct that no grammar can express,
     by name.
@@ -188,6 +185,9 @@ class _Parser:
         self._text = pattern
         self._at = 0
         self._depth = 0
+        self._begun = self._ended = False
+        """Whether something stands before this place, and whether a `$` does."""
+        self._anchors = 0
 
     def whole(self) -> Node:
         node = self._choice()
@@ -199,37 +199,43 @@ class _Parser:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise too_large(f"its groups are nested more than {MAX_DEPTH} deep")
-        options = [self._sequence()]
-        while self._takes("|"):
+        begun, ended = self._begun, False
+        options: list[Node] = []
+        while not options or self._takes("|"):
+            self._begun, self._ended = begun, False
             options.append(self._sequence())
+            ended |= self._ended
+        self._ended = ended
         self._depth -= 1
         return options[0] if len(options) == 1 else _choice_of(options)
 
     def _sequence(self) -> Node:
         parts: list[Node] = []
-        start = self._at
         while self._at < len(self._text) and self._text[self._at] not in "|)":
             char = self._text[self._at]
-            if char == "^":
-                if self._at != start or self._depth > 1:
+            if char in "^$":
+                self._at += 1
+                self._anchors += 1
+                if char == "^" and self._begun:
                     raise self._unable("a '^' that is not at the beginning")
-                self._at += 1
+                self._ended |= char == "$"
                 continue
-            if char == "$":
-                self._at += 1
-                if self._depth > 1 or (self._at < len(self._text) and self._text[self._at] != "|"):
-                    raise self._unable("a '$' that is not at the end")
-                continue
+            if self._ended:
+                raise self._unable("a '$' that is not at the end")
             parts.append(self._repeated())
+            self._begun = True
         return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
 
     def _repeated(self) -> Node:
+        anchors = self._anchors
         item = self._item()
         count = self._count()
         if count is None:
             return item
         if self._count() is not None:
             raise self._wrong("a repetition of a repetition")
+        if self._anchors > anchors:
+            raise self._unable("a '^' or a '$' in a repetition")
         low, high = count
         if not isinstance(item, Chars) and _repeats(item) * max(high or low, 1) > MAX_REPEATS:
             raise too_large(f"its repetitions, one in another, come to more than {MAX_REPEATS:,}")
@@ -342,13 +348,13 @@ class _Parser:
         self._at += 1
         if not char:
             raise self._wrong("it ends in a backslash")
-        if char.lower() in _CLASSES:
-            named = _CLASSES[char.lower()]
+        if char.lower() in CLASSES:
+            named = list(CLASSES[char.lower()])
             return named if char.islower() else without(ALL, named)
-        if char in _CONTROLS and not (
-            char == "0" and self._text[self._at : self._at + 1].isdecimal()
-        ):
-            return [(_CONTROLS[char], _CONTROLS[char])]
+        if char in CONTROLS:
+            return [(CONTROLS[char], CONTROLS[char])]
+        if char == "0" and not self._text[self._at : self._at + 1].isdecimal():
+            return [(0, 0)]
         if char in "xu":
             return self._code_point(char)
         if char == "b" and in_class:

@@ -36,13 +36,14 @@ from penstock.engines.process import (
     WorkerPipe,
     end_with_parent,
 )
-from penstock.errors import EngineStartError, PenstockError, RequestError
+from penstock.errors import EngineStartError, PenstockError, RequestError, class_and_text
 
 _TRIED_TOKENS = 40
 _TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
 """Limit on the entries of all tables that a grammar may have for counts: about a second of work."""
 _OUT_OF_MEMORY = ("bad_alloc", os.strerror(errno.EAGAIN))
 """Texts in the engine's errors when an allocation or a new thread is refused."""
+_OBJECT = {"type": "object"}
 _KEPT = 100
 """The cache is emptied after so many grammars."""
 
@@ -135,11 +136,16 @@ def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str
         if kind == "regex":
             grammar = Grammar(tables)
             return grammar.text(RegexWriter(grammar, in_json=False).body(parse(spec)))
-        return json_grammar(
-            json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables
-        )
+        schema = json.loads(spec, parse_float=_number) if kind == "json_schema" else _OBJECT
+        return json_grammar(schema, checked, tables)
     except RecursionError:
         raise too_large("it is nested too deep") from None
+
+
+def _number(text: str) -> float:
+    """To JSON Schema, 2.0 is the integer 2."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def after_thoughts(grammar: str, after: Sequence[str], openers: Sequence[str]) -> str:
@@ -184,6 +190,9 @@ def _answer(prover: Prover, call: Call) -> ToParent:
         return Failed.of(call.id, error)
     except MemoryError:
         os.abort()  # the state of the process cannot be trusted
+    except Exception as error:
+        message = f"the constraint cannot be translated: {class_and_text(error)}"
+        return Failed(call.id, RequestError.kind, message, "response_format")
 
 
 def _limit_memory(more: int) -> None:
