@@ -154,7 +154,9 @@ class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
     """Texts to embed, or token ids as the model reads them: none are added. `dimensions` None gives
     the model's own width. `input_type` puts the model's instruction for queries or for documents
     before each text. `truncate` allows to embed only the beginning of an input that is too long;
-    an engine that cannot do so refuses the input as without it.
+    an engine that cannot do so refuses the input as without it. `vectors`: one vector for each text
+    ("dense"), one for each token that the model reads, special ones included ("multi"), or weights
+    of the vocabulary's tokens ("sparse"), which have no `dimensions` to choose.
     """
 
     inputs: Sequence[str | list[int]]
@@ -163,6 +165,7 @@ class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
     input_type: Literal["query", "document"] | None = None
     truncate: bool = False
     batch: bool = False
+    vectors: Literal["dense", "multi", "sparse"] = "dense"
 
 
 class RerankRequest(Struct, frozen=True, omit_defaults=True):
@@ -378,11 +381,28 @@ class Delta(Struct, frozen=True, array_like=True):
     prompt_token_ids: tuple[int, ...] | None = None
 
 
-class Embeddings(Struct, frozen=True):
-    """Vectors, shape (inputs, dimensions), in the order of the inputs."""
+class SparseVector(Struct, frozen=True):
+    """The `values` (above 0) of a vector as wide as the vocabulary that are not 0, at the token ids
+    `indices`, which rise.
+    """
+
+    indices: list[int]
+    values: list[float]
+
+
+class Embeddings(Struct, frozen=True, omit_defaults=True):
+    """One of the three, as the request's `vectors` says, in the order of the inputs: `vectors`,
+    shape (inputs, dimensions); `multi`, of each input shape (tokens, dimensions); `sparse`.
+    """
 
     vectors: list[list[float]]
     usage: Usage = Usage()
+    multi: list[list[list[float]]] = []
+    sparse: list[SparseVector] = []
+
+    def of(self, kind: Literal["dense", "multi", "sparse"]) -> Sequence[Any]:
+        """The vectors of this kind; empty if the request asked for another."""
+        return {"dense": self.vectors, "multi": self.multi, "sparse": self.sparse}[kind]
 
 
 class Scores(Struct, frozen=True):

@@ -87,6 +87,18 @@ def embedding_model(path: Path) -> str:
     return str(path)
 
 
+def sparse_model(path: Path) -> str:
+    """A head of logits: of each word 1, of the word after it in the vocabulary 0.5, else -1."""
+    write_tokenizer(path, token_types=False)
+    inputs = [parameter("input_ids"), parameter("attention_mask")]
+    size = len(VOCABULARY)
+    table = 2 * np.eye(size, dtype=np.float32) + 1.5 * np.eye(size, k=1, dtype=np.float32) - 1
+    table[: len(SPECIAL)] = -1
+    logits = ops.gather(ops.constant(table), inputs[0], ops.constant(0))
+    write_model(path, "BertForMaskedLM", inputs, logits, "logits")
+    return str(path)
+
+
 def rerank_model(path: Path, token_types: bool = True) -> str:
     write_tokenizer(path, token_types)
     ids, mask, types = inputs = [

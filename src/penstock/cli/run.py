@@ -88,6 +88,14 @@ _ANSWERED = (
         help="Type of a vector's numbers.  [default: float32]",
     ),
     click.option(
+        "--vectors",
+        type=click.Choice(["dense", "multi", "sparse"]),
+        help=(
+            "One vector a text, one a token (late interaction), or indices and values (SPLADE)."
+            "  [default: dense]"
+        ),
+    ),
+    click.option(
         "--audio",
         metavar="COLUMN",
         help=(

@@ -49,7 +49,8 @@ class Capabilities(Struct, frozen=True):
     carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
     `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
-    empty where a server decides. Token ids are below `vocabulary`; 0 where that is not known.
+    empty where a server decides. `vectors`: the kinds of `EmbeddingRequest.vectors` that it makes.
+    Token ids are below `vocabulary`; 0 where that is not known.
     """
 
     tasks: frozenset[str]
@@ -68,6 +69,7 @@ class Capabilities(Struct, frozen=True):
     triggers: bool = False
     inputs: tuple[str, ...] = ("text",)
     vocabulary: int = 0
+    vectors: tuple[str, ...] = ("dense",)
 
 
 class Stated(NamedTuple):

@@ -140,6 +140,24 @@ def check_input_type(request: EmbeddingRequest, name: str) -> None:
         )
 
 
+_VECTORS_NEED = {
+    "dense": "ask for those (`vectors` of a job, `task` of /pooling)",
+    "multi": "give an embedding model on the embedded engine or vLLM",
+    "sparse": "give a model with a masked-language-model head (SPLADE) on the embedded engine",
+}
+
+
+def check_vectors(vectors: str, capabilities: Capabilities, name: str) -> None:
+    """Raise `UnsupportedError` for a kind of vectors that an engine (its `name`) does not make."""
+    made = capabilities.vectors
+    if vectors not in made:
+        raise UnsupportedError(
+            f"the {name} engine makes {' and '.join(made)} vectors with this model, not {vectors}"
+            f" ones: {_VECTORS_NEED.get(vectors, 'ask for those')}",
+            param="model",
+        )
+
+
 def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> None:
     """Raise `RequestError` unless all are ids of a vocabulary."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary:

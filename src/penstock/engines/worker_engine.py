@@ -30,7 +30,7 @@ from penstock.engines.process import (
     decode_to_parent,
     encode,
 )
-from penstock.engines.sampling import check_input_type, check_inputs
+from penstock.engines.sampling import check_input_type, check_inputs, check_vectors
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, Images, TokenEngine
 from penstock.errors import (
@@ -228,6 +228,7 @@ class WorkerEngine(TokenEngine):
         match task:
             case "embeddings":
                 self._check_task(task)
+                check_vectors(request.vectors, self.capabilities, self.name)
                 check_inputs(request.inputs)
                 return msgspec.convert(
                     await self._call("embed", *self._embed_arguments(request)), Embeddings

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError
@@ -26,10 +27,12 @@ from penstock.types import (
     ClassifyRequest,
     DecideRequest,
     Decisions,
+    EmbeddingRequest,
     Message,
     Option,
     RerankRequest,
     Scores,
+    SparseVector,
     TokenizeRequest,
     Usage,
 )
@@ -150,18 +153,27 @@ class ClassifyBody(Struct, kw_only=True):
         ]
 
 
+_VECTORS: dict[str, Literal["multi", "sparse"]] = {"token_embed": "multi", "sparse_embed": "sparse"}
+
+
 class PoolingBody(EmbeddingBody, kw_only=True):
-    """Body of `POST /pooling`: that of `/v1/embeddings`, and a `task` ("embed", "classify"). None
-    takes what the model does.
+    """Body of `POST /pooling`: that of `/v1/embeddings`, and a `task`: "embed", "token_embed" (a
+    vector for each token), "sparse_embed" (token ids and weights, which vLLM does not have) or
+    "classify". None takes what the model does.
     """
 
     task: str | None = None
 
+    def request(self, *, request_id: str = "") -> EmbeddingRequest:
+        request = super().request(request_id=request_id)
+        return msgspec.structs.replace(request, vectors=_VECTORS.get(self.task or "", "dense"))
+
     def check_task(self) -> None:
-        """Raise `UnsupportedError` for a task that gives something else than a vector a text."""
-        if self.task not in (None, "embed", "classify"):
+        """Raise `UnsupportedError` for another task."""
+        if self.task is not None and self.task not in ("embed", "classify", *_VECTORS):
             raise UnsupportedError(
-                f"task {self.task[:50]!r} is not supported here: it is embed or classify",
+                f"task {self.task[:50]!r} is not supported here: it is embed, token_embed,"
+                " sparse_embed or classify",
                 param="task",
             )
 
@@ -276,7 +288,7 @@ def class_list(classes: Classifications, *, id: str, created: int, model: str) -
 
 
 def pooling_list(
-    vectors: Sequence[list[float]],
+    vectors: Sequence[Any],
     usage: Usage,
     *,
     id: str,
@@ -284,12 +296,22 @@ def pooling_list(
     model: str,
     base64: bool = False,
 ) -> dict[str, Any]:
-    """Body of a pooling answer: a vector a text, in the forms of embeddings."""
+    """Body of a pooling answer: of each text a vector, in the forms of embeddings, a list of them
+    (in base64 one after the other, as in vLLM), or the `indices` and `values` of a sparse one.
+    """
     data = [
-        {"index": index, "object": "pooling", "data": encoded_vector(vector, base64)}
+        {"index": index, "object": "pooling", "data": _pooled(vector, base64)}
         for index, vector in enumerate(vectors)
     ]
     return _list_of(data, usage, id, created, model)
+
+
+def _pooled(vector: Any, base64: bool) -> Any:
+    if isinstance(vector, SparseVector):
+        return msgspec.to_builtins(vector)
+    if base64 and vector and isinstance(vector[0], list):
+        vector = [number for one in vector for number in one]
+    return encoded_vector(vector, base64)
 
 
 def _list_of(

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import penstock
 from penstock.batch.rows.task_forms import pack, unpack
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, UnsupportedError
 from penstock.types import Embeddings, Usage
 
 TEXTS = ["one", "two", "a text that is longer than the others", "two"]
@@ -78,6 +79,65 @@ class TestVectors:
         assert plain != query
 
 
+class TestKinds:
+    @pytest.mark.parametrize("name", ["float32", "float16", "int8"])
+    def test_a_vector_for_each_token(self, tmp_path, name):
+        source = table(["x" * 99, "ab", "b"])
+        options = {"engine_kwargs": {"max_model_len": 32}, "vector_type": name}
+        path = tmp_path / "v.parquet"
+        embed(source, path, vectors="multi", dimensions=3, **options)
+        found = pq.read_table(path)
+        number = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[name]
+        assert found.schema.field("embedding").type == pa.list_(pa.list_(number, 3))
+        none, both, one = found["embedding"].to_pylist()
+        assert none is None
+        assert len(both) == 2
+        assert one == both[1:]
+
+    def test_without_dimensions_the_width_is_the_models(self, tmp_path):
+        path = tmp_path / "v.parquet"
+        embed(table(), path, vectors="multi")
+        kind = pq.read_schema(path).field("embedding").type
+        assert pa.types.is_list(kind)
+        assert pa.types.is_fixed_size_list(kind.value_type)
+
+    def test_sparse_vectors_are_indices_and_values(self, tmp_path):
+        path = tmp_path / "v.parquet"
+        embed(table(["abba!", "b"]), path, vectors="sparse")
+        found = pq.read_table(path)
+        lists = {"indices": pa.list_(pa.int32()), "values": pa.list_(pa.float32())}
+        assert found.schema.field("embedding").type == pa.struct(lists)
+        assert found["embedding"].to_pylist() == [
+            {"indices": [33, 97, 98], "values": [1.0, 2.0, 2.0]},
+            {"indices": [98], "values": [1.0]},
+        ]
+        embed(table(["abba!"]), tmp_path / "v.jsonl", vectors="sparse")
+        line = json.loads((tmp_path / "v.jsonl").read_text())
+        assert line["embedding"]["indices"] == [33, 97, 98]
+
+    @pytest.mark.parametrize("kind", ["multi", "sparse"])
+    def test_they_come_from_the_cache_by_kind(self, tmp_path, kind):
+        given = {"cache": tmp_path / "cache"}
+        embed(table(), **given)
+        first = embed(table(), vectors=kind, **given)
+        assert first.counts.from_cache == 0
+        again = embed(table(), vectors=kind, **given)
+        assert again.counts.from_cache == 3
+        assert vectors(again) == vectors(first)
+
+    @pytest.mark.parametrize("kind", ["multi", "sparse"])
+    def test_an_engine_that_makes_none_is_refused_before_the_first_row(self, kind, monkeypatch):
+        start = SimulatedEngine.start
+
+        async def dense(engine):
+            await start(engine)
+            engine.capabilities = msgspec.structs.replace(engine.capabilities, vectors=("dense",))
+
+        monkeypatch.setattr(SimulatedEngine, "start", dense)
+        with pytest.raises(UnsupportedError, match=f"not {kind} ones: give"):
+            embed(table(), vectors=kind)
+
+
 class TestFaults:
     def test_a_row_that_fails_is_null_among_lists_of_one_size(self, tmp_path):
         source = table(["one", "x" * 99, "two"])
@@ -135,6 +195,9 @@ class TestFaults:
             ({"on_length": "raise"}, "on_length"),
             ({"dimensions": 0}, "dimensions"),
             ({"vector_type": "float64"}, "vector_type"),
+            ({"vectors": "many"}, "vectors"),
+            ({"vectors": "sparse", "dimensions": 8}, "dimensions"),
+            ({"embed": None, "prompt": "{text}", "vectors": "multi"}, "vectors"),
             ({"input_type": "passage"}, "input_type"),
             ({"embed": "txt"}, "embed"),
             ({"embed": None, "prompt": "{text}", "dimensions": 8}, "dimensions"),

@@ -106,8 +106,36 @@ async def test_pooling(scripted_client: Any) -> None:
     )
     classes = (await scripted_client.post("/pooling", json={**body, "task": "classify"})).json()
     assert classes["data"][0]["data"] == [0.5, 0.5]
-    refused = await scripted_client.post("/pooling", json={**body, "task": "token_embed"})
+    refused = await scripted_client.post("/pooling", json={**body, "task": "token_classify"})
     assert refused.json()["error"]["param"] == "task"
+
+
+async def test_pooling_of_tokens(client: Any) -> None:
+    body = {"model": "sim", "input": ["ab", "b"], "dimensions": 2, "task": "token_embed"}
+    answer = (await client.post("/pooling", json=body)).json()
+    first, second = (one["data"] for one in answer["data"])
+    assert [len(vector) for vector in first] == [2, 2]
+    assert second == first[1:]
+    assert answer["usage"]["prompt_tokens"] == 3
+    packed = (await client.post("/pooling", json={**body, "encoding_format": "base64"})).json()
+    numbers = struct.unpack("<4f", base64.b64decode(packed["data"][0]["data"]))
+    assert numbers == pytest.approx([*first[0], *first[1]])
+
+
+async def test_pooling_of_sparse_vectors(client: Any) -> None:
+    body = {"model": "sim", "input": "abba!", "task": "sparse_embed"}
+    answer = (await client.post("/pooling", json=body)).json()
+    assert answer["data"][0]["data"] == {"indices": [33, 97, 98], "values": [1.0, 2.0, 2.0]}
+    refused = await client.post("/pooling", json={**body, "encoding_format": "base64"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "encoding_format")
+
+
+@pytest.mark.parametrize("task", ["token_embed", "sparse_embed"])
+async def test_pooling_that_the_engine_does_not_do(scripted_client: Any, task: str) -> None:
+    body = {"model": "m", "input": "a", "task": task}
+    refused = await scripted_client.post("/pooling", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+    assert "makes no" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

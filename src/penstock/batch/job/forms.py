@@ -145,12 +145,15 @@ def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
             field="on_length",
             value=job.on_length,
         )
+    if job.vectors == "sparse" and job.dimensions is not None:
+        raise ConfigError("sparse vectors have none to choose: leave it out", field="dimensions")
     return ColumnVectors(
         template=_template(job.embed, "embed"),
         dimensions=job.dimensions,
         input_type=job.input_type,
         truncate=job.on_length == "truncate",
         vector_type=job.vector_type or "float32",
+        vectors=job.vectors or "dense",
         sampling=Sampling(),
         **common,
     )

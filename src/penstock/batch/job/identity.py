@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # The options of texts that become vectors, of recordings that become text, and of texts that are
 # spoken. The first of each says that it is done.
-EMBEDS = ("embed", "dimensions", "input_type", "vector_type")
+EMBEDS = ("embed", "dimensions", "input_type", "vector_type", "vectors")
 HEARS = ("audio", "language", "translate", "timestamps", "hotwords")
 SPEAKS = ("speak", "voice", "audio_format", "audio_dir")
 

@@ -110,6 +110,9 @@ class Job:
         vector_type: the type of the numbers: "float32" (default), "float16", or
             "int8" (each vector scaled so that its largest number is 127, which
             keeps cosines).
+        vectors: "dense" (default): one for each text; "multi": a list of them,
+            one for each token (late interaction); "sparse": `indices` (token
+            ids) and `values` (SPLADE).
 
     What to hear or speak, in the place of an answer:
         audio: a column of recordings: bytes, a path, a URL, a data URI, or a
@@ -220,6 +223,7 @@ class Job:
     dimensions: int | None = None
     input_type: Literal["query", "document"] | None = None
     vector_type: Literal["float32", "float16", "int8"] | None = None
+    vectors: Literal["dense", "multi", "sparse"] | None = None
     audio: str | None = None
     language: str | None = None
     translate: bool = False

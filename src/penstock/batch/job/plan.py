@@ -37,7 +37,7 @@ from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import RowForm
-from penstock.batch.rows.task_forms import VECTOR_TYPES
+from penstock.batch.rows.task_forms import VECTOR_KINDS, VECTOR_TYPES
 from penstock.batch.write.manifest import FILE
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
@@ -76,6 +76,7 @@ _ALLOWED = {
     "on_invalid_json": ("keep", "retry"),
     "input_type": (None, "query", "document"),
     "vector_type": (None, *VECTOR_TYPES),
+    "vectors": (None, *VECTOR_KINDS),
     "audio_format": (None, "wav", "mp3", "opus", "flac", "aac"),
 }
 _LEAST = {"limit": 0} | dict.fromkeys(

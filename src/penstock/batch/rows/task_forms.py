@@ -29,12 +29,19 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio import audio_file
+from penstock.engines.sampling import check_vectors
 from penstock.errors import ContextLengthError, PenstockError, RequestError
-from penstock.types import EmbeddingRequest, Embeddings, SpeechRequest, TranscriptionRequest
+from penstock.types import (
+    EmbeddingRequest,
+    Embeddings,
+    SpeechRequest,
+    TranscriptionRequest,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+VECTOR_KINDS = ("dense", "multi", "sparse")
 VECTOR_TYPES = ("float32", "float16", "int8")
 _CODES = {"float32": "f", "float16": "e", "int8": "b"}
 _CUTS = 24
@@ -45,8 +52,9 @@ class ColumnVectors(ColumnRequests):
     """Vectors of texts, in the column `embedding`.
 
     `vector_type` is the type of their numbers. For "int8", each vector is scaled so that its
-    largest number is 127 or -127, which keeps cosines. `dimensions`, `input_type` and `truncate`
-    are those of `types.EmbeddingRequest`; `options` are those of `ColumnRequests`.
+    largest number is 127 or -127, which keeps cosines. `dimensions`, `input_type`, `truncate` and
+    `vectors` are those of `types.EmbeddingRequest`; `options` are those of `ColumnRequests`. The
+    column holds a vector, for "multi" a list of them, for "sparse" `indices` and `values`.
     """
 
     kind = "embeddings"
@@ -59,13 +67,17 @@ class ColumnVectors(ColumnRequests):
         input_type: Literal["query", "document"] | None = None,
         truncate: bool = False,
         vector_type: str = "float32",
+        vectors: Literal["dense", "multi", "sparse"] = "dense",
         prefix: str = "",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._width = dimensions or 0
         self._type = vector_type
-        self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
+        self._kind = vectors
+        self._asked = EmbeddingRequest(
+            [], dimensions, input_type=input_type, truncate=truncate, vectors=vectors
+        )
         self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
@@ -77,31 +89,51 @@ class ColumnVectors(ColumnRequests):
 
     def check_engine(self, engine: LLMEngine) -> None:
         check_task(engine, "embeddings", "makes no vectors", "an embedding model")
+        check_vectors(self._kind, engine.capabilities, engine.name)
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)
-        vector = found.vectors[0]
-        self._width = self._width or len(vector)
-        if len(vector) != self._width:
-            wanted = "dimensions asks for" if self._asked.dimensions else "others have"
-            raise RequestError(f"the vector has {len(vector)} numbers; {wanted} {self._width}")
-        packed = pack(vector, self._type)
-        return Outcome(response=b64encode(packed).decode(), usage=found.usage)
+        (made,) = found.of(self._kind)
+        if self._kind == "sparse":
+            packed = pack(made.values, self._type)
+            return Outcome(
+                response=b64encode(packed).decode(), usage=found.usage, parsed=made.indices
+            )
+        vectors = made if self._kind == "multi" else [made]
+        for vector in vectors:
+            self._width = self._width or len(vector)
+            if len(vector) != self._width:
+                wanted = "dimensions asks for" if self._asked.dimensions else "others have"
+                raise RequestError(f"the vector has {len(vector)} numbers; {wanted} {self._width}")
+        packed = b"".join(pack(vector, self._type) for vector in vectors)
+        several = len(vectors) if self._kind == "multi" else None
+        return Outcome(response=b64encode(packed).decode(), usage=found.usage, parsed=several)
 
     def results(self, outcome: Outcome) -> list[Any]:
-        vector = None
+        value: Any = None
         if outcome.error is None and outcome.response is not None:
-            vector = unpack(b64decode(outcome.response), self._type)
-            self._width = self._width or len(vector)
-        return [vector, *end_of(outcome)]
+            value = unpack(b64decode(outcome.response), self._type)
+            if self._kind == "sparse":
+                value = {"indices": outcome.parsed, "values": value}
+            else:
+                count = outcome.parsed if self._kind == "multi" else 1
+                width = len(value) // count
+                self._width = self._width or width
+                if self._kind == "multi":
+                    value = [value[at * width : (at + 1) * width] for at in range(count)]
+        return [value, *end_of(outcome)]
 
     def arrow_types(self) -> list[pa.DataType]:
         import pyarrow as pa
 
         number = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[self._type]
+        if self._kind == "sparse":
+            lists = {"indices": pa.list_(pa.int32()), "values": pa.list_(number)}
+            return [pa.struct(lists), *end_types()]
         # Without `dimensions` the width shows in the first vector.
         vector = pa.list_(number, self._width) if self._width else pa.null()
-        return [vector, *end_types()]
+        several = self._kind == "multi" and self._width
+        return [pa.list_(vector) if several else vector, *end_types()]
 
 
 async def embedded(

@@ -235,7 +235,8 @@ class OpenVINOEngine(WorkerEngine):
         )
 
     def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
-        return request.inputs, request.dimensions, request.input_type, request.truncate
+        cut = request.truncate
+        return request.inputs, request.dimensions, request.input_type, cut, request.vectors
 
     async def _release_logits(self) -> None:
         await self._call("release_logits")

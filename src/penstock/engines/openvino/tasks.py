@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.base import Capabilities
@@ -27,6 +26,7 @@ from penstock.engines.openvino.model.files import (
 )
 from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.engines.openvino.states import TokenModel, shortened, sparse
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.engines.sampling import check_id_range
 from penstock.errors import (
@@ -37,7 +37,7 @@ from penstock.errors import (
     UnsupportedError,
     context_overflow,
 )
-from penstock.types import Embeddings, Scores, Tokens, Usage
+from penstock.types import Embeddings, Scores, SparseVector, Tokens, Usage
 
 _CALLS_AT_ONCE = 8
 """They are answered one after the other: enough of them that there is always a next one."""
@@ -65,6 +65,7 @@ def load_task(load: Load) -> tuple[Task, Ready]:
         at_once,
         batch_in_flight=2 * at_once if load.task == "embed" else 0,
         vocabulary=model.vocabulary,
+        vectors=model.vectors,
     )
     return model, Ready(capabilities, None, model.special_tokens())
 
@@ -75,6 +76,7 @@ class Task:
     kind = ""
     pause = 0.0
     vocabulary = 0
+    vectors: tuple[str, ...] = ("dense",)
 
     @property
     def busy(self) -> bool:
@@ -151,6 +153,8 @@ class Task:
 
 
 _MOST_A_ROUND = 256
+_MOST_NUMBERS = 1 << 23
+"""Of the vectors of tokens in one answer, but for that to a single text."""
 
 
 class _Embedded:
@@ -159,9 +163,10 @@ class _Embedded:
     def __init__(self, call: Call, inputs: list[Any], lengths: list[int]) -> None:
         self.id = call.id
         self.dimensions: int | None = call.args[1]
+        self.kind: str = call.args[4]
         self.inputs = inputs
         self.lengths = lengths
-        self.vectors: list[list[float]] | None = [[]] * len(inputs)
+        self.vectors: list[Any] | None = [None] * len(inputs)
         self.left = len(inputs)
         self._begun = 0
 
@@ -198,15 +203,22 @@ class Embedding(Task):
         ]
         config.normalize = self._options.embedding_normalize
         config.max_length = self._context_length
-        self._pipeline = genai.TextEmbeddingPipeline(
-            self._path, self._options.device, config, **self._properties
-        )
         self._pooling = config.pooling_type
-        self._compiled: Any = None
+        device = self._options.device
+        self._model = TokenModel(Path(self._path), device, self._properties)
+        self.vectors = self._model.kinds
         with contextlib.suppress(Exception):  # not every detokenizer has a list of its tokens
             self.vocabulary = self._ids()
-        # Also shows at the start whether the model works.
-        self._width = len(self._pipeline.embed_query("a"))
+        # Each also shows at the start whether the model works.
+        if self.vectors == ("sparse",):
+            self._batch_tokens = min(self._batch_tokens, self._model.tokens_at_once)
+            self._model.states(self._ids_of(["a"]))
+            self._width = self._model.width
+        else:
+            self._pipeline = genai.TextEmbeddingPipeline(
+                self._path, device, config, **self._properties
+            )
+            self._width = len(self._pipeline.embed_query("a"))
 
     @property
     def busy(self) -> bool:
@@ -218,7 +230,8 @@ class Embedding(Task):
                 embedded.vectors = None
 
     def begin_embeddings(self, calls: Sequence[Call]) -> list[Failed]:
-        """Take calls of `embed(inputs, dimensions, input_type, truncate)`. Returns those that fail.
+        """Take calls of `embed(inputs, dimensions, input_type, truncate, vectors)`. Returns those
+        that fail.
 
         With `dimensions` below the model's width, vectors are cut and brought to length 1 again:
         what models trained for it (Matryoshka) expect. Without normalization
@@ -243,7 +256,7 @@ class Embedding(Task):
                 inputs = [one if isinstance(one, str) else one[:longest] for one in inputs]
                 lengths = [min(length, longest) for length in lengths]
             try:
-                self._check(inputs, call.args[1], lengths)
+                self._check(inputs, call, lengths)
                 self._waiting.append(_Embedded(call, inputs, lengths))
             except Exception as error:
                 failed.append(_refused(call, error))
@@ -262,7 +275,7 @@ class Embedding(Task):
         group = [(call, at) for call, at in self._round.popleft() if call.vectors is not None]
         answers: list[Reply | Failed] = []
         try:
-            vectors = self._vectors([call.inputs[at] for call, at in group])
+            vectors = self._vectors(group)
         except Exception as error:
             for call in {id(call): call for call, _ in group}.values():
                 call.vectors = None
@@ -273,8 +286,7 @@ class Embedding(Task):
             call.vectors[at] = vector
             call.left -= 1
             if not call.left:
-                found = self._cut(call.vectors, call.dimensions)
-                answers.append(Reply(call.id, Embeddings(found, Usage(sum(call.lengths)))))
+                answers.append(Reply(call.id, self._answer(call.vectors, call)))
                 call.vectors = None
         return [], answers
 
@@ -295,14 +307,24 @@ class Embedding(Task):
             )
         return [instruction + one if isinstance(one, str) and one else one for one in inputs]
 
-    def _check(self, inputs: list[Any], dimensions: int | None, lengths: list[int]) -> None:
+    def _check(self, inputs: list[Any], call: Call, lengths: list[int]) -> None:
+        dimensions, kind = call.args[1], call.args[4]
         if not inputs:
             raise RequestError("there is nothing to embed", param="input")
+        if dimensions is not None and kind == "sparse":
+            raise RequestError("sparse vectors have no dimensions to choose", param="dimensions")
         if dimensions is not None and not 1 <= dimensions <= self._width:
             raise RequestError(
                 f"this model's vectors have {self._width} dimensions", param="dimensions"
             )
         self._check_lengths(lengths, "input")
+        numbers = sum(lengths) * (dimensions or self._width)
+        if kind == "multi" and len(inputs) > 1 and numbers > _MOST_NUMBERS:
+            raise RequestError(
+                f"the vectors of {sum(lengths):,} tokens have {numbers:,} numbers: at most"
+                f" {_MOST_NUMBERS:,} go into an answer to several texts",
+                param="input",
+            )
         for ids in inputs:
             if not isinstance(ids, str):
                 self.vocabulary = self.vocabulary or self._ids()
@@ -312,28 +334,40 @@ class Embedding(Task):
         """How many token ids there are."""
         return int(1 + max(self._tokenizer.get_vocab().values()))
 
-    def _vectors(self, inputs: list[Any]) -> list[list[float]]:
-        texts = [one for one in inputs if isinstance(one, str)]
+    def _vectors(self, group: list[tuple[_Embedded, int]]) -> list[Any]:
+        """What the model makes of each input: numbers, or for a "multi" call a matrix."""
+        given = [(call.kind, call.inputs[at]) for call, at in group]
+        piped = [kind == "dense" and isinstance(one, str) for kind, one in given]
+        texts = [one for (_, one), is_piped in zip(given, piped, strict=True) if is_piped]
         found = iter(self._pipeline.embed_documents(texts) if texts else [])
-        return [next(found) if isinstance(one, str) else self._of_ids(one) for one in inputs]
+        others = [one for (_, one), is_piped in zip(given, piped, strict=True) if not is_piped]
+        states = iter(self._model.states(self._ids_of(others)))
+        vectors: list[Any] = []
+        for (call, _), is_piped in zip(group, piped, strict=True):
+            if is_piped:
+                vectors.append(next(found))
+            elif call.kind == "dense":
+                vectors.append(self._pooled(next(states)))
+            elif call.kind == "multi":
+                normalize = self._options.embedding_normalize
+                vectors.append(self._model.vectors(next(states), normalize, call.dimensions))
+            else:
+                vectors.append(SparseVector(*sparse(next(states))))
+        return vectors
 
-    def _of_ids(self, ids: list[int]) -> list[float]:
-        """The vector of token ids. The pipeline takes texts only, so the model is loaded once more
-        when the first ids come.
-        """
-        if self._compiled is None:
-            self._compiled = ov.Core().compile_model(
-                f"{self._path}/openvino_model.xml", self._options.device, self._properties
-            )
-        size = len(ids)
-        feed = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, size), np.int64),
-            "token_type_ids": np.zeros((1, size), np.int64),
-            "position_ids": np.arange(size, dtype=np.int64)[None],
-        }
-        names = {name for port in self._compiled.inputs for name in port.names}
-        states = self._compiled({name: feed[name] for name in feed if name in names})[0][0]
+    def _ids_of(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
+        """The token ids of each input, cut at the model's limit, special ones included."""
+        texts = [one for one in inputs if isinstance(one, str)]
+        read: Iterator[list[int]] = iter(())
+        if texts:
+            longest = self._context_length
+            encoded = self._tokenizer.encode(texts, max_length=longest, truncation=True)
+            ids, mask = encoded.input_ids.data, encoded.attention_mask.data
+            read = (row[kept].tolist() for row, kept in zip(ids, mask.astype(bool), strict=True))
+        return [next(read) if isinstance(one, str) else one for one in inputs]
+
+    def _pooled(self, states: Any) -> list[float]:
+        """The vector of a text from those of its tokens, as the pipeline pools them."""
         kinds = genai.TextEmbeddingPipeline.PoolingType
         vector = (
             states[0]
@@ -342,19 +376,21 @@ class Embedding(Task):
             if self._pooling == kinds.LAST_TOKEN
             else states.mean(axis=0)
         )
-        if self._options.embedding_normalize:
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        numbers: list[float] = vector.tolist()
+        numbers: list[float] = shortened(vector[None], self._options.embedding_normalize, None)[
+            0
+        ].tolist()
         return numbers
 
-    def _cut(self, vectors: list[list[float]], dimensions: int | None) -> list[list[float]]:
-        if dimensions is None or dimensions == self._width:
-            return vectors
-        short = np.asarray(vectors)[:, :dimensions]
-        if self._options.embedding_normalize:
-            short = short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
-        cut: list[list[float]] = short.tolist()
-        return cut
+    def _answer(self, vectors: list[Any], call: _Embedded) -> Embeddings:
+        usage = Usage(sum(call.lengths))
+        if call.kind == "sparse":
+            return Embeddings([], usage, sparse=vectors)
+        if call.kind == "multi":
+            return Embeddings([], usage, multi=[matrix.tolist() for matrix in vectors])
+        if call.dimensions is not None and call.dimensions != self._width:
+            normalize = self._options.embedding_normalize
+            vectors = shortened(np.asarray(vectors), normalize, call.dimensions).tolist()
+        return Embeddings(vectors, usage)
 
 
 class Rerank(Task):

@@ -28,7 +28,7 @@ from penstock.engines.remote.requests import (
 )
 from penstock.engines.remote.stream import AnswerStream, StreamReader, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
-from penstock.engines.sampling import check_sampling
+from penstock.engines.sampling import check_sampling, check_vectors
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
     ConfigError,
@@ -174,6 +174,8 @@ class RemoteEngine(LLMEngine):
             return {"model": self._model(upstream), **task_body(task, request, upstream.dialect)}
 
         path, file = PATHS[task], None
+        if task == "embeddings":
+            check_vectors(request.vectors, self.capabilities, self.name)
         if task == "tokenizer_info":
             read = partial(answers.read_task, task, None)
             return await self._call(task, path, lambda _: None, read)

@@ -9,6 +9,7 @@ import json
 import math
 import random
 from codecs import getincrementaldecoder
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
@@ -28,6 +29,7 @@ from penstock.types import (
     RerankRequest,
     Sampling,
     Scores,
+    SparseVector,
     TokenLogprob,
     Usage,
 )
@@ -108,14 +110,21 @@ def embeddings(request: EmbeddingRequest, seed: int, context: int) -> Embeddings
     for index, size in enumerate(map(len, inputs)):
         if size > context and not request.truncate:
             raise context_overflow(context, size, what=f"input[{index}]", param="input")
-    vectors = [
-        [
-            seeded(seed, "embed", one[:context].decode(errors="replace")).gauss(0, 1)
-            for _ in range(width)
-        ]
-        for one in inputs
-    ]
-    return Embeddings(vectors, Usage(sum(min(len(one), context) for one in inputs)))
+
+    def vector(text: bytes) -> list[float]:
+        draw = seeded(seed, "embed", text.decode(errors="replace"))
+        return [draw.gauss(0, 1) for _ in range(width)]
+
+    inputs = [one[:context] for one in inputs]
+    usage = Usage(sum(map(len, inputs)))
+    if request.vectors == "multi":
+        multi = [[vector(one[at : at + 1]) for at in range(len(one))] for one in inputs]
+        return Embeddings([], usage, multi=multi)
+    if request.vectors == "sparse":
+        counts = [sorted(Counter(one).items()) for one in inputs]
+        sparse = [SparseVector([at for at, _ in one], [float(n) for _, n in one]) for one in counts]
+        return Embeddings([], usage, sparse=sparse)
+    return Embeddings([vector(one) for one in inputs], usage)
 
 
 def scores(request: RerankRequest) -> Scores:

@@ -86,6 +86,7 @@ class SimulatedEngine(TokenEngine):
             vocabulary=_VOCABULARY,
             prompt_logprobs=True,
             extra=frozenset({"return_token_ids"}),
+            vectors=("dense", "multi", "sparse"),
         )
         self.requests_served = 0
         self.kv_transfers = self.kv_transfer_failures = 0

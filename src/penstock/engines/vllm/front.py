@@ -28,11 +28,14 @@ from penstock.errors import ConfigError, EngineStartError, PenstockError
 _TASKS = {
     "generate": ("chat", "completions"),
     "embed": ("embeddings", "score", "rerank"),
+    "token_embed": ("embeddings",),
     "classify": ("classify",),
     "score": ("score", "rerank"),
     "transcription": ("transcriptions",),
 }
 """The methods that each of vLLM's tasks serves."""
+
+_VECTORS = {"embed": "dense", "token_embed": "multi"}
 
 _EXTRA = frozenset(
     {
@@ -184,6 +187,7 @@ class Front:
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
             inputs=("text", "image") if model.is_multimodal_model else ("text",),
             vocabulary=self.vocabulary,
+            vectors=tuple(kind for task, kind in _VECTORS.items() if task in tasks) or ("dense",),
         )
 
     def _untrusted(self) -> frozenset[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.sampling import check_input_type, check_inputs
+from penstock.engines.sampling import check_input_type, check_inputs, check_vectors
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
 from penstock.engines.vllm.kv_cache import KVEvents, local_endpoints, ranks, token_root
@@ -116,11 +116,15 @@ class Running:
             case "embeddings":
                 check_input_type(request, "vllm")
                 check_inputs(request.inputs)
-                return Embeddings(
-                    *await self._pooled(
-                        request.inputs, name, task="embed", dimensions=request.dimensions
-                    )
+                check_vectors(request.vectors, self.capabilities, "vllm")
+                multi = request.vectors == "multi"
+                made, usage = await self._pooled(
+                    request.inputs,
+                    name,
+                    task="token_embed" if multi else "embed",
+                    dimensions=request.dimensions,
                 )
+                return Embeddings([], usage, multi=made) if multi else Embeddings(made, usage)
             case "classify":
                 return await self._classify(request.inputs, name)
             case "score" | "rerank":
@@ -174,7 +178,7 @@ class Running:
 
     async def _pooled(
         self, texts: Sequence[str], name: str, **params: Any
-    ) -> tuple[list[list[float]], Usage]:
+    ) -> tuple[list[Any], Usage]:
         pooling = PoolingParams(**params)
         pooling.verify(self.front.config.model_config)
 

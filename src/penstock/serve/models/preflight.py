@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities, Stated
-from penstock.engines.sampling import check_id_range, check_sampling, prompt_sampling
+from penstock.engines.sampling import check_id_range, check_sampling, check_vectors, prompt_sampling
 from penstock.errors import RequestError, UnsupportedError
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -44,6 +44,8 @@ def check_before_load(
     if vocabulary is not None:
         for param, ids in _ids_of(request):
             check_id_range(ids, vocabulary, param)
+    if isinstance(request, EmbeddingRequest) and known is not None:
+        check_vectors(request.vectors, known, engine)
     if isinstance(request, (ChatRequest, CompletionRequest)):
         _check_generated(request, known, engine)
 

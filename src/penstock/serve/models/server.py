@@ -19,6 +19,7 @@ from penstock.config import import_object
 from penstock.engines.base import LLMEngine, Stated, engine_class, with_deterministic
 from penstock.engines.disk.sources import copy_files
 from penstock.engines.quarantine import digest_of
+from penstock.engines.sampling import check_vectors
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
 from penstock.errors import (
@@ -40,7 +41,7 @@ from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
 from penstock.serve.models.preflight import check_before_load, check_task
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 
 SLOTLESS = frozenset({"tokenize", "detokenize", "tokens", "tokenizer_info"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
@@ -268,6 +269,8 @@ class LLMServer(Tasks, ControlPlane):
             self.admission.enter_at_once()
         try:
             self._check_task(task)
+            if isinstance(request, EmbeddingRequest):
+                check_vectors(request.vectors, self.engine.capabilities, self.engine.name)
             with self.supervisor.quarantine.visit(
                 partial(digest_of, (task, request)), self._asks_again
             ) as visit:

@@ -271,6 +271,26 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
     return _POOLING_MODES[chosen[0]]
 
 
+def modules_of(path: Path) -> list[tuple[str, Path]]:
+    """The parts that sentence-transformers lists of a model: each one's class and its folder."""
+    try:
+        listed = _read_json(path / SENTENCE_TRANSFORMERS)
+    except FileNotFoundError:
+        return []
+    return [
+        (str(one.get("type")).rpartition(".")[2], path / str(one.get("path")))
+        for one in (listed if isinstance(listed, list) else [])
+        if isinstance(one, dict)
+    ]
+
+
+def is_splade(path: Path) -> bool:
+    """Whether sentence-transformers says that the model gives sparse vectors by its
+    masked-language-model head.
+    """
+    return any(name == "SpladePooling" for name, _ in modules_of(path))
+
+
 def _read_json(file: Path) -> Any:
     content = file.read_bytes()
     try:

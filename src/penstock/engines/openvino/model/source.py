@@ -42,6 +42,7 @@ from penstock.engines.openvino.model.files import (
     gguf_context_length,
     gguf_vocabulary,
     is_ir,
+    is_splade,
     is_vision_config,
     lacks_token_types,
     longest_text,
@@ -76,9 +77,12 @@ _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
-_BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
+_BESIDE = (
+    *(SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG),
+    *("1_SpladePooling/config.json", "1_Dense/config.json", "1_Dense/model.safetensors"),
+)
 """Files of sentence-transformers, which a conversion keeps."""
-_RECIPE = 2
+_RECIPE = 3
 """Counts the changes to what a conversion makes."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
@@ -343,6 +347,8 @@ def _convert(
     precision = chosen_format(weight_format, directory, task)
     seeing = task == "generate" and is_vision_config(config)
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
+    if task == "embed" and is_splade(directory):
+        exported = "fill-mask"
     with _converted(target) as (partial, log):
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),

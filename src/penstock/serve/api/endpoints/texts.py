@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from penstock.engines.decisions.checks import check_questions, options_of
@@ -37,6 +38,7 @@ from penstock.types import (
     DecideRequest,
     Decisions,
     EmbeddingRequest,
+    SparseVector,
     TokenizeRequest,
     Tokens,
     Usage,
@@ -159,30 +161,46 @@ async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
 
 
 async def pooling(exchange: Exchange, body: PoolingBody) -> Response:
-    """What the model makes of texts, a vector each: embeddings, or the probabilities of classes."""
+    """What the model makes of texts: of each a vector, vectors of its tokens, a sparse vector, or
+    the probabilities of classes.
+    """
     target = await exchange.target(body.model)
     body.check_task()
     request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
     vectors, usage = await exchange.wait(_pooled(target.handle, request, body.task))
     exchange.usage = usage
-    about = exchange.about("pool-", target)
+    base64 = body.encoding_format == "base64"
+    if base64 and isinstance(vectors[0], SparseVector):
+        raise RequestError(
+            "sparse vectors have no form in base64: leave encoding_format out",
+            param="encoding_format",
+        )
     return exchange.json(
-        pooling_list(vectors, usage, **about, base64=body.encoding_format == "base64")
+        pooling_list(vectors, usage, **exchange.about("pool-", target), base64=base64)
     )
 
 
 async def _pooled(
     model: ModelHandle, request: EmbeddingRequest, task: str | None
-) -> tuple[list[list[float]], Usage]:
+) -> tuple[Sequence[Any], Usage]:
     if task != "classify":
         try:
             found = await model.embeddings(request)
         except UnsupportedError:
-            if task == "embed" or request.dimensions is not None:
+            able = await model.capabilities() if task is None else None
+            other = able is not None and "embeddings" in able.tasks and "dense" not in able.vectors
+            if able is not None and other:
+                return await _pooled(model, replace(request, vectors=able.vectors[0]), "embed")
+            if task is not None or request.dimensions is not None:
                 raise
         else:
-            return found.vectors, found.usage
+            made = found.of(request.vectors)
+            if len(made) != len(request.inputs):
+                raise UnsupportedError(
+                    f"'{model.model_id}' makes no {request.vectors} vectors", param="model"
+                )
+            return made, found.usage
     if request.dimensions is not None:
         raise RequestError("classes have no dimensions to choose", param="dimensions")
     texts = [one for one in request.inputs if isinstance(one, str)]

@@ -1,0 +1,165 @@
+"""An embedding model run on token ids, which gives something for each token. GenAI's pipeline gives
+one vector a text.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+
+from penstock.engines.openvino.model.files import modules_of, read_config
+from penstock.errors import EngineStartError
+
+States = np.ndarray[Any, Any]
+_NUMBERS_AT_ONCE = 1 << 25
+
+
+class TokenModel:
+    """The model in the directory `path`. It is loaded at the first `states`, beside the pipeline.
+
+    `kinds` are the kinds of vectors that it makes: "sparse" where a masked-language-model head
+    gives logits, else "dense", with "multi" where it gives hidden states. `width` is that of what
+    it gives for a token, 0 where the graph does not say.
+    """
+
+    def __init__(self, path: Path, device: str, properties: dict[str, Any]) -> None:
+        self._file = path / "openvino_model.xml"
+        self._device, self._properties = device, properties
+        self._compiled: Any = None
+        model = ov.Core().read_model(self._file)
+        outputs = [
+            (number, output)
+            for number, output in enumerate(model.outputs)
+            if output.partial_shape.rank.is_static and len(output.partial_shape) == 3
+        ]
+        self._output, output = outputs[0] if outputs else (0, model.output(0))
+        self.width = 0
+        if outputs and output.partial_shape[2].is_static:
+            self.width = output.partial_shape[2].get_length()
+        self.kinds: tuple[str, ...] = ("dense",)
+        config = read_config(path)
+        layers = _layers(path, config)
+        self._layers = layers or []
+        words = config.get("vocab_size")
+        if "logits" in output.names or (words == self.width != config.get("hidden_size")):
+            _check_splade(path)
+            self.kinds = ("sparse",)
+        elif outputs and layers is not None:
+            self.kinds = ("dense", "multi")
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens of a run: logits are as wide as the vocabulary."""
+        return _NUMBERS_AT_ONCE // max(1, self.width)
+
+    def states(self, texts: Sequence[Sequence[int]]) -> list[States]:
+        """What the model gives for the token ids of each text, shape (tokens, width)."""
+        if not texts:
+            return []
+        if self._compiled is None:
+            self._compiled = ov.Core().compile_model(self._file, self._device, self._properties)
+        sizes = [len(ids) for ids in texts]
+        longest = max(sizes)
+        ids, mask = np.zeros((2, len(texts), longest), np.int64)
+        for row, one in enumerate(texts):
+            ids[row, : sizes[row]] = one
+            mask[row, : sizes[row]] = 1
+        feed = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(ids),
+            "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
+        }
+        names = {name for port in self._compiled.inputs for name in port.names}
+        found = self._compiled({name: feed[name] for name in feed if name in names})[self._output]
+        return [found[row, :size] for row, size in enumerate(sizes)]
+
+    def vectors(self, states: States, normalize: bool, dimensions: int | None) -> States:
+        """A vector for each token, shape (tokens, dimensions)."""
+        for layer in self._layers:
+            states = states @ layer.weight.T + layer.bias
+        return shortened(states, normalize, dimensions)
+
+
+def shortened(vectors: States, normalize: bool, dimensions: int | None) -> States:
+    """The first `dimensions` of each vector (None: all), brought to length 1 if that is wanted."""
+    vectors = vectors[:, :dimensions]
+    if normalize:
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
+
+
+def sparse(logits: States) -> tuple[list[int], list[float]]:
+    """Token ids and their weights: the largest log(1 + relu(logit)) of all tokens of the text, as
+    SPLADE has it (https://arxiv.org/abs/2109.10086).
+    """
+    weights = np.log1p(np.maximum(logits.max(axis=0), 0.0))
+    (indices,) = np.nonzero(weights)
+    return indices.tolist(), weights[indices].tolist()
+
+
+class _Layer(NamedTuple):
+    """A linear layer: `weight` of shape (out, in), `bias` of shape (out,)."""
+
+    weight: States
+    bias: States
+
+
+def _layers(path: Path, config: dict[str, Any]) -> list[_Layer] | None:
+    """The layers between hidden states and the vectors of tokens (PyLate's ColBERT models). None
+    where these would be wrong: a layer is missing or not linear, or the model is one of ColBERT
+    whose layer a conversion leaves out.
+    """
+    modules = modules_of(path)
+    if any(name == "Pooling" for name, _ in modules):
+        return []  # what follows is of texts
+    folders = [folder for name, folder in modules if name == "Dense"]
+    if not folders and "ColBERT" in str(config.get("architectures")):
+        return None
+    layers = [layer for layer in map(_linear, folders) if layer is not None]
+    return layers if len(layers) == len(folders) else None
+
+
+def _linear(folder: Path) -> _Layer | None:
+    """The layer that `Dense` of sentence-transformers saved, if it is linear and there."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        content = (folder / "model.safetensors").read_bytes()
+    except (FileNotFoundError, ValueError):
+        return None
+    if not str(config.get("activation_function", "")).endswith("Identity"):
+        return None
+    # https://huggingface.co/docs/safetensors: the header's size, the header, the numbers
+    begin = 8 + struct.unpack_from("<Q", content)[0]
+    header = json.loads(content[8:begin])
+    found: dict[str, States] = {}
+    for name in header.keys() & {"linear.weight", "linear.bias"}:
+        first, end = header[name]["data_offsets"]
+        kind = {"F32": "<f4", "F16": "<f2"}.get(header[name]["dtype"])
+        if kind is None:
+            return None
+        numbers = np.frombuffer(content[begin + first : begin + end], kind)
+        found[name] = numbers.astype(np.float32).reshape(header[name]["shape"])
+    weight = found["linear.weight"]
+    return _Layer(weight, found.get("linear.bias", np.zeros(len(weight), np.float32)))
+
+
+def _check_splade(path: Path) -> None:
+    """Raise `EngineStartError` for a model whose sparse vectors are made in another way."""
+    for name, folder in modules_of(path):
+        file = folder / "config.json"
+        if name != "SpladePooling" or not file.is_file():
+            continue
+        config = json.loads(file.read_bytes())
+        for setting, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
+            if config.get(setting, value) != value:
+                raise EngineStartError(
+                    f"'{file}' has {setting} {config[setting]!r}; sparse vectors are made with"
+                    f" {value!r} alone"
+                )
