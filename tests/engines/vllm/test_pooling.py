@@ -33,6 +33,13 @@ async def test_embeddings_and_scores():
         assert math.isclose(math.hypot(*first), 1.0, rel_tol=1e-4)
         assert math.dist(first, third) < 1e-4 < math.dist(first, second)
         assert made.usage.prompt_tokens == sum([len(await engine.tokenize(text)) for text in TEXTS])
+        assert engine.capabilities.vectors == ("dense", "multi")
+        multi = await engine.embeddings(EmbeddingRequest(TEXTS, vectors="multi"))
+        assert sum(map(len, multi.multi)) == multi.usage.prompt_tokens == made.usage.prompt_tokens
+        assert multi.vectors == []
+        assert all(abs(math.hypot(*one) - 1) < 1e-4 for text in multi.multi for one in text)
+        with pytest.raises(UnsupportedError, match="the vllm engine makes dense and multi"):
+            await engine.embeddings(EmbeddingRequest(TEXTS, vectors="sparse"))
         scores = await engine.rerank(RerankRequest(TEXTS[0], TEXTS[1:]))
         assert scores.scores[1] == pytest.approx(1.0, abs=1e-3)
         assert scores.scores == (await engine.score(RerankRequest(TEXTS[0], TEXTS[1:]))).scores

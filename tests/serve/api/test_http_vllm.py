@@ -6,12 +6,17 @@ import base64
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.responses import PlainTextResponse
 
 from penstock import __version__
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
 from penstock.serve.models.handle import ModelCard, ModelState
+from penstock.serve.models.local import LocalModel
+from penstock.types import Embeddings
 
 CHAT = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -131,11 +136,36 @@ async def test_pooling_of_sparse_vectors(client: Any) -> None:
 
 
 @pytest.mark.parametrize("task", ["token_embed", "sparse_embed"])
-async def test_pooling_that_the_engine_does_not_do(scripted_client: Any, task: str) -> None:
-    body = {"model": "m", "input": "a", "task": task}
-    refused = await scripted_client.post("/pooling", json=body)
+async def test_pooling_by_an_engine_that_knows_of_dense_vectors_alone(
+    client: Any, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(engine: Any, task: str, request: Any) -> Embeddings:
+        return Embeddings([[1.0]])
+
+    monkeypatch.setattr(SimulatedEngine, "answer", answer)
+    body = {"model": "sim", "input": "a", "task": task}
+    refused = await client.post("/pooling", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
     assert "makes no" in refused.json()["error"]["message"]
+
+
+async def test_pooling_by_a_model_of_sparse_vectors_alone(served: Any) -> None:
+    engine = SimulatedEngine()
+    engine.capabilities = msgspec.structs.replace(engine.capabilities, vectors=("sparse",))
+    config = LLMConfig(model_loading_config={"model_id": "m"}, llm_engine="simulated")
+    one = LocalModel(config, engine=engine)
+    await one.start()
+    body = {"model": "m", "input": "aa"}
+    async with served(one, dev=True).client() as client:
+        answer = (await client.post("/pooling", json=body)).json()
+        assert answer["data"][0]["data"] == {"indices": [97], "values": [2.0]}
+        for path, task in (("/pooling", "embed"), ("/pooling", "token_embed")):
+            refused = await client.post(path, json={**body, "task": task})
+            assert refused.status_code == 400
+            assert "makes sparse vectors" in refused.json()["error"]["message"]
+        dense = await client.post("/v1/embeddings", json=body)
+        assert (dense.status_code, dense.json()["error"]["param"]) == (400, "model")
+    await one.stop()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ def test_tasks_that_the_model_lacks_are_refused():
     check_before_load(ChatRequest([]), "chat", stated=SMALL, known=able)
 
 
+def test_vectors_that_the_model_did_not_make_are_refused():
+    able = Capabilities(frozenset({"embeddings"}), 0, 1, vectors=("dense", "multi"))
+    asked = EmbeddingRequest(["a"], vectors="sparse")
+    with pytest.raises(UnsupportedError, match="the vllm engine makes dense and multi vectors"):
+        check_before_load(asked, "embeddings", known=able, engine="vllm")
+    check_before_load(asked, "embeddings")
+
+
 def model(path: Path, **config: object) -> str:
     (path / "config.json").write_text(json.dumps(config))
     return str(path)
