@@ -35,6 +35,7 @@ async def test_embeddings_are_those_of_transformers(minilm, shared, options, mos
     await engine.start()
     try:
         got = np.array((await engine.embeddings(EmbeddingRequest(TEXTS))).vectors)
+        multi = (await engine.embeddings(EmbeddingRequest(TEXTS, vectors="multi"))).multi
     finally:
         await engine.stop()
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
@@ -47,3 +48,7 @@ async def test_embeddings_are_those_of_transformers(minilm, shared, options, mos
     assert np.abs(got - wanted).max() <= most
     assert (got * wanted).sum(1).min() >= 1 - 5e-4  # the cosines
     assert got[0] @ got[1] > got[0] @ got[2]
+    tokens = torch.nn.functional.normalize(states, dim=-1)
+    for vectors, row, kept in zip(multi, tokens, batch.attention_mask.bool(), strict=True):
+        assert np.abs(np.array(vectors) - row[kept].numpy()).max() <= 20 * most
+        assert (np.array(vectors) * row[kept].numpy()).sum(1).min() >= 1 - 1e-3

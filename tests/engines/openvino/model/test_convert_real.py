@@ -113,6 +113,59 @@ async def engine(monkeypatch):
         await engine.stop()
 
 
+def list_modules(path, *names):
+    folders = ["", *(f"1_{name}" for name in names[1:])]
+    listed = [
+        {"idx": at, "name": str(at), "path": folder, "type": f"sentence_transformers.models.{name}"}
+        for at, (name, folder) in enumerate(zip(names, folders, strict=True))
+    ]
+    (path / "modules.json").write_text(json.dumps(listed))
+    for folder in folders[1:]:
+        (path / folder).mkdir()
+
+
+async def test_a_sparse_model(engine, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(tmp_path / "splade")
+    model = save(bert("BertForMaskedLM", tokenizer), tmp_path / "splade")
+    list_modules(tmp_path / "splade", "MLMTransformer", "SpladePooling")
+    settings = '{"pooling_strategy": "max", "activation_function": "relu"}'
+    (tmp_path / "splade/1_SpladePooling/config.json").write_text(settings)
+    started = await engine(tmp_path / "splade")
+    texts = ["the quick brown fox", "green hills"]
+    found = (await started.embeddings(EmbeddingRequest(texts, vectors="sparse"))).sparse
+    for text, vector in zip(texts, found, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        wanted = torch.log1p(torch.relu(logits)).amax(0).numpy()
+        assert vector.indices == np.nonzero(wanted)[0].tolist()
+        assert np.allclose(vector.values, wanted[vector.indices], atol=1e-4)
+
+
+async def test_a_late_interaction_model(engine, tmp_path):
+    import safetensors.torch
+    import torch
+
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(tmp_path / "colbert")
+    model = save(bert("BertModel", tokenizer), tmp_path / "colbert")
+    list_modules(tmp_path / "colbert", "Transformer", "Dense")
+    weight = torch.randn(8, 32)
+    folder = tmp_path / "colbert/1_Dense"
+    safetensors.torch.save_file({"linear.weight": weight}, folder / "model.safetensors")
+    settings = '{"activation_function": "torch.nn.modules.linear.Identity"}'
+    (folder / "config.json").write_text(settings)
+    started = await engine(tmp_path / "colbert")
+    request = EmbeddingRequest(["the quick brown fox"], vectors="multi")
+    (vectors,) = (await started.embeddings(request)).multi
+    with torch.no_grad():
+        states = model(**tokenizer(request.inputs[0], return_tensors="pt")).last_hidden_state[0]
+    wanted = torch.nn.functional.normalize(states @ weight.T, dim=-1)
+    assert np.allclose(vectors, wanted.numpy(), atol=1e-4)
+
+
 async def test_language_model(engine, tmp_path):
     import torch
     import transformers
