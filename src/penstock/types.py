@@ -402,7 +402,12 @@ class Embeddings(Struct, frozen=True, omit_defaults=True):
 
     def of(self, kind: Literal["dense", "multi", "sparse"]) -> Sequence[Any]:
         """The vectors of this kind; empty if the request asked for another."""
-        return {"dense": self.vectors, "multi": self.multi, "sparse": self.sparse}[kind]
+        made: dict[str, Sequence[Any]] = {
+            "dense": self.vectors,
+            "multi": self.multi,
+            "sparse": self.sparse,
+        }
+        return made[kind]
 
 
 class Scores(Struct, frozen=True):

@@ -153,7 +153,12 @@ class ClassifyBody(Struct, kw_only=True):
         ]
 
 
-_VECTORS: dict[str, Literal["multi", "sparse"]] = {"token_embed": "multi", "sparse_embed": "sparse"}
+EMBED_TASKS: dict[str, Literal["dense", "multi", "sparse"]] = {
+    "embed": "dense",
+    "token_embed": "multi",
+    "sparse_embed": "sparse",
+}
+"""Values of `task`, with the kind of vectors that each asks for."""
 
 
 class PoolingBody(EmbeddingBody, kw_only=True):
@@ -166,11 +171,11 @@ class PoolingBody(EmbeddingBody, kw_only=True):
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
         request = super().request(request_id=request_id)
-        return msgspec.structs.replace(request, vectors=_VECTORS.get(self.task or "", "dense"))
+        return msgspec.structs.replace(request, vectors=EMBED_TASKS.get(self.task or "", "dense"))
 
     def check_task(self) -> None:
         """Raise `UnsupportedError` for another task."""
-        if self.task is not None and self.task not in ("embed", "classify", *_VECTORS):
+        if self.task is not None and self.task not in ("classify", *EMBED_TASKS):
             raise UnsupportedError(
                 f"task {self.task[:50]!r} is not supported here: it is embed, token_embed,"
                 " sparse_embed or classify",

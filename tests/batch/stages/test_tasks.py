@@ -1,8 +1,9 @@
-"""What `sampling_params` of a row say."""
+"""What `sampling_params` and `pooling_params` of a row say."""
 
 import pytest
 
-from penstock.batch.stages.tasks import sampling_of
+from penstock.batch.stages.tasks import request, sampling_of
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError
 
 
@@ -36,3 +37,28 @@ def test_its_form_stands_under_several_names(params, kind):
     structured = sampling_of(params)[0].structured
     assert structured is not None
     assert structured.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [
+        ("embed", lambda made: len(made) == 2),
+        ("token_embed", lambda made: [len(vector) for vector in made] == [2, 2, 2]),
+    ],
+)
+async def test_the_task_says_which_vectors_are_made(task, shape):
+    engine = SimulatedEngine()
+    await engine.start()
+    row = {"prompt": "abb", "pooling_params": {"task": task, "dimensions": 2}}
+    assert shape((await request("embed", row)(engine))["embeddings"])
+    sparse = {"prompt": "abb", "pooling_params": {"task": "sparse_embed"}}
+    made = await request("embed", sparse)(engine)
+    assert made["embeddings"] == {"indices": [97, 98], "values": [1.0, 2.0]}
+    await engine.stop()
+
+
+@pytest.mark.parametrize("task", ["classify", 1, [1]])
+def test_another_task_is_refused(task):
+    with pytest.raises(RequestError, match="embed, token_embed, sparse_embed") as caught:
+        request("embed", {"prompt": "a", "pooling_params": {"task": task}})
+    assert caught.value.param == "pooling_params.task"

@@ -152,8 +152,8 @@ async def test_pooling_by_an_engine_that_knows_of_dense_vectors_alone(
 async def test_pooling_by_a_model_of_sparse_vectors_alone(served: Any) -> None:
     engine = SimulatedEngine()
     engine.capabilities = msgspec.structs.replace(engine.capabilities, vectors=("sparse",))
-    config = LLMConfig(model_loading_config={"model_id": "m"}, llm_engine="simulated")
-    one = LocalModel(config, engine=engine)
+    given = {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"}
+    one = LocalModel(LLMConfig.from_dict(given), engine=engine)
     await one.start()
     body = {"model": "m", "input": "aa"}
     async with served(one, dev=True).client() as client:

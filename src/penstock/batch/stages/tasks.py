@@ -27,6 +27,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.constraints import StructuredOutputs, one_constraint
+from penstock.openai.extensions import EMBED_TASKS
 from penstock.openai.requests import SamplingParameters
 from penstock.openai.responses import Answers
 from penstock.types import (
@@ -54,7 +55,8 @@ NEEDED = {
 COLUMNS: dict[str, dict[str, str]] = {
     "embed": {
         "pooling_params": "`dimensions`: how many numbers a vector shall have; `input_type`:"
-        " 'query' or 'document', for the model's instruction."
+        " 'query' or 'document', for the model's instruction; `task`: 'embed', 'token_embed' (a"
+        " vector for each token) or 'sparse_embed' (`indices` and `values`)."
     },
     "classify": {
         "labels": "What a language model has to choose from.",
@@ -121,18 +123,25 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     text = text_in(row, "prompt")
+    task = _pooling(row, "task", "dimensions", "input_type") or "embed"
+    if not isinstance(task, str) or task not in EMBED_TASKS:
+        raise RequestError(
+            f"pooling_params.task must be one of {', '.join(EMBED_TASKS)}, not {task!r}",
+            param="pooling_params.task",
+        )
     request = EmbeddingRequest(
         [text],
-        _pooling(row, "dimensions", "input_type"),
-        input_type=_pooling(row, "input_type", "dimensions"),
+        _pooling(row, "dimensions", "input_type", "task"),
+        input_type=_pooling(row, "input_type", "dimensions", "task"),
         truncate=truncate,
+        vectors=EMBED_TASKS[task],
     )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
         found, asked = await embedded(engine, request)
         return {
             "prompt": asked.inputs[0],
-            "embeddings": found.vectors[0],
+            "embeddings": msgspec.to_builtins(found.of(request.vectors)[0]),
             "num_input_tokens": found.usage.prompt_tokens,
         }
 

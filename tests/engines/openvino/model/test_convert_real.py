@@ -145,7 +145,6 @@ async def test_a_sparse_model(engine, tmp_path):
 
 
 async def test_a_late_interaction_model(engine, tmp_path):
-    import safetensors.torch
     import torch
 
     torch.manual_seed(0)
@@ -154,7 +153,8 @@ async def test_a_late_interaction_model(engine, tmp_path):
     list_modules(tmp_path / "colbert", "Transformer", "Dense")
     weight = torch.randn(8, 32)
     folder = tmp_path / "colbert/1_Dense"
-    safetensors.torch.save_file({"linear.weight": weight}, folder / "model.safetensors")
+    saver = import_module("safetensors.torch")
+    saver.save_file({"linear.weight": weight}, folder / "model.safetensors")
     settings = '{"activation_function": "torch.nn.modules.linear.Identity"}'
     (folder / "config.json").write_text(settings)
     started = await engine(tmp_path / "colbert")
