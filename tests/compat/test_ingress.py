@@ -16,7 +16,7 @@ from penstock.serve.models.local import build_local_handles
 
 pytest.importorskip("fastapi")
 
-from penstock.serve.compat import ingress as ingress_module
+from penstock.serve.compat import asking, ingress as ingress_module
 from penstock.serve.ingress import OpenAiIngress, make_fastapi_ingress
 from penstock.serve.openai_api_models import ModelList, OpenAIHTTPException, to_model_metadata
 from replica_cluster import config
@@ -101,6 +101,48 @@ async def test_the_other_routes_are_rays(client_of):
     refused = await client.post("/v1/audio/transcriptions", files=upload)
     assert refused.status_code == 400
     assert "transcriptions" in refused.json()["error"]["message"]
+
+
+class Listening(OpenAiIngress):
+    async def transcriptions(self, body, request):
+        if body.model != "m":
+            raise OpenAIHTTPException(403, "only m")
+        body.language, body.prompt = "de", ", ".join(body.timestamp_granularities)
+        return await super().transcriptions(body, request)
+
+
+async def test_a_recording_keeps_its_fields_on_their_way(client_of, monkeypatch):
+    passed = []
+
+    async def ask(app, scope, body):
+        passed.append(body)
+        return await asking.ask(app, scope, body)
+
+    monkeypatch.setattr(ingress_module, "ask", ask)
+    fields = {
+        "model": "m",
+        "response_format": "verbose_json",
+        "timestamp_granularities[]": ["word", "segment"],
+    }
+    upload = {"file": ("a.wav", b"RIFF")}
+    reply = await client_of(Listening).post("/v1/audio/transcriptions", files=upload, data=fields)
+    assert "transcriptions" in reply.json()["error"]["message"]  # the engine has no ears
+    (body,) = passed
+    assert body.count(b'name="timestamp_granularities[]"') == 2
+    assert b'name="language"\r\n\r\nde\r\n' in body
+    assert b'name="prompt"\r\n\r\nword, segment\r\n' in body
+    assert b"\r\nRIFF\r\n" in body
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"file": "text"}, "file"), ({}, "file"), ({"temperature": "hot"}, "temperature")],
+)
+async def test_a_wrong_form_names_its_field(client_of, fields, param):
+    files = {} if param == "file" else {"file": ("a.wav", b"RIFF")}
+    form = {name: (None, value) for name, value in {"model": "m", **fields}.items()}
+    reply = await client_of(Listening).post("/v1/audio/transcriptions", files=form | files)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
 import msgspec
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,13 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock import lazy
 from penstock.errors import ConfigError, ModelNotFoundError, PenstockError, RequestError
 from penstock.llm_config import LLMConfig
+from penstock.openai.audio import as_values
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import Exchange, IngressState
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.routes import CONTROL_ENDPOINTS
 from penstock.serve.compat.asking import Answer, ask
 from penstock.serve.compat.faced import check_class, is_foreign
-from penstock.serve.compat.forms import METHODS, body_of, multipart
+from penstock.serve.compat.forms import METHODS, body_of, form_of
 from penstock.serve.compat.hosts import hosts
 from penstock.serve.compat.models import (
     REQUESTS,
@@ -236,11 +238,7 @@ class OpenAiIngress:
         if raw_request is None or self._router is None:
             raise RequestError("only a request to this ingress can be passed on")
         if call_method == "transcriptions":
-            given = body.model_dump(exclude_unset=True)
-            upload = given.pop("file")
-            content = upload if isinstance(upload, bytes) else await upload.read()
-            fields = {name: str(value) for name, value in given.items() if value is not None}
-            kind, data = multipart(fields, content)
+            kind, data = form_of(body.model_dump(exclude_unset=True))
         else:
             kind, data = "application/json", msgspec.json.encode(body_of(body))
         headers = [pair for pair in raw_request.scope["headers"] if pair[0] not in _HIDDEN]
@@ -379,9 +377,9 @@ def _with_form(method: Any) -> Any:
     async def transcriptions(request: Request) -> Response:
         async with request.form(max_files=1) as form:
             try:
-                body = TranscriptionRequest.model_validate(dict(form))
-            except ValueError:
-                raise RequestError("file is missing", param="file") from None
+                body = TranscriptionRequest.model_validate(as_values(form.multi_items()))
+            except ValidationError as error:
+                raise _misfit(error) from None
             answer: Response = await method(body, request)
             return answer
 
@@ -419,7 +417,11 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _wrong(request: Request, error: Any) -> Response:
+    return await _failed(request, _misfit(error))
+
+
+def _misfit(error: Any) -> RequestError:
+    """What pydantic found wrong in a request."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
-    wrong = RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)
-    return await _failed(request, wrong)
+    return RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)
