@@ -75,7 +75,7 @@ def test_defaults():
         600,
     )
     assert one.stream_batching_interval_s == 0
-    assert one.autoscaling.min_replicas == one.autoscaling.max_replicas == 1
+    assert one.deployment_config.replica_counts == (1, 1)
     lora = LoraConfig()
     assert (
         lora.max_num_adapters_per_replica,

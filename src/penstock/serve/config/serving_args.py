@@ -80,12 +80,9 @@ class LLMServingArgs(IngressArgs, kw_only=True):
 
     def _why_no_front(self) -> str:
         config, *others = self.llm_configs
-        fixed, scaling = config.deployment_config.num_replicas, config.autoscaling
         if others:
             return "there are several models"
-        if (fixed, fixed) != (1, 1) and (
-            fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)
-        ):
+        if config.deployment_config.replica_counts != (1, 1):
             return "there may be more replicas or fewer than one"
         if self.ingress_cls_config:
             return "an ingress class is configured"
