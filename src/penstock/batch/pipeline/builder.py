@@ -222,6 +222,7 @@ def _engine_stages(
             field="prepare_multimodal_stage.model_config_kwargs",
             hint="The engine takes such options as engine_kwargs.",
         )
+    own: dict[str, Any]
     stages: list[StatefulStage] = []
     if media is not None:
         options = {
@@ -244,9 +245,8 @@ def _engine_stages(
             _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated)
         )
     if tokens is not None and generates:
-        stages.append(
-            _text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=tokenizes)
-        )
+        own = {"source": source, "templated": templated}
+        stages.append(_text_stage(TokenizeStage, Tokens, own, config, tokens, real=tokenizes))
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
         _STAGES.get(config.engine_name, EngineStage)(
@@ -269,9 +269,8 @@ def _engine_stages(
         )
     )
     if texts is not None and generates:
-        stages.append(
-            _text_stage(DetokenizeStage, Texts, {"source": source}, config, texts, real=detokenizes)
-        )
+        own = {"source": source, "whole": config.ray_columns}
+        stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, real=detokenizes))
     return stages
 
 

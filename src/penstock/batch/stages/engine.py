@@ -17,7 +17,7 @@ from penstock.batch.rows.row import Outcome
 from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.ray_columns import RayColumns, logprobs_by_id
-from penstock.batch.stages.text import conversation
+from penstock.batch.stages.text import conversation, without_reasoning
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
@@ -238,7 +238,7 @@ def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitab
 
     async def check(outcome: Outcome) -> Outcome:
         for output in outcome.parsed:
-            text = output["generated_text"]
+            _, text = without_reasoning(output["generated_text"])
             if not output["tool_calls"] and (why := await misfit(structured, text)) is not None:
                 outcome.response = text
                 outcome.error = invalid_json(why, output["finish_reason"], outcome.usage)
@@ -279,7 +279,7 @@ def _output(
     calls: list[ToolCall] | None = None,
 ) -> dict[str, Any]:
     if reasoning is None and "think>" in text:  # not every engine tells it from the answer
-        reasoning, text = tasks.without_reasoning(text)
+        reasoning, text = without_reasoning(text)
     return {
         "generated_text": text,
         "generated_tokens": tokens,
@@ -291,10 +291,13 @@ def _output(
 
 
 def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
-    """As `_outcome`, with log probabilities in Ray's form, those of the prompt too."""
+    """As `_outcome`, in Ray's form: texts have their thoughts, too, and log probabilities are by
+    token id, those of the prompt too.
+    """
     found = Answers(deltas)
     outcome = _outcome_of(found, deltas)
     for index, output in zip(sorted(found.reasons), outcome.parsed, strict=True):
+        output["generated_text"] = found.texts[index]
         output["logprobs"] = logprobs_by_id(found.logprobs.get(index))
         output["prompt_logprobs"] = logprobs_by_id(found.prompt_logprobs.get(index))
     return outcome

@@ -48,13 +48,16 @@ class RayColumns:
         else:
             asked = request.prompt
         seconds = time.perf_counter() - began
+        # Ray counts the first answer; an engine that names no tokens has none to count.
+        count = len(columns["generated_tokens"]) or columns["num_generated_tokens"]
         return {
+            "num_generated_tokens": count,
             "prompt": columns["prompt"] or "",
             "prompt_token_ids": await _ids(engine, asked),
             "params": str(request.sampling),
             # The names are those of vLLM; what only vLLM's scheduler knows is None.
             "metrics": {
-                "num_generation_tokens": columns["num_generated_tokens"],
+                "num_generation_tokens": count,
                 "arrival_time": time.time() - seconds,
                 "queued_ts": None,
                 "scheduled_ts": None,

@@ -107,18 +107,6 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
     return {**made, "transcribe": _transcribe, "speak": _speak}[task](row)
 
 
-def without_reasoning(text: str) -> tuple[str | None, str]:
-    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>`
-    may be missing.
-    """
-    thought, end, answer = text.partition("</think>")
-    if end:
-        return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
-    if text.lstrip().startswith("<think>"):  # cut off in the middle of its thoughts
-        return text.lstrip().removeprefix("<think>").strip(), ""
-    return None, text
-
-
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     text = text_in(row, "prompt")
     request = EmbeddingRequest(
