@@ -10,6 +10,7 @@ from penstock.batch import (
     ProcessorBuilder,
     ProcessorConfig,
     build_processor,
+    vLLMEngineProcessorConfig,
 )
 from penstock.errors import ConfigError
 
@@ -107,3 +108,9 @@ def test_a_stage_of_images_takes_nothing_that_it_does_not_use(given):
     build_processor(
         OpenVINOEngineProcessorConfig(model_source="demo", prepare_multimodal_stage=same)
     )
+
+
+def test_a_place_of_adapters_that_nothing_reads_is_refused():
+    config = vLLMEngineProcessorConfig(model_source="m", dynamic_lora_loading_path="s33://loras")
+    with pytest.raises(ConfigError, match=r"dynamic_lora_loading_path: unknown kind.*'s3'"):
+        build_processor(config)

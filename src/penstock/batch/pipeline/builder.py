@@ -44,6 +44,7 @@ from penstock.batch.stages.text import (
     Tokens,
 )
 from penstock.engines.base import engine_class, with_deterministic
+from penstock.engines.disk.sources import check_url
 from penstock.engines.registry import EngineSource
 from penstock.errors import ConfigError, nearest
 
@@ -185,6 +186,7 @@ def _engine_stages(
         options = with_deterministic(engine_class(config.engine_name), options)
     source = EngineSource(config.engine_name, config.model_source, options, config.engine)
     generates = config.task_type == "generate"
+    check_url(config.dynamic_lora_loading_path or "", "dynamic_lora_loading_path", "Adapters at")
     for name in ("on_length", "on_invalid_json"):
         meant = (
             ("keep", "truncate")
