@@ -384,3 +384,53 @@ async def test_a_users_handlers_of_errors_come_before_ours(client_of):
 def test_a_route_needs_its_method():
     with pytest.raises(ConfigError, match="has no method 'nope'"):
         make_fastapi_ingress(OpenAiIngress, endpoint_map={"nope": lambda app: app.get("/nope")})
+
+
+async def test_routes_in_the_body_of_a_class_are_methods(client_of):
+    import fastapi  # an extra
+
+    app: Any = fastapi.FastAPI()
+    included: Any = fastapi.APIRouter()
+
+    class Base(OpenAiIngress):
+        team = "blue"
+
+        @app.get("/hello", status_code=201, tags=["mine"])  # type: ignore[untyped-decorator]
+        async def hello(self, name: str = "a"):
+            return {"hello": name, "of": type(self).__name__, "team": self.team}
+
+    class Routed(Base):
+        def __init__(self, *args: Any, team: str, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.team = team
+
+        @app.post("/hello")  # type: ignore[untyped-decorator]
+        async def hello(self, given: dict[str, int]):  # another route of the name
+            return {"sum": sum(given.values()), "team": self.team}
+
+        @included.get("/teams/{number}")  # type: ignore[untyped-decorator]
+        def number(self, number: int):
+            return [self.team, number]
+
+        @app.get("/plain")
+        @staticmethod
+        def plain():
+            return "plain"
+
+    @app.get("/function")
+    def function(self):
+        return self
+
+    app.include_router(included, prefix="/all")
+    client = client_of(make_fastapi_ingress(Routed, app=app), team="red")
+    reply = await client.get("/hello", params={"name": "b"})
+    assert reply.status_code == 201
+    assert reply.json() == {"hello": "b", "of": "Routed", "team": "red"}
+    reply = await client.post("/hello", json={"a": 1, "b": 2})
+    assert reply.json() == {"sum": 3, "team": "red"}
+    assert (await client.get("/all/teams/3")).json() == ["red", 3]
+    assert (await client.get("/all/teams/x")).status_code == 400
+    assert (await client.get("/plain")).json() == "plain"
+    assert (await client.get("/function", params={"self": "x"})).json() == "x"
+    assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    assert app.openapi()["paths"]["/hello"]["get"]["tags"] == ["mine"]

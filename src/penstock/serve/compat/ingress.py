@@ -6,8 +6,10 @@ before a method is called, and answers what the methods of this class pass on.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
+from types import MethodType
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -335,9 +337,12 @@ def make_fastapi_ingress(
 
 
 def routed(instance: Any, endpoints: Mapping[str, Factory], app: Any = None) -> Any:
-    """A FastAPI application with the methods of `instance` on their routes."""
+    """A FastAPI application with the methods of `instance` on their routes, those too that the
+    class's body put on routes of `app`.
+    """
     fastapi = lazy.require("fastapi", needed_by="An ingress in Ray's form")
     app = fastapi.FastAPI() if app is None else app
+    _bind(app.router.routes, instance)
     for name, route in endpoints.items():
         method = getattr(instance, name)
         if name == "transcriptions":
@@ -346,6 +351,22 @@ def routed(instance: Any, endpoints: Mapping[str, Factory], app: Any = None) -> 
             method = _annotated(method, name)
         route(app)(method)
     return app
+
+
+def _bind(routes: list[Any], instance: Any) -> None:
+    """Give the endpoints that are functions of the instance's class their `self`."""
+    classes = {(one.__module__, one.__qualname__) for one in type(instance).__mro__}
+    for number, route in enumerate(routes):
+        if (included := getattr(route, "original_router", None)) is not None:
+            _bind(included.routes, instance)
+        endpoint = getattr(route, "endpoint", None)
+        if not hasattr(route, "dependant") or not inspect.isfunction(endpoint):
+            continue
+        # Not by identity: two methods of a name may have a route each.
+        if (endpoint.__module__, endpoint.__qualname__.rpartition(".")[0]) in classes:
+            taken = inspect.signature(type(route)).parameters
+            about = {name: getattr(route, name) for name in taken if hasattr(route, name)}
+            routes[number] = type(route)(**{**about, "endpoint": MethodType(endpoint, instance)})
 
 
 def is_foreign_in(cls: type) -> Callable[[str], bool]:
