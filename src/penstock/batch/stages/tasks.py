@@ -17,6 +17,7 @@ from penstock.batch.rows.task_forms import embedded
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.text import conversation, text_in
+from penstock.batch.values.plain import UnstorableError, plain
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio_files import audio_file
@@ -344,12 +345,14 @@ def sampling_of(params: Any) -> tuple[Sampling, int]:
 
 
 def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
-    # Columnar data gives every row every key; the empty ones were never there.
-    given = {name: value for name, value in params.items() if value is not None}
     try:
+        # Columnar data gives every row every key; the empty ones were never there.
+        given = {name: value for name, value in plain(dict(params)).items() if value is not None}
         wanted = parse_options(_Params, given, "sampling_params")
     except ConfigError as error:
         raise RequestError(str(error), param=error.field) from None
+    except UnstorableError as error:
+        raise RequestError(f"sampling_params: {error}", param="sampling_params") from None
     n = 1 if wanted.n is None else wanted.n
     if wanted.best_of not in (None, n):
         raise UnsupportedError(
