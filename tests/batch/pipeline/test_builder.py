@@ -114,3 +114,31 @@ def test_a_place_of_adapters_that_nothing_reads_is_refused():
     config = vLLMEngineProcessorConfig(model_source="m", dynamic_lora_loading_path="s33://loras")
     with pytest.raises(ConfigError, match=r"dynamic_lora_loading_path: unknown kind.*'s3'"):
         build_processor(config)
+
+
+@pytest.mark.parametrize("task", ["generate", "embed", "classify", "score"])
+def test_vllm_is_told_the_task(task):
+    def options(**fields):
+        config = vLLMEngineProcessorConfig(model_source="m", task_type=task, **fields)
+        (stage,) = [one for one in build_processor(config).stages.values() if one.fn is not None][
+            :1
+        ]
+        return stage.fn_constructor_kwargs["source"].engine_kwargs
+
+    pooling = {"runner": "pooling", "convert": task}
+    assert options() == (pooling if task == "embed" else {})
+    assert options(ray_columns=True, chat_template_stage=False) == (
+        pooling if task in ("embed", "classify") else {}
+    )
+    assert options(engine_kwargs={"runner": "generate"}) == {"runner": "generate"}
+
+
+def test_fields_that_are_for_ray_are_named_in_this_process(caplog):
+    config = OpenVINOEngineProcessorConfig(
+        model_source="demo", runtime_env={"env_vars": {}}, accelerator_type="H100"
+    )
+    build_processor(config)([])
+    assert "runtime_env, accelerator_type is for Ray" in caplog.text
+    caplog.clear()
+    build_processor(OpenVINOEngineProcessorConfig(model_source="demo"))([])
+    assert not caplog.records

@@ -250,7 +250,11 @@ async def test_what_may_pass_is_asked_again(make_engine):
 
 
 async def test_the_engine_is_kept_a_little_more_than_full(make_engine):
-    for most, options in ((20, {}), (3, {"max_pending_requests": 3})):
+    for most, options in (
+        (20, {}),
+        (3, {"max_pending_requests": 3}),
+        (12, {"max_pending_requests": -1, "batch_size": 6, "max_concurrent_batches": 2}),
+    ):
         engine = make_engine(concurrency=16)
         await all_of(processor(engine, **options)([chat(f"{n}") for n in range(200)]))
         assert engine.most == most

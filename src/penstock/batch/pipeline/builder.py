@@ -181,7 +181,7 @@ def _check_taken(function: Callable[..., Any], given: Iterable[str], kind: str) 
 def _engine_stages(
     config: EngineProcessorConfig, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[StatefulStage]:
-    options = config.engine_kwargs
+    options = {**_convert(config), **config.engine_kwargs}
     if config.deterministic:
         options = with_deterministic(engine_class(config.engine_name), options)
     source = EngineSource(config.engine_name, config.model_source, options, config.engine)
@@ -262,7 +262,7 @@ def _engine_stages(
                 "template": template,
                 "variables": variables,
                 "lora_path": config.dynamic_lora_loading_path,
-                "most": config.max_pending_requests,
+                "most": _most(config),
                 "ray_columns": config.ray_columns,
                 "max_attempts": config.max_attempts,
                 "repair": Repair.of(config.on_length, config.on_invalid_json, config.max_attempts),
@@ -274,6 +274,27 @@ def _engine_stages(
         own = {"source": source, "whole": config.ray_columns}
         stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, real=detokenizes))
     return stages
+
+
+def _convert(config: EngineProcessorConfig) -> dict[str, Any]:
+    """What makes vLLM's engine one for the task, whatever the model was made for: a decoder embeds,
+    too. Ours classifies by labels as well, with an engine that generates.
+    """
+    task = config.task_type
+    if config.engine_name != "vllm" or config.engine is not None:
+        return {}
+    pooled = task == "embed" or (task == "classify" and config.ray_columns)
+    if not pooled or {"runner", "convert"} & config.engine_kwargs.keys():
+        return {}
+    return {"runner": "pooling", "convert": task}
+
+
+def _most(config: EngineProcessorConfig) -> int | None:
+    """The bound on rows in flight, if it is stated."""
+    most = config.max_pending_requests
+    if most is not None and most < 1:
+        return config.batch_size * config.max_concurrent_batches
+    return most
 
 
 def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:

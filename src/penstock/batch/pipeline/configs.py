@@ -32,7 +32,7 @@ TaskType = Literal["generate", "embed", "classify", "score", "decide", "transcri
 COSTS_ONLY = frozenset(
     {
         *("batch_size", "concurrency", "accelerator_type"),
-        *("resources_per_bundle", "experimental", "runtime_env"),
+        *("resources_per_bundle", "runtime_env"),
         *("placement_group_config", "max_pending_requests"),
         *("max_concurrent_batches", "max_attempts"),
         *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error"),
@@ -126,7 +126,6 @@ class ProcessorConfig(Options, kw_only=True):
     should_continue_on_error: bool = False
     ray_columns: bool = False
     """Whether rows have the columns too that `ray.data.llm` has and Penstock lacks."""
-    experimental: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_concurrency(self.concurrency)
@@ -184,13 +183,13 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     names of these.
 
     How: `max_pending_requests` are in flight at a time (default: a quarter more than the engine
-    works on at once), a row whose failure may pass is asked `max_attempts` times. With `on_length`
+    works on at once; 0 or less for no bound but `batch_size` × `max_concurrent_batches`), a row whose failure may pass is asked `max_attempts` times. With `on_length`
     "raise" an answer that its `max_tokens` cut off is asked for again with twice as many, with
     "truncate" a prompt, or a text to embed, that is too long for the model is shortened,
     "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the
     row's JSON Schema is asked for again, up to `max_attempts` times, and the request says what was
-    wrong; a row without a good one fails. `max_concurrent_batches`,
-    `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
+    wrong; a row without a good one fails. `max_tasks_in_flight_per_actor`, `runtime_env` and
+    `placement_group_config` are for Ray.
     """
 
     engine_name: ClassVar[str]
@@ -204,7 +203,7 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     log_engine_metrics: bool = True
     runtime_env: dict[str, Any] | None = None
     placement_group_config: dict[str, Any] | None = None
-    max_pending_requests: Positive | None = None
+    max_pending_requests: int | None = None
     max_concurrent_batches: Positive = 8
     max_tasks_in_flight_per_actor: Positive | None = None
     max_attempts: Positive = 3
