@@ -218,12 +218,6 @@ def _engine_stages(
                 "must be that of the processor, whose engine does it", field=f"{name}.model_source"
             )
 
-    if media is not None and media.model_config_kwargs:
-        raise ConfigError(
-            "has no effect: images are loaded without the model's configuration",
-            field="prepare_multimodal_stage.model_config_kwargs",
-            hint="The engine takes such options as engine_kwargs.",
-        )
     own: dict[str, Any]
     stages: list[StatefulStage] = []
     if media is not None:
@@ -233,6 +227,7 @@ def _engine_stages(
             else media.chat_template_content_format or "string",
             "timeout_s": media.timeout_s,
             "max_bytes": media.max_bytes,
+            "folder": (media.model_config_kwargs or {}).get("allowed_local_media_path"),
         }
         stages.append(PrepareMultimodalStage(None, options, _placing(config, media)))
     template = (chat.chat_template if chat is not None else None) or config.chat_template
