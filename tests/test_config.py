@@ -6,6 +6,7 @@ import pytest
 from penstock.config import import_object, masked, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import (
+    AcceleratorConfig,
     AutoscalingConfig,
     DeploymentConfig,
     LLMConfig,
@@ -64,6 +65,15 @@ def test_option_objects_of_ray_serve_are_read():
     assert one.deployment_config.request_router_config == {"request_router_class": "round_robin"}
     kept = config(engine_kwargs={"checks": OptionsElsewhere})
     assert kept.engine_kwargs == {"checks": OptionsElsewhere}
+
+
+def test_a_constant_that_tells_option_objects_apart_counts_as_given():
+    class TPUs(OptionsElsewhere):
+        model_fields = ("kind", "topology")
+        kind = "tpu"
+
+    one = config(accelerator_type="TPU-V6E", accelerator_config=TPUs(topology="4x4"))
+    assert one.accelerator_config == AcceleratorConfig(kind="tpu", topology="4x4")
 
 
 def test_defaults():

@@ -69,7 +69,12 @@ def _as_mapping(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _as_mapping(inner) for name, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, (type, msgspec.Struct)):
-        return value.model_dump(exclude_unset=True)
+        given = value.model_dump(exclude_unset=True)
+        if "kind" in getattr(
+            type(value), "model_fields", ()
+        ):  # a constant that tells such classes apart
+            given.setdefault("kind", value.kind)
+        return given
     return value
 
 
