@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import import_object, masked, parse_options
+from penstock.config import Options, import_object, masked, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import (
     AcceleratorConfig,
@@ -74,6 +74,16 @@ def test_a_constant_that_tells_option_objects_apart_counts_as_given():
 
     one = config(accelerator_type="TPU-V6E", accelerator_config=TPUs(topology="4x4"))
     assert one.accelerator_config == AcceleratorConfig(kind="tpu", topology="4x4")
+
+
+def test_a_default_of_pydantics_is_no_value():
+    class FieldInfo:
+        pass
+
+    with pytest.raises(ConfigError, match=r"Mine\.url: has pydantic's Field"):
+
+        class Mine(Options, kw_only=True):
+            url: Any = FieldInfo()
 
 
 def test_defaults():

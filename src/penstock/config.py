@@ -123,6 +123,18 @@ class _Checked(msgspec.StructMeta):
     mapping, nested mappings included.
     """
 
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **how: Any
+    ) -> Any:
+        for field, value in namespace.items():
+            if type(value).__name__ == "FieldInfo":
+                raise ConfigError(
+                    "has pydantic's Field, which would be its value: write the default itself, or"
+                    " msgspec.field(default_factory=…)",
+                    field=f"{name}.{field}",
+                )
+        return super().__new__(mcls, name, bases, namespace, **how)
+
     def __call__(cls, **given: Any) -> Any:
         return parse_options(cast(type[msgspec.Struct], cls), given)
 
