@@ -132,6 +132,18 @@ async def test_vectors_have_them_too(make_engine):
     assert len(row["embeddings"]) > 0
 
 
+async def test_conversations_and_token_ids_are_embedded_as_ray_does():
+    config = compat.OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
+    filled = {"prompt": "ab\n"}
+    rows = [asked("ab"), filled, {"tokenized_prompt": list(b"ab\n")}]
+    chat, text, ids = await all_of(build_processor(config)(rows))
+    assert chat["embeddings"] == text["embeddings"] == ids["embeddings"]
+    assert [row["prompt"] for row in (chat, text, ids)] == ["ab\n", "ab\n", ""]
+    assert {tuple(row["prompt_token_ids"]) for row in (chat, text, ids)} == {tuple(b"ab\n")}
+    plain = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
+    assert "ChatTemplateStage" not in build_processor(plain).stages
+
+
 def test_a_job_holds_them(tmp_path):
     output = tmp_path / "out.jsonl"
     penstock.run(

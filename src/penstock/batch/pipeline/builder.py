@@ -235,8 +235,9 @@ def _engine_stages(
     # Token ids of a prompt need the prompt.
     tokenizes = tokens is not None and generates and _own(config.tokenize_stage)
     own_template = _own(template_field) or tokenizes or config.ray_columns
-    templated = chat is not None and generates and own_template
-    if chat is not None and generates:
+    # A conversation may be embedded, too: as its filled template.
+    templated = chat is not None and own_template and config.task_type in ("generate", "embed")
+    if chat is not None and (generates or templated):
         own = {"source": source, "template": template, "variables": variables}
         stages.append(
             _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated)

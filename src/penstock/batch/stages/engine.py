@@ -116,7 +116,7 @@ class EngineRequests:
             if self._more is not None:
                 columns |= await self._more.of_answer(engine, request, columns, began)
         else:
-            read_columns = (*tasks.COLUMNS[self._task], "prompt", "messages")
+            read_columns = (*tasks.COLUMNS[self._task], "prompt", "tokenized_prompt", "messages")
             asked = self._task, {name: row.get(name) for name in read_columns}
             act = partial(tasks.request(self._task, row, truncate=self.repair.truncate), engine)
             columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))

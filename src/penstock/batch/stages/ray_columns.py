@@ -74,7 +74,9 @@ class RayColumns:
     ) -> dict[str, Any]:
         """The columns of a row whose text is not continued."""
         prompt = columns.get("prompt") or row.get("prompt") or ""
-        ids = await _ids(engine, TokenizeRequest(prompt=prompt, special_tokens=True))
+        given = row.get("tokenized_prompt")
+        asked = TokenizeRequest(prompt=prompt, special_tokens=True)
+        ids = await _ids(engine, asked if given is None else list(given))
         return {
             "generated_tokens": [],
             "generated_text": "",
@@ -84,7 +86,7 @@ class RayColumns:
             "prompt_logprobs": None,
             **columns,
             "prompt": prompt,
-            "prompt_token_ids": ids if prompt else None,
+            "prompt_token_ids": ids if prompt or given is not None else None,
             "params": str(dict(row.get("pooling_params") or {})),
             **self.about(),
         }

@@ -109,9 +109,13 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
 
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
-    text = text_in(row, "prompt")
+    given: Any = row.get("tokenized_prompt")
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if given is not None and not isinstance(given, list):
+        raise RequestError("tokenized_prompt must be a list", param="tokenized_prompt")
     request = EmbeddingRequest(
-        [text],
+        [text_in(row, "prompt") if given is None else given],
         _pooling(row, "dimensions", "input_type"),
         input_type=_pooling(row, "input_type", "dimensions"),
         truncate=truncate,
@@ -120,7 +124,7 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     async def ask(engine: LLMEngine) -> dict[str, Any]:
         found, asked = await embedded(engine, request)
         return {
-            "prompt": asked.inputs[0],
+            "prompt": asked.inputs[0] if given is None else row.get("prompt"),
             "embeddings": found.vectors[0],
             "num_input_tokens": found.usage.prompt_tokens,
         }

@@ -65,7 +65,8 @@ class ChatTemplates(_OnEngine):
         await super().stop()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row.get("messages") is None and row.get("prompt") is not None:
+        raw = row.get("prompt") is not None or row.get("tokenized_prompt") is not None
+        if row.get("messages") is None and raw:
             return {}
         messages = conversation(row)
         if row.get("tools") or self._render is None or not _is_text(messages):
