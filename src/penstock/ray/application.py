@@ -140,13 +140,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         )
         for config in args.llm_configs
     }
-    ingress = dict(args.ingress_cls_config)
-    unknown = ingress.keys() - {"ingress_cls", "ingress_extra_kwargs"}
-    if unknown:
-        raise ConfigError(
-            f"unknown key '{min(unknown)}'. Known: ingress_cls, ingress_extra_kwargs",
-            field="ingress_cls_config",
-        )
+    ingress = args.ingress_cls_config
     cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
     check_extra(cls, ingress.get("ingress_extra_kwargs") or {})
     own = getattr(cls, "get_deployment_options", None)

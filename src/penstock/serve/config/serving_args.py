@@ -155,12 +155,9 @@ class PDServingArgs(IngressArgs, kw_only=True):
 
     def serving_args(self) -> LLMServingArgs:
         """The same as one model with a prefill side. Raises `ConfigError` if the sides mismatch."""
-        from penstock.serve.prefill_decode import paired  # imported only for a pair
-
         ingress = {name: getattr(self, name) for name in IngressArgs.__struct_fields__}
-        return LLMServingArgs(
-            llm_configs=[paired(self.prefill_config, self.decode_config)], **ingress
-        )
+        pair = replace(self.decode_config, prefill_config=self.prefill_config)
+        return LLMServingArgs(llm_configs=[pair], **ingress)
 
 
 def _with_models(given: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
