@@ -17,7 +17,7 @@ from penstock.batch.rows.row import Outcome
 from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.ray_columns import RayColumns, logprobs_by_id
-from penstock.batch.stages.text import conversation, without_reasoning
+from penstock.batch.stages.text import conversation, token_ids, without_reasoning
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
@@ -145,7 +145,9 @@ class EngineRequests:
             sampling = msgspec.structs.replace(
                 sampling, structured=parse_response_format(row["response_format"])
             )
-        tools = row.get("tools") or None
+        tools = row.get("tools")
+        if tools is not None:
+            tools = list(tools) or None
         # Only a conversation can be shortened without harm to its template, or gone on with.
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
@@ -156,7 +158,7 @@ class EngineRequests:
                 messages=messages,
                 sampling=sampling,
                 n=n,
-                tools=list(tools) if tools is not None else None,
+                tools=tools,
                 tool_choice=row.get("tool_choice"),
                 chat_template=self._template,
                 chat_template_kwargs=variables,
@@ -165,11 +167,8 @@ class EngineRequests:
                 continue_final_message=continues,
                 add_generation_prompt=not continues,
             )
-        prompt = row.get("tokenized_prompt")
-        if prompt is None:
-            prompt = row.get("prompt")
-        elif hasattr(prompt, "tolist"):
-            prompt = prompt.tolist()
+        given = row.get("tokenized_prompt")
+        prompt = row.get("prompt") if given is None else token_ids(given)
         if not isinstance(prompt, str | list):
             asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
             raise RequestError(f"the row has no column {asked} to be answered", param="prompt")

@@ -16,7 +16,7 @@ from penstock.batch.rows.repair import collect
 from penstock.batch.rows.task_forms import embedded
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
-from penstock.batch.stages.text import conversation, text_in
+from penstock.batch.stages.text import as_list, conversation, text_in, token_ids
 from penstock.batch.values.plain import UnstorableError, plain
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
@@ -110,12 +110,8 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     given: Any = row.get("tokenized_prompt")
-    if hasattr(given, "tolist"):
-        given = given.tolist()
-    if given is not None and not isinstance(given, list):
-        raise RequestError("tokenized_prompt must be a list", param="tokenized_prompt")
     request = EmbeddingRequest(
-        [text_in(row, "prompt") if given is None else given],
+        [text_in(row, "prompt") if given is None else token_ids(given)],
         _pooling(row, "dimensions", "input_type"),
         input_type=_pooling(row, "input_type", "dimensions"),
         truncate=truncate,
@@ -135,9 +131,7 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
 def _score(row: Mapping[str, Any]) -> Ask:
     names = ("text_1", "text_2") if row.get("text_1") is not None else ("query", "document")
     query = text_in(row, names[0])
-    several: Any = row.get("documents") if names[0] == "query" else row.get("text_2")
-    if hasattr(several, "tolist"):
-        several = several.tolist()
+    several: Any = as_list(row.get("documents" if names[0] == "query" else "text_2"))
     documents = list(several) if isinstance(several, list | tuple) else [text_in(row, names[1])]
     if not all(isinstance(document, str) for document in documents):
         raise RequestError("documents must be texts", param="documents")
@@ -154,11 +148,8 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 
 def _decide(row: Mapping[str, Any]) -> Ask:
-    asks: Any = row.get("questions")
-    if hasattr(asks, "tolist"):
-        asks = asks.tolist()
     try:
-        questions = questions_of(asks, None)
+        questions = questions_of(as_list(row.get("questions")), None)
     except ConfigError as error:
         raise RequestError(str(error), param="questions") from None
     given: Any = row.get("messages")
@@ -186,11 +177,14 @@ def _decide(row: Mapping[str, Any]) -> Ask:
 
 def _classify(row: Mapping[str, Any]) -> Ask:
     """By a model that classifies; with `labels`, by a language model that must answer with one."""
-    labels = row.get("labels") or _pooling(row, "labels")
+    labels = as_list(row.get("labels")) or as_list(_pooling(row, "labels"))
     if labels is None and row.get("messages") is None:
         return _classified(text_in(row, "prompt"))
-    text = None if row.get("messages") is not None else text_in(row, "prompt")
-    messages = row.get("messages") or [{"role": "user", "content": text}]
+    messages = (
+        [{"role": "user", "content": text_in(row, "prompt")}]
+        if row.get("messages") is None
+        else conversation(row)
+    )
     if (
         not isinstance(labels, list | tuple)
         or not labels
@@ -202,7 +196,7 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     )
     given, _ = sampling_of(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
-        messages=list(messages),
+        messages=messages,
         sampling=msgspec.structs.replace(given, structured=StructuredOutput("json_schema", schema)),
         stream=False,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from functools import partial
+from operator import index
 from typing import Any, ClassVar
 
 from penstock.batch.pipeline.offload import Offload
@@ -19,6 +20,8 @@ from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
 from penstock.openai.requests import begun_by_assistant, check_messages
 from penstock.types import TokenizeRequest
+
+_INT = frozenset({int})
 
 
 class _OnEngine:
@@ -69,7 +72,8 @@ class ChatTemplates(_OnEngine):
         if row.get("messages") is None and raw:
             return {}
         messages = conversation(row)
-        if row.get("tools") or self._render is None or not _is_text(messages):
+        tools = row.get("tools")
+        if (tools is not None and len(tools)) or self._render is None or not _is_text(messages):
             # The engine fills its template itself: it must know the tools to read the calls, and
             # the images.
             return {}
@@ -183,6 +187,22 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
     if text.lstrip().startswith("<think>"):  # cut off in the middle of its thoughts
         return text.lstrip().removeprefix("<think>").strip(), ""
     return None, text
+
+
+def as_list(value: Any) -> Any:
+    """An array as the list that it holds; any other value as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def token_ids(value: Any) -> list[int]:
+    """The token ids in a column. Raises `RequestError`."""
+    ids = as_list(value)
+    try:
+        return list(ids if set(map(type, ids)) <= _INT else map(index, ids))
+    except TypeError:
+        raise RequestError(
+            "tokenized_prompt must be a list of token ids", param="tokenized_prompt"
+        ) from None
 
 
 def text_in(row: Mapping[str, Any], name: str) -> str:
