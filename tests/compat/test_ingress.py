@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError, ModelNotFoundError, RequestError
 from penstock.serve import LLMConfig, OpenAiIngress as OwnIngress
 from penstock.serve.api.ingress import made_ingress
 from penstock.serve.config.settings import HttpSettings, Limits
@@ -434,3 +434,22 @@ async def test_routes_in_the_body_of_a_class_are_methods(client_of):
     assert (await client.get("/function", params={"self": "x"})).json() == "x"
     assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert app.openapi()["paths"]["/hello"]["get"]["tags"] == ["mine"]
+
+
+async def test_what_routes_of_ones_own_call_by_rays_private_names():
+    class Handle:
+        def options(self, **asked: Any) -> dict[str, Any]:
+            return asked
+
+    ingress = OpenAiIngress({"m": Handle()}, {"m": to_model_metadata("m", config())})
+    handle = ingress._get_configured_serve_handle
+    assert handle("m") == {"stream": True}
+    assert handle("m:a") == {"stream": True, "multiplexed_model_id": "m:a"}
+    for unknown in ("x", "x:a"):
+        with pytest.raises(ModelNotFoundError, match=f"no model '{unknown}'"):
+            handle(unknown)
+    models: Any = build_local_handles([config()])
+    ingress.application(models)
+    assert await ingress._get_model_id("m") == await ingress._get_model_id(None) == "m"
+    with pytest.raises(ModelNotFoundError):
+        await ingress._get_model_id("x")
