@@ -14,9 +14,8 @@ from penstock.errors import ConfigError
 from penstock.observability import say
 
 if TYPE_CHECKING:
-    from penstock.loadtest.load import Run
     from penstock.loadtest.statistics import Targets
-    from penstock.loadtest.study import Load, Plan, Side
+    from penstock.loadtest.study import Load, Plan, Run, Side
     from penstock.loadtest.workload import Workload
 
 _SHAPES = ("conversation", "code", "gsm8k", "shared-prefix", "stragglers", "duplicates")

@@ -11,10 +11,15 @@ from msgspec.structs import force_setattr
 from penstock import env
 from penstock.config import Items, Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
-from penstock.llm_config.accelerators import Kind, accelerator_name, kind_of, kind_of_bundles
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
-from penstock.llm_config.engine_config import EngineConfig
+from penstock.llm_config.engine_config import (
+    EngineConfig,
+    Kind,
+    accelerator_name,
+    kind_of,
+    kind_of_bundles,
+)
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]

@@ -35,7 +35,7 @@ from penstock.errors import (
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
-from penstock.service.files import FileStore
+from penstock.service.files import FileStore, UploadStore
 from penstock.service.lines import (
     UNANSWERED,
     ServedLines,
@@ -43,7 +43,6 @@ from penstock.service.lines import (
     limited,
     output_usage,
 )
-from penstock.service.uploads import UploadStore
 from penstock.service.validation import Checked, Speed, check_input, too_late
 from penstock.types import Usage
 

@@ -15,8 +15,7 @@ from msgspec import Struct
 
 from penstock.batch.job.result import Counts, duration
 from penstock.batch.read.text import other_form
-from penstock.batch.rows.line_endpoints import ENDPOINTS
-from penstock.batch.rows.openai_lines import hash_key
+from penstock.batch.rows.openai_lines import ENDPOINTS, hash_key
 from penstock.errors import nearest
 from penstock.parsing import json_fault, repeated_key
 from penstock.service.batches import Fault

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.batch.provider import ledger
-from penstock.batch.provider.engine import AnthropicBatchEngine
+from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine
 from penstock.batch.provider.ledger import Batch, Ledger
 from penstock.errors import OutputError
 

@@ -27,7 +27,7 @@ from penstock.batch.rows.row import RowForm
 from penstock.batch.rows.task_forms import ColumnSpeech, ColumnTranscripts, ColumnVectors
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import check_form
+from penstock.engines.media.audio import check_form
 from penstock.errors import ConfigError, printable
 from penstock.types import Sampling, TranscriptionRequest
 

@@ -384,9 +384,12 @@ def _is_list_of(values: object, kind: type) -> bool:
 def engine_of(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
     """The engine that a job asks for with these of its options. Raises `ConfigError`."""
     if isinstance(engine, str) and engine in PROVIDERS:
+        from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine
         from penstock.batch.provider.engine import provider_engine
+        from penstock.batch.provider.openai_batches import OpenAIBatchEngine
 
-        return provider_engine(job, engine)
+        openai = engine == OpenAIBatchEngine.name
+        return provider_engine(job, OpenAIBatchEngine if openai else AnthropicBatchEngine)
     made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
     if job.runtime == "local" and job.replicas == 1:
         return made

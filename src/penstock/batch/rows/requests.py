@@ -324,7 +324,7 @@ def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
 
 
 def end_of(outcome: Outcome) -> list[Any]:
-    """The values of `END_COLUMNS`."""
+    """The values of `END_COLUMNS` for a row with this outcome."""
     error, usage = outcome.error, outcome.usage
     return [
         "ok" if error is None else "error",

@@ -20,7 +20,7 @@ from penstock.batch.stages.text import as_list, conversation, text_in, token_ids
 from penstock.batch.values.plain import UnstorableError, plain
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import audio_file
+from penstock.engines.media.audio import audio_file
 from penstock.errors import (
     ConfigError,
     EngineError,

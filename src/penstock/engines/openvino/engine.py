@@ -22,7 +22,7 @@ from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import adapter_rank, describe
-from penstock.engines.media.transcripts import joined, window_listener
+from penstock.engines.media.audio import joined, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores

@@ -20,7 +20,7 @@ from penstock.engines.base import LLMEngine, Room
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, OverloadedError
 from penstock.llm_config import DeploymentConfig, LLMConfig
-from penstock.llm_config.accelerators import kind_of_bundles
+from penstock.llm_config.engine_config import kind_of_bundles
 from penstock.llm_config.model import AUTO_MOST
 from penstock.serve.config.placement import engine_bundles
 from penstock.serve.models.control import control_result

@@ -6,10 +6,9 @@ import re
 import pytest
 
 from jobs import ask, interrupted, numbered
+from penstock.batch import report
 from penstock.batch.job.result import Counts
-from penstock.batch.report import observed
-from penstock.batch.report.observed import Observed, Observer, Spread, load
-from penstock.batch.report.writing import page
+from penstock.batch.report import Observed, Observer, Spread, load, page
 from penstock.batch.rows.row import Outcome, Row, RowError
 from penstock.errors import ConfigError, EngineError, OutputError
 from penstock.types import Usage
@@ -127,7 +126,7 @@ def test_the_quantiles_of_a_spread():
 
 def test_a_report_of_nothing_and_a_damaged_memory(tmp_path):
     assert "0, 0 of them failed" in page("t", "complete", Counts(), Observed(), {})
-    (tmp_path / observed.FILE).write_text("{")
+    (tmp_path / report.FILE).write_text("{")
     assert load(tmp_path, 0) is None
     observer = Observer(tmp_path, 2)
     observer.save()
