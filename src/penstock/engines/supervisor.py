@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.disk.sources import adapter_path
+from penstock.engines.disk.sources import adapter_path, local_adapter
 from penstock.engines.quarantine import Quarantine, Visit
 from penstock.engines.tasks import generated
 from penstock.errors import (
@@ -398,7 +398,8 @@ class Supervisor:
 
     # Adapters
     async def adapter(self, name: str, where: str | None = None) -> None:
-        """Make an adapter usable, once however many rows ask. `where` is its directory, if known.
+        """Make an adapter usable, once however many rows ask. `where` is its directory or URL, if
+        known.
 
         Raises `ModelNotFoundError`, and `RequestError` if the engine has another one of the name.
         """
@@ -408,14 +409,17 @@ class Supervisor:
             self._adapters[name, where] = ready
         await asyncio.shield(ready)
 
-    async def _load_adapter(self, name: str, where: str | None) -> None:
+    async def _load_adapter(self, name: str, given: str | None) -> None:
+        where = given
         try:
             async with self._adapting:  # so that a second one of the name finds the first
+                if where is not None and "://" in where:
+                    where = await asyncio.to_thread(local_adapter, name, where)
                 path = adapter_path(self.engine, name, where)
                 if path is not None:
                     await self.engine.resolve_lora(name, path)
         except Exception:
-            self._adapters.pop((name, where), None)  # the next row may have more luck
+            self._adapters.pop((name, given), None)  # the next row may have more luck
             raise
 
 

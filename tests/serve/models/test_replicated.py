@@ -88,6 +88,9 @@ def test_one_replica_is_the_plain_model():
 def test_auto_is_up_to_one_a_core(monkeypatch):
     monkeypatch.setattr("penstock.serve.models.local.usable_cores", lambda: (0, 1, 2))
     assert len(made("auto").crew.replicas) == 3
+    for asked, there in (({"min_replicas": 4}, 4), ({"min_replicas": 0}, 3)):
+        crew = made(asked, num_replicas="auto").crew
+        assert (len(crew.replicas), crew.fewest) == (there, asked["min_replicas"])
 
 
 def test_cores_are_parted_among_all_that_there_may_be(monkeypatch):

@@ -26,7 +26,6 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
-from penstock.serve.config.placement import replica_counts
 from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.local import has_own_server
@@ -96,7 +95,7 @@ class RemoteModel(ModelHandle):
 
     @property
     def most_replicas(self) -> int:
-        return replica_counts(self.config)[1]
+        return self.config.deployment_config.replica_counts[1]
 
     async def capabilities(self) -> Capabilities | None:
         return await self._desired.noted(self._digest)
