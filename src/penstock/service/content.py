@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -15,14 +16,15 @@ from typing import Any
 
 from penstock import private_files
 from penstock.batch.read.files import filesystem
-from penstock.errors import PenstockError, UnavailableError, class_and_text
+from penstock.errors import NotStoredError, PenstockError, UnavailableError, class_and_text
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE = 1 << 18
 
 
 class Content:
     """The files below `place`, a local folder or a URL. Raises `UnavailableError` where it cannot
-    be reached.
+    be reached, or is full, and `NotStoredError` for an id without content.
     """
 
     def __init__(self, place: Path | str) -> None:
@@ -72,15 +74,17 @@ class Content:
             place_copy(made, self._folder / id)
 
     def _fetch(self, id: str, to: Path) -> None:
-        with _failing():
-            if self._folder is None:
-                self._fs.get_file(f"{self._root}/{id}", str(to))
-            else:
+        with _failing(id):
+            if self._folder is not None:
                 place_copy(self._folder / id, to)
+                return
+            waiting = to.with_name(f"{to.name}.tmp")  # a download that breaks off leaves a part
+            self._fs.get_file(f"{self._root}/{id}", str(waiting))
+            os.replace(waiting, to)
 
     def _join(self, ids: Sequence[str], to: Path) -> str:
         digest = hashlib.md5(usedforsecurity=False)
-        with open(to, "wb", opener=private_files.opener) as joined:
+        with _failing(), open(to, "wb", opener=private_files.opener) as joined:
             for id in ids:
                 with self._open(id, 0) as part:
                     while piece := self._read(part, _PIECE):
@@ -97,7 +101,7 @@ class Content:
                 self._fs.rm_file(f"{self._root}/{id}")
 
     def _open(self, id: str, start: int) -> Any:
-        with _failing():
+        with _failing(id):
             if self._folder is not None:
                 file: Any = (self._folder / id).open("rb")
             else:
@@ -128,10 +132,23 @@ def place_copy(made: Path, to: Path) -> None:
 
 
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
+def _failing(read: str | None = None) -> Iterator[None]:
+    """`read` is the id whose content is read, if any."""
     try:
         yield
     except PenstockError:
         raise
     except Exception as error:  # each file system has errors of its own
-        raise UnavailableError(f"the content of files: {class_and_text(error)}") from error
+        if read is not None and isinstance(error, FileNotFoundError):
+            raise NotStoredError(f"the content of '{read}' is gone", param="file_id") from error
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> UnavailableError:
+    """What tells of a disk, or a store, that does not work now. One that is full has its own
+    status.
+    """
+    told = UnavailableError(f"the content of files: {class_and_text(error)}")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        told.status = 507
+    return told
