@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 import sys
 import tempfile
+import time
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -104,6 +105,16 @@ async def test_a_lost_connection(postgres):
 
 
 @pytest.mark.slow
+async def test_leases_are_times_of_the_database(postgres, monkeypatch):
+    state = PostgresState(postgres)
+    try:
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert await state.run(state.now) > 1.7e9
+    finally:
+        state.close()
+
+
+@pytest.mark.slow
 def test_a_database_that_is_not_there():
     pytest.importorskip("psycopg", reason=WITHOUT)
     with pytest.raises(ConfigError, match="database"):
@@ -125,7 +136,8 @@ async def test_files_at_a_url(tmp_path):
 
 
 async def test_a_download_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
-    real, torn = MemoryFileSystem.get_file, []
+    real = MemoryFileSystem.get_file
+    torn: list[str] = []
 
     def breaks(self, path, to, **options):
         if torn:

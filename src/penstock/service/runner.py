@@ -75,6 +75,8 @@ class Run:
         self._paused = batch.paused
         if batch.status == "cancelling":
             self.cancel()
+        elif batch.expires_at <= time.time():
+            self.expire()
 
     def cancel(self) -> None:
         self._cut_short(BatchCancelledError)
@@ -222,7 +224,7 @@ class Runner:
             except Exception as error:
                 await self._fail(run, [_fault_of(run, error)])
         except NotStoredError:
-            _log.info("batch %s was deleted", run.batch.id)
+            _log.info("batch %s was deleted, or another server runs it", run.batch.id)
         except UnavailableError as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
@@ -263,15 +265,7 @@ class Runner:
             max_line_bytes=self._http.limits.max_body_bytes,
             one_model=batch.api == "openai",
         )
-        faults = checked.faults
-        if not faults and batch.api == "openai":
-            try:
-                await self._models.find(checked.model)
-            except PenstockError as error:
-                faults = [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
-        if not faults and batch.api == "openai":  # Anthropic's have no completion window to promise
-            faults = self._too_late(run, checked)
-        if faults:
+        if faults := checked.faults or await self._not_to_be_kept(run, checked):
             await self._fail(run, faults)
             return False
 
@@ -288,7 +282,14 @@ class Runner:
         run.batch = await self._batches.change(batch.id, begin)
         return True
 
-    def _too_late(self, run: Run, checked: Checked) -> list[Fault]:
+    async def _not_to_be_kept(self, run: Run, checked: Checked) -> list[Fault]:
+        """Why the batch cannot be answered as promised. Anthropic's batches promise nothing."""
+        if run.batch.api != "openai" or run.over.is_set():
+            return []
+        try:
+            await self._models.find(checked.model)
+        except PenstockError as error:
+            return [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
         ahead = sum(
             other.batch.counts.total - (other.counts.rows if other.counts is not None else 0)
             for other in self._runs.values()
@@ -422,8 +423,8 @@ class Runner:
             await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _take_over(self) -> None:
-        """Run batches that nobody runs, if their model is here."""
-        for id, model in await self._batches.free():
+        """Run batches that nobody runs, if their model is here, or they need none."""
+        for id, model in await self._batches.free(self._runs):
             if model:
                 try:
                     await self._models.find(model)
