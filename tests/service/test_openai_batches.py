@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from batch_service import batch_service, line, lines
+from penstock.batch.monitor.status import known_folders
 from penstock.errors import UnavailableError
 from penstock.service import runner
 from penstock.service.batches import BatchStore, batch_of
@@ -297,6 +298,15 @@ def let_expire(db):
     row = db.execute("SELECT body FROM penstock_batch").fetchone()
     body = msgspec.json.encode(replace(batch_of(row), expires_at=1)).decode()
     db.execute("UPDATE penstock_batch SET expires_at = 1, body = ?", (body,))
+
+
+async def test_the_batches_of_a_server_are_no_jobs_of_its_user(tmp_path):
+    async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
+        batch = await service.submit(line(str(number)) for number in range(100))
+        await service.under_way(batch.id)
+        assert not list(known_folders())
+        folder = tmp_path / "running" / batch.id / "output.jsonl.penstock"
+        assert {"status.json", "control.sock"}.isdisjoint(one.name for one in folder.iterdir())
 
 
 @pytest.mark.parametrize("how", ["cancelled", "expired"])

@@ -323,6 +323,7 @@ class Runner:
             progress=False,
             watch=partial(setattr, run, "counts"),
             most_rows=MOST_ROWS,
+            steered=False,  # a batch is steered by its routes
         )
         told = asyncio.create_task(self._tell_progress(run))
         self._speeds[batch.model].begin(run)
