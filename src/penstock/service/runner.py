@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from penstock import private_files
-from penstock.batch.job.execution import Interrupts, execute
+from penstock.batch.job.execution import execute
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts
 from penstock.batch.read import open_source
@@ -28,6 +27,7 @@ from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
     NotStoredError,
+    OutputError,
     PenstockError,
     UnavailableError,
     class_and_text,
@@ -43,6 +43,7 @@ from penstock.service.lines import (
     limited,
     output_usage,
 )
+from penstock.service.run import Run
 from penstock.service.uploads import UploadStore
 from penstock.service.validation import Checked, Speed, check_input, too_late
 from penstock.types import Usage
@@ -58,64 +59,6 @@ MOST_ROWS = 2048
 AGAIN_S = 5.0
 """The pause before a batch is tried again whose database or storage did not answer."""
 _log = logging.getLogger("penstock.service")
-
-
-class Run:
-    """A batch that this server runs, or is about to."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.step: ServedStep | None = None
-        self.counts: Counts | None = None
-        self.interrupts = Interrupts()  # of no signal: the server handles those
-        self.over = asyncio.Event()
-        """Set when the batch is cancelled or has expired: lines without an answer get none."""
-        self.task: asyncio.Task[None]
-        self._why: type[PenstockError] | None = None
-        self._paused = batch.paused
-        if batch.status == "cancelling":
-            self.cancel()
-        elif batch.expires_at <= time.time():
-            self.expire()
-
-    def cancel(self) -> None:
-        self._cut_short(BatchCancelledError)
-
-    def expire(self) -> None:
-        self._cut_short(BatchExpiredError)
-
-    def pause(self, paused: bool) -> None:
-        """Begin no more lines until the batch is resumed, or resume it."""
-        self._paused = paused
-        if self.step is not None:
-            self.step.pause(paused)
-
-    def begin(self, step: ServedStep) -> None:
-        """Answer lines with this step from now on."""
-        self.step = step
-        step.pause(self._paused)
-        self._tell()
-
-    def drain(self) -> None:
-        """End the run when the lines under way have their answers; another server goes on."""
-        # A paused run does not end by itself.
-        if self.interrupts.on_first is not None and not self._paused:
-            self.interrupts.received = signal.SIGTERM
-            self.interrupts.on_first()
-        else:
-            self.task.cancel()
-
-    def _cut_short(self, why: type[PenstockError]) -> None:
-        self._why = self._why or why
-        self.over.set()
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.step is not None and self._why is not None:
-            word = "cancelled" if self._why is BatchCancelledError else "over: it has expired"
-            self.step.finish_with(
-                partial(self._why, f"the line was not answered before the batch was {word}")
-            )
 
 
 class Runner:
@@ -179,9 +122,9 @@ class Runner:
     def submit(self, batch: Batch) -> None:
         """Run a batch whose lease this server holds."""
         if batch.id not in self._runs and not self._stopping:
-            run = self._runs[batch.id] = Run(batch)
+            run = self._runs[batch.id] = Run(batch, self._turns)
             # Nothing of the request that asks for it, such as its id, belongs to the batch.
-            run.task = asyncio.create_task(self._take_turn(run), context=Context())
+            run.task = asyncio.create_task(self._see_through(run), context=Context())
 
     def cancel(self, id: str) -> None:
         """End a batch that is being cancelled, if it runs here."""
@@ -194,41 +137,47 @@ class Runner:
             run.pause(paused)
 
     # The life of a batch
-    async def _take_turn(self, run: Run) -> None:
+    async def _see_through(self, run: Run) -> None:
         """Run a batch when it is its turn, or at once if it was cancelled or has expired."""
         loop = asyncio.get_running_loop()
         late = loop.call_later(max(run.batch.expires_at - time.time(), 0.0), run.expire)
-        turn = asyncio.ensure_future(self._turns.acquire())
-        over = asyncio.ensure_future(run.over.wait())
         try:
-            await asyncio.wait({turn, over}, return_when=asyncio.FIRST_COMPLETED)
             while True:
+                run.want_turn()
+                await run.turn()
                 if await self._try(run):
                     break
+                run.leave_turn()
                 await asyncio.sleep(AGAIN_S)
         finally:
             late.cancel()
-            over.cancel()
-            if turn.done() and not turn.cancelled():
-                self._turns.release()
-            turn.cancel()
+            run.leave_turn()
             del self._runs[run.batch.id]
 
     async def _try(self, run: Run) -> bool:
         """Returns False where it is to be tried again."""
         try:
-            try:
-                await self._run(run)
-            except (NotStoredError, UnavailableError):
-                raise
-            except Exception as error:
-                await self._fail(run, [_fault_of(run, error)])
+            await self._run_or_fail(run)
         except NotStoredError:
             _log.info("batch %s was deleted, or another server runs it", run.batch.id)
-        except UnavailableError as error:
+        except (UnavailableError, OutputError) as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
         return True
+
+    async def _run_or_fail(self, run: Run) -> None:
+        """Run a batch. Where it breaks, the answers that it has are kept."""
+        try:
+            await self._run(run)
+        except (NotStoredError, UnavailableError, OutputError):
+            raise
+        except Exception as error:
+            fault = _fault_of(run, error)
+            if run.step is None or run.fault is not None:  # no answers, or it broke again
+                await self._fail(run, [run.fault or fault])
+                return
+            run.fail(fault)
+            await self._run_or_fail(run)
 
     async def _run(self, run: Run) -> None:
         folder = self._folder / run.batch.id
@@ -243,17 +192,23 @@ class Runner:
             await self._finish(run, folder, counts)
 
     async def _fetched(self, run: Run, input: Path) -> bool:
-        """Whether the input file is still stored; if not, the batch has failed."""
+        """Whether the input is here now; if not, the batch has ended."""
         id = run.batch.input_file_id
         try:
             await self._files.get(None, id)
             await self._files.content.fetch(id, input)
+            return True
         except NotStoredError:
-            message = f"the input file '{id}' was deleted, or expired, before the batch's turn"
-            fault = Fault(code="file_not_found", message=message, param="input_file_id")
-            await self._fail(run, [fault])
-            return False
-        return True
+            if not run.over.is_set():
+                message = f"the input file '{id}' was deleted, or expired, before the batch's turn"
+                fault = Fault(code="file_not_found", message=message, param="input_file_id")
+                await self._fail(run, [fault])
+                return False
+        except UnavailableError:
+            if not run.over.is_set():
+                raise
+        await self._end_unread(run)
+        return False
 
     async def _validated(self, run: Run, input: Path) -> bool:
         batch = run.batch
@@ -362,7 +317,9 @@ class Runner:
 
         def end(batch: Batch) -> Batch:
             status = "completed"
-            if tally.expired:
+            if run.fault is not None:
+                status = "failed"
+            elif tally.expired:
                 status = "expired"
             elif batch.status == "cancelling":
                 status = "cancelled"
@@ -371,6 +328,7 @@ class Runner:
                 status=status,
                 counts=tally,
                 usage=usage,
+                errors=[] if run.fault is None else [run.fault],
                 **made,
                 **{f"{status}_at": int(time.time())},
             )
@@ -383,6 +341,17 @@ class Runner:
             return replace(batch, status="failed", failed_at=int(time.time()), errors=faults)
 
         run.batch = await self._batches.change(run.batch.id, fail)
+        await self._clean_up(run)
+
+    async def _end_unread(self, run: Run) -> None:
+        """End a batch that is over, and whose input cannot be had."""
+
+        def end(batch: Batch) -> Batch:
+            total, now = batch.counts.total, int(time.time())
+            counts = Tally(total=total, **{run.ends_as: total})
+            return replace(batch, status=run.ends_as, counts=counts, **{f"{run.ends_as}_at": now})
+
+        run.batch = await self._batches.change(run.batch.id, end)
         await self._clean_up(run)
 
     async def _clean_up(self, run: Run) -> None:
