@@ -123,8 +123,27 @@ async def test_a_batch_waits_where_its_answers_cannot_be_written(tmp_path, monke
         assert (ended.status, ended.request_counts.completed) == ("completed", 3)
 
 
+async def test_a_second_signal_does_not_wait_for_lines(tmp_path):
+    async with batch_service(tmp_path, engine={"time_per_token_ms": 60_000.0}) as service:
+        batch = await service.submit(given(3))
+        async with asyncio.timeout(30):
+            while not service.handles["sim"].state().running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        hurry = asyncio.Event()
+        draining = asyncio.create_task(service.app.ingress.drain(3600.0, hurry))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not draining.done()
+        hurry.set()
+        async with asyncio.timeout(runner.DRAIN_S - 5):
+            await draining
+    async with batch_service(tmp_path) as service:
+        assert (await service.ended(batch.id)).status == "completed"
+
+
 @pytest.mark.parametrize("how", [("sleep", "wakeup"), ("pause", "resume")])
-async def test_lines_that_wait_for_a_model_leave_room_for_others(tmp_path, how):
+async def test_lines_that_wait_for_a_model_leave_room_for_others(tmp_path, how, monkeypatch):
+    monkeypatch.setattr("penstock.service.lines.wait_after", lambda *_, **__: 0.01)
     halt, go_on = how
     async with batch_service(tmp_path, models=("sim", "other"), max_in_flight=2) as service:
         await service.handles["sim"].control(halt, {})

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -100,9 +101,9 @@ class Runner:
         """Go on with what another server, or an earlier life of this one, has left."""
         self._watch = asyncio.create_task(self._look_after(), context=Context())
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Leave all batches as they are, so that a server can go on with them. Lines under way have
-        `grace_s` seconds.
+        `grace_s` seconds, or until `hurry` is set.
         """
         self._stopping = True
         if self._watch is not None:
@@ -111,11 +112,15 @@ class Runner:
         runs = list(self._runs.values())
         for run in runs:
             run.drain()
-        if tasks := [run.task for run in runs]:
-            _, late = await asyncio.wait(tasks, timeout=min(grace_s, DRAIN_S))
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        ended = asyncio.gather(*(run.task for run in runs), return_exceptions=True)
+        waits: list[asyncio.Future[Any]] = [ended]
+        if hurry is not None:
+            waits.append(asyncio.ensure_future(hurry.wait()))
+        limit = min(grace_s, DRAIN_S)
+        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        for task in [*waits[1:], *(run.task for run in runs)]:
+            task.cancel()
+        await ended
         with contextlib.suppress(PenstockError):
             await self._batches.release([run.batch.id for run in runs])
 
