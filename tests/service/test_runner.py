@@ -1,14 +1,17 @@
 """What becomes of batches that cannot go on, or not now; and of the others meanwhile."""
 
 import asyncio
+import os
+import time
 
 import pytest
+from msgspec.structs import replace
 
 from batch_service import batch_service, line
 from penstock.batch.job import execution
 from penstock.errors import EngineStartError, OutputError, UnavailableError
 from penstock.service import runner
-from penstock.service.content import Content
+from penstock.service.content import LEFT_S, Content
 
 SLOW = {"time_per_token_ms": 20.0}
 
@@ -121,6 +124,35 @@ async def test_a_batch_waits_where_its_answers_cannot_be_written(tmp_path, monke
     async with batch_service(tmp_path) as service:
         ended = await service.ended((await service.submit(given(3))).id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 3)
+
+
+def let_age(*paths):
+    for path in paths:
+        long_ago = time.time() - LEFT_S - 1
+        os.utime(path, (long_ago, long_ago))
+
+
+async def test_what_servers_that_died_left_is_deleted(tmp_path):
+    async with batch_service(tmp_path, models=("other",)) as service:
+        batch = await service.submit(given(3))  # it fails: its folder is gone
+        await service.ended(batch.id)
+        stores = service.service._stores
+        running, incoming = tmp_path / "running", tmp_path / "incoming"
+        names = ["batch_gone", "batch_new", "batch_runs"]
+        folders = [running / name for name in names]
+        uploads = [incoming / "upload-old", incoming / "upload-new"]
+        for folder in folders:
+            folder.mkdir()
+            (folder / "input.jsonl").touch()
+        for upload in uploads:
+            upload.touch()
+        let_age(*(folder / "input.jsonl" for folder in folders), *folders[::2], uploads[0])
+        known = await stores.batches.get(None, batch.id)
+        await stores.batches.add(replace(known, id="batch_runs", status="validating", model="sim"))
+        stores.runner._swept = 0.0
+        await stores.runner._sweep()
+        assert sorted(one.name for one in running.iterdir()) == names[1:]
+        assert [one.name for one in incoming.iterdir()] == ["upload-new"]
 
 
 async def test_a_second_signal_does_not_wait_for_lines(tmp_path):

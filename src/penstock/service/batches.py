@@ -273,6 +273,15 @@ class BatchStore:
         lives = self._state.lives(row["server"])
         return bool(row["leased_until"] > now if lives is None else lives)
 
+    async def running(self) -> set[str]:
+        """Ids of all batches that have not ended."""
+
+        def find(db: Connection) -> set[str]:
+            rows = db.execute(f"SELECT id FROM penstock_batch WHERE {_IS_RUNNING}").fetchall()
+            return {row["id"] for row in rows}
+
+        return await self._state.run(find)
+
     async def renew(self, ids: list[str]) -> dict[str, Batch]:
         """Keep the batches that this server runs. Returns those that it still has;
         others were deleted, or another server has them.

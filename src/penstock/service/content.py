@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from penstock import private_files
 from penstock.batch.read.files import filesystem
 from penstock.errors import NotStoredError, PenstockError, UnavailableError, class_and_text
 
+LEFT_S = 86400.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE = 1 << 18
 
@@ -129,6 +131,17 @@ def place_copy(made: Path, to: Path) -> None:
             os.fsync(copy.fileno())
     os.replace(waiting, to)
     waiting.unlink(missing_ok=True)  # two names of one file: `replace` then keeps both
+
+
+def left_over(folder: Path) -> list[Path]:
+    """What in a folder has not been written to for a day."""
+    before = time.time() - LEFT_S
+    found = []
+    for path in list(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # it is being removed
+            if all(one.lstat().st_mtime < before for one in (path, *path.rglob("*"))):
+                found.append(path)
+    return found
 
 
 @contextlib.contextmanager

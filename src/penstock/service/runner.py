@@ -36,6 +36,7 @@ from penstock.errors import (
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
+from penstock.service.content import left_over
 from penstock.service.files import FileStore
 from penstock.service.lines import (
     UNANSWERED,
@@ -414,10 +415,20 @@ class Runner:
         self._swept = time.monotonic()
         await self._files.sweep()
         await self._uploads.sweep()
+        await self._sweep_folder()
         for batch in await self._batches.sweep(self._settings.ttl_s):
             if batch.api == "anthropic":  # its users know no files, and cannot delete them
                 ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
                 await self._files.remove([id for id in ids if id])
+
+    async def _sweep_folder(self) -> None:
+        """Delete what is left of batches that have ended, or were deleted, elsewhere."""
+        left = await asyncio.to_thread(left_over, self._folder)
+        if left:
+            running = await self._batches.running()
+            for path in left:
+                if path.name not in running:
+                    await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
 
 def tally_of(counts: Counts, total: int) -> Tally:

@@ -14,6 +14,7 @@ import msgspec
 
 from penstock.errors import NotStoredError, RequestError
 from penstock.serve.config.settings import BatchSettings
+from penstock.service.content import left_over
 from penstock.service.database import Connection, StateStore, owned
 from penstock.service.files import FileStore, StoredFile, new_id
 
@@ -171,6 +172,8 @@ class UploadStore:
             ).fetchall()
             return [row["id"] for row in rows]
 
+        for path in await asyncio.to_thread(left_over, self._folder):
+            path.unlink(missing_ok=True)  # the server died while it came
         for id in await self._state.run(find):
             await self._drop_parts(id)
             await self._state.run(
