@@ -1,6 +1,7 @@
 """What becomes of batches that cannot go on, or not now; and of the others meanwhile."""
 
 import asyncio
+import errno
 import os
 import time
 
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 
 from batch_service import batch_service, line
 from penstock.batch.job import execution
-from penstock.errors import EngineStartError, OutputError, UnavailableError
+from penstock.errors import EngineStartError, JobHeldError, OutputError, UnavailableError
 from penstock.service import runner
 from penstock.service.content import LEFT_S, Content
 
@@ -112,12 +113,20 @@ async def test_a_failed_batch_of_messages_keeps_its_answers(tmp_path, monkeypatc
         assert kinds.count("errored") == counts.errored == 40 - counts.succeeded
 
 
-async def test_a_batch_waits_where_its_answers_cannot_be_written(tmp_path, monkeypatch):
-    real, full = execution.execute, [OutputError("No space left on device")]
+@pytest.mark.parametrize(
+    "why",
+    [
+        OutputError("No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        JobHeldError("another process is running this job"),
+    ],
+)
+async def test_a_batch_waits_for_a_full_disk_or_another_server(tmp_path, monkeypatch, why):
+    real, errors = execution.execute, [why]
 
     async def execute(*args):
-        if full:
-            raise full.pop()
+        if errors:
+            raise errors.pop()
         return await real(*args)
 
     monkeypatch.setattr(runner, "execute", execute)

@@ -20,7 +20,6 @@ from penstock.batch.read.files import filesystem
 from penstock.errors import NotStoredError, PenstockError, UnavailableError, class_and_text
 
 LEFT_S = 86400.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE = 1 << 18
 
 
@@ -161,7 +160,12 @@ def unavailable(error: Exception) -> UnavailableError:
     """What tells of a disk, or a store, that does not work now. One that is full has its own
     status.
     """
-    told = UnavailableError(f"the content of files: {class_and_text(error)}")
-    if isinstance(error, OSError) and error.errno in _FULL:
+    told = UnavailableError(f"files cannot be stored or read: {class_and_text(error)}")
+    if is_full(error):
         told.status = 507
     return told
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk has no room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

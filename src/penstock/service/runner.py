@@ -27,6 +27,7 @@ from penstock.batch.write.outputs import Output
 from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
+    JobHeldError,
     NotStoredError,
     OutputError,
     PenstockError,
@@ -36,7 +37,7 @@ from penstock.errors import (
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
-from penstock.service.content import left_over
+from penstock.service.content import is_full, left_over, unavailable
 from penstock.service.files import FileStore
 from penstock.service.lines import (
     UNANSWERED,
@@ -60,6 +61,10 @@ MOST_ROWS = 2048
 """The rows of one batch in memory. The event loop sorts them, and online requests wait for that."""
 AGAIN_S = 5.0
 """The pause before a batch is tried again whose database or storage did not answer."""
+_WAITS = (UnavailableError, OutputError, JobHeldError)
+"""Errors that pass: the database or storage is away, the disk full, or a server that lost the batch
+has not yet let go of its folder.
+"""
 _log = logging.getLogger("penstock.service")
 
 
@@ -166,7 +171,7 @@ class Runner:
             await self._run_or_fail(run)
         except NotStoredError:
             _log.info("batch %s was deleted, or another server runs it", run.batch.id)
-        except (UnavailableError, OutputError) as error:
+        except _WAITS as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
         return True
@@ -175,9 +180,11 @@ class Runner:
         """Run a batch. Where it breaks, the answers that it has are kept."""
         try:
             await self._run(run)
-        except (NotStoredError, UnavailableError, OutputError):
+        except (NotStoredError, *_WAITS):
             raise
         except Exception as error:
+            if is_full(error):
+                raise unavailable(error) from error
             fault = _fault_of(run, error)
             if run.step is None or run.fault is not None:  # no answers, or it broke again
                 await self._fail(run, [run.fault or fault])
