@@ -4,7 +4,6 @@ import pytest
 
 from penstock.loadtest.client import Sample
 from penstock.loadtest.jobs import BARE, JOB, Findings
-from penstock.loadtest.load import Run
 from penstock.loadtest.report import (
     batch_table,
     comparison_table,
@@ -15,6 +14,7 @@ from penstock.loadtest.report import (
     sweep_table,
 )
 from penstock.loadtest.statistics import Ratio, Targets, summary
+from penstock.loadtest.study import Run
 
 
 def run(seconds=2.0, cpu=0.1, **more):

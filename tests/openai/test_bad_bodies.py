@@ -92,6 +92,13 @@ def test_messages(block: dict[str, Any], told: str) -> None:
     assert told in str(error)
 
 
+def test_more_texts_than_a_request_may_have() -> None:
+    assert len(parse_body(EmbeddingBody, {"input": ["a"] * 2048}).request().inputs) == 2048
+    error = refusal(EmbeddingBody, {"input": ["a"] * 2049})
+    assert error.param == "input"
+    assert "at most 2,048" in str(error)
+
+
 def test_a_message_without_content() -> None:
     body = {"messages": [{"role": "user"}], "max_tokens": 5}
     assert refusal(MessageBody, body).param == "messages[0].content"
@@ -131,7 +138,7 @@ def test_nulls_within_items_are_nothing() -> None:
 
 
 def test_reasoning_before_each_of_two_calls_stays_with_their_message() -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "one"}]},
         {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": " two"}]},

@@ -4,13 +4,16 @@ is started for the measurement.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import math
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,8 +22,7 @@ from typing import Any
 
 from penstock.engines.process import die_with_parent
 from penstock.errors import ConfigError, EngineStartError, UpstreamError
-from penstock.loadtest.client import Server
-from penstock.loadtest.load import Run, closed_loop, open_loop
+from penstock.loadtest.client import Sample, Server
 from penstock.loadtest.workload import (
     Prompt,
     Trace,
@@ -29,6 +31,56 @@ from penstock.loadtest.workload import (
     calibration,
     tokens_of_a_word,
 )
+from penstock.observability import counted
+
+
+@dataclass(frozen=True)
+class Run:
+    """The samples of a run, its length, and the CPU time of the load generator, in seconds."""
+
+    samples: list[Sample]
+    seconds: float
+    cpu_seconds: float
+
+
+async def closed_loop(server: Server, requests: Sequence[bytes], clients: int) -> Run:
+    """So many clients, each of which asks again as soon as it has its answer."""
+    left = iter(requests)
+    samples: list[Sample] = []
+
+    async def client(left: Iterator[bytes]) -> None:
+        for request in left:
+            samples.append(await server.ask(request))
+
+    start, cpu = _clocks()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(clients, len(requests))):
+            group.create_task(client(left))
+    return _run(samples, start, cpu)
+
+
+async def open_loop(server: Server, requests: Sequence[bytes], times: Sequence[float]) -> Run:
+    """Each request at its time, whether or not earlier ones are answered. Latencies count from
+    that time, so that a late send hides nothing.
+    """
+    loop = asyncio.get_running_loop()
+    start, cpu = _clocks()
+    tasks = []
+    for request, time_of in zip(requests, times, strict=True):
+        due = start + time_of
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        tasks.append(loop.create_task(server.ask(request, due)))
+    return _run(list(await asyncio.gather(*tasks)), start, cpu)
+
+
+def _clocks() -> tuple[float, float]:
+    gc.collect()  # not in the middle of the run
+    return time.perf_counter(), time.process_time()
+
+
+def _run(samples: list[Sample], start: float, cpu: float) -> Run:
+    return Run(samples, time.perf_counter() - start, time.process_time() - cpu)
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
@@ -84,7 +136,7 @@ class Load:
 
     def __str__(self) -> str:
         if self.clients is not None:
-            return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+            return counted(self.clients, "client")
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         if self.ramp is not None:
@@ -106,7 +158,6 @@ class Plan:
     chat: bool = True
     stream: bool = True
     more: dict[str, Any] = field(default_factory=dict)
-    tokens_per_word: float | None = None
 
 
 @dataclass
@@ -135,8 +186,8 @@ async def calibrated(side: Side, plan: Plan) -> Workload:
     """The plan's workload with the tokens that a word is to this server, from the usage of two
     prompts; 1 where the server counts none.
     """
-    if plan.tokens_per_word is not None:
-        return replace(plan.workload, tokens_per_word=plan.tokens_per_word)
+    if plan.workload.tokens_per_word is not None:
+        return plan.workload
     counts = []
     for request in _requests(side, plan, calibration()):
         sample = await side.server.ask(request)
@@ -161,7 +212,7 @@ async def run_once(
         prompts = workload.prompts(plan.requests, part=part)
         return await closed_loop(side.server, _requests(side, plan, prompts), load.clients)
     if load.trace is not None:
-        prompts = workload.prompts_of(load.trace.lengths)
+        prompts = workload.prompts_of(load.trace.lengths, part=part)
         return await open_loop(side.server, _requests(side, plan, prompts), load.trace.times)
     if load.ramp is not None:
         times = ramp(*load.ramp, workload.seed)
@@ -178,11 +229,16 @@ async def measured(side: Side, plan: Plan) -> Run:
 
 
 async def compared(sides: Sequence[Side], plan: Plan, rounds: int, say: Say) -> list[list[Run]]:
-    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each."""
-    workload = await calibrated(sides[0], plan)
+    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each.
+
+    Prompts of a round have the same lengths in other words: both sides may share an engine, and one
+    would find the other's in its prefix cache.
+    """
+    fitted = await calibrated(sides[0], plan)
+    workloads = [replace(fitted, side=str(number)) for number in range(len(sides))]
     runs: list[list[Run]] = [[] for _ in sides]
     for number in range(1, rounds + 1):
-        for one, found in zip(sides, runs, strict=True):
+        for one, workload, found in zip(sides, workloads, runs, strict=True):
             say(f"round {number} of {rounds}: {one.name}")
             found.append(await run_once(one, plan, workload, part=f"round {number}"))
     return runs
@@ -209,13 +265,15 @@ def _requests(side: Side, plan: Plan, prompts: Sequence[Prompt]) -> list[bytes]:
 
 
 NULL = "null"
+_KEYS = ("PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS")
 _STOP_S = 30.0
 
 
 @contextlib.contextmanager
 def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
     """The address of a target: an address as it is; a server of its own for "null" or a model,
-    which ends with the context. `serve_options` are those of `penstock serve`.
+    which ends with the context. `serve_options` are those of `penstock serve`. The server of a
+    model needs no key, and leaves the user's batches alone.
     """
     if is_address(target):
         yield target
@@ -224,12 +282,13 @@ def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
         argv = ["-m", "penstock.loadtest.null"]
     else:
         argv = ["-m", "penstock.cli", "serve", target, "--port", "0", *serve_options]
-        argv += ["--log-level", "warning"]
+        argv += ["--no-batches", "--log-level", "warning"]
     with subprocess.Popen(
         [sys.executable, *argv],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        env={name: value for name, value in os.environ.items() if name not in _KEYS},
         preexec_fn=partial(die_with_parent, os.getpid()),
     ) as process:
         try:

@@ -38,7 +38,7 @@ from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
 from penstock.service.content import is_full, left_over, unavailable
-from penstock.service.files import FileStore
+from penstock.service.files import FileStore, UploadStore
 from penstock.service.lines import (
     UNANSWERED,
     ServedLines,
@@ -47,7 +47,6 @@ from penstock.service.lines import (
     output_usage,
 )
 from penstock.service.run import Run
-from penstock.service.uploads import UploadStore
 from penstock.service.validation import Checked, Speed, check_input, too_late
 from penstock.types import Usage
 

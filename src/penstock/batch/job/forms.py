@@ -27,7 +27,7 @@ from penstock.batch.rows.row import RowForm
 from penstock.batch.rows.task_forms import ColumnSpeech, ColumnTranscripts, ColumnVectors
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import check_form
+from penstock.engines.media.audio import check_form
 from penstock.errors import ConfigError, printable
 from penstock.types import Sampling, TranscriptionRequest
 
@@ -245,7 +245,7 @@ def _template(given: str, field: str) -> Template:
 def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
     if source.columns:
         flat = isinstance(output, Output) and output.form == "csv"
-        form.check(source.columns, source.every_column(), flat=flat)
+        form.check(source.columns, source.every_column(form.columns or ()), flat=flat)
 
 
 def _repair(job: Job) -> Repair:

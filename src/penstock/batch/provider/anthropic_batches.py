@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -16,12 +16,13 @@ from msgspec import Raw, Struct, field
 from penstock.batch.provider.api import (
     CLOCKS_DIFFER_S,
     BatchApi,
+    BatchApiOptions,
     BatchState,
     cancelled,
     expired,
 )
+from penstock.batch.provider.engine import BatchApiEngine
 from penstock.batch.provider.ledger import Batch
-from penstock.batch.provider.options import BatchApiOptions
 from penstock.errors import ConfigError, RequestError, UnsupportedError, UpstreamError
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers
@@ -346,3 +347,13 @@ class AnthropicBatches(BatchApi):
 
 def _made_at(listed: dict[str, Any]) -> float:
     return datetime.fromisoformat(str(listed["created_at"])).timestamp()
+
+
+class AnthropicBatchEngine(BatchApiEngine):
+    """Anthropic's Message Batches. `model_source` is the model's name there."""
+
+    name: ClassVar[str] = "anthropic-batch"
+    api_class = AnthropicBatches
+
+    def check(self, sampling: Sampling) -> None:
+        check_sampling(sampling)

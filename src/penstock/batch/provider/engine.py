@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from msgspec import Struct
 
 from penstock.batch.pipeline.pipeline import EngineStep, Tries
-from penstock.batch.provider.anthropic_batches import AnthropicBatches, check_sampling
-from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
+from penstock.batch.provider.api import (
+    DECIDING,
+    BatchApi,
+    BatchApiOptions,
+    BatchState,
+    expired,
+    unanswered,
+)
 from penstock.batch.provider.ledger import Batch, Gathering, Ledger
-from penstock.batch.provider.openai_batches import OpenAIBatches
-from penstock.batch.provider.options import DECIDING, BatchApiOptions
 from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.row import Outcome, Row
 from penstock.config import parse_options
@@ -389,23 +393,6 @@ def _writing() -> Iterator[None]:
         raise JobError(f"the lines of a batch cannot be written: {error}") from error
 
 
-class OpenAIBatchEngine(BatchApiEngine):
-    """OpenAI's Batch API. `model_source` is the model's name there."""
-
-    name: ClassVar[str] = "openai-batch"
-    api_class = OpenAIBatches
-
-
-class AnthropicBatchEngine(BatchApiEngine):
-    """Anthropic's Message Batches. `model_source` is the model's name there."""
-
-    name: ClassVar[str] = "anthropic-batch"
-    api_class = AnthropicBatches
-
-    def check(self, sampling: Sampling) -> None:
-        check_sampling(sampling)
-
-
 @dataclass
 class ProviderStep(EngineStep):
     """Tells the engine which row asks, so that its lines have the same ids in each run."""
@@ -435,9 +422,8 @@ class ProviderStep(EngineStep):
         self.engine.let_go()
 
 
-def provider_engine(job: Job, name: str) -> BatchApiEngine:
+def provider_engine(job: Job, cls: type[BatchApiEngine]) -> BatchApiEngine:
     """The engine of a job through a provider's batches. Raises `ConfigError`."""
-    cls = OpenAIBatchEngine if name == OpenAIBatchEngine.name else AnthropicBatchEngine
     if job.runtime != "local":
         raise ConfigError(f"{cls.name} runs in this process", field="runtime", value=job.runtime)
     if job.replicas != 1:

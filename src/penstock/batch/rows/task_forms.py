@@ -28,7 +28,7 @@ from penstock.batch.rows.requests import (
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import audio_file
+from penstock.engines.media.audio import audio_file
 from penstock.errors import ContextLengthError, PenstockError, RequestError
 from penstock.types import EmbeddingRequest, Embeddings, SpeechRequest, TranscriptionRequest
 

@@ -19,7 +19,7 @@ from penstock.batch.stages.media import Loader
 from penstock.batch.stages.text import conversation, text_in
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import audio_file
+from penstock.engines.media.audio import audio_file
 from penstock.errors import (
     ConfigError,
     EngineError,

@@ -5,3 +5,9 @@ GenAI's objects. `model` finds and converts models. `constraints` writes constra
 tries and compiles them; `logits` reads log probabilities. Only files that run in the child
 processes import openvino_genai.
 """
+
+from penstock import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__, {"penstock.engines.openvino.engine": ("OpenVINOEngine",)}
+)

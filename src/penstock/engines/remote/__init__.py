@@ -6,3 +6,9 @@
 
 The forms are read without the engine's HTTP client, which is an extra.
 """
+
+from penstock import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__, {"penstock.engines.remote.engine": ("RemoteEngine",)}
+)

@@ -6,10 +6,9 @@ import re
 import pytest
 
 from jobs import ask, interrupted, numbered
+from penstock.batch import report
 from penstock.batch.job.result import Counts
-from penstock.batch.report import observed
-from penstock.batch.report.observed import Observed, Observer, Spread, load
-from penstock.batch.report.writing import page
+from penstock.batch.report import Observed, Observer, Spread, load, page
 from penstock.batch.rows.row import Outcome, Row, RowError
 from penstock.errors import ConfigError, EngineError, OutputError
 from penstock.types import Usage
@@ -92,6 +91,14 @@ async def test_a_place_that_cannot_be_is_refused(make_engine, report, error, wor
     assert engine.starts == 0
 
 
+async def test_no_report_in_the_state_of_its_job(tmp_path, make_engine, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.jsonl.penstock").mkdir()
+    for output in ("out.jsonl", tmp_path / "out.jsonl"):
+        with pytest.raises(ConfigError, match="lies in the input or in the job's state"):
+            await ask(numbered(1), output, make_engine(), report="out.jsonl.penstock/part-x.html")
+
+
 def test_memory_is_bounded(monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
@@ -127,7 +134,7 @@ def test_the_quantiles_of_a_spread():
 
 def test_a_report_of_nothing_and_a_damaged_memory(tmp_path):
     assert "0, 0 of them failed" in page("t", "complete", Counts(), Observed(), {})
-    (tmp_path / observed.FILE).write_text("{")
+    (tmp_path / report.FILE).write_text("{")
     assert load(tmp_path, 0) is None
     observer = Observer(tmp_path, 2)
     observer.save()
