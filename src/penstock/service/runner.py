@@ -185,7 +185,7 @@ class Runner:
             if is_full(error):
                 raise unavailable(error) from error
             fault = _fault_of(run, error)
-            if run.step is None or run.fault is not None:  # no answers, or it broke again
+            if not run.batch.counts.total or run.fault is not None:  # no answers, or broken again
                 await self._fail(run, [run.fault or fault])
                 return
             run.fail(fault)
