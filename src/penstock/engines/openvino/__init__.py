@@ -8,6 +8,10 @@ processes import openvino_genai.
 
 from penstock import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__, {"penstock.engines.openvino.engine": ("OpenVINOEngine",)}
-)
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.engines.openvino.engine import OpenVINOEngine as OpenVINOEngine
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__, {"penstock.engines.openvino.engine": ("OpenVINOEngine",)}
+    )

@@ -8,6 +8,10 @@ requests and outputs. Only `model` imports SGLang.
 
 from penstock import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__, {"penstock.engines.sglang.engine": ("SGLangEngine",)}
-)
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.engines.sglang.engine import SGLangEngine as SGLangEngine
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__, {"penstock.engines.sglang.engine": ("SGLangEngine",)}
+    )
