@@ -253,6 +253,14 @@ async def test_parts_that_find_no_room_to_be_joined(service, monkeypatch):
     assert (await client.uploads.complete(id, part_ids=parts)).status == "completed"
 
 
+async def test_content_that_is_gone_is_no_empty_answer(service):
+    client = service.openai()
+    file = await upload(client)
+    (service.service.folder / "files" / file.id).unlink()
+    with pytest.raises(openai.NotFoundError, match="is gone"):
+        await client.files.content(file.id)
+
+
 async def test_a_part_whose_storing_is_uncertain_is_forgotten(service, tmp_path):
     stores = await service.service.opened()
     id, (part,) = await parts_of(service.openai(), b"a")

@@ -53,10 +53,14 @@ class Content:
         await asyncio.to_thread(self._delete, id)
 
     async def pieces(self, id: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        """The bytes from `start` up to and without `end`, in pieces."""
+        """The bytes from `start` up to and without `end`, in pieces. It is open when this returns,
+        so that a response does not begin with what cannot be had.
+        """
         file = await asyncio.to_thread(self._open, id, start)
+        return self._pieces(file, end - start)
+
+    async def _pieces(self, file: Any, left: int) -> AsyncGenerator[bytes, None]:
         try:
-            left = end - start
             while left > 0:
                 piece = await asyncio.to_thread(self._read, file, min(_PIECE, left))
                 if not piece:

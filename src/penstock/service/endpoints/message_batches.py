@@ -275,7 +275,7 @@ async def _results(files: FileStore, batch: Batch, ids: list[str]) -> AsyncGener
         except NotStoredError:
             continue
         rest = b""
-        async for piece in files.content.pieces(id, 0, size):
+        async for piece in await files.content.pieces(id, 0, size):
             lines, newline, rest = (rest + piece).rpartition(b"\n")
             if newline:
                 yield b"".join(_result(line, failure) for line in lines.split(b"\n") if line)
