@@ -35,6 +35,7 @@ from penstock.engines.openvino.options import (
     DETERMINISTIC_OPTIONS,
     Load,
     OpenVINOOptions,
+    check_search_options,
 )
 from penstock.engines.openvino.speech.pieces import pieces_of
 from penstock.engines.process import Call
@@ -237,6 +238,8 @@ class OpenVINOEngine(WorkerEngine):
         await self._call("release_logits")
 
     def continue_prompt(self, request: GenerateRequest) -> Batches:
+        if request.beams is not None:
+            check_search_options(self.options)
         batches = super().continue_prompt(request)
         beside = is_biased(request.sampling) or needs_scores(request.sampling)
         return self._with_copy(batches) if beside else batches

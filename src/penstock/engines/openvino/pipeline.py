@@ -17,6 +17,7 @@ import openvino_genai as genai
 from msgspec.structs import asdict
 
 from penstock.cores import usable_cores
+from penstock.engines.beams import Beams
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
@@ -37,6 +38,11 @@ it adds them to each text, also where the model's own template has written them.
 """
 GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
+_STOP_CRITERIA = {
+    False: genai.StopCriteria.HEURISTIC,
+    True: genai.StopCriteria.EARLY,
+    "never": genai.StopCriteria.NEVER,
+}
 _LARGEST_MIN_P = 1.0 - 2.0**-24
 """GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 
@@ -150,9 +156,15 @@ class Pipelines:
 
 
 def generation_config(
-    sampling: Sampling, max_new_tokens: int, eos: int, stop_ids: set[int], options: OpenVINOOptions
+    sampling: Sampling,
+    max_new_tokens: int,
+    eos: int,
+    stop_ids: set[int],
+    options: OpenVINOOptions,
+    beams: Beams | None = None,
 ) -> Any:
     """GenAI's settings for one request. `stop_ids` are the model's own end tokens."""
+    samples = sampling.temperature > 0 and beams is None
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min(sampling.min_tokens, max_new_tokens),
@@ -164,7 +176,7 @@ def generation_config(
         frequency_penalty=sampling.frequency_penalty,
         logprobs=0 if sampling.logprobs is None else 1,
         apply_chat_template=False,
-        do_sample=sampling.temperature > 0,
+        do_sample=samples,
     )
     ends = set(sampling.stop_token_ids)
     if not config.ignore_eos:
@@ -176,7 +188,7 @@ def generation_config(
     if eos >= 0:
         config.set_eos_token_id(eos)
     config.stop_token_ids = ends
-    if sampling.temperature > 0:
+    if samples:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
         config.min_p = min(sampling.min_p, _LARGEST_MIN_P)
@@ -187,6 +199,12 @@ def generation_config(
         config.structured_output_config = genai.StructuredOutputConfig(
             grammar=sampling.structured.spec
         )
+    if beams is not None:
+        config.num_beams, config.num_return_sequences = beams.width, beams.answers
+        config.num_beam_groups = beams.groups
+        config.diversity_penalty = beams.diversity_penalty
+        config.length_penalty = beams.length_penalty
+        config.stop_criteria = _STOP_CRITERIA[beams.early_stopping]
     _speculate(config, options)
     return config
 

@@ -19,7 +19,11 @@ class Deltas:
         self._stop_ids = stop_ids
 
     def of(self, lane: Lane, requests: list[Request]) -> list[tuple[int, Delta]]:
-        """The new text of all requests, from one call of the detokenizer."""
+        """The new text of all requests, from one call of the detokenizer. A search that has ended
+        gives one delta a beam.
+        """
+        if any(request.answers for request in requests):
+            requests = [one for request in requests for one in request.answers or (request,)]
         windows: list[list[int]] = []
         for request in requests:
             new = request.ids[request.reported :]
@@ -62,7 +66,7 @@ class Deltas:
         elif start == 0:
             usage = Usage(request.prompt_tokens, 0, request.cached)
         return Delta(
-            0,
+            request.index,
             text,
             tuple(new),
             answer_logprobs(request, start, scored, self._tokenizer),

@@ -7,7 +7,7 @@ from typing import Any
 from penstock.engines.openvino.lanes.vision import Picture
 from penstock.engines.process import Submit
 from penstock.engines.sampling import StopStrings
-from penstock.kv.prefix_index import block_hashes
+from penstock.kv.prefix_index import BLOCK_SIZE, block_hashes
 from penstock.types import FinishReason
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -57,13 +57,30 @@ class Request:
         """How often it has left its slot for requests of the online class."""
         self.granted = False
         """Whether it keeps its slot until its next token, whoever comes."""
+        self.beams = submit.beams
+        self.answers: list[Request] = []
+        """The beams of a search that has ended, the best first."""
+        self.index = 0
+
+    @property
+    def slots(self) -> int:
+        """How many sequences it decodes."""
+        return 1 if self.beams is None else self.beams.width
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks of the KV cache that it takes at most. Beams share the prompt but for its last
+        block, and one that forks needs a block more for the copy.
+        """
+        prompt, new = -(-len(self.prompt) // BLOCK_SIZE), -(-self.max_new_tokens // BLOCK_SIZE)
+        return prompt + self.slots * (new + 2)
 
     @property
     def resumable(self) -> bool:
         """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
-        and the pipeline takes token ids.
+        and the pipeline takes token ids. The beams of a search are not known before its end.
         """
-        return self.sampling.structured is None and self.text is None
+        return self.sampling.structured is None and self.text is None and self.beams is None
 
     @property
     def resumes_exactly(self) -> bool:
