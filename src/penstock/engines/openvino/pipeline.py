@@ -131,7 +131,7 @@ class Pipelines:
         if options.draft_model:
             # The pipeline takes the draft model over: nothing else may hold it.
             properties["draft_model"] = genai.draft_model(
-                options.draft_model, options.draft_device or options.device
+                str(Path(options.draft_model).expanduser()), options.draft_device or options.device
             )
         if adapters is not None:
             properties["adapters"] = adapters
@@ -233,9 +233,9 @@ def _speculate(config: Any, options: OpenVINOOptions) -> None:
         config.max_ngram_size = options.prompt_lookup_max or _NGRAM
 
 
-def one_token(sees: bool) -> Any:
-    """The shortest prompt. A pipeline with eyes takes a text."""
-    return "a" if sees else ov.Tensor(np.zeros((1, 1), dtype=np.int64))
+def shortest_prompt(sees: bool) -> Any:
+    """A prompt that a head of EAGLE-3 takes too. A pipeline with eyes takes a text."""
+    return "a" if sees else ov.Tensor(np.zeros((1, 2), dtype=np.int64))
 
 
 def own_template(tokenizer: Any) -> str | None:
@@ -247,7 +247,7 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions, sees: bool) -> tuple
     """Blocks and bytes of a pipeline's KV cache, from a run that fills exactly one block."""
     config = genai.GenerationConfig(max_new_tokens=3, ignore_eos=True, apply_chat_template=False)
     _speculate(config, options)
-    handle = pipeline.add_request(0, one_token(sees), config)
+    handle = pipeline.add_request(0, shortest_prompt(sees), config)
     usage = 0.0
     # A request whose handle nobody holds is dropped.
     while handle.get_status() == RUNNING:
@@ -290,7 +290,7 @@ class Companions:
             config = genai.GenerationConfig(
                 max_new_tokens=_COMPANION_TOKENS, ignore_eos=True, apply_chat_template=False
             )
-            prompt = one_token(self._sees)
+            prompt = shortest_prompt(self._sees)
             self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
 
     def leave(self) -> bool:
