@@ -93,7 +93,7 @@ def test_messages(block: dict[str, Any], told: str) -> None:
 
 
 def test_a_message_without_content() -> None:
-    body = {"system": "Be brief.", "messages": [{"role": "user"}], "max_tokens": 5}
+    body = {"messages": [{"role": "user"}], "max_tokens": 5}
     assert refusal(MessageBody, body).param == "messages[0].content"
 
 

@@ -10,7 +10,7 @@ from penstock.openai.framing import ChatFramer, CompletionFramer, Framer
 from penstock.openai.messages_api import MessageFramer, message_body
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import Answers, chat_completion, usage_body
-from penstock.openai.responses_api import Reasoning, ResponseBody
+from penstock.openai.responses_api import Reasoning, ResponseBody, response_body
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 ABOUT: Any = {"id": "x", "created": 7, "model": 'a "model"'}
@@ -262,6 +262,19 @@ def test_a_second_message_of_a_response_has_the_log_probabilities_of_its_own_tex
     output = parsed(stream + framer.close())[-1]["response"]["output"]
     parts = [item["content"][0] for item in output if item["type"] == "message"]
     assert [[one["token"] for one in part["logprobs"]] for part in parts] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
+)
+def test_a_response_tells_why_it_is_incomplete(reason: Any, why: str) -> None:
+    body = ResponseBody(input="q")
+    about: Any = {"id": "1", "created": 1, "model": "m"}
+    deltas = [Delta(text="a"), Delta(finish_reason=reason, usage=Usage(1, 1))]
+    framer = ResponseFramer(body, **about)
+    stream = framer.open() + b"".join(map(framer.frame, deltas)) + framer.close()
+    for made in (response_body(Answers(deltas), body, **about), parsed(stream)[-1]["response"]):
+        assert (made["status"], made["incomplete_details"]) == ("incomplete", {"reason": why})
 
 
 def test_a_message_has_the_reasoning_as_a_block() -> None:

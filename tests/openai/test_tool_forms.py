@@ -207,6 +207,19 @@ def test_custom_calls_of_a_response_and_their_results_are_read_back():
             },
             "tool_choice.allowed_tools.tools",
         ),
+        (
+            {
+                "tools": TOOLS,
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "route", "x": 1}}],
+                    },
+                },
+            },
+            "tool_choice.allowed_tools.tools[0].function.x",
+        ),
     ],
 )
 def test_mistakes_name_their_parameter(fields, param):

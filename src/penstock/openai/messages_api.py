@@ -70,12 +70,19 @@ class MessageBody(EngineParameters, kw_only=True):
     service_tier: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def sent(self, made: int) -> str:
+        """Where the body has what the chat message number `made` was made of."""
+        places = ["system"] if self.system else []
+        for number, message in enumerate(self.messages):
+            places += [f"messages[{number}]"] * _messages_of(message)
+        return places[made]
+
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
         messages: list[Message] = []
         if self.system:
             messages.append({"role": "system", "content": _texts(self.system, "system")})
-        for number, message in enumerate(self.messages):
-            messages += _turn(message, f"messages[{number}]")
+        for message in self.messages:
+            messages += _turn(message, f"messages[{len(messages)}]")
         check_messages(messages)
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
@@ -172,6 +179,16 @@ def _turn(message: Message, where: str) -> list[Message]:
     if role == "assistant":
         turn |= reasoning_fields(thought)
     return [*results, turn] if parts or calls or not results else results
+
+
+def _messages_of(message: Message) -> int:
+    """How many chat messages `_turn` makes of one: at least the one that it refuses."""
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else []
+    kinds = [block.get("type") if isinstance(block, dict) else None for block in blocks]
+    results = kinds.count("tool_result")
+    others = any(kind in ("text", "image", "tool_use") for kind in kinds)
+    return results + (others or not results)
 
 
 def _texts(content: Any, where: str) -> str:

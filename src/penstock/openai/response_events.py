@@ -82,7 +82,7 @@ class ResponseFramer:
             events += self._start(_MESSAGE)
         status = status_of(self._reason)
         events += self._end_item(status)
-        response = self._response(status, self._total.usage)
+        response = self._response(status, self._total.usage, self._reason)
         if self._transfer:
             response["kv_transfer_params"] = self._transfer
         return events + self._event(f"response.{status}", response=response)
@@ -211,8 +211,10 @@ class ResponseFramer:
     def _place(self, kind: _Text) -> dict[str, Any]:
         return {"item_id": self._item_id, "output_index": len(self._done), kind.index: 0}
 
-    def _response(self, status: str, usage: Usage | None) -> dict[str, Any]:
-        return response_object(self._body, *self._about, status, list(self._done), usage)
+    def _response(
+        self, status: str, usage: Usage | None, reason: str | None = None
+    ) -> dict[str, Any]:
+        return response_object(self._body, *self._about, status, list(self._done), usage, reason)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1

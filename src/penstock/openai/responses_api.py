@@ -313,7 +313,8 @@ def response_body(
 ) -> dict[str, Any]:
     """Body of a finished response, from the first of `answers`."""
     text, calls = answers.texts.get(0, ""), answers.tool_calls.get(0, [])
-    status = status_of(answers.reasons.get(0))
+    reason = answers.reasons.get(0)
+    status = status_of(reason)
     output: list[Item] = []
     if thought := answers.reasoning.get(0):
         output.append(reasoning_item(f"rs_{id}", status, thought, summary=body.wants_summary))
@@ -323,7 +324,7 @@ def response_body(
     for call in calls:
         custom = call.name in named
         output.append(call_item(call.id, call.name, call.arguments, status, custom=custom))
-    made = response_object(body, id, created, model, status, output, answers.usage)
+    made = response_object(body, id, created, model, status, output, answers.usage, reason)
     if answers.kv_transfer_params:
         made["kv_transfer_params"] = answers.kv_transfer_params
     return made
@@ -384,8 +385,12 @@ def response_object(
     status: str,
     output: list[Item],
     usage: Usage | None,
+    reason: str | None = None,
 ) -> dict[str, Any]:
-    """A response as far as it is made; `usage` None while it is not complete."""
+    """A response as far as it is made; `usage` None while it is not complete. `reason` is why the
+    answer ended.
+    """
+    cut = "content_filter" if reason == "content_filter" else "max_output_tokens"
     conversation = body.conversation
     return {
         "id": f"resp_{id}",
@@ -393,7 +398,7 @@ def response_object(
         "created_at": created,
         "status": status,
         "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "incomplete_details": {"reason": cut} if status == "incomplete" else None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},

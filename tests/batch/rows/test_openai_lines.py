@@ -4,7 +4,7 @@ import json
 import pytest
 
 import penstock
-from penstock.errors import ConfigError, ContextLengthError, EngineError
+from penstock.errors import ConfigError, ContextLengthError, EngineError, RequestError
 from penstock.types import Embeddings, Usage
 
 
@@ -109,6 +109,20 @@ async def test_errors_of_the_engine_have_their_status(make_engine):
     ]
     assert found == [(400, "context_length_exceeded"), (500, "engine_error")]
     assert result.counts.failed == 2
+
+
+async def test_errors_name_what_the_line_has(make_engine):
+    def refuse(_):
+        raise RequestError("messages[1].content: no video", param="messages[1].content")
+
+    turns = [{"role": "user", "content": "hi"}]
+    source = [
+        line("a", {"system": "s", "messages": turns, "max_tokens": 1}, "/v1/messages"),
+        line("b", {"instructions": "s", "input": turns}, "/v1/responses"),
+    ]
+    rows = (await answer(source, make_engine(refuse))).rows()
+    told = [row["response"]["body"]["error"]["message"] for row in rows]
+    assert told == ["messages[0].content: no video", "input.content: no video"]
 
 
 async def test_lines_that_are_wrong_themselves(make_engine, tmp_path):

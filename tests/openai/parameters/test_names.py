@@ -3,9 +3,9 @@ import pytest
 from penstock.errors import ContextLengthError, RequestError
 from penstock.openai.extensions import ClassifyBody
 from penstock.openai.messages_api import MessageBody
+from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody
-from penstock.serve.api.exchange import in_words_of
 
 ASK = [{"role": "user", "content": "hi"}]
 BODIES = {
@@ -52,6 +52,43 @@ def test_an_error_names_what_was_sent(form, body, given, shown):
     assert found.param == shown
     if "_" in given:  # others are words of plain text, too
         assert str(found) == f"{shown} must be at least 1"
+
+
+TURNS = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]},
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "a", "content": "1"},
+            {"type": "tool_result", "tool_use_id": "b", "content": "2"},
+            {"type": "text", "text": "and now?"},
+        ],
+    },
+    {"role": "user", "content": [{"type": "text", "text": "well?"}]},
+]
+
+
+@pytest.mark.parametrize(("system", "places"), [(None, []), ("Be brief.", ["system"])])
+def test_an_error_of_a_chat_message_names_the_turn_that_it_was_made_of(system, places):
+    body = parse_body(MessageBody, {"messages": TURNS, "system": system, "max_tokens": 5})
+    assert body.request().messages[-1]["content"][0]["text"] == "well?"
+    places = places + [f"messages[{number}]" for number in (0, 1, 2, 2, 2, 3)]
+    assert len(body.request().messages) == len(places)
+    for made, place in enumerate(places):
+        where = f"messages[{made}].content"
+        shown = in_words_of(body, RequestError(f"{where}: no 'video'", param=where))
+        assert (shown.param, str(shown)) == (f"{place}.content", f"{place}.content: no 'video'")
+
+
+def test_a_turn_that_cannot_be_read_is_named_as_sent():
+    turns = [*TURNS, {"role": "user", "content": [{"type": "video"}]}]
+    body = parse_body(MessageBody, {"messages": turns, "system": "Hm.", "max_tokens": 5})
+    with pytest.raises(RequestError) as told:
+        body.request()
+    shown = in_words_of(body, told.value)
+    assert shown.param == "messages[4]"
+    assert str(shown).startswith("messages[4].content: blocks of type 'video'")
 
 
 def test_an_error_of_nothing_that_was_sent_stays_as_it_is():

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from penstock.batch.rows.repair import collect
 from penstock.engines.decisions.checks import check_questions
 from penstock.engines.tasks import Tasks
-from penstock.errors import RequestError, UnsupportedError
+from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai import responses
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
@@ -26,6 +27,7 @@ from penstock.openai.extensions import (
     score_list,
 )
 from penstock.openai.messages_api import MessageBody, message_body
+from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.types import Decisions, Usage
@@ -35,11 +37,12 @@ _STORED = ("previous_response_id", "conversation", "background")
 
 class Asked(NamedTuple):
     """What a line asks: requests in the engine's neutral form. Beside these, `shape` decides what
-    the answer's body looks like.
+    the answer's body looks like. `body` is what they were made of.
     """
 
     requests: Sequence[Any]
     shape: Any = None
+    body: Struct | None = None
 
 
 class Naming(NamedTuple):
@@ -61,17 +64,17 @@ class Answered(NamedTuple):
 
 
 class LineEndpoint(NamedTuple):
-    """`read` makes requests of a body and the name of an adapter; raises `RequestError`. `answer`
-    has a model answer them; raises what the model raises.
+    """`read` makes requests of a body in this `form` and the name of an adapter; raises
+    `RequestError`. `answer` has a model answer them; raises what the model raises.
     """
 
+    form: type[Struct]
     read: Callable[[Any, str | None], Asked]
     answer: Callable[[Tasks, Asked, Naming], Awaitable[Answered]]
     adapters: bool = False
 
 
-def _chat(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(ChatBody, body)
+def _chat(asked: ChatBody, adapter: str | None) -> Asked:
     form = None if asked.tool_form.plain else asked.tool_form
     return Asked([asked.request(adapter=adapter, stream=False)], form)
 
@@ -84,8 +87,7 @@ async def _answer_chat(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, answers.reasons[0], answers.usage)
 
 
-def _completion(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(CompletionBody, body)
+def _completion(asked: CompletionBody, adapter: str | None) -> Asked:
     return Asked(asked.requests(adapter=adapter, stream=False), asked.best)
 
 
@@ -97,8 +99,7 @@ async def _answer_completion(model: Tasks, asked: Asked, to: Naming) -> Answered
     return Answered(body, answers[0].reasons[0], sum((one.usage for one in answers), Usage()))
 
 
-def _response(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(ResponseBody, body)
+def _response(asked: ResponseBody, adapter: str | None) -> Asked:
     for name in _STORED:
         if getattr(asked, name):
             raise RequestError(f"a line of a batch has no {name}: send all items", param=name)
@@ -112,8 +113,8 @@ async def _answer_response(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, answers.reasons[0], answers.usage)
 
 
-def _message(body: Any, adapter: str | None) -> Asked:
-    return Asked([replace(parse_body(MessageBody, body).request(adapter=adapter), stream=False)])
+def _message(asked: MessageBody, adapter: str | None) -> Asked:
+    return Asked([replace(asked.request(adapter=adapter), stream=False)])
 
 
 async def _answer_message(model: Tasks, asked: Asked, to: Naming) -> Answered:
@@ -122,8 +123,7 @@ async def _answer_message(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, answers.reasons[0], answers.usage)
 
 
-def _embedding(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(EmbeddingBody, body)
+def _embedding(asked: EmbeddingBody, adapter: str | None) -> Asked:
     return Asked([asked.request()], True if asked.encoding_format == "base64" else None)
 
 
@@ -138,8 +138,8 @@ def _deciding(
 ) -> LineEndpoint:
     """An endpoint for decisions, which are asked for in a body of this form."""
 
-    def read(body: Any, adapter: str | None) -> Asked:
-        request = parse_body(form, body).request()
+    def read(asked: DecisionBody | SystemOneBody, adapter: str | None) -> Asked:
+        request = asked.request()
         check_questions(request.questions)
         return Asked([request])
 
@@ -147,11 +147,11 @@ def _deciding(
         found = await model.decide(asked.requests[0])
         return Answered(written(found, to.model), "stop", found.usage)
 
-    return LineEndpoint(read, answer)
+    return LineEndpoint(form, read, answer)
 
 
-def _score(body: Any, adapter: str | None) -> Asked:
-    return Asked(parse_body(ScoreBody, body).requests())
+def _score(asked: ScoreBody, adapter: str | None) -> Asked:
+    return Asked(asked.requests())
 
 
 async def _answer_score(model: Tasks, asked: Asked, to: Naming) -> Answered:
@@ -161,8 +161,7 @@ async def _answer_score(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", usage)
 
 
-def _rerank(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(RerankBody, body)
+def _rerank(asked: RerankBody, adapter: str | None) -> Asked:
     return Asked([asked.request()], asked)
 
 
@@ -172,8 +171,7 @@ async def _answer_rerank(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", found.usage)
 
 
-def _classify(body: Any, adapter: str | None) -> Asked:
-    asked = parse_body(ClassifyBody, body)
+def _classify(asked: ClassifyBody, adapter: str | None) -> Asked:
     if asked.labels is None:
         return Asked([asked.request()], "classes")
     requests = asked.decisions()
@@ -190,14 +188,14 @@ async def _answer_classify(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", classes.usage)
 
 
-_RERANK = LineEndpoint(_rerank, _answer_rerank)
-_SCORE = LineEndpoint(_score, _answer_score)
+_RERANK = LineEndpoint(RerankBody, _rerank, _answer_rerank)
+_SCORE = LineEndpoint(ScoreBody, _score, _answer_score)
 ENDPOINTS: dict[str, LineEndpoint] = {
-    "/v1/chat/completions": LineEndpoint(_chat, _answer_chat, adapters=True),
-    "/v1/completions": LineEndpoint(_completion, _answer_completion, adapters=True),
-    "/v1/embeddings": LineEndpoint(_embedding, _answer_embedding),
-    "/v1/responses": LineEndpoint(_response, _answer_response, adapters=True),
-    "/v1/messages": LineEndpoint(_message, _answer_message, adapters=True),
+    "/v1/chat/completions": LineEndpoint(ChatBody, _chat, _answer_chat, adapters=True),
+    "/v1/completions": LineEndpoint(CompletionBody, _completion, _answer_completion, adapters=True),
+    "/v1/embeddings": LineEndpoint(EmbeddingBody, _embedding, _answer_embedding),
+    "/v1/responses": LineEndpoint(ResponseBody, _response, _answer_response, adapters=True),
+    "/v1/messages": LineEndpoint(MessageBody, _message, _answer_message, adapters=True),
     "/v1/decisions": _deciding(DecisionBody, decision_object),
     "/v1/systemone": _deciding(SystemOneBody, systemone_object),
     "/v1/score": _SCORE,
@@ -205,7 +203,7 @@ ENDPOINTS: dict[str, LineEndpoint] = {
     "/v1/rerank": _RERANK,
     "/v2/rerank": _RERANK,
     "/rerank": _RERANK,
-    "/classify": LineEndpoint(_classify, _answer_classify),
+    "/classify": LineEndpoint(ClassifyBody, _classify, _answer_classify),
 }
 """By the URL of a line."""
 
@@ -222,4 +220,8 @@ def read_line(url: str, body: Any, adapter: str | None) -> Asked:
             "a line of a batch is answered whole: leave stream out, or set it to false",
             param="stream",
         )
-    return endpoint.read(body, adapter)
+    parsed = parse_body(endpoint.form, body)
+    try:
+        return endpoint.read(parsed, adapter)._replace(body=parsed)
+    except PenstockError as error:
+        raise in_words_of(parsed, error) from None

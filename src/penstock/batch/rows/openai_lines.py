@@ -28,6 +28,7 @@ from penstock.errors import (
 )
 from penstock.openai import responses
 from penstock.openai.messages_api import message_error
+from penstock.openai.parameters.names import in_words_of
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
@@ -105,6 +106,9 @@ class OpenAILines(EngineForm):
         return Outcome(msgspec.json.encode(body).decode(), None, reason, usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        asked = row.request.asked if isinstance(row.request, _Request) else None
+        if asked is not None and asked.body is not None:
+            error = in_words_of(asked.body, error)
         outcome = super().failure(row, error, stage, attempts)
         if stage != "read" and not isinstance(error, LineError):
             anthropic = (row.values or {}).get("url") == MESSAGES

@@ -101,7 +101,17 @@ _TOOL = Shape(
     kind="function",
 )
 _NAMED = _shape("name")
-_CHOICE = _shape("type", function=_NAMED, custom=_NAMED, allowed_tools=_shape("mode tools"))
+_ALLOWED = Shape(
+    kinds={
+        "function": _shape("type", function=_NAMED),
+        "custom": _shape("type", custom=_NAMED),
+    },
+    kind="function",
+    closed=True,
+)
+_CHOICE = _shape(
+    "type", function=_NAMED, custom=_NAMED, allowed_tools=_shape("mode", tools=_ALLOWED)
+)
 _OF_SCHEMAS = "name description strict"
 _FORMAT = Shape(
     kinds={
@@ -204,7 +214,7 @@ INSIDE: Mapping[str, Mapping[str, Shape]] = {
     "ResponseBody": {
         "input": _ITEM,
         "tools": _ITEM_TOOL,
-        "tool_choice": _shape("type name mode tools"),
+        "tool_choice": _shape("type name mode", tools=_shape("type name")),
         "text": _shape("verbosity", format=_FORMAT),
         "conversation": _shape("id"),
     },

@@ -7,18 +7,15 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import msgspec
-from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from penstock.errors import (
-    ContextLengthError,
     PenstockError,
     RequestError,
     ShuttingDownError,
@@ -26,6 +23,7 @@ from penstock.errors import (
 )
 from penstock.llm_config.batch import CLASS_HEADER
 from penstock.observability import Span, escaped, gather_queue_times
+from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
@@ -380,32 +378,3 @@ def check_template(template: str | None, exchange: Exchange) -> None:
         raise RequestError(
             "this server takes no chat templates from requests", param="chat_template"
         )
-
-
-_MADE = ("messages", "questions")
-
-
-def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
-    """The error with the names that the request's body has: the same object if it has them.
-
-    Messages made from `input` (or questions) have no index in the client's body, so the index is
-    dropped.
-    """
-    names: dict[str, str] = getattr(body, "names", {})
-    given = error.param
-    if given is None and isinstance(error, ContextLengthError):
-        given = "prompt"
-    if given is None:
-        return error
-    name, end = re.match(r"([^.\[]*)(.*)", given, re.DOTALL).groups()  # type: ignore[union-attr]
-    made = name in _MADE and name in names
-    named = names[name] if made else names.get(name, name) + end
-    if named == error.param:
-        return error
-    shown = copy(error)
-    shown.param = named
-    if made:
-        shown.args = (re.sub(rf"\b{name}\[\d+\]|^{name}(?=:)", named, str(error)),)
-    elif name in names and "_" in name:  # others are words of plain text, too
-        shown.args = (re.sub(rf"\b{name}\b", names[name], str(error)),)
-    return shown
