@@ -55,7 +55,10 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "`max_num_batched_tokens` 2048": {"max_num_batched_tokens": 2048},
     "`num_threads` 1": {"num_threads": 1},
     "`weight_format` int8 over fp16": {"weight_format": "int8"},
-    "`weight_format` int4 over fp16": {"weight_format": "int4"},
+    "`weight_format` int4 over fp16": {
+        "weight_format": "int4",
+        "conversion": {"group_size": 64},
+    },
 }
 _fresh = itertools.count()
 

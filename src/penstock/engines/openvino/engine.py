@@ -21,7 +21,7 @@ from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
-from penstock.engines.openvino.model.draft import check_draft
+from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import MODEL_KINDS, sees
 from penstock.engines.openvino.model.source import (
     check_tokenizer,
@@ -151,6 +151,9 @@ class OpenVINOEngine(WorkerEngine):
                 lambda: self.idle_seconds < SERVING_SECONDS,
             )
         options = self.options
+        if needs_whole_prompts(options):
+            step = max(options.max_num_batched_tokens, files.context_length)
+            options = msgspec.structs.replace(options, max_num_batched_tokens=step)
         if self.cores is not None and not options.num_threads and options.device == "CPU":
             options = _for_this_machine(
                 msgspec.structs.replace(options, num_threads=len(self.cores))

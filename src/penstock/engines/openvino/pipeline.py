@@ -18,6 +18,7 @@ from msgspec.structs import asdict
 
 from penstock.cores import usable_cores
 from penstock.engines.beams import Beams
+from penstock.engines.openvino.model.draft import needs_whole_prompts
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
@@ -118,6 +119,7 @@ class Pipelines:
             max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
         )
         scheduler.enable_prefix_caching = options.enable_prefix_caching
+        scheduler.dynamic_split_fuse = not needs_whole_prompts(options)
         _leave_out(scheduler, options)
         if self._exact_blocks:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions

@@ -28,7 +28,7 @@ def check_draft(options: OpenVINOOptions, target: Path) -> None:
         raise EngineStartError(
             f"{named} is no directory with an openvino_model.xml: give a model in OpenVINO's form"
         )
-    if path.suffix == ".gguf" or not is_eagle(path):
+    if not _is_eagle(path):
         return
     if options.assistant_confidence_threshold is not None:
         raise EngineStartError(
@@ -48,9 +48,16 @@ def check_draft(options: OpenVINOOptions, target: Path) -> None:
         )
 
 
-def is_eagle(path: Path) -> bool:
-    """Whether a directory in OpenVINO's form holds a head of EAGLE-3, as optimum-intel marks it."""
-    return _marked(path, b'<eagle3_mode value="True"')
+def needs_whole_prompts(options: OpenVINOOptions) -> bool:
+    """Whether a step must compute prompts whole. GenAI 2026.4.1 lets a draft model of its own go on
+    from a prompt of which the larger one has computed a part, and answers wrongly then.
+    """
+    return options.draft_model is not None and not _is_eagle(Path(options.draft_model).expanduser())
+
+
+def _is_eagle(path: Path) -> bool:
+    """Whether it is a head of EAGLE-3, as optimum-intel marks it."""
+    return path.suffix != ".gguf" and _marked(path, b'<eagle3_mode value="True"')
 
 
 def _marked(path: Path, mark: bytes) -> bool:
