@@ -24,7 +24,7 @@ def bare(model: str, rows: int, tokens: int) -> tuple[int, float]:
 
 def penstock(model: str, rows: int, tokens: int) -> tuple[int, float]:
     """A whole job: rows in, JSONL file with a journal out."""
-    from penstock.engines.openvino import OpenVINOEngine
+    from penstock.engines.openvino.engine import OpenVINOEngine
     from penstock.loadtest.bare_loop import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 
     async def job() -> tuple[int, float]:

@@ -145,7 +145,7 @@ class _Penstock:
     def __init__(self, model: str, _: str) -> None:
         import asyncio
 
-        from penstock.engines.openvino import OpenVINOEngine
+        from penstock.engines.openvino.engine import OpenVINOEngine
 
         self._loop = asyncio.new_event_loop()
         self._engine = OpenVINOEngine(model)

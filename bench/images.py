@@ -152,7 +152,7 @@ def bare(folder: Path, tokens: int) -> tuple[list[str], float]:
 def penstock(folder: Path, tokens: int) -> tuple[list[str], float]:
     """A whole job: Parquet in, JSONL file with a journal out."""
     from penstock import arun
-    from penstock.engines.openvino import OpenVINOEngine
+    from penstock.engines.openvino.engine import OpenVINOEngine
     from penstock.loadtest.bare_loop import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 
     async def job() -> tuple[list[str], float]:

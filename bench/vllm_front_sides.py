@@ -40,7 +40,7 @@ def generate(rows: int, tokens: int) -> tuple[int, float]:
 
 def penstock(rows: int, tokens: int) -> tuple[int, float]:
     """A whole job: rows in, JSONL file with a journal out."""
-    from penstock.engines.vllm import VLLMEngine
+    from penstock.engines.vllm.engine import VLLMEngine
     from penstock.testing import answer, chat_request
 
     async def job() -> tuple[int, float]:

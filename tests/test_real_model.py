@@ -185,7 +185,7 @@ def test_a_prompt_beyond_the_context_is_refused(client):
 
 async def test_a_text_that_its_tokenizer_would_cut_is_refused(smollm2):
     """A GGUF file's tokenizer cuts at 8,192 tokens in silence."""
-    from penstock.engines.openvino import OpenVINOEngine
+    from penstock.engines.openvino.engine import OpenVINOEngine
     from penstock.errors import ContextLengthError
 
     engine = OpenVINOEngine(smollm2)

@@ -8,8 +8,8 @@ from penstock import lazy
 __version__ = "0.1.0"
 
 lazy.RUNTIME_ENGINES["local"] = "penstock.serve.models.replicated_engine:ReplicatedEngine"
-lazy.RUNTIME_ENGINES["ray"] = "penstock.ray.engine:RayEngine"
-lazy.RUNTIME_SERVERS["ray"] = "penstock.ray.hosts:RayHosts"
+lazy.RUNTIME_ENGINES["ray"] = "penstock.ray.cluster:RayEngine"
+lazy.RUNTIME_SERVERS["ray"] = "penstock.ray.deployments:RayHosts"
 lazy.RUNTIME_DATASETS["ray"] = "penstock.ray.data:process_dataset"
 
 # Type checkers know this name; importing typing takes longer than importing this package.

@@ -448,7 +448,7 @@ class Speech(Struct, frozen=True):
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """How long the speech lasts."""
         return len(self.pcm) / 2 / self.rate
 
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from penstock import demo
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.testing import EngineContract, answer, chat_request, count_right
 from penstock.types import CompletionRequest, Sampling
 

@@ -1,8 +1,8 @@
 import pytest
 
 from penstock.loadtest.client import Sample
-from penstock.loadtest.load import Run
 from penstock.loadtest.statistics import Ratio, Targets, knee, quantile, ratio, summary
+from penstock.loadtest.study import Run
 
 
 def sample(first=0.1, end=0.5, tokens=5, due=0.0, **more):

@@ -1,11 +1,26 @@
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
 from penstock.errors import ConfigError, UpstreamError
 from penstock.loadtest.client import Sample, Server
-from penstock.loadtest.study import Load, Plan, Side, calibrated, compared, measured, swept
+from penstock.loadtest.study import (
+    Load,
+    Plan,
+    Side,
+    address_of,
+    calibrated,
+    closed_loop,
+    compared,
+    is_address,
+    measured,
+    open_loop,
+    poisson,
+    ramp,
+    swept,
+)
 from penstock.loadtest.workload import Trace, Workload
 
 
@@ -35,9 +50,9 @@ class Words(Server):
         )
 
 
-def plan(**more):
+def plan(tokens_per_word=None, **more):
     more = {"load": Load(clients=2), "requests": 4, "warmup": 2, **more}
-    return Plan(Workload("gsm8k"), **more)
+    return Plan(Workload("gsm8k", tokens_per_word=tokens_per_word), **more)
 
 
 async def test_the_tokens_of_a_word_are_measured():
@@ -51,16 +66,25 @@ async def test_a_server_that_answers_nothing_is_left_at_once():
         await measured(Side("a", Words(error="HTTP 503"), "m"), plan())
 
 
-async def test_two_sides_take_turns_with_the_same_prompts():
+async def test_two_sides_take_turns_with_prompts_of_the_same_lengths():
     log: list[tuple[Server, str]] = []
     sides = [Side(name, Words(log), "m") for name in "ab"]
     told: list[str] = []
     runs = await compared(sides, plan(tokens_per_word=1.0), 2, told.append)
     assert told == [f"round {n} of 2: {name}" for n in (1, 2) for name in "ab"]
     assert [[len(run.samples) for run in one] for one in runs] == [[4, 4], [4, 4]]
-    asked = {side.name: [text for server, text in log if server is side.server] for side in sides}
-    assert asked["a"] == asked["b"]
-    assert len(set(asked["a"])) == len(asked["a"])  # no round repeats another's
+    texts = {side.name: [text for server, text in log if server is side.server] for side in sides}
+    lengths = {name: [len(text.split()) for text in one] for name, one in texts.items()}
+    assert lengths["a"] == lengths["b"]
+    assert len({text for _, text in log}) == len(log)  # none is in a prefix cache
+
+
+async def test_no_round_repeats_the_prompts_of_a_trace():
+    log: list[tuple[Server, str]] = []
+    sides = [Side(name, Words(log), "m") for name in "ab"]
+    load = Load(trace=Trace([0.0, 0.0], [(20, 3), (30, 4)]))
+    await compared(sides, plan(tokens_per_word=1.0, load=load), 2, lambda _: None)
+    assert len({text for _, text in log}) == len(log)
 
 
 async def test_a_sweep_goes_from_level_to_level():
@@ -89,3 +113,102 @@ def test_a_load_is_of_one_kind():
         "2 requests/s",
         "1 to 2 requests/s in 3 s",
     ]
+
+
+def test_a_poisson_process_keeps_its_rate_and_its_seed():
+    times = poisson(5.0, 2_000, seed=1)
+    assert times == sorted(times) == poisson(5.0, 2_000, seed=1)
+    assert times != poisson(5.0, 2_000, seed=2)
+    assert times[-1] == pytest.approx(400, rel=0.1)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 20), (20, 0), (10, 10)])
+def test_a_ramp_has_its_mean_rate_and_its_direction(first, last):
+    times = ramp(first, last, 200, seed=1)
+    assert times == sorted(times)
+    assert times[-1] < 200
+    assert len(times) == pytest.approx((first + last) / 2 * 200, rel=0.1)
+    early = sum(time < 100 for time in times) / len(times)
+    assert early == pytest.approx({0: 0.25, 20: 0.75, 10: 0.5}[first], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_one"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("localhost:8000", True),
+        ("localhost:8000/v1", True),
+        ("demo", False),
+        ("null", False),
+        ("./llama-ir", False),
+        ("org/name", False),
+        ("a:b", False),
+    ],
+)
+def test_addresses(target, is_one):
+    assert is_address(target) is is_one
+
+
+def test_the_server_of_a_model_needs_no_key_and_takes_up_no_batches(monkeypatch, tmp_path):
+    monkeypatch.setenv("PENSTOCK_API_KEYS", "sk-secret")
+    monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "sk-admin")
+    started: dict[str, Any] = {}
+
+    class Process:
+        stdout = iter(["Listening on http://127.0.0.1:5 (demo)\n"])
+
+        def __init__(self, argv, env, **options):
+            started.update(argv=argv, env=env)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def send_signal(self, number): ...
+
+        def wait(self, seconds): ...
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    with address_of("demo") as url:
+        assert url == "http://127.0.0.1:5"
+    assert "--no-batches" in started["argv"]
+    assert "PATH" in started["env"]
+    assert not [name for name in started["env"] if "KEYS" in name]
+
+
+class Counting(Server):
+    """Answers after two turns of the loop, and notes how many requests it has at once."""
+
+    def __init__(self):
+        super().__init__("http://counting")
+        self.now = self.most = 0
+        self.asked: list[tuple[bytes, float | None]] = []
+
+    async def ask(self, request, due=None):
+        self.asked.append((request, due))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.now -= 1
+        return Sample(due or 0.0)
+
+
+async def test_a_closed_loop_keeps_its_clients_busy_and_asks_each_request_once():
+    server = Counting()
+    run = await closed_loop(server, [b"%d" % number for number in range(10)], 3)
+    assert server.most == 3
+    assert sorted(request for request, _ in server.asked) == [b"%d" % n for n in range(10)]
+    assert len(run.samples) == 10
+    assert run.seconds > 0
+    assert run.cpu_seconds >= 0
+
+
+async def test_an_open_loop_waits_for_no_answer_and_says_when_each_was_due():
+    server = Counting()
+    run = await open_loop(server, [b"a", b"b", b"c"], [0.0, 0.0, 0.001])
+    assert server.most >= 2
+    dues = [due for _, due in server.asked]
+    assert [round((due or 0) - (dues[0] or 0), 6) for due in dues] == [0, 0, 0.001]
+    assert len(run.samples) == 3

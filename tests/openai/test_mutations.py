@@ -15,7 +15,7 @@ from penstock.openai.extensions import ClassifyBody, RerankBody, ScoreBody, Toke
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody, items_of
-from penstock.serve.api.endpoints.conversations import ConversationBody
+from penstock.serve.api.endpoints.responses import ConversationBody
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
 FUNCTION = {"name": "a", "description": "d", "parameters": SCHEMA, "strict": True}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ray_configurations as cases
-from penstock.llm_config.accelerators import NAMES
+from penstock.llm_config.engine_config import NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

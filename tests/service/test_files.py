@@ -13,7 +13,7 @@ import pytest
 
 from batch_service import batch_service, line, lines
 from penstock.errors import RequestError, UnavailableError
-from penstock.service.uploads import UploadStore
+from penstock.service.files import UploadStore
 
 CONTENT = lines([line("a"), line("b")])
 

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings

@@ -56,7 +56,7 @@ from penstock.garbage import collected_seldom
 if TYPE_CHECKING:
     from penstock.batch.cache.shared import SharedCache
     from penstock.batch.job.plan import Plan
-    from penstock.batch.report.observed import Observer
+    from penstock.batch.report import Observer
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20

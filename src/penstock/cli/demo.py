@@ -45,7 +45,7 @@ def demo(output: str) -> None:
 
 async def _demo(output: str) -> None:
     from penstock.batch.job.job import Job
-    from penstock.engines.openvino import OpenVINOEngine
+    from penstock.engines.openvino.engine import OpenVINOEngine
 
     with tickets_path().open(encoding="utf-8") as file:
         gold = [json.loads(line) for line in file]

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from penstock.engines.supervisor import Supervisor
 
 ENGINES: dict[str, str] = {
-    "openvino": "penstock.engines.openvino:OpenVINOEngine",
+    "openvino": "penstock.engines.openvino.engine:OpenVINOEngine",
     "remote": "penstock.engines.remote.engine:RemoteEngine",
-    "sglang": "penstock.engines.sglang:SGLangEngine",
+    "sglang": "penstock.engines.sglang.engine:SGLangEngine",
     "simulated": "penstock.engines.simulated.engine:SimulatedEngine",
-    "vllm": "penstock.engines.vllm:VLLMEngine",
+    "vllm": "penstock.engines.vllm.engine:VLLMEngine",
 }
 
 

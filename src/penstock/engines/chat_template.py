@@ -25,8 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from penstock.errors import ConfigError, RequestError
-from penstock.openai.tools import arguments_as_objects
-from penstock.openai.tools_as_text import has_tools, tools_as_text
+from penstock.openai.tools import arguments_as_objects, has_tools, tools_as_text
 from penstock.types import ChatRequest, Message
 
 _MOST_TRIED = 50

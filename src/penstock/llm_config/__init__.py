@@ -1,9 +1,9 @@
 """`LLMConfig`: one model, how to load it, and how to serve it."""
 
-from penstock.llm_config.accelerators import accelerator_name as accelerator_name
 from penstock.llm_config.engine_config import (
     EngineConfig as EngineConfig,
     Parallelism as Parallelism,
+    accelerator_name as accelerator_name,
     parallelism as parallelism,
 )
 from penstock.llm_config.model import (

@@ -11,10 +11,15 @@ from msgspec.structs import force_setattr
 from penstock import env
 from penstock.config import Items, Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
-from penstock.llm_config.accelerators import Kind, accelerator_name, kind_of, kind_of_bundles
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
-from penstock.llm_config.engine_config import EngineConfig
+from penstock.llm_config.engine_config import (
+    EngineConfig,
+    Kind,
+    accelerator_name,
+    kind_of,
+    kind_of_bundles,
+)
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -212,6 +217,12 @@ class DeploymentConfig(Items, kw_only=True):
     placement_group_strategy: Any = None
 
     def __post_init__(self) -> None:
+        if self.num_replicas == 0:
+            raise ConfigError(
+                "must be at least 1, not 0",
+                field="deployment_config.num_replicas",
+                hint="With autoscaling_config.min_replicas 0 a model starts when it is asked.",
+            )
         for name in ("placement_group_bundles", "placement_group_strategy"):
             if getattr(self, name) is not None:
                 raise ConfigError(

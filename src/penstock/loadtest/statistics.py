@@ -9,7 +9,7 @@ from statistics import fmean, median
 from msgspec import Struct
 
 from penstock.loadtest.client import Sample
-from penstock.loadtest.load import Run
+from penstock.loadtest.study import Run
 
 
 class Spread(Struct, frozen=True):

@@ -1,15 +1,28 @@
-"""Measurements of servers: one, two in turn, or one under growing load."""
+"""Measurements of servers: one, two in turn, or one under growing load. A server runs already, or
+is started for the measurement.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from penstock.errors import ConfigError, UpstreamError
-from penstock.loadtest.arrivals import poisson, ramp
-from penstock.loadtest.client import Server
-from penstock.loadtest.load import Run, closed_loop, open_loop
+from penstock.engines.process import die_with_parent
+from penstock.errors import ConfigError, EngineStartError, UpstreamError
+from penstock.loadtest.client import Sample, Server
 from penstock.loadtest.workload import (
     Prompt,
     Trace,
@@ -18,6 +31,87 @@ from penstock.loadtest.workload import (
     calibration,
     tokens_of_a_word,
 )
+from penstock.observability import counted
+
+
+@dataclass(frozen=True)
+class Run:
+    """The samples of a run, its length, and the CPU time of the load generator, in seconds."""
+
+    samples: list[Sample]
+    seconds: float
+    cpu_seconds: float
+
+
+async def closed_loop(server: Server, requests: Sequence[bytes], clients: int) -> Run:
+    """So many clients, each of which asks again as soon as it has its answer."""
+    left = iter(requests)
+    samples: list[Sample] = []
+
+    async def client(left: Iterator[bytes]) -> None:
+        for request in left:
+            samples.append(await server.ask(request))
+
+    start, cpu = _clocks()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(clients, len(requests))):
+            group.create_task(client(left))
+    return _run(samples, start, cpu)
+
+
+async def open_loop(server: Server, requests: Sequence[bytes], times: Sequence[float]) -> Run:
+    """Each request at its time, whether or not earlier ones are answered. Latencies count from
+    that time, so that a late send hides nothing.
+    """
+    loop = asyncio.get_running_loop()
+    start, cpu = _clocks()
+    tasks = []
+    for request, time_of in zip(requests, times, strict=True):
+        due = start + time_of
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        tasks.append(loop.create_task(server.ask(request, due)))
+    return _run(list(await asyncio.gather(*tasks)), start, cpu)
+
+
+def _clocks() -> tuple[float, float]:
+    gc.collect()  # not in the middle of the run
+    return time.perf_counter(), time.process_time()
+
+
+def _run(samples: list[Sample], start: float, cpu: float) -> Run:
+    return Run(samples, time.perf_counter() - start, time.process_time() - cpu)
+
+
+def poisson(rate: float, count: int, seed: int) -> list[float]:
+    """So many arrivals of a Poisson process of `rate` requests a second."""
+    chance = random.Random(f"{seed} arrivals")
+    now = 0.0
+    times = []
+    for _ in range(count):
+        now += chance.expovariate(rate)
+        times.append(now)
+    return times
+
+
+def ramp(first: float, last: float, seconds: float, seed: int) -> list[float]:
+    """All arrivals of a Poisson process whose rate goes evenly from `first` to `last` requests a
+    second within `seconds`.
+
+    A unit process is stretched by the inverse of the integrated rate (Çinlar, 1975).
+    """
+    chance = random.Random(f"{seed} arrivals")
+    growth = (last - first) / seconds
+    whole = (first + last) / 2 * seconds
+    times = []
+    passed = chance.expovariate(1)
+    while passed < whole:
+        # The root of first * t + growth * t² / 2 = passed that does not cancel digits.
+        root = math.sqrt(max(first * first + 2 * growth * passed, 0.0))
+        times.append(2 * passed / (first + root))
+        passed += chance.expovariate(1)
+    return times
+
 
 Say = Callable[[str], None]
 
@@ -42,7 +136,7 @@ class Load:
 
     def __str__(self) -> str:
         if self.clients is not None:
-            return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+            return counted(self.clients, "client")
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         if self.ramp is not None:
@@ -64,7 +158,6 @@ class Plan:
     chat: bool = True
     stream: bool = True
     more: dict[str, Any] = field(default_factory=dict)
-    tokens_per_word: float | None = None
 
 
 @dataclass
@@ -93,8 +186,8 @@ async def calibrated(side: Side, plan: Plan) -> Workload:
     """The plan's workload with the tokens that a word is to this server, from the usage of two
     prompts; 1 where the server counts none.
     """
-    if plan.tokens_per_word is not None:
-        return replace(plan.workload, tokens_per_word=plan.tokens_per_word)
+    if plan.workload.tokens_per_word is not None:
+        return plan.workload
     counts = []
     for request in _requests(side, plan, calibration()):
         sample = await side.server.ask(request)
@@ -119,7 +212,7 @@ async def run_once(
         prompts = workload.prompts(plan.requests, part=part)
         return await closed_loop(side.server, _requests(side, plan, prompts), load.clients)
     if load.trace is not None:
-        prompts = workload.prompts_of(load.trace.lengths)
+        prompts = workload.prompts_of(load.trace.lengths, part=part)
         return await open_loop(side.server, _requests(side, plan, prompts), load.trace.times)
     if load.ramp is not None:
         times = ramp(*load.ramp, workload.seed)
@@ -136,11 +229,16 @@ async def measured(side: Side, plan: Plan) -> Run:
 
 
 async def compared(sides: Sequence[Side], plan: Plan, rounds: int, say: Say) -> list[list[Run]]:
-    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each."""
-    workload = await calibrated(sides[0], plan)
+    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each.
+
+    Prompts of a round have the same lengths in other words: both sides may share an engine, and one
+    would find the other's in its prefix cache.
+    """
+    fitted = await calibrated(sides[0], plan)
+    workloads = [replace(fitted, side=str(number)) for number in range(len(sides))]
     runs: list[list[Run]] = [[] for _ in sides]
     for number in range(1, rounds + 1):
-        for one, found in zip(sides, runs, strict=True):
+        for one, workload, found in zip(sides, workloads, runs, strict=True):
             say(f"round {number} of {rounds}: {one.name}")
             found.append(await run_once(one, plan, workload, part=f"round {number}"))
     return runs
@@ -164,3 +262,58 @@ def _requests(side: Side, plan: Plan, prompts: Sequence[Prompt]) -> list[bytes]:
         )
         for prompt in prompts
     ]
+
+
+NULL = "null"
+_KEYS = ("PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS")
+_STOP_S = 30.0
+
+
+@contextlib.contextmanager
+def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
+    """The address of a target: an address as it is; a server of its own for "null" or a model,
+    which ends with the context. `serve_options` are those of `penstock serve`. The server of a
+    model needs no key, and leaves the user's batches alone.
+    """
+    if is_address(target):
+        yield target
+        return
+    if target == NULL:
+        argv = ["-m", "penstock.loadtest.null"]
+    else:
+        argv = ["-m", "penstock.cli", "serve", target, "--port", "0", *serve_options]
+        argv += ["--no-batches", "--log-level", "warning"]
+    with subprocess.Popen(
+        [sys.executable, *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in _KEYS},
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    ) as process:
+        try:
+            yield _listening(process, target)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def is_address(target: str) -> bool:
+    """Whether a target is the address of a server: it has a scheme, or a port and is no file."""
+    if "://" in target:
+        return True
+    host, _, port = target.partition("/")[0].rpartition(":")
+    return bool(host) and port.isdecimal() and not Path(target).exists()
+
+
+def _listening(process: subprocess.Popen[str], target: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().isdecimal():
+            return f"http://127.0.0.1:{line.strip()}"
+        if line.startswith("Listening on "):
+            return line.split()[2]
+    raise EngineStartError(f"{target} cannot be served: see above")

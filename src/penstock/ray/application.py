@@ -18,8 +18,7 @@ from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
-from penstock.ray.deployments import LLMIngress, LLMReplica, as_replica
-from penstock.ray.hosts import RayHosts
+from penstock.ray.deployments import LLMIngress, LLMReplica, RayHosts, as_replica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress, check_extra, ingress_class
 from penstock.serve.compat.server import LLMServer

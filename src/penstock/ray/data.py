@@ -24,8 +24,7 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.registry import DEFAULT_APP, EngineSource, engines
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import PlacementGroupConfig, parallelism
-from penstock.llm_config.accelerators import kind_of
-from penstock.llm_config.engine_config import worker_bundles
+from penstock.llm_config.engine_config import kind_of, worker_bundles
 from penstock.ray.replicas import served_model
 from penstock.serve.config.placement import merged
 from penstock.serve.replicas.model import CompleteAnswers

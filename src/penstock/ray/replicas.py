@@ -131,12 +131,10 @@ class ClusterStore:
         return await asyncio.to_thread(self._save, state)
 
     async def note(self, digest: str, able: Capabilities) -> None:
-        """Keep what an engine can do."""
         key, value = f"{self._prefix}{digest}", msgspec.json.encode(able)
         await asyncio.to_thread(internal_kv._internal_kv_put, key, value, namespace=ABLE)
 
     async def noted(self, digest: str) -> Capabilities | None:
-        """What was kept last."""
         key = f"{self._prefix}{digest}"
         data = await asyncio.to_thread(internal_kv._internal_kv_get, key, namespace=ABLE)
         return None if data is None else msgspec.json.decode(data, type=Capabilities)

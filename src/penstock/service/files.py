@@ -1,4 +1,6 @@
-"""Files of clients: what OpenAI's Files API knows of them, their content, and their end."""
+"""Files of clients: what OpenAI's Files API knows of them, their content, and their end; and those
+that come in parts, by its Uploads API.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
+import msgspec
 from msgspec import Struct
 
 from penstock.errors import NotStoredError, RequestError
@@ -184,3 +188,237 @@ class FileStore:
 
         if expired := await self._state.run(find):
             await self.remove(expired)
+
+
+UPLOAD_S = 3600
+"""How long an upload waits for its parts."""
+_COLUMNS = "id, owner, status, body, expires_at"
+_HIDDEN = ("expires_in", "part_ids")
+"""What the body of an upload has beside what its client reads."""
+
+
+class UploadStore:
+    """Uploads of all clients; `folder` has their content while it is put together. Methods with an
+    `owner` see uploads of that owner only, or all for None; they raise `NotStoredError` for others.
+    """
+
+    def __init__(
+        self, state: StateStore, files: FileStore, folder: Path, settings: BatchSettings
+    ) -> None:
+        self._state = state
+        self._files = files
+        self._folder = folder
+        self._settings = settings
+        self._completing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def add(
+        self, *, owner: str, filename: str, purpose: str, size: int, expires_in: float | None
+    ) -> dict[str, Any]:
+        """Begin an upload of `size` bytes. Raises `RequestError` if they have no room."""
+        await self._files.check_room(size)
+        now = int(time.time())
+        body = {
+            "id": new_id("upload_"),
+            "object": "upload",
+            "bytes": size,
+            "created_at": now,
+            "filename": filename,
+            "purpose": purpose,
+            "status": "pending",
+            "expires_at": now + UPLOAD_S,
+            "file": None,
+            "expires_in": expires_in,
+        }
+
+        def insert(db: Connection) -> None:
+            db.execute(
+                f"INSERT INTO penstock_upload ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
+                (body["id"], owner, "pending", _encoded(body), body["expires_at"]),
+            )
+
+        await self._state.run(insert)
+        return shown(body)
+
+    async def add_part(self, owner: str | None, upload: str, made: Path) -> dict[str, Any]:
+        """Store a part, a local file. Raises `RequestError` if the upload gets too large: parts
+        that were sent again, as their answer was lost, count up to the upload's size.
+        """
+        id = new_id("part_")
+        size = await asyncio.to_thread(os.path.getsize, made)
+        await self._files.content.put(id, made)
+
+        def insert(db: Connection) -> None:
+            _, body = _pending(db, owner, upload)
+            found = db.execute(
+                "SELECT COALESCE(SUM(bytes), 0) AS total FROM penstock_part WHERE upload = ?",
+                (upload,),
+            ).fetchone()
+            if size > body["bytes"] or found["total"] + size > 2 * body["bytes"]:
+                raise RequestError(
+                    f"the parts have more than the {body['bytes']} bytes of the upload",
+                    param="data",
+                )
+            self._files.require_room(db, size)
+            db.execute(
+                "INSERT INTO penstock_part (id, upload, bytes) VALUES (?, ?, ?)",
+                (id, upload, size),
+            )
+
+        try:
+            await self._state.run(insert)
+        except BaseException:  # which leaves open whether the row is there
+            await self._forget_part(id)
+            raise
+        return {
+            "id": id,
+            "object": "upload.part",
+            "created_at": int(time.time()),
+            "upload_id": upload,
+        }
+
+    async def complete(
+        self, owner: str | None, id: str, parts: list[str], md5: str | None
+    ) -> dict[str, Any]:
+        """Make a file of the parts, in this order. A client that lost the answer may ask again.
+        Raises `RequestError`.
+        """
+        async with self._completing.setdefault(id, asyncio.Lock()):
+            return await self._complete(owner, id, parts, md5)
+
+    async def _complete(
+        self, owner: str | None, id: str, parts: list[str], md5: str | None
+    ) -> dict[str, Any]:
+        def find(db: Connection) -> tuple[str, dict[str, Any], dict[str, int]]:
+            maker, body = _found(db, owner, id)
+            if body.get("part_ids") != parts:  # else these are joined already
+                _check_pending(body)
+            rows = db.execute(
+                "SELECT id, bytes FROM penstock_part WHERE upload = ?", (id,)
+            ).fetchall()
+            return maker, body, {row["id"]: row["bytes"] for row in rows}
+
+        maker, body, known = await self._state.run(find)
+        if body["status"] == "completed":
+            return shown(body)
+        for part in parts:
+            if part not in known:
+                raise RequestError(f"the upload has no part '{part[:100]}'", param="part_ids")
+        size = sum(known[part] for part in parts)
+        if size != body["bytes"]:
+            raise RequestError(
+                f"the parts have {size} bytes, and the upload {body['bytes']}", param="part_ids"
+            )
+        # Another ingress may join the same parts, and must not write into this file.
+        made = self._folder / f"upload-{uuid4().hex}"
+        try:
+            joined = await self._files.content.join(parts, made)
+            if md5 is not None and joined != md5.lower():
+                raise RequestError(f"the parts have another checksum: {joined}", param="md5")
+            file = await self._files.add(
+                made,
+                owner=maker,
+                purpose=body["purpose"],
+                filename=body["filename"],
+                expires_in=body["expires_in"],
+                replaces=sum(known.values()),
+            )
+        finally:
+            made.unlink(missing_ok=True)
+        try:
+            return await self._end(id, "completed", file, parts)
+        except RequestError:  # the upload ended meanwhile: nothing names the file
+            await self._files.remove([file.id])
+            raise
+
+    async def cancel(self, owner: str | None, id: str) -> dict[str, Any]:
+        """Forget the parts of an upload."""
+        await self._state.run(lambda db: _pending(db, owner, id))
+        return await self._end(id, "cancelled")
+
+    async def sweep(self) -> None:
+        """Forget uploads whose time is over, and their parts."""
+
+        def find(db: Connection) -> list[str]:
+            rows = db.execute(
+                "SELECT id FROM penstock_upload WHERE expires_at <= ?", (int(time.time()),)
+            ).fetchall()
+            return [row["id"] for row in rows]
+
+        for id in await self._state.run(find):
+            await self._drop_parts(id)
+            await self._state.run(
+                lambda db, id=id: db.execute(  # type: ignore[misc]
+                    "DELETE FROM penstock_upload WHERE id = ?", (id,)
+                )
+            )
+
+    async def _end(
+        self,
+        id: str,
+        status: str,
+        file: StoredFile | None = None,
+        parts: list[str] | None = None,
+    ) -> dict[str, Any]:
+        def end(db: Connection) -> dict[str, Any]:
+            _, body = _pending(db, None, id)
+            body["status"] = status
+            body["part_ids"] = parts
+            body["file"] = None if file is None else file.body()
+            db.execute(
+                "UPDATE penstock_upload SET status = ?, body = ? WHERE id = ?",
+                (status, _encoded(body), id),
+            )
+            return body
+
+        body = await self._state.run(end)
+        await self._drop_parts(id)
+        return shown(body)
+
+    async def _forget_part(self, id: str) -> None:
+        await self._state.run(
+            lambda db: db.execute("DELETE FROM penstock_part WHERE id = ?", (id,))
+        )
+        await self._files.content.delete(id)
+
+    async def _drop_parts(self, upload: str) -> None:
+        def forget(db: Connection) -> list[str]:
+            rows = db.execute("SELECT id FROM penstock_part WHERE upload = ?", (upload,)).fetchall()
+            db.execute("DELETE FROM penstock_part WHERE upload = ?", (upload,))
+            return [row["id"] for row in rows]
+
+        for part in await self._state.run(forget):
+            await self._files.content.delete(part)
+
+
+def shown(body: dict[str, Any]) -> dict[str, Any]:
+    """An upload as clients read it."""
+    return {name: value for name, value in body.items() if name not in _HIDDEN}
+
+
+def _pending(db: Connection, owner: str | None, id: str) -> tuple[str, dict[str, Any]]:
+    maker, body = _found(db, owner, id)
+    _check_pending(body)
+    return maker, body
+
+
+def _found(db: Connection, owner: str | None, id: str) -> tuple[str, dict[str, Any]]:
+    mine, parameters = owned(owner)
+    row = db.execute(
+        f"SELECT owner, body FROM penstock_upload WHERE id = ?{mine}", (id, *parameters)
+    ).fetchone()
+    if row is None:
+        raise NotStoredError(f"there is no upload '{id[:100]}'", param="upload_id")
+    body: dict[str, Any] = msgspec.json.decode(row["body"])
+    return row["owner"], body
+
+
+def _check_pending(body: dict[str, Any]) -> None:
+    status = body["status"]
+    if status == "pending" and body["expires_at"] <= time.time():
+        status = "expired"
+    if status != "pending":
+        raise RequestError(f"the upload is {status}", param="upload_id")
+
+
+def _encoded(body: dict[str, Any]) -> str:
+    return msgspec.json.encode(body).decode()

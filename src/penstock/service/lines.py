@@ -16,8 +16,7 @@ from msgspec.structs import replace
 
 from penstock.balance.backoff import wait_after
 from penstock.batch.pipeline.pipeline import Asked as PipelineAsked, Tries, rolling
-from penstock.batch.rows.line_endpoints import ENDPOINTS
-from penstock.batch.rows.openai_lines import OpenAILines
+from penstock.batch.rows.openai_lines import ENDPOINTS, OpenAILines
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.decisions.checks import options_of
 from penstock.errors import (

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from penstock.serve.api.ingress import IngressApp
-from penstock.service.endpoints.batches import BatchRoutes
-from penstock.service.endpoints.files import FileRoutes
 from penstock.service.endpoints.message_batches import MessageBatchRoutes
-from penstock.service.endpoints.uploads import UploadRoutes
+from penstock.service.endpoints.openai_api import BatchRoutes, FileRoutes, UploadRoutes
 from penstock.service.service import BatchService
 
 

@@ -14,9 +14,8 @@ from penstock.serve.config.settings import BatchSettings
 from penstock.service.batches import Batch, BatchStore
 from penstock.service.content import Content
 from penstock.service.database import StateStore, open_state
-from penstock.service.files import FileStore
+from penstock.service.files import FileStore, UploadStore
 from penstock.service.runner import Runner
-from penstock.service.uploads import UploadStore
 from penstock.service.webhooks import Webhooks
 
 DATABASE = "batches.sqlite"

@@ -13,6 +13,7 @@ Tests of abilities that the engine does not declare are skipped. Give `adapters`
 tested, and `kill` to have the engine's death tested. `SimulatedOptions` has faults and latencies.
 """
 
+from penstock.testing.abilities import SpeechContract, TranscriptionContract
 from penstock.testing.asking import (
     GREEDY,
     PATIENCE,
@@ -25,7 +26,6 @@ from penstock.testing.asking import (
     image_request,
     noise,
 )
-from penstock.testing.audio import SpeechContract, TranscriptionContract
 from penstock.testing.contract import EngineContract
 
 __all__ = [

@@ -8,8 +8,7 @@ import time
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from penstock.batch.cache.database import FILE, AnswerDatabase
-from penstock.batch.cache.remote import RemoteAnswers
+from penstock.batch.cache.database import FILE, AnswerDatabase, RemoteAnswers
 from penstock.batch.rows.row import Outcome
 from penstock.errors import OutputError
 from penstock.types import Usage

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from penstock.batch.rows.embeddings import pack, unpack
+from penstock.batch.rows.task_forms import pack, unpack
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError
 from penstock.types import Embeddings, Usage

@@ -7,7 +7,7 @@ import pytest
 from penstock import Job
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.demo import ADAPTERS, FIELDS, SCHEMA, tickets_path
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.registry import engines
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from penstock.demo import MODEL_NAME
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.tasks import generated
 from penstock.openai.responses import Answers
 from penstock.types import ChatRequest, Sampling

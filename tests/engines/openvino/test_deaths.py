@@ -10,7 +10,7 @@ import pytest
 
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.process import Submit
 from penstock.errors import QuarantinedError
 from penstock.llm_config import LLMConfig

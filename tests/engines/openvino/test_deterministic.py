@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.pipeline import sequences_wanted
 from penstock.errors import ConfigError
 from penstock.types import CompletionRequest, Sampling

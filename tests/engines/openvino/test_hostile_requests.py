@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import RequestError
 from penstock.testing import answer, chat_request
 from penstock.types import CompletionRequest, Sampling

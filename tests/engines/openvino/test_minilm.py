@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.types import EmbeddingRequest
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]

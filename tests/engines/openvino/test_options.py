@@ -1,4 +1,10 @@
-from penstock.engines.openvino.options import reason_of
+import pytest
+
+from penstock.config import parse_options
+from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.options import OpenVINOOptions, reason_of
+from penstock.errors import ConfigError, EngineStartError
+from penstock.types import CompletionRequest, Sampling
 
 
 def test_the_last_line_without_its_place():
@@ -17,3 +23,101 @@ def test_the_reason_of_a_text_that_was_cut_within_a_character():
     text = "first line\nEBNF parser error at line 1: é".encode()
     error = UnicodeDecodeError("utf-8", text[:-1], len(text) - 2, len(text) - 1, "invalid")
     assert reason_of(error).startswith("EBNF parser error at line 1: ")
+
+
+WORDS = "order number 48213 is late and the customer wants a refund now " * 30
+
+
+def parsed(**given: object) -> OpenVINOOptions:
+    return parse_options(OpenVINOOptions, given, "engine_kwargs")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"cache_eviction": {}}, "cache_eviction: .* set enable_prefix_caching to false"),
+        (
+            {"cache_eviction": {"start_size": 33}, "enable_prefix_caching": False},
+            "cache_eviction.start_size: 33 is not a multiple of 32",
+        ),
+        (
+            {"cache_eviction": {"max_cache_size": 160}, "enable_prefix_caching": False},
+            "cache_eviction.max_cache_size: 160 is not above .* which is 160",
+        ),
+        (
+            {"cache_eviction": {}, "enable_prefix_caching": False, "draft_model": "small"},
+            "cache_eviction: does not go with speculation",
+        ),
+        (
+            {"cache_eviction": {}, "enable_prefix_caching": False, "prompt_lookup": True},
+            "cache_eviction: does not go with speculation",
+        ),
+        (
+            {"cache_eviction": {}, "enable_prefix_caching": False, "deterministic": True},
+            "cache_eviction",
+        ),
+        (
+            {"sparse_attention": {"num_retained_start_tokens_in_cache": 100}},
+            "sparse_attention.num_retained_start_tokens_in_cache: 100 is not a multiple",
+        ),
+        (
+            {"sparse_attention": {"mode": "trishape", "xattention_stride": 8}},
+            "sparse_attention.xattention_stride: is for the other mode",
+        ),
+        (
+            {"sparse_attention": {"mode": "xattention", "xattention_stride": 7}},
+            "sparse_attention.xattention_stride",
+        ),
+        ({"sparse_attention": {}, "deterministic": True}, "sparse_attention"),
+        ({"prompt_lookup_max": 2}, "prompt_lookup_max: needs prompt_lookup"),
+        ({"num_speculative_tokens": 2}, "needs prompt_lookup or a draft_model"),
+        ({"draft_device": "CPU"}, "draft_device: needs a draft_model"),
+        (
+            {
+                "draft_model": "d",
+                "num_speculative_tokens": 2,
+                "assistant_confidence_threshold": 0.5,
+            },
+            "not both",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(given: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parsed(**given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_eviction": {"max_cache_size": 224}, "enable_prefix_caching": False},
+        {
+            "cache_eviction": {"max_cache_size": 224, "aggregation_mode": "sum"},
+            "enable_prefix_caching": False,
+        },
+        {
+            "sparse_attention": {
+                "num_retained_start_tokens_in_cache": 32,
+                "num_retained_recent_tokens_in_cache": 64,
+            }
+        },
+        {"sparse_attention": {"mode": "xattention", "xattention_threshold": 0.5}},
+    ],
+)
+async def test_a_long_text_is_answered(options: dict) -> None:
+    engine = OpenVINOEngine("demo", engine_kwargs={"num_threads": 1, **options})
+    await engine.start()
+    request = CompletionRequest(
+        prompt=WORDS, sampling=Sampling(max_tokens=48, ignore_eos=True, temperature=0)
+    )
+    try:
+        ids = [i for d in [d async for d in engine.completions(request)] for i in d.token_ids]
+    finally:
+        await engine.stop()
+    assert len(ids) == 48
+
+
+@pytest.mark.parametrize("device", ["NPU.7", "HETERO"])
+async def test_a_missing_device_is_named(device: str) -> None:
+    with pytest.raises(EngineStartError, match="this machine has CPU"):
+        await OpenVINOEngine("demo", engine_kwargs={"device": device}).start()

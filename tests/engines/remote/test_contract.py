@@ -3,7 +3,7 @@
 import pytest
 import pytest_asyncio
 
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import UnsupportedError
 from penstock.testing import EngineContract
 from penstock.types import EmbeddingRequest, RerankRequest, TranscriptionRequest

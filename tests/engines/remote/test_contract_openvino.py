@@ -12,7 +12,7 @@ import sys
 import pytest
 import pytest_asyncio
 
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import UpstreamError
 from penstock.openai.responses import Answers
 from penstock.testing import EngineContract, answer, chat_request, check_adapters_mix

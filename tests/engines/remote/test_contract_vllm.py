@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from penstock import demo
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import RequestError
 from penstock.testing import (
     GREEDY,

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 import penstock
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import JobError
 from penstock.testing import GREEDY, answer
 from penstock.types import CompletionRequest

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from penstock.engines.base import engine_class
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import (
     ConfigError,
     EngineDeadError,

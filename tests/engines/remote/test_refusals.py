@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 import penstock
 from penstock.balance.backoff import is_served
 from penstock.batch.stages.http_worker import HttpRequests
-from penstock.engines.remote import RemoteEngine
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import JobError, OverloadedError, TooManyRequestsError, UpstreamError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress

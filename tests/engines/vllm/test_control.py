@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.engines.vllm.processes import marked
 from penstock.errors import EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig

@@ -5,7 +5,7 @@ import json
 import pytest
 import pytest_asyncio
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import RequestError
 from penstock.testing import answer
 from penstock.types import ChatRequest, Sampling

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from differential_cases import CHAT, POOLING, TEXT, Case, cases, pooling_cases
 from penstock.demo import model_path
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from torch_models import classifier
 from two_servers import meaning, two_servers
 

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from penstock import demo
 from penstock.engines.tasks import generated
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError
 from penstock.openai.responses import Answers
 from penstock.testing import EngineContract, answer, chat_request, count_right

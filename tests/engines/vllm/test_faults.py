@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from penstock import demo
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.engines.vllm.processes import SHARED_MEMORY, marked
 from penstock.errors import EngineDeadError
 from penstock.llm_config import LLMConfig
@@ -159,7 +159,7 @@ async def test_a_start_that_is_given_up_leaves_nothing():
 
 PARENT = """
 import asyncio
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.testing import chat_request
 
 async def main():

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.engines.base import Capabilities, Stated
-from penstock.engines.vllm import VLLMEngine, options
+from penstock.engines.vllm import options
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.engines.vllm.options import Installed, check_options, check_version, version_note
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError, ModelNotFoundError
 from penstock.types import CompletionRequest, Sampling

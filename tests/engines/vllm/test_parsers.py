@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import ConfigError
 from penstock.testing import answer, chat_request
 from penstock.types import Delta, Sampling

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from penstock.demo import model_path
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import ClassifyRequest, EmbeddingRequest, RerankRequest

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.testing import answer

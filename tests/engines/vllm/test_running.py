@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError
 from penstock.kv.cached_blocks import CachedBlocks
 

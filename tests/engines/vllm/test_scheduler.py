@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.llm_config.batch import BatchConfig
 from penstock.types import CompletionRequest, Sampling
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.engines.vllm.options import HARMLESS, HONOURED, REFUSED, installed, known_names
 from torch_models import reciter
 from two_servers import Servers, two_servers

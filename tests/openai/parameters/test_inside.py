@@ -14,7 +14,7 @@ from penstock.openai.messages_api import CountBody, MessageBody
 from penstock.openai.parameters.inside import INSIDE, Shape, places
 from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.openai.responses_api import ResponseBody
-from penstock.serve.api.endpoints.conversations import ConversationBody, ConversationItems
+from penstock.serve.api.endpoints.responses import ConversationBody, ConversationItems
 
 ASK = {"role": "user", "content": "a"}
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"any": 1}}}}

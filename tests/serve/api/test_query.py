@@ -13,10 +13,8 @@ from starlette.datastructures import QueryParams
 from penstock.errors import RequestError
 from penstock.serve.api.query import HARMLESS, check_query, truth, whole_number
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS
-from penstock.service.endpoints.batches import BatchRoutes
-from penstock.service.endpoints.files import FileRoutes
 from penstock.service.endpoints.message_batches import MessageBatchRoutes
-from penstock.service.endpoints.uploads import UploadRoutes
+from penstock.service.endpoints.openai_api import BatchRoutes, FileRoutes, UploadRoutes
 
 SERVICE: Any = None
 EVERY = (

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from penstock.engines.vllm import VLLMEngine
+from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import EngineDeadError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig

@@ -8,7 +8,7 @@ import pytest
 
 from penstock import demo
 from penstock.engines.base import Capabilities, LLMEngine, Stated
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.serve.models.data_parallel import EngineGroup

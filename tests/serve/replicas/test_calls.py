@@ -18,13 +18,12 @@ from penstock.errors import (
 )
 from penstock.serve.config.settings import Limits
 from penstock.serve.replicas import client, server as wire_server
-from penstock.serve.replicas.answering import ENDPOINT
 from penstock.serve.replicas.client import Address
 from penstock.serve.replicas.frames import PREFACE_1, FramedConnection
 from penstock.serve.replicas.messages import MessageReader, pack
 from penstock.serve.replicas.model import CompleteAnswers
 from penstock.serve.replicas.pool import error_of
-from penstock.serve.replicas.replica import ReplicaApp
+from penstock.serve.replicas.replica import ENDPOINT, ReplicaApp
 from penstock.types import ChatRequest, CompletionRequest, Delta, EmbeddingRequest, Sampling
 from replica_cluster import KEY, Cluster, Make, config, until
 

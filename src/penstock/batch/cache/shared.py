@@ -21,8 +21,7 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.disk.sources import local_source
 
 if TYPE_CHECKING:
-    from penstock.batch.cache.database import AnswerDatabase
-    from penstock.batch.cache.remote import RemoteAnswers
+    from penstock.batch.cache.database import AnswerDatabase, RemoteAnswers
 
 _VERSION = 1
 _WHOLE_BYTES = 1 << 30
@@ -55,8 +54,7 @@ class CacheChoice:
 
     def _open(self) -> SharedCache:
         # Most jobs need neither, and no SQLite.
-        from penstock.batch.cache.database import AnswerDatabase
-        from penstock.batch.cache.remote import RemoteAnswers
+        from penstock.batch.cache.database import AnswerDatabase, RemoteAnswers
 
         bounds: Any = {"most_bytes": self.most_bytes, "seconds": 86400 * self.days}
         answers = (

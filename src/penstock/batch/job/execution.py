@@ -23,7 +23,7 @@ from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts, Progress, RunResult
-from penstock.batch.monitor.monitor import Monitor
+from penstock.batch.monitor.control import Monitor
 from penstock.batch.monitor.status import Status, id_of
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep
@@ -41,7 +41,7 @@ from penstock.errors import JobError, OutputError, printable
 from penstock.observability import say
 
 if TYPE_CHECKING:
-    from penstock.batch.report.writing import Report
+    from penstock.batch.report import Report
     from penstock.batch.write.tables import Tables
 
 
@@ -78,7 +78,7 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
                     )
                 counts = Counts(**state.manifest.result)
                 if plan.extras.report is not None:
-                    from penstock.batch.report.writing import write_again
+                    from penstock.batch.report import write_again
 
                     generation = state.manifest.generation
                     write_again(
@@ -183,7 +183,7 @@ async def _report(
     """The job's report, if it wants one, written when `files` are closed."""
     if plan.extras.report is None:
         return None
-    from penstock.batch.report.writing import Report
+    from penstock.batch.report import Report
 
     return await files.enter_async_context(
         Report(plan.extras.report, plan.identity, counts, *state)
@@ -250,7 +250,7 @@ async def _move(
                 report.finished = finished
             if finished:
                 await sink.finish()
-            counts.row_seconds = time.perf_counter() - began
+            counts.row_seconds += time.perf_counter() - began  # beside those of a sample
             return finished, flow.stream
     finally:
         job_pauses.reset(before)

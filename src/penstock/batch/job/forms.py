@@ -18,17 +18,16 @@ from penstock.batch.pipeline.pipeline import Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read.sources import Source
-from penstock.batch.rows.audio import ColumnSpeech, ColumnTranscripts
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
-from penstock.batch.rows.embeddings import ColumnVectors
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
+from penstock.batch.rows.task_forms import ColumnSpeech, ColumnTranscripts, ColumnVectors
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import check_form
+from penstock.engines.media.audio import check_form
 from penstock.errors import ConfigError, printable
 from penstock.types import Sampling, TranscriptionRequest
 
@@ -246,7 +245,7 @@ def _template(given: str, field: str) -> Template:
 def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
     if source.columns:
         flat = isinstance(output, Output) and output.form == "csv"
-        form.check(source.columns, source.every_column(), flat=flat)
+        form.check(source.columns, source.every_column(form.columns or ()), flat=flat)
 
 
 def _repair(job: Job) -> Repair:

@@ -1,5 +1,5 @@
-"""A checked job: what is read, asked and written, and how; and the checks that make it of a `Job`,
-before anything is loaded.
+"""A checked job: what is read, asked and written, by which engine, and how; and the checks that
+make it of a `Job`, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -10,32 +10,42 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
+from penstock import lazy
 from penstock.batch import structured
 from penstock.batch.decisions.questions import RowQuestions
-from penstock.batch.job.engines import attached, engine_of, step_of
 from penstock.batch.job.extras import Extras, extras_of
-from penstock.batch.job.forms import CASCADE, SAMPLING, engine_rows, processor_rows, questions_of
+from penstock.batch.job.forms import (
+    CASCADE,
+    SAMPLING,
+    check_unset,
+    engine_rows,
+    processor_rows,
+    questions_of,
+)
 from penstock.batch.job.identity import job_identity
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
-from penstock.batch.pipeline.pipeline import Pipeline, Step
+from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
-from penstock.batch.rows.embeddings import VECTOR_TYPES
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import RowForm
+from penstock.batch.rows.task_forms import VECTOR_TYPES
 from penstock.batch.write.manifest import FILE
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.registry import engine_for
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, OutputError, RequestError
+from penstock.llm_config.batch import CLASS_HEADER
+from penstock.llm_config.engine_choice import PROVIDERS
 from penstock.types import FRACTIONS, Sampling, StructuredOutput
 
 if TYPE_CHECKING:
@@ -165,12 +175,17 @@ def _plan(
     policy = ErrorPolicy(job.on_error or "keep")
     if job.dead_letter is not None and policy.leaves_out_all:
         raise ConfigError("gets no rows: on_error leaves out all that fail", field="dead_letter")
+    limits = Limits(
+        tokens=job.max_tokens_total,
+        error_rate=job.max_error_rate,
+        seconds=seconds_until(job.deadline),
+    )
     if job.processor is not None:
         form, step, policy = processor_rows(job, job.processor, output)
     else:
         form, constant = engine_rows(job, source, engines, output, schema, sampling, asked)
         if len(engines) == 2:
-            step = _cascade(job, source, (engines[0], engines[1]), form, policy)
+            step = _cascade(job, source, (engines[0], engines[1]), form, policy, limits)
         else:
             step = step_of(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
@@ -182,11 +197,7 @@ def _plan(
         limit=job.limit,
         keep_order=job.order == "input",
         policy=policy,
-        limits=Limits(
-            tokens=job.max_tokens_total,
-            error_rate=job.max_error_rate,
-            seconds=seconds_until(job.deadline),
-        ),
+        limits=limits,
         retry_failed=job.retry_failed,
         fresh=job.fresh,
         row_timeout=job.row_timeout,
@@ -201,6 +212,7 @@ def _cascade(
     engines: tuple[LLMEngine, LLMEngine],
     form: EngineForm,
     policy: ErrorPolicy,
+    limits: Limits,
 ) -> CascadeStep:
     if source.fingerprint is None:
         raise ConfigError(
@@ -217,6 +229,8 @@ def _cascade(
         seed=job.seed or 0,
         most_attempts=job.max_attempts,
         policy=policy,
+        limits=limits,
+        row_timeout=job.row_timeout,
     )
 
 
@@ -369,3 +383,59 @@ def _require_unicode(name: str, value: object) -> None:
 def _is_list_of(values: object, kind: type) -> bool:
     """Whether this is a list or tuple of such values."""
     return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
+
+
+def engine_of(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
+    """The engine that a job asks for with these of its options. Raises `ConfigError`."""
+    if isinstance(engine, str) and engine in PROVIDERS:
+        from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine
+        from penstock.batch.provider.engine import provider_engine
+        from penstock.batch.provider.openai_batches import OpenAIBatchEngine
+
+        openai = engine == OpenAIBatchEngine.name
+        return provider_engine(job, OpenAIBatchEngine if openai else AnthropicBatchEngine)
+    made = engine_for(model, engine, engine_kwargs, deterministic=job.deterministic)
+    if job.runtime == "local" and job.replicas == 1:
+        return made
+    if made is engine:
+        raise ConfigError(
+            "an engine object is in this process, and replicas are in others", field="engine"
+        )
+    if job.adapter is not None and os.path.isdir(job.adapter):
+        made.adapters[job.adapter] = job.adapter  # replicas get it when they are deployed
+    spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, job.runtime)
+    replicated: LLMEngine = spread(made, job.replicas)
+    return replicated
+
+
+def step_of(
+    engine: LLMEngine, form: EngineForm, adapter: str | None, most: int, policy: ErrorPolicy
+) -> EngineStep:
+    """The step of a job with one engine, which a row may ask `most` times."""
+    if engine.name in PROVIDERS:
+        from penstock.batch.provider.engine import ProviderStep
+
+        return ProviderStep(cast(Any, engine), form, adapter, most, policy)
+    return EngineStep(engine, form, adapter, most, policy)
+
+
+def attached(job: Job, url: str) -> LLMEngine:
+    """A running server's engine, asked in the batch class. Raises `ConfigError`."""
+    own = ("engine", "deterministic", "runtime")
+    check_unset(job, own, "is the server's, to which the job is attached")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(
+            "must be a server's URL, such as http://127.0.0.1:8000", field="attach", value=url
+        )
+    given = dict(cast(Mapping[str, Any], job.engine_kwargs or {}))
+    for name in ("base_url", "upstreams"):
+        if name in given:
+            raise ConfigError("is what attach says", field=f"engine_kwargs.{name}")
+    url = url.rstrip("/")
+    where: dict[str, Any] = {
+        "base_url": url if url.endswith("/v1") else f"{url}/v1",
+        "headers": {**given.pop("headers", {}), CLASS_HEADER: "batch"},
+    }
+    if os.environ.get("PENSTOCK_API_KEY"):
+        where["api_key_env"] = "PENSTOCK_API_KEY"
+    return engine_for(cast(str | None, job.model), "remote", {**where, **given})

@@ -1,29 +1,238 @@
-"""Anthropic's Message Batches API
-(https://docs.anthropic.com/en/api/creating-message-batches), and that of servers which have it.
+"""Anthropic's Message Batches API (https://docs.anthropic.com/en/api/creating-message-batches), and
+that of servers which have it. Its lines are bodies of the Messages API
+(https://docs.anthropic.com/en/api/messages).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
-from penstock.batch.provider.anthropic_forms import message_body, message_delta
 from penstock.batch.provider.api import (
     CLOCKS_DIFFER_S,
     BatchApi,
+    BatchApiOptions,
     BatchState,
     cancelled,
     expired,
 )
+from penstock.batch.provider.engine import BatchApiEngine
 from penstock.batch.provider.ledger import Batch
-from penstock.batch.provider.options import BatchApiOptions
-from penstock.errors import ConfigError, UpstreamError
+from penstock.errors import ConfigError, RequestError, UnsupportedError, UpstreamError
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers
+from penstock.openai.responses import usage_in
+from penstock.types import (
+    ChatRequest,
+    Delta,
+    FinishReason,
+    Message,
+    Sampling,
+    ToolCallPart,
+)
+
+_PLAIN = Sampling()
+_TAKEN = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "stop", "structured", "unset", "whole"}
+)
+_REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_CHOICES = {"auto": "auto", "required": "any", "none": "none"}
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise `UnsupportedError` for what Anthropic's API has no field for."""
+    for name in Sampling.__struct_fields__:
+        if name not in _TAKEN and getattr(sampling, name) != getattr(_PLAIN, name):
+            raise UnsupportedError(f"Anthropic's API has no {name}", param=name)
+    if sampling.max_tokens is None:
+        raise RequestError("Anthropic's API needs max_tokens: say how many", param="max_tokens")
+    if sampling.temperature > 1:
+        raise RequestError("Anthropic's API takes a temperature of at most 1", param="temperature")
+
+
+def message_body(request: ChatRequest, model: str) -> dict[str, Any]:
+    """The body of `/v1/messages`. Raises `RequestError` for what it cannot say."""
+    sampling = request.sampling
+    check_sampling(sampling)
+    if request.n != 1:
+        raise UnsupportedError("Anthropic's API gives one answer", param="n")
+    if request.chat_template or request.chat_template_kwargs:
+        raise UnsupportedError("Anthropic's API has no chat_template", param="chat_template")
+    system, messages = _conversation(request.messages)
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": sampling.max_tokens,
+        "messages": messages,
+    }
+    if system:
+        body["system"] = system
+    if "temperature" not in sampling.unset:
+        body["temperature"] = sampling.temperature
+    for name in ("top_p", "top_k"):
+        if (value := getattr(sampling, name)) != getattr(_PLAIN, name):
+            body[name] = value
+    if sampling.stop:
+        body["stop_sequences"] = list(sampling.stop)
+    if (structured := sampling.structured) is not None:
+        if structured.kind != "json_schema":
+            raise UnsupportedError(
+                f"Anthropic's API takes a schema, and no {structured.kind}", param=structured.param
+            )
+        form = {"type": "json_schema", "schema": json.loads(structured.spec)}
+        body["output_config"] = {"format": form}
+    if request.tools:
+        body["tools"] = [_tool(tool) for tool in request.tools]
+        body["tool_choice"] = _choice(request)
+    return body
+
+
+def _conversation(given: list[Message]) -> tuple[str, list[dict[str, Any]]]:
+    """The system's text, and the turns of user and assistant."""
+    system: list[str] = []
+    turns: list[dict[str, Any]] = []
+    for message in given:
+        role, content = message["role"], message.get("content")
+        if role in ("system", "developer"):
+            if turns:
+                raise UnsupportedError(
+                    "Anthropic's API has a system message at the beginning only", param="messages"
+                )
+            system.append(_text(content))
+            continue
+        if role == "tool":
+            result = {"tool_use_id": message.get("tool_call_id"), "content": _text(content)}
+            blocks: Any = [{"type": "tool_result", **result}]
+            role = "user"
+        elif message.get("tool_calls"):
+            text = _text(content)
+            blocks = [{"type": "text", "text": text}] if text else []
+            blocks += [_call(call) for call in message["tool_calls"]]
+        elif isinstance(content, list):
+            blocks = [_block(part) for part in content]
+        else:
+            blocks = _text(content)
+        last = turns[-1] if turns else None
+        if role == "user" and last is not None and last["role"] == "user":
+            last["content"] = _as_list(last["content"]) + _as_list(blocks)
+        else:
+            turns.append({"role": role, "content": blocks})
+    return "\n\n".join(filter(None, system)), turns
+
+
+def _as_list(content: Any) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def _text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if any(part.get("type") != "text" for part in content):
+        raise UnsupportedError("Anthropic's API takes only text here", param="messages")
+    return "".join(str(part.get("text", "")) for part in content)
+
+
+def _block(part: dict[str, Any]) -> dict[str, Any]:
+    kind = part.get("type")
+    if kind == "text":
+        return {"type": "text", "text": part.get("text", "")}
+    if kind == "image_url":
+        image = part.get("image_url")
+        url = str(image.get("url") if isinstance(image, dict) else image)
+        head, comma, data = url.partition(";base64,")
+        if comma and head.startswith("data:"):
+            source = {"type": "base64", "media_type": head.removeprefix("data:"), "data": data}
+        else:
+            source = {"type": "url", "url": url}
+        return {"type": "image", "source": source}
+    raise UnsupportedError(f"Anthropic's API takes no {kind}", param="messages")
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or {}
+    try:
+        given = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        raise RequestError("the arguments of a tool call are no JSON", param="messages") from None
+    return {
+        "type": "tool_use",
+        "id": call.get("id"),
+        "name": function.get("name"),
+        "input": given,
+    }
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool.get("function") or {}
+    made = {
+        "name": function.get("name"),
+        "input_schema": function.get("parameters") or {"type": "object"},
+    }
+    for name in ("description", "strict"):
+        if function.get(name) is not None:
+            made[name] = function[name]
+    return made
+
+
+def _choice(request: ChatRequest) -> dict[str, Any]:
+    given = request.tool_choice or "auto"
+    if isinstance(given, dict):
+        choice = {"type": "tool", "name": (given.get("function") or {}).get("name")}
+    else:
+        choice = {"type": _CHOICES.get(given, "auto")}
+    if not request.parallel_tool_calls and choice["type"] != "none":
+        return {**choice, "disable_parallel_tool_use": True}
+    return choice
+
+
+class _Block(Struct):
+    type: str
+    text: str = ""
+    thinking: str = ""
+    id: str | None = None
+    name: str | None = None
+    input: Any = None
+
+
+class _Answer(Struct):
+    content: list[_Block]
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
+def message_delta(body: bytes, where: str) -> Delta:
+    """A whole answer. Raises `UpstreamError`, which calls the server `where`."""
+    try:
+        answer = msgspec.json.decode(body, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UpstreamError(
+            f"{where} did not answer in Anthropic's form, {error}", http_status=200
+        ) from None
+    calls = [block for block in answer.content if block.type == "tool_use"]
+    return Delta(
+        text="".join(block.text for block in answer.content if block.type == "text"),
+        reasoning="".join(block.thinking for block in answer.content if block.type == "thinking"),
+        tool_calls=tuple(
+            ToolCallPart(number, json.dumps(call.input or {}), call.id, call.name)
+            for number, call in enumerate(calls)
+        ),
+        finish_reason=_REASONS.get(answer.stop_reason or "", "stop"),
+        stop=answer.stop_sequence,
+        usage=usage_in(answer.usage),
+    )
+
 
 _PATH = "/messages/batches"
 _PAGE = 100
@@ -138,3 +347,13 @@ class AnthropicBatches(BatchApi):
 
 def _made_at(listed: dict[str, Any]) -> float:
     return datetime.fromisoformat(str(listed["created_at"])).timestamp()
+
+
+class AnthropicBatchEngine(BatchApiEngine):
+    """Anthropic's Message Batches. `model_source` is the model's name there."""
+
+    name: ClassVar[str] = "anthropic-batch"
+    api_class = AnthropicBatches
+
+    def check(self, sampling: Sampling) -> None:
+        check_sampling(sampling)

@@ -1,5 +1,5 @@
 """An engine whose answers come from a provider's batches: what rows ask at a time becomes the lines
-of one, and is answered when that has ended.
+of one, and is answered when that has ended. And the step of a job with that engine.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from msgspec import Struct
 
-from penstock import private_files
-from penstock.batch.provider.anthropic_batches import AnthropicBatches
-from penstock.batch.provider.anthropic_forms import check_sampling
-from penstock.batch.provider.api import BatchApi, BatchState, expired, unanswered
-from penstock.batch.provider.ledger import Batch, Ledger
-from penstock.batch.provider.openai_batches import OpenAIBatches
-from penstock.batch.provider.options import DECIDING, BatchApiOptions
+from penstock.batch.pipeline.pipeline import EngineStep, Tries
+from penstock.batch.provider.api import (
+    DECIDING,
+    BatchApi,
+    BatchApiOptions,
+    BatchState,
+    expired,
+    unanswered,
+)
+from penstock.batch.provider.ledger import Batch, Gathering, Ledger
+from penstock.batch.rows.requests import ColumnRequests
+from penstock.batch.rows.row import Outcome, Row
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.tasks import Batches, task_of
@@ -38,9 +44,11 @@ from penstock.errors import (
     UnsupportedError,
     UpstreamError,
 )
-from penstock.http.client import LARGE_BYTES
 from penstock.observability import say
 from penstock.types import ChatRequest, CompletionRequest, Sampling
+
+if TYPE_CHECKING:
+    from penstock.batch.job.job import Job
 
 T = TypeVar("T")
 
@@ -59,29 +67,6 @@ class Asking(Struct):
 asking: ContextVar[Asking] = ContextVar("asking")
 
 
-class _Gathering:
-    """Lines of the batch that is to be handed in next."""
-
-    def __init__(self, folder: Path, token: str, url: str) -> None:
-        self.token, self.url = token, url
-        self.lines: list[str] = []
-        self.nbytes = 0
-        self.since = 0.0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        path = folder / f"{token}.requests.jsonl"
-        self.file: BinaryIO = os.fdopen(private_files.opener(path, flags), "wb", LARGE_BYTES)
-
-    def add(self, custom_id: str, line: bytes) -> None:
-        self.file.write(line)
-        self.lines.append(custom_id)
-        self.nbytes += len(line)
-
-    def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-
 class BatchApiEngine(LLMEngine):
     """Each request is a line of a batch. `keep` before the start.
 
@@ -97,7 +82,7 @@ class BatchApiEngine(LLMEngine):
         self._api = self.api_class(self.options)
         self._state: tuple[Path, int, int] | None = None
         self._ledger: Ledger | None = None
-        self._gathering: dict[str, _Gathering] = {}
+        self._gathering: dict[str, Gathering] = {}
         self._known: dict[str, Batch] = {}
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -228,7 +213,7 @@ class BatchApiEngine(LLMEngine):
         loop = asyncio.get_running_loop()
         if gathering is None:
             with _writing():
-                gathering = _Gathering(ledger.folder, ledger.new_token(), url)
+                gathering = Gathering(ledger.folder, ledger.new_token(), url)
             self._gathering[url] = gathering
             loop.call_later(self.options.gather_s, self._look, gathering)
         with _writing():
@@ -237,7 +222,7 @@ class BatchApiEngine(LLMEngine):
         if len(gathering.lines) >= self._api.most_lines:
             self._hand_in(url)
 
-    def _look(self, gathering: _Gathering) -> None:
+    def _look(self, gathering: Gathering) -> None:
         """Hand the lines in if none has followed for a while."""
         if self._gathering.get(gathering.url) is not gathering or self._left:
             return
@@ -408,18 +393,49 @@ def _writing() -> Iterator[None]:
         raise JobError(f"the lines of a batch cannot be written: {error}") from error
 
 
-class OpenAIBatchEngine(BatchApiEngine):
-    """OpenAI's Batch API. `model_source` is the model's name there."""
+@dataclass
+class ProviderStep(EngineStep):
+    """Tells the engine which row asks, so that its lines have the same ids in each run."""
 
-    name: ClassVar[str] = "openai-batch"
-    api_class = OpenAIBatches
+    engine: BatchApiEngine
+
+    def keep(self, folder: Path, key: int, generation: int) -> int | None:
+        self.engine.keep(folder, key, generation)
+        return self.engine.options.rows_in_flight
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[int, None]:
+        if isinstance(self.form, ColumnRequests):
+            self.engine.check(self.form.sampling)
+        async with super().running() as most:
+            yield most
+
+    def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
+        # Rows with one digest ask once, unless each is to have an answer of its own.
+        digest = row.digest.hex()
+        name = digest[:24] if row.shareable else f"{digest[:12]}-{row.index}"
+        asking.set(Asking(name))
+        return super().answer(row, tries)
+
+    def end(self) -> None:
+        super().end()
+        self.engine.let_go()
 
 
-class AnthropicBatchEngine(BatchApiEngine):
-    """Anthropic's Message Batches. `model_source` is the model's name there."""
-
-    name: ClassVar[str] = "anthropic-batch"
-    api_class = AnthropicBatches
-
-    def check(self, sampling: Sampling) -> None:
-        check_sampling(sampling)
+def provider_engine(job: Job, cls: type[BatchApiEngine]) -> BatchApiEngine:
+    """The engine of a job through a provider's batches. Raises `ConfigError`."""
+    if job.runtime != "local":
+        raise ConfigError(f"{cls.name} runs in this process", field="runtime", value=job.runtime)
+    if job.replicas != 1:
+        raise ConfigError(f"{cls.name} has one queue", field="replicas", value=job.replicas)
+    if job.output is None or os.fspath(job.output) == "-":
+        raise ConfigError(
+            f"{cls.name} needs an output whose job is kept, so that nothing is paid for twice",
+            field="output",
+        )
+    model = job.model
+    if not isinstance(model, str) or not model.strip():
+        raise ConfigError("must name one model of the provider", field="model", value=model)
+    if job.deterministic:
+        cls.deterministic_options()
+    return cls(model, engine_kwargs=cast(Mapping[str, Any] | None, job.engine_kwargs))

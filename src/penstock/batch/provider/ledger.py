@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -23,6 +23,7 @@ from penstock import private_files
 from penstock.batch.write.journal import BATCHES
 from penstock.batch.write.state_files import Records, guarded, remove, sync_folder, write_all
 from penstock.errors import JobError, OutputError
+from penstock.http.client import LARGE_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,29 @@ class Batch:
                 pass
 
 
+class Gathering:
+    """Lines of the batch that is to be handed in next."""
+
+    def __init__(self, folder: Path, token: str, url: str) -> None:
+        self.token, self.url = token, url
+        self.lines: list[str] = []
+        self.nbytes = 0
+        self.since = 0.0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        path = folder / f"{token}.requests.jsonl"
+        self.file: BinaryIO = os.fdopen(private_files.opener(path, flags), "wb", LARGE_BYTES)
+
+    def add(self, custom_id: str, line: bytes) -> None:
+        self.file.write(line)
+        self.lines.append(custom_id)
+        self.nbytes += len(line)
+
+    def close(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
 class Ledger:
     """The batches of the job with this `key`, in the state directory `state`."""
 
@@ -157,18 +181,19 @@ class Ledger:
         records = self._records
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._descriptor = guarded(private_files.opener, records.path, flags)
-        for data in records.read():
-            entry = msgspec.json.decode(data, type=Entry)
-            if entry.event == "begun":
-                self.batches[entry.token] = Batch(self.folder, entry)
-            else:
-                self.batches[entry.token].apply(entry)
-        records.cut()
+        found = records.read()
         if records.lost:
             raise JobError(
                 f"{records.path} is damaged, so batches might be paid for twice; --fresh begins"
                 " again"
             )
+        records.cut()
+        for data in found:
+            entry = msgspec.json.decode(data, type=Entry)
+            if entry.event == "begun":
+                self.batches[entry.token] = Batch(self.folder, entry)
+            else:
+                self.batches[entry.token].apply(entry)
         for path in self.folder.iterdir():
             if path != records.path and path.name.partition(".")[0] not in self.batches:
                 guarded(remove, path)  # lines that were never handed in

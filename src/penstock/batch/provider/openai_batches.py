@@ -5,7 +5,7 @@ which have the same.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -17,6 +17,7 @@ from penstock.batch.provider.api import (
     cancelled,
     expired,
 )
+from penstock.batch.provider.engine import BatchApiEngine
 from penstock.batch.provider.ledger import Batch
 from penstock.engines.remote import answers
 from penstock.engines.remote.requests import PATHS, chat_body, completion_body, task_body
@@ -144,3 +145,10 @@ class OpenAIBatches(BatchApi):
 
 def _file_name(batch: Batch) -> str:
     return f"{_MARK}-{batch.token}.jsonl"
+
+
+class OpenAIBatchEngine(BatchApiEngine):
+    """OpenAI's Batch API. `model_source` is the model's name there."""
+
+    name: ClassVar[str] = "openai-batch"
+    api_class = OpenAIBatches

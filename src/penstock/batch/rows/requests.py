@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import Source, check_column
-from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row, RowForm
+from penstock.batch.stages.media import RowImages
 from penstock.batch.structured import Schema
 from penstock.batch.values.plain import UnstorableError, plain_row, text as plain_text
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.openai.image_parts import IMAGE_PARTS, given_in, name_of, part_with, with_images
+from penstock.openai.image_parts import (
+    IMAGE_PARTS,
+    given_in,
+    is_pillow,
+    name_of,
+    part_with,
+    with_images,
+)
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling
@@ -288,6 +295,9 @@ class ColumnRequests(EngineForm):
                 raise RequestError(
                     f"column '{self._messages}' holds text that is no JSON list of messages"
                 ) from None
+        elif not isinstance(value, list):
+            row, _ = plain_row({"messages": value})  # an array or a tuple
+            value = row["messages"]
         if not isinstance(value, list) or not value:
             raise RequestError(
                 f"column '{self._messages}' holds no list of messages", param="messages"
@@ -324,7 +334,7 @@ def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
 
 
 def end_of(outcome: Outcome) -> list[Any]:
-    """The values of `END_COLUMNS`."""
+    """The values of `END_COLUMNS` for a row with this outcome."""
     error, usage = outcome.error, outcome.usage
     return [
         "ok" if error is None else "error",
@@ -438,6 +448,8 @@ def as_text(value: Any) -> str:
             return value.decode()
         except UnicodeDecodeError:
             raise RequestError("a prompt can hold no binary value") from None
+    if is_pillow(value):
+        raise RequestError("a prompt can hold no image")
     try:
         return plain_text(value) or ""
     except UnstorableError as error:

@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 
 from penstock.batch.decisions.questions import option_names, questions_of
-from penstock.batch.rows.embeddings import embedded
 from penstock.batch.rows.repair import collect
+from penstock.batch.rows.task_forms import embedded
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.text import conversation, text_in
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.engines.media.audio_files import audio_file
+from penstock.engines.media.audio import audio_file
 from penstock.errors import (
     ConfigError,
     EngineError,

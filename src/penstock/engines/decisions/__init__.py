@@ -2,6 +2,5 @@
 
 `checks.py` refuses bad questions, `prompts.py` writes them for a model, `tokens.py` makes tokens of
 those texts, `trie.py` makes probabilities of log probabilities, `answers.py` makes decisions of
-those. An engine gives the log probabilities; `generated.py` gets them from engines that only
-generate.
+those. An engine gives the log probabilities.
 """

@@ -1,1 +1,1 @@
-"""Images and speech: `images` decodes, `audio_files` writes, `transcripts` joins what was heard."""
+"""Images and speech: `images` decodes, `audio` joins what was heard, and writes speech."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import msgspec
 
 from penstock.engines.base import Stated
-from penstock.engines.decisions.generated import generated_shares
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk import sources
@@ -27,7 +26,7 @@ from penstock.engines.token_engine import (
     without_answer,
 )
 from penstock.engines.vllm import kv_cache, options
-from penstock.engines.vllm.translation import DeltaMaker
+from penstock.engines.vllm.translation import DeltaMaker, generated_shares
 from penstock.errors import (
     EngineDeadError,
     EngineError,

@@ -12,8 +12,7 @@ from msgspec import Struct
 
 from penstock.errors import ConfigError, nearest
 from penstock.openai.parsers.harmony import HarmonyCalls
-from penstock.openai.parsers.json_calls import HERMES, JsonCalls
-from penstock.openai.parsers.named_calls import DeepSeekCalls, MistralCalls
+from penstock.openai.parsers.json_calls import HERMES, DeepSeekCalls, JsonCalls, MistralCalls
 from penstock.openai.parsers.python_calls import PythonCalls
 from penstock.openai.parsers.tag_calls import GemmaCalls, TagCalls
 from penstock.openai.parsers.text import CallForm, Thinking

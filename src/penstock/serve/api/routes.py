@@ -32,14 +32,13 @@ from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (
     console,
     control,
-    conversations,
     generation,
     responses,
     site,
     texts,
     transcriptions,
 )
-from penstock.serve.api.endpoints.conversations import (
+from penstock.serve.api.endpoints.responses import (
     ConversationBody,
     ConversationItems,
     ConversationUpdate,
@@ -150,24 +149,25 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("DELETE", "/v1/responses/{response_id}", responses.delete),
     Endpoint("POST", "/v1/responses/{response_id}/cancel", responses.cancel),
     Endpoint("GET", "/v1/responses/{response_id}/input_items", responses.input_items, query=_PAGE),
-    Endpoint("POST", "/v1/conversations", conversations.create, ConversationBody),
-    Endpoint("GET", "/v1/conversations/{conversation_id}", conversations.retrieve),
+    Endpoint("POST", "/v1/conversations", responses.create_conversation, ConversationBody),
+    Endpoint("GET", "/v1/conversations/{conversation_id}", responses.retrieve_conversation),
     Endpoint(
-        "POST", "/v1/conversations/{conversation_id}", conversations.update, ConversationUpdate
+        "POST",
+        "/v1/conversations/{conversation_id}",
+        responses.update_conversation,
+        ConversationUpdate,
     ),
-    Endpoint("DELETE", "/v1/conversations/{conversation_id}", conversations.delete),
+    Endpoint("DELETE", "/v1/conversations/{conversation_id}", responses.delete_conversation),
     Endpoint(
         "POST",
         "/v1/conversations/{conversation_id}/items",
-        conversations.add_items,
+        responses.add_items,
         ConversationItems,
     ),
+    Endpoint("GET", "/v1/conversations/{conversation_id}/items", responses.list_items, query=_PAGE),
+    Endpoint("GET", "/v1/conversations/{conversation_id}/items/{item_id}", responses.show_item),
     Endpoint(
-        "GET", "/v1/conversations/{conversation_id}/items", conversations.list_items, query=_PAGE
-    ),
-    Endpoint("GET", "/v1/conversations/{conversation_id}/items/{item_id}", conversations.show_item),
-    Endpoint(
-        "DELETE", "/v1/conversations/{conversation_id}/items/{item_id}", conversations.delete_item
+        "DELETE", "/v1/conversations/{conversation_id}/items/{item_id}", responses.delete_item
     ),
     Endpoint("POST", "/v1/messages", generation.messages, MessageBody, runs=True),
     Endpoint("POST", "/v1/messages/count_tokens", texts.count_tokens, CountBody, runs=True),

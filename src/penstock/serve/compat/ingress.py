@@ -198,27 +198,27 @@ class OpenAiIngress:
 
     # Requests
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
-        """Continue a conversation."""
+        """Continue a conversation by an answer."""
         return await self._process_llm_request(body, call_method="chat", raw_request=request)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
-        """Continue a prompt."""
+        """Continue a prompt by a text."""
         return await self._process_llm_request(body, call_method="completions", raw_request=request)
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
-        """Embed texts."""
+        """Turn texts into vectors that compare."""
         return await self._process_llm_request(body, call_method="embeddings", raw_request=request)
 
     async def transcriptions(
         self, body: Annotated[TranscriptionRequest, "form"], request: Request
     ) -> Response:
-        """Write down speech."""
+        """Write down what a recording says."""
         return await self._process_llm_request(
             body, call_method="transcriptions", raw_request=request
         )
 
     async def score(self, body: ScoreRequest, request: Request) -> Response:
-        """Score pairs of texts."""
+        """Score how well pairs of texts match."""
         return await self._process_llm_request(body, call_method="score", raw_request=request)
 
     async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:

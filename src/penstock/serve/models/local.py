@@ -20,7 +20,7 @@ from penstock.engines.base import LLMEngine, Room
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, OverloadedError
 from penstock.llm_config import DeploymentConfig, LLMConfig
-from penstock.llm_config.accelerators import kind_of_bundles
+from penstock.llm_config.engine_config import kind_of_bundles
 from penstock.serve.config.placement import AUTO_MOST, engine_bundles, replica_counts
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState

@@ -96,7 +96,7 @@ class DesiredStore(Protocol):
         """Keep what an engine can do, in place of what was kept."""
 
     async def noted(self, digest: str) -> Capabilities | None:
-        """What was kept last."""
+        """What was kept last; None if nothing was."""
 
 
 def engine_digest(config: LLMConfig) -> str:
@@ -138,9 +138,7 @@ class InMemoryStore:
         return True
 
     async def note(self, digest: str, able: Capabilities) -> None:
-        """Keep it."""
         self.able[digest] = able
 
     async def noted(self, digest: str) -> Capabilities | None:
-        """What was kept."""
         return self.able.get(digest)

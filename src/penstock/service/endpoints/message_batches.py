@@ -49,7 +49,7 @@ class MessageRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class MessageBatchBody(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of `POST /v1/messages/batches`."""
+    """Body of `POST /v1/messages/batches` as it is read; the parameters are checked one by one."""
 
     requests: list[MessageRequest]
 
@@ -84,7 +84,7 @@ class MessageBatchRoutes:
         )
 
     async def create(self, exchange: Exchange) -> Response:
-        """Have messages answered."""
+        """Have messages answered, as one batch."""
         settings = self._service.settings
         check_json(exchange.request)
         limits = replace(exchange.limits, max_body_bytes=settings.max_file_bytes)

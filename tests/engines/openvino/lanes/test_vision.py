@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.openvino.image_files import image_files
+from penstock.engines.openvino.engine import OpenVINOEngine, image_files
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import GREEDY, EngineContract, answer, chat_request

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import ConfigError, UnsupportedError
 from penstock.testing import answer
 from penstock.types import ChatRequest, Sampling

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.logits.scoring import check_together
 from penstock.errors import RequestError, UnsupportedError
 from penstock.testing import answer, chat_request

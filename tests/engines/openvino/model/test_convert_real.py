@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from make_vision_model import write_vision_model
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model import source as module
 from penstock.engines.openvino.model.weights import weight_bytes
 from penstock.errors import EngineStartError

@@ -3,7 +3,7 @@ import struct
 
 import pytest
 
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
     gguf_context_length,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnx_models import embedding_onnx, rerank_onnx, write_word_piece
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model import source as module
 from penstock.engines.openvino.model.source import find_model
 from penstock.errors import EngineStartError

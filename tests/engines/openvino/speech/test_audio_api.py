@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from penstock.engines.openvino.speech.recording import read_recording
+from penstock.engines.openvino.speech import read_recording
 from serve_process import serving
 from speech_models import OPTIONS, hearing_model, recording, speaking_model
 

@@ -9,8 +9,8 @@ import pytest_asyncio
 
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.openvino.speech.recording import read_recording
+from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.speech import read_recording
 from penstock.errors import ConfigError, UnsupportedError
 from penstock.types import SpeechRequest, TranscriptionRequest
 from speech_models import OPTIONS, hearing_model, recording, speaking_model

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from penstock.engines.media.transcripts import window_listener
-from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.media.audio import window_listener
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.testing import TranscriptionContract
 from penstock.types import TranscriptionRequest

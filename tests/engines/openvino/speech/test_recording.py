@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 
-from penstock.engines.media.audio_files import audio_file
-from penstock.engines.openvino.speech.recording import SAMPLE_RATE, read_recording, windows
+from penstock.engines.media.audio import audio_file
+from penstock.engines.openvino.speech import SAMPLE_RATE, read_recording, windows
 from penstock.errors import MissingExtraError, RequestError
 from penstock.types import Speech
 from speech_models import tone, wav

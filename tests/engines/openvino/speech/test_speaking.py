@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.openvino.speech.pieces import pieces_of
+from penstock.engines.openvino.engine import OpenVINOEngine, pieces_of
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import SpeechContract
 from penstock.types import SpeechRequest

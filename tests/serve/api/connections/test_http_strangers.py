@@ -18,7 +18,7 @@ from penstock.serve.api.endpoints import control
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint
 from penstock.serve.config.settings import Limits
 from penstock.serve.models.handle import ModelState
-from penstock.serve.replicas.answering import ENDPOINTS as REPLICA_ENDPOINTS
+from penstock.serve.replicas.replica import ENDPOINTS as REPLICA_ENDPOINTS
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 BODY = json.dumps(CHAT).encode()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from penstock.engines.openvino.constraints.json_objects import Member, object_body, separated
 from penstock.engines.openvino.constraints.json_scalars import (
     Strings,
     json_text,
@@ -21,7 +20,6 @@ from penstock.engines.openvino.constraints.json_scalars import (
 )
 from penstock.engines.openvino.constraints.json_schemas import (
     UNHELD,
-    Impossible,
     conflict,
     disjoint,
     has_end,
@@ -37,8 +35,12 @@ from penstock.engines.openvino.constraints.regex import (
 from penstock.engines.openvino.constraints.writer import (
     TABLES,
     Grammar,
+    Impossible,
+    Member,
     choice,
     literal,
+    object_body,
+    separated,
     too_large,
 )
 from penstock.errors import RequestError

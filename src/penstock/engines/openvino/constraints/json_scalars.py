@@ -14,7 +14,7 @@ from functools import cached_property
 from math import ceil, floor
 from typing import Any
 
-from penstock.engines.openvino.constraints.json_schemas import FORMATS, Impossible, unheld
+from penstock.engines.openvino.constraints.json_schemas import FORMATS, unheld
 from penstock.engines.openvino.constraints.regex import (
     Choice,
     Node,
@@ -28,6 +28,7 @@ from penstock.engines.openvino.constraints.writer import (
     ALL,
     WIDE,
     Grammar,
+    Impossible,
     char_class,
     choice,
     literal,

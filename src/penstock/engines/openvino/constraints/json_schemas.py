@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from penstock.engines.openvino.constraints.writer import Impossible
 from penstock.errors import RequestError
 
 Schema = Mapping[str, Any]
@@ -80,10 +81,6 @@ FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
 """The regular expression of each known `format`: a part of what the format allows, in its usual
 form. Unknown formats are ignored.
 """
-
-
-class Impossible(Exception):
-    """No value fits the schema, so it has no grammar."""
 
 
 def unheld(keyword: str) -> RequestError:

@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from penstock.engines.openvino.lanes.lane import Lane
-from penstock.engines.openvino.lanes.request import Request
 from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.logits.second_copy import IDLE_SECONDS, is_biased, needs_scores
 from penstock.engines.openvino.model.gguf_ir import saved_ir
@@ -23,6 +22,10 @@ from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.sampling import check_id_range
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from penstock.engines.openvino.lanes.lane import Lane
+    from penstock.engines.openvino.lanes.request import Request
 
 _LOADING_WAIT_SECONDS = 0.002
 

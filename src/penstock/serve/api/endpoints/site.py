@@ -82,7 +82,7 @@ async def ready(exchange: Exchange) -> Response:
 
 
 async def version(exchange: Exchange) -> Response:
-    """The server's version."""
+    """The version of the server's software."""
     return exchange.json({"version": penstock.__version__})
 
 

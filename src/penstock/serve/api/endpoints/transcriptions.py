@@ -9,8 +9,7 @@ from typing import Any, Literal
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
-from penstock.engines.media.audio_files import CONTENT_TYPES, audio_file, check_form
-from penstock.engines.media.transcripts import window_listener
+from penstock.engines.media.audio import CONTENT_TYPES, audio_file, check_form, window_listener
 from penstock.engines.tasks import Batches
 from penstock.errors import ContentTypeError, MissingExtraError, RequestError, UnsupportedError
 from penstock.openai.audio import (

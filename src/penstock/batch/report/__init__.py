@@ -1,1 +1,0 @@
-"""The report of a job: what was observed of its rows, as one HTML page."""

@@ -1,0 +1,283 @@
+"""The forms of jobs whose answers are no texts of a model that continues prompts: each row's text
+becomes a vector or a recording, or its recording a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from penstock.batch.read.sources import check_column
+from penstock.batch.rows.requests import (
+    END_COLUMNS,
+    FLAT_OBJECTS,
+    ColumnRequests,
+    check_task,
+    end_of,
+    end_types,
+)
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.stages.media import Loader, loaded
+from penstock.engines.base import LLMEngine
+from penstock.engines.media.audio import audio_file
+from penstock.errors import ContextLengthError, PenstockError, RequestError
+from penstock.types import EmbeddingRequest, Embeddings, SpeechRequest, TranscriptionRequest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VECTOR_TYPES = ("float32", "float16", "int8")
+_CODES = {"float32": "f", "float16": "e", "int8": "b"}
+_CUTS = 24
+_KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
+
+
+class ColumnVectors(ColumnRequests):
+    """Vectors of texts, in the column `embedding`.
+
+    `vector_type` is the type of their numbers. For "int8", each vector is scaled so that its
+    largest number is 127 or -127, which keeps cosines. `dimensions`, `input_type` and `truncate`
+    are those of `types.EmbeddingRequest`; `options` are those of `ColumnRequests`.
+    """
+
+    kind = "embeddings"
+    by_length = True
+
+    def __init__(
+        self,
+        *,
+        dimensions: int | None = None,
+        input_type: Literal["query", "document"] | None = None,
+        truncate: bool = False,
+        vector_type: str = "float32",
+        prefix: str = "",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._width = dimensions or 0
+        self._type = vector_type
+        self._asked = EmbeddingRequest([], dimensions, input_type=input_type, truncate=truncate)
+        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
+        self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
+
+    def prepare(self, row: Row) -> None:
+        super().prepare(row)
+        text = row.request.messages[-1]["content"]
+        row.request = msgspec.structs.replace(self._asked, inputs=[text])
+        row.shareable = True
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        check_task(engine, "embeddings", "makes no vectors", "an embedding model")
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        found, _ = await embedded(engine, row.request)
+        vector = found.vectors[0]
+        self._width = self._width or len(vector)
+        if len(vector) != self._width:
+            wanted = "dimensions asks for" if self._asked.dimensions else "others have"
+            raise RequestError(f"the vector has {len(vector)} numbers; {wanted} {self._width}")
+        packed = pack(vector, self._type)
+        return Outcome(response=b64encode(packed).decode(), usage=found.usage)
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        vector = None
+        if outcome.error is None and outcome.response is not None:
+            vector = unpack(b64decode(outcome.response), self._type)
+            self._width = self._width or len(vector)
+        return [vector, *end_of(outcome)]
+
+    def arrow_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        number = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[self._type]
+        # Without `dimensions` the width shows in the first vector.
+        vector = pa.list_(number, self._width) if self._width else pa.null()
+        return [vector, *end_types()]
+
+
+async def embedded(
+    engine: LLMEngine, request: EmbeddingRequest
+) -> tuple[Embeddings, EmbeddingRequest]:
+    """The vector of the request's one text, and the request that got it: if `truncate` is set and
+    the engine cannot cut, the text is made shorter here until it fits. Raises what the engine
+    raises.
+    """
+    cuts = _CUTS if request.truncate else 0
+    while True:
+        try:
+            return await engine.embeddings(request), request
+        except ContextLengthError:
+            if not cuts:
+                raise
+        cuts -= 1
+        text = request.inputs[0]
+        request = msgspec.structs.replace(request, inputs=[text[: int(len(text) * _KEPT_EACH_CUT)]])
+
+
+def pack(vector: list[float], vector_type: str) -> bytes:
+    """A vector's numbers in this type, little-endian. Raises `RequestError` if it holds no such
+    numbers.
+    """
+    try:
+        if vector_type == "int8":
+            largest = max(map(abs, vector), default=0.0) or 1.0
+            return array("b", [round(127 * number / largest) for number in vector]).tobytes()
+        return struct.pack(f"<{len(vector)}{_CODES[vector_type]}", *vector)
+    except (OverflowError, ValueError):  # infinite, no number, or too large for the type
+        raise RequestError(f"the vector has numbers that {vector_type} does not hold") from None
+
+
+def unpack(packed: bytes, vector_type: str) -> list[Any]:
+    """The numbers that `pack` was given, as far as the type holds them."""
+    code = _CODES[vector_type]
+    return list(struct.unpack(f"<{len(packed) // struct.calcsize(code)}{code}", packed))
+
+
+class ColumnTranscripts(ColumnRequests):
+    """What is said in recordings, in the columns `response`, `language` and `duration` (seconds);
+    with `asked.timestamps` also `segments`.
+
+    A value of the column `audio` is bytes, a path, a URL, a data URI, or a mapping with `bytes` or
+    `path` (as data sets of Hugging Face have it). `asked` is the request without a recording;
+    `options` are those of `ColumnRequests`. Rows with equal recordings share an answer.
+    """
+
+    kind = "transcripts"
+
+    def __init__(
+        self, *, audio: str, asked: TranscriptionRequest, prefix: str = "", **options: Any
+    ) -> None:
+        super().__init__(messages=audio, **options)
+        self._images = None
+        self._audio, self._asked = audio, asked
+        self._loader: Loader | None = None
+        self._digest = blake2b(self._encode((self.kind, asked)), digest_size=16)
+        timed = ("segments",) if asked.timestamps else ()
+        self._name_columns(
+            ("response", "language", "duration", *timed, *END_COLUMNS), FLAT_OBJECTS, prefix
+        )
+
+    def check(
+        self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
+    ) -> None:
+        check_column(self._audio, every, "audio")
+        super().check(columns, every, flat=flat)
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        self._loader = self._loader or Loader()
+        async for some in loaded(rows, self._load):
+            yield self._stored(some)
+
+    async def _load(self, row: Row) -> int:
+        value = (row.values or {}).get(self._audio)
+        if value is None or row.failure is not None:
+            return 0
+        assert self._loader is not None
+        try:
+            row.request = await self._loader.load(value, self._audio)
+        except PenstockError as error:
+            row.failure = error
+        return len(row.request or b"")
+
+    def prepare(self, row: Row) -> None:
+        if row.request is None:
+            raise RequestError(f"the row has no recording in '{self._audio}'", param=self._audio)
+        digest = self._digest.copy()
+        digest.update(row.request)
+        row.digest = digest.digest()
+        row.request = msgspec.structs.replace(self._asked, audio=row.request)
+        row.shareable = True
+
+    def close(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        check_task(engine, "transcriptions", "hears no recordings", "a speech-to-text model")
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        found = await engine.transcriptions(row.request)
+        told = [found.language, found.duration]
+        if self._asked.timestamps:
+            told.append(msgspec.to_builtins(found.segments))
+        return Outcome(response=found.text, usage=found.usage, parsed=told)
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        blank = [None] * (3 if self._asked.timestamps else 2)
+        return [outcome.response, *(outcome.parsed or blank), *end_of(outcome)]
+
+    def arrow_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        segment = pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})
+        timed = [pa.list_(segment)] if self._asked.timestamps else []
+        return [pa.string(), pa.string(), pa.float64(), *timed, *end_types()]
+
+
+class ColumnSpeech(ColumnRequests):
+    """Spoken texts, as files of the form `audio_format` in `folder`. The column `audio` has the
+    path of each, `duration` its length in seconds.
+
+    A file is named by its request and the model, so that rows with equal texts share one, and a job
+    that is resumed writes none twice. `options` are those of `ColumnRequests`.
+    """
+
+    kind = "speech"
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        audio_format: str,
+        voice: str | None,
+        prefix: str = "",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._folder, self._format = folder, audio_format
+        self._asked = SpeechRequest("", voice)
+        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
+        self._name_columns(("audio", "duration", *END_COLUMNS), FLAT_OBJECTS, prefix)
+
+    def prepare(self, row: Row) -> None:
+        super().prepare(row)
+        text = row.request.messages[-1]["content"]
+        row.request = msgspec.structs.replace(self._asked, text=text)
+        row.shareable = True
+
+    def check_engine(self, engine: LLMEngine) -> None:
+        check_task(engine, "speech", "speaks no texts", "a text-to-speech model")
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        if not row.request.text.strip():
+            raise RequestError("there is no text to speak", param="speak")
+        spoken = await engine.speech(row.request)
+        model = engine.model_source.encode(errors="surrogateescape")
+        name = blake2b(row.digest + model, digest_size=16).hexdigest()
+        file = self._folder / f"{name}.{self._format}"
+
+        def write() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{file.name}.partial")
+            partial.write_bytes(audio_file(spoken, self._format))
+            os.replace(partial, file)
+
+        await asyncio.to_thread(write)
+        return Outcome(response=str(file), usage=spoken.usage, parsed=[spoken.seconds])
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        return [outcome.response, *(outcome.parsed or [None]), *end_of(outcome)]
+
+    def arrow_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        return [pa.string(), pa.float64(), *end_types()]

@@ -1,0 +1,34 @@
+"""The form of jobs that speak."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from penstock.batch.rows.requests import Template
+from penstock.batch.rows.row import Row
+from penstock.batch.rows.task_forms import ColumnSpeech
+from penstock.types import Sampling, Speech
+
+
+def speaking(model: str, volume: int) -> Any:
+    async def speech(request):
+        return Speech(bytes([volume, 0]) * 100, 8000)
+
+    return SimpleNamespace(model_source=model, speech=speech)
+
+
+async def test_models_that_speak_into_one_directory_share_no_file(tmp_path):
+    form = ColumnSpeech(
+        folder=tmp_path,
+        audio_format="wav",
+        voice=None,
+        template=Template("{line}", "speak"),
+        sampling=Sampling(),
+    )
+    row = Row(0, {"line": "a fox"})
+    form.prepare(row)
+    first = await form.ask(speaking("low", 1), row)
+    content = (tmp_path / first.response).read_bytes()
+    second = await form.ask(speaking("loud", 9), row)
+    assert second.response != first.response
+    assert (tmp_path / first.response).read_bytes() == content
+    assert (await form.ask(speaking("low", 1), row)).response == first.response
