@@ -48,7 +48,7 @@ PREFACES = PREFACE, PREFACE_1
 
 class WireOrHttp(asyncio.Protocol):
     """A new connection to a replica: HTTP, unless it begins with a preface. One that begins with
-    neither within `head_timeout_s` is closed.
+    neither within `limits.head_timeout_s` is closed.
     """
 
     def __init__(
@@ -58,14 +58,12 @@ class WireOrHttp(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        head_timeout_s: float = Limits().head_timeout_s,
+        limits: Limits,
     ) -> None:
         self._config = config
         self._state = server_state
-        self._http = partial(
-            HttpConnection, config, server_state, app_state, _loop, head_timeout_s=head_timeout_s
-        )
-        self._head_timeout_s = head_timeout_s
+        self._http = partial(HttpConnection, config, server_state, app_state, _loop, limits=limits)
+        self._head_timeout_s = limits.head_timeout_s
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
