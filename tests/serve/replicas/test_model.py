@@ -17,6 +17,7 @@ from penstock.engines.base import Capabilities, Stated
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import (
     EngineDeadError,
+    EngineError,
     EngineTimeoutError,
     ModelNotFoundError,
     RequestError,
@@ -25,7 +26,12 @@ from penstock.errors import (
 )
 from penstock.serve.config.settings import Limits
 from penstock.serve.replicas.model import RemoteModel
-from penstock.serve.replicas.runtime import DesiredState, InMemoryStore, ReplicaInfo
+from penstock.serve.replicas.runtime import (
+    DesiredState,
+    InMemoryStore,
+    ReplicaInfo,
+    change_desired,
+)
 from penstock.types import (
     ChatRequest,
     Classification,
@@ -420,7 +426,39 @@ class TestControl:
         await one.model.control("pause", {})
         assert server.server.paused is None
         await server.check_health()
-        assert server.server.paused == "wait"
+        await until(lambda: server.server.paused == "wait")
+
+    async def test_a_health_check_does_not_wait_for_requests_that_a_change_waits_for(
+        self, cluster: Make
+    ) -> None:
+        one = await cluster(model=config(engine_kwargs={"output_tokens": 30_000}))
+        (server,) = one.servers.values()
+        stream = one.model.chat(ChatRequest([{"role": "user", "content": "x"}]))
+        await anext(stream)
+        await change_desired(one.desired, "sleep", {})
+        await server.check_health()
+        await until(lambda: server.server.state().state == "draining")
+        await change_desired(one.desired, "wakeup", {})
+        await server.check_health()
+        await until(lambda: server.server.state().state == "ready")
+        await anext(stream)
+        await stream.aclose()
+
+    async def test_a_change_that_fails_is_tried_again(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def fail(*_: Any) -> None:
+            raise EngineError("once")
+
+        one = await cluster(1)
+        (server,) = one.servers.values()
+        await change_desired(one.desired, "sleep", {})
+        with monkeypatch.context() as patched:
+            patched.setattr(server.server, "sleep", fail)
+            await server.check_health()
+            await until(lambda: "is not yet in the state" in caplog.text)
+        await server.check_health()
+        await until(lambda: server.server.state().state == "asleep")
 
     async def test_a_sleeping_model_without_replicas_is_not_started(self, cluster: Make) -> None:
         one = await cluster(0)

@@ -379,6 +379,7 @@ class ReplicaServer:
                 HttpServer(IngressApp(IngressState(names, public)), listen(*front, shared=True))
             )
         self._serving: list[asyncio.Task[None]] = []
+        self._applying: set[asyncio.Task[None]] = set()
 
     @property
     def info(self) -> ReplicaInfo:
@@ -397,6 +398,7 @@ class ReplicaServer:
         Raises what kept any other one from loading.
         """
         await self.reconcile()
+        await asyncio.gather(*self._applying)
         try:
             await self.model.start()
         except PenstockError as error:
@@ -436,14 +438,32 @@ class ReplicaServer:
             await asyncio.wait(serving)
         with contextlib.suppress(OSError):
             self._socket.close()
+        for task in self._applying:
+            task.cancel()
         await self.model.stop(0.0)
 
     async def reconcile(self) -> None:
-        """Take over the state that replicas are to be in, if it has changed."""
+        """Begin to take over the state that replicas are to be in, if it has changed. A sleep waits
+        for requests to end, and nobody should wait for it.
+        """
         wanted = await self._desired.load()
         if wanted.version != self._state.version:
             self._state = wanted
-            await wanted.apply(self.server)
+            task = asyncio.create_task(self._apply(wanted))
+            self._applying.add(task)
+            task.add_done_callback(self._applying.discard)
+
+    async def _apply(self, wanted: DesiredState) -> None:
+        try:
+            await wanted.apply(self.server, lambda: self._state is wanted)
+        except Exception:
+            _log.warning(
+                "model '%s' is not yet in the state that was asked for",
+                self.config.model_id,
+                exc_info=True,
+            )
+            if self._state is wanted:
+                self._state = DesiredState()  # the next look tries again
 
     async def check_health(self) -> None:
         """Raise if the replica should be replaced. A dead engine is started again first."""
