@@ -149,10 +149,6 @@ def _answer(model: Any, call: Call) -> ToParent:
         return Failed(call.id, "engine_error", reason_of(error))
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
-
-
 _CHOOSE = ("AUTO", "HETERO", "BATCH")
 """Names in front of others: `AUTO:GPU,CPU`. MULTI keeps no cache that a pipeline could use."""
 _MUST_LIST = ("HETERO", "BATCH")
@@ -216,3 +212,7 @@ def check_precision(options: OpenVINOOptions, capabilities: list[str], default: 
                 f"{name} '{value}': the CPU computes in {computes}, so its cache is in {takes} or"
                 f" u4{other}"
             )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
