@@ -325,7 +325,7 @@ async def test_a_dead_engine_is_revived_for_an_adapter_that_it_never_had(tmp_pat
     server.engine._die("killed")  # type: ignore[attr-defined]
     request = ChatRequest([{"role": "user", "content": "Hi"}], adapter="a")
     assert [delta async for delta in server.chat(request)]
-    server.engine._die("killed")  # type: ignore[attr-defined]
+    server.engine._die("killed", suspects=False)  # type: ignore[attr-defined]
     with pytest.raises(EngineDeadError):
         await server.load_lora_adapter("b", str(tmp_path / "b"))
     await server.supervisor.ready()

@@ -198,6 +198,7 @@ class Supervisor:
         self.stays = True
         self._sleep_again = _nothing
         self.engine.supervisor = self
+        self.engine.on_death = self._died
         if self.phase == "ready":  # perhaps without its owner, for a job
             self.policy.on_change()
         elif self.phase != "loading":
@@ -350,6 +351,11 @@ class Supervisor:
         self.quarantine.reopen()
 
     # Deaths
+    def _died(self) -> None:
+        """The engine says so. There may be no request that would notice."""
+        if self.stays:
+            self.revive(self.generation)
+
     async def revived(self, visit: Visit) -> bool:
         """Wait, after the engine died under a request. Returns whether a new one runs and may be
         asked again.
