@@ -443,6 +443,23 @@ async def test_operations_reach_all_and_later_ones():
     await model.stop(0)
 
 
+def test_a_wakeup_loads_no_replica_that_became_too_many_in_its_sleep():
+    async def main():
+        model = made({**SCALING, "max_replicas": 2, "initial_replicas": 2})
+        await model.start()
+        await answer(model, chat_request("x"))
+        await model.control("sleep", {})
+        seen = [phases(model)]
+        await asyncio.sleep(60)
+        seen.append(phases(model))
+        await model.control("wakeup", {})
+        seen.append(phases(model))
+        await model.stop(0)
+        return seen
+
+    assert run_warped(main()) == [["asleep", "asleep"], ["asleep", "cold"], ["ready", "cold"]]
+
+
 def test_what_was_unloaded_stays_so_until_somebody_needs_it():
     async def main():
         model = made({**SCALING, "initial_replicas": 2, "downscale_delay_s": 1000})

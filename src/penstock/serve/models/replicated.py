@@ -248,7 +248,7 @@ class Crew(Pool[_Replica]):
             replica.running
             or replica in self.replicas[: self.wanted]
             or self._stopping
-            or replica.phase not in ("ready", "loading")
+            or replica.phase not in ("ready", "loading", "asleep")
         )
 
     def _spawn(self, change: Coroutine[Any, Any, None]) -> None:
