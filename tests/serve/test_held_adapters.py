@@ -132,3 +132,19 @@ async def test_a_dropped_adapter_waits_for_its_users_and_keeps_nobody_else_waiti
     done.set()
     await asyncio.gather(user, dropping)
     assert list(engine.adapters) == ["b@1"]
+
+
+async def test_a_load_whose_request_has_left_is_counted():
+    engine = Counting()
+    engine.gate.clear()
+    adapters = Adapters(engine, 1)
+    leaving = asyncio.create_task(use(adapters, version("a")))
+    await settle()
+    leaving.cancel()
+    other = asyncio.create_task(use(adapters, version("b")))
+    await settle()
+    assert engine.loads == ["a@1"]
+    engine.gate.set()
+    await other
+    assert leaving.cancelled()
+    assert (engine.loads, list(engine.adapters)) == (["a@1", "b@1"], ["b@1"])

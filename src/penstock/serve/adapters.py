@@ -442,6 +442,14 @@ class Adapters:
                 await self._released.wait()
             finally:
                 self._short_of_room = False
+        loading = asyncio.ensure_future(self._put(name, version))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            await asyncio.wait([loading])  # the engine finishes it, and it takes room there
+            raise
+
+    async def _put(self, name: str, version: AdapterVersion) -> _Loaded:
         await self._engine.resolve_lora(name, version.path)
         self.loads += 1
         held = self._loaded[name] = _Loaded(version)
