@@ -140,6 +140,23 @@ class TestForwarding:
         answer = await one.client.post("/v1/chat/completions", json={**CHAT, "model": "new"})
         assert answer.status_code == 404
 
+    async def test_an_adapter_that_one_replica_cannot_load_none_has(
+        self, cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*_: Any) -> None:
+            raise EngineError("no room")
+
+        one = await cluster(2)
+        (tmp_path / "adapter_config.json").write_text("{}")
+        load = {"lora_name": "new", "lora_path": str(tmp_path)}
+        with monkeypatch.context() as patched:
+            patched.setattr(one.servers["r1"].server.engine, "resolve_lora", fail)
+            results = await one.model.control("load_lora_adapter", load)
+        assert [result["ok"] for result in results] == [True, False]
+        assert [await each.model.adapters() for each in one.servers.values()] == [[], []]
+        results = await one.model.control("load_lora_adapter", load)
+        assert [result["ok"] for result in results] == [True, True]
+
     async def test_a_form_names_its_model(self, cluster: Make) -> None:
         one = await cluster()
         audio = {"file": ("a.wav", b"RIFF")}

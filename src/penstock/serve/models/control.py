@@ -330,6 +330,15 @@ async def control_result(
     return {"replica": replica, "ok": True, "result": result}
 
 
+def undo_of_load(name: str, before: str | None) -> tuple[str, dict[str, Any]]:
+    """The control method, with its options, that undoes a `load_lora_adapter`, for replicas of
+    which another one failed. `before` is where the adapter of the name was, if there was one.
+    """
+    if before is None:
+        return "unload_lora_adapter", {"lora_name": name}
+    return "load_lora_adapter", {"lora_name": name, "lora_path": before, "load_inplace": True}
+
+
 def control_failure(
     replica: str, kind: str, message: str, param: str | None = None
 ) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from penstock.errors import (
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
 from penstock.serve.config.placement import replica_counts
-from penstock.serve.models.control import control_failure, parse_control
+from penstock.serve.models.control import control_failure, parse_control, undo_of_load
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.local import has_own_server
 from penstock.serve.models.preflight import check_before_load
@@ -234,7 +234,18 @@ class RemoteModel(ModelHandle):
         if of_adapters and all(one["ok"] for one in results):  # last: a wrong path is not kept
             self.pool.wanted = await change_desired(self._desired, method, parsed)
             self._looked_at = float("-inf")
+        elif method == "load_lora_adapter":
+            await self._undo_load(
+                parsed["lora_name"],
+                [info for info, one in zip(replicas, results, strict=True) if one["ok"]],
+            )
         return results
+
+    async def _undo_load(self, adapter: str, loaded: Sequence[ReplicaInfo]) -> None:
+        """An adapter that one replica cannot load, none has."""
+        known = (await self._desired.load()).adapters
+        undo = undo_of_load(adapter, known.get(adapter, self._store.given.get(adapter)))
+        await asyncio.gather(*(self._control_one(info, *undo) for info in loaded))
 
     async def _control_one(
         self, info: ReplicaInfo, method: str, options: Mapping[str, Any]
