@@ -214,24 +214,27 @@ class Supervisor:
 
     async def sleep(self, level: int, wanted: Callable[[], bool] = lambda: True) -> None:
         """Give the memory back until `load`, if it is still `wanted` when no other change is under
-        way; while somebody uses the engine, at the end of that. One without a sleep of its own is
-        stopped.
+        way; while somebody uses the engine, at the end of that. Level 0 keeps it. One without a
+        sleep of its own is stopped.
         """
         self._sleep_again = partial(self.sleep, level, wanted)
         async with self._changing:
             if self.phase != "ready" or self._users or not wanted():
                 return
             self.phase = "asleep"  # first: who wakes it meanwhile waits, and loads it
+            frees = level > 0
             try:
                 try:
                     await self.engine.sleep(level)
                 except UnsupportedError:
                     await self.engine.stop()
+                    frees = True
             except BaseException:
                 if self.phase == "asleep":
                     self.phase = "ready"
                 raise
-            self.policy.free_room()
+            if frees:
+                self.policy.free_room()
 
     # Phases
     async def ready(self) -> None:

@@ -149,6 +149,18 @@ async def test_an_engine_that_can_sleep_is_asked_and_woken_even_after_an_unload(
     assert await texts(server.chat(ASK)) == "ab"
 
 
+@pytest.mark.parametrize(
+    ("kind", "level", "frees"), [(Sleeping, 0, 0), (Sleeping, 1, 1), (Scripted, 0, 1)]
+)
+async def test_a_sleep_that_keeps_all_memory_gives_no_room(kind, level, frees):
+    freed = []
+    server = LLMServer(config(), engine=kind(), free_room=lambda: freed.append(1))
+    await server.start()
+    await server.sleep(level)
+    assert len(freed) == frees
+    await server.stop()
+
+
 async def test_sleep_waits_for_those_under_way_and_can_be_called_off(started):
     server = await started()
     stream = await begun(server)
