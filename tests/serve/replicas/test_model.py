@@ -191,7 +191,7 @@ class TestForwarding:
         one = await cluster()
         (server,) = one.servers.values()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.info.port}") as stranger:
-            for path in ("/v1/chat/completions", "/penstock/control", "/penstock/call/chat"):
+            for path in ("/v1/chat/completions", "/penstock/control"):
                 assert (await stranger.post(path, json=CHAT)).status_code == 401
 
     async def test_a_client_that_leaves_frees_the_replicas_slot(self, cluster: Make) -> None:

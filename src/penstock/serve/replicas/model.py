@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,6 @@ from penstock.engines.base import Capabilities, LLMEngine, Stated
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
-    PenstockError,
     ReplicaLostError,
     ShuttingDownError,
     UnsupportedError,
@@ -33,7 +32,7 @@ from penstock.serve.models.local import has_own_server
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.models.server import make_engine
 from penstock.serve.replicas.client import Address, Reply
-from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack
+from penstock.serve.replicas.messages import deltas_of, pack
 from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
 from penstock.serve.replicas.runtime import (
     DesiredStore,
@@ -43,7 +42,7 @@ from penstock.serve.replicas.runtime import (
     change_desired,
     engine_digest,
 )
-from penstock.types import ChatRequest, CompletionRequest, Delta
+from penstock.types import ChatRequest, CompletionRequest
 
 DESCRIBE_S = 5.0
 """Seconds that the first request to a model without a replica waits for what describes it."""
@@ -298,9 +297,8 @@ async def _batches_of(reply: Reply) -> Batches:
     """The deltas of a call's answer. Raises the error that it has instead, or at its end."""
     if reply.status != 200:
         raise error_of(await reply.body())
-    read = _reader_of(reply)
     while not reply.done:
-        deltas, error = read(await reply.parts())
+        deltas, error = deltas_of(await reply.parts())
         if deltas:
             yield deltas
         if error is not None:
@@ -315,11 +313,7 @@ async def _result_of(task: str, reply: Reply) -> Any:
         raise error_of(b"".join(parts))
     if not TASKS[task].streams:
         return msgspec.msgpack.decode(b"".join(parts), type=TASKS[task].result)
-    deltas, error = _reader_of(reply)(parts)
+    deltas, error = deltas_of(parts)
     if error is not None:
         raise error
     return deltas
-
-
-def _reader_of(reply: Reply) -> Callable[[list[bytes]], tuple[list[Delta], PenstockError | None]]:
-    return deltas_of if reply.version > 1 else DeltaReader().deltas_of
