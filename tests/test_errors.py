@@ -8,6 +8,7 @@ from penstock.errors import (
     ConfigError,
     MissingExtraError,
     PenstockError,
+    RequestError,
     by_kind,
     class_and_text,
     context_overflow,
@@ -104,6 +105,13 @@ def test_config_errors_name_field_and_hint():
         "unknown key 'modle'", field="job.modle", hint=nearest("modle", ["model", "prompt"])
     )
     assert str(error) == "job.modle: unknown key 'modle'. Did you mean 'model'?"
+
+
+def test_what_a_client_sent_is_quoted_in_part():
+    name = "x" * 1_000_000
+    error = RequestError(f"unknown parameter '{name}'. {nearest(name, ['model'])}", param=name)
+    assert len(str(error)) == 2001
+    assert len(error.param or "") == 201
 
 
 def test_nearest_lists_what_there_is_when_nothing_is_near():

@@ -158,8 +158,8 @@ class RequestError(PenstockError):
     kind = "invalid_request_error"
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+        super().__init__(_bounded(message, _LONGEST_TEXT))
+        self.param = _bounded(param, _LONGEST_PARAM) if param else param
 
 
 class ContextLengthError(RequestError):
@@ -435,6 +435,12 @@ class UpstreamError(EngineError):
 
 
 _LONGEST_TEXT = 2000
+_LONGEST_PARAM = 200
+
+
+def _bounded(text: str, limit: int) -> str:
+    """A text that may quote what a client sent."""
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def text_of(error: BaseException) -> str:
@@ -445,9 +451,7 @@ def text_of(error: BaseException) -> str:
         text = str(error)
     except Exception:
         return "(its text cannot be made)"
-    if len(text) > _LONGEST_TEXT:
-        text = text[:_LONGEST_TEXT] + "…"
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in _bounded(text, _LONGEST_TEXT).splitlines()]
     return printable(" ".join(filter(None, lines)))
 
 
@@ -469,7 +473,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # imported only for an error
 
     words = sorted(known)
-    match = get_close_matches(name, words, n=1, cutoff=0.6)
+    match = get_close_matches(name[:_LONGEST_PARAM], words, n=1, cutoff=0.6)
     if match:
         return f"Did you mean '{match[0]}'?"
     return f"Known: {', '.join(words)}" if words else ""

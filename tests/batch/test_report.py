@@ -91,6 +91,14 @@ async def test_a_place_that_cannot_be_is_refused(make_engine, report, error, wor
     assert engine.starts == 0
 
 
+async def test_no_report_in_the_state_of_its_job(tmp_path, make_engine, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.jsonl.penstock").mkdir()
+    for output in ("out.jsonl", tmp_path / "out.jsonl"):
+        with pytest.raises(ConfigError, match="lies in the input or in the job's state"):
+            await ask(numbered(1), output, make_engine(), report="out.jsonl.penstock/part-x.html")
+
+
 def test_memory_is_bounded(monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)

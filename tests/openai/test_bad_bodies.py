@@ -92,6 +92,13 @@ def test_messages(block: dict[str, Any], told: str) -> None:
     assert told in str(error)
 
 
+def test_more_texts_than_a_request_may_have() -> None:
+    assert len(parse_body(EmbeddingBody, {"input": ["a"] * 2048}).request().inputs) == 2048
+    error = refusal(EmbeddingBody, {"input": ["a"] * 2049})
+    assert error.param == "input"
+    assert "at most 2,048" in str(error)
+
+
 def test_a_message_without_content() -> None:
     body = {"messages": [{"role": "user"}], "max_tokens": 5}
     assert refusal(MessageBody, body).param == "messages[0].content"
@@ -128,6 +135,20 @@ def test_nulls_within_items_are_nothing() -> None:
     body = {"messages": [*ASK, {"role": "assistant", "content": [use]}], "max_tokens": 5}
     made = parse_body(MessageBody, body).request().messages
     assert made[1]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_reasoning_before_each_of_two_calls_stays_with_their_message() -> None:
+    items: list[dict[str, Any]] = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "one"}]},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": " two"}]},
+        {"type": "function_call", "call_id": "b", "name": "f", "arguments": "{}"},
+        {"role": "assistant", "content": "done"},
+    ]
+    turn, done = input_messages(items)
+    assert [call["id"] for call in turn["tool_calls"]] == ["a", "b"]
+    assert turn["reasoning"] == "one two"
+    assert done == {"role": "assistant", "content": "done"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from penstock.openai.requests import ChatBody, parse_body
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import Answers, chat_completion
 from penstock.openai.responses_api import ResponseBody, response_body
-from penstock.openai.tool_forms import ToolForm
+from penstock.openai.tool_forms import CustomInput, ToolForm
 from penstock.types import Delta, ToolCallPart, Usage
 
 USER = {"role": "user", "content": "q"}
@@ -160,6 +160,19 @@ def test_a_response_tells_a_custom_tools_text():
     assert "".join(e["delta"] for e in of_text[:-1]) == of_text[-1]["input"] == item["input"]
     assert {e["item_id"] for e in of_text} == {"ctc_c1"}
     assert events[-1]["response"]["output"] == [item]
+
+
+TEXT = 'a "b" \\ \n é 😀 end'
+
+
+@pytest.mark.parametrize("ascii", [True, False])
+def test_a_custom_tools_text_in_pieces_of_any_size(ascii):
+    given = json.dumps({"input": TEXT}, ensure_ascii=ascii) + " "
+    for size in range(1, len(given) + 1):
+        text = CustomInput()
+        pieces = [text.push(given[at : at + size]) for at in range(0, len(given), size)]
+        assert "".join(pieces) == TEXT
+        assert all(one < "\ud800" or one > "\udfff" for piece in pieces for one in piece)
 
 
 def test_custom_calls_of_a_response_and_their_results_are_read_back():

@@ -8,6 +8,8 @@ import openai
 import pytest
 
 from batch_service import batch_service, line, lines
+from penstock.errors import UnavailableError
+from penstock.service import runner
 from penstock.service.batches import BatchStore
 
 SLOW = {"time_per_token_ms": 20.0}
@@ -253,6 +255,40 @@ async def test_keys_see_their_own(tmp_path):
         ):
             with pytest.raises(openai.NotFoundError):
                 await asked
+
+
+async def test_a_batch_whose_file_went_before_its_turn_has_failed(tmp_path):
+    async with batch_service(tmp_path, engine=SLOW, max_batches=1) as service:
+        first = await service.submit([line("a", max_tokens=1000)])
+        second = await service.submit([line("b")])
+        client = service.openai()
+        await client.files.delete(second.input_file_id)
+        await client.batches.cancel(first.id)
+        second = await service.ended(second.id)
+        assert second.status == "failed"
+        (fault,) = second.errors.data
+        assert (fault.code, fault.param) == ("file_not_found", "input_file_id")
+        assert second.input_file_id in fault.message
+
+
+async def test_a_batch_that_cannot_fail_yet_fails_later(tmp_path, monkeypatch):
+    async def broken(*args):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(runner, "AGAIN_S", 0)
+    async with batch_service(tmp_path) as service:
+        monkeypatch.setattr(runner.Runner, "_run", broken)
+        change, away = BatchStore.change, [UnavailableError("the database is away")]
+
+        async def changed(store, id, how):
+            if away:
+                raise away.pop()
+            return await change(store, id, how)
+
+        monkeypatch.setattr(BatchStore, "change", changed)
+        batch = await service.ended((await service.submit([line("a")])).id)
+        assert (batch.status, away) == ("failed", [])
+        assert batch.errors.data[0].message == "ValueError: no such thing"
 
 
 async def test_a_server_goes_on_where_it_was_stopped(tmp_path):

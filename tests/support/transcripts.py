@@ -64,6 +64,7 @@ CALLS = [
     Transcript(("llama3_json", None), f"{_PARAMETERS}; {_NOW}", calls=_BOTH),
     Transcript(("llama3_json", None), "In JSON {1, 2} is nothing.", "In JSON {1, 2} is nothing."),
     Transcript(("pythonic", None), "[weather(city='Zürich <b>', days=3), now()]", calls=_BOTH),
+    Transcript(("pythonic", None), "[now(at=1e999)]", "[now(at=1e999)]", vllm=False),
     Transcript(
         ("llama4_pythonic", None),
         "<|python_start|>[weather(city='Zürich <b>', days=3)]<|python_end|>",

@@ -118,6 +118,17 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
     check_id_range(token_ids, 2**31, param)
 
 
+def check_inputs(inputs: Sequence[object]) -> None:
+    """Raise `RequestError` unless each of what is to be embedded is a text or token ids."""
+    for number, one in enumerate([inputs] if isinstance(inputs, str) else inputs):
+        if isinstance(one, list | tuple):
+            check_token_ids(one, f"input[{number}]")
+        elif not isinstance(one, str) or isinstance(inputs, str):
+            raise RequestError(
+                f"input[{number}] must be a text or a list of token ids", param=f"input[{number}]"
+            )
+
+
 def check_input_type(request: EmbeddingRequest, name: str) -> None:
     """Raise `UnsupportedError` if a request wants the model's instruction from an engine (its
     `name`) that adds none.

@@ -30,7 +30,7 @@ from penstock.engines.process import (
     decode_to_parent,
     encode,
 )
-from penstock.engines.sampling import check_input_type
+from penstock.engines.sampling import check_input_type, check_inputs
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, Images, TokenEngine
 from penstock.errors import (
@@ -228,6 +228,7 @@ class WorkerEngine(TokenEngine):
         match task:
             case "embeddings":
                 self._check_task(task)
+                check_inputs(request.inputs)
                 return msgspec.convert(
                     await self._call("embed", *self._embed_arguments(request)), Embeddings
                 )
@@ -258,9 +259,10 @@ class WorkerEngine(TokenEngine):
         await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 (no disk)
 
     async def remove_lora(self, name: str) -> None:
-        if self.adapters.pop(name, None) is None:
+        if name not in self.adapters:
             raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
         await self._call("remove_adapter", name)
+        self.adapters.pop(name, None)
 
     async def metrics(self) -> dict[str, float]:
         return dict(await self._call("metrics"))

@@ -333,6 +333,10 @@ def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[s
     return several
 
 
+MOST_INPUTS = 2048
+"""Texts of a request for embeddings, as at OpenAI."""
+
+
 class EmbeddingBody(Struct, kw_only=True):
     """Body of `POST /v1/embeddings`: one text or many, or token ids, which the model reads as they
     are.
@@ -349,6 +353,11 @@ class EmbeddingBody(Struct, kw_only=True):
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
         inputs = texts_or_ids(self.input, "input") if self.input else []
+        if len(inputs) > MOST_INPUTS:
+            raise RequestError(
+                f"input has {len(inputs):,} texts: at most {MOST_INPUTS:,} go into a request",
+                param="input",
+            )
         if not inputs or not all(inputs):
             raise RequestError("input must not be empty", param="input")
         return EmbeddingRequest(

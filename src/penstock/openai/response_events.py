@@ -18,7 +18,7 @@ from penstock.openai.responses_api import (
     response_object,
     status_of,
 )
-from penstock.openai.tool_forms import custom_input
+from penstock.openai.tool_forms import CustomInput
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 
@@ -54,6 +54,7 @@ class ResponseFramer:
         self._open: _Text | ToolCallPart | None = None  # what the open item is
         self._done: list[Item] = []  # the finished items before the open one
         self._text = ""  # of the open item, or the arguments of its call
+        self._input = CustomInput()  # of the open call
         self._logprobs: list[TokenLogprob] = []  # of the open message
         self._unsent: list[TokenLogprob] = []
 
@@ -116,13 +117,12 @@ class ResponseFramer:
         events = b""
         if part.id is not None:
             events += self._end_item()
-            self._open, self._text = part, ""
+            self._open, self._text, self._input = part, "", CustomInput()
             events += self._added(self._item("in_progress"))
-        before, self._text = self._text, self._text + part.arguments
+        self._text += part.arguments
         kind, more = "function_call_arguments", part.arguments
         if self._is_custom:
-            kind, written = "custom_tool_call_input", len(custom_input(before))
-            more = custom_input(self._text)[written:]
+            kind, more = "custom_tool_call_input", self._input.push(part.arguments)
         if more:
             place = {"item_id": self._item_id, "output_index": len(self._done)}
             events += self._event(f"response.{kind}.delta", **place, delta=more)

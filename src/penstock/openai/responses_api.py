@@ -24,6 +24,7 @@ from penstock.types import ChatRequest, Message, TokenLogprob, Usage
 
 Item = dict[str, Any]
 """One element of a response's `output`."""
+REFERENCE = "item_reference"
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = frozenset(
     {
@@ -220,12 +221,12 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
             function = {"name": item.get("name"), "arguments": arguments}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             # Calls of one turn share one message.
-            if messages and messages[-1].get("tool_calls"):
-                messages[-1]["tool_calls"].append(call)
-            else:
-                turn = {"role": "assistant", "content": None, "tool_calls": [call]}
-                messages.append({**turn, **reasoning_fields(thought)})
-                thought = ""
+            if not messages or not messages[-1].get("tool_calls"):
+                messages.append({"role": "assistant", "content": None, "tool_calls": []})
+            turn = messages[-1]
+            turn["tool_calls"].append(call)
+            turn |= reasoning_fields(turn.get("reasoning", "") + thought)
+            thought = ""
         elif kind in ("function_call_output", "custom_tool_call_output"):
             output = _content(item.get("output"), where)
             messages.append(
@@ -233,6 +234,9 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
             )
         elif kind == "reasoning":  # of the message or call that follows
             thought = _thought(item, where)
+        elif kind == REFERENCE:
+            whole = "send the whole item (clients do, with 'store': false), or serve with --store"
+            raise RequestError(f"{where} refers to a stored item: {whole}", param=where)
         else:
             hint = nearest(str(kind), ("message", "function_call", "function_call_output"))
             raise RequestError(f"{where}: unknown type {kind!r}. {hint}", param=where)

@@ -69,8 +69,7 @@ class FormedCalls:
 
     def __init__(self, form: ToolForm) -> None:
         self._form = form
-        self._custom: dict[tuple[int, int], tuple[str, int]] = {}
-        """Of each call of a custom tool: its JSON so far, and the characters already written."""
+        self._custom: dict[tuple[int, int], CustomInput] = {}
 
     def content(self, index: int, parts: Sequence[ToolCallPart]) -> dict[str, Any]:
         """What the calls of answer `index` add to its delta."""
@@ -80,23 +79,16 @@ class FormedCalls:
         for part in parts:
             key = (index, part.number)
             if part.id is not None and part.name in self._form.custom:
-                self._custom[key] = ("", 0)
+                self._custom[key] = CustomInput()
                 head = {"index": part.number, "id": part.id, "type": "custom"}
-                text = self._more(key, part.arguments)
+                text = self._custom[key].push(part.arguments)
                 chunks.append({**head, "custom": {"name": part.name, "input": text}})
             elif key in self._custom:
-                if text := self._more(key, part.arguments):
+                if text := self._custom[key].push(part.arguments):
                     chunks.append({"index": part.number, "custom": {"input": text}})
             else:
                 chunks.append(call_chunk(part))
         return {"tool_calls": chunks} if chunks else {}
-
-    def _more(self, key: tuple[int, int], arguments: str) -> str:
-        raw, written = self._custom[key]
-        raw += arguments
-        text = custom_input(raw)
-        self._custom[key] = (raw, len(text))
-        return text[written:]
 
 
 def _merged(parts: Sequence[ToolCallPart]) -> dict[str, Any]:
@@ -105,15 +97,33 @@ def _merged(parts: Sequence[ToolCallPart]) -> dict[str, Any]:
     return {**head, "arguments": "".join(part.arguments for part in parts)}
 
 
+class CustomInput:
+    """The text in a custom tool's arguments, whose JSON comes in pieces."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._begun = self._ended = False
+
+    def push(self, arguments: str) -> str:
+        """The text that a piece adds. Half of an escape, or of a pair of surrogates, waits."""
+        raw = self._rest + arguments
+        if not self._begun and (head := _INPUT.match(raw)):
+            self._begun, raw = True, raw[head.end() :]
+        if not self._begun or self._ended:
+            self._rest = "" if self._ended else raw
+            return ""
+        end = _STRING.match(raw).end()  # type: ignore[union-attr]
+        text: str = json.loads(f'"{raw[:end]}"', strict=False)
+        self._ended = raw[end : end + 1] == '"'
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, end = text[:-1], end - len("\\ud800")
+        self._rest = raw[end:]
+        return text
+
+
 def custom_input(arguments: str) -> str:
     """The text in a custom tool's arguments, as far as they go."""
-    head = _INPUT.match(arguments)
-    if head is None:
-        return ""
-    string = _STRING.match(arguments, head.end())
-    text: str = json.loads(f'"{string[0]}"', strict=False) if string else ""
-    # Half of a pair of surrogates waits for its other half.
-    return text[:-1] if text and "\ud800" <= text[-1] <= "\udbff" else text
+    return CustomInput().push(arguments)
 
 
 def custom_arguments(text: Any) -> str:

@@ -214,34 +214,43 @@ class Runner:
     async def _try(self, run: Run) -> bool:
         """Returns False where it is to be tried again."""
         try:
-            await self._run(run)
-        except asyncio.CancelledError:
-            raise
+            try:
+                await self._run(run)
+            except (NotStoredError, UnavailableError):
+                raise
+            except Exception as error:
+                await self._fail(run, [_fault_of(run, error)])
         except NotStoredError:
             _log.info("batch %s was deleted", run.batch.id)
         except UnavailableError as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
-        except Exception as error:
-            if not isinstance(error, PenstockError):
-                _log.error("batch %s failed", run.batch.id, exc_info=error)
-            code = error.kind if isinstance(error, PenstockError) else "internal_error"
-            message = str(error) if isinstance(error, PenstockError) else class_and_text(error)
-            await self._fail(run, [Fault(code=code, message=message)])
         return True
 
     async def _run(self, run: Run) -> None:
         folder = self._folder / run.batch.id
         private_files.make_folder(folder)
         input = folder / "input.jsonl"
-        if not input.exists():
-            await self._files.get(None, run.batch.input_file_id)
-            await self._files.content.fetch(run.batch.input_file_id, input)
+        if not input.exists() and not await self._fetched(run, input):
+            return
         if not run.batch.counts.total and not await self._validated(run, input):
             return
         counts = await self._answer_lines(run, folder, input)
         if counts is not None:
             await self._finish(run, folder, counts)
+
+    async def _fetched(self, run: Run, input: Path) -> bool:
+        """Whether the input file is still stored; if not, the batch has failed."""
+        id = run.batch.input_file_id
+        try:
+            await self._files.get(None, id)
+            await self._files.content.fetch(id, input)
+        except NotStoredError:
+            message = f"the input file '{id}' was deleted, or expired, before the batch's turn"
+            fault = Fault(code="file_not_found", message=message, param="input_file_id")
+            await self._fail(run, [fault])
+            return False
+        return True
 
     async def _validated(self, run: Run, input: Path) -> bool:
         batch = run.batch
@@ -448,3 +457,11 @@ def tally_of(counts: Counts, total: int) -> Tally:
 
 def _with_counts(tally: Tally, batch: Batch) -> Batch:
     return replace(batch, counts=tally)
+
+
+def _fault_of(run: Run, error: Exception) -> Fault:
+    """What the batch tells of an error that ended it. One that nobody foresaw is logged."""
+    if isinstance(error, PenstockError):
+        return Fault(code=error.kind, message=str(error))
+    _log.error("batch %s failed", run.batch.id, exc_info=error)
+    return Fault(code="internal_error", message=class_and_text(error))

@@ -7,6 +7,7 @@ import pydoc
 import re
 import signal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -224,6 +225,18 @@ async def test_messages_that_no_template_can_read(make_engine, message):
     assert [row["error"]["stage"] for row in result.rows()] == ["prompt"]
 
 
+@pytest.mark.parametrize("output", [None, "out.jsonl"])
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+async def test_conversations_in_any_kind_of_list(make_engine, tmp_path, kind, output):
+    place = None if output is None else tmp_path / output
+    conversation = kind([{"role": "user", "content": "hello"}])
+    engine = make_engine()
+    await penstock.arun(
+        iter([{"m": conversation}]), place, engine=engine, messages="m", progress=False
+    )
+    assert engine.asked == ["hello"]
+
+
 def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys):
     def rows():
         yield from numbered(1)
@@ -244,12 +257,18 @@ def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("LazyFrame", r"\.collect\(\)"), ("Series", "no data set")]
+    ("library", "kind", "message"),
+    [
+        ("polars", "LazyFrame", r"\.collect\(\)"),
+        ("polars", "Series", "no data set"),
+        ("pandas", "Series", "no data set"),
+    ],
 )
-async def test_things_that_are_nearly_data_sets(kind, message):
-    library = pytest.importorskip("polars" if kind == "LazyFrame" else "pandas")
+async def test_things_that_are_nearly_data_sets(library, kind, message):
+    made = getattr(pytest.importorskip(library), kind)
+    given = made([1]) if kind == "Series" else made({"a": [1]})
     with pytest.raises(InputError, match=message):
-        await penstock.arun(getattr(library, kind)({"a": [1]}), model="simulated", prompt="{a}")
+        await penstock.arun(given, model="simulated", prompt="{a}")
 
 
 async def test_a_directory_whose_name_ends_in_a_dash(source, tmp_path, make_engine):

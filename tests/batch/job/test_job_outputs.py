@@ -140,6 +140,28 @@ async def test_a_directory_of_parquet(source, tmp_path, make_engine):
     assert pq.read_table(tmp_path / "out")["id"].to_pylist() == list(range(300))
 
 
+async def test_the_root_directory_is_no_output(make_engine):
+    with pytest.raises(ConfigError, match="nor the root directory"):
+        await ask([{"text": "a"}], "/", make_engine())
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_fresh_job_leaves_the_parquet_of_others(tmp_path, make_engine, monkeypatch, remote):
+    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
+    folder = f"memory://{tmp_path.name}/" if remote else f"{tmp_path}/out/"
+    fs, path = fsspec.core.url_to_fs(folder)
+    fs.makedirs(path, exist_ok=True)
+    other = f"{path.rstrip('/')}/part-00000-0badcafe.snappy.parquet"
+    fs.pipe_file(other, b"somebody's")
+    engine = make_engine()
+    with pytest.raises(OutputError, match=r"holds part-00000-0badcafe.* give another directory"):
+        await ask([{"text": "a"}], folder, engine, fresh=True)
+    assert (engine.starts, fs.cat_file(other)) == (0, b"somebody's")
+    fs.rm_file(other)
+    for _ in range(2):
+        assert (await ask([{"text": "a"}], folder, engine, fresh=True)).counts.ok == 1
+
+
 async def test_urls(source, tmp_path, make_engine, monkeypatch):
     monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
     engine = make_engine(lambda text: EngineError("no") if text == "text 7" else text)

@@ -1,8 +1,11 @@
 """Jobs whose failed rows are run again, and no others."""
 
+import json
+
 import pytest
 
 from jobs import ask, interrupted, lines
+from penstock.batch.write.text import csv_to_jsonl, dicts_of
 from penstock.errors import (
     EngineError,
     EngineTimeoutError,
@@ -89,3 +92,23 @@ async def test_an_edited_output_is_not_retried(source, tmp_path, make_engine):
     output.write_bytes(whole.split(b"\n", 1)[1])
     with pytest.raises(OutputError, match="was changed since"):
         await ask(source, output, make_engine(), retry_failed=True)
+
+
+async def test_a_csv_with_odd_cells_keeps_its_rows(tmp_path, make_engine):
+    keys = {f"key {number}": number for number in range(1001)}
+    texts = [f"row {number}{end}" for number, end in enumerate(["", "\r", "\n", "\r\n", ',"'])]
+    source = [{"text": text, "o": keys} for text in texts]
+    bad = make_engine(lambda text: EngineError("no") if text == "row 0" else text.upper())
+    await ask(iter(source), tmp_path / "out.csv", bad)
+    await ask(iter(source), tmp_path / "out.csv", make_engine(), retry_failed=True)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(dicts_of(file))
+    assert list(found[0])[:3] == ["text", "o", "response"]
+    assert [row["response"] for row in found] == [text.upper() for text in texts]
+    assert [json.loads(row["o"]) for row in found] == [keys] * 5
+
+
+def test_rows_that_a_csv_lacks_are_not_made_up(tmp_path):
+    (tmp_path / "out.csv").write_bytes(b"a,b\n1,x\r\n2,y\rz\n")
+    with pytest.raises(OutputError, match="3 rows where the job wrote 2"):
+        csv_to_jsonl(tmp_path / "out.csv", tmp_path / "base.jsonl", 2)

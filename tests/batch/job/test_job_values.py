@@ -246,6 +246,15 @@ async def test_objects_with_other_keys_in_each_row_stay_json(tmp_path, make_engi
     ] == [row["counts"] for row in source]
 
 
+@pytest.mark.parametrize("name", ["meta.tags", "meta"])
+async def test_many_keys_of_a_column_with_a_dot_stay_json(tmp_path, make_engine, name):
+    source = [{"text": "a", name: {f"key {n}": n}, "meta.few": {"one": n}} for n in range(1001)]
+    await ask(iter(source), tmp_path / "out.csv", make_engine())
+    written = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines(keepends=True)))
+    assert list(written[0])[:3] == ["text", name, "meta.few.one"]
+    assert [json.loads(row[name]) for row in written] == [row[name] for row in source]
+
+
 async def test_objects_of_a_csv_whose_names_would_clash_stay_json(tmp_path, make_engine):
     source = [
         {"text": "a", "o": {"x": 1}, "p": {"q": 1}},
@@ -357,3 +366,15 @@ async def test_lists_of_length_0(tmp_path, make_engine):
     table = pa.table({"text": ["a", "b"], "none": pa.array([[], None], pa.list_(pa.int32(), 0))})
     await ask(table, tmp_path / "out.parquet", make_engine())
     assert pq.read_table(tmp_path / "out.parquet")["none"].to_pylist() == [[], None]
+
+
+async def test_tensors_become_parquet(tmp_path, make_engine):
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(8).reshape(2, 2, 2))
+    source = pa.table({"text": ["a", "b"], "tensor": tensors})
+    await ask(source, tmp_path / "out.parquet", make_engine())
+    await ask(source.slice(0, 0), tmp_path / "none.parquet", make_engine())
+    assert pq.read_table(tmp_path / "out.parquet").column("tensor").to_pylist() == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    ]
+    assert pq.read_schema(tmp_path / "none.parquet").field("tensor").type == tensors.type

@@ -133,3 +133,59 @@ async def test_files_may_differ_in_columns_and_types(tmp_path):
     pq.write_table(pa.table({"y": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"y": ["b"], "z": [2]}), tmp_path / "b.parquet")
     assert (await open_source(tmp_path)).columns == ("y", "z")
+
+
+@pytest.mark.parametrize("far", [False, True])
+async def test_int96_times_beyond_those_that_nanoseconds_hold(tmp_path, far):
+    """Spark writes such times, and 0001-01-01 or 9999-12-31 for none."""
+    unit = "us" if far else "ns"
+    ticks = [-62_135_596_800_000_000, 253_402_300_799_999_999, None] if far else [1500, -1500, None]
+    at = pa.array(ticks, pa.timestamp(unit))
+    table = pa.table({"at": at, "list": pa.ListArray.from_arrays([0, 1, 2, 3], at), "n": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "in.parquet", use_deprecated_int96_timestamps=True)
+    source = await open_source(tmp_path / "in.parquet")
+    assert source.schema is not None
+    assert source.schema.field("at").type == pa.timestamp(unit)
+    expected = [row.values for row in rows(await open_source(table))]
+    assert [row.values for row in rows(source)] == expected
+
+
+async def test_views_and_runs_are_read_as_plain_columns(tmp_path):
+    table = pa.table(
+        {
+            "text": pa.array(["a", None, "b" * 20], pa.string_view()),
+            "bytes": pa.array([b"\x01", b"", None], pa.binary_view()),
+            "list": pa.array([[1], None, []], pa.list_view(pa.int64())),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    runs = pa.RunEndEncodedArray.from_arrays([3], ["x"])
+    reader = pa.Table.from_arrays([runs], ["run"]).to_reader()
+    for given, expected in (
+        (tmp_path / "in.parquet", table.to_pylist()),
+        (reader, [{"run": "x"}] * 3),
+    ):
+        source = await open_source(given)
+        found = rows(source)
+        assert [row.values for row in found] == expected
+        assert all(row.batch.schema.equals(source.schema) for row in found)
+        assert not any(word in str(source.schema) for word in ("view", "run_end"))
+
+
+async def test_files_that_differ_in_views_alone_have_one_type(tmp_path):
+    for name, kinds in (
+        ("a", (pa.binary(), pa.list_(pa.int64()))),
+        ("b", (pa.binary_view(), pa.list_view(pa.int64()))),
+    ):
+        columns = {"x": pa.array([b"\x01"], kinds[0]), "l": pa.array([[1]], kinds[1])}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    source = await open_source(tmp_path)
+    assert source.schema is not None
+    assert source.schema.types == [pa.large_binary(), pa.list_(pa.int64())]
+
+
+async def test_polars_columns_whose_names_are_patterns():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"a": ["x"], "*": ["star"], "^a.*$": ["hat"]})
+    (row,) = rows(await open_source(frame))
+    assert row.values == {"a": "x", "*": "star", "^a.*$": "hat"}

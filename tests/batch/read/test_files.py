@@ -1,7 +1,9 @@
 import gzip
+import http.server
 import json
 import os
 import socket
+import threading
 
 import fsspec
 import pyarrow as pa
@@ -270,3 +272,138 @@ def test_whatever_a_file_system_raises_names_the_url(monkeypatch):
 def test_a_path_with_a_zero_byte():
     with pytest.raises(InputError, match="zero byte"):
         files.find("a\0.jsonl")
+
+
+APART = (
+    "_temporary/0/a.jsonl",
+    ".hidden/a.jsonl",
+    "b.csv.penstock/parts-0.jsonl",
+    "c/_tmp/a.jsonl",
+)
+
+
+@pytest.fixture(params=["local", "file://", "memory://"])
+def place(request, tmp_path):
+    """A place for files, by path or URL, and what makes files in it."""
+    if request.param != "memory://":
+
+        def make_here(*names):
+            make(tmp_path, *names)
+
+        return f"{request.param.removeprefix('local')}{tmp_path}", make_here
+    memory = fsspec.filesystem("memory")
+    folder = f"/{tmp_path.name}"
+
+    def make_in_memory(*names):
+        for name in names:
+            memory.pipe(f"{folder}/{name}", b'{"a": 1}\n')
+
+    return f"memory:/{folder}", make_in_memory
+
+
+def found_in(place, pattern):
+    return [file.path.rpartition(f"{place.rpartition('/')[2]}/")[2] for file in files.find(pattern)]
+
+
+def test_hidden_folders_and_the_state_of_jobs_hold_no_data(place):
+    folder, make_there = place
+    make_there("a.jsonl", "c/d.jsonl", *APART)
+    for pattern in (folder, f"{folder}/**/*.jsonl"):
+        assert found_in(folder, pattern) == ["a.jsonl", "c/d.jsonl"]
+    assert found_in(folder, f"{folder}/*/*.jsonl") == ["c/d.jsonl"]
+    assert found_in(folder, f"{folder}/_temporary/*/a.jsonl") == ["_temporary/0/a.jsonl"]
+    assert found_in(folder, f"{folder}/b.csv.penstock/*") == ["b.csv.penstock/parts-0.jsonl"]
+    with pytest.raises(InputError, match="no file matches"):
+        files.find(f"{folder}/*.penstock/*")
+
+
+def test_a_folder_that_a_glob_matches_counts_as_its_files(place):
+    folder, make_there = place
+    make_there("y=1/a.jsonl", "y=2/b/c.jsonl", "y=2/notes.txt", "y=2/_SUCCESS.jsonl")
+    assert found_in(folder, f"{folder}/y=*") == ["y=1/a.jsonl", "y=2/b/c.jsonl"]
+    make_there("x.jsonl/0.jsonl", "w.jsonl", "v/u.jsonl")
+    assert found_in(folder, f"{folder}/*.jsonl") == ["w.jsonl", "x.jsonl/0.jsonl"]
+    assert found_in(folder, f"{folder}/[w-x].jsonl") == ["w.jsonl", "x.jsonl/0.jsonl"]
+
+
+def test_tables_with_versions_are_no_directories_of_files(place):
+    folder, make_there = place
+    make_there("delta/a.parquet", "delta/_delta_log/00000000000000000000.json")
+    make_there("ice/data/a.parquet", "ice/metadata/v1.metadata.json")
+    for name in ("delta", "ice"):
+        with pytest.raises(InputError, match="is a table of Delta Lake or Iceberg"):
+            files.find(f"{folder}/{name}")
+    assert found_in(folder, f"{folder}/delta/*.parquet") == ["delta/a.parquet"]
+
+
+def test_magic_characters_in_a_name_at_a_url(place):
+    folder, make_there = place
+    make_there("a[1].jsonl", "b[2]/c.jsonl")
+    assert found_in(folder, f"{folder}/a[1].jsonl") == ["a[1].jsonl"]
+    assert found_in(folder, f"{folder}/b[2]") == ["b[2]/c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "read"),
+    [
+        ("", "out.jsonl", True),
+        ("", "c/new/out.jsonl", True),
+        ("", "_out.jsonl", False),
+        ("", "_x/out.jsonl", False),
+        ("", "../out.jsonl", False),
+        ("*.jsonl", "out.jsonl", True),
+        ("*.jsonl", "out.csv", False),
+        ("*.jsonl", "c/out.jsonl", False),
+        ("*.jsonl", "x.jsonl/out.csv", True),
+        ("**/*.jsonl", "out.jsonl", True),
+        ("**/*.jsonl", "b/c/out.jsonl", True),
+        ("**/*.jsonl", "b/_c/out.jsonl", False),
+        ("**/d.jsonl", "b/c/out.jsonl", False),
+        ("a.jsonl", "a.jsonl", True),
+        ("a.jsonl", "b.jsonl", False),
+    ],
+)
+async def test_an_output_that_the_input_would_find(place, pattern, output, read):
+    folder, make_there = place
+    make_there("a.jsonl", "c/d.jsonl")
+    source = await open_source(f"{folder}/{pattern}".rstrip("/"))
+    assert source.reads(f"{folder}/{output}") is read
+    if folder.startswith("/"):
+        assert source.reads(f"file://{folder}/{output}") is read
+    elif folder.startswith("file://"):
+        assert source.reads(f"{folder.removeprefix('file://')}/{output}") is read
+
+
+def test_the_extension_of_a_url_is_that_of_its_path():
+    signed = "https://b.example/data.jsonl.gz?X-Amz-Signature=a/b.csv"
+    assert files.form_of(signed) == "jsonl"
+    assert files.form_of(f"simplecache::{signed}") == "jsonl"
+    assert files.form_of("s3://b/what?.parquet") == "parquet"
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Serves one body, and tells neither its length nor when it changed."""
+
+    body = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format, *args):
+        pass
+
+
+async def test_what_a_server_does_not_measure_is_compared_row_by_row():
+    Answers.body = b'{"a": 1}\n{"a": "<a href=\'/in.jsonl/b\'>b</a>"}\n'
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/in.jsonl?signature=x"
+        source = await open_source(url)
+        assert source.fingerprint is None
+        assert len([row for batch in source.batches() for row in batch]) == 2
+        server.shutdown()

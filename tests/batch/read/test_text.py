@@ -4,6 +4,8 @@ import json
 import os
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from penstock.batch.read import open_source, text
@@ -189,6 +191,19 @@ async def test_blank_lines_before_the_header(tmp_path):
     assert [row.values for row in rows] == [{"a": "1", "b": "2"}]
 
 
+async def test_columns_of_later_rows_and_files(tmp_path):
+    (tmp_path / "0.csv").write_text("")  # as Spark writes
+    (tmp_path / "1.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "2.csv").write_text("a,c\n3,4\n")
+    assert (await open_source(tmp_path)).columns == ("a", "b", "c")
+    later = tmp_path / "in.jsonl"
+    later.write_text('{"a": 1}\n' * 999 + "null\n" + '{"b": 1}\n{"c": 1}\n')
+    source = await open_source(later)
+    assert source.columns == source.every_column(["a"]) == ("a",)
+    assert set(source.every_column(["b"]) or ()) >= {"a", "b"}
+    assert source.every_column(["d"]) == ("a", "b", "c")
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 async def test_line_ends_and_a_byte_order_mark(tmp_path, end):
     (tmp_path / "in.csv").write_bytes(end.join(["\ufeffa,b", "1,é", '"x\0y",2', ""]).encode())
@@ -201,8 +216,9 @@ async def test_a_quote_without_end_is_an_error_row_where_it_begins(tmp_path):
     (tmp_path / "a.csv").write_text('a,b\n1,x\n2,"open\n3,y\n')
     _, rows = await read(tmp_path / "a.csv")
     assert [row.values for row in rows] == [{"a": "1", "b": "x"}, None]
-    assert (
-        rows[1].fault == f"{tmp_path}/a.csv:3: malformed CSV: a quote that begins here has no end"
+    assert rows[1].fault == (
+        f"{tmp_path}/a.csv:3: malformed CSV: a quote that begins here has no end; lines 3 to 4,"
+        " with all rows there, are lost to it"
     )
 
 
@@ -296,9 +312,21 @@ async def test_other_encodings_are_refused_by_name(tmp_path, name, encoding, tol
 
 
 async def test_parquet_behind_another_name(tmp_path):
-    (tmp_path / "in.jsonl").write_bytes(b"PAR1...")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "in.jsonl")
     with pytest.raises(InputError, match="is Parquet"):
         await open_source(tmp_path / "in.jsonl")
+
+
+async def test_the_separator_that_excel_is_told(tmp_path):
+    (tmp_path / "in.csv").write_text("sep=,\na,b\n1,2\n")
+    source = await open_source(tmp_path / "in.csv")
+    assert (source.columns, values(source)) == (("a", "b"), [{"a": "1", "b": "2"}])
+
+
+@pytest.mark.parametrize("header", ["PAR1,PAR2", "BZh,a", "PAR1", "BZh91AY&SY"])
+async def test_headers_like_those_of_other_forms(tmp_path, header):
+    (tmp_path / "in.csv").write_text(f"{header}\n1\n")
+    assert (await open_source(tmp_path / "in.csv")).columns == tuple(header.split(","))
 
 
 async def test_a_stream_gives_its_lines_as_they_come(monkeypatch):

@@ -5,6 +5,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import io
 import pathlib
 import pickle
 import types
@@ -17,6 +18,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from penstock.batch.values.arrow import array
 from penstock.batch.values.nanoseconds import (
@@ -293,3 +295,13 @@ def test_dates_of_any_year():
         "5881580-07-11",
     ]
     assert duration_text(0) == "P0D"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "1", "P", "CMYK", "F"])
+def test_an_image_of_pillow_is_the_file(mode):
+    image = Image.new(mode, (3, 2), 1 if mode in "1LPF" else None)
+    made = plain(image)
+    assert isinstance(made, bytes)
+    read = Image.open(io.BytesIO(made))
+    assert (read.format, read.size) == ("PNG", (3, 2))
+    assert read.convert("RGB").tobytes() == image.convert("RGB").tobytes()

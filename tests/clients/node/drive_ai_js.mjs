@@ -84,6 +84,16 @@ check("chat", () =>
   }),
 );
 
+// OpenAI's provider refers to the first answer by its id.
+check("conversation", () =>
+  each(async (provider) => {
+    const first = { role: "user", content: QUESTION };
+    const { response } = await generateText(asking(provider, { prompt: undefined, messages: [first] }));
+    const messages = [first, ...response.messages, first];
+    same((await generateText(asking(provider, { prompt: undefined, messages }))).text);
+  }),
+);
+
 check("stream", () =>
   each(async (provider) => {
     const result = await streamed(asking(provider));

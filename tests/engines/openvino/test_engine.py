@@ -6,7 +6,9 @@ import signal
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
+from penstock import demo
 from penstock.engines import worker_engine
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.process import EngineProcess
@@ -15,7 +17,9 @@ from penstock.errors import (
     ConfigError,
     ContextLengthError,
     EngineDeadError,
+    EngineError,
     EngineStartError,
+    ModelNotFoundError,
     UnsupportedError,
 )
 from penstock.testing import EngineContract, answer, chat_request
@@ -213,3 +217,23 @@ def test_one_thread_takes_full_precision():
         OpenVINOEngine("demo", engine_kwargs={"num_threads": 1}).options.inference_precision
         == "f32"
     )
+
+
+async def test_an_adapter_in_use_is_not_removed():
+    engine = OpenVINOEngine("demo", engine_kwargs={"num_threads": 1})
+    await engine.start()
+    try:
+        await engine.resolve_lora("german", str(demo.adapter_path("german")))
+        long = Sampling(temperature=0, max_tokens=400, ignore_eos=True)
+        stream = engine.chat(replace(chat_request("Hello.", long), adapter="german"))
+        await anext(stream)
+        with pytest.raises(EngineError, match="'german' is in use"):
+            await engine.remove_lora("german")
+        *_, last = [delta async for delta in stream]
+        assert last.usage is not None
+        assert last.usage.completion_tokens == 400
+        await engine.remove_lora("german")
+        with pytest.raises(ModelNotFoundError):
+            await engine.remove_lora("german")
+    finally:
+        await engine.stop()

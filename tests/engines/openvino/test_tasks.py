@@ -8,7 +8,13 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
+from penstock.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineStartError,
+    RequestError,
+    UnsupportedError,
+)
 from penstock.testing import chat_request
 from penstock.types import (
     CompletionRequest,
@@ -44,6 +50,13 @@ async def reranker(tmp_path_factory):
     await engine.stop()
 
 
+async def test_more_tokens_than_a_model_has_positions_for_are_refused_at_once(tmp_path):
+    model = embedding_model(tmp_path)
+    engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "max_model_len": CONTEXT + 1})
+    with pytest.raises(EngineStartError, match=f"more than the {CONTEXT} positions"):
+        await engine.start()
+
+
 @pytest.mark.asyncio(loop_scope="module")
 class TestEmbedding:
     async def embed(self, engine, *inputs, **options):
@@ -71,6 +84,21 @@ class TestEmbedding:
             "red",
         ]
         assert mixed.usage.prompt_tokens == 1 + 3 + 1
+
+    @pytest.mark.parametrize("wrong", [None, 1.5, {"a": 1}, ["a"], [1.5], [True], [None]], ids=repr)
+    async def test_what_is_no_text_is_refused_and_harms_nobody(self, embedder, wrong):
+        other = asyncio.create_task(self.embed(embedder, "dog"))
+        with pytest.raises(RequestError) as caught:
+            await self.embed(embedder, "fox", wrong)
+        assert caught.value.param == "input[1]"
+        assert len((await other).vectors) == 1
+
+    async def test_a_bad_option_harms_nobody(self, embedder):
+        other = asyncio.create_task(self.embed(embedder, "dog"))
+        with pytest.raises(EngineError):
+            await self.embed(embedder, "fox", dimensions="2")
+        assert len((await other).vectors) == 1
+        assert len((await self.embed(embedder, "dog")).vectors) == 1
 
     async def test_token_ids_of_another_vocabulary_are_refused(self, embedder):
         with pytest.raises(RequestError, match=f"from 0 to {len(VOCABULARY) - 1}"):
@@ -115,6 +143,15 @@ class TestEmbedding:
         assert calls[1].cancelled()
         assert calls[0].result().vectors == calls[2].result().vectors
         assert len((await self.embed(embedder, "red")).vectors) == 1
+
+    async def test_a_large_call_does_not_hold_up_a_small_one(self, embedder):
+        large = asyncio.ensure_future(self.embed(embedder, *WORDS * 250))
+        await embedder.metrics()  # the large one is there before
+        small = await self.embed(embedder, "dog")
+        assert np.argmax(small.vectors[0]) == WORDS.index("dog")
+        assert not large.done()
+        found = (await large).vectors
+        assert [np.argmax(vector) for vector in found] == list(range(len(WORDS))) * 250
 
     async def test_no_inputs(self, embedder):
         with pytest.raises(RequestError, match="nothing to embed"):

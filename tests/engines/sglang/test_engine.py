@@ -222,6 +222,20 @@ async def test_pause(started, mode):
     assert not await engine.is_paused()
 
 
+async def test_a_pause_that_is_given_up_holds_nobody(started):
+    engine = await started()
+    endless = Sampling(temperature=0, max_tokens=3000, ignore_eos=True)
+    running = asyncio.create_task(answer(engine, chat_request("a", endless)))
+    while not (await engine.metrics())["requests_running"]:
+        pass
+    pause = asyncio.create_task(engine.pause("wait"))
+    await engine.metrics()  # the pause is there before
+    pause.cancel()
+    await asyncio.wait([pause])
+    assert (await answer(engine, chat_request("b"))).texts[0]
+    running.cancel()
+
+
 async def test_the_rest_of_control(started):
     engine = await started()
     await engine.reset_prefix_cache()

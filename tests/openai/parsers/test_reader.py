@@ -95,3 +95,20 @@ def test_gemma_calls_a_function_whose_name_begins_with_call(prefix: str) -> None
     raw = f"<start_function_call>{prefix}call_back{{}}<end_function_call>"
     answers.add(reader.translate(Delta(text=raw, finish_reason="stop", usage=Usage())))
     assert [call.name for call in answers.tool_calls[0]] == ["call_back"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+@pytest.mark.parametrize(
+    ("parser", "raw"),
+    [
+        ("pythonic", "[weather(days=@)]"),
+        ("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=days>\n@\n</parameter>\n"
+         "</function>\n</tool_call>"),
+        ("functiongemma", "<start_function_call>call:weather{days:@}<end_function_call>"),
+    ],
+)  # fmt: skip
+def test_arguments_are_json_whatever_number_is_written(parser: str, raw: str, number: str) -> None:
+    raw = raw.replace("@", number)
+    _, _, calls, _ = parsed(Transcript((parser, None), raw), [raw])
+    for _, arguments in calls:
+        json.loads(arguments, parse_constant=pytest.fail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -87,6 +88,13 @@ def check_shape(answer: Any, status: int) -> dict[str, Any]:
     assert error["type"] in ("invalid_request_error", "server_error")
     assert answer.headers["x-request-id"]
     return error
+
+
+async def test_a_body_may_begin_with_a_byte_order_mark(client: Any) -> None:
+    headers = {"content-type": "application/json"}
+    body = codecs.BOM_UTF8 + chat()
+    answer = await client.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES)

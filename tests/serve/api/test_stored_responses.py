@@ -443,3 +443,20 @@ def test_a_killed_server_keeps_what_was_complete(serving: Any, tmp_path: Path) -
         assert "server" in lost["error"]["message"]
         body["previous_response_id"] = complete["id"]
         assert client.post("/v1/responses", json=body).status_code == 200
+
+
+async def test_an_item_may_refer_to_one_of_a_stored_response(make: Any) -> None:
+    stored = await make()
+    first = (await stored.create()).json()
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    asked = [{"role": "user", "content": "hi"}, reference, {"role": "user", "content": "more"}]
+    second = await stored.create(asked)
+    assert second.status_code == 200, second.text
+    assert stored.engine.prompts[-1] == "hiHello!more"
+    items = (await stored.client.get(f"/v1/responses/{second.json()['id']}/input_items")).json()
+    assert "item_reference" not in {item["type"] for item in items["data"]}
+    for unknown in ("msg_nothing", "fc_call_1", "", None, 7):
+        asked[1] = {"type": "item_reference", "id": unknown}
+        refused = await stored.create(asked)
+        assert refused.status_code in (400, 404)
+        assert refused.json()["error"]["param"].startswith("input[1]")

@@ -127,8 +127,8 @@ def _report_place(report: str | os.PathLike[str] | None, source: Source, output:
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
     if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
         raise OutputError(f"{path} cannot be written: its directory does not exist, or it is one")
-    folder = output.folder if isinstance(output, Output) else None
-    if source.reads(path) or (folder is not None and Path(path).resolve().parent == folder):
+    folder = output.folder.resolve() if isinstance(output, Output) else None
+    if source.reads(path) or folder in Path(path).resolve().parents:
         raise ConfigError(f"{path} lies in the input or in the job's state", field="report")
     return path
 
@@ -149,7 +149,7 @@ class RowKeys:
         """Read all keys. Raises `ConfigError` if there is no such column, `InputError` for a key
         that is null or stands in two rows, by its row. Holds about 100 bytes a row meanwhile.
         """
-        check_column(self.column, source.every_column(), "key")
+        check_column(self.column, source.every_column((self.column,)), "key")
         seen: dict[int, int] = {}
         async with contextlib.aclosing(read_ahead(source, 0, limit, (self.column,))) as batches:
             async for batch in batches:

@@ -245,7 +245,7 @@ def _template(given: str, field: str) -> Template:
 def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
     if source.columns:
         flat = isinstance(output, Output) and output.form == "csv"
-        form.check(source.columns, source.every_column(), flat=flat)
+        form.check(source.columns, source.every_column(form.columns or ()), flat=flat)
 
 
 def _repair(job: Job) -> Repair:

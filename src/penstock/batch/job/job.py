@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import inspect
 import logging
 import os
@@ -29,7 +28,7 @@ from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
 from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
-from penstock.batch.read.sources import check_column, read_ahead
+from penstock.batch.read.sources import check_column
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 from penstock.llm_config.engine_choice import PROVIDERS
@@ -458,7 +457,9 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     plan = await plan_of(job)
     try:
         for field, column in needed:
-            await _check_needed(plan, field, column)
+            every = plan.source.every_column((column,))
+            if every:  # else nobody can tell yet, or there are no rows
+                check_column(column, every, field)
     except BaseException:
         await plan.source.close()
         raise
@@ -471,19 +472,3 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
         if rows:
             check_column(column, known, field)
     return rows
-
-
-async def _check_needed(plan: Plan, field: str, column: str) -> None:
-    again = plan.source.fingerprint is not None
-    every = plan.source.columns if again else plan.source.every_column()
-    if every is None or column in every:
-        return
-    known = dict.fromkeys(every)
-    if again:
-        async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit)) as batches:
-            async for batch in batches:
-                known.update((name, None) for row in batch for name in row.values or ())
-                if column in known:
-                    return
-    if known:  # else there are no rows
-        check_column(column, known, field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -28,13 +28,16 @@ class Parquet(FileSource):
     def __init__(self, name: str, files: list[DataFile]) -> None:
         super().__init__(name, files)
         self.rows = 0
+        self._units: dict[str, str | None] = {}
         schemas: list[pa.Schema] = []
         for file in files:
             with _parquet(file) as parquet:
                 self.rows += parquet.metadata.num_rows
                 _names(parquet.schema_arrow, file.path)
-                if not any(parquet.schema_arrow.equals(known) for known in schemas):
-                    schemas.append(parquet.schema_arrow)
+                schema, self._units[file.path] = _int96_read(file, parquet)
+            schema = _plain_schema(schema)
+            if not any(schema.equals(known) for known in schemas):
+                schemas.append(schema)
         self.schema = schemas[0] if len(schemas) == 1 else unify(schemas)
         self.columns = _names(self.schema, name)
         self.first = first_of(next(self.batches(), []))
@@ -42,23 +45,18 @@ class Parquet(FileSource):
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
         for file in self._files:
-            with _parquet(file) as parquet:
+            with _parquet(file, self._units[file.path]) as parquet:
                 metadata = parquet.metadata
                 groups = list(range(metadata.num_row_groups))
                 while groups and index + metadata.row_group(groups[0]).num_rows <= start:
                     index += metadata.row_group(groups.pop(0)).num_rows
-                if not groups:
-                    file.check_unchanged()
-                    continue
-                stored = sum(metadata.row_group(group).total_byte_size for group in groups)
-                rows = sum(metadata.row_group(group).num_rows for group in groups)
-                size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
-                for batch in _batches(parquet, size, groups, file.path):
-                    skip = min(max(start - index, 0), batch.num_rows)
-                    index += skip
-                    if skip < batch.num_rows:
-                        yield _rows(batch.slice(skip), index, columns, file.path)
-                        index += batch.num_rows - skip
+                if groups:
+                    stored = sum(metadata.row_group(group).total_byte_size for group in groups)
+                    rows = sum(metadata.row_group(group).num_rows for group in groups)
+                    size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
+                    batches = _batches(parquet, size, groups, file.path)
+                    yield from _split(batches, index, start, columns, file.path)
+                    index += rows
             file.check_unchanged()
 
 
@@ -80,7 +78,8 @@ class Table(Source):
         self.first = first_of(next(self.batches(), []))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        return _split(self._table.slice(start).to_batches(max_chunksize=BATCH_ROWS), start, columns)
+        batches = self._table.slice(start).to_batches(max_chunksize=BATCH_ROWS)
+        return _split(batches, start, start, columns)
 
 
 class Batches(Source):
@@ -88,18 +87,12 @@ class Batches(Source):
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self.name = "record batches"
-        self.schema = reader.schema
-        self.columns = _names(reader.schema, "the record batches")
+        self.schema = _plain_schema(reader.schema)
+        self.columns = _names(self.schema, "the record batches")
         self._reader = reader
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        index = 0
-        while (batch := self._next()) is not None:
-            skip = min(max(start - index, 0), batch.num_rows)
-            if skip < batch.num_rows:
-                table = plain_layout(pa.Table.from_batches([batch.slice(skip)]))
-                yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
-            index += batch.num_rows
+        return _split(iter(self._next, None), 0, start, columns)
 
     def _next(self) -> pa.RecordBatch | None:
         try:
@@ -131,18 +124,37 @@ def from_object(source: Any) -> Source:
 
 
 @contextlib.contextmanager
-def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
+def _parquet(file: DataFile, unit: str | None = None) -> Iterator[pq.ParquetFile]:
+    """The opened file. `unit` is that of its INT96 times, None: nanoseconds."""
     with contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(
                 file.open_stored() if is_url(file.path) else for_arrow(file.path)
             )
-            parquet = stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
+            options = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": unit}
+            parquet = stack.enter_context(pq.ParquetFile(opened, **options))
         except PenstockError:
             raise
         except Exception as error:
             raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
         yield parquet
+
+
+def _int96_read(file: DataFile, parquet: pq.ParquetFile) -> tuple[pa.Schema, str | None]:
+    """The schema of the file that is open as `parquet`, and the unit to read it with: microseconds
+    where INT96 times lie beyond the years 1677 to 2262. As nanoseconds they would wrap around.
+    """
+    leaves = map(parquet.schema.column, range(len(parquet.schema)))
+    names = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
+    if names:
+        fine = parquet.read_row_groups([], columns=names).schema
+        with _parquet(file, "us") as coarse:
+            try:
+                for batch in coarse.iter_batches(columns=names, use_threads=False):
+                    pa.Table.from_batches([batch]).cast(fine)
+            except pa.ArrowInvalid:
+                return coarse.schema_arrow, "us"
+    return parquet.schema_arrow, None
 
 
 def _batches(
@@ -157,18 +169,25 @@ def _batches(
 
 
 def _split(
-    batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None
+    batches: Iterable[pa.RecordBatch],
+    index: int,
+    start: int,
+    columns: Sequence[str] | None,
+    name: str = "table",
 ) -> Iterator[list[Row]]:
+    """The rows from number `start` on, of batches that begin with number `index`."""
     for batch in batches:
-        size = max(1, BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1))
-        for start in range(0, batch.num_rows, size):
-            yield _rows(batch.slice(start, size), index + start, columns)
-        index += batch.num_rows
+        skip = min(max(start - index, 0), batch.num_rows)
+        table = plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+        index += skip
+        for part in table.to_batches(max_chunksize=BATCH_ROWS):
+            size = max(1, BATCH_BYTES * part.num_rows // max(part.nbytes, 1))
+            for first in range(0, part.num_rows, size):
+                yield _rows(part.slice(first, size), index + first, columns, name)
+            index += part.num_rows
 
 
-def _rows(
-    batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "table"
-) -> list[Row]:
+def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str) -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
     wanted = batch
     if columns is not None:
@@ -292,7 +311,7 @@ def from_polars(frame: Any) -> pa.Table:
                 " hand over; convert it, or give an iterable of dicts"
             )
         try:
-            columns[series.name] = pa.chunked_array(pa.table(frame.select(series.name)).column(0))
+            columns[series.name] = pa.chunked_array(pa.table(series.to_frame()).column(0))
         except pa.ArrowInvalid:  # a type that Arrow does not have, such as integers of 128 bits
             columns[series.name] = _of(series.to_list(), series.name)
     return pa.table(columns) if columns else pa.table(frame)
@@ -352,6 +371,11 @@ def plain_layout(table: pa.Table) -> pa.Table:
             column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
             table = table.set_column(position, field.with_type(kind), column)
     return table
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    fields = [field.with_type(_plain_type(field.type, whole=True)) for field in schema]
+    return pa.schema(fields, schema.metadata)
 
 
 def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import glob
-import gzip
-import io
 import lzma
 import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from hashlib import blake2b
-from pathlib import PurePath
 from typing import Any, BinaryIO, Literal, cast
 
+from penstock.batch.read.compressed import COMPRESSED, decompressed
 from penstock.batch.read.sources import Rows, Source
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
@@ -32,9 +30,6 @@ RECORDINGS = (
     *(".wav", ".mp3", ".flac", ".ogg", ".opus", ".oga", ".m4a", ".mp4"),
     *(".webm", ".aac", ".aiff", ".aif"),
 )
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
-"""What a compressed file begins with, whatever its name."""
 KNOWN = (
     f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)}); recordings"
     f" ({', '.join(RECORDINGS)})"
@@ -52,13 +47,16 @@ _FILESYSTEMS = {
 }
 STATE_END = ".penstock"
 """What the names of the folders end in that jobs keep beside their outputs."""
-_BLOCK = 1 << 16
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
 _HASHED_BYTES = 1 << 30
-_Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 _DAMAGE = zlib.error | lzma.LZMAError
-_MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id")
+_MARKS = (
+    *("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id"),
+    *("Content-MD5", "Digest", "Last-Modified"),
+)
+_TABLES = ("_delta_log/*.json", "metadata/*.metadata.json")
+"""What Delta Lake and Iceberg keep in the directory of a table."""
 
 
 def is_url(path: str) -> bool:
@@ -68,13 +66,19 @@ def is_url(path: str) -> bool:
 
 def form_of(path: str) -> Form | None:
     """The form that a name tells, or None. Compressed text has one, compressed Parquet has none."""
-    stem, extension = os.path.splitext(path.lower())
+    stem, extension = os.path.splitext(_name(path).lower())
     if extension in RECORDINGS:
         return "audio"
     if extension not in COMPRESSED:
         return FORMS.get(extension)
     inner = FORMS.get(os.path.splitext(stem)[1])
     return inner if inner != "parquet" else None
+
+
+def _name(path: str) -> str:
+    """The part of a path or URL that names the file: without the query of HTTP."""
+    is_http = path.rpartition("::")[2].startswith(("http://", "https://"))
+    return path.partition("?")[0] if is_http else path
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -110,10 +114,10 @@ def reading(path: str) -> Iterator[None]:
 def _reason(error: Exception, path: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or class_and_text(error)
-    if path.lower().endswith(COMPRESSED) and isinstance(
+    if _name(path).lower().endswith(COMPRESSED) and isinstance(
         error, OSError | EOFError | ValueError | _DAMAGE
     ):
-        return "the compressed data are damaged or cut off"
+        return "the compressed data are damaged or cut off, or were never compressed"
     return class_and_text(error)
 
 
@@ -134,7 +138,7 @@ class DataFile:
     def open(self) -> BinaryIO:
         """Open for reading, decompressed. Raises `InputError`."""
         with reading(self.path):
-            return decompressed(self.open_stored(), self.path)
+            return decompressed(self.open_stored(), _name(self.path))
 
     def open_stored(self) -> BinaryIO:
         """Open for reading, as stored. Raises `InputError`."""
@@ -152,12 +156,13 @@ class DataFile:
                 " holds now"
             )
 
-    def size(self) -> int:
-        """The file's size in bytes, as stored."""
+    def size(self) -> int | None:
+        """The file's size in bytes, as stored; None where a server does not tell it."""
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
-                return int(fs.size(path) or 0)
+                size = fs.size(path)
+                return None if size is None else int(size)
             return os.path.getsize(self.path)
 
     def changed(self) -> str:
@@ -239,6 +244,8 @@ def find(pattern: str) -> list[DataFile]:
         files = [DataFile(path) for path in _find_remote(pattern)]
     else:
         files = [DataFile(path, _state(path)) for path in _find_local(pattern)]
+    if not files:
+        raise InputError(f"{pattern}: no file matches")
     if any(file.form != "audio" for file in files):  # recordings that lie beside data
         files = [file for file in files if file.form != "audio"]
     forms = sorted({file.form for file in files})
@@ -250,27 +257,32 @@ def find(pattern: str) -> list[DataFile]:
     return files
 
 
-def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
-    """What tells this data set from another: the names, sizes and content of its files.
+def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any] | None:
+    """What tells this data set from another: the names, sizes and content of its files. None if a
+    server tells neither size nor change.
 
     Of URLs, and of more than 1 GiB in all, not the content counts but the time of change, and the
     head and tail of the first 64 files.
     """
     digest = blake2b(digest_size=16)
     sizes = [file.size() for file in files]
-    total = sum(sizes)
+    total = sum(size or 0 for size in sizes)
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        digest.update(f"{os.path.basename(file.path)}\0{size}\0".encode(errors="surrogateescape"))
+        name = os.path.basename(_name(file.path))
+        digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
         if total <= _HASHED_BYTES and not is_url(file.path):
             with reading(file.path), file.open_stored() as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
             continue
-        digest.update(f"{file.changed()}\0".encode())
-        if number < _SAMPLED_FILES:
+        changed = file.changed()
+        if size is None and not changed:
+            return None
+        digest.update(f"{changed}\0".encode())
+        if size is not None and number < _SAMPLED_FILES:
             digest.update(file.sample(size))
     return {
-        "input": printable(os.path.basename(pattern.rstrip("/")) or pattern),
+        "input": printable(os.path.basename(_name(pattern).rstrip("/")) or pattern),
         "input files": len(files),
         "input bytes": total,
         "input digest": digest.hexdigest(),
@@ -291,15 +303,17 @@ class FileSource(Source):
         found = [_place(file.path) for file in self._files]
         if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
             return True
-        if is_url(path) or is_url(self.name):
+        pattern = _place(self.name)
+        wanted, parts = pattern.split("/"), place.split("/")
+        if _is_apart(place, pattern):
             return False
-        if os.path.isdir(self.name):
-            below = os.path.relpath(place, _place(self.name)).split(os.sep)
-            return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
-        return (
-            glob.has_magic(self.name)
-            and not os.path.exists(self.name)
-            and PurePath(place).match(_place(self.name))
+        if not _is_glob(self.name):
+            below = parts[len(wanted) :]
+            return below != [] and _is_shown(below[-1]) and parts[: len(wanted)] == wanted
+        return any(
+            _matches(parts[:length], wanted)
+            for length in range(1, len(parts) + 1)
+            if length == len(parts) or form_of(parts[length - 1])
         )
 
 
@@ -319,7 +333,45 @@ class Recordings(FileSource):
 
 
 def _place(path: str) -> str:
-    return path if is_url(path) else os.path.realpath(path)
+    """The one name of what a path or URL leads to."""
+    if not is_url(path):
+        return os.path.realpath(path)
+    from fsspec.implementations.local import LocalFileSystem
+
+    fs, inner = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return os.path.realpath(inner)
+    return str(fs.unstrip_protocol(inner)).rstrip("/")
+
+
+def _is_glob(pattern: str) -> bool:
+    if not glob.has_magic(_name(pattern)):
+        return False
+    if not is_url(pattern):
+        return not os.path.exists(pattern)
+    fs, path = filesystem(pattern)
+    return not fs.exists(path)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a glob."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return parts != [] and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith((".", "_"))
+
+
+def _is_apart(path: str, pattern: str) -> bool:
+    """Whether a file lies in a folder that holds no data, being hidden or the state of a job, and
+    that `pattern` does not name.
+    """
+    folders = set(path.split("/")[:-1]) - set(pattern.split("/"))
+    return any(not _is_shown(folder) or folder.endswith(STATE_END) for folder in folders)
 
 
 def _find_local(pattern: str) -> list[str]:
@@ -331,21 +383,36 @@ def _find_local(pattern: str) -> list[str]:
     except OSError as error:
         raise InputError(f"{pattern}: {error.strerror}") from error
     else:
-        return _data_files(pattern, _walk(pattern)) if is_folder else [pattern]
-    found = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
-    if not found:
-        raise InputError(f"{pattern}: no file matches")
-    return found
+        if not is_folder:
+            return [pattern]
+        marks = (os.path.join(glob.escape(pattern), mark) for mark in _TABLES)
+        _refuse_table(pattern, (found for mark in marks for found in glob.iglob(mark)))
+        return _data_files(pattern, _walk(pattern))
+    return _matched(pattern, glob.glob(pattern, recursive=True), os.path.isdir, _walk)
+
+
+def _matched(
+    pattern: str,
+    found: Iterable[str],
+    is_folder: Callable[[str], bool],
+    walk: Callable[[str], Iterable[str]],
+) -> list[str]:
+    """The files that a glob `found`, and those in the folders that it found: only in ones with
+    names of data files, as Spark makes them, if there are files too.
+    """
+    found = [path for path in found if not _is_apart(path, pattern)]
+    files = {path for path in found if not is_folder(path)}
+    folders = [path for path in found if is_folder(path) and (form_of(path) or not files)]
+    for folder in folders:
+        files.update(path for path in walk(folder) if _is_data(path, folder))
+    return sorted(files)
 
 
 def _walk(directory: str) -> Iterator[str]:
     """The files in a directory and below. Links are followed, each directory is read once."""
     known = {os.path.realpath(directory)}
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
-        # Left out: hidden folders, and the state that jobs keep beside their outputs.
-        kept = sorted(
-            n for n in folders if not n.startswith((".", "_")) and not n.endswith(STATE_END)
-        )
+        kept = sorted(name for name in folders if not _is_apart(f"{name}/", ""))
         folders.clear()
         for name in kept:
             real = os.path.realpath(os.path.join(folder, name))
@@ -363,85 +430,43 @@ def _raise(error: OSError) -> None:
 def _find_remote(url: str) -> list[str]:
     fs, path = filesystem(url)
     with reading(url):
-        if glob.has_magic(path):
-            found = sorted(fs.glob(path))
-            if not found:
-                raise InputError(f"{url}: no file matches")
+        if _is_glob(url):
+            infos = fs.glob(path, detail=True)
+            found = _matched(
+                path, infos, lambda found: infos[found]["type"] == "directory", fs.find
+            )
             return [fs.unstrip_protocol(name) for name in found]
-        if fs.isdir(path):
-            return _data_files(url, (fs.unstrip_protocol(name) for name in sorted(fs.find(path))))
+        # Pages with links are directories, and each file would be read to look for them.
+        if not (form_of(url) and url.startswith(("http://", "https://"))) and fs.isdir(path):
+            names = sorted(fs.find(path))
+            _refuse_table(url, names)
+            return [fs.unstrip_protocol(name) for name in _data_files(url, names, path)]
         if not fs.exists(path):
             raise InputError(f"{url}: no such file or directory")
     return [url]
 
 
-def _data_files(directory: str, paths: Iterable[str]) -> list[str]:
-    found = [p for p in paths if form_of(p) and not os.path.basename(p).startswith((".", "_"))]
+def _is_data(path: str, folder: str) -> bool:
+    """Whether a file in `folder`, or below, counts as data."""
+    shown = _is_shown(os.path.basename(path)) and not _is_apart(path, folder)
+    return shown and form_of(path) is not None
+
+
+def _refuse_table(directory: str, names: Iterable[str]) -> None:
+    """Raise `InputError` if there is a file among `names` that only tables of Delta Lake or Iceberg
+    have, whose other files hold rows of all versions.
+    """
+    if any(fnmatchcase(name, f"*/{mark}") for name in names for mark in _TABLES):
+        raise InputError(
+            f"{directory}: is a table of Delta Lake or Iceberg, and which of its files count only"
+            " its library knows; give what it reads, an Arrow table, or name the files (*.parquet)"
+        )
+
+
+def _data_files(directory: str, paths: Iterable[str], folder: str | None = None) -> list[str]:
+    found = [path for path in paths if _is_data(path, folder or directory)]
     if not found:
         raise InputError(
             f"{directory}: no data files in this directory; known extensions are {KNOWN}"
         )
     return found
-
-
-def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    """The content of the open file `raw`, decompressed as its name says; closes `raw` too."""
-    match os.path.splitext(path.lower())[1]:
-        case ".gz":
-            stream = gzip.GzipFile(fileobj=raw, mode="rb")
-            stream.myfileobj = cast(io.FileIO, raw)  # which it closes with itself
-            return cast(BinaryIO, io.BufferedReader(stream))
-        case ".bz2":
-            return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
-        case ".xz":
-            return cast(BinaryIO, io.BufferedReader(_Members(raw, lzma.LZMADecompressor)))
-        case ".zst":
-            import pyarrow as pa  # which is there anyway, and reads several frames as one
-
-            return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
-        case _:
-            return raw
-
-
-class _Members(io.RawIOBase):
-    """The members of a compressed file, one after the other.
-
-    `bz2` and `lzma` have such readers too. But theirs end without an error at a member whose
-    beginning is damaged, and its rows and all later ones would be missing.
-    """
-
-    def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:
-        self._raw = raw
-        self._make = make
-        self._member = make()
-        self._begun = False  # the member has had data
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while True:
-            data = b""
-            if self._member.eof:
-                data = self._member.unused_data
-                self._member = self._make()
-                self._begun = False
-            if not data and self._member.needs_input:
-                data = self._raw.read(_BLOCK)
-                if not data:
-                    if self._begun:
-                        raise EOFError("the file ends in the middle of its compressed data")
-                    return 0
-            if not self._begun:
-                data = data.lstrip(b"\0")  # padding between members, and at the end
-                if not data:
-                    continue
-                self._begun = True
-            found = self._member.decompress(data, len(buffer))
-            if found:
-                buffer[: len(found)] = found
-                return len(found)
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()

@@ -74,8 +74,10 @@ class Source:
         """
         raise NotImplementedError
 
-    def every_column(self) -> tuple[str, ...] | None:
-        """The columns that rows may have, also later ones; None where nobody can tell."""
+    def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
+        """The columns that rows may have, also later ones, as far as it takes to find those that
+        are `needed`; None where nobody can tell.
+        """
         return self.columns
 
     def reads(self, path: str) -> bool:
@@ -100,7 +102,7 @@ class Stream(Source):
         self.columns = columns_of(self._preview)
         self.first = first_of(self._preview)
 
-    def every_column(self) -> tuple[str, ...] | None:
+    def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
         return None
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
@@ -119,7 +121,7 @@ class Rows(Stream):
         self._all = rows if isinstance(rows, list | tuple) else None
         super().__init__(_read(iter(rows)))
 
-    def every_column(self) -> tuple[str, ...] | None:
+    def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
         if self._all is None:
             return None
         return tuple(
@@ -157,7 +159,7 @@ class AsyncRows(Source):
         preview = [row async for row in _arriving(iterator, 0, limit=1)]
         return cls(iterator, preview)
 
-    def every_column(self) -> None:
+    def every_column(self, needed: Iterable[str]) -> None:
         return None
 
     async def arrive(self, start: int = 0) -> AsyncGenerator[list[Row], None]:

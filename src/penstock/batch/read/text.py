@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
 
-from penstock.batch.read.files import MAGIC, DataFile, FileSource, reading
+from penstock.batch.read.compressed import MAGIC
+from penstock.batch.read.files import DataFile, FileSource, reading
 from penstock.batch.read.sources import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -34,6 +35,7 @@ MAX_LINE = 1 << 27
 
 _BLOCK = 1 << 18
 _OLD_LINE_END = re.compile(rb"\r[^\n]")
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
 _PREVIEW_ROWS = 64
 _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
@@ -57,6 +59,14 @@ class JsonLines(FileSource):
         _refuse_array(preview, files)
         self.columns = columns_of(preview)
         self.first = first_of(preview)
+
+    def every_column(self, needed: Iterable[str]) -> tuple[str, ...]:
+        known = dict.fromkeys(self.columns)
+        wanted = set(needed)
+        batches = self.batches()
+        while not wanted <= known.keys() and (batch := next(batches, None)) is not None:
+            known.update(dict.fromkeys(columns_of(batch)))
+        return tuple(known)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return batched(_parsed(_blocks(self._files), start))
@@ -170,8 +180,11 @@ class Csv(FileSource):
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
         super().__init__(name, files)
-        with files[0].open() as file:
-            self.columns = tuple(_header(_records(file, files[0].path), files[0].path))
+        names: dict[str, None] = {}
+        for file in files:
+            with file.open() as stream:
+                names.update(dict.fromkeys(_header(_records(stream, file.path), file.path)))
+        self.columns = tuple(names)
         preview = list(
             itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS)
         )
@@ -205,8 +218,8 @@ def _header(records: Iterator[_Record], path: str) -> list[str]:
     for line, names, fault in records:
         if fault is not None:
             raise InputError(f"{path}:{line}: {fault}")
-        if len(names) == 1 and not names[0].strip():
-            continue  # a blank line
+        if (len(names) == 1 and not names[0].strip()) or names == ["sep=", ""]:
+            continue  # a blank line, or what Excel is told about the separator
         twice = twice_in(names)
         if twice is not None:
             raise InputError(f"{path}: two columns of its header have the same name, '{twice}'")
@@ -216,7 +229,7 @@ def _header(records: Iterator[_Record], path: str) -> list[str]:
 
 def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
     """Line number, fields and fault of each record, the header included."""
-    allow_long_fields()
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
     with reading(path):
         source = io.BufferedReader(cast(io.RawIOBase, stream))
         check_text(source.peek(64), path)
@@ -225,8 +238,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
         with io.TextIOWrapper(
             source, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as text:
-            # Strict, so that a quote without end is an error and not one long field that swallows
-            # the rows after it.
+            # Strict, so that a quote without end is an error and no value.
             lines = _BoundedLines(text)
             reader = csv.reader(lines, strict=True)
             while True:
@@ -239,7 +251,11 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                     yield begin, [], f"the line is longer than {MAX_LINE >> 20} Mi characters"
                     continue
                 except csv.Error:
-                    yield begin, [], f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
+                    fault = f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
+                    if (last := reader.line_num) > begin:
+                        # Not read as rows: they may well be the lines of one text.
+                        fault += f"; lines {begin} to {last}, with all rows there, are lost to it"
+                    yield begin, [], fault
                     continue
                 if fields:
                     yield reader.line_num, fields, None if _is_sound(fields) else "invalid UTF-8"
@@ -269,11 +285,6 @@ class _BoundedLines:
                 line = self._readline(MAX_LINE)
             raise _TooLongError
         return line
-
-
-def allow_long_fields() -> None:
-    """Let the csv module read fields as long as a document."""
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
 
 
 def _is_sound(fields: list[str]) -> bool:
@@ -325,6 +336,8 @@ def other_form(head: bytes) -> tuple[str, str] | None:
     """What a file that begins with `head` is, if it is no text in UTF-8, and how a job reads it."""
     if (encoding := other_encoding(head)) is not None:
         return f"{encoding}, not UTF-8", f"iconv -f {encoding} -t UTF-8 converts it"
+    if head.startswith((b"BZh", b"PAR1")) and not _CONTROL.search(head):
+        return None  # the name of a column
     for magic, extension in MAGIC.items():
         if head.startswith(magic):
             cure = "give the file a name that ends so, or decompress what goes to standard input"

@@ -23,7 +23,14 @@ from penstock.batch.values.plain import UnstorableError, plain_row, text as plai
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.openai.image_parts import IMAGE_PARTS, given_in, name_of, part_with, with_images
+from penstock.openai.image_parts import (
+    IMAGE_PARTS,
+    given_in,
+    is_pillow,
+    name_of,
+    part_with,
+    with_images,
+)
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling
@@ -288,6 +295,9 @@ class ColumnRequests(EngineForm):
                 raise RequestError(
                     f"column '{self._messages}' holds text that is no JSON list of messages"
                 ) from None
+        elif not isinstance(value, list):
+            row, _ = plain_row({"messages": value})  # an array or a tuple
+            value = row["messages"]
         if not isinstance(value, list) or not value:
             raise RequestError(
                 f"column '{self._messages}' holds no list of messages", param="messages"
@@ -438,6 +448,8 @@ def as_text(value: Any) -> str:
             return value.decode()
         except UnicodeDecodeError:
             raise RequestError("a prompt can hold no binary value") from None
+    if is_pillow(value):
+        raise RequestError("a prompt can hold no image")
     try:
         return plain_text(value) or ""
     except UnstorableError as error:

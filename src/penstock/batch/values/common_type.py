@@ -78,6 +78,8 @@ def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> p
     does. A column that is null everywhere is text.
     """
     kinds = list(dict.fromkeys(kinds))
+    # Nulls fit any type, so that there may be no need to look at the values.
+    kinds = [kind for kind in kinds if kind != pa.null()] or kinds
     for tried in _candidates(kinds):
         if len(kinds) == 1 or all(converted(batch, tried) is not None for batch in values()):
             return pa.string() if tried == pa.null() else tried
@@ -96,7 +98,9 @@ def converted(
     """The column as `kind`, None if that is not the same values."""
     if column.type == kind:
         return column
-    if _is_text(kind) and not _is_text(_meant(column.type)) and column.type != pa.null():
+    if column.type == pa.null():
+        return pa.nulls(len(column), kind)
+    if _is_text(kind) and not _is_text(_meant(column.type)):
         return None
     try:
         return column.cast(kind)  # which fails where a value would change

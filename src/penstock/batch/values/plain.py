@@ -19,6 +19,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet, ValuesView
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -257,6 +258,8 @@ def _foreign(value: Any) -> Any:
         from penstock.batch.values.arrow import of_arrow
 
         return of_arrow(value)
+    if library == "PIL" and hasattr(value, "getbands"):
+        return _png(value)
     if library in ("pandas", "polars") and hasattr(value, "columns"):
         return value.to_dict("records") if library == "pandas" else value.to_dicts()
     for name in ("tolist", "to_list"):
@@ -273,6 +276,15 @@ def _foreign(value: Any) -> Any:
     if _ADDRESS.search(shown):
         raise UnstorableError(f"a value of type {_class(value)} has no text that tells its content")
     return shown
+
+
+def _png(image: Any) -> bytes:
+    """An image of Pillow's as the bytes of a PNG file."""
+    file = BytesIO()
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # PNG knows no others
+        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _numpy(numpy: Any, value: Any) -> Any:

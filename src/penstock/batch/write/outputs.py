@@ -9,6 +9,7 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
@@ -23,6 +24,9 @@ from penstock.batch.write.parts import Segment
 from penstock.batch.write.state_files import checksum_of, remove, sync_folder, writing
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
 
+_PART = re.compile(r"part-\d{5,}\.parquet")
+"""The names of the files in a directory that a job writes."""
+
 
 class Output:
     """A file, directory or URL that a job writes. `folder` holds the job's state until it is
@@ -33,8 +37,8 @@ class Output:
     """
 
     def __init__(self, path: str, dead_letter: str | None = None) -> None:
-        if not path:
-            raise ConfigError("must not be empty", field="output")
+        if not path.rstrip("/"):
+            raise ConfigError("must not be empty, nor the root directory", field="output")
         if dead_letter is not None and (
             is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))
         ):
@@ -117,6 +121,19 @@ class Output:
             return not self.exists()
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
+    def check_replaceable(self) -> None:
+        """Raise `OutputError` for a directory with Parquet files that no job wrote: the new ones
+        beside them would be a mix, and to remove them is not for a job to do.
+        """
+        if self.form != "dataset":
+            return
+        other = next((name for name, *_ in self.stamp() if not _PART.fullmatch(name)), None)
+        if other is not None:
+            raise OutputError(
+                f"{self.path} holds {other}, which is not the output of a job and not replaced;"
+                " remove it, or give another directory"
+            )
+
     def prepare(self) -> None:
         """Make the state directory. Raises `ConfigError` or `OutputError`."""
         if self.remote:
@@ -182,9 +199,9 @@ class Output:
             else:
                 place(made, self.path, known)
 
-    def take_back(self, name: str, checksum: int) -> str:
-        """Make the final output a part of its job again, called `name`. Returns the part's file
-        name.
+    def take_back(self, name: str, checksum: int, rows: int) -> str:
+        """Make the final output, of so many rows, a part of its job again, called `name`. Returns
+        the part's file name.
 
         Raises `OutputError` if it is not the one of this checksum.
         """
@@ -207,7 +224,7 @@ class Output:
                 for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
                     _link(file, target / os.path.basename(file))
             elif self.form == "csv":
-                text.csv_to_jsonl(Path(source), target)
+                text.csv_to_jsonl(Path(source), target, rows)
             else:
                 _link(source, target)
             if self.remote:
@@ -233,7 +250,8 @@ class Output:
             for name in names:
                 fs.put_file(str(made / name), f"{path.rstrip('/')}/{name}")
             for old in fs.glob(f"{path.rstrip('/')}/part-*.parquet"):
-                if old.rpartition("/")[2] not in names:
+                name = old.rpartition("/")[2]
+                if name not in names and _PART.fullmatch(name):
                     fs.rm_file(old)
         else:
             fs.put_file(str(made), path)

@@ -258,8 +258,11 @@ class State:
         manifest = self.manifest
         if self.complete:
             # The parts are gone: the output itself takes their place.
+            written = segments(parts, keep_order=self.keep_order, without_failed=self.dead_letter)
             base = self.output.take_back(
-                f"base-{manifest.generation + 1}", manifest.output_checksum
+                f"base-{manifest.generation + 1}",
+                manifest.output_checksum,
+                sum(segment.length for segment in written),
             )
             found = checksum_of(self.output.folder / base)
             parts = _as_base(
@@ -371,7 +374,10 @@ def _begin(
     """The manifest of a new job, in a state directory that holds nothing else.
 
     What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
+    Raises `OutputError` if it cannot be.
     """
+    if fresh:
+        output.check_replaceable()
     for path in output.folder.iterdir():
         if path.name not in (LOCK_FILE, manifests.FILE):  # the manifest is replaced at once
             remove(path)

@@ -75,7 +75,7 @@ class ColumnTables:
     def empty(self) -> pa.Table:
         """An output without rows; input columns of unknown type are text."""
         fields = list(self._input or [pa.field(name, pa.string()) for name in self._columns])
-        return unify([pa.schema([*fields, *self._results()])]).empty_table()
+        return _empty(unify([pa.schema([*fields, *self._results()])]))
 
     def _results(self) -> pa.Schema:
         """The result columns. A vector's width may be known only with the first results."""
@@ -136,7 +136,7 @@ class RowTables:
 
     def empty(self) -> pa.Table:
         """An output without rows, which has the columns of the input."""
-        return pa.schema(list(self._kinds.items())).empty_table()
+        return _empty(pa.schema(list(self._kinds.items())))
 
     def check_storable(self) -> None:
         """What cannot be stored shows in the rows, and becomes text."""
@@ -193,11 +193,12 @@ def storable(table: pa.Table) -> pa.Table:
     return table
 
 
+def _empty(schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_batches([], schema)  # `schema.empty_table` fails for tensors
+
+
 def _has_place(field: pa.Field) -> bool:
-    try:
-        return _can_be_written(pa.schema([field]).empty_table())
-    except pa.ArrowException:  # of a type that has no empty table either
-        return False
+    return _can_be_written(_empty(pa.schema([field])))
 
 
 def _can_be_written(table: pa.Table) -> bool:

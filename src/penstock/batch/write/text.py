@@ -6,15 +6,15 @@ import contextlib
 import csv
 import io
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
 from penstock import private_files
-from penstock.batch.read.text import allow_long_fields
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.write.parts import PartWriter, Segment, unwritten
 from penstock.batch.write.state_files import to_disk
@@ -72,19 +72,32 @@ def write_csv(
     """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are
     no rows.
 
-    An object stays JSON where one of those names would be that of another column of its row, and
-    where it has more than 1,000 of them in all rows.
+    An object stays JSON where one of those names would be that of another column of its row, where
+    it has more than 1,000 of them in all rows, and where other rows hold something else, such as
+    JSON that an earlier run made of objects.
     """
     names, whole = _csv_columns(_objects(folder, rows()), columns, frozenset())
     if whole:
         names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
     with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(_LineFeeds(out))
         writer.writerow(names)
         for values in _objects(folder, rows()):
             flat = dict(_flat(values, whole))
             writer.writerow([_cell(flat.get(name)) for name in names])
         to_disk(out)
+
+
+class _LineFeeds:
+    """Lines of a `csv.writer`, with a line feed at their end. Only what its own line end holds is
+    quoted for sure (before Python 3.13), and a bare carriage return would be the end of a row.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._write = out.write
+
+    def write(self, line: str) -> None:
+        self._write(f"{line[:-2]}\n")
 
 
 def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
@@ -96,20 +109,28 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
 def _csv_columns(
     rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
 ) -> tuple[list[str], frozenset[str]]:
-    """The columns of the CSV, and those whose objects stay whole: names clash, or are too many."""
+    """The columns of the CSV, and those whose objects stay whole, for which see `write_csv`."""
     filled = dict.fromkeys(columns, False)
+    owners: dict[str, str] = {}  # the columns whose objects have these names
+    others: set[str] = set()  # columns with values that are no objects
     unfit: set[str] = set()
     for values in rows:
-        flat = list(_flat(values, whole))
+        flat: list[tuple[str, Any]] = []
+        for column, value in values.items():
+            if isinstance(value, dict) and value and column not in whole:
+                parts = list(_flat(value, prefix=f"{column}."))
+                owners.update((name, column) for name, _ in parts)
+                flat += parts
+            else:
+                flat.append((column, value))
+                if value is not None and value != {}:
+                    others.add(column)
         for name, value in flat:
             filled[name] = filled.get(name, False) or value is not None
         if len(dict(flat)) < len(flat):
             unfit.update(_clashing(values))
-    if len(filled) > _MOST_COLUMNS:
-        counts = Counter(name.partition(".")[0] for name in filled if "." in name)
-        unfit.update(
-            name for name, count in counts.items() if count > _MOST_COLUMNS and name not in whole
-        )
+    counts = Counter(owners.values())
+    unfit.update(name for name in counts if counts[name] > _MOST_COLUMNS or name in others)
     # A name that was only ever null is that of an object that other rows have: its fields are the
     # columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
@@ -181,14 +202,37 @@ def _lines(folder: Path, rows: Iterable[Segment]) -> Iterator[list[bytes]]:
             file.close()
 
 
-def csv_to_jsonl(source: Path, target: Path) -> None:
-    """The rows of a CSV output as JSON lines of text, which make the same CSV again."""
+def csv_to_jsonl(source: Path, target: Path, rows: int) -> None:
+    """The rows of a CSV output, so many, as JSON lines of text, which make the same CSV again.
+
+    Raises `OutputError` if they are not so many.
+    """
     encode = msgspec.json.Encoder().encode
-    allow_long_fields()
+    count = 0
     with (
-        open(source, encoding="utf-8", newline="") as rows,
+        open(source, encoding="utf-8", newline="") as written,
         open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
     ):
-        for values in csv.DictReader(rows):
+        for values in dicts_of(written):
+            count += 1
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
         to_disk(out)
+    if count != rows:
+        raise OutputError(
+            f"the CSV has {count:,} rows where the job wrote {rows:,}, so they cannot be told"
+            " apart; --fresh computes all of them again"
+        )
+
+
+def dicts_of(written: TextIO) -> Iterator[dict[str, str]]:
+    """The rows of a CSV output, however long its fields are."""
+    rows = csv.DictReader(written)
+    while True:
+        limit = csv.field_size_limit(sys.maxsize)
+        try:
+            values = next(rows, None)
+        finally:
+            csv.field_size_limit(limit)  # it is the process's, and bounds what is read elsewhere
+        if values is None:
+            return
+        yield values

@@ -32,6 +32,7 @@ from penstock.engines.sampling import check_id_range
 from penstock.errors import (
     EngineError,
     EngineStartError,
+    PenstockError,
     RequestError,
     UnsupportedError,
     context_overflow,
@@ -149,6 +150,9 @@ class Task:
                 raise RequestError(f"{param}[{index}] is empty", param=param)
 
 
+_MOST_A_ROUND = 256
+
+
 class _Embedded:
     """A call of `embed`, with the vectors that are there. `vectors` is None once it has ended."""
 
@@ -159,13 +163,25 @@ class _Embedded:
         self.lengths = lengths
         self.vectors: list[list[float]] | None = [[]] * len(inputs)
         self.left = len(inputs)
+        self._begun = 0
+
+    @property
+    def more(self) -> bool:
+        """Whether texts are left that had no round."""
+        return self._begun < len(self.inputs)
+
+    def next(self) -> range:
+        """The places of the texts that the next round takes."""
+        begun = self._begun
+        self._begun = min(begun + _MOST_A_ROUND, len(self.inputs))
+        return range(begun, self._begun)
 
 
 class Embedding(Task):
     """A model that embeds texts as vectors.
 
-    Calls that wait together make a round: their texts, sorted by length, in runs of the model of up
-    to 1,024 tokens. A call is answered after the run that has its last text.
+    Calls that wait together make a round: up to 256 texts of each, sorted by length, in runs of the
+    model of up to 1,024 tokens. A call is answered after the run that has its last text.
     """
 
     kind = MODEL_KINDS["embed"]
@@ -213,8 +229,8 @@ class Embedding(Task):
         for call in calls:
             try:
                 sound.append((call, self._instructed(call.args[0], call.args[2])))
-            except RequestError as error:
-                failed.append(Failed.of(call.id, error))
+            except Exception as error:
+                failed.append(_refused(call, error))
         try:
             given = [one for _, inputs in sound for one in inputs if isinstance(one, str)]
             counts = iter(_token_counts(self._tokenizer, given))
@@ -229,15 +245,17 @@ class Embedding(Task):
             try:
                 self._check(inputs, call.args[1], lengths)
                 self._waiting.append(_Embedded(call, inputs, lengths))
-            except RequestError as error:
-                failed.append(Failed.of(call.id, error))
+            except Exception as error:
+                failed.append(_refused(call, error))
         return failed
 
     def step(self) -> tuple[list[Any], list[Reply | Failed]]:
         """Run the model once, and answer the calls that are complete."""
         if not self._round:
-            texts = [(call, place) for call in self._waiting for place in range(call.left)]
-            self._waiting = []
+            texts = [(call, place) for call in self._waiting for place in call.next()]
+            self._waiting = [
+                call for call in self._waiting if call.vectors is not None and call.more
+            ]
             lengths = [call.lengths[place] for call, place in texts]
             for indexes in _groups(lengths, self._batch_tokens):
                 self._round.append([texts[index] for index in indexes])
@@ -411,3 +429,9 @@ def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
+
+
+def _refused(call: Call, error: Exception) -> Failed:
+    if isinstance(error, PenstockError):
+        return Failed.of(call.id, error)
+    return Failed(call.id, EngineError.kind, reason_of(error))

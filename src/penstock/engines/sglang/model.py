@@ -280,11 +280,11 @@ class Model:
                 "requests are held where they are by a pause; resume before putting the engine to"
                 " sleep"
             )
-        self._open.clear()
-        await self._idle.wait()
-        await self._manager.release_memory_occupation(
-            ReleaseMemoryOccupationReqInput(tags=tags), None
-        )
+        async with self._closed():
+            await self._idle.wait()
+            await self._manager.release_memory_occupation(
+                ReleaseMemoryOccupationReqInput(tags=tags), None
+            )
         self._freed = tags
 
     async def wakeup(self) -> None:
@@ -294,13 +294,24 @@ class Model:
         self._open.set()
 
     async def pause(self, mode: str) -> None:
-        self._open.clear()
-        if mode == "wait":
-            await self._idle.wait()
-        else:
+        async with self._closed():
+            if mode == "wait":
+                await self._idle.wait()
+            else:
+                theirs = "in_place" if mode == "keep" else "abort"
+                await self._manager.pause_generation(PauseGenerationReqInput(mode=theirs))
+        if mode != "wait":
             self._kept = mode == "keep"
-            theirs = "in_place" if self._kept else "abort"
-            await self._manager.pause_generation(PauseGenerationReqInput(mode=theirs))
+
+    @asynccontextmanager
+    async def _closed(self) -> AsyncIterator[None]:
+        """Let no request in from now on, unless what is to follow fails."""
+        self._open.clear()
+        try:
+            yield
+        except BaseException:
+            self._open.set()
+            raise
 
     async def resume(self) -> None:
         await self._manager.continue_generation(ContinueGenerationReqInput())

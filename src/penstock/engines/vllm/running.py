@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.sampling import check_input_type
+from penstock.engines.sampling import check_input_type, check_inputs
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
 from penstock.engines.vllm.kv_cache import KVEvents, local_endpoints, ranks, token_root
@@ -115,6 +115,7 @@ class Running:
         match task:
             case "embeddings":
                 check_input_type(request, "vllm")
+                check_inputs(request.inputs)
                 return Embeddings(
                     *await self._pooled(
                         request.inputs, name, task="embed", dimensions=request.dimensions

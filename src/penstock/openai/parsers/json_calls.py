@@ -128,16 +128,18 @@ def named(text: str) -> tuple[str, str] | None:
         if isinstance(value, str):
             value = {**json.loads(text, strict=False), "name": value}
         name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
+        return (name, as_text(arguments)) if isinstance(name, str) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if not isinstance(name, str):
-        return None
-    return name, as_text(arguments)
 
 
 def as_text(arguments: Any) -> str:
-    """Arguments as JSON text; a text is taken to be that already."""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    """Arguments as JSON text; a text is taken to be that already. Raises `ValueError` for numbers
+    that JSON has not.
+    """
+    if isinstance(arguments, str):
+        return arguments
+    return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
 
 
 class JsonCalls(Struct, frozen=True):

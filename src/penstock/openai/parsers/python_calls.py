@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 from collections.abc import Iterator
 
 from msgspec import Struct
 
+from penstock.openai.parsers.json_calls import as_text
 from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
 
 _BEGIN = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
@@ -53,11 +53,9 @@ def _calls(source: Source, offered: Offered) -> Decision:
     while not _BEGIN.match(source.text):
         if not _MAY_BEGIN.fullmatch(source.text) or not (yield from source.wait()):
             return False
-    end = seen = -1
-    while end < 0:
-        if (last := source.text.rfind("]")) > seen:
-            seen, end = last, _end_of(source.text)
-        elif not (yield from source.wait()):
+    brackets = _Brackets()
+    while (end := brackets.end(source.text)) < 0:
+        if not (yield from source.wait()):
             return False
     calls = parsed_calls(source.text[:end])
     if not calls or not all(offered.has(name) for name, _ in calls):
@@ -70,22 +68,30 @@ def _calls(source: Source, offered: Offered) -> Decision:
     return True
 
 
-def _end_of(text: str) -> int:
-    """Where the list ends with which the text begins; -1 if it does not."""
-    depth, quote = 0, ""
-    for match in _NEXT.finditer(text):
-        token = match[0]
-        if quote:
-            quote = "" if token == quote else quote
-        elif token[0] in "\"'":
-            quote = token
-        elif token in "([{":
-            depth += 1
-        elif token in ")]}":
-            depth -= 1
-            if depth <= 0:
-                return match.end()
-    return -1
+class _Brackets:
+    """Finds the end of a list in a text that grows."""
+
+    def __init__(self) -> None:
+        self._at = self._depth = 0
+        self._quote = ""
+
+    def end(self, text: str) -> int:
+        """Where the list ends with which the text begins; -1 if it does not yet."""
+        last = text.rfind("]", self._at) + 1
+        for match in _NEXT.finditer(text, self._at, last):
+            token = match[0]
+            if self._quote:
+                self._quote = "" if token == self._quote else self._quote
+            elif token[0] in "\"'":
+                self._quote = token
+            elif token in "([{":
+                self._depth += 1
+            elif token in ")]}":
+                self._depth -= 1
+                if self._depth <= 0:
+                    return match.end()
+        self._at = max(self._at, last)
+        return -1
 
 
 def parsed_calls(text: str) -> list[tuple[str, str]]:
@@ -109,7 +115,7 @@ def _parsed(node: ast.expr) -> tuple[str, str]:
         if keyword.arg is None:
             raise ValueError
         arguments[keyword.arg] = ast.literal_eval(_with_literals(keyword.value))
-    return ".".join(_names(node.func)), json.dumps(arguments, ensure_ascii=False)
+    return ".".join(_names(node.func)), as_text(arguments)
 
 
 def _names(node: ast.expr) -> Iterator[str]:

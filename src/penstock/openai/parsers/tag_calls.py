@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.openai.parsers.json_calls import as_text
 from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
 
 
@@ -112,7 +113,7 @@ def typed(text: str, types: set[str]) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(bare)
-            json.dumps(value)
+            json.dumps(value, allow_nan=False)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
         return value
@@ -167,13 +168,14 @@ class GemmaCalls(Struct, frozen=True):
                 else value
                 for key, value in values.members("", 0).items()
             }
+            written = as_text(arguments)
         except ValueError:
             return False
         if not body.endswith("}"):
             return False
         source.take(at + len(mark))
         yield Piece("name", head[1])
-        yield Piece("arguments", json.dumps(arguments, ensure_ascii=False))
+        yield Piece("arguments", written)
         yield Piece("whole", "")
         return True
 

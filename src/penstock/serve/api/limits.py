@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ def check_json(request: Request) -> None:
 
 def decode_body(body: bytes, form: Any) -> Any:
     """Decode a JSON body into `form`. Raises `RequestError`."""
+    body = body.removeprefix(BOM_UTF8)
     try:
         return msgspec.json.decode(body, type=form)
     except RecursionError:

@@ -181,6 +181,22 @@ class ResponseStore:
 
         return await self._database.run(work)
 
+    async def item(self, owner: str, id: str, param: str) -> Item:
+        """A message or the reasoning of a stored response, whose id its own contains."""
+        response = f"resp_{id.partition('_')[2].partition('_')[0]}"
+
+        def work(db: sqlite3.Connection) -> Item:
+            try:
+                output: list[Item] = body_of(self._response(db, owner, response))["output"]
+            except NotStoredError:
+                output = []
+            for item in output:
+                if item.get("id") == id:
+                    return item
+            raise NotStoredError(f"no stored item '{id}': send the whole item", param=param)
+
+        return await self._database.run(work)
+
     async def input_items(self, owner: str, id: str) -> list[Item]:
         """All items that a response answers: those that it continues, then its own."""
         return await self._database.run(lambda db: self._shown(db, self._response(db, owner, id)))

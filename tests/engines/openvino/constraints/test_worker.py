@@ -28,6 +28,20 @@ def test_thoughts_may_be_left_out_if_the_prompt_has_not_begun_them(writer):
         assert json.loads(answer) in ("yes", "no")
 
 
+GIVEN = """# root ::= "no"
+answer   ::= "root" | [root] "x" answer
+  root ::= answer "!"
+thoughts::="t"
+"""
+
+
+def test_a_clients_own_grammar_may_follow_thoughts_whatever_its_layout(writer):
+    texts = writer.texts(after_thoughts(GIVEN, ("e",), ()), count=20)
+    assert texts
+    for text in texts:
+        assert re.fullmatch(r"([rot]x)*root!", text.partition("e")[2].lstrip()), text
+
+
 def test_what_follows_a_trigger_is_held_and_other_text_is_free(writer):
     texts = writer.texts(triggered(GRAMMAR, ("e", "q")), count=40)
     called = 0

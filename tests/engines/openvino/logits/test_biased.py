@@ -16,6 +16,12 @@ def handle(bad_words=(), made=(), **sampling):
     return made_handle
 
 
+def chosen(one):
+    found = choose(LOGITS, one)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
     ("given", "token"),
     [
@@ -35,11 +41,11 @@ def handle(bad_words=(), made=(), **sampling):
     ],
 )
 def test_the_likeliest_token_after_the_changes(given, token):
-    assert choose(LOGITS, handle(**given))[0] == token
+    assert chosen(handle(**given))[0] == token
 
 
 def test_the_log_probability_is_that_before_the_changes():
-    token, logprob = choose(LOGITS, handle(logit_bias=((1, -100.0),)))
+    token, logprob = chosen(handle(logit_bias=((1, -100.0),)))
     chances = np.exp(LOGITS) / np.exp(LOGITS).sum()
     assert logprob == pytest.approx(np.log(chances[token]))
 
@@ -57,12 +63,36 @@ def test_the_log_probability_is_that_before_the_changes():
 )
 def test_what_sampling_leaves(given, possible):
     one = handle(temperature=1.0, seed=7, **given)
-    assert {choose(LOGITS, one)[0] for _ in range(400)} == possible
+    assert {chosen(one)[0] for _ in range(400)} == possible
 
 
 def test_a_seed_repeats_the_answer():
     def drawn():
         one = handle(temperature=1.0, seed=3, logit_bias=((0, 1.0),))
-        return [choose(LOGITS, one)[0] for _ in range(20)]
+        return [chosen(one)[0] for _ in range(20)]
 
     assert drawn() == drawn()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"allowed_token_ids": (2,), "bad_words": [[2]]},
+        {"allowed_token_ids": (1,), "min_tokens": 1},  # token 1 ends an answer
+    ],
+)
+def test_an_answer_ends_where_no_token_is_allowed(given, temperature):
+    one = handle(temperature=temperature, **given)
+    assert choose(LOGITS, one) is None
+    one.end()
+    (output,) = one.read_all()
+    assert (output.generated_ids, output.finish_reason.name) == ([], "STOP")
+
+
+def test_a_bad_word_without_tokens_forbids_nothing():
+    assert chosen(handle(bad_words=[[]]))[0] == 1
+
+
+def test_a_seed_may_be_negative():
+    assert choose(LOGITS, handle(temperature=1.0, seed=-1)) is not None

@@ -311,10 +311,6 @@ class GrammarQueue:
             waited[1].cancel()
         return waited is not None
 
-    def waiting_for(self, lane: Lane) -> list[Request]:
-        """The requests that go to this lane afterwards."""
-        return [request for request, (its, _) in self._waiting.items() if its is lane]
-
     def _forget_many(self, lanes: Collection[Lane]) -> None:
         """Forget the grammars of lanes that have many, and begin with those that waited."""
         for lane in lanes:

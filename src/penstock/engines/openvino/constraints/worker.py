@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -120,6 +121,12 @@ class Prover:
             ) from None
 
 
+_ROOT = re.compile(
+    r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#[^\n]*|(?<![\w.-])root(?![\w.-])', re.DOTALL
+)
+"""The rule's name, and where else the word may stand: literals, classes of characters, comments."""
+
+
 def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str:
     """The grammar of a constraint of `types.StructuredOutput`'s kinds. Raises `RequestError`."""
     if kind == "grammar":  # EBNF already
@@ -141,14 +148,14 @@ def after_thoughts(grammar: str, after: Sequence[str], openers: Sequence[str]) -
     Thoughts begin with one of `openers` and may be left out, or, without openers, begin at once.
     """
     ends = ", ".join(map(literal, after))
-    thoughts = "thoughts [ \\n]{0,4}"
+    thoughts = "free_thoughts [ \\n]{0,4}"
     if openers:
         thoughts = f"([\\n]{{0,2}} {choice(map(literal, openers))} {thoughts})?"
-    answer = grammar.removeprefix("root ::= ")
     return (
-        f"root ::= {thoughts} answer\n"
-        f"thoughts ::= TagDispatch(stop_eos=false, stop_str=({ends}), loop_after_dispatch=false)\n"
-        f"answer ::= {answer}"
+        f"root ::= {thoughts} answer_to_hold\n"
+        f"free_thoughts ::= TagDispatch(stop_eos=false, stop_str=({ends}),"
+        " loop_after_dispatch=false)\n"
+        f"{_with_root(grammar, 'answer_to_hold')}"
     )
 
 
@@ -157,13 +164,17 @@ def triggered(grammar: str, triggers: Sequence[str]) -> str:
     `triggers`.
     """
     tags = ", ".join(f"({literal(trigger)}, call)" for trigger in triggers)
-    value = grammar.removeprefix("root ::= ")
     listed = '"[" [ \\n]{0,2} value ("," [ \\n]{0,2} value)* [ \\n]{0,2} "]"'
     return (
         f"root ::= TagDispatch({tags}, stop_eos=true, loop_after_dispatch=true)\n"
         f"call ::= [ \\n]{{0,2}} (value | {listed})\n"
-        f"value ::= {value}"
+        f"{_with_root(grammar, 'value')}"
     )
+
+
+def _with_root(grammar: str, name: str) -> str:
+    """The grammar as rules of which `name` is the root."""
+    return _ROOT.sub(lambda found: name if found[0] == "root" else found[0], grammar)
 
 
 def _answer(prover: Prover, call: Call) -> ToParent:

@@ -252,15 +252,19 @@ class Generation:
         self._adapter_paths[name] = path
 
     def remove_adapter(self, name: str) -> None:
-        """Drop an adapter and whatever still runs on it."""
-        lane = self._lanes.pop(name, None)
+        """Drop an adapter. Raises `EngineError` while a request uses it."""
+        if self._in_use(name):
+            raise EngineError(
+                f"the adapter '{name}' is in use: remove or replace it when its requests have ended"
+            )
+        self._lanes.pop(name, None)
         self._adapter_paths.pop(name, None)
-        if lane is not None:
-            queued = [*lane.waiting, *lane.batch_waiting, *self._grammars.waiting_for(lane)]
-            for request in [*lane.active.values(), *queued]:
-                self._requests.pop(request.id, None)
-                self._shared.gone(request)
-                self._grammars.forget(request)
+
+    def _in_use(self, name: str | None) -> bool:
+        lane = self._lanes.get(name)
+        return lane is not None and (
+            lane.busy or any(_lane_of(one) == name for one in self._requests.values())
+        )
 
     def reset_prefix_cache(self) -> None:
         """Empty the caches by reloading the base; adapters come back when next used."""
@@ -326,11 +330,9 @@ class Generation:
     def _adapter_lane(self, path: str) -> Lane:
         names = [name for name in self._lanes if name not in (None, _BIASED)]
         if len(names) >= self.options.max_loras:
-            for name in names:
-                lane = self._lanes[name]
-                if not (lane.busy or self._grammars.waiting_for(lane)):
-                    del self._lanes[name]
-                    break
+            idle = next((name for name in names if not self._in_use(name)), None)
+            if idle is not None:
+                del self._lanes[idle]
         return self._new_lane(self._pipelines.with_adapter(path))
 
     def _new_lane(self, pipeline: Any) -> Lane:

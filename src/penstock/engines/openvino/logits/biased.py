@@ -49,7 +49,8 @@ class Handle:
         self.bad_words = bad_words
         self.ids: list[int] = []
         self.reading: Reading | None = None
-        self.random = np.random.default_rng(sampling.seed)
+        seed = sampling.seed  # any whole number, as the pipeline takes it
+        self.random = np.random.default_rng(None if seed is None else seed % 2**31)
         self._status: Any = _RUNNING
         self._outputs: list[Output] = []
 
@@ -85,6 +86,11 @@ class Handle:
         if reason != _REASONS.NONE:
             self._end(genai.GenerationStatus.FINISHED)
 
+    def end(self) -> None:
+        """No token may follow."""
+        self._outputs.append(Output([], [], _REASONS.STOP))
+        self._end(genai.GenerationStatus.FINISHED)
+
     def _end(self, status: Any) -> None:
         self._status, self.reading = status, None
 
@@ -118,20 +124,23 @@ class BiasedPipeline:
             handle.reading.add(handle.unread[: model.chunk], silent=True)
             handle.unread = handle.unread[model.chunk :]
             if not handle.unread and handle.reading.after is not None:
-                handle.take(*choose(handle.reading.after, handle))
+                chosen = choose(handle.reading.after, handle)
+                handle.end() if chosen is None else handle.take(*chosen)
 
 
 class _NoCache(Struct):
     cache_usage: float = 0.0
 
 
-def choose(logits: Row, handle: Handle) -> tuple[int, float]:
+def choose(logits: Row, handle: Handle) -> tuple[int, float] | None:
     """The next token and its log probability before any change, in the order of vLLM: bias,
-    penalties, temperature, min_p, top_k, top_p.
+    penalties, temperature, min_p, top_k, top_p. None if the request allows no token.
     """
     sampling = handle.sampling
     changed = _biased(logits.astype(np.float64), handle)
     changed = _penalized(changed, handle)
+    if not np.isfinite(changed).any():
+        return None
     if sampling.temperature == 0:
         token = int(changed.argmax())
     else:
@@ -147,7 +156,7 @@ def _biased(logits: Row, handle: Handle) -> Row:
         ids = np.array(sampling.allowed_token_ids)
         allowed[ids] = logits[ids]
         logits = allowed
-    for word in handle.bad_words:
+    for word in filter(None, handle.bad_words):
         if not word[:-1] or handle.ids[-len(word) + 1 :] == word[:-1]:
             logits[word[-1]] = -np.inf
     for token, value in sampling.logit_bias:

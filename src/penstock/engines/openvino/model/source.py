@@ -32,6 +32,7 @@ from penstock.engines.disk.sources import (
     locked,
 )
 from penstock.engines.openvino.model.files import (
+    FALLBACK_CONTEXT,
     LENGTH_CONFIG,
     POOLING_CONFIG,
     PROMPTS_CONFIG,
@@ -191,6 +192,10 @@ def find_model(
         raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     task = task or task_of(path, config)
     longest = context_length_of(config)
+    if task != "generate" and (max_model_len or 0) > longest != FALLBACK_CONTEXT:
+        raise EngineStartError(
+            f"max_model_len {max_model_len} is more than the {longest} positions of '{source}'"
+        )
     if task == "embed":
         longest = min(longest, longest_text(path) or longest)
     return ModelFiles(path, task, max_model_len or longest)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from penstock.errors import NotStoredError, RequestError
 from penstock.openai.responses_api import (
+    REFERENCE,
     Item,
     ResponseBody,
     item_list,
@@ -41,9 +42,9 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
         return await _without_store(exchange, body)
     keep = body.store is not False
     _check(body, keep=keep)
-    body = replace(body, store=keep)
     target = await exchange.target(body.model)
     owner, remote = exchange.owner, isinstance(target.handle, RemoteModel)
+    body = replace(body, store=keep, input=await _whole(store, owner, body.input))
     earlier, conversation, upto = await _earlier(store, owner, body)
     given = items_of(body.input)
     if earlier:
@@ -162,6 +163,18 @@ def _check(body: ResponseBody, *, keep: bool) -> None:
             "a response continues another one or a conversation, not both",
             param="previous_response_id",
         )
+
+
+async def _whole(store: ResponseStore, owner: str, given: str | list[Item]) -> str | list[Item]:
+    """The items of a request, each that refers to a stored one replaced by that."""
+    if isinstance(given, str):
+        return given
+    return [
+        await store.item(owner, str(item.get("id")), f"input[{number}]")
+        if item.get("type") == REFERENCE
+        else item
+        for number, item in enumerate(given)
+    ]
 
 
 async def _earlier(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from penstock.batch.read import open_source
-from penstock.batch.read.files import COMPRESSED, decompressed
+from penstock.batch.read.compressed import COMPRESSED, decompressed
 from penstock.errors import InputError
 
 ROWS = [{"a": number, "b": "x" * number} for number in range(50)]
@@ -87,7 +87,8 @@ async def test_damage_is_told_with_the_name(tmp_path, extension, damage):
     path = tmp_path / f"rows.jsonl{extension}"
     path.write_bytes(data)
     with pytest.raises(
-        InputError, match=rf"rows\.jsonl{extension}: the compressed data are damaged or cut off$"
+        InputError,
+        match=rf"rows\.jsonl{extension}: the compressed data are damaged or cut off, or were never",
     ):
         await values(path)
 
