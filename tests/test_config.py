@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from penstock.config import import_object, masked, parse_options
+from penstock.config import Options, import_object, masked, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import (
+    AcceleratorConfig,
     AutoscalingConfig,
     DeploymentConfig,
     LLMConfig,
@@ -67,6 +68,25 @@ def test_option_objects_of_ray_serve_are_read():
     assert kept.engine_kwargs == {"checks": OptionsElsewhere}
 
 
+def test_a_constant_that_tells_option_objects_apart_counts_as_given():
+    class TPUs(OptionsElsewhere):
+        model_fields = ("kind", "topology")
+        kind = "tpu"
+
+    one = config(accelerator_type="TPU-V6E", accelerator_config=TPUs(topology="4x4"))
+    assert one.accelerator_config == AcceleratorConfig(kind="tpu", topology="4x4")
+
+
+def test_a_default_of_pydantics_is_no_value():
+    class FieldInfo:
+        pass
+
+    with pytest.raises(ConfigError, match=r"Mine\.url: has pydantic's Field"):
+
+        class Mine(Options, kw_only=True):
+            url: Any = FieldInfo()
+
+
 def test_defaults():
     one = config()
     assert (one.engine_name, one.model_source, one.max_waiting, one.start_timeout_s) == (
@@ -76,7 +96,7 @@ def test_defaults():
         600,
     )
     assert one.stream_batching_interval_s == 0
-    assert one.autoscaling.min_replicas == one.autoscaling.max_replicas == 1
+    assert one.deployment_config.replica_counts == (1, 1)
     lora = LoraConfig()
     assert (
         lora.max_num_adapters_per_replica,

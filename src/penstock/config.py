@@ -89,7 +89,12 @@ def _as_mapping(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _as_mapping(inner) for name, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, (type, msgspec.Struct)):
-        return value.model_dump(exclude_unset=True)
+        given = value.model_dump(exclude_unset=True)
+        if "kind" in getattr(
+            type(value), "model_fields", ()
+        ):  # a constant that tells such classes apart
+            given.setdefault("kind", value.kind)
+        return given
     return value
 
 
@@ -137,6 +142,18 @@ class _Checked(msgspec.StructMeta):
     """Lets a call of the class parse its keyword arguments as `parse_options` parses a file's
     mapping, nested mappings included.
     """
+
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **how: Any
+    ) -> Any:
+        for field, value in namespace.items():
+            if type(value).__name__ == "FieldInfo":
+                raise ConfigError(
+                    "has pydantic's Field, which would be its value: write the default itself, or"
+                    " msgspec.field(default_factory=…)",
+                    field=f"{name}.{field}",
+                )
+        return super().__new__(mcls, name, bases, namespace, **how)
 
     def __call__(cls, **given: Any) -> Any:
         return parse_options(cast(type[msgspec.Struct], cls), given)

@@ -8,6 +8,7 @@ PenstockError
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
 ├── JobError                 a batch job cannot go on
+│   ├── JobHeldError         another process runs it
 │   ├── JobMismatchError     a journal belongs to a different job; shows what differs
 │   └── JobLimitError        it reached its limit of tokens, errors or time
 ├── UserCodeError            a function of the user's has failed
@@ -123,6 +124,12 @@ class JobError(PenstockError):
     """A batch job cannot go on. Its results so far are kept, and the job can be resumed."""
 
     kind = "job_error"
+
+
+class JobHeldError(JobError):
+    """Another process runs the job."""
+
+    kind = "job_held"
 
 
 class JobMismatchError(JobError):

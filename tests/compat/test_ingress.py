@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError, ModelNotFoundError, RequestError
 from penstock.serve import LLMConfig, OpenAiIngress as OwnIngress
 from penstock.serve.api.ingress import made_ingress
 from penstock.serve.config.settings import HttpSettings, Limits
@@ -16,7 +16,7 @@ from penstock.serve.models.local import build_local_handles
 
 pytest.importorskip("fastapi")
 
-from penstock.serve.compat import ingress as ingress_module
+from penstock.serve.compat import asking, ingress as ingress_module
 from penstock.serve.ingress import OpenAiIngress, make_fastapi_ingress
 from penstock.serve.openai_api_models import ModelList, OpenAIHTTPException, to_model_metadata
 from replica_cluster import config
@@ -101,6 +101,48 @@ async def test_the_other_routes_are_rays(client_of):
     refused = await client.post("/v1/audio/transcriptions", files=upload)
     assert refused.status_code == 400
     assert "transcriptions" in refused.json()["error"]["message"]
+
+
+class Listening(OpenAiIngress):
+    async def transcriptions(self, body, request):
+        if body.model != "m":
+            raise OpenAIHTTPException(403, "only m")
+        body.language, body.prompt = "de", ", ".join(body.timestamp_granularities)
+        return await super().transcriptions(body, request)
+
+
+async def test_a_recording_keeps_its_fields_on_their_way(client_of, monkeypatch):
+    passed = []
+
+    async def ask(app, scope, body):
+        passed.append(body)
+        return await asking.ask(app, scope, body)
+
+    monkeypatch.setattr(ingress_module, "ask", ask)
+    fields = {
+        "model": "m",
+        "response_format": "verbose_json",
+        "timestamp_granularities[]": ["word", "segment"],
+    }
+    upload = {"file": ("a.wav", b"RIFF")}
+    reply = await client_of(Listening).post("/v1/audio/transcriptions", files=upload, data=fields)
+    assert "transcriptions" in reply.json()["error"]["message"]  # the engine has no ears
+    (body,) = passed
+    assert body.count(b'name="timestamp_granularities[]"') == 2
+    assert b'name="language"\r\n\r\nde\r\n' in body
+    assert b'name="prompt"\r\n\r\nword, segment\r\n' in body
+    assert b"\r\nRIFF\r\n" in body
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"file": "text"}, "file"), ({}, "file"), ({"temperature": "hot"}, "temperature")],
+)
+async def test_a_wrong_form_names_its_field(client_of, fields, param):
+    files = {} if param == "file" else {"file": ("a.wav", b"RIFF")}
+    form = {name: (None, value) for name, value in {"model": "m", **fields}.items()}
+    reply = await client_of(Listening).post("/v1/audio/transcriptions", files=form | files)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize(
@@ -342,3 +384,72 @@ async def test_a_users_handlers_of_errors_come_before_ours(client_of):
 def test_a_route_needs_its_method():
     with pytest.raises(ConfigError, match="has no method 'nope'"):
         make_fastapi_ingress(OpenAiIngress, endpoint_map={"nope": lambda app: app.get("/nope")})
+
+
+async def test_routes_in_the_body_of_a_class_are_methods(client_of):
+    import fastapi  # an extra
+
+    app: Any = fastapi.FastAPI()
+    included: Any = fastapi.APIRouter()
+
+    class Base(OpenAiIngress):
+        team = "blue"
+
+        @app.get("/hello", status_code=201, tags=["mine"])  # type: ignore[untyped-decorator]
+        async def hello(self, name: str = "a"):
+            return {"hello": name, "of": type(self).__name__, "team": self.team}
+
+    class Routed(Base):
+        def __init__(self, *args: Any, team: str, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.team = team
+
+        @app.post("/hello")  # type: ignore[untyped-decorator]
+        async def hello(self, given: dict[str, int]):  # another route of the name
+            return {"sum": sum(given.values()), "team": self.team}
+
+        @included.get("/teams/{number}")  # type: ignore[untyped-decorator]
+        def number(self, number: int):
+            return [self.team, number]
+
+        @app.get("/plain")
+        @staticmethod
+        def plain():
+            return "plain"
+
+    @app.get("/function")
+    def function(self):
+        return self
+
+    app.include_router(included, prefix="/all")
+    client = client_of(make_fastapi_ingress(Routed, app=app), team="red")
+    reply = await client.get("/hello", params={"name": "b"})
+    assert reply.status_code == 201
+    assert reply.json() == {"hello": "b", "of": "Routed", "team": "red"}
+    reply = await client.post("/hello", json={"a": 1, "b": 2})
+    assert reply.json() == {"sum": 3, "team": "red"}
+    assert (await client.get("/all/teams/3")).json() == ["red", 3]
+    assert (await client.get("/all/teams/x")).status_code == 400
+    assert (await client.get("/plain")).json() == "plain"
+    assert (await client.get("/function", params={"self": "x"})).json() == "x"
+    assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    assert app.openapi()["paths"]["/hello"]["get"]["tags"] == ["mine"]
+
+
+async def test_what_routes_of_ones_own_call_by_rays_private_names():
+    class Handle:
+        def options(self, **asked: Any) -> dict[str, Any]:
+            return asked
+
+    ingress = OpenAiIngress({"m": Handle()}, {"m": to_model_metadata("m", config())})
+    handle = ingress._get_configured_serve_handle
+    assert handle("m") == {"stream": True}
+    assert handle("m:a") == {"stream": True, "multiplexed_model_id": "m:a"}
+    for unknown in ("x", "x:a"):
+        with pytest.raises(ModelNotFoundError, match=f"no model '{unknown}'"):
+            handle(unknown)
+    models: Any = build_local_handles([config()])
+    ingress.application(models)
+    assert await ingress._get_model_id("m") == await ingress._get_model_id(None) == "m"
+    with pytest.raises(ModelNotFoundError):
+        await ingress._get_model_id("x")

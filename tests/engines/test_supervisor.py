@@ -2,6 +2,7 @@
 
 import asyncio
 
+import fsspec
 import pytest
 
 import penstock
@@ -230,6 +231,21 @@ async def test_an_adapter_that_comes_later_is_found_then(tmp_path):
         (tmp_path / "style").mkdir()
         await supervisor.adapter("style", str(tmp_path / "style"))
         assert "style" in supervisor.engine.adapters
+
+
+async def test_an_adapter_of_a_bucket_is_copied_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path))
+    files = fsspec.filesystem("memory")
+    files.pipe("/rows/style/adapter_config.json", b"{}")
+    supervisor = supervisor_of(Counted())
+    async with supervisor.running():
+        await asyncio.gather(*(supervisor.adapter("style", "memory://rows/style") for _ in "ab"))
+        (copied,) = (tmp_path / "models").glob("style-*/adapter_config.json")
+        assert supervisor.engine.adapters == {"style": str(copied.parent)}
+        for _ in "ab":  # what failed is looked for again
+            with pytest.raises(ModelNotFoundError, match="no files at 'memory://rows/absent'"):
+                await supervisor.adapter("absent", "memory://rows/absent")
+    files.rm("/rows", recursive=True)
 
 
 # A server's engine

@@ -207,6 +207,22 @@ class TestOthers:
         assert not connector.tells_adapters_apart
         assert connector.ports(PREFILL) == {"NIXL_SIDE_CHANNEL_PORT_BASE": 20000}
 
+    def test_multi_has_others_that_are_the_engines_own(self, with_nixl, made):
+        own = {"kv_connector": "OffloadingConnector", "kv_connector_extra_config": {"blocks": 8}}
+        extra: dict = {"connectors": [NIXL, own]}
+        given = {"kv_connector": "MultiConnector", "kv_connector_extra_config": extra}
+        _, part = made(given).config["kv_connector_extra_config"]["connectors"]
+        assert part["kv_connector"] == "OffloadingConnector"
+        assert part["kv_connector_extra_config"] == {"blocks": 8}
+        for wrong, why in (
+            ([own, NIXL], "unknown connector 'OffloadingConnector'"),
+            ([NIXL, {}], "a connector must be named"),
+            ([NIXL, {"kv_connector": "MooncakeConnector"}], "must know the decode side"),
+        ):
+            extra["connectors"] = wrong
+            with pytest.raises(ConfigError, match=why):
+                make_connector(given)
+
     def test_multi_gives_back_what_it_took_when_one_fails(self, with_nixl, own_ports):
         given = {"connectors": [NIXL, {"kv_connector": "LMCacheConnectorV1"}]}
         connector = make_connector(

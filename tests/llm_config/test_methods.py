@@ -9,7 +9,7 @@ import pytest
 
 from penstock.batch import vLLMEngineProcessorConfig
 from penstock.errors import ConfigError
-from penstock.llm_config import AutoscalingConfig, LLMConfig
+from penstock.llm_config import AutoscalingConfig, DeploymentConfig, LLMConfig
 from penstock.serve import LLMServingArgs
 
 
@@ -224,3 +224,27 @@ def test_fields_that_are_items_can_be_taken_out():
             deployment.pop(missing)
     del deployment["max_ongoing_requests"]
     assert dict(deployment) == {}
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "scaling", "counts"),
+    [
+        (None, None, (1, 1)),
+        (3, None, (3, 3)),
+        ("auto", None, (1, 100)),
+        ("auto", {"target_ongoing_requests": 64}, (1, 100)),
+        ("auto", {"min_replicas": 0}, (0, 100)),
+        ("auto", {"min_replicas": 2, "initial_replicas": 3}, (2, 100)),
+        ("auto", {"max_replicas": 4}, (1, 4)),
+        ("auto", {"max_replicas": 1}, (1, 1)),
+        (None, {"min_replicas": 0}, (0, 1)),
+    ],
+)
+def test_auto_fills_what_autoscaling_leaves_out(num_replicas, scaling, counts):
+    config = DeploymentConfig(num_replicas=num_replicas, autoscaling_config=scaling)
+    assert config.replica_counts == counts
+    config.name = "x"  # which checks the whole again
+    assert config.replica_counts == counts
+    turned = DeploymentConfig(num_replicas=num_replicas)
+    turned["autoscaling_config"] = scaling and AutoscalingConfig(**scaling)
+    assert turned.replica_counts == counts

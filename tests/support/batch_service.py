@@ -78,6 +78,12 @@ class Service:
             **{"endpoint": "/v1/chat/completions", "completion_window": "24h", **options},
         )
 
+    async def under_way(self, id: str) -> None:
+        """Return when a line of the batch is answered."""
+        async with asyncio.timeout(60):
+            while not (await self.openai().batches.retrieve(id)).request_counts.completed:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     async def ended(self, id: str, key: str = "none") -> Any:
         """The batch when it has ended."""
         client = self.openai(key)

@@ -96,6 +96,10 @@ DEPLOYMENTS: dict[str, dict[str, Any]] = {
     "two replicas": _deployed(num_replicas=2),
     "one replica": _deployed(num_replicas=1),
     "auto": _deployed(num_replicas="auto"),
+    "auto, to zero": _deployed(num_replicas="auto", autoscaling_config={"min_replicas": 0}),
+    "auto, from two": _deployed(num_replicas="auto", autoscaling_config={"min_replicas": 2}),
+    "auto, bounded": _deployed(num_replicas="auto", autoscaling_config={"max_replicas": 4}),
+    "a least number": _deployed(autoscaling_config={"min_replicas": 0}),
     "scaled": _deployed(autoscaling_config={"min_replicas": 1, "max_replicas": 4}),
     "scaled to zero": _deployed(autoscaling_config={"min_replicas": 0, "max_replicas": 2}),
     "initial replicas": _deployed(

@@ -162,8 +162,12 @@ NEED_A_PEER = frozenset({"MoRIIOConnector", "MooncakeConnector", "NixlPushConnec
 """Connectors of vLLM's that must know the other side before the prompt is computed."""
 
 
-def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
-    """The connector that a `kv_transfer_config` names. Raises `ConfigError`."""
+def make_connector(
+    config: Mapping[str, Any], where: str = FIELD, *, alone: bool = True
+) -> Connector:
+    """The connector that a `kv_transfer_config` names; one that is not `alone` may be unknown here.
+    Raises `ConfigError`.
+    """
     if not isinstance(config, Mapping):
         raise ConfigError("must be a mapping", field=where, value=config)
     name = config.get("kv_connector")
@@ -174,6 +178,8 @@ def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
             value=name,
             hint="NixlConnector need not.",
         )
+    if name not in CONNECTORS and isinstance(name, str) and name and not alone:
+        return Connector(dict(config), where)
     if name not in CONNECTORS:
         raise ConfigError(
             f"unknown connector {name!r}" if name else "a connector must be named",

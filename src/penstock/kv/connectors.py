@@ -123,7 +123,7 @@ class Nixl(Simulated):
 
 class Multi(Connector):
     """Several connectors for one engine: it writes to all, and reads from the first with the
-    cache. The first alone takes part in hand-overs.
+    cache. The first alone takes part in hand-overs, so the others may be any that the engine has.
     """
 
     def __init__(self, config: dict[str, Any], where: str) -> None:
@@ -132,7 +132,9 @@ class Multi(Connector):
         given = (config.get(EXTRA) or {}).get("connectors")
         if not isinstance(given, (list, tuple)) or not given:
             raise ConfigError("must be a list of at least one connector", field=where, value=given)
-        self._parts = [make_connector(part, f"{where}[{n}]") for n, part in enumerate(given)]
+        self._parts = [
+            make_connector(part, f"{where}[{n}]", alone=n == 0) for n, part in enumerate(given)
+        ]
         for number, part in enumerate(self._parts):
             if part.name == self.name:
                 raise ConfigError(

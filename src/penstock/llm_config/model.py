@@ -144,15 +144,20 @@ class LoraConfig(Options, kw_only=True):
     max_download_tries: Positive = field(default_factory=env.adapter_tries)
 
 
+AUTO_MOST = 100
+"""Ray Serve's bound on replicas for `num_replicas` "auto"."""
+
+
 class AutoscalingConfig(Items, kw_only=True):
-    """How many replicas, and when. With `min_replicas` 0 the model loads on its first request,
+    """How many replicas, and when. `max_replicas` is 1 if it is left out, and 100 beside
+    `num_replicas` "auto". With `min_replicas` 0 the model loads on its first request,
     unless `initial_replicas` is 1, and unloads after `downscale_to_zero_delay_s` idle seconds
     (default: `downscale_delay_s`, 600). The other fields are for runtimes with several replicas.
     """
 
     min_replicas: Count = 1
     initial_replicas: Count | None = None
-    max_replicas: Positive = 1
+    max_replicas: Positive | None = None
     target_ongoing_requests: Annotated[float, Meta(gt=0)] | None = None
     target_num_ongoing_requests_per_replica: Annotated[float, Meta(gt=0)] | None = None
     metrics_interval_s: Seconds | None = None
@@ -169,17 +174,19 @@ class AutoscalingConfig(Items, kw_only=True):
     policy: Any = None
 
     def __post_init__(self) -> None:
+        if self.max_replicas is not None:
+            self.check(self.max_replicas)
+
+    def check(self, most: int) -> None:
+        """Raises `ConfigError` if `most` are fewer replicas than these ask for."""
         where = "deployment_config.autoscaling_config"
-        if self.min_replicas > self.max_replicas:
+        if self.min_replicas > most:
             raise ConfigError(
-                f"min_replicas ({self.min_replicas}) is more than max_replicas"
-                f" ({self.max_replicas})",
+                f"min_replicas ({self.min_replicas}) is more than max_replicas ({most})",
                 field=f"{where}.min_replicas",
             )
-        if (
-            self.initial_replicas is not None
-            and not self.min_replicas <= self.initial_replicas <= self.max_replicas
-        ):
+        initial = self.initial_replicas
+        if initial is not None and not self.min_replicas <= initial <= most:
             raise ConfigError(
                 "must lie between min_replicas and max_replicas", field=f"{where}.initial_replicas"
             )
@@ -231,6 +238,18 @@ class DeploymentConfig(Items, kw_only=True):
                     field=f"deployment_config.{name}",
                     hint="Use placement_group_config.",
                 )
+        _ = self.replica_counts  # checked now rather than on first use
+
+    @property
+    def replica_counts(self) -> tuple[int, int]:
+        """The fewest and the most replicas. Raises `ConfigError`."""
+        auto, scaling = self.num_replicas == "auto", self.autoscaling_config
+        if scaling is None and not auto:
+            return (int(self.num_replicas or 1),) * 2
+        scaling = scaling or AutoscalingConfig()
+        most = scaling.max_replicas or (AUTO_MOST if auto else 1)
+        scaling.check(most)
+        return scaling.min_replicas, most
 
 
 class CallbackConfig(Options, kw_only=True):

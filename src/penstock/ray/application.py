@@ -31,10 +31,12 @@ from penstock.serve.config.placement import (
 )
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.data_parallel import DPServer
 from penstock.serve.models.handle import ModelCard
+from penstock.serve.models.local import server_class
 from penstock.serve.models.server import LLMServer as OwnServer
 
-NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
+NAME_PREFIX, GROUP_PREFIX, PREFILL_PREFIX = "LLMServer:", "DPServer:", "PrefillServer:"
 _log = logging.getLogger(__name__)
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
     *("name", "placement_group_bundles", "placement_group_strategy")
@@ -65,6 +67,8 @@ def build_deployment(
         config, cls = replace(config, server_cls=cls), LLMReplica
     elif name_prefix is None and cls is not LLMReplica:
         name_prefix = f"{cls.__name__}:"
+    if name_prefix is None:
+        name_prefix = GROUP_PREFIX if issubclass(server_class(config), DPServer) else NAME_PREFIX
     config, beside = overridden(config, override_serve_options or {})
     if config.llm_engine is None:
         _log.info(
@@ -73,9 +77,7 @@ def build_deployment(
     chosen = cls if issubclass(cls, LLMServer) and cls is not LLMReplica else None
     options = {**serve_options(config, chosen), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
-    options["name"] = (
-        beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
-    )
+    options["name"] = beside.get("name") or f"{name_prefix}{name}"
     deployment = _deployment(
         as_replica(cls),
         options,
@@ -137,13 +139,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         )
         for config in args.llm_configs
     }
-    ingress = dict(args.ingress_cls_config)
-    unknown = ingress.keys() - {"ingress_cls", "ingress_extra_kwargs"}
-    if unknown:
-        raise ConfigError(
-            f"unknown key '{min(unknown)}'. Known: ingress_cls, ingress_extra_kwargs",
-            field="ingress_cls_config",
-        )
+    ingress = args.ingress_cls_config
     cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
     check_extra(cls, ingress.get("ingress_extra_kwargs") or {})
     own = getattr(cls, "get_deployment_options", None)

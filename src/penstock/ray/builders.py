@@ -37,10 +37,11 @@ def build_llm_deployment(
 ) -> Any:
     """One model as a Ray Serve application, which others can bind.
 
-    Its name is `name_prefix` (default "LLMServer:", or the name of a class of your own) and the
-    model's id. `override_serve_options` take precedence over the configuration. `bind_kwargs` (or
-    `deployment_kwargs`, their older name) go to the constructor of `deployment_cls`, which derives
-    from `LLMServer`. Raises `ConfigError`, or `MissingExtraError` (Ray).
+    Its name is `name_prefix` (default "LLMServer:", "DPServer:" for a group, or the name of a class
+    of your own) and the model's id. `override_serve_options` take precedence over the
+    configuration. `bind_kwargs` (or `deployment_kwargs`, their older name) go to the constructor of
+    `deployment_cls`, which derives from `LLMServer`. Raises `ConfigError`, or `MissingExtraError`
+    (Ray).
     """
     config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
     return _ray().build_deployment(

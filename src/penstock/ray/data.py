@@ -189,6 +189,9 @@ class Deployment:
         self._handle = handle
         self._generators: set[str] = set()
 
+    async def __call__(self, request: Any) -> Any:
+        return await self._call("__call__", request)
+
     def __getattr__(self, method: str) -> Any:
         if method.startswith("_"):
             raise AttributeError(method)

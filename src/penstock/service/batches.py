@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import msgspec
@@ -131,9 +131,8 @@ class BatchStore:
         self._state = state
         self._lease_s = lease_s
 
-    @property
-    def _until(self) -> float:
-        return time.time() + self._lease_s
+    def _until(self, db: Connection) -> float:
+        return self._state.now(db) + self._lease_s
 
     async def add(self, batch: Batch) -> None:
         """Store a new batch, which this server runs."""
@@ -144,7 +143,7 @@ class BatchStore:
                 " server, leased_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(batch.id, batch.owner, batch.api, batch.status, batch.model),
-                    *(_encoded(batch), batch.expires_at, self._state.server, self._until),
+                    *(_encoded(batch), batch.expires_at, self._state.server, self._until(db)),
                 ),
             )
 
@@ -172,8 +171,17 @@ class BatchStore:
         return found[::-1] if before else found, len(rows) > limit
 
     async def change(self, id: str, change: Callable[[Batch], Batch]) -> Batch:
-        """Store what `change` makes of a batch, and return it."""
-        return await self._state.run(lambda db: _store(db, change(batch_of(_row(db, None, id)))))
+        """Store what `change` makes of a batch that this server runs, and return it. Raises
+        `NotStoredError` if it does not any more, or the batch has ended.
+        """
+
+        def store(db: Connection) -> Batch:
+            row = _row(db, None, id)
+            if row["server"] != self._state.server or row["status"] not in RUNNING:
+                raise NotStoredError(f"this server does not run '{id}' any more", param="batch_id")
+            return _store(db, change(batch_of(row)))
+
+        return await self._state.run(store)
 
     async def cancel(self, owner: str | None, id: str, api: str) -> Batch:
         """Begin to cancel a batch; a second call changes nothing. Raises `RequestError` if it
@@ -222,39 +230,57 @@ class BatchStore:
         return await self._state.run(delete)
 
     # Who runs what
-    async def free(self) -> list[tuple[str, str]]:
-        """Ids and models of batches that nobody runs, the oldest first."""
+    async def free(self, running: Collection[str]) -> list[tuple[str, str]]:
+        """Ids of batches that nobody runs, the oldest first, each with the model that it needs:
+        none for one that is only to be ended. This server runs those that are `running`.
+        """
 
         def find(db: Connection) -> list[tuple[str, str]]:
             rows = db.execute(
-                f"SELECT id, model, server, leased_until FROM penstock_batch WHERE {_IS_RUNNING}"
-                " AND (server IS NULL OR server <> ?) ORDER BY seq",
-                (self._state.server,),
+                "SELECT id, model, status, expires_at, server, leased_until FROM penstock_batch"
+                f" WHERE {_IS_RUNNING} ORDER BY seq"
             ).fetchall()
-            return [(row["id"], row["model"]) for row in rows if not self._is_held(row)]
+            now = self._state.now(db)
+            return [
+                (row["id"], "" if _only_ends(row) else row["model"])
+                for row in rows
+                if row["id"] not in running and not self._is_held(row, now)
+            ]
 
         return await self._state.run(find)
 
     async def claim(self, id: str) -> Batch | None:
-        """Take a batch over; None if another server has it by now."""
+        """Take a batch over that this server does not run; None if another one has it by now."""
 
         def claim(db: Connection) -> Batch | None:
             row = db.execute("SELECT * FROM penstock_batch WHERE id = ?", (id,)).fetchone()
-            if row is None or row["status"] not in RUNNING or self._is_held(row):
+            if row is None or row["status"] not in RUNNING:
+                return None
+            if self._is_held(row, self._state.now(db)):
                 return None
             db.execute(
                 "UPDATE penstock_batch SET server = ?, leased_until = ? WHERE id = ?",
-                (self._state.server, self._until, id),
+                (self._state.server, self._until(db), id),
             )
             return batch_of(row)
 
         return await self._state.run(claim)
 
-    def _is_held(self, row: Row) -> bool:
-        if row["server"] is None:
+    def _is_held(self, row: Row, now: float) -> bool:
+        """Whether another server holds a batch."""
+        if row["server"] in (None, self._state.server):
             return False
         lives = self._state.lives(row["server"])
-        return bool(row["leased_until"] > time.time() if lives is None else lives)
+        return bool(row["leased_until"] > now if lives is None else lives)
+
+    async def running(self) -> set[str]:
+        """Ids of all batches that have not ended."""
+
+        def find(db: Connection) -> set[str]:
+            rows = db.execute(f"SELECT id FROM penstock_batch WHERE {_IS_RUNNING}").fetchall()
+            return {row["id"] for row in rows}
+
+        return await self._state.run(find)
 
     async def renew(self, ids: list[str]) -> dict[str, Batch]:
         """Keep the batches that this server runs. Returns those that it still has;
@@ -263,6 +289,7 @@ class BatchStore:
 
         def renew(db: Connection) -> dict[str, Batch]:
             found: dict[str, Batch] = {}
+            until = self._until(db)
             for id in ids:
                 row = db.execute(
                     "SELECT body, server FROM penstock_batch WHERE id = ?", (id,)
@@ -270,9 +297,7 @@ class BatchStore:
                 if row is None or row["server"] != self._state.server:
                     continue
                 found[id] = batch_of(row)
-                db.execute(
-                    "UPDATE penstock_batch SET leased_until = ? WHERE id = ?", (self._until, id)
-                )
+                db.execute("UPDATE penstock_batch SET leased_until = ? WHERE id = ?", (until, id))
             return found
 
         return await self._state.run(renew)
@@ -310,11 +335,16 @@ def _row(db: Connection, owner: str | None, id: str, api: str | None = None) -> 
     if api is not None:
         mine, parameters = f"{mine} AND api = ?", (*parameters, api)
     row = db.execute(
-        f"SELECT body FROM penstock_batch WHERE id = ?{mine}", (id, *parameters)
+        f"SELECT status, body, server FROM penstock_batch WHERE id = ?{mine}", (id, *parameters)
     ).fetchone()
     if row is None:
         raise NotStoredError(f"there is no batch '{id[:100]}'", param="batch_id")
     return row
+
+
+def _only_ends(row: Row) -> bool:
+    """Whether no more lines of a batch are to be answered."""
+    return bool(row["status"] == "cancelling" or row["expires_at"] <= time.time())
 
 
 def _store(db: Connection, batch: Batch) -> Batch:

@@ -6,23 +6,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from penstock import private_files
 from penstock.batch.read.files import filesystem
-from penstock.errors import PenstockError, UnavailableError, class_and_text
+from penstock.errors import NotStoredError, PenstockError, UnavailableError, class_and_text
 
+LEFT_S = 86400.0
 _PIECE = 1 << 18
 
 
 class Content:
     """The files below `place`, a local folder or a URL. Raises `UnavailableError` where it cannot
-    be reached.
+    be reached, or is full, and `NotStoredError` for an id without content.
     """
 
     def __init__(self, place: Path | str) -> None:
@@ -50,10 +53,14 @@ class Content:
         await asyncio.to_thread(self._delete, id)
 
     async def pieces(self, id: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        """The bytes from `start` up to and without `end`, in pieces."""
+        """The bytes from `start` up to and without `end`, in pieces. It is open when this returns,
+        so that a response does not begin with what cannot be had.
+        """
         file = await asyncio.to_thread(self._open, id, start)
+        return self._pieces(file, end - start)
+
+    async def _pieces(self, file: Any, left: int) -> AsyncGenerator[bytes, None]:
         try:
-            left = end - start
             while left > 0:
                 piece = await asyncio.to_thread(self._read, file, min(_PIECE, left))
                 if not piece:
@@ -72,15 +79,17 @@ class Content:
             place_copy(made, self._folder / id)
 
     def _fetch(self, id: str, to: Path) -> None:
-        with _failing():
-            if self._folder is None:
-                self._fs.get_file(f"{self._root}/{id}", str(to))
-            else:
+        with _failing(id):
+            if self._folder is not None:
                 place_copy(self._folder / id, to)
+                return
+            waiting = to.with_name(f"{to.name}.tmp")  # a download that breaks off leaves a part
+            self._fs.get_file(f"{self._root}/{id}", str(waiting))
+            os.replace(waiting, to)
 
     def _join(self, ids: Sequence[str], to: Path) -> str:
         digest = hashlib.md5(usedforsecurity=False)
-        with open(to, "wb", opener=private_files.opener) as joined:
+        with _failing(), open(to, "wb", opener=private_files.opener) as joined:
             for id in ids:
                 with self._open(id, 0) as part:
                     while piece := self._read(part, _PIECE):
@@ -97,7 +106,7 @@ class Content:
                 self._fs.rm_file(f"{self._root}/{id}")
 
     def _open(self, id: str, start: int) -> Any:
-        with _failing():
+        with _failing(id):
             if self._folder is not None:
                 file: Any = (self._folder / id).open("rb")
             else:
@@ -127,11 +136,40 @@ def place_copy(made: Path, to: Path) -> None:
     waiting.unlink(missing_ok=True)  # two names of one file: `replace` then keeps both
 
 
+def left_over(folder: Path) -> list[Path]:
+    """What in a folder has not been written to for a day."""
+    before = time.time() - LEFT_S
+    found = []
+    for path in list(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # it is being removed
+            if all(one.lstat().st_mtime < before for one in (path, *path.rglob("*"))):
+                found.append(path)
+    return found
+
+
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
+def _failing(read: str | None = None) -> Iterator[None]:
+    """`read` is the id whose content is read, if any."""
     try:
         yield
     except PenstockError:
         raise
     except Exception as error:  # each file system has errors of its own
-        raise UnavailableError(f"the content of files: {class_and_text(error)}") from error
+        if read is not None and isinstance(error, FileNotFoundError):
+            raise NotStoredError(f"the content of '{read}' is gone", param="file_id") from error
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> UnavailableError:
+    """What tells of a disk, or a store, that does not work now. One that is full has its own
+    status.
+    """
+    told = UnavailableError(f"files cannot be stored or read: {class_and_text(error)}")
+    if is_full(error):
+        told.status = 507
+    return told
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk has no room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

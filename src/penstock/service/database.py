@@ -6,6 +6,7 @@ transaction, and no two run at the same time.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,12 +82,14 @@ class Connection(Protocol):
 class StateStore(Protocol):
     """`run(work)` calls `work` with a connection, in a transaction that is undone if it raises.
     `lives` says whether a server that holds batches may still run; None where nobody can tell.
+    `now` is the time in Unix seconds, by one clock for all servers.
     """
 
     server: str
 
     async def run(self, work: Callable[[Connection], T]) -> T: ...
     def lives(self, server: str) -> bool | None: ...
+    def now(self, db: Connection) -> float: ...
     def close(self) -> None: ...
 
 
@@ -149,6 +152,9 @@ class SqliteState:
     def lives(self, server: str) -> bool | None:
         return self._lives.lives(server)
 
+    def now(self, db: Connection) -> float:
+        return time.time()
+
     def close(self) -> None:
         self._database.close()
         self._lives.close()
@@ -187,6 +193,10 @@ class PostgresState:
 
     def lives(self, server: str) -> bool | None:
         return True if server == self.server else None
+
+    def now(self, db: Connection) -> float:
+        found = db.execute("SELECT EXTRACT(EPOCH FROM clock_timestamp()) AS now").fetchone()
+        return float(found["now"])
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from penstock.errors import NotStoredError, RequestError
 from penstock.serve.config.settings import BatchSettings
-from penstock.service.content import Content
+from penstock.service.content import Content, left_over
 from penstock.service.database import Connection, Row, StateStore, owned, page
 
 PURPOSES = ("batch", "batch_output")
@@ -344,6 +344,8 @@ class UploadStore:
             ).fetchall()
             return [row["id"] for row in rows]
 
+        for path in await asyncio.to_thread(left_over, self._folder):
+            path.unlink(missing_ok=True)  # the server died while it came
         for id in await self._state.run(find):
             await self._drop_parts(id)
             await self._state.run(

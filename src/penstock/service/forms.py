@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from penstock.errors import (
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import SLOWEST_BODY_BYTES_S, too_large
+from penstock.service.content import unavailable
 
 _MOST_FIELDS = 20
 _LONGEST_FIELD = 1 << 16
@@ -122,16 +124,23 @@ class _Reader:
             raise
         except (ValueError, LookupError):  # the parser's errors are ValueErrors
             raise _broken() from None
+        except OSError as error:
+            raise unavailable(error) from error
 
     def finish(self) -> None:
         if not self._ended:
             raise _broken()
         if self._file is None:
             raise RequestError(f"{self._file_field} is missing", param=self._file_field)
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise unavailable(error) from error
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what was flushed is stored
+                self._file.close()
 
     def _begin(self) -> None:
         self._header, self._disposition, self._value = (b"", b""), b"", b""

@@ -34,7 +34,7 @@ from penstock.openai.responses import usage_in
 from penstock.openai.responses_api import response_usage
 from penstock.serve.api.limits import check_texts, texts_of, within_limits
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import ModelNames
+from penstock.serve.models.handle import ModelHandle, ModelNames, Target
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -154,11 +154,7 @@ class ServedStep:
             async with asyncio.timeout(None) as limit:
                 self._under_way.add(limit)
                 try:
-                    while True:
-                        await self._goes_on.wait()
-                        async with self._slots:
-                            if self._goes_on.is_set():
-                                return await self._answer(row, tries)
+                    return await self._answer(row, tries)
                 finally:
                     self._under_way.discard(limit)
         except TimeoutError:
@@ -170,25 +166,11 @@ class ServedStep:
         return None
 
     async def _answer(self, row: Row, tries: Tries) -> Outcome:
-        target = await self._models.find(row.request.model)
-        request = row.request
-        if target.adapter is not None:
-            if not ENDPOINTS[request.url].adapters:
-                raise UnsupportedError(
-                    f"{request.url} is of the bare model, not of an adapter", param="model"
-                )
-            asked = [replace(one, adapter=target.adapter) for one in request.asked.requests]
-            request = request._replace(asked=request.asked._replace(requests=asked))
-        row.request = request._replace(model=target.name)
-        model = target.handle.for_batch()
+        target = await self._target(row)
         failures = waits = 0
         while True:
-            tries.count += 1
             try:
-                outcome = await self._form.ask(model, row)
-                if outcome.usage is not None:
-                    self._answered(target.handle.model_id, outcome.usage)
-                return outcome
+                return await self._ask(target.handle, row, tries)
             except PenstockError as error:
                 if self._over.is_set():
                     raise
@@ -202,9 +184,39 @@ class ServedStep:
                         raise
                 waits += 1
                 wait = wait_after(error, waits, first=_FIRST_PAUSE_S, longest=_LONGEST_PAUSE_S)
+            # Without a slot: lines of other models go on.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._over.wait()
+
+    async def _target(self, row: Row) -> Target:
+        """The model of a line, whose request then names it and its adapter."""
+        request = row.request
+        target = await self._models.find(request.model)
+        if target.adapter is not None:
+            if not ENDPOINTS[request.url].adapters:
+                raise UnsupportedError(
+                    f"{request.url} is of the bare model, not of an adapter", param="model"
+                )
+            asked = [replace(one, adapter=target.adapter) for one in request.asked.requests]
+            request = request._replace(asked=request.asked._replace(requests=asked))
+        row.request = request._replace(model=target.name)
+        return target
+
+    async def _ask(self, handle: ModelHandle, row: Row, tries: Tries) -> Outcome:
+        """Ask the model once, in one of the slots, while the batch is not paused."""
+        while True:
+            await self._goes_on.wait()
+            async with self._slots:
+                if not self._goes_on.is_set():
+                    continue
+                if handle.state().state == "paused":  # it would keep the line, and the slot
+                    raise UnavailableError(f"model '{handle.model_id}' is paused")
+                tries.count += 1
+                outcome = await self._form.ask(handle.for_batch(), row)
+                if outcome.usage is not None:
+                    self._answered(handle.model_id, outcome.usage)
+                return outcome
 
     async def _wanted(self) -> int:
         """How many lines keep all replicas of the model full."""

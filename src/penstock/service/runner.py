@@ -8,18 +8,18 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from penstock import private_files
-from penstock.batch.job.execution import Interrupts, execute
+from penstock.batch.job.execution import execute
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.result import Counts
 from penstock.batch.read import open_source
@@ -27,7 +27,9 @@ from penstock.batch.write.outputs import Output
 from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
+    JobHeldError,
     NotStoredError,
+    OutputError,
     PenstockError,
     UnavailableError,
     class_and_text,
@@ -35,6 +37,7 @@ from penstock.errors import (
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
+from penstock.service.content import is_full, left_over, unavailable
 from penstock.service.files import FileStore, UploadStore
 from penstock.service.lines import (
     UNANSWERED,
@@ -43,6 +46,7 @@ from penstock.service.lines import (
     limited,
     output_usage,
 )
+from penstock.service.run import Run
 from penstock.service.validation import Checked, Speed, check_input, too_late
 from penstock.types import Usage
 
@@ -56,63 +60,11 @@ MOST_ROWS = 2048
 """The rows of one batch in memory. The event loop sorts them, and online requests wait for that."""
 AGAIN_S = 5.0
 """The pause before a batch is tried again whose database or storage did not answer."""
+_WAITS = (UnavailableError, OutputError, JobHeldError)
+"""Errors that pass: the database or storage is away, the disk full, or a server that lost the batch
+has not yet let go of its folder.
+"""
 _log = logging.getLogger("penstock.service")
-
-
-class Run:
-    """A batch that this server runs, or is about to."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.step: ServedStep | None = None
-        self.counts: Counts | None = None
-        self.interrupts = Interrupts()  # of no signal: the server handles those
-        self.over = asyncio.Event()
-        """Set when the batch is cancelled or has expired: lines without an answer get none."""
-        self.task: asyncio.Task[None]
-        self._why: type[PenstockError] | None = None
-        self._paused = batch.paused
-        if batch.status == "cancelling":
-            self.cancel()
-
-    def cancel(self) -> None:
-        self._cut_short(BatchCancelledError)
-
-    def expire(self) -> None:
-        self._cut_short(BatchExpiredError)
-
-    def pause(self, paused: bool) -> None:
-        """Begin no more lines until the batch is resumed, or resume it."""
-        self._paused = paused
-        if self.step is not None:
-            self.step.pause(paused)
-
-    def begin(self, step: ServedStep) -> None:
-        """Answer lines with this step from now on."""
-        self.step = step
-        step.pause(self._paused)
-        self._tell()
-
-    def drain(self) -> None:
-        """End the run when the lines under way have their answers; another server goes on."""
-        # A paused run does not end by itself.
-        if self.interrupts.on_first is not None and not self._paused:
-            self.interrupts.received = signal.SIGTERM
-            self.interrupts.on_first()
-        else:
-            self.task.cancel()
-
-    def _cut_short(self, why: type[PenstockError]) -> None:
-        self._why = self._why or why
-        self.over.set()
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.step is not None and self._why is not None:
-            word = "cancelled" if self._why is BatchCancelledError else "over: it has expired"
-            self.step.finish_with(
-                partial(self._why, f"the line was not answered before the batch was {word}")
-            )
 
 
 class Runner:
@@ -154,9 +106,9 @@ class Runner:
         """Go on with what another server, or an earlier life of this one, has left."""
         self._watch = asyncio.create_task(self._look_after(), context=Context())
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Leave all batches as they are, so that a server can go on with them. Lines under way have
-        `grace_s` seconds.
+        `grace_s` seconds, or until `hurry` is set.
         """
         self._stopping = True
         if self._watch is not None:
@@ -165,20 +117,24 @@ class Runner:
         runs = list(self._runs.values())
         for run in runs:
             run.drain()
-        if tasks := [run.task for run in runs]:
-            _, late = await asyncio.wait(tasks, timeout=min(grace_s, DRAIN_S))
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        ended = asyncio.gather(*(run.task for run in runs), return_exceptions=True)
+        waits: list[asyncio.Future[Any]] = [ended]
+        if hurry is not None:
+            waits.append(asyncio.ensure_future(hurry.wait()))
+        limit = min(grace_s, DRAIN_S)
+        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        for task in [*waits[1:], *(run.task for run in runs)]:
+            task.cancel()
+        await ended
         with contextlib.suppress(PenstockError):
             await self._batches.release([run.batch.id for run in runs])
 
     def submit(self, batch: Batch) -> None:
         """Run a batch whose lease this server holds."""
         if batch.id not in self._runs and not self._stopping:
-            run = self._runs[batch.id] = Run(batch)
+            run = self._runs[batch.id] = Run(batch, self._turns)
             # Nothing of the request that asks for it, such as its id, belongs to the batch.
-            run.task = asyncio.create_task(self._take_turn(run), context=Context())
+            run.task = asyncio.create_task(self._see_through(run), context=Context())
 
     def cancel(self, id: str) -> None:
         """End a batch that is being cancelled, if it runs here."""
@@ -191,41 +147,49 @@ class Runner:
             run.pause(paused)
 
     # The life of a batch
-    async def _take_turn(self, run: Run) -> None:
+    async def _see_through(self, run: Run) -> None:
         """Run a batch when it is its turn, or at once if it was cancelled or has expired."""
         loop = asyncio.get_running_loop()
         late = loop.call_later(max(run.batch.expires_at - time.time(), 0.0), run.expire)
-        turn = asyncio.ensure_future(self._turns.acquire())
-        over = asyncio.ensure_future(run.over.wait())
         try:
-            await asyncio.wait({turn, over}, return_when=asyncio.FIRST_COMPLETED)
             while True:
+                run.want_turn()
+                await run.turn()
                 if await self._try(run):
                     break
+                run.leave_turn()
                 await asyncio.sleep(AGAIN_S)
         finally:
             late.cancel()
-            over.cancel()
-            if turn.done() and not turn.cancelled():
-                self._turns.release()
-            turn.cancel()
+            run.leave_turn()
             del self._runs[run.batch.id]
 
     async def _try(self, run: Run) -> bool:
         """Returns False where it is to be tried again."""
         try:
-            try:
-                await self._run(run)
-            except (NotStoredError, UnavailableError):
-                raise
-            except Exception as error:
-                await self._fail(run, [_fault_of(run, error)])
+            await self._run_or_fail(run)
         except NotStoredError:
-            _log.info("batch %s was deleted", run.batch.id)
-        except UnavailableError as error:
+            _log.info("batch %s was deleted, or another server runs it", run.batch.id)
+        except _WAITS as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
         return True
+
+    async def _run_or_fail(self, run: Run) -> None:
+        """Run a batch. Where it breaks, the answers that it has are kept."""
+        try:
+            await self._run(run)
+        except (NotStoredError, *_WAITS):
+            raise
+        except Exception as error:
+            if is_full(error):
+                raise unavailable(error) from error
+            fault = _fault_of(run, error)
+            if not run.batch.counts.total or run.fault is not None:  # no answers, or broken again
+                await self._fail(run, [run.fault or fault])
+                return
+            run.fail(fault)
+            await self._run_or_fail(run)
 
     async def _run(self, run: Run) -> None:
         folder = self._folder / run.batch.id
@@ -240,17 +204,23 @@ class Runner:
             await self._finish(run, folder, counts)
 
     async def _fetched(self, run: Run, input: Path) -> bool:
-        """Whether the input file is still stored; if not, the batch has failed."""
+        """Whether the input is here now; if not, the batch has ended."""
         id = run.batch.input_file_id
         try:
             await self._files.get(None, id)
             await self._files.content.fetch(id, input)
+            return True
         except NotStoredError:
-            message = f"the input file '{id}' was deleted, or expired, before the batch's turn"
-            fault = Fault(code="file_not_found", message=message, param="input_file_id")
-            await self._fail(run, [fault])
-            return False
-        return True
+            if not run.over.is_set():
+                message = f"the input file '{id}' was deleted, or expired, before the batch's turn"
+                fault = Fault(code="file_not_found", message=message, param="input_file_id")
+                await self._fail(run, [fault])
+                return False
+        except UnavailableError:
+            if not run.over.is_set():
+                raise
+        await self._end_unread(run)
+        return False
 
     async def _validated(self, run: Run, input: Path) -> bool:
         batch = run.batch
@@ -262,15 +232,7 @@ class Runner:
             max_line_bytes=self._http.limits.max_body_bytes,
             one_model=batch.api == "openai",
         )
-        faults = checked.faults
-        if not faults and batch.api == "openai":
-            try:
-                await self._models.find(checked.model)
-            except PenstockError as error:
-                faults = [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
-        if not faults and batch.api == "openai":  # Anthropic's have no completion window to promise
-            faults = self._too_late(run, checked)
-        if faults:
+        if faults := checked.faults or await self._not_to_be_kept(run, checked):
             await self._fail(run, faults)
             return False
 
@@ -287,7 +249,14 @@ class Runner:
         run.batch = await self._batches.change(batch.id, begin)
         return True
 
-    def _too_late(self, run: Run, checked: Checked) -> list[Fault]:
+    async def _not_to_be_kept(self, run: Run, checked: Checked) -> list[Fault]:
+        """Why the batch cannot be answered as promised. Anthropic's batches promise nothing."""
+        if run.batch.api != "openai" or run.over.is_set():
+            return []
+        try:
+            await self._models.find(checked.model)
+        except PenstockError as error:
+            return [Fault(code=error.kind, message=str(error), line=1, param="body.model")]
         ahead = sum(
             other.batch.counts.total - (other.counts.rows if other.counts is not None else 0)
             for other in self._runs.values()
@@ -321,6 +290,7 @@ class Runner:
             progress=False,
             watch=partial(setattr, run, "counts"),
             most_rows=MOST_ROWS,
+            steered=False,  # a batch is steered by its routes
         )
         told = asyncio.create_task(self._tell_progress(run))
         self._speeds[batch.model].begin(run)
@@ -359,7 +329,9 @@ class Runner:
 
         def end(batch: Batch) -> Batch:
             status = "completed"
-            if tally.expired:
+            if run.fault is not None:
+                status = "failed"
+            elif tally.expired:
                 status = "expired"
             elif batch.status == "cancelling":
                 status = "cancelled"
@@ -368,6 +340,7 @@ class Runner:
                 status=status,
                 counts=tally,
                 usage=usage,
+                errors=[] if run.fault is None else [run.fault],
                 **made,
                 **{f"{status}_at": int(time.time())},
             )
@@ -380,6 +353,17 @@ class Runner:
             return replace(batch, status="failed", failed_at=int(time.time()), errors=faults)
 
         run.batch = await self._batches.change(run.batch.id, fail)
+        await self._clean_up(run)
+
+    async def _end_unread(self, run: Run) -> None:
+        """End a batch that is over, and whose input cannot be had."""
+
+        def end(batch: Batch) -> Batch:
+            total, now = batch.counts.total, int(time.time())
+            counts = Tally(total=total, **{run.ends_as: total})
+            return replace(batch, status=run.ends_as, counts=counts, **{f"{run.ends_as}_at": now})
+
+        run.batch = await self._batches.change(run.batch.id, end)
         await self._clean_up(run)
 
     async def _clean_up(self, run: Run) -> None:
@@ -421,8 +405,8 @@ class Runner:
             await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _take_over(self) -> None:
-        """Run batches that nobody runs, if their model is here."""
-        for id, model in await self._batches.free():
+        """Run batches that nobody runs, if their model is here, or they need none."""
+        for id, model in await self._batches.free(self._runs):
             if model:
                 try:
                     await self._models.find(model)
@@ -437,10 +421,20 @@ class Runner:
         self._swept = time.monotonic()
         await self._files.sweep()
         await self._uploads.sweep()
+        await self._sweep_folder()
         for batch in await self._batches.sweep(self._settings.ttl_s):
             if batch.api == "anthropic":  # its users know no files, and cannot delete them
                 ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
                 await self._files.remove([id for id in ids if id])
+
+    async def _sweep_folder(self) -> None:
+        """Delete what is left of batches that have ended, or were deleted, elsewhere."""
+        left = await asyncio.to_thread(left_over, self._folder)
+        if left:
+            running = await self._batches.running()
+            for path in left:
+                if path.name not in running:
+                    await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
 
 def tally_of(counts: Counts, total: int) -> Tally:

@@ -73,12 +73,14 @@ class BatchService:
                 self._stores.runner.start()
             return self._stores
 
-    async def stop(self, grace_s: float) -> None:
-        """Leave the batches to the next server; lines under way have `grace_s` seconds."""
+    async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
+        """Leave the batches to the next server; lines under way have `grace_s` seconds, or until
+        `hurry` is set.
+        """
         async with self._opening:
             self._stopped = True
             if self._stores is not None:
-                await self._stores.runner.stop(grace_s)
+                await self._stores.runner.stop(grace_s, hurry)
             await self._webhooks.close()
 
     def close(self) -> None:

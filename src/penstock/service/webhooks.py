@@ -13,12 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from penstock.batch.read.sources import in_daemon_thread
 from penstock.config import masked
 from penstock.errors import ConfigError
 from penstock.serve.config.settings import WebhookSettings
@@ -27,6 +29,10 @@ from penstock.service.files import new_id
 
 PREFIX = "whsec_"
 TIMEOUT_S = 15.0
+MOST_POSTS = 4
+"""To one address at once. Each has a thread of its own: a host that is silent holds those of nobody
+else, and not the end of the server.
+"""
 PAUSES_S = (0.0, 5.0, 60.0, 600.0)
 """Before each attempt."""
 _SHORTEST, _LONGEST = 24, 64
@@ -66,7 +72,10 @@ class Webhooks:
     """
 
     def __init__(self, settings: Sequence[WebhookSettings]) -> None:
-        self._places = [(_checked(one.url), key_of(one.secret)) for one in settings]
+        self._places = [
+            (_checked(one.url), key_of(one.secret), asyncio.Semaphore(MOST_POSTS))
+            for one in settings
+        ]
         self._sending: set[asyncio.Task[None]] = set()
 
     def tell(self, batch: Batch) -> None:
@@ -78,8 +87,8 @@ class Webhooks:
             "type": f"batch.{batch.status}",
             "data": {"id": batch.id},
         }
-        for url, key in self._places:
-            task = asyncio.create_task(self._send(url, key, event))
+        for place in self._places:
+            task = asyncio.create_task(self._send(*place, event))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
@@ -89,14 +98,17 @@ class Webhooks:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
 
-    async def _send(self, url: str, key: bytes, event: dict[str, Any]) -> None:
+    async def _send(
+        self, url: str, key: bytes, posts: asyncio.Semaphore, event: dict[str, Any]
+    ) -> None:
         body = msgspec.json.encode(event)
         why: Exception | None = None
         for pause in PAUSES_S:
             await asyncio.sleep(pause)
             headers = signed(key, event["id"], int(time.time()), body)
             try:
-                await asyncio.to_thread(_post, url, body, headers)
+                async with posts:
+                    await in_daemon_thread(partial(_post, url, body, headers))
                 return
             except (OSError, HTTPException, ValueError) as error:
                 why = error

@@ -10,6 +10,7 @@ from penstock.batch import (
     ProcessorBuilder,
     ProcessorConfig,
     build_processor,
+    vLLMEngineProcessorConfig,
 )
 from penstock.errors import ConfigError
 
@@ -101,9 +102,41 @@ def test_the_columns_of_the_first_stage_are_logged(caplog):
 @pytest.mark.parametrize("given", [{"model_config_kwargs": {"a": 1}}, {"model_source": "other"}])
 def test_a_stage_of_images_takes_nothing_that_it_does_not_use(given):
     config = OpenVINOEngineProcessorConfig(model_source="demo", prepare_multimodal_stage=given)
-    with pytest.raises(ConfigError, match=f"prepare_multimodal_stage.{next(iter(given))}"):
+    with pytest.raises(ConfigError, match=f"prepare_multimodal_stage.+{next(iter(given))}"):
         build_processor(config)
-    same = {"model_config_kwargs": {}, "model_source": "demo"}
+    same = {"model_config_kwargs": {"allowed_local_media_path": "/"}, "model_source": "demo"}
     build_processor(
         OpenVINOEngineProcessorConfig(model_source="demo", prepare_multimodal_stage=same)
     )
+
+
+def test_a_place_of_adapters_that_nothing_reads_is_refused():
+    config = vLLMEngineProcessorConfig(model_source="m", dynamic_lora_loading_path="s33://loras")
+    with pytest.raises(ConfigError, match=r"dynamic_lora_loading_path: unknown kind.*'s3'"):
+        build_processor(config)
+
+
+@pytest.mark.parametrize("task", ["generate", "embed", "classify", "score"])
+def test_vllm_is_told_the_task(task):
+    def options(**fields):
+        config = vLLMEngineProcessorConfig(model_source="m", task_type=task, **fields)
+        stage = next(one for one in build_processor(config).stages.values() if one.fn is not None)
+        return stage.fn_constructor_kwargs["source"].engine_kwargs
+
+    pooling = {"runner": "pooling", "convert": task}
+    assert options() == (pooling if task == "embed" else {})
+    assert options(ray_columns=True, chat_template_stage=False) == (
+        pooling if task in ("embed", "classify") else {}
+    )
+    assert options(engine_kwargs={"runner": "generate"}) == {"runner": "generate"}
+
+
+def test_fields_that_are_for_ray_are_named_in_this_process(caplog):
+    config = OpenVINOEngineProcessorConfig(
+        model_source="demo", runtime_env={"env_vars": {}}, accelerator_type="H100"
+    )
+    build_processor(config)([])
+    assert "runtime_env, accelerator_type is for Ray" in caplog.text
+    caplog.clear()
+    build_processor(OpenVINOEngineProcessorConfig(model_source="demo"))([])
+    assert not caplog.records

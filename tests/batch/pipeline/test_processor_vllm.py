@@ -163,7 +163,7 @@ async def test_embeddings_and_scores():
 async def test_classes(tmp_path):
     classifier(tmp_path, ["calm", "angry", "glad"])
     config = vLLMEngineProcessorConfig(
-        model_source=str(tmp_path), engine_kwargs=POOLING, task_type="classify"
+        model_source=str(tmp_path), engine_kwargs=PLAIN, task_type="classify", ray_columns=True
     )
     found = await all_of(build_processor(config)([{"prompt": text} for text in TEXTS]))
     for row in found:

@@ -250,7 +250,11 @@ async def test_what_may_pass_is_asked_again(make_engine):
 
 
 async def test_the_engine_is_kept_a_little_more_than_full(make_engine):
-    for most, options in ((20, {}), (3, {"max_pending_requests": 3})):
+    for most, options in (
+        (20, {}),
+        (3, {"max_pending_requests": 3}),
+        (12, {"max_pending_requests": -1, "batch_size": 6, "max_concurrent_batches": 2}),
+    ):
         engine = make_engine(concurrency=16)
         await all_of(processor(engine, **options)([chat(f"{n}") for n in range(200)]))
         assert engine.most == most
@@ -447,6 +451,38 @@ async def test_reasoning_that_the_engine_tells_apart(make_engine):
     answer = Delta(text="Rome.", reasoning="Hm.", finish_reason="stop", usage=Usage(1, 2))
     (row,) = await all_of(processor(make_engine(lambda text: answer))([chat("a")]))
     assert (row["reasoning_content"], row["generated_text"]) == ("Hm.", "Rome.")
+
+
+async def test_columns_that_are_arrays():
+    def array(*values):
+        found = numpy.empty(len(values), dtype=object)
+        found[:] = values
+        return found
+
+    function = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    messages = array({"role": "user", "content": "a"})
+    rows: list[dict] = [
+        {"messages": messages, "tools": array()},
+        {"messages": messages, "tools": array(function)},
+        {"prompt": None, "tokenized_prompt": numpy.array([97, 98])},
+        {"prompt": None, "tokenized_prompt": [numpy.int64(97)]},
+    ]
+    for own in (True, {"batch_size": 4}):
+        found = await all_of(processor(SimulatedEngine(), chat_template_stage=own)(rows))
+        assert all(row["generated_text"] for row in found)
+    labelled = {"labels": array("a", "b")}
+    for given in ({"prompt": "x"}, {"messages": messages}):
+        asks = processor(SimulatedEngine(), task_type="classify")
+        (row,) = await all_of(asks([{**given, **labelled}]))
+        assert row["label"] in ("a", "b")
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+@pytest.mark.parametrize("ids", [["a"], [[1]], 3, "ab"])
+async def test_what_are_no_token_ids(task, ids):
+    kept = processor(SimulatedEngine(), task_type=task, should_continue_on_error=True)
+    (row,) = await all_of(kept([{"tokenized_prompt": ids}]))
+    assert row["error"]["message"] == "tokenized_prompt must be a list of token ids"
 
 
 async def test_a_task_that_the_model_does_not_do(make_engine):

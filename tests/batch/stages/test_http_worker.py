@@ -83,6 +83,7 @@ async def test_what_json_cannot_hold_is_sent_as_a_form():
         "raw": bytearray(b"xy"),
         "n": 2,
         "of": {"content": "text"},
+        "lines": {"content": "{}", "filename": "a.jsonl"},
     }
     headers = {"Content-Type": "application/json", "X-Mine": "yes"}
     async with worker(look, headers=headers, max_retries=2, base_retry_wait_time_in_s=0) as made:
@@ -94,6 +95,7 @@ async def test_what_json_cannot_hold_is_sent_as_a_form():
         "raw": ["raw", "application/octet-stream", "xy"],
         "n": [None, "text/plain; charset=utf-8", "2"],
         "of": [None, "text/plain; charset=utf-8", '{"content":"text"}'],
+        "lines": ["a.jsonl", "application/octet-stream", "{}"],
     }
 
 
@@ -112,6 +114,15 @@ async def test_the_content_type_of_json_can_be_another(own_session):
             ["application/vnd.mine+json"],
             "yes",
         ]
+
+
+@pytest.mark.parametrize("number", [float("nan"), numpy.float32("-inf")])
+async def test_a_number_that_json_has_not_is_refused_and_its_name_is_none(number):
+    async with worker(echo) as made:
+        with pytest.raises(RequestError, match="that JSON has not"):
+            await made.process({"payload": {"a": ["NaN", {"b": number}]}})
+        named = await made.process({"payload": ["NaN", "Infinity"]})
+    assert named["http_response"]["got"] == ["NaN", "Infinity"]
 
 
 @pytest.mark.parametrize("row", [{}, {"payload": None}, {"payload": {"a": object()}}])

@@ -255,6 +255,19 @@ async def test_a_file_by_its_path_object(tmp_path):
     loader.close()
 
 
+async def test_files_of_this_machine_below_a_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("in/a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    (tmp_path / "in/c.wav").symlink_to(tmp_path / "b.wav")
+    loader = Loader(folder=str(tmp_path / "in"))
+    assert await loader.load(f"file://{tmp_path}/in/a.wav", "audio") == b"RIFF"
+    for outside in ("b.wav", "in/../b.wav", "in/c.wav"):
+        with pytest.raises(RequestError, match="it is not below"):
+            await loader.load(str(tmp_path / outside), "audio")
+    loader.close()
+
+
 def test_the_configuration():
     with pytest.raises(ConfigError, match="timeout_s"):
         PrepareMultimodalStageConfig(timeout_s=0)

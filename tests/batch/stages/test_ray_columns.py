@@ -1,6 +1,7 @@
 """The columns that `ray.data.llm` has, where they are asked for."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.batch.stages.ray_columns import logprobs_by_id
 from penstock.compat import ray as compat
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.types import TokenLogprob
+from penstock.types import Delta, TokenLogprob, Usage
 
 GREEDY = {"temperature": 0.0, "max_tokens": 8}
 ADDED = {
@@ -84,6 +85,34 @@ def test_an_engine_without_ids_has_them_by_text(id, key):
     assert [one["decoded_token"] for one in found.values()] == ["a", "b"]
 
 
+class Thinks(SimulatedEngine):
+    """An engine that does not tell its thoughts from its answer."""
+
+    async def generate(self, request):
+        tokens = tuple(b"<think>2+2</think>\nFour")
+        made: Any = {"text": bytes(tokens).decode(), "token_ids": tokens, "finish_reason": "stop"}
+        usage = Usage(1, request.n * len(tokens))
+        yield [Delta(index=index, usage=usage, **made) for index in range(request.n)]
+
+
+@pytest.mark.parametrize("own", [{}, {"detokenize_stage": {"batch_size": 2}}])
+@pytest.mark.parametrize("as_ray", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_thoughts_stay_in_rays_text_and_leave_ours(as_ray, own, n):
+    config = OpenVINOEngineProcessorConfig(engine=Thinks(), ray_columns=as_ray, **own)
+    (row,) = await all_of(build_processor(config)([asked("a", n=n)]))
+    for one in (row, *(row["outputs"] or ())):
+        assert one["reasoning_content"] == "2+2"
+        assert one["generated_text"] == ("<think>2+2</think>\nFour" if as_ray else "Four")
+
+
+async def test_the_tokens_of_the_first_answer_are_counted():
+    (row,) = await all_of(processor()([asked("a", n=2, temperature=1.0, seed=1)]))
+    assert len(row["outputs"]) == 2
+    assert row["num_generated_tokens"] == len(row["generated_tokens"]) == 8
+    assert row["metrics"]["num_generation_tokens"] == 8
+
+
 async def test_an_error_row_says_why_in_rays_column():
     rows = [asked("a"), {"id": 2}]
     made = processor(None, lambda row: {"x": row["generated_text"]}, should_continue_on_error=True)
@@ -101,6 +130,18 @@ async def test_vectors_have_them_too(make_engine):
     assert row["prompt_token_ids"] == list(b"ab")
     assert row["generated_text"] == ""
     assert len(row["embeddings"]) > 0
+
+
+async def test_conversations_and_token_ids_are_embedded_as_ray_does():
+    config = compat.OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
+    filled = {"prompt": "ab\n"}
+    rows = [asked("ab"), filled, {"tokenized_prompt": list(b"ab\n")}]
+    chat, text, ids = await all_of(build_processor(config)(rows))
+    assert chat["embeddings"] == text["embeddings"] == ids["embeddings"]
+    assert [row["prompt"] for row in (chat, text, ids)] == ["ab\n", "ab\n", ""]
+    assert {tuple(row["prompt_token_ids"]) for row in (chat, text, ids)} == {tuple(b"ab\n")}
+    plain = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
+    assert "ChatTemplateStage" not in build_processor(plain).stages
 
 
 def test_a_job_holds_them(tmp_path):

@@ -160,6 +160,9 @@ class Own:
     def __init__(self):
         self.calls = []
 
+    def __call__(self, request):
+        return {"called": request["x"]}
+
     def double(self, request):
         self.calls.append(request)
         return {"doubled": 2 * request["x"]}
@@ -220,7 +223,7 @@ async def own():
 
 @pytest.mark.parametrize(
     ("method", "column", "value"),
-    [("double", "doubled", 6), ("later", "x", 4), ("stream", "part", 3)],
+    [("double", "doubled", 6), ("later", "x", 4), ("stream", "part", 3), ("__call__", "called", 3)],
 )
 async def test_a_users_deployment_has_its_own_methods(own, method, column, value):
     (row,) = await all_of(processor()([{"method": method, "request_kwargs": {"x": 3}}]))

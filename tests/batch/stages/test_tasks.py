@@ -1,5 +1,6 @@
 """What `sampling_params` and `pooling_params` of a row say."""
 
+import numpy as np
 import pytest
 
 from penstock.batch.stages.tasks import request, sampling_of
@@ -37,6 +38,36 @@ def test_its_form_stands_under_several_names(params, kind):
     structured = sampling_of(params)[0].structured
     assert structured is not None
     assert structured.kind == kind
+
+
+def test_arrays_and_numbers_of_numpy_are_what_they_hold():
+    given = {
+        "max_tokens": np.int64(4),
+        "temperature": np.float32(0.5),
+        "stop": np.array(["a", "b"]),
+        "stop_token_ids": [np.int64(3)],
+        "logit_bias": {65: np.float64(2.0)},
+        "structured_outputs": {"choice": np.array(["x", "y"])},
+    }
+    same = {
+        "max_tokens": 4,
+        "temperature": 0.5,
+        "stop": ["a", "b"],
+        "stop_token_ids": [3],
+        "logit_bias": {"65": 2.0},
+        "structured_outputs": {"choice": ["x", "y"]},
+    }
+    assert sampling_of(given) == sampling_of(same)
+    assert sampling_of({"max_tokens": np.int64(4)}) == sampling_of({"max_tokens": 4})
+
+
+def test_a_value_that_is_none_of_these_names_its_place():
+    holds_itself: dict = {}
+    holds_itself["json"] = holds_itself
+    with pytest.raises(RequestError, match="sampling_params: "):
+        sampling_of({"structured_outputs": holds_itself})
+    with pytest.raises(RequestError, match="logit_bias maps token ids"):
+        sampling_of({"logit_bias": {"a": 1.0}})
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,30 @@ async def test_token_ids_are_those_of_the_filled_template():
     assert found[0]["generated_text"] == (await all_of(processor()(rows(1))))[0]["generated_text"]
 
 
+class Begins(SimulatedEngine):
+    """An engine whose tokenizer begins a text with a token, unless it is asked not to."""
+
+    async def encoded(self, text, special_tokens, names):
+        tokens = await super().encoded(text, special_tokens, names)
+        if special_tokens:
+            tokens.ids.insert(0, 1)
+        return tokens
+
+
+@pytest.mark.parametrize("templated", [True, False])
+async def test_a_raw_prompt_begins_with_the_models_token(templated):
+    engine = Begins()
+    config = OpenVINOEngineProcessorConfig(
+        engine=engine, chat_template_stage=templated, tokenize_stage={}
+    )
+    raw = {"prompt": "ab", "sampling_params": {"max_tokens": 4}}
+    found = await all_of(build_processor(config)([raw, *(rows(1) if templated else ())]))
+    assert [row["tokenized_prompt"] for row in found] == [
+        [1, *b"ab"],
+        *([[*b"text 0\n"]] if templated else ()),
+    ]
+
+
 @pytest.mark.parametrize("own", [{}, {"batch_size": 8}])
 async def test_a_template_of_the_users(own):
     stage = {

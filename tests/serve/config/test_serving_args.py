@@ -182,3 +182,52 @@ def test_pairs_are_checked_when_they_are_made():
     sides: dict[str, Any] = {"prefill_config": PLAIN, "decode_config": PLAIN}
     with pytest.raises(ConfigError, match="kv_transfer_config"):
         PDServingArgs(**sides)
+
+
+def application(model, builder="build_openai_app", args=None, **fields):
+    models = [{"model_loading_config": {"model_id": model}}]
+    args = {"llm_configs": models, **(args or {})}
+    return {"import_path": f"penstock.serve:{builder}", "args": args, **fields}
+
+
+def applications(tmp_path, *found):
+    return load_serving_args(write(tmp_path, json.dumps({"applications": found})))
+
+
+def test_applications_share_what_they_agree_on(tmp_path):
+    shared = {"http": {"api_keys": ["secret"]}, "listen": "127.0.0.1:8001"}
+    args = applications(tmp_path, application("a", args=shared), application("b", args=shared))
+    assert [model.model_id for model in args.llm_configs] == ["a", "b"]
+    assert (args.http.api_keys, args.listen) == ({"secret"}, "127.0.0.1:8001")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("http", {"api_keys": ["secret"]}),
+        ("listen", "127.0.0.1:8001"),
+        ("front", "replica"),
+        ("ingress_cls_config", {"ingress_extra_kwargs": {"x": 1}}),
+        ("ingress_deployment_config", {"num_replicas": 2}),
+    ],
+)
+def test_one_application_does_not_lose_what_another_lacks(tmp_path, name, value):
+    plain, other = application("a"), application("b", args={name: value})
+    for pair in ((plain, other), (other, plain)):
+        with pytest.raises(ConfigError, match="as two files") as caught:
+            applications(tmp_path, *pair)
+        assert f"applications[1].args.{name}" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_the_builder_of_control_routes_opens_them(tmp_path):
+    assert applications(tmp_path, application("a", "build_dev_openai_app")).http.dev
+    assert not applications(tmp_path, application("a")).http.dev
+
+
+def test_fields_that_only_serve_run_honours_are_named(tmp_path, caplog):
+    fields = {"deployments": [{"name": "LLMServer:a"}], "runtime_env": {"env_vars": {"A": "1"}}}
+    applications(tmp_path, application("a", **fields, route_prefix="/"))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "applications[0].deployments has no effect here: set deployment_config" in first
+    assert "applications[0].runtime_env has no effect here: set runtime_env" in second

@@ -134,15 +134,18 @@ async def _durable(
                 failed=not plan.retry_failed,
             )
             files.callback(kept.close)
-        stop = partial(interrupts.request, signal.SIGTERM)
-        status, held = _status(plan, output), lambda: state.held
-        watched = Monitor(output.folder, status, counts, stop=stop, held=held)
-        monitor = await files.enter_async_context(watched)
+        held = partial(getattr, state, "held")
+        monitor = None
+        if plan.steered:
+            stop = partial(interrupts.request, signal.SIGTERM)
+            monitor = Monitor(output.folder, _status(plan, output), counts, stop=stop, held=held)
+            await files.enter_async_context(monitor)
         report = await _report(files, plan, counts, output.folder, journal.generation, held)
         finished, stream = await _move(
             plan, sink, counts, answers, journal, interrupts, kept, monitor, report
         )
-        monitor.finished = finished
+        if monitor is not None:
+            monitor.finished = finished
         if finished and None not in (known := state.manifest.stream, stream) and known != stream:
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:

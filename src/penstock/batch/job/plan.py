@@ -88,6 +88,7 @@ _LEAST = {"limit": 0} | dict.fromkeys(
 class Plan:
     """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
     `watch` gets the counts before rows move. `most_rows` bounds rows and answers in memory.
+    `steered`: `penstock jobs` lists the job, if it is durable, and steers it.
     """
 
     source: Source
@@ -106,6 +107,7 @@ class Plan:
     extras: Extras = field(default_factory=Extras)
     watch: Callable[[Counts], None] | None = None
     most_rows: int | None = None
+    steered: bool = True
 
     def pipeline(self, counts: Counts) -> Pipeline:
         """What answers the rows, not started yet."""

@@ -44,6 +44,7 @@ from penstock.batch.stages.text import (
     Tokens,
 )
 from penstock.engines.base import engine_class, with_deterministic
+from penstock.engines.disk.sources import check_url
 from penstock.engines.registry import EngineSource
 from penstock.errors import ConfigError, nearest
 
@@ -180,11 +181,12 @@ def _check_taken(function: Callable[..., Any], given: Iterable[str], kind: str) 
 def _engine_stages(
     config: EngineProcessorConfig, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[StatefulStage]:
-    options = config.engine_kwargs
+    options = {**_convert(config), **config.engine_kwargs}
     if config.deterministic:
         options = with_deterministic(engine_class(config.engine_name), options)
     source = EngineSource(config.engine_name, config.model_source, options, config.engine)
     generates = config.task_type == "generate"
+    check_url(config.dynamic_lora_loading_path or "", "dynamic_lora_loading_path", "Adapters at")
     for name in ("on_length", "on_invalid_json"):
         meant = (
             ("keep", "truncate")
@@ -216,12 +218,7 @@ def _engine_stages(
                 "must be that of the processor, whose engine does it", field=f"{name}.model_source"
             )
 
-    if media is not None and media.model_config_kwargs:
-        raise ConfigError(
-            "has no effect: images are loaded without the model's configuration",
-            field="prepare_multimodal_stage.model_config_kwargs",
-            hint="The engine takes such options as engine_kwargs.",
-        )
+    own: dict[str, Any]
     stages: list[StatefulStage] = []
     if media is not None:
         options = {
@@ -230,6 +227,7 @@ def _engine_stages(
             else media.chat_template_content_format or "string",
             "timeout_s": media.timeout_s,
             "max_bytes": media.max_bytes,
+            "folder": (media.model_config_kwargs or {}).get("allowed_local_media_path"),
         }
         stages.append(PrepareMultimodalStage(None, options, _placing(config, media)))
     template = (chat.chat_template if chat is not None else None) or config.chat_template
@@ -237,16 +235,16 @@ def _engine_stages(
     # Token ids of a prompt need the prompt.
     tokenizes = tokens is not None and generates and _own(config.tokenize_stage)
     own_template = _own(template_field) or tokenizes or config.ray_columns
-    templated = chat is not None and generates and own_template
-    if chat is not None and generates:
+    # A conversation may be embedded, too: as its filled template.
+    templated = chat is not None and own_template and config.task_type in ("generate", "embed")
+    if chat is not None and (generates or templated):
         own = {"source": source, "template": template, "variables": variables}
         stages.append(
             _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated)
         )
     if tokens is not None and generates:
-        stages.append(
-            _text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=tokenizes)
-        )
+        own = {"source": source, "templated": templated}
+        stages.append(_text_stage(TokenizeStage, Tokens, own, config, tokens, real=tokenizes))
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
         _STAGES.get(config.engine_name, EngineStage)(
@@ -260,7 +258,7 @@ def _engine_stages(
                 "template": template,
                 "variables": variables,
                 "lora_path": config.dynamic_lora_loading_path,
-                "most": config.max_pending_requests,
+                "most": _most(config),
                 "ray_columns": config.ray_columns,
                 "max_attempts": config.max_attempts,
                 "repair": Repair.of(config.on_length, config.on_invalid_json, config.max_attempts),
@@ -269,10 +267,30 @@ def _engine_stages(
         )
     )
     if texts is not None and generates:
-        stages.append(
-            _text_stage(DetokenizeStage, Texts, {"source": source}, config, texts, real=detokenizes)
-        )
+        own = {"source": source, "whole": config.ray_columns}
+        stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, real=detokenizes))
     return stages
+
+
+def _convert(config: EngineProcessorConfig) -> dict[str, Any]:
+    """What makes vLLM's engine one for the task, whatever the model was made for: a decoder embeds,
+    too. Ours classifies by labels as well, with an engine that generates.
+    """
+    task = config.task_type
+    if config.engine_name != "vllm" or config.engine is not None:
+        return {}
+    pooled = task == "embed" or (task == "classify" and config.ray_columns)
+    if not pooled or {"runner", "convert"} & config.engine_kwargs.keys():
+        return {}
+    return {"runner": "pooling", "convert": task}
+
+
+def _most(config: EngineProcessorConfig) -> int | None:
+    """The bound on rows in flight, if it is stated."""
+    most = config.max_pending_requests
+    if most is not None and most < 1:
+        return config.batch_size * config.max_concurrent_batches
+    return most
 
 
 def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:

@@ -32,7 +32,7 @@ TaskType = Literal["generate", "embed", "classify", "score", "decide", "transcri
 COSTS_ONLY = frozenset(
     {
         *("batch_size", "concurrency", "accelerator_type"),
-        *("resources_per_bundle", "experimental", "runtime_env"),
+        *("resources_per_bundle", "runtime_env"),
         *("placement_group_config", "max_pending_requests"),
         *("max_concurrent_batches", "max_attempts"),
         *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error"),
@@ -93,7 +93,9 @@ class PrepareMultimodalStageConfig(StageConfig, kw_only=True):
 
     `chat_template_content_format` and `apply_sys_msg_formatting`: with "openai", or if true, texts
     stay lists of parts; else a message without images gets its text as one string. `timeout_s` is
-    how long the loading of an image may take, `max_bytes` how large it may be.
+    how long the loading of an image may take, `max_bytes` how large it may be. Of
+    `model_config_kwargs` there is `allowed_local_media_path`: files of this machine must be below
+    it.
     """
 
     model_source: str | None = None
@@ -102,6 +104,16 @@ class PrepareMultimodalStageConfig(StageConfig, kw_only=True):
     apply_sys_msg_formatting: bool | None = False
     timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     max_bytes: Positive = 64 << 20
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        for name, value in (self.model_config_kwargs or {}).items():
+            if name != "allowed_local_media_path" or not isinstance(value, str):
+                raise ConfigError(
+                    "has no effect: images are loaded without the model's configuration",
+                    field=f"model_config_kwargs.{name}",
+                    hint="The engine takes such options as engine_kwargs.",
+                )
 
 
 class HttpRequestStageConfig(StageConfig, kw_only=True):
@@ -126,7 +138,6 @@ class ProcessorConfig(Options, kw_only=True):
     should_continue_on_error: bool = False
     ray_columns: bool = False
     """Whether rows have the columns too that `ray.data.llm` has and Penstock lacks."""
-    experimental: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_concurrency(self.concurrency)
@@ -184,12 +195,12 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     names of these.
 
     How: `max_pending_requests` are in flight at a time (default: a quarter more than the engine
-    works on at once), a row whose failure may pass is asked `max_attempts` times. With `on_length`
-    "raise" an answer that its `max_tokens` cut off is asked for again with twice as many, with
-    "truncate" a prompt, or a text to embed, that is too long for the model is shortened,
-    "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the
-    row's JSON Schema is asked for again, up to `max_attempts` times, and the request says what was
-    wrong; a row without a good one fails. `max_concurrent_batches`,
+    works on at once; 0 or less: `batch_size` × `max_concurrent_batches`), a row whose failure may
+    pass is asked `max_attempts` times. With `on_length` "raise" an answer that its `max_tokens` cut
+    off is asked for again with twice as many, with "truncate" a prompt, or a text to embed, that is
+    too long for the model is shortened, "raise,truncate" does both. With `on_invalid_json` "retry"
+    an answer that does not follow the row's JSON Schema is asked for again, up to `max_attempts`
+    times, and the request says what was wrong; a row without a good one fails.
     `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
     """
 
@@ -204,7 +215,7 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     log_engine_metrics: bool = True
     runtime_env: dict[str, Any] | None = None
     placement_group_config: dict[str, Any] | None = None
-    max_pending_requests: Positive | None = None
+    max_pending_requests: int | None = None
     max_concurrent_batches: Positive = 8
     max_tasks_in_flight_per_actor: Positive | None = None
     max_attempts: Positive = 3

@@ -48,6 +48,7 @@ Rows = str | PathLike[str] | Listed | HasRows
 """What type checkers know to be no Ray data set; such a one has an `__iter__` that raises."""
 
 _log = logging.getLogger(__name__)
+_FOR_RAY = (*("runtime_env", "placement_group_config", "accelerator_type", "resources_per_bundle"),)
 AHEAD_ROWS = 1024
 """Finished rows that wait for whoever takes them; while there are more, none is asked for."""
 AHEAD_BYTES = 32 << 20
@@ -115,6 +116,8 @@ class Processor:
         package = type(dataset).__module__.partition(".")[0]
         if package in lazy.RUNTIME_DATASETS:
             return lazy.load_runtime(lazy.RUNTIME_DATASETS, package)(self, dataset)
+        if ignored := [name for name in _FOR_RAY if getattr(self.config, name, None)]:
+            _log.warning("The rows stay in this process: %s is for Ray.", ", ".join(ignored))
         return RowStream(self, dataset, order=order)
 
     def list_stage_names(self) -> list[str]:

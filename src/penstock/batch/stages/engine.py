@@ -17,7 +17,7 @@ from penstock.batch.rows.row import Outcome
 from penstock.batch.stages import tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.ray_columns import RayColumns, logprobs_by_id
-from penstock.batch.stages.text import conversation
+from penstock.batch.stages.text import conversation, token_ids, without_reasoning
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
@@ -116,7 +116,7 @@ class EngineRequests:
             if self._more is not None:
                 columns |= await self._more.of_answer(engine, request, columns, began)
         else:
-            read_columns = (*tasks.COLUMNS[self._task], "prompt", "messages")
+            read_columns = (*tasks.COLUMNS[self._task], "prompt", "tokenized_prompt", "messages")
             asked = self._task, {name: row.get(name) for name in read_columns}
             act = partial(tasks.request(self._task, row, truncate=self.repair.truncate), engine)
             columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
@@ -145,7 +145,9 @@ class EngineRequests:
             sampling = msgspec.structs.replace(
                 sampling, structured=parse_response_format(row["response_format"])
             )
-        tools = row.get("tools") or None
+        tools = row.get("tools")
+        if tools is not None:
+            tools = list(tools) or None
         # Only a conversation can be shortened without harm to its template, or gone on with.
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
@@ -156,7 +158,7 @@ class EngineRequests:
                 messages=messages,
                 sampling=sampling,
                 n=n,
-                tools=list(tools) if tools is not None else None,
+                tools=tools,
                 tool_choice=row.get("tool_choice"),
                 chat_template=self._template,
                 chat_template_kwargs=variables,
@@ -165,11 +167,8 @@ class EngineRequests:
                 continue_final_message=continues,
                 add_generation_prompt=not continues,
             )
-        prompt = row.get("tokenized_prompt")
-        if prompt is None:
-            prompt = row.get("prompt")
-        elif hasattr(prompt, "tolist"):
-            prompt = prompt.tolist()
+        given = row.get("tokenized_prompt")
+        prompt = row.get("prompt") if given is None else token_ids(given)
         if not isinstance(prompt, str | list):
             asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
             raise RequestError(f"the row has no column {asked} to be answered", param="prompt")
@@ -238,7 +237,7 @@ def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitab
 
     async def check(outcome: Outcome) -> Outcome:
         for output in outcome.parsed:
-            text = output["generated_text"]
+            _, text = without_reasoning(output["generated_text"])
             if not output["tool_calls"] and (why := await misfit(structured, text)) is not None:
                 outcome.response = text
                 outcome.error = invalid_json(why, output["finish_reason"], outcome.usage)
@@ -279,7 +278,7 @@ def _output(
     calls: list[ToolCall] | None = None,
 ) -> dict[str, Any]:
     if reasoning is None and "think>" in text:  # not every engine tells it from the answer
-        reasoning, text = tasks.without_reasoning(text)
+        reasoning, text = without_reasoning(text)
     return {
         "generated_text": text,
         "generated_tokens": tokens,
@@ -291,10 +290,13 @@ def _output(
 
 
 def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
-    """As `_outcome`, with log probabilities in Ray's form, those of the prompt too."""
+    """As `_outcome`, in Ray's form: texts have their thoughts, too, and log probabilities are by
+    token id, those of the prompt too.
+    """
     found = Answers(deltas)
     outcome = _outcome_of(found, deltas)
     for index, output in zip(sorted(found.reasons), outcome.parsed, strict=True):
+        output["generated_text"] = found.texts[index]
         output["logprobs"] = logprobs_by_id(found.logprobs.get(index))
         output["prompt_logprobs"] = logprobs_by_id(found.prompt_logprobs.get(index))
     return outcome

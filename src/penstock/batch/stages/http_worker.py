@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -13,7 +14,7 @@ from msgspec import Meta, Struct, field
 
 from penstock import lazy
 from penstock.batch.stages.base import StatefulStage
-from penstock.batch.values.plain import for_json
+from penstock.batch.values.plain import for_json, plain
 from penstock.config import Options, parse_options
 from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
@@ -172,7 +173,10 @@ class HttpRequests:
             return payload.encode() if isinstance(payload, str) else payload
         name = self.options.payload_column
         try:
-            return msgspec.json.encode(for_json(payload))
+            body = msgspec.json.encode(for_json(payload))
+            if b'"NaN"' in body or b'Infinity"' in body:  # a text, or what stands for a number
+                json.dumps(plain(payload), allow_nan=False, default=str)
+            return body
         except UnicodeEncodeError:
             why = "it holds text that is no valid Unicode"
         except RecursionError:
@@ -237,9 +241,11 @@ def _has_files(payload: Any) -> bool:
 
 
 def _is_file(value: Any) -> bool:
-    return isinstance(
-        value.get("content") if isinstance(value, Mapping) else value, bytes | bytearray
-    )
+    if not isinstance(value, Mapping):
+        return isinstance(value, bytes | bytearray)
+    content = value.get("content")
+    named = value.get("filename") or value.get("content_type")
+    return isinstance(content, bytes | bytearray) or (bool(named) and isinstance(content, str))
 
 
 def _estimated(payload: Any, body: Body) -> float:

@@ -10,6 +10,7 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -43,17 +44,23 @@ class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
 
     `timeout_s` is for the whole of a source, from its turn on. `max_bytes` is the most that is
-    read.
+    read. Files of this machine are those below `folder`, if it is given.
     """
 
     def __init__(
-        self, *, threads: int = 8, timeout_s: float = 30.0, max_bytes: int = 64 << 20
+        self,
+        *,
+        threads: int = 8,
+        timeout_s: float = 30.0,
+        max_bytes: int = 64 << 20,
+        folder: str | None = None,
     ) -> None:
         # The next disk or server may be slow, whatever these were.
         self._offload = Offload(threads, in_place=False)
         self._turns = asyncio.Semaphore(threads)
         self._timeout = timeout_s
         self._most = max_bytes
+        self._folder = folder
 
     async def load(self, source: Any, what: str) -> bytes:
         """The bytes of `source`: bytes, a path, a URL, a data URI, or a mapping with `bytes` or
@@ -94,15 +101,18 @@ class Loader:
             return b64decode(body) if head.endswith(";base64") else unquote_to_bytes(body)
         if source.startswith(("http://", "https://")):
             return content_at(source, self._timeout, self._most + 1)
-        if "://" in source and not source.startswith("file://"):
+        if source.startswith("file://"):
+            source = unquote(source.removeprefix("file://"))
+        elif "://" in source:
             import fsspec
 
             with fsspec.open(source, "rb").open() as file:
                 return bytes(file.read(self._most + 1))
-        with open(
-            unquote(source.removeprefix("file://")) if source.startswith("file://") else source,
-            "rb",
-        ) as local:
+        if self._folder is not None:
+            source = os.path.realpath(source)
+            if not Path(source).is_relative_to(os.path.realpath(self._folder)):
+                raise ValueError(f"it is not below '{self._folder}'")
+        with open(source, "rb") as local:
             return local.read(self._most + 1)
 
 
@@ -137,10 +147,15 @@ class PrepareMultimodal:
         content_format: str = "string",
         timeout_s: float = 30.0,
         max_bytes: int = 64 << 20,
+        folder: str | None = None,
         **_: Any,
     ) -> None:
         self._join_texts = content_format == "string"
-        self._options: dict[str, Any] = {"timeout_s": timeout_s, "max_bytes": max_bytes}
+        self._options: dict[str, Any] = {
+            "timeout_s": timeout_s,
+            "max_bytes": max_bytes,
+            "folder": folder,
+        }
         self._loader: Loader | None = None
 
     async def start(self) -> None:

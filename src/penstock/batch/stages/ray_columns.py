@@ -48,13 +48,16 @@ class RayColumns:
         else:
             asked = request.prompt
         seconds = time.perf_counter() - began
+        # Ray counts the first answer; an engine that names no tokens has none to count.
+        count = len(columns["generated_tokens"]) or columns["num_generated_tokens"]
         return {
+            "num_generated_tokens": count,
             "prompt": columns["prompt"] or "",
             "prompt_token_ids": await _ids(engine, asked),
             "params": str(request.sampling),
             # The names are those of vLLM; what only vLLM's scheduler knows is None.
             "metrics": {
-                "num_generation_tokens": columns["num_generated_tokens"],
+                "num_generation_tokens": count,
                 "arrival_time": time.time() - seconds,
                 "queued_ts": None,
                 "scheduled_ts": None,
@@ -71,7 +74,9 @@ class RayColumns:
     ) -> dict[str, Any]:
         """The columns of a row whose text is not continued."""
         prompt = columns.get("prompt") or row.get("prompt") or ""
-        ids = await _ids(engine, TokenizeRequest(prompt=prompt, special_tokens=True))
+        given = row.get("tokenized_prompt")
+        asked = TokenizeRequest(prompt=prompt, special_tokens=True)
+        ids = await _ids(engine, asked if given is None else list(given))
         return {
             "generated_tokens": [],
             "generated_text": "",
@@ -81,7 +86,7 @@ class RayColumns:
             "prompt_logprobs": None,
             **columns,
             "prompt": prompt,
-            "prompt_token_ids": ids if prompt else None,
+            "prompt_token_ids": ids if prompt or given is not None else None,
             "params": str(dict(row.get("pooling_params") or {})),
             **self.about(),
         }

@@ -132,7 +132,7 @@ class DeploymentRequests:
     def _method(self, name: object) -> Callable[[Any], Awaitable[Any]]:
         """The deployment's method of that name. Raises `RequestError`."""
         found = None
-        if isinstance(name, str) and not name.startswith("_"):
+        if isinstance(name, str) and (name == "__call__" or not name.startswith("_")):
             found = getattr(self._deployment, name, None)
         if not callable(found):
             of_model = METHODS if isinstance(self._handle, Tasks) else ()

@@ -16,7 +16,8 @@ from penstock.batch.rows.repair import collect
 from penstock.batch.rows.task_forms import embedded
 from penstock.batch.stages.base import MAPPING
 from penstock.batch.stages.media import Loader
-from penstock.batch.stages.text import conversation, text_in
+from penstock.batch.stages.text import as_list, conversation, text_in, token_ids
+from penstock.batch.values.plain import UnstorableError, plain
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.engines.media.audio import audio_file
@@ -109,20 +110,8 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
     return {**made, "transcribe": _transcribe, "speak": _speak}[task](row)
 
 
-def without_reasoning(text: str) -> tuple[str | None, str]:
-    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>`
-    may be missing.
-    """
-    thought, end, answer = text.partition("</think>")
-    if end:
-        return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
-    if text.lstrip().startswith("<think>"):  # cut off in the middle of its thoughts
-        return text.lstrip().removeprefix("<think>").strip(), ""
-    return None, text
-
-
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
-    text = text_in(row, "prompt")
+    given: Any = row.get("tokenized_prompt")
     task = _pooling(row, "task", "dimensions", "input_type") or "embed"
     if not isinstance(task, str) or task not in EMBED_TASKS:
         raise RequestError(
@@ -130,7 +119,7 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
             param="pooling_params.task",
         )
     request = EmbeddingRequest(
-        [text],
+        [text_in(row, "prompt") if given is None else token_ids(given)],
         _pooling(row, "dimensions", "input_type", "task"),
         input_type=_pooling(row, "input_type", "dimensions", "task"),
         truncate=truncate,
@@ -140,7 +129,7 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     async def ask(engine: LLMEngine) -> dict[str, Any]:
         found, asked = await embedded(engine, request)
         return {
-            "prompt": asked.inputs[0],
+            "prompt": asked.inputs[0] if given is None else row.get("prompt"),
             "embeddings": msgspec.to_builtins(found.of(request.vectors)[0]),
             "num_input_tokens": found.usage.prompt_tokens,
         }
@@ -151,9 +140,7 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
 def _score(row: Mapping[str, Any]) -> Ask:
     names = ("text_1", "text_2") if row.get("text_1") is not None else ("query", "document")
     query = text_in(row, names[0])
-    several: Any = row.get("documents") if names[0] == "query" else row.get("text_2")
-    if hasattr(several, "tolist"):
-        several = several.tolist()
+    several: Any = as_list(row.get("documents" if names[0] == "query" else "text_2"))
     documents = list(several) if isinstance(several, list | tuple) else [text_in(row, names[1])]
     if not all(isinstance(document, str) for document in documents):
         raise RequestError("documents must be texts", param="documents")
@@ -170,11 +157,8 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 
 def _decide(row: Mapping[str, Any]) -> Ask:
-    asks: Any = row.get("questions")
-    if hasattr(asks, "tolist"):
-        asks = asks.tolist()
     try:
-        questions = questions_of(asks, None)
+        questions = questions_of(as_list(row.get("questions")), None)
     except ConfigError as error:
         raise RequestError(str(error), param="questions") from None
     given: Any = row.get("messages")
@@ -202,11 +186,14 @@ def _decide(row: Mapping[str, Any]) -> Ask:
 
 def _classify(row: Mapping[str, Any]) -> Ask:
     """By a model that classifies; with `labels`, by a language model that must answer with one."""
-    labels = row.get("labels") or _pooling(row, "labels")
+    labels = as_list(row.get("labels")) or as_list(_pooling(row, "labels"))
     if labels is None and row.get("messages") is None:
         return _classified(text_in(row, "prompt"))
-    text = None if row.get("messages") is not None else text_in(row, "prompt")
-    messages = row.get("messages") or [{"role": "user", "content": text}]
+    messages = (
+        [{"role": "user", "content": text_in(row, "prompt")}]
+        if row.get("messages") is None
+        else conversation(row)
+    )
     if (
         not isinstance(labels, list | tuple)
         or not labels
@@ -218,7 +205,7 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     )
     given, _ = sampling_of(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
-        messages=list(messages),
+        messages=messages,
         sampling=msgspec.structs.replace(given, structured=StructuredOutput("json_schema", schema)),
         stream=False,
     )
@@ -365,23 +352,29 @@ def sampling_of(params: Any) -> tuple[Sampling, int]:
 
 
 def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
-    # Columnar data gives every row every key; the empty ones were never there.
-    given = {name: value for name, value in params.items() if value is not None}
     try:
+        # Columnar data gives every row every key; the empty ones were never there.
+        given = {name: value for name, value in plain(dict(params)).items() if value is not None}
         wanted = parse_options(_Params, given, "sampling_params")
     except ConfigError as error:
         raise RequestError(str(error), param=error.field) from None
+    except UnstorableError as error:
+        raise RequestError(f"sampling_params: {error}", param="sampling_params") from None
     n = 1 if wanted.n is None else wanted.n
+    others: dict[str, Any] = {}
     if wanted.best_of not in (None, n):
-        raise UnsupportedError(
-            "sampling_params.best_of is not supported", param="sampling_params.best_of"
-        )
+        if not wanted.use_beam_search:
+            raise UnsupportedError(
+                "sampling_params.best_of needs use_beam_search", param="sampling_params.best_of"
+            )
+        others["extra"] = {**wanted.extra, "best_of": wanted.best_of}
     sampling = wanted.to_sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
         min_tokens=wanted.min_tokens or wanted.min_new_tokens or 0,
         logprobs=wanted.logprobs,
         prompt_logprobs=wanted.prompt_logprobs,
         structured=_structured(wanted),
+        **others,
     )
     return sampling, n
 

@@ -8,8 +8,9 @@ twice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from operator import index
 from typing import Any, ClassVar
 
 from penstock.batch.pipeline.offload import Offload
@@ -18,6 +19,9 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
 from penstock.openai.requests import begun_by_assistant, check_messages
+from penstock.types import TokenizeRequest
+
+_INT = frozenset({int})
 
 
 class _OnEngine:
@@ -64,10 +68,12 @@ class ChatTemplates(_OnEngine):
         await super().stop()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row.get("messages") is None and row.get("prompt") is not None:
+        raw = row.get("prompt") is not None or row.get("tokenized_prompt") is not None
+        if row.get("messages") is None and raw:
             return {}
         messages = conversation(row)
-        if row.get("tools") or self._render is None or not _is_text(messages):
+        tools = row.get("tools")
+        if (tools is not None and len(tools)) or self._render is None or not _is_text(messages):
             # The engine fills its template itself: it must know the tools to read the calls, and
             # the images.
             return {}
@@ -83,32 +89,49 @@ class ChatTemplates(_OnEngine):
 
 
 class Tokens(_OnEngine):
-    """Token ids of the prompt."""
+    """Token ids of the prompt. `templated`: the prompt of a conversation is a filled template,
+    which has its special tokens.
+    """
+
+    def __init__(self, source: EngineSource, *, templated: bool = True) -> None:
+        super().__init__(source)
+        self._templated = templated
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row.get("prompt") is None and row.get("messages") is not None:
+        is_chat = row.get("messages") is not None
+        if row.get("prompt") is None and is_chat:
             return {}
-        return {"tokenized_prompt": await self.engine.tokenize(text_in(row, "prompt"))}
+        filled = self._templated and is_chat
+        asked = TokenizeRequest(prompt=text_in(row, "prompt"), special_tokens=not filled)
+        return {"tokenized_prompt": (await self.engine.tokens(asked)).ids}
 
 
 class Texts(_OnEngine):
-    """The text of generated tokens, of each answer where there are several."""
+    """The text of generated tokens, of each answer where there are several; without the thoughts
+    that a row has in `reasoning_content`, unless `whole`.
+    """
+
+    def __init__(self, source: EngineSource, *, whole: bool = False) -> None:
+        super().__init__(source)
+        self._whole = whole
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        tokens = row.get("generated_tokens")
-        if tokens is None:
+        if row.get("generated_tokens") is None:
             return {}
-        made: dict[str, Any] = {"generated_text": await self._text(tokens)}
+        made: dict[str, Any] = {"generated_text": await self._text(row)}
         if row.get("outputs"):
-            texts = [await self._text(output["generated_tokens"]) for output in row["outputs"]]
+            texts = [await self._text(output) for output in row["outputs"]]
             made["outputs"] = [
                 {**output, "generated_text": text}
                 for output, text in zip(row["outputs"], texts, strict=True)
             ]
         return made
 
-    async def _text(self, tokens: Iterable[int]) -> str:
-        return await self.engine.detokenize(list(tokens))
+    async def _text(self, output: Mapping[str, Any]) -> str:
+        text = await self.engine.detokenize(list(output["generated_tokens"]))
+        if self._whole or output.get("reasoning_content") is None:
+            return text
+        return without_reasoning(text)[1]
 
 
 class ChatTemplateStage(StatefulStage):
@@ -152,6 +175,34 @@ def _is_text(messages: list[dict[str, Any]]) -> bool:
         if isinstance(content, list)
         for part in content
     )
+
+
+def without_reasoning(text: str) -> tuple[str | None, str]:
+    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>`
+    may be missing.
+    """
+    thought, end, answer = text.partition("</think>")
+    if end:
+        return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
+    if text.lstrip().startswith("<think>"):  # cut off in the middle of its thoughts
+        return text.lstrip().removeprefix("<think>").strip(), ""
+    return None, text
+
+
+def as_list(value: Any) -> Any:
+    """An array as the list that it holds; any other value as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def token_ids(value: Any) -> list[int]:
+    """The token ids in a column. Raises `RequestError`."""
+    ids = as_list(value)
+    try:
+        return list(ids if set(map(type, ids)) <= _INT else map(index, ids))
+    except TypeError:
+        raise RequestError(
+            "tokenized_prompt must be a list of token ids", param="tokenized_prompt"
+        ) from None
 
 
 def text_in(row: Mapping[str, Any], name: str) -> str:

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 import xxhash
 
 from penstock import private_files
-from penstock.errors import JobError, OutputError
+from penstock.errors import JobHeldError, OutputError
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ def checksum_of(path: Path) -> int:
 
 
 class Lock:
-    """Held from when it is made until `release`. Raises `JobError` if another process holds it,
+    """Held from when it is made until `release`. Raises `JobHeldError` if another process holds it,
     `OSError`.
 
     The folder itself is locked too, where its file system can: then a removed lock file lets nobody
@@ -230,4 +230,6 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JobError(f"another process is running this job ({self._path.parent})") from None
+            raise JobHeldError(
+                f"another process is running this job ({self._path.parent})"
+            ) from None

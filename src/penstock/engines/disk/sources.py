@@ -175,9 +175,20 @@ def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str 
                 raise ModelNotFoundError(str(error), param="adapter") from None
     if os.path.isdir(name):
         return name
+    place = "it is no directory" if where is None else f"there is no directory '{where}'"
     raise ModelNotFoundError(
-        f"no adapter '{name}': it is no directory, and the engine has none of that name"
+        f"no adapter '{name}': {place}, and the engine has none of that name", param="model"
     )
+
+
+def local_adapter(name: str, url: str) -> str:
+    """The local copy of an adapter in a bucket. Raises `ModelNotFoundError`, and as
+    `local_source`.
+    """
+    try:
+        return local_source(url)
+    except EngineStartError as error:
+        raise ModelNotFoundError(f"no adapter '{name}': {error}", param="model") from error
 
 
 # Buckets

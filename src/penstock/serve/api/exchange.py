@@ -66,8 +66,10 @@ class IngressState:
         """Gives the OpenAPI document of the ingress's endpoints, made when it is asked for."""
         self.store: ResponseStore | None = None
         self.background: BackgroundRuns | None = None
-        self.on_drain: list[Callable[[float], Awaitable[None]]] = []
-        """Called when the server begins to drain, with the seconds that work under way has."""
+        self.on_drain: list[Callable[[float, asyncio.Event | None], Awaitable[None]]] = []
+        """Called when the server begins to drain, with the seconds that work under way has, and an
+        event that ends them early.
+        """
         self.traffic: Traffic | None = None
         """The requests as they pass, if there is a console that shows them."""
         self.is_replica = False
@@ -107,7 +109,7 @@ class IngressState:
 
         `hurry`, once set, ends the wait.
         """
-        ending = [asyncio.ensure_future(end(timeout_s)) for end in self.on_drain]
+        ending = [asyncio.ensure_future(end(timeout_s, hurry)) for end in self.on_drain]
         try:
             return await self._drain(timeout_s, hurry)
         finally:

@@ -14,8 +14,8 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Scope
 
-from penstock.errors import PenstockError, RequestError, by_kind
-from penstock.serve.compat.forms import METHODS, body_of, headers_of, multipart
+from penstock.errors import PenstockError, by_kind
+from penstock.serve.compat.forms import METHODS, body_of, form_of, headers_of
 from penstock.serve.compat.hosts import Hosts
 
 READ_AHEAD = 2
@@ -158,20 +158,15 @@ def _asked(
     method: str, request: Any, raw: Any, runtime: Hosts | None
 ) -> tuple[dict[str, Any], bytes]:
     """The scope and the body that ask the HTTP API. Raises `RequestError`."""
-    file = getattr(request, "file", None)
-    if file is None and isinstance(request, Mapping):
-        file = request.get("file")
     if method == "transcriptions" and not isinstance(request, Mapping):
-        request = request.model_dump(exclude_unset=True)
+        request = request.model_dump(exclude_unset=True)  # its file is no JSON
     body = body_of(request)
     id = body.pop("request_id", None) or (runtime.request_id() if runtime else None)
     if runtime is not None and (adapter := runtime.adapter()):
         body["model"] = adapter
     headers = headers_of(raw, id)
     if method == "transcriptions":
-        body.pop("file", None)
-        fields = {name: str(value) for name, value in body.items() if value not in (None, "")}
-        kind, content = multipart(fields, _bytes_of(file))
+        kind, content = form_of(body)
     else:
         kind, content = "application/json", msgspec.json.encode(body)
     headers.append(("content-type", kind))
@@ -181,13 +176,3 @@ def _asked(
 def _streams(request: Any) -> bool:
     given = request.get("stream") if isinstance(request, Mapping) else request.stream
     return bool(given)
-
-
-def _bytes_of(file: Any) -> bytes:
-    if isinstance(file, (bytes, bytearray)):
-        return bytes(file)
-    file = getattr(file, "file", file)  # an upload of Starlette's
-    if not hasattr(file, "read"):
-        raise RequestError("file is missing", param="file")
-    content: bytes = file.read()
-    return content

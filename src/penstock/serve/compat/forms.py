@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ METHODS: Mapping[str, str] = {
 """The methods of Ray's servers that take a request → the route of the HTTP API that answers it."""
 METHOD_OF = {"tokens": "tokenize"}
 """Tasks that Ray's method of another name answers."""
+_IN_QUOTES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
+"""How browsers write a form's names."""
 _PASSED_ON = ("x-session-id", "traceparent", "tracestate")
 
 
@@ -98,7 +101,9 @@ def request_for(task: str, request: Any, model: str) -> Any:
     elif isinstance(request, CompletionRequest):
         body = completion_body(request, _name(request, model))
     elif task == "transcriptions":
-        body = {"model": model, "file": request.audio, **task_body(task, request, "penstock")}
+        fields = task_body(task, request, "penstock").items()
+        body = {name.removesuffix("[]"): value for name, value in fields}
+        body |= {"model": model, "file": request.audio}
     else:
         body = {"model": model, **task_body(task, request, "penstock")}
     if body.get("stream"):
@@ -191,13 +196,36 @@ def _error(given: Mapping[str, Any]) -> PenstockError:
     return error
 
 
-def multipart(fields: Mapping[str, str], file: bytes) -> tuple[str, bytes]:
-    """The content type and the body of a form with one file."""
-    boundary = "penstock-form-boundary"
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
-    ]
-    head = 'Content-Disposition: form-data; name="file"; filename="audio"\r\n\r\n'
-    parts += [f"--{boundary}\r\n{head}".encode(), file, f"\r\n--{boundary}--\r\n".encode()]
+def form_of(request: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The content type and the body of a transcription's form: `file`, and the other fields, of
+    which a list is a part for each item. No value ends its part. Raises `RequestError`.
+    """
+    boundary = secrets.token_hex(16)
+    parts = []
+    for name, value in request.items():
+        if name == "file" or value is None or value == "":
+            continue
+        several = isinstance(value, list | tuple)
+        name = f"{name.removesuffix('[]')}[]" if several else name
+        for one in value if several else [value]:
+            text = one if isinstance(one, str) else json.dumps(one, default=str)
+            parts.append(_part(boundary, f'name="{name.translate(_IN_QUOTES)}"', text.encode()))
+    named = 'name="file"; filename="audio"'
+    parts += [_part(boundary, named, _file_of(request)), f"--{boundary}--\r\n".encode()]
     return f"multipart/form-data; boundary={boundary}", b"".join(parts)
+
+
+def _part(boundary: str, named: str, content: bytes) -> bytes:
+    head = f"--{boundary}\r\nContent-Disposition: form-data; {named}\r\n\r\n"
+    return b"".join([head.encode(), content, b"\r\n"])
+
+
+def _file_of(request: Mapping[str, Any]) -> bytes:
+    given = request.get("file")
+    if isinstance(given, (bytes, bytearray)):
+        return bytes(given)
+    file: Any = getattr(given, "file", given)  # an upload of Starlette's
+    if not hasattr(file, "read"):
+        raise RequestError("file is missing", param="file")
+    content: bytes = file.read()
+    return content

@@ -6,11 +6,14 @@ before a method is called, and answers what the methods of this class pass on.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
+from types import MethodType
 from typing import Annotated, Any, ClassVar
 
 import msgspec
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,13 +21,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock import lazy
 from penstock.errors import ConfigError, ModelNotFoundError, PenstockError, RequestError
 from penstock.llm_config import LLMConfig
+from penstock.openai.audio import as_values
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import Exchange, IngressState
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.routes import CONTROL_ENDPOINTS
 from penstock.serve.compat.asking import Answer, ask
 from penstock.serve.compat.faced import check_class, is_foreign
-from penstock.serve.compat.forms import METHODS, body_of, multipart
+from penstock.serve.compat.forms import METHODS, body_of, form_of
 from penstock.serve.compat.hosts import hosts
 from penstock.serve.compat.models import (
     REQUESTS,
@@ -236,11 +240,7 @@ class OpenAiIngress:
         if raw_request is None or self._router is None:
             raise RequestError("only a request to this ingress can be passed on")
         if call_method == "transcriptions":
-            given = body.model_dump(exclude_unset=True)
-            upload = given.pop("file")
-            content = upload if isinstance(upload, bytes) else await upload.read()
-            fields = {name: str(value) for name, value in given.items() if value is not None}
-            kind, data = multipart(fields, content)
+            kind, data = form_of(body.model_dump(exclude_unset=True))
         else:
             kind, data = "application/json", msgspec.json.encode(body_of(body))
         headers = [pair for pair in raw_request.scope["headers"] if pair[0] not in _HIDDEN]
@@ -337,9 +337,12 @@ def make_fastapi_ingress(
 
 
 def routed(instance: Any, endpoints: Mapping[str, Factory], app: Any = None) -> Any:
-    """A FastAPI application with the methods of `instance` on their routes."""
+    """A FastAPI application with the methods of `instance` on their routes, those too that the
+    class's body put on routes of `app`.
+    """
     fastapi = lazy.require("fastapi", needed_by="An ingress in Ray's form")
     app = fastapi.FastAPI() if app is None else app
+    _bind(app.router.routes, instance)
     for name, route in endpoints.items():
         method = getattr(instance, name)
         if name == "transcriptions":
@@ -348,6 +351,22 @@ def routed(instance: Any, endpoints: Mapping[str, Factory], app: Any = None) -> 
             method = _annotated(method, name)
         route(app)(method)
     return app
+
+
+def _bind(routes: list[Any], instance: Any) -> None:
+    """Give the endpoints that are functions of the instance's class their `self`."""
+    classes = {(one.__module__, one.__qualname__) for one in type(instance).__mro__}
+    for number, route in enumerate(routes):
+        if (included := getattr(route, "original_router", None)) is not None:
+            _bind(included.routes, instance)
+        endpoint = getattr(route, "endpoint", None)
+        if not hasattr(route, "dependant") or not inspect.isfunction(endpoint):
+            continue
+        # Not by identity: two methods of a name may have a route each.
+        if (endpoint.__module__, endpoint.__qualname__.rpartition(".")[0]) in classes:
+            taken = inspect.signature(type(route)).parameters
+            about = {name: getattr(route, name) for name in taken if hasattr(route, name)}
+            routes[number] = type(route)(**{**about, "endpoint": MethodType(endpoint, instance)})
 
 
 def is_foreign_in(cls: type) -> Callable[[str], bool]:
@@ -379,9 +398,9 @@ def _with_form(method: Any) -> Any:
     async def transcriptions(request: Request) -> Response:
         async with request.form(max_files=1) as form:
             try:
-                body = TranscriptionRequest.model_validate(dict(form))
-            except ValueError:
-                raise RequestError("file is missing", param="file") from None
+                body = TranscriptionRequest.model_validate(as_values(form.multi_items()))
+            except ValidationError as error:
+                raise _misfit(error) from None
             answer: Response = await method(body, request)
             return answer
 
@@ -419,7 +438,11 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _wrong(request: Request, error: Any) -> Response:
+    return await _failed(request, _misfit(error))
+
+
+def _misfit(error: Any) -> RequestError:
+    """What pydantic found wrong in a request."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
-    wrong = RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)
-    return await _failed(request, wrong)
+    return RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)

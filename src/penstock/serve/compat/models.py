@@ -143,6 +143,7 @@ class TranscriptionRequest(Open):
     response_format: str = "json"
     temperature: float = 0.0
     stream: bool | None = False
+    timestamp_granularities: list[str] = []
     max_tokens: int | None = None
     request_id: str = Field(default_factory=_new_id)
 

@@ -23,7 +23,6 @@ from penstock.serve.config.placement import (
     places_itself,
     replica_bundle,
     replica_bundles,
-    replica_counts,
     sides,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
@@ -124,7 +123,7 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     server = server_class(config)
     engine, warnings = _engine(config)
     size, sizes = model_size(config), parallelism(config.engine_kwargs)
-    fewest, most = replica_counts(config)
+    fewest, most = config.deployment_config.replica_counts
     if runtime == "local":
         fewest, most = local_counts(config)
         if ignored := passed_over(config):

@@ -16,9 +16,8 @@ from msgspec.structs import asdict
 from penstock import env
 from penstock.llm_config import LLMConfig, parallelism
 from penstock.llm_config.engine_config import Bundle
+from penstock.llm_config.model import AUTO_MOST
 
-AUTO_MOST = 100
-"""Ray Serve's bound on replicas for `num_replicas` "auto"."""
 DEFAULT_TARGET = 32.0
 """Autoscaling's target of requests a replica, if no other option implies one."""
 UNLIMITED = 1_000_000
@@ -57,19 +56,6 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
     return [merged([replica_bundle(config), first]), *others]
 
 
-def replica_counts(config: LLMConfig) -> tuple[int, int]:
-    """The fewest and the most replicas that the configuration allows; "auto" is 1 to 100."""
-    deployment = config.deployment_config
-    if deployment.autoscaling_config is not None:
-        return (
-            deployment.autoscaling_config.min_replicas,
-            deployment.autoscaling_config.max_replicas,
-        )
-    if deployment.num_replicas == "auto":
-        return 1, AUTO_MOST
-    return (deployment.num_replicas or 1,) * 2
-
-
 def target_requests(config: LLMConfig) -> float:
     """Autoscaling's target of requests a replica: the stated one, else three quarters of those that
     it runs at once.
@@ -104,8 +90,9 @@ def cpus(configs: Iterable[LLMConfig]) -> int:
     """The CPUs that all replicas of all models reserve."""
     total = 0.0
     for config in (side for model in configs for side in sides(model)):
-        fixed = config.deployment_config.num_replicas
-        replicas = fixed if isinstance(fixed, int) else config.autoscaling.max_replicas
+        fewest, most = config.deployment_config.replica_counts
+        unbounded = config.deployment_config.num_replicas == "auto" and most == AUTO_MOST
+        replicas = max(fewest, 1) if unbounded else most
         total += replicas * sum(bundle.get("CPU", 0.0) for bundle in replica_bundles(config))
     return ceil(total)
 

@@ -7,6 +7,7 @@ mappings; and a single model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,13 @@ from penstock.config import Options, import_object, parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
+
+_log = logging.getLogger("penstock.serve")
+_FOR_SERVE_RUN = {
+    "deployments": "deployment_config of the models",
+    "runtime_env": "runtime_env of the models",
+}
+"""Fields of an application that `serve run` honours → what both runtimes read instead."""
 
 
 class IngressArgs(Options, kw_only=True):
@@ -72,12 +80,9 @@ class LLMServingArgs(IngressArgs, kw_only=True):
 
     def _why_no_front(self) -> str:
         config, *others = self.llm_configs
-        fixed, scaling = config.deployment_config.num_replicas, config.autoscaling
         if others:
             return "there are several models"
-        if (fixed, fixed) != (1, 1) and (
-            fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)
-        ):
+        if config.deployment_config.replica_counts != (1, 1):
             return "there may be more replicas or fewer than one"
         if self.ingress_cls_config:
             return "an ingress class is configured"
@@ -150,12 +155,9 @@ class PDServingArgs(IngressArgs, kw_only=True):
 
     def serving_args(self) -> LLMServingArgs:
         """The same as one model with a prefill side. Raises `ConfigError` if the sides mismatch."""
-        from penstock.serve.prefill_decode import paired  # imported only for a pair
-
         ingress = {name: getattr(self, name) for name in IngressArgs.__struct_fields__}
-        return LLMServingArgs(
-            llm_configs=[paired(self.prefill_config, self.decode_config)], **ingress
-        )
+        pair = replace(self.decode_config, prefill_config=self.prefill_config)
+        return LLMServingArgs(llm_configs=[pair], **ingress)
 
 
 def _with_models(given: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
@@ -217,33 +219,44 @@ def read_args(
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """The models of a Ray Serve file. Its other fields (ports, routes …) are for Ray alone."""
+    """The models of a Ray Serve file, behind one ingress. Its ports and routes are Ray's alone."""
     if not isinstance(applications, list) or not applications:
         raise ConfigError(
             "must be a list of at least one application", field="applications", value=applications
         )
-    found = []
-    for number, application in enumerate(applications):
-        where = f"applications[{number}].args"
-        args = application.get("args") if isinstance(application, Mapping) else None
-        if not isinstance(args, Mapping):
-            raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        import_path = str(application.get("import_path") or "")
-        made = _imported_by(import_path, read_args(args, folder, where))
-        builder = import_path.replace(":", ".").rpartition(".")[2]
-        if builder == "build_dp_openai_app":
-            from penstock.serve.models.data_parallel import grouped  # which imports this module
+    first, *others = found = [
+        _of_application(application, folder, f"applications[{number}]")
+        for number, application in enumerate(applications)
+    ]
+    for number, args in enumerate(others, 1):
+        for name in (*IngressArgs.__struct_fields__, "front"):
+            if getattr(args, name) != getattr(first, name):  # neither may stand for the other
+                raise ConfigError(
+                    "differs from that of the first application, and all are behind one ingress:"
+                    " serve them as two files",
+                    field=f"applications[{number}].args.{name}",
+                )
+    return replace(first, llm_configs=[config for args in found for config in args.llm_configs])
 
-            made = grouped(made)
-        found.append(made)
-    if len(found) == 1:
-        return found[0]
-    return LLMServingArgs(
-        llm_configs=[config for args in found for config in args.llm_configs],
-        ingress_cls_config=found[0].ingress_cls_config,
-        ingress_deployment_config=found[0].ingress_deployment_config,
-        http=found[0].http,
-    )
+
+def _of_application(application: Any, folder: Path, where: str) -> LLMServingArgs:
+    given = application if isinstance(application, Mapping) else {}
+    args = given.get("args")
+    if not isinstance(args, Mapping):
+        raise ConfigError("must be a mapping with 'llm_configs'", field=f"{where}.args", value=args)
+    import_path = str(given.get("import_path") or "")
+    made = _imported_by(import_path, read_args(args, folder, f"{where}.args"))
+    builder = import_path.replace(":", ".").rpartition(".")[2]
+    if builder == "build_dp_openai_app":
+        from penstock.serve.models.data_parallel import grouped  # which imports this module
+
+        made = grouped(made)
+    if builder == "build_dev_openai_app":
+        made = replace(made, http=replace(made.http, dev=True))
+    for name, instead in _FOR_SERVE_RUN.items():
+        if given.get(name):
+            _log.warning("%s.%s has no effect here: set %s", where, name, instead)
+    return made
 
 
 def _imported_by(import_path: str, args: LLMServingArgs) -> LLMServingArgs:

@@ -21,7 +21,8 @@ from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, OverloadedError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.llm_config.engine_config import kind_of_bundles
-from penstock.serve.config.placement import AUTO_MOST, engine_bundles, replica_counts
+from penstock.llm_config.model import AUTO_MOST
+from penstock.serve.config.placement import engine_bundles
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
 from penstock.serve.models.memory import MemoryBudget, copy_estimate, memory_estimate
@@ -265,9 +266,9 @@ def local_counts(config: LLMConfig) -> tuple[int, int]:
     A model that takes accelerators, runs elsewhere, or is a side of a prefill/decode pair has one:
     nothing parts these here.
     """
-    fewest, most = replica_counts(config)
+    fewest, most = config.deployment_config.replica_counts
     if config.deployment_config.num_replicas == "auto" and most == AUTO_MOST:
-        most = len(usable_cores())
+        most = max(len(usable_cores()), fewest, config.autoscaling.initial_replicas or 0)
     if most > 1 and (
         config.engine_name == "remote"
         or kind_of_bundles(engine_bundles(config)) != "cpu"
@@ -289,7 +290,7 @@ def passed_over(config: LLMConfig) -> list[str]:
         found.append("experimental_configs.num_ingress_replicas")
     if config.autoscaling.policy is not None:
         found.append("deployment_config.autoscaling_config.policy")
-    most = replica_counts(config)[1]
+    most = deployment.replica_counts[1]
     if most > 1 and local_counts(config)[1] == 1:
         scaled = deployment.autoscaling_config is not None
         name = "autoscaling_config.max_replicas" if scaled else "num_replicas"

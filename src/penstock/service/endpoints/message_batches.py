@@ -173,7 +173,7 @@ class MessageBatchRoutes:
         if batch.status in RUNNING:
             raise RequestError("the batch has not ended, so it has no results yet")
         ids = [id for id in (batch.output_file_id, batch.error_file_id) if id]
-        if batch.status == "failed":
+        if batch.status == "failed" and not ids:
             ids = [batch.input_file_id]
         for id in ids:
             await stores.files.get(None, id)  # they may have expired
@@ -266,7 +266,7 @@ def _write_lines(path: Path, body: MessageBatchBody) -> None:
 
 async def _results(files: FileStore, batch: Batch, ids: list[str]) -> AsyncGenerator[bytes, None]:
     failure = None
-    if batch.status == "failed":
+    if ids == [batch.input_file_id]:
         message = batch.errors[0].message if batch.errors else "the batch failed"
         failure = message_error(EngineError(message))
     for id in ids:
@@ -275,7 +275,7 @@ async def _results(files: FileStore, batch: Batch, ids: list[str]) -> AsyncGener
         except NotStoredError:
             continue
         rest = b""
-        async for piece in files.content.pieces(id, 0, size):
+        async for piece in await files.content.pieces(id, 0, size):
             lines, newline, rest = (rest + piece).rpartition(b"\n")
             if newline:
                 yield b"".join(_result(line, failure) for line in lines.split(b"\n") if line)

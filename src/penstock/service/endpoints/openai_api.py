@@ -122,7 +122,7 @@ class FileRoutes:
             headers["content-range"] = f"bytes {start}-{end - 1}/{file.bytes}"
         headers["content-length"] = str(end - start)
         return StreamingResponse(
-            stores.files.content.pieces(id, start, end),
+            await stores.files.content.pieces(id, start, end),
             status,
             headers,
             media_type="application/octet-stream",
@@ -364,5 +364,6 @@ class BatchRoutes:
 
 async def _model_of(files: FileStore, file: StoredFile) -> str:
     """The model that the first line of a file names."""
-    head = b"".join([part async for part in files.content.pieces(file.id, 0, _HEAD)])
+    pieces = await files.content.pieces(file.id, 0, _HEAD)
+    head = b"".join([part async for part in pieces])
     return first_model(head.partition(b"\n")[0])

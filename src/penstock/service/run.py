@@ -1,0 +1,124 @@
+"""A batch that this server runs, or is about to: its turn, and what ends it early."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import Literal
+
+from penstock.batch.job.execution import Interrupts
+from penstock.batch.job.result import Counts
+from penstock.errors import BatchCancelledError, BatchExpiredError, EngineError, PenstockError
+from penstock.service.batches import Batch, Fault
+from penstock.service.lines import ServedStep
+
+
+class Run:
+    """The run of a batch. It begins lines while it has one of the `turns`."""
+
+    def __init__(self, batch: Batch, turns: asyncio.Semaphore) -> None:
+        self.batch = batch
+        self.step: ServedStep | None = None
+        self.counts: Counts | None = None
+        self.interrupts = Interrupts()  # of no signal: the server handles those
+        self.over = asyncio.Event()
+        """Set when the batch is cancelled or has expired: lines without an answer get none."""
+        self.ends_as: Literal["cancelled", "expired"] = "expired"
+        """What the batch then becomes."""
+        self.fault: Fault | None = None
+        """Why the batch fails, though some of its lines may have answers."""
+        self.task: asyncio.Task[None]
+        self._why: Callable[[], PenstockError] | None = None
+        self._turns = turns
+        self._has_turn = asyncio.Event()
+        self._holding: asyncio.Task[None] | None = None
+        self._paused = batch.paused
+        if batch.status == "cancelling":
+            self.cancel()
+        elif batch.expires_at <= time.time():
+            self.expire()
+
+    def cancel(self) -> None:
+        self._cut_short("cancelled", "cancelled", BatchCancelledError)
+
+    def expire(self) -> None:
+        self._cut_short("expired", "over: it has expired", BatchExpiredError)
+
+    def fail(self, fault: Fault) -> None:
+        """Give the lines without an answer an error, and the batch this fault."""
+        self.fault = fault
+        text = f"the line was not answered before the batch failed: {fault.message}"
+        self._finish_with(partial(EngineError, text))
+
+    def pause(self, paused: bool) -> None:
+        """Begin no more lines until the batch is resumed, or resume it."""
+        if paused != self._paused:
+            self._paused = paused
+            if paused:
+                self.leave_turn()
+            else:
+                self.want_turn()
+
+    def begin(self, step: ServedStep) -> None:
+        """Answer lines with this step from now on."""
+        self.step = step
+        step.pause(not self._has_turn.is_set())
+        if self._why is not None:
+            step.finish_with(self._why)
+
+    def drain(self) -> None:
+        """End the run when the lines under way have their answers; another server goes on."""
+        # One without a turn does not end by itself.
+        if self.interrupts.on_first is not None and self._has_turn.is_set():
+            self.interrupts.received = signal.SIGTERM
+            self.interrupts.on_first()
+        else:
+            self.task.cancel()
+
+    def want_turn(self) -> None:
+        """Have a turn as soon as there is one, unless the batch is paused."""
+        if self._holding is None and not self._paused:
+            self._holding = asyncio.create_task(self._hold_turn(), context=Context())
+
+    def leave_turn(self) -> None:
+        """Leave the turn to others, or the queue for it."""
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        self._has_turn.clear()
+        if self.step is not None:
+            self.step.pause(True)
+
+    async def turn(self) -> None:
+        """Return when it has its turn, or is over and needs none."""
+        waits = [asyncio.ensure_future(one.wait()) for one in (self._has_turn, self.over)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+
+    async def _hold_turn(self) -> None:
+        async with self._turns:
+            self._has_turn.set()
+            if self.step is not None:
+                self.step.pause(False)
+            await asyncio.get_running_loop().create_future()  # until `leave_turn`
+
+    def _cut_short(
+        self, status: Literal["cancelled", "expired"], word: str, error: type[PenstockError]
+    ) -> None:
+        if not self.over.is_set():
+            self.ends_as = status
+            self.over.set()
+            text = f"the line was not answered before the batch was {word}"
+            self._finish_with(partial(error, text))
+
+    def _finish_with(self, why: Callable[[], PenstockError]) -> None:
+        self._why = self._why or why
+        if self.step is not None:
+            self.step.finish_with(self._why)

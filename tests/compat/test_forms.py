@@ -1,0 +1,59 @@
+"""Requests of Ray's form, as HTTP has them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from starlette.requests import Request
+
+from penstock.errors import RequestError
+from penstock.openai.audio import as_values
+from penstock.serve.compat.forms import form_of
+
+
+async def read(kind, body):
+    """The fields of a form as the endpoint reads them, with the bytes of its file."""
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}
+    async with Request(scope, receive).form() as form:
+        fields = as_values(form.multi_items())
+        return {**fields, "file": await fields["file"].read()}
+
+
+@pytest.mark.parametrize("made", [bytes, bytearray, io.BytesIO])
+@pytest.mark.parametrize("name", ["timestamp_granularities", "timestamp_granularities[]"])
+async def test_a_transcription_is_a_form_that_reads_the_same(made, name):
+    given = {
+        "file": made(b"RIFF"),
+        "model": "m",
+        "prompt": 'é"\r\nline',
+        name: ["word", "segment"],
+        "chunking": {"type": "auto"},
+        "temperature": 0.5,
+        "stream": False,
+    }
+    expected = {name.removesuffix("[]"): value for name, value in given.items()}
+    assert await read(*form_of({**given, "language": None})) == {**expected, "file": b"RIFF"}
+
+
+def parts(boundary):
+    return f'x\r\n--{boundary}\r\nContent-Disposition: form-data; name="model"\r\n\r\nother'
+
+
+async def test_neither_values_nor_names_make_parts():
+    kind, _ = form_of({"file": b""})
+    boundary = kind.partition("boundary=")[2]
+    given = {"model": "cheap", "prompt": parts(boundary), f'x"{parts(boundary)}': "y"}
+    found = await read(*form_of({**given, "file": b"RIFF"}))
+    assert (found["model"], found["prompt"]) == ("cheap", given["prompt"])
+    assert len(found) == 4
+
+
+def test_a_file_that_is_none():
+    for file in (None, "text"):
+        with pytest.raises(RequestError, match="file is missing"):
+            form_of({"file": file})
