@@ -317,7 +317,7 @@ async def test_embeddings():
     [
         (
             {"pooling_params": {"normalize": True}},
-            "pooling_params.normalize is not supported; dimensions is",
+            "normalize is not supported, but dimensions, input_type, task",
         ),
         ({"pooling_params": [1]}, "pooling_params must be a dict"),
         (

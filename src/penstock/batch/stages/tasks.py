@@ -314,7 +314,8 @@ def _pooling(row: Mapping[str, Any], known: str, *others: str) -> Any:
     for name, value in params.items():
         if name not in (known, *others) and value is not None:
             param = f"pooling_params.{name}"
-            raise UnsupportedError(f"{param} is not supported; {known} is", param=param)
+            taken = ", ".join(sorted((known, *others)))
+            raise UnsupportedError(f"{param} is not supported, but {taken}", param=param)
     return params.get(known)
 
 
