@@ -226,3 +226,5 @@ def test_a_job_of_other_vectors_is_another_job(tmp_path):
     assert embed(table(), path, dimensions=4).already_complete
     with pytest.raises(penstock.PenstockError, match="embed"):
         embed(table(), path, dimensions=8)
+    with pytest.raises(penstock.PenstockError, match="embed"):
+        embed(table(), path, dimensions=4, vectors="multi")

@@ -83,7 +83,8 @@ def job_identity(
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
         "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
-        "embed": _options(job, EMBEDS),
+        # Jobs of dense vectors go on that were begun before there were others.
+        "embed": _options(job, EMBEDS if job.vectors else EMBEDS[:-1]),
         "hears": _options(job, HEARS),
         "speaks": _options(job, SPEAKS),
         "decide": None if deciding is None else deciding.identity(),

@@ -153,7 +153,7 @@ class Task:
 
 
 _MOST_A_ROUND = 256
-_MOST_NUMBERS = 1 << 23
+_MOST_NUMBERS = 1 << 22
 """Of the vectors of tokens in one answer, but for that to a single text."""
 
 
