@@ -382,9 +382,7 @@ class Delta(Struct, frozen=True, array_like=True):
 
 
 class SparseVector(Struct, frozen=True):
-    """The `values` (above 0) of a vector as wide as the vocabulary that are not 0, at the token ids
-    `indices`, which rise.
-    """
+    """The weights above 0 of a text: `values`, at the token ids `indices`, which rise."""
 
     indices: list[int]
     values: list[float]
@@ -402,12 +400,9 @@ class Embeddings(Struct, frozen=True, omit_defaults=True):
 
     def of(self, kind: Literal["dense", "multi", "sparse"]) -> Sequence[Any]:
         """The vectors of this kind; empty if the request asked for another."""
-        made: dict[str, Sequence[Any]] = {
-            "dense": self.vectors,
-            "multi": self.multi,
-            "sparse": self.sparse,
-        }
-        return made[kind]
+        if kind == "dense":
+            return self.vectors
+        return self.multi if kind == "multi" else self.sparse
 
 
 class Scores(Struct, frozen=True):
