@@ -150,6 +150,43 @@ async def test_servers_that_repeat_ids_or_send_none_make_one_call_of_each(script
             assert (second.name, second.arguments) == ("f", "{}")
 
 
+@pytest.mark.parametrize("index", [{"index": 0}, {}], ids=["index 0", "no index"])
+@pytest.mark.parametrize("forward", [False, True])
+async def test_calls_that_share_an_index_stay_apart(script, index, forward):
+    """As Gemini's OpenAI form and Ollama before 0.5 send them."""
+
+    def call(id, name, arguments):
+        function = {"name": name, "arguments": arguments}
+        return {**index, "id": id, "type": "function", "function": function}
+
+    pieces = [call("a", "f", '{"a":'), call("fresh", None, "1}"), call("b", "f", '{"b":2}')]
+    calls = [call("a", "f", '{"a":1}'), call("b", "f", '{"b":2}')]
+    script.answers = [
+        sse(*(chunk(tool_calls=[one]) for one in pieces), chunk(reason="tool_calls")),
+        sse(chunk(tool_calls=calls), chunk(reason="tool_calls")),
+        {"choices": [{"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}]},
+    ]
+    async with remote(script) as engine:
+        streamed = chat_request("hi", forward_chunks=forward)
+        for request in (streamed, streamed, whole()):
+            made = (await answer(engine, request)).tool_calls[0]
+            assert [(one.id, one.name, one.arguments) for one in made] == [
+                ("a", "f", '{"a":1}'),
+                ("b", "f", '{"b":2}'),
+            ]
+
+
+async def test_calls_without_ids_are_told_by_their_names(script):
+    def call(name):
+        return {"index": 0, "id": "", "function": {"name": name, "arguments": "{}"}}
+
+    script.answers = [sse(*(chunk(tool_calls=[call(name)]) for name in "fg"), chunk(reason="stop"))]
+    async with remote(script) as engine:
+        made = (await answer(engine, chat_request("hi"))).tool_calls[0]
+    assert [(one.name, one.arguments) for one in made] == [("f", "{}"), ("g", "{}")]
+    assert made[0].id != made[1].id
+
+
 async def test_prefills_and_echoes_are_asked_of_the_server(script):
     script.answers = [{"choices": [{"message": {"content": "b"}, "finish_reason": "stop"}]}] * 2
     async with remote(script) as engine:

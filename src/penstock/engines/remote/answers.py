@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import uuid
 import wave
+from collections import Counter
 from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
@@ -74,6 +75,9 @@ class _UsageBody(Struct):
 class _Function(Struct):
     name: str | None = None
     arguments: Any = None
+
+
+_NO_FUNCTION = _Function()
 
 
 class _Call(Struct):
@@ -191,9 +195,11 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
         if choice.error:
             raise as_error(choice.error, where, body)
+        for call in choice.message.tool_calls or () if choice.message else ():
+            call.index = None  # whole calls differ by their place; some servers send 0 for each
         deltas.append(
             msgspec.structs.replace(
-                with_ids(delta_of(choice, index), set()),
+                delta_of(choice, index, ToolCalls()),
                 finish_reason=reason_of(choice) or "stop",
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
@@ -203,22 +209,41 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     return deltas
 
 
-def delta_of(choice: _Choice, index: int) -> Delta:
+class ToolCalls:
+    """Numbers the tool calls of one request's answers from the pieces that a server sends.
+
+    Each call's first piece, and no other, has an id and a name: some servers repeat them, or send
+    no id. Some send the same index, or none, for calls that follow each other, so a piece that
+    names another id or function begins a new call.
+    """
+
+    def __init__(self) -> None:
+        # By answer and index: the number, id and name of the call that began last.
+        self._last: dict[tuple[int, int], tuple[int, str | None, str]] = {}
+        self._counts: Counter[int] = Counter()
+
+    def part(self, answer: int, place: int, call: _Call) -> ToolCallPart:
+        """The piece at one place of a chunk."""
+        function = call.function or _NO_FUNCTION
+        arguments, name = as_text(function.arguments), function.name or ""
+        key = answer, place if call.index is None else call.index
+        number, id, known = self._last.get(key, (None, None, ""))
+        if number is not None and (not name or (call.id or id, name) == (id, known)):
+            return ToolCallPart(number, arguments)
+        number = self._counts[answer]
+        self._counts[answer] += 1
+        self._last[key] = number, call.id, name
+        return ToolCallPart(number, arguments, call.id or f"call_{uuid.uuid4().hex[:24]}", name)
+
+
+def delta_of(choice: _Choice, index: int, calls: ToolCalls) -> Delta:
     """A choice as the delta of answer `index`, whether it ends the answer or not."""
     message = choice.delta or choice.message or _NO_MESSAGE
     text = message.text if choice.text is None else as_text(choice.text)
     logprobs = choice.logprobs.neutral() if choice.logprobs is not None else None
-    calls: tuple[ToolCallPart, ...] = ()
+    pieces: tuple[ToolCallPart, ...] = ()
     if message.tool_calls:
-        calls = tuple(
-            ToolCallPart(
-                number if call.index is None else call.index,
-                as_text(call.function.arguments) if call.function else "",
-                call.id or None,
-                (call.function.name if call.function else None) or None,
-            )
-            for number, call in enumerate(message.tool_calls)
-        )
+        pieces = tuple(calls.part(index, *placed) for placed in enumerate(message.tool_calls))
     ended_by = (choice.stop_reason, choice.matched_stop)
     stop = next((s for s in ended_by if isinstance(s, str)), None)
     token = choice.stop_reason if type(choice.stop_reason) is int else None
@@ -227,29 +252,11 @@ def delta_of(choice: _Choice, index: int) -> Delta:
         index,
         text,
         logprobs=logprobs,
-        tool_calls=calls,
+        tool_calls=pieces,
         stop=stop,
         reasoning=reasoning,
         stop_token=token,
     )
-
-
-def with_ids(delta: Delta, begun: set[tuple[int, int]]) -> Delta:
-    """The delta with an id and a name at the first piece of each call, and at no other: some
-    servers repeat them, or send no id. `begun` holds the calls of earlier deltas, and gets these.
-    """
-    if not delta.tool_calls:
-        return delta
-    parts = []
-    for part in delta.tool_calls:
-        call = (delta.index, part.number)
-        if call in begun:
-            parts.append(ToolCallPart(part.number, part.arguments))
-        else:
-            begun.add(call)
-            id = part.id or f"call_{uuid.uuid4().hex[:24]}"
-            parts.append(ToolCallPart(part.number, part.arguments, id, part.name or ""))
-    return msgspec.structs.replace(delta, tool_calls=tuple(parts))
 
 
 def reason_of(choice: _Choice) -> FinishReason | None:

@@ -15,11 +15,11 @@ import msgspec
 
 from penstock.engines.remote.answers import (
     SHOWN_CHARS,
+    ToolCalls,
     delta_of,
     parse_chunk,
     reason_of,
     whole,
-    with_ids,
 )
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
 from penstock.http.complaints import as_error, error_inside
@@ -115,8 +115,10 @@ _CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
 _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _TEXT, _CALLS = b'"content":"', b'"tool_calls"'
-_NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
-"""Chunks with an object or a list where clients expect text: they are parsed, not forwarded."""
+_NO_TEXT = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
+"""Chunks with calls, which may need other numbers and ids, or with a list where clients expect
+text: they are parsed, not forwarded.
+"""
 TRAILER_S = 0.25
 """How long to read on after a finished answer, so that its connection can be reused."""
 
@@ -134,7 +136,7 @@ class StreamReader:
         self._only: int | None = None  # the server's index of the answer, if `n` is 1
         self._open: set[int] = set()  # answers that have begun and not finished
         self._ended: set[int] = set()
-        self._calls: set[tuple[int, int]] = set()  # calls that have begun, by answer and number
+        self._calls = ToolCalls()
         self._where = where
         self._forward = forward and n == 1
         self._head = self._unfinished = b""
@@ -173,7 +175,7 @@ class StreamReader:
                     continue
                 if index not in self._ended:
                     self._open.add(index)
-                delta = with_ids(delta_of(choice, index), self._calls)
+                delta = delta_of(choice, index, self._calls)
                 reason = reason_of(choice)
                 if reason is not None:
                     if index in self._ended:
