@@ -1,5 +1,7 @@
 """How the answers of a scripted server are read."""
 
+import json
+
 import msgspec
 import pytest
 from aiohttp import web
@@ -282,9 +284,67 @@ async def test_logprobs_of_chats_and_completions(script):
         assert result.logprobs[0] == [TokenLogprob("a", -0.5, (("a", -0.5),))]
         result = await answer(engine, CompletionRequest("x", Sampling(logprobs=1), stream=False))
         assert result.logprobs[0] == [
-            TokenLogprob("a", 0.0),
+            TokenLogprob("a", None),
             TokenLogprob("b", -0.5, (("b", -0.5),)),
         ]
+
+
+@pytest.mark.parametrize("unknown", ["null", "NaN"])
+async def test_an_unknown_logprob_leaves_the_others(script, unknown):
+    top = [{"token": "b", "logprob": 7}, {"token": "c", "logprob": -0.5}]
+    chat = [{"token": "a", "logprob": 7, "top_logprobs": top}, {"token": "d", "logprob": -1.0}]
+    plain = {
+        "tokens": ["a", "d"],
+        "token_logprobs": [7, -1.0],
+        "top_logprobs": [{"b": 7, "c": -0.5}, None],
+    }
+    bodies = [
+        {"choices": [{"message": {"content": "ad"}, "logprobs": {"content": chat}}]},
+        {"choices": [{"text": "ad", "logprobs": plain}]},
+    ]
+
+    async def serve(request):
+        text = json.dumps(bodies.pop(0)).replace("7", unknown)
+        return web.Response(text=text, content_type="application/json")
+
+    script.answers = [serve]
+    async with remote(script) as engine:
+        for asked in (whole(), CompletionRequest("x", Sampling(), stream=False)):
+            assert (await answer(engine, asked)).logprobs[0] == [
+                TokenLogprob("a", None, (("c", -0.5),)),
+                TokenLogprob("d", -1.0),
+            ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("content_filter: SAFETY", "content_filter"),
+        ("SAFETY", "content_filter"),
+        ("tool_use", "tool_calls"),
+        ("eos_token", "stop"),
+    ],
+)
+async def test_reasons_of_other_servers(script, given, reason):
+    script.answers = [
+        sse(chunk(content="a"), chunk(reason=given)),
+        {"choices": [{"message": {"content": "a"}, "finish_reason": given}]},
+    ]
+    async with remote(script) as engine:
+        for request in (chat_request("hi"), whole()):
+            assert (await answer(engine, request)).reasons == {0: reason}
+
+
+@pytest.mark.parametrize("given", ["error", "insufficient_system_resource"])
+async def test_an_answer_that_failed_midway_is_asked_again(script, given):
+    body = {"choices": [{"message": {"content": "a"}, "finish_reason": given}]}
+    script.answers = [body, SAID, sse(chunk(content="a"), chunk(reason=given))]
+    async with remote(script) as engine:
+        assert (await answer(engine, whole())).texts == {0: "yes"}
+        with pytest.raises(UpstreamError, match=f"broke off, with the finish reason '{given}'"):
+            await answer(engine, chat_request("hi"))
 
 
 @pytest.mark.parametrize(

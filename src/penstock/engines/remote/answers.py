@@ -10,6 +10,7 @@ import io
 import uuid
 import wave
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
@@ -47,11 +48,17 @@ _REASONS: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "content_filter": "content_filter",
     "abort": "abort",
-    "error": "error",
     "function_call": "tool_calls",
-    "max_tokens": "length",
+    "tool_use": "tool_calls",
+    **dict.fromkeys(("max_tokens", "max_output_tokens", "max_length"), "length"),
+    **dict.fromkeys(("model_length", "model_context_window_exceeded"), "length"),
+    **dict.fromkeys(("safety", "recitation", "prohibited_content", "blocklist"), "content_filter"),
+    **dict.fromkeys(("spii", "sensitive", "content_filtered"), "content_filter"),
     "refusal": "stop",
 }
+"""In lower case, without what follows a colon. An unknown reason counts as "stop"."""
+_FAILED = frozenset(("error", "insufficient_system_resource", "network_error"))
+"""Reasons of an answer that is not whole, as its server failed midway."""
 
 
 class _UsageBody(Struct):
@@ -108,12 +115,12 @@ _NO_MESSAGE = _Message()
 
 class _Top(Struct):
     token: str
-    logprob: float
+    logprob: float | None
 
 
 class _Token(Struct):
     token: str
-    logprob: float
+    logprob: float | None
     top_logprobs: list[_Top] | None = None
 
 
@@ -123,16 +130,12 @@ class _Logprobs(Struct):
     content: list[_Token] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
     def neutral(self) -> tuple[TokenLogprob, ...] | None:
         if self.content is not None:
             return tuple(
-                TokenLogprob(
-                    t.token,
-                    t.logprob,
-                    tuple((top.token, top.logprob) for top in t.top_logprobs or ()),
-                )
+                _logprob(t.token, t.logprob, [(o.token, o.logprob) for o in t.top_logprobs or ()])
                 for t in self.content
             )
         if self.tokens is None:
@@ -140,9 +143,17 @@ class _Logprobs(Struct):
         # Servers may send fewer probabilities than tokens, or more.
         rows = zip_longest(self.tokens, self.token_logprobs or (), self.top_logprobs or ())
         return tuple(
-            TokenLogprob(token, value or 0.0, tuple((top or {}).items()))
+            _logprob(token, value, (top or {}).items())
             for token, value, top in islice(rows, len(self.tokens))
         )
+
+
+def _logprob(
+    token: str, value: float | None, top: Iterable[tuple[str, float | None]]
+) -> TokenLogprob:
+    """One token. Nulls and NaN are unknown probabilities."""
+    known = tuple((other, one) for other, one in top if one is not None and one == one)
+    return TokenLogprob(token, value if value == value else None, known)
 
 
 class _Choice(Struct):
@@ -200,7 +211,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
         deltas.append(
             msgspec.structs.replace(
                 delta_of(choice, index, ToolCalls()),
-                finish_reason=reason_of(choice) or "stop",
+                finish_reason=reason_of(choice, where) or "stop",
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
             )
@@ -259,10 +270,18 @@ def delta_of(choice: _Choice, index: int, calls: ToolCalls) -> Delta:
     )
 
 
-def reason_of(choice: _Choice) -> FinishReason | None:
-    """Why the answer ends; None while it goes on."""
+def reason_of(choice: _Choice, where: str) -> FinishReason | None:
+    """Why the answer ends; None while it goes on. Raises `UpstreamError` if the server failed."""
     given = choice.finish_reason  # some servers send "" before the end
-    return _REASONS.get(given, "stop") if given else None
+    if not given:
+        return None
+    reason = given.partition(":")[0].strip().lower()  # Gemini's "content_filter: SAFETY"
+    if reason in _FAILED:
+        raise UpstreamError(
+            f"{where}: the answer broke off, with the finish reason '{given[:SHOWN_CHARS]}'",
+            retryable=True,
+        )
+    return _REASONS.get(reason, "stop")
 
 
 def _detail(details: Any, name: str) -> int:

@@ -176,7 +176,7 @@ class StreamReader:
                 if index not in self._ended:
                     self._open.add(index)
                 delta = delta_of(choice, index, self._calls)
-                reason = reason_of(choice)
+                reason = reason_of(choice, self._where)
                 if reason is not None:
                     if index in self._ended:
                         continue
