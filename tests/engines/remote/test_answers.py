@@ -7,9 +7,7 @@ import pytest
 from aiohttp import web
 
 from penstock.engines.remote.requests import task_body
-from penstock.errors import (
-    UpstreamError,
-)
+from penstock.errors import UnsupportedError, UpstreamError
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
     ClassifyRequest,
@@ -94,6 +92,15 @@ async def test_several_answers_keep_their_index_and_share_the_usage(script):
             assert result.texts == {0: "a", 1: "b"}
             assert result.reasons == {0: "length", 1: "stop"}
             assert result.usage == Usage(5, 2)
+
+
+async def test_a_server_that_ignores_n_is_named_and_asked_once(script):
+    script.answers = [SAID, sse(chunk(content="yes"), chunk(reason="stop"))]
+    async with remote(script) as engine:
+        for request in (whole(n=2), chat_request("hi", n=2)):
+            with pytest.raises(UnsupportedError, match="gave 1 of 2 answers: it does not take n"):
+                await answer(engine, request)
+    assert len(script.asked) == 2
 
 
 async def test_tool_calls_come_in_parts_or_whole(script):

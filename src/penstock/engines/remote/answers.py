@@ -21,7 +21,7 @@ from msgspec.structs import asdict
 from penstock.engines.remote import lenient
 from penstock.engines.remote.decisions import DecisionAnswer, read_decisions
 from penstock.engines.remote.lenient import as_text, count
-from penstock.errors import UpstreamError
+from penstock.errors import UnsupportedError, UpstreamError
 from penstock.http.complaints import as_error, error_inside
 from penstock.types import (
     Classification,
@@ -195,7 +195,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     """The `n` answers of an unstreamed request, one delta each. The first delta carries the usage
     of all answers.
 
-    Raises `UpstreamError`.
+    Raises `UpstreamError`, and `UnsupportedError` for a server that gives fewer.
     """
     parsed = parse_chunk(body, where)
     if parsed.error or not parsed.choices:
@@ -217,7 +217,14 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
             )
         )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
+    if len(deltas) < n:
+        raise too_few(len(deltas), n, where)
     return deltas
+
+
+def too_few(given: int, n: int, where: str) -> UnsupportedError:
+    """The error for a server that ignores `n`."""
+    return UnsupportedError(f"{where} gave {given} of {n} answers: it does not take n", param="n")
 
 
 class ToolCalls:

@@ -19,6 +19,7 @@ from penstock.engines.remote.answers import (
     delta_of,
     parse_chunk,
     reason_of,
+    too_few,
     whole,
 )
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
@@ -251,8 +252,9 @@ class StreamReader:
     def close(self, stray: bytes = b"", *, done: bool = False) -> list[Delta]:
         """The last deltas, when the connection has ended, or the server says that it is `done`.
 
-        Raises `UpstreamError` if the answer is unfinished, with the text that came instead. `stray`
-        holds the bytes outside of events.
+        Raises `UpstreamError` if the answer is unfinished, with the text that came instead, and
+        `UnsupportedError` if the server gave fewer than `n`. `stray` holds the bytes outside of
+        events.
         """
         if self.ended:
             return []
@@ -262,6 +264,8 @@ class StreamReader:
                 Delta(index, "", finish_reason="stop") for index in sorted(self._open)
             ]
             self._ended |= self._open
+            if 0 < len(self._ended) < self._n:
+                raise too_few(len(self._ended), self._n, self._where)
         if len(self._ended) < self._n:
             text = (
                 (stray or (b"" if self._open or self._ended else self._unread))[:4096]
