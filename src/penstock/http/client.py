@@ -150,6 +150,7 @@ class HttpClient:
                 return Reply(response.status, response.headers, body)
             error = self._refusal(response, body, to)
             pause = error.retry_after
+            limiter.charge(-tokens)  # it used none
             if is_throttling(error):
                 verdict = "throttled"
             raise error
@@ -200,6 +201,7 @@ class HttpClient:
                 if not 200 <= response.status < 300:
                     error = self._refusal(response, await self._read(response, to), to)
                     pause, verdict = error.retry_after, "answered"
+                    limiter.charge(-tokens)  # it used none
                     raise error
                 verdict = "answered"
                 pieces = self._pieces(response, to)
