@@ -42,7 +42,6 @@ from penstock.errors import (
     nearest,
 )
 from penstock.http.client import multipart
-from penstock.http.endpoint import endpoint
 from penstock.http.retries import Retries, is_throttling
 from penstock.llm_config.batch import CLASS_HEADER
 from penstock.types import ChatRequest, CompletionRequest
@@ -74,8 +73,6 @@ class RemoteEngine(LLMEngine):
             raise ConfigError(
                 "must be named where the servers are not asked", field="model", value=model_source
             )
-        for server in self._servers:
-            endpoint("GET", server.base_url, field="engine_kwargs.base_url")
         self._retries = Retries(
             max_retries=self.options.max_retries,
             base_wait_s=self.options.base_retry_wait_s,
@@ -113,10 +110,15 @@ class RemoteEngine(LLMEngine):
         )
         await upstreams.open()
         try:
-            self._know(await discover(self.model_source, upstreams, self.options))
+            # A server may be busy for a while, or still load its model.
+            retries = Retries(max_retries=0, base_wait_s=self.options.base_retry_wait_s)
+            self._know(await retries.run(discover, self.model_source, upstreams, self.options))
             # A server that lists its models may still fail to run them.
             if self._doubted is not None:
                 await upstreams.prove(self._doubted)
+        except (UpstreamError, EngineTimeoutError) as error:
+            await upstreams.close()
+            raise EngineStartError(str(error)) from None
         except BaseException:
             await upstreams.close()
             raise
