@@ -63,6 +63,19 @@ async def test_a_refused_request_gives_its_tokens_back():
                     pass
 
 
+async def test_a_pause_in_the_body_of_a_refusal_is_one():
+    """Gemini names no other."""
+    error = {"message": "slow down", "details": [{"retryDelay": "34s"}]}
+
+    async def refuse(request):
+        return web.json_response([{"error": error}], status=429)
+
+    async with asking(refuse) as (client, to):
+        with pytest.raises(UpstreamError, match="asks for a pause of 34 s") as caught:
+            await client.send(to, limiter(), data=b"{}")
+    assert caught.value.retry_after == 34
+
+
 async def test_a_large_body_arrives_whole_and_without_a_warning():
     async def measure(request):
         assert request.content_type == "application/json"

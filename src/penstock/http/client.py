@@ -307,6 +307,8 @@ class HttpClient:
                 bare = str(target.with_query(None).with_fragment(None))
                 why += f"; it names {self._headers.scrub(bare, to.secrets)}"
         pause = retry_after(response.headers)
+        if pause is None:
+            pause = found.retry_after
         if pause is not None and pause >= WORTH_TELLING_S:
             why += f" (it asks for a pause of {span(pause)})"
         return UpstreamError(

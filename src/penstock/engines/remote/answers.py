@@ -493,4 +493,6 @@ def _unreadable(what: str, body: bytes) -> UpstreamError:
     """The error of an unusable answer, with the server's words: they may explain it."""
     text = body[:4096].decode(errors="replace")
     words = " ".join(text.split())[:SHOWN_CHARS]
-    return UpstreamError(f"{what}: {words or 'nothing'}", http_status=200, body=text)
+    is_page = text.lstrip()[:1] not in ("{", "[")  # nothing, or a proxy's: it may pass
+    what = f"{what}: {words or 'nothing'}"
+    return UpstreamError(what, http_status=200, body=text, retryable=is_page)
