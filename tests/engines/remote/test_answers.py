@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from penstock.engines.remote import stream
 from penstock.engines.remote.requests import task_body
 from penstock.errors import UnsupportedError, UpstreamError
 from penstock.testing import answer, chat_request, deltas_of
@@ -92,6 +93,25 @@ async def test_several_answers_keep_their_index_and_share_the_usage(script):
             assert result.texts == {0: "a", 1: "b"}
             assert result.reasons == {0: "length", 1: "stop"}
             assert result.usage == Usage(5, 2)
+
+
+async def test_a_finished_answer_does_not_wait_for_a_stream_without_end(script, monkeypatch):
+    monkeypatch.setattr(stream, "USAGE_S", 0.0)
+    script.answers = [sse(chunk(content="yes"), chunk(reason="stop"), end="hang")]
+    async with remote(script) as engine:
+        result = await answer(engine, chat_request("hi"))
+        assert engine._upstreams.members[0].limiter.running == 0
+    assert (result.texts, result.reasons) == ({0: "yes"}, {0: "stop"})
+
+
+async def test_an_unstreamed_answer_may_be_as_large_as_the_others(script):
+    text = "y" * (5 << 20)
+    script.answers = [{"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}]
+    async with remote(script) as engine:
+        assert (await answer(engine, chat_request("hi"))).texts == {0: text}
+    async with remote(script, max_response_bytes=1 << 20) as engine:
+        with pytest.raises(UpstreamError, match="sent an answer of more than 1048576 bytes"):
+            await answer(engine, chat_request("hi"))
 
 
 async def test_a_server_that_ignores_n_is_named_and_asked_once(script):

@@ -75,6 +75,7 @@ class Upstream(Member):
             common.trip_after, common.cooldown_s, asyncio.get_running_loop().time
         )
         self.concurrency = common.concurrency
+        self.max_answer_bytes = common.max_response_bytes
         self._common = common
         self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
         self._endpoints: dict[str, Endpoint] = {}
