@@ -1,6 +1,7 @@
 """What the engine finds out of a scripted server when it starts."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -111,7 +112,7 @@ async def test_a_server_that_is_busy_or_loads_is_waited_for(script, status):
 
 async def test_the_start_does_not_wait_with_the_requests(script):
     script.answers = [SAID]
-    slow = {"requests_per_minute": 0.1, "connect_timeout_s": 1}
+    slow: dict[str, Any] = {"requests_per_minute": 0.1, "connect_timeout_s": 1}
     async with remote(script, **slow) as engine:
         await answer(engine, whole())
         async with remote(script, **slow):

@@ -39,6 +39,7 @@ from penstock.errors import (
     PenstockError,
     RequestError,
     UpstreamError,
+    class_and_text,
     nearest,
 )
 from penstock.http.client import multipart
@@ -197,7 +198,7 @@ class RemoteEngine(LLMEngine):
         """A stream whose first deltas have come."""
         if self.options.stream_usage:
             body["stream_options"] = {"include_usage": True}
-        data = self._encode(body)
+        data = self._encoded(body)
         to = upstream.to(path)
         async with AsyncExitStack() as held:
             held.enter_context(upstreams.watch(upstream, path, data))
@@ -243,7 +244,7 @@ class RemoteEngine(LLMEngine):
             else:
                 to = upstream.to(path)
                 data = (
-                    self._encode(given)
+                    self._encoded(given)
                     if file is None
                     else multipart({**given, "file": {"content": file, "filename": "audio"}})
                 )
@@ -264,7 +265,8 @@ class RemoteEngine(LLMEngine):
                         upstream.limiter.refused()
                     raise
             if tokens:
-                charge(upstream, result[0] if isinstance(result, list) else result, tokens)
+                first = result[0] if isinstance(result, list) and result else result
+                charge(upstream, first, tokens)
             return result
 
         with _refusals():
@@ -360,6 +362,14 @@ class RemoteEngine(LLMEngine):
                 f"no adapter '{adapter}'. {nearest(adapter, known)}", param="model"
             )
         return known.get(adapter, f"{model}:{adapter}")
+
+    def _encoded(self, body: dict[str, Any]) -> bytes:
+        try:
+            return self._encode(body)
+        except (TypeError, ValueError, OverflowError) as error:  # such as a lone surrogate
+            raise RequestError(
+                f"the request holds a value that cannot be sent: {class_and_text(error)}"
+            ) from None
 
     def _estimate(self, data: bytes, max_tokens: int | None) -> float:
         if self.options.tokens_per_minute is None:

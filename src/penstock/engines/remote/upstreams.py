@@ -117,16 +117,18 @@ class Upstream(Member):
             "/chat/completions": {
                 "messages": [{"role": "user", "content": text}],
                 options.max_tokens_field: 1,
-                **options.extra_body,
             },
-            "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
+            "/completions": {"prompt": text, "max_tokens": 1},
             "/embeddings": {"input": [text]},
             "/score": score_body(self.dialect, text, [text]),
             "/rerank": {"query": text, "documents": [text]},
             "//classify": {"input": [text]},
         }
         body = bodies.get(path)
-        return None if body is None else in_dialect(self.dialect, {"model": self.model, **body})
+        if body is None:
+            return None
+        extra = options.extra_body if path.endswith("/completions") else {}
+        return in_dialect(self.dialect, {"model": self.model, **body}) | extra
 
     @property
     def load(self) -> float:
