@@ -1,9 +1,11 @@
 """Sampling with changed logits, on rows of logits written by hand."""
 
+from weakref import WeakSet
+
 import numpy as np
 import pytest
 
-from penstock.engines.openvino.logits.biased import Handle, choose
+from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle, choose
 from penstock.types import Sampling
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], np.float32)
@@ -96,3 +98,39 @@ def test_a_bad_word_without_tokens_forbids_nothing():
 
 def test_a_seed_may_be_negative():
     assert choose(LOGITS, handle(temperature=1.0, seed=-1)) is not None
+
+
+class Model:
+    """Holds as many sequences at once as it has room for."""
+
+    chunk = 4
+
+    def __init__(self, room=1):
+        self.room = room
+        self.begun = WeakSet()
+
+    def begin_if_fits(self, tokens):
+        if len(self.begun) >= self.room:
+            return None
+        reading = Reading()
+        self.begun.add(reading)
+        return reading
+
+
+class Reading:
+    after = None
+
+    def add(self, ids, top=0, silent=False):
+        self.after = LOGITS
+        return []
+
+
+def test_who_has_no_room_for_a_cache_waits():
+    model = Model()
+    pipeline = BiasedPipeline(lambda: model)
+    first, second = (
+        pipeline.add(Handle([0], Sampling(temperature=0.0), 2, set(), [])) for _ in range(2)
+    )
+    for made in ([1, 0], [2, 1], [2, 2]):
+        pipeline.step()
+        assert [len(first.ids), len(second.ids)] == made

@@ -4,12 +4,14 @@ import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.logits.scoring import check_together
+from penstock.engines.openvino.logits.model import TokenScore
+from penstock.engines.openvino.logits.scoring import Scoring, check_together
 from penstock.errors import RequestError, UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import CompletionRequest, Sampling, StructuredOutput
@@ -198,3 +200,65 @@ async def test_the_parameter_that_was_given_is_named(given, param):
     with pytest.raises(UnsupportedError) as caught:
         check_together(request, 1024)
     assert caught.value.param == param
+
+
+class Model:
+    """Has room for one sequence at a time, and reads four tokens a turn."""
+
+    chunk = 4
+
+    def __init__(self):
+        self.begun = WeakSet()
+
+    def begin_if_fits(self, tokens):
+        if self.begun:
+            return None
+        self.begun.add(reading := Reading())
+        return reading
+
+
+class Reading:
+    def add(self, ids, top=0, silent=False):
+        return [TokenScore(token, 0.0, 1, []) for token in ids]
+
+
+class Asked:
+    def __init__(self, **sampling):
+        self.sampling = Sampling(**sampling)
+        self.prompt = [1, 2, 3, 4]
+        self.prompt_tokens, self.max_new_tokens = 4, 8
+        self.ids = []
+
+
+def scoring(*requests):
+    model = Model()
+    made = Scoring(SimpleNamespace(model=lambda: model, rest=lambda: None))
+    for request in requests:
+        made.begin(None, request)
+
+    def turn():
+        return [scored.request for scored in made.turn(pytest.fail)]
+
+    return made, model, turn
+
+
+async def test_who_has_no_room_for_a_cache_waits():
+    first, second = Asked(logprobs=2), Asked(logprobs=2)
+    made, _, turn = scoring(first, second)
+    assert turn() == [first]
+    assert turn() == []
+    first.ids.append(7)
+    assert made.note(first)
+    assert turn() == [first]  # though the other came before
+    assert made.of(first).whole
+    made.forget(first)
+    assert turn() == [second]
+
+
+async def test_a_cache_is_given_back_where_only_the_prompt_is_asked():
+    first, second = Asked(prompt_logprobs=1), Asked(prompt_logprobs=1)
+    made, model, turn = scoring(first, second)
+    assert turn() == [first]
+    assert not model.begun
+    assert not made.note(first)
+    assert turn() == [second]

@@ -115,12 +115,16 @@ class BiasedPipeline:
     def step(self) -> None:
         """One token for each request that runs, or one piece of its prompt."""
         self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
+        is_full = False
         for handle in self._handles:
             model = self._model()
             if model is None:
                 return
+            if handle.reading is None and not is_full:
+                handle.reading = model.begin_if_fits(len(handle.prompt) + handle.max_new_tokens)
             if handle.reading is None:
-                handle.reading = model.begin()
+                is_full = True  # and the others wait behind it
+                continue
             handle.reading.add(handle.unread[: model.chunk], silent=True)
             handle.unread = handle.unread[model.chunk :]
             if not handle.unread and handle.reading.after is not None:

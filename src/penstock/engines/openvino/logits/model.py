@@ -10,8 +10,10 @@ the most likely ones; positions that nobody asks for cost no vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import openvino as ov
@@ -72,6 +74,9 @@ class LogitModel:
         self.takes_trees = _take_mask(model)
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
+        # As many tokens as the pipeline's own KV cache may take the memory for.
+        self._room = options.kv_cache_memory_bytes // max(_bytes_a_token(model), 1)
+        self._begun: WeakKeyDictionary[Reading, int] = WeakKeyDictionary()
         most = _CHUNK_NUMBERS // self.vocabulary
         self.chunk = max(1, min(_LARGEST_CHUNK, most))
         weights = Path(path).with_suffix(".bin").stat().st_size
@@ -89,6 +94,17 @@ class LogitModel:
     def begin(self) -> Reading:
         """A new sequence, without tokens yet."""
         return Reading(self, self._compiled.create_infer_request())
+
+    def begin_if_fits(self, tokens: int) -> Reading | None:
+        """A new sequence that will have at most so many tokens; None while the KV caches of those
+        that others hold leave no room. Alone it always fits.
+        """
+        held = sum(self._begun.values())
+        if held and held + tokens > self._room:
+            return None
+        reading = self.begin()
+        self._begun[reading] = tokens
+        return reading
 
     def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
         """Read trees side by side, nothing before them. Returns what each wants, by its places."""
@@ -264,6 +280,13 @@ def _take_mask(model: Any) -> bool:
         one.input(_MASK).replace_source_output(mask.output(0))
     model.add_parameters([mask])
     return True
+
+
+def _bytes_a_token(model: Any) -> int:
+    """What one token takes in the KV cache, in f32."""
+    states = [one for one in model.get_ops() if one.get_type_name() == "ReadValue"]
+    shapes = [state.get_output_partial_shape(0) for state in states]
+    return sum(4 * prod(size.get_length() for size in shape if size.is_static) for shape in shapes)
 
 
 def _extend(model: Any) -> int:

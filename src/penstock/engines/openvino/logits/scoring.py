@@ -108,6 +108,12 @@ class Scored:
         return self.request.prompt_tokens
 
     @property
+    def most(self) -> int:
+        """How many tokens are read at most."""
+        answer = 0 if self.request.sampling.logprobs is None else self.request.max_new_tokens
+        return self.prompt_size + answer
+
+    @property
     def whole(self) -> bool:
         """Whether all tokens that are there so far were read."""
         return self.read == self.prompt_size + len(self.request.ids)
@@ -177,36 +183,42 @@ class Scoring:
 
     def turn(self, failed: Callable[[Request, Exception], None]) -> list[Scored]:
         """Read a bounded number of tokens. Returns those of whom all is read; calls `failed` for
-        those that cannot be.
+        those that cannot be. Those for whose KV caches there is no room yet wait.
         """
         done: list[Scored] = []
         budget: int | None = None
-        while self._unread and (budget is None or budget > 0):
-            scored = self._unread[0]
+        is_full = False
+        for scored in list(self._unread):
+            if budget is not None and budget <= 0:
+                break
+            if is_full and scored.reading is None:
+                continue
             try:
                 model = self._logits.model()
                 if model is None:
                     return done
                 budget = model.chunk if budget is None else budget
-                budget -= self._read(scored, model, budget)
+                if scored.reading is None:
+                    scored.reading = model.begin_if_fits(scored.most)
+                    is_full = scored.reading is None
+                while scored.reading is not None and budget > 0 and not scored.whole:
+                    budget -= self._read(scored, scored.reading, budget)
             except Exception as error:
                 self.forget(scored.request)
                 failed(scored.request, error)
                 continue
             if scored.whole:
-                self._unread.popleft()
+                if scored.request.sampling.logprobs is None:  # the answer is not read
+                    scored.reading = None
+                self._unread.remove(scored)
                 done.append(scored)
         return done
 
-    def _read(self, scored: Scored, model: LogitModel, most: int) -> int:
+    def _read(self, scored: Scored, reading: Reading, most: int) -> int:
         sampling, start = scored.request.sampling, scored.read
-        if scored.reading is None:
-            scored.reading = model.begin()
         in_prompt, ids = start < scored.prompt_size, scored.unread(most)
-        if not ids:
-            return 0
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
-        scores = scored.reading.add(ids, top or 0, silent=top is None or self._known(scored, start))
+        scores = reading.add(ids, top or 0, silent=top is None or self._known(scored, start))
         if in_prompt:
             scored.prompt += scores
         else:
