@@ -6,7 +6,6 @@ The checks come before an engine sees a request: some engines accept nonsense in
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeVar
@@ -29,7 +28,6 @@ MAX_STOPS, LONGEST_STOP = 128, 4096
 """Stop strings of a request, and the characters of each: all are looked for at every token."""
 LONGEST_CONSTRAINT = 262_144
 """Characters of a JSON schema or a regular expression."""
-_CHECKED_REGEX = 10_000
 _DEEPEST_SCHEMA = 200
 LEAST = 2.0**-126
 """The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of
@@ -234,30 +232,11 @@ def _check_structured(
             " taken",
             param=structured.param,
         )
-    try:
-        match structured.kind:
-            case "regex":
-                check_regex(structured.spec)
-            case "json_schema":
-                check_json_schema(structured.spec)
-    except RequestError as error:
-        raise RequestError(str(error), param=structured.param) from None
-
-
-def check_regex(pattern: str) -> None:
-    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are
-    left to the engine.
-    """
-    if len(pattern) > _CHECKED_REGEX:
-        return
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        place = getattr(error, "pos", None)
-        where = "" if place is None else f": see character {place + 1}"
-        raise RequestError(
-            f"not a valid regular expression{where}", param="response_format"
-        ) from None
+    if structured.kind == "json_schema":  # the engines' own parsers say what the others may be
+        try:
+            check_json_schema(structured.spec)
+        except RequestError as error:
+            raise RequestError(str(error), param=structured.param) from None
 
 
 def check_json_schema(spec: str) -> None:
