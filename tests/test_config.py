@@ -1,3 +1,4 @@
+import math
 from importlib import import_module
 from typing import Any
 
@@ -108,6 +109,26 @@ def test_rays_engine_names_and_options_are_read():
             "'model_id'",
         ),
         ({"model_loading_config": {"model_id": ""}}, "model_loading_config.model_id", "length"),
+        (
+            {"model_loading_config": {"model_id": "a\ud800"}},
+            "model_loading_config.model_id",
+            "is no Unicode text at character 2",
+        ),
+        (
+            {"placement_group_config": {"bundles": [{"CPU": 1, "memory": math.inf}]}},
+            "placement_group_config.bundles[0].memory",
+            "must be a finite number, not inf",
+        ),
+        (
+            {"deployment_config": {"autoscaling_config": {"target_ongoing_requests": math.nan}}},
+            "deployment_config.autoscaling_config.target_ongoing_requests",
+            "must be a finite number, not nan",
+        ),
+        (
+            {"deployment_config": {"num_replicas": 0}},
+            "deployment_config.num_replicas",
+            "must be at least 1, not 0. With autoscaling_config.min_replicas 0",
+        ),
         (
             {"deployment_config": {"autoscaling_config": {"min_replicaz": 1}}},
             "deployment_config.autoscaling_config.min_replicaz",

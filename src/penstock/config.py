@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -44,6 +45,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     if issubclass(options, Options):
         given = options.read_fields(given, where)
     _check_keys(options, given, where)
+    _check_plain(given, where)
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError as error:
@@ -60,6 +62,24 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
         raise ConfigError(
             f"{why}, got {masked(value, place)!r}", field=field, value=value
         ) from None
+
+
+def _check_plain(value: Any, place: str) -> None:
+    """Raise `ConfigError` for text that is no Unicode, and for a number that is not finite."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            why = f"is no Unicode text at character {error.start + 1}"
+            raise ConfigError(why, field=place) from None
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"must be a finite number, not {value}", field=place)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_plain(inner, f"{place}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _check_plain(inner, f"{place}[{number}]")
 
 
 def _as_mapping(value: Any) -> Any:

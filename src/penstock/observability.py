@@ -101,6 +101,11 @@ def say(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 row", "1,200 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def is_terminal() -> bool:
     """Whether standard error is a terminal."""
     try:

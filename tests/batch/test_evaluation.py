@@ -31,12 +31,32 @@ def test_two_evaluations_are_compared_row_by_row():
         compared(before, scores(1, 1))
 
 
+@pytest.mark.parametrize(("rows", "better"), [(1, 1), (5, 5), (10, 9), (20, 0), (1000, 1000)])
+def test_the_interval_of_a_difference_is_possible_and_holds_it(rows, better):
+    after = Evaluation("exact", [1.0] * better + [0.0] * (rows - better))
+    found = compared(scores(0, rows), after)
+    low, high = found.interval
+    assert -1 <= low < found.difference <= high <= 1
+    mirrored = compared(after, scores(0, rows))
+    assert mirrored.interval == pytest.approx((-high, -low))
+
+
+def test_other_labels_are_other_rows():
+    one, other = (Evaluation("exact", [1.0], labels=digest) for digest in ("a", "b"))
+    with pytest.raises(ConfigError, match="is of other rows"):
+        compared(one, other)
+    assert compared(scores(1, 0), one).rows == 1  # written before there were digests
+
+
 def test_what_is_saved_comes_back(tmp_path):
     scores(2, 1).save(tmp_path / "e.json")
     assert load(tmp_path / "e.json") == scores(2, 1)
     (tmp_path / "e.json").write_text("[]")
     with pytest.raises(ConfigError, match="is no evaluation"):
         load(tmp_path / "e.json")
+    scores(2, 1).save(tmp_path / "e.json")
+    with pytest.raises(ConfigError, match=r"e.json is of the form 'exact', not 'pair'"):
+        load(tmp_path / "e.json", "pair")
     with pytest.raises(ConfigError, match=r"none.json cannot be read: No such file"):
         load(tmp_path / "none.json")
 
@@ -44,7 +64,39 @@ def test_what_is_saved_comes_back(tmp_path):
 async def test_exact_answers(make_engine):
     rows = [{"q": "a", "is": "A"}, {"q": "b", "is": "b"}, {"q": "c", "is": None}, {"p": 1}]
     found = await aevaluate(rows, "exact", expected="is", prompt="{q}", engine=make_engine())
-    assert (found.scores, found.failed) == ([1.0, 0.0, 0.0, 0.0], 1)
+    assert (found.scores, found.failed, found.unlabelled) == ([1.0, 0.0], 0, 2)
+    assert str(found).endswith("2 rows, 2 more without a usable label")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("1.0", 1.0, True),
+        ("1", 1.0, True),
+        (" 2.5\n", 2.5, True),
+        ('{"a": [1]}', {"a": [1.0]}, True),
+        ('{"a": [2]}', {"a": [1]}, False),
+        ("true", True, True),
+        ("1", True, False),
+        ("[1,2]", [1, 2], True),
+        ("1.0", "1", False),
+        ("no JSON", [1], False),
+    ],
+)
+async def test_values_that_are_no_text_are_compared_as_json(make_engine, answer, expected, right):
+    engine = make_engine(lambda _: answer)
+    rows = [{"q": "a", "is": expected}]
+    found = await aevaluate(rows, "exact", expected="is", prompt="{q}", engine=engine)
+    assert found.scores == [float(right)]
+
+
+async def test_rows_whose_label_is_no_option_have_no_score():
+    options = {"prompt": "{q}", "choices": "a,b", "model": "simulated"}
+    rows = [{"q": "x", "is": label} for label in ("a", None, "A", "b")]
+    found = await aevaluate(rows, "choice", expected="is", **options)
+    assert (len(found.scores), found.unlabelled) == (2, 2)
+    with pytest.raises(InputError, match="no row has a label of the question 'choice' in the col"):
+        await aevaluate(rows[1:3], "choice", expected="is", **options)
 
 
 async def test_answers_that_follow_a_schema(make_engine):
@@ -80,6 +132,15 @@ async def test_a_judge_of_pairs_favours_no_place():
     found = await aevaluate(rows, "pair", pair=("one", "two"), **asked)
     other = await aevaluate(rows, "pair", pair=("two", "one"), **asked)
     assert found.scores == pytest.approx([1 - score for score in other.scores])
+    once = await aevaluate(iter(rows), "pair", pair=("one", "two"), **asked)
+    assert once.scores == found.scores
+
+
+async def test_a_pair_that_cannot_be_judged_favours_none():
+    rows = [{"q": "a", "one": "x", "two": "y"}, {"one": "x", "two": "y"}]
+    for pair in (("one", "two"), ("two", "one")):
+        found = await aevaluate(rows, "pair", pair=pair, prompt="{q}", model="simulated")
+        assert (found.scores[1], found.failed) == (0.5, 1)
 
 
 async def test_the_likeliest_level_counts_and_not_the_mean():
@@ -109,6 +170,8 @@ SEVERAL = {"name": "x", "instructions": "?", "options": ["a", "b"], "several": T
             {"form": "exact", "expected": "is", "filter": "a?"},
             "filter: has no meaning for the form",
         ),
+        ({"form": "pair", "pair": ["q", "is"], "messages": "q"}, "messages: has no meaning"),
+        ({"form": "exact", "expected": "is", "prompt": None}, "prompt: say what to ask"),
         ({"form": "exact", "expected": "is", "pair": ["a", "b"]}, "pair: has no meaning"),
         ({"form": "choice", "expected": "is", "choices": "a,b", "schema": {}}, "schema: has no"),
         ({"form": "pair", "pair": ["q", "is"], "decide": [SEVERAL]}, "decide: has no meaning"),
@@ -118,7 +181,9 @@ SEVERAL = {"name": "x", "instructions": "?", "options": ["a", "b"], "several": T
 )
 async def test_refused(options, why):
     with pytest.raises(ConfigError, match=why):
-        await aevaluate([{"q": "a", "is": "b"}], prompt="{q}", model="simulated", **options)
+        await aevaluate(
+            [{"q": "a", "is": "b"}], **{"prompt": "{q}", "model": "simulated", **options}
+        )
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
@@ -150,4 +215,5 @@ async def test_no_rows():
 
 def test_scores_are_plain_json(tmp_path):
     scores(1, 0).save(tmp_path / "e.json")
-    assert json.loads((tmp_path / "e.json").read_text())["scores"] == [1.0]
+    written = json.loads((tmp_path / "e.json").read_text())
+    assert (written["scores"], written["mean"], written["interval"][1]) == ([1.0], 1.0, 1.0)

@@ -85,7 +85,8 @@ def test_deadlines():
     later = datetime.now() + timedelta(hours=1)
     for given in (later, later.isoformat()):
         assert 3590 < (seconds_until(given) or 0) <= 3600
-    wrongs: list = [True, "nan", float("nan"), [], "x"]
+    beyond = ["0001-01-01", 10**400, datetime.min]
+    wrongs: list = [True, "nan", float("nan"), [], "x", *beyond]
     for wrong in wrongs:
         with pytest.raises(ConfigError):
             seconds_until(wrong)

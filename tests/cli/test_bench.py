@@ -1,13 +1,16 @@
 import json
+import re
 import shlex
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
-from penstock.cli.bench import _SHAPES
+from penstock.cli.bench import _SHAPES, _distributions, _write
 from penstock.cli.commands import cli
-from penstock.errors import PenstockError
+from penstock.errors import OutputError, PenstockError
+from penstock.loadtest.client import Sample
+from penstock.loadtest.study import Run
 from penstock.loadtest.workload import SHAPES
 
 
@@ -40,10 +43,15 @@ def test_every_shape_has_its_name_here():
         ("null --engine vllm", "--engine: needs a MODEL"),
         ("m --engine-kwargs x", "--engine-kwargs: not valid JSON"),
         ("null --no-stream --slo-ttft-ms 3", "only --slo-e2e-ms is known without streaming"),
+        ("null --sweep clients --seconds 3", "--seconds: needs --ramp"),
+        ("null --sweep clients --trace-speed 3", "--trace-speed: needs --trace"),
+        ("null --body '{\"ignore_eos\": false}' --ignore-eos", "--body ignore_eos: is set by"),
+        ("null --workload shared-prefix --max-input 64", "max_input: a prefix alone has 256"),
         ("null --prefixes 2", "only the workload shared-prefix has them"),
         ("null --json none/x.json", "its directory does not exist"),
         ("null --picture none/x.svg", "its directory does not exist"),
         ("http://a:b", "TARGET"),
+        ("demo --api-key k", "--api-key: is of a server that runs"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_starts(line, why, monkeypatch):
@@ -53,6 +61,23 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(line, why, monkey
     monkeypatch.setattr("penstock.loadtest.study.address_of", started)
     with pytest.raises(PenstockError, match=why):
         cli.main(["bench", "serve", *shlex.split(line)], standalone_mode=False)
+
+
+def test_figures_are_shown_before_they_are_written(capsys):
+    report = {"text": ["the figures"], "figures": {}, "picture": "<svg/>", "failed": False}
+    for name in ("as_json", "picture"):
+        with pytest.raises(OutputError, match="/dev/full: No space left"):
+            _write(report, {"as_json": None, **{name: "/dev/full"}})
+        assert capsys.readouterr().out == "the figures\n"
+
+
+def test_answers_without_text_have_no_time_to_first_token():
+    answered = Sample(100.0, 100.0, 100.1, 100.2, 100.2, pieces=2)
+    empty = Sample(100.0, 100.0, end=100.2)
+    both = _distributions("t", {"": Run([answered, empty], 1.0, 0.1)})
+    one = _distributions("t", {"": Run([answered], 1.0, 0.1)})
+    points = [re.findall(r'points="([^"]*)"', svg)[0] for svg in (both, one)]
+    assert points[0] == points[1]
 
 
 def test_help_has_examples():

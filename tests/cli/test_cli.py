@@ -440,9 +440,13 @@ def test_decisions_a_filter_and_a_calibration(folder):
 
 
 def test_evaluations_and_their_comparison(folder):
-    asked = (*SIMULATED, "--choices", "a,b", "--form", "choice", "--expected", "text")
+    choice = ("--form", "choice", "--choices", "a,b")
+    asked = (*SIMULATED, "--expected", "text")
+    unknown = penstock("eval", "in.jsonl", *asked, *choice, cwd=folder)
+    assert unknown.returncode == 2
+    assert b"no row has a label of the question 'choice' in the column 'text'" in unknown.stderr
     first = penstock("eval", "in.jsonl", *asked, "-o", "e.json", cwd=folder)
-    assert first.stdout == b"choice: 0.000 (95 %: 0.000 to 0.161), 20 rows\n", first.stderr
+    assert first.stdout == b"exact: 0.000 (95 %: 0.000 to 0.161), 20 rows\n", first.stderr
     again = penstock("eval", "in.jsonl", *asked, "--against", "e.json", cwd=folder)
     assert again.stdout.splitlines()[1].startswith(b"difference +0.000")
     wrong = penstock("eval", "in.jsonl", *SIMULATED, "--form", "pair", cwd=folder)

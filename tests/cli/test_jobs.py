@@ -1,6 +1,7 @@
 """`penstock jobs`."""
 
 import json
+import socket
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 import penstock
 from penstock.batch.monitor import status
+from penstock.batch.read.files import STATE_END
 from penstock.cli.commands import cli
 from penstock.errors import ConfigError, InputError, JobError, PenstockError, UpstreamError
 
@@ -49,6 +51,30 @@ def test_metrics_are_in_prometheus_form(job):
     (row,) = [line for line in lines if line.startswith("penstock_job_rows_total{")]
     assert row.endswith(',state="complete"} 3')
     assert r"out\"1\".jsonl" in row
+
+
+@pytest.mark.parametrize("answer", [None, b'{"state": "dreaming"}\n'])
+def test_a_job_that_does_not_answer_hides_no_other(job, tmp_path, monkeypatch, answer):
+    folder = tmp_path / f"silent.jsonl{STATE_END}"
+    folder.mkdir()
+    status.register(folder)
+    status.save(folder, status.Status(status.id_of(folder), "silent.jsonl", "running", rows=7))
+    monkeypatch.setattr("penstock.cli.jobs._PATIENCE_S", 0.01)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(folder / "control.sock"))
+        silent.listen()
+        if answer is not None:
+
+            def speak():
+                with silent.accept()[0] as asked:
+                    asked.sendall(answer)
+
+            Thread(target=speak).start()
+            monkeypatch.setattr("penstock.cli.jobs._PATIENCE_S", 10)
+        done = CliRunner().invoke(cli, ["jobs", "list"], catch_exceptions=False)
+    rows = [line.split()[1:3] for line in done.stdout.splitlines()[1:]]
+    assert sorted(rows) == [["complete", "3"], ["running", "7"]]
+    assert "what it said last is shown" in done.stderr
 
 
 def test_the_tail_of_a_complete_job_is_its_output(job):

@@ -10,6 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
+
+from penstock.cli.explain import explain
+from penstock.cli.process import DECIMAL, size
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +66,22 @@ def test_standard_output_that_is_full(folder, args):
 def test_standard_input_that_is_closed(folder):
     done = shell(folder, "<&-", "run", "-", *RUN[2:], "-o", "-")
     assert (done.returncode, done.stderr) == (2, b"penstock: standard input is closed\n")
+
+
+def test_standard_output_that_lacks_characters(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    (folder / "out.jsonl").write_text('{"text": "日本 é"}\n', encoding="utf-8")
+    (folder / "out.jsonl.penstock").mkdir()
+    (folder / "out.jsonl.penstock" / "manifest.json").write_text("{}")
+    done = shell(folder, "", "jobs", "tail", "out.jsonl")
+    assert (done.stdout, done.stderr) == (b'{"text": "\\u65e5\\u672c \xe9"}\n', b"")
+
+
+@pytest.mark.parametrize("group", ["jobs", "bench"])
+def test_a_group_alone_shows_its_help(folder, group):
+    done = shell(folder, "", group)
+    assert f"Usage: penstock {group}".encode() in done.stderr
+    assert b"no such command" not in done.stderr
 
 
 def test_a_reader_that_leaves_early(folder):
@@ -150,3 +170,28 @@ def test_a_prompt_without_a_column_is_said_once(folder):
             )
             == 1
         )
+
+
+@pytest.mark.parametrize(
+    ("count", "binary", "decimal"),
+    [
+        (0, "0 B", "0 B"),
+        (1023, "1,023 B", "1.02 kB"),
+        (1500, "1.46 KiB", "1.5 kB"),
+        (999_960, "977 KiB", "1 MB"),
+        (1000 << 20, "1,000 MiB", "1.05 GB"),
+        (1023 << 20, "1,023 MiB", "1.07 GB"),
+        (5 << 40, "5,120 GiB", "5,498 GB"),
+    ],
+)
+def test_sizes(count, binary, decimal):
+    assert (size(count), size(count, DECIMAL)) == (binary, decimal)
+
+
+def test_many_cores_and_odd_names_are_shown_shortly(folder):
+    model = 'model_loading_config: {model_id: "a\\ab", model_source: demo}'
+    replicas = "deployment_config: {num_replicas: 1000}"
+    (folder / "m.yaml").write_text(f"llm_configs: [{{{model}, llm_engine: simulated, {replicas}}}]")
+    shown = CliRunner().invoke(explain, [str(folder / "m.yaml")], catch_exceptions=False).output
+    assert shown.startswith("a\\x07b: ")
+    assert "; and 968 more" in shown

@@ -42,9 +42,12 @@ def test_faults(line, fault):
     assert usage_fault(caught.value) == fault
 
 
-@pytest.mark.parametrize("line", ["models list --url http://a", "models --url http://a list"])
+@pytest.mark.parametrize(
+    "line",
+    ["models list --url http://a", "models --url http://a list", "models --api-key k list"],
+)
 def test_the_models_of_a_server_are_listed_without_a_command(line):
-    with pytest.raises(ConfigError, match=r"^--url: .*: penstock models --url URL"):
+    with pytest.raises(ConfigError, match=r"^--(url|api-key): .*: penstock models --url URL"):
         cli.main(line.split(), standalone_mode=False)
 
 

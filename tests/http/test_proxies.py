@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from urllib.error import URLError
 
 import pytest
 from aiohttp import web
@@ -11,6 +12,7 @@ from penstock.balance.limiter import Limiter, Limits
 from penstock.errors import ConfigError, UpstreamError
 from penstock.http.client import HttpClient
 from penstock.http.endpoint import Headers, endpoint, proxy_for
+from penstock.http.opened import opened
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
@@ -144,3 +146,17 @@ async def test_a_session_of_ones_own_chooses_for_itself(environment):
         )
     await client.close()
     assert "proxy" not in asked[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_the_standard_library_reaches_this_machine_without_a_proxy(environment, host):
+    async def answer(request):
+        return web.json_response({"ok": True})
+
+    environment("http_proxy", f"http://127.0.0.1:{unused_port()}")
+    async with RawTestServer(answer) as server:
+        url = f"http://{host}:{server.port}/x"
+        with await asyncio.to_thread(opened, url, 5.0) as reply:
+            assert reply.read() == b'{"ok": true}'
+    with pytest.raises(URLError):
+        await asyncio.to_thread(opened, "http://model.example/x", 5.0)

@@ -113,6 +113,8 @@ async def test_a_whole_answer():
         (sized(ROLE + PIECE, kind=b"text/event-stream"), "cut off", "without a finish reason"),
         (sized(event(b"{"), kind=b"text/event-stream"), "not OpenAI's form", ""),
         (sized(b"<html>"), "not OpenAI's form", ""),
+        (sized(b'{"error":{"message":"full","code":503}}'), "error answer", "full"),
+        (sized(b'{"id":"x"}'), "not OpenAI's form", "there are no choices"),
         (b"SSH-2.0-x\r\n\r\n", "not HTTP", "SSH-2.0-x"),
         (SSE + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "not HTTP", ""),
         (None, "disconnected", "closed the connection"),

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from penstock.loadtest.study import (
     Load,
     Plan,
     Side,
+    address_of,
     calibrated,
     closed_loop,
     compared,
@@ -48,9 +50,9 @@ class Words(Server):
         )
 
 
-def plan(**more):
+def plan(tokens_per_word=None, **more):
     more = {"load": Load(clients=2), "requests": 4, "warmup": 2, **more}
-    return Plan(Workload("gsm8k"), **more)
+    return Plan(Workload("gsm8k", tokens_per_word=tokens_per_word), **more)
 
 
 async def test_the_tokens_of_a_word_are_measured():
@@ -64,16 +66,25 @@ async def test_a_server_that_answers_nothing_is_left_at_once():
         await measured(Side("a", Words(error="HTTP 503"), "m"), plan())
 
 
-async def test_two_sides_take_turns_with_the_same_prompts():
+async def test_two_sides_take_turns_with_prompts_of_the_same_lengths():
     log: list[tuple[Server, str]] = []
     sides = [Side(name, Words(log), "m") for name in "ab"]
     told: list[str] = []
     runs = await compared(sides, plan(tokens_per_word=1.0), 2, told.append)
     assert told == [f"round {n} of 2: {name}" for n in (1, 2) for name in "ab"]
     assert [[len(run.samples) for run in one] for one in runs] == [[4, 4], [4, 4]]
-    asked = {side.name: [text for server, text in log if server is side.server] for side in sides}
-    assert asked["a"] == asked["b"]
-    assert len(set(asked["a"])) == len(asked["a"])  # no round repeats another's
+    texts = {side.name: [text for server, text in log if server is side.server] for side in sides}
+    lengths = {name: [len(text.split()) for text in one] for name, one in texts.items()}
+    assert lengths["a"] == lengths["b"]
+    assert len({text for _, text in log}) == len(log)  # none is in a prefix cache
+
+
+async def test_no_round_repeats_the_prompts_of_a_trace():
+    log: list[tuple[Server, str]] = []
+    sides = [Side(name, Words(log), "m") for name in "ab"]
+    load = Load(trace=Trace([0.0, 0.0], [(20, 3), (30, 4)]))
+    await compared(sides, plan(tokens_per_word=1.0, load=load), 2, lambda _: None)
+    assert len({text for _, text in log}) == len(log)
 
 
 async def test_a_sweep_goes_from_level_to_level():
@@ -136,6 +147,34 @@ def test_a_ramp_has_its_mean_rate_and_its_direction(first, last):
 )
 def test_addresses(target, is_one):
     assert is_address(target) is is_one
+
+
+def test_the_server_of_a_model_needs_no_key_and_takes_up_no_batches(monkeypatch, tmp_path):
+    monkeypatch.setenv("PENSTOCK_API_KEYS", "sk-secret")
+    monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "sk-admin")
+    started: dict[str, Any] = {}
+
+    class Process:
+        stdout = iter(["Listening on http://127.0.0.1:5 (demo)\n"])
+
+        def __init__(self, argv, env, **options):
+            started.update(argv=argv, env=env)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def send_signal(self, number): ...
+
+        def wait(self, seconds): ...
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    with address_of("demo") as url:
+        assert url == "http://127.0.0.1:5"
+    assert "--no-batches" in started["argv"]
+    assert "PATH" in started["env"]
+    assert not [name for name in started["env"] if "KEYS" in name]
 
 
 class Counting(Server):

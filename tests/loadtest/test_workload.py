@@ -1,4 +1,5 @@
 import math
+import time
 from collections import Counter
 from statistics import median
 
@@ -46,6 +47,8 @@ def test_prefixes_are_shared_and_rests_are_not():
     assert len(heads) == 2
     assert len({p.text for p in made}) == 40
     assert {p.input_tokens for p in made} == {512}
+    (short,) = Workload("shared-prefix", max_input=300).prompts(1)
+    assert short.input_tokens == len(short.text.split()) == 300
     warm = Workload("shared-prefix", prefixes=2).prompts(10, part="warm-up")
     assert {" ".join(p.text.split()[:256]) for p in warm} <= set(heads)
 
@@ -63,6 +66,10 @@ def test_wrong_workloads_are_refused():
         Workload("chat")
     with pytest.raises(ConfigError, match="only the workload shared-prefix"):
         Workload("code", prefixes=3)
+    with pytest.raises(ConfigError, match="max_input: a prefix alone has 256 tokens"):
+        Workload("shared-prefix", max_input=256)
+    with pytest.raises(ConfigError, match="input_tokens: a prefix alone has 256 tokens"):
+        Workload("shared-prefix", input_tokens=64)
 
 
 def test_bodies():
@@ -100,6 +107,22 @@ def test_traces_in_both_forms(tmp_path):
     assert trace.lengths == [(4808, 10), (110, 27)]
     prompts = Workload(max_input=200).prompts_of(trace.lengths)
     assert [(p.input_tokens, p.output_tokens) for p in prompts] == [(200, 10), (110, 27)]
+
+
+@pytest.mark.parametrize("offset", ["", "+00:00"])
+def test_times_of_a_trace_are_those_of_one_zone(tmp_path, monkeypatch, offset):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    monkeypatch.undo()
+    path = tmp_path / "trace.csv"
+    times = ("2024-03-31 00:59:59.009930", "2024-03-31 01:00:00", "2024-03-31 02:30:00.5000000")
+    rows = "".join(f"{each}{offset},10,5\n" for each in times)
+    path.write_text(f"\ufeffTIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")  # Excel's mark
+    try:
+        found = read_trace(path)
+    finally:
+        time.tzset()
+    assert found.times == pytest.approx([0, 0.99007, 5401.49007])
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,9 @@ def note_pause(
 
 
 def span(seconds: float) -> str:
-    """A duration for people, in its two largest units: "1 h 30 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
+    """A duration for people, in its two largest units: "1 h 30 min", "2.5 s"."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     units = (("min", 60, 1, "s"), ("h", 3600, 60, "min"), ("d", 86400, 3600, "h"))
     fitting = (unit for unit in units if seconds < 60 * unit[1])
     unit, size, part, name = next(fitting, units[-1])

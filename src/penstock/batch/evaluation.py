@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,13 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name, labelled, questions_of
+from penstock.batch.decisions.questions import as_name, labelled, option_names, questions_of
 from penstock.batch.decisions.thresholds import binomial_at_most
 from penstock.batch.job.job import Job, answered_rows
-from penstock.errors import ConfigError, InputError, OutputError, nearest
-from penstock.parsing import read_file
+from penstock.batch.write.state_files import writing
+from penstock.errors import ConfigError, InputError, nearest
+from penstock.observability import counted
+from penstock.parsing import decode_json, read_file
 from penstock.types import ChoiceQuestion, Option, Question
 
 Form = Literal["choice", "exact", "schema", "pair"]
@@ -29,6 +32,7 @@ _OF_FORMS: dict[str, tuple[Form, ...]] = {
     "pair": ("pair",),
     "choices": ("choice",),
     "decide": ("choice",),
+    "messages": ("choice", "exact", "schema"),
     "filter": (),
 }
 """The forms that have a use for an option. A filter leaves rows out, so no form has."""
@@ -39,12 +43,16 @@ _JUDGE = ChoiceQuestion("Which of the two answers is better?", (Option("A"), Opt
 
 class Evaluation(Struct, frozen=True):
     """The `scores` of all rows, in their order: 1 for a right one, 0 for a wrong one and for one
-    that failed (`failed` counts those); of a `pair` the probability that the first is better.
+    that failed (`failed` counts those); of a `pair` the probability that the first is better, 0.5
+    where that failed. `unlabelled` rows, without a label that can be right, have no score.
+    `labels` is a digest of the others' labels.
     """
 
     form: Form
     scores: list[float]
     failed: int = 0
+    unlabelled: int = 0
+    labels: str = ""
 
     @property
     def mean(self) -> float:
@@ -64,21 +72,26 @@ class Evaluation(Struct, frozen=True):
     def __str__(self) -> str:
         low, high = self.interval
         failed = f", {self.failed:,} failed" if self.failed else ""
+        left = f", {self.unlabelled:,} more without a usable label" if self.unlabelled else ""
         return f"{self.form}: {self.mean:.3f} (95 %: {low:.3f} to {high:.3f}), " + (
-            f"{len(self.scores):,} rows{failed}"
+            f"{counted(len(self.scores), 'row')}{failed}{left}"
         )
+
+    def json(self) -> bytes:
+        """As JSON, with the mean and its interval."""
+        more = {"mean": self.mean, "interval": self.interval}
+        return msgspec.json.encode({**msgspec.structs.asdict(self), **more})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON, to be compared with later. Raises `OutputError`."""
-        try:
-            Path(path).write_bytes(msgspec.json.encode(self) + b"\n")
-        except OSError as error:
-            raise OutputError(f"{os.fspath(path)} cannot be written: {error.strerror}") from None
+        with writing(path):
+            Path(path).write_bytes(self.json() + b"\n")
 
 
 class Comparison(Struct, frozen=True):
     """Two evaluations of the same rows: how many became `better` and `worse`, the `difference` of
-    the means with its 95 % confidence `interval` (of paired rows), and the probability `p` of rows
+    the means with its 95 % confidence `interval` (of paired rows; Agresti and Min, "Simple improved
+    confidence intervals for comparing matched proportions", 2005), and the probability `p` of rows
     that differ so unevenly by chance alone (exact sign test; McNemar's for right and wrong).
     """
 
@@ -105,23 +118,31 @@ def compared(before: Evaluation, after: Evaluation) -> Comparison:
             f" {len(after.scores)} of '{after.form}'",
             field="against",
         )
+    if before.labels and after.labels and before.labels != after.labels:
+        raise ConfigError("is of other rows: their labels are not these", field="against")
     changes = [b - a for a, b in zip(before.scores, after.scores, strict=True)]
     rows = len(changes)
-    mean = math.fsum(changes) / rows
-    spread = math.sqrt(math.fsum((c - mean) ** 2 for c in changes) / max(rows - 1, 1) / rows)
+    total = math.fsum(changes)
+    # Half a row more of each of the four kinds: none, better, worse, none.
+    middle = total / (rows + 2)
+    spread = (math.fsum(c * c for c in changes) + 1) / (rows + 2) - middle**2
+    half = _Z * math.sqrt(spread / (rows + 2))
+    interval = max(middle - half, -1.0), min(middle + half, 1.0)
     better, worse = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
     p = min(2 * binomial_at_most(min(better, worse), better + worse, 0.5), 1.0)
-    return Comparison(rows, better, worse, mean, (mean - _Z * spread, mean + _Z * spread), p)
+    return Comparison(rows, better, worse, total / rows, interval, p)
 
 
-def load(path: str | os.PathLike[str]) -> Evaluation:
-    """A saved evaluation. Raises `ConfigError`."""
+def load(path: str | os.PathLike[str], form: Form | None = None) -> Evaluation:
+    """A saved evaluation. Raises `ConfigError`, also for one that has not the `form`."""
     try:
         found = msgspec.json.decode(read_file(path), type=Evaluation)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", field="against") from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path} is no evaluation: {error}", field="against") from None
+    if form not in (None, found.form):
+        raise ConfigError(f"{path} is of the form '{found.form}', not '{form}'", field="against")
     return found
 
 
@@ -138,9 +159,10 @@ async def aevaluate(
 
     "choice": the most likely of the `choices` (or the one question of `decide`), by likelihood, is
     that in the column `expected`. "exact": the answer, without white space around it, is the text
-    in that column. "schema": the answer follows the `schema`, without being constrained to it.
-    "pair": the model judges which of the texts in the two columns `pair` answers the prompt better,
-    in both orders, so that no place is favoured. Raises `PenstockError`.
+    in that column, or the same JSON as the value there. "schema": the answer follows the `schema`,
+    without being constrained to it. "pair": the model judges which of the texts in the two columns
+    `pair` answers the prompt better, in both orders, so that no place is favoured. Raises
+    `PenstockError`.
     """
     if form not in FORMS:
         raise ConfigError(f"there is no '{form}'", field="form", hint=nearest(form, FORMS))
@@ -156,29 +178,37 @@ async def aevaluate(
         assert pair is not None
         return await _judged(source, pair, options)
     question = _one_question(options) if form == "choice" else None
-    needed = [] if expected is None else [("expected", expected)]
-    asked = await _rows(source, options, needed)
     if form == "schema":
         wanted = structured.load(schema)
         assert wanted is not None
+        asked = await _rows(source, options, [])
         marks = [_follows(wanted, row[f"{_PREFIX}response"]) for row in asked]
-    else:
-        assert expected is not None
-        marks = [
-            row.get(expected) is not None
-            and (
-                _is_text(row[f"{_PREFIX}response"], row[expected])
-                if question is None
-                else _is_likeliest(question, row, row[expected])
-            )
-            for row in asked
-        ]
-    return Evaluation(form, [float(mark) for mark in marks], _failed(asked))
+        return Evaluation(form, [float(mark) for mark in marks], _failed(asked))
+    assert expected is not None
+    asked = await _rows(source, options, [("expected", expected)])
+    rows = [row for row in asked if _is_usable(question, row.get(expected))]
+    if not rows:
+        what = "" if question is None else f" of the question '{question.name}'"
+        raise InputError(f"no row has a label{what} in the column '{expected}'")
+    marks = [
+        _is_expected(row[f"{_PREFIX}response"], row[expected])
+        if question is None
+        else _is_likeliest(question, row, row[expected])
+        for row in rows
+    ]
+    labels = blake2b(repr([as_name(row[expected]) for row in rows]).encode(), digest_size=8)
+    scores, left = [float(mark) for mark in marks], len(asked) - len(rows)
+    return Evaluation(form, scores, _failed(rows), left, labels.hexdigest())
 
 
 async def _rows(
     source: Any, options: Mapping[str, Any], needed: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
+    if all(options.get(name) is None for name in ("prompt", "messages", "audio")):
+        raise ConfigError(
+            "say what to ask: give a prompt with {column} in it, or a column of messages",
+            field="prompt",
+        )
     rows = await answered_rows(Job(source, result_prefix=_PREFIX, **options), needed)
     if not rows:
         raise InputError("there are no rows to evaluate")
@@ -189,17 +219,21 @@ async def _judged(source: Any, pair: Sequence[str], options: dict[str, Any]) -> 
     if len(pair) != 2:
         raise ConfigError("must be two columns", field="pair", value=pair)
     prompt = options.pop("prompt", None) or ""
-    found = []
+    found: list[list[dict[str, Any]]] = []
     for first, second in (pair, pair[::-1]):
         whole = f"{prompt}\n\nAnswer A:\n{{{first}}}\n\nAnswer B:\n{{{second}}}"
-        asked = await _rows(source, {**options, "prompt": whole, "decide": [_JUDGE]}, [])
-        found.append(asked)
+        if found:  # a source may be one that can be read once
+            source = [
+                {name: row[name] for name in row if not name.startswith(_PREFIX)}
+                for row in found[0]
+            ]
+        found.append(await _rows(source, {**options, "prompt": whole, "decide": [_JUDGE]}, []))
     column = f"{_PREFIX}better_probabilities"
     scores, failed = [], 0
     for one, other in zip(*found, strict=True):
         if one[column] is None or other[column] is None:
             failed += 1
-            scores.append(0.0)
+            scores.append(0.5)
         else:
             scores.append((one[column]["A"] + other[column]["B"]) / 2)
     return Evaluation("pair", scores, failed)
@@ -228,8 +262,27 @@ def _is_likeliest(question: Question, row: Mapping[str, Any], expected: Any) -> 
     return max(chances, key=chances.__getitem__) == labelled(question, expected)
 
 
-def _is_text(answer: str | None, expected: Any) -> bool:
-    return answer is not None and answer.strip() == as_name(expected).strip()
+def _is_usable(question: Question | None, label: Any) -> bool:
+    """Whether an answer can be compared with this label."""
+    return label is not None and (
+        question is None or labelled(question, label) in option_names(question)
+    )
+
+
+def _is_expected(answer: str | None, expected: Any) -> bool:
+    if answer is None:
+        return False
+    text = answer.strip()
+    if text == as_name(expected).strip():
+        return True
+    if isinstance(expected, str):
+        return False
+    try:
+        value = decode_json(text)
+    except ValueError:
+        return False
+    # In Python true is 1.
+    return value == expected and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def _follows(schema: structured.Schema, answer: str | None) -> bool:

@@ -24,7 +24,8 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock import private_files
-from penstock.batch.job.result import Counts, duration, ending
+from penstock.balance.backoff import span
+from penstock.batch.job.result import Counts, ending
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.state_files import writing
@@ -298,7 +299,7 @@ def _numbers(state: str, counts: Counts, seen: Observed) -> list[tuple[str, str]
     rows += [
         ("Tokens of the prompts", f"{prompts.total:,.0f}"),
         ("Tokens of the answers", f"{answers.total:,.0f}"),
-        ("Time", duration(seen.seconds)),
+        ("Time", span(seen.seconds)),
     ]
     if seen.rows != counts.rows:
         rows.append(("Observed", f"{seen.rows:,} rows; what follows is of these"))
@@ -308,7 +309,7 @@ def _numbers(state: str, counts: Counts, seen: Observed) -> list[tuple[str, str]
 def _speed(seen: Observed) -> list[str]:
     if not seen.speed:
         return []
-    end = duration(len(seen.speed) * seen.width)
+    end = span(len(seen.speed) * seen.width)
     return [
         part
         for name, place in (("Rows", 0), ("Tokens of answers", 1))

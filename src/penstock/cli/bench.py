@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from penstock.cli.process import interruptible, plain_table
 from penstock.cli.run import check_place, json_object, with_options
@@ -177,9 +178,7 @@ def batch(model: str, rows: int, rounds: int, as_json: str | None, **options: An
     check_place(None if as_json == "-" else as_json)
     workload = _workload(options)
     with interruptible():
-        found = compared(
-            model, workload, rows, rounds, say, tokens_per_word=options["tokens_per_word"]
-        )
+        found = compared(model, workload, rows, rounds, say)
     text = [plain_table(batch_table(found))]
     if found.capped:
         text.append(f"lengths are capped: the model has room for {found.context_length:,} tokens")
@@ -291,14 +290,17 @@ def _plan(options: dict[str, Any]) -> tuple[Plan, Targets, list[Load]]:
     from penstock.loadtest.statistics import Targets
     from penstock.loadtest.study import Load, Plan
 
+    for name, needs in (("seconds", "ramp"), ("trace_speed", "trace")):
+        if options[name] is not None and options[needs] is None:
+            raise ConfigError(f"needs --{needs}", field=f"--{name.replace('_', '-')}")
     more = json_object(options["body"], "--body") or {}
-    if options["ignore_eos"]:
-        more["ignore_eos"] = True
+    own: dict[str, Any] = {"ignore_eos": True} if options["ignore_eos"] else {}
     if options["schema"] is not None:
-        more["response_format"] = _schema(options["schema"])
-    for name in ("stream", "stream_options", "messages", "prompt", "model", "n"):
+        own["response_format"] = _schema(options["schema"])
+    for name in (*own, "stream", "stream_options", "messages", "prompt", "model", "n"):
         if name in more:
             raise ConfigError("is set by the measurement", field=f"--body {name}")
+    more |= own
     loads: list[Load] = []
     if options["sweep"]:
         for name in ("clients", "rate", "ramp", "trace"):
@@ -315,7 +317,6 @@ def _plan(options: dict[str, Any]) -> tuple[Plan, Targets, list[Load]]:
         chat=options["endpoint"] == "chat",
         stream=options["stream"],
         more=more,
-        tokens_per_word=options["tokens_per_word"],
     )
     targets = Targets(options["slo_ttft_ms"], options["slo_tpot_ms"], options["slo_e2e_ms"])
     if not plan.stream and (targets.ttft_ms or targets.tpot_ms):
@@ -331,9 +332,6 @@ def _load(options: dict[str, Any]) -> Load:
     if len(given) > 1:
         raise ConfigError(f"does not stand beside --{given[0]}", field=f"--{given[1]}")
     kind = given[0] if given else "clients"
-    for name, needs in (("seconds", "ramp"), ("trace_speed", "trace")):
-        if options[name] is not None and kind != needs:
-            raise ConfigError(f"needs --{needs}", field=f"--{name.replace('_', '-')}")
     if kind == "ramp":
         if options["requests"] is not None:
             raise ConfigError("a ramp has its rates and --seconds", field="--requests")
@@ -351,8 +349,11 @@ def _load(options: dict[str, Any]) -> Load:
 def _workload(options: dict[str, Any]) -> Workload:
     from penstock.loadtest.workload import Workload
 
-    names = ("shape", "seed", "input_tokens", "output_tokens", "max_input", "max_output")
-    return Workload(**{name: options[name] for name in names}, prefixes=options["prefixes"])
+    names = (
+        *("shape", "seed", "input_tokens", "output_tokens", "max_input", "max_output"),
+        *("prefixes", "tokens_per_word"),
+    )
+    return Workload(**{name: options[name] for name in names})
 
 
 def _rates(text: str) -> tuple[float, float]:
@@ -391,6 +392,9 @@ def _serve_options(targets: tuple[str, ...], options: dict[str, Any]) -> list[st
 
     given = [name for name in ("engine", "engine_kwargs") if options[name] is not None]
     json_object(options["engine_kwargs"], "--engine-kwargs")
+    source = click.get_current_context().get_parameter_source("api_key")
+    if source is ParameterSource.COMMANDLINE and not any(map(is_address, targets)):
+        raise ConfigError("is of a server that runs: give its URL", field="--api-key")
     if given and all(is_address(target) or target == NULL for target in targets):
         raise ConfigError("needs a MODEL", field=f"--{given[0].replace('_', '-')}")
     return [part for name in given for part in (f"--{name.replace('_', '-')}", str(options[name]))]
@@ -403,7 +407,8 @@ def _distributions(title: str, runs: dict[str, Run]) -> str:
     lines = {}
     for name, run in runs.items():
         whole = [sample for sample in run.samples if sample.error is None]
-        lines[f"{name}time to first token"] = distribution([ttft(one) for one in whole])
+        answered = [sample for sample in whole if sample.pieces]
+        lines[f"{name}time to first token"] = distribution([ttft(one) for one in answered])
         lines[f"{name}end to end"] = distribution([e2e(one) for one in whole])
     return line_chart(title, "milliseconds", "% of requests", lines, log_x=True)
 
@@ -411,16 +416,17 @@ def _distributions(title: str, runs: dict[str, Run]) -> str:
 def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
     import msgspec
 
-    place = options["as_json"]
-    if place is not None:
-        figures = msgspec.json.format(msgspec.json.encode(report["figures"]), indent=2)
-        if place == "-":
-            click.echo(figures.decode())
-        else:
+    from penstock.batch.write.state_files import writing
+
+    place, picture = options["as_json"], options.get("picture")
+    figures = msgspec.json.format(msgspec.json.encode(report["figures"]), indent=2)
+    # What can fail comes after what was measured.
+    click.echo(figures if place == "-" else "\n\n".join(report["text"]))
+    if place not in (None, "-"):
+        with writing(place):
             Path(place).write_bytes(figures + b"\n")
-    if options.get("picture") is not None:
-        Path(options["picture"]).write_text(report["picture"])
-    if place != "-":
-        click.echo("\n\n".join(report["text"]))
+    if picture is not None:
+        with writing(picture):
+            Path(picture).write_text(report["picture"])
     if report["failed"]:
         raise SystemExit(1)

@@ -10,7 +10,7 @@ import click
 
 from penstock.cli.process import interruptible
 from penstock.cli.serve import DEFAULT_PORT
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, UpstreamError
 from penstock.observability import say
 
 if TYPE_CHECKING:
@@ -60,17 +60,27 @@ def chat(
                 messages = list(opening)
             elif text:
                 messages.append({"role": "user", "content": text})
-                messages.append(
-                    {"role": "assistant", "content": _say(client, model, messages, options)}
-                )
+                try:
+                    answer = _say(client, model, messages, options)
+                except UpstreamError as error:
+                    if not _is_typed():
+                        raise
+                    del messages[-1]  # the conversation goes on without it
+                    say(str(error))
+                else:
+                    messages.append({"role": "assistant", "content": answer})
 
 
 def _ask() -> str | None:
     try:
-        text = input("> " if sys.stdin is not None and sys.stdin.isatty() else "").strip()
+        text = input("> " if _is_typed() else "").strip()
     except (EOFError, KeyboardInterrupt, RuntimeError):  # RuntimeError: standard input is closed
         return None
     return None if text == "/quit" else text
+
+
+def _is_typed() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _say(

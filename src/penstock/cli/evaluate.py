@@ -64,24 +64,26 @@ def evaluate(
     """
     import asyncio
 
+    import msgspec
+
     from penstock.batch.evaluation import aevaluate, compared, load
 
     check_place(output)
-    before = load(against) if against is not None else None
+    before = load(against, form) if against is not None else None
     options = {name: value for name, value in options.items() if value is not None}
     options["engine_kwargs"] = json_object(engine_kwargs, "engine_kwargs")
     columns = None if pair is None else [part.strip() for part in pair.split(",")]
     with interruptible():
         found: Any = asyncio.run(aevaluate(source, form, pair=columns, **options))
+    # What can fail comes after what the work has found.
+    click.echo(found.json() if as_json else str(found))
     if output is not None:
         found.save(output)
-    results = [found] if before is None else [found, compared(before, found)]
-    if as_json:
-        import msgspec
-
-        click.echo(b"\n".join(map(msgspec.json.encode, results)).decode())
-    else:
-        click.echo("\n".join(map(str, results)))
+    if before is not None:
+        difference = compared(before, found)
+        click.echo(msgspec.json.encode(difference) if as_json else str(difference))
+    if found.failed == len(found.scores):
+        raise SystemExit(1)
 
 
 _CALIBRATE_EXAMPLES = """
@@ -136,6 +138,8 @@ def calibrate(
     """
     import asyncio
 
+    import msgspec
+
     from penstock.batch.decisions.calibrate import acalibrate
 
     given = _by_question(labels)
@@ -144,19 +148,15 @@ def calibrate(
     kwargs = json_object(engine_kwargs, "engine_kwargs")
     with interruptible():
         fits = asyncio.run(acalibrate(source, given, engine_kwargs=kwargs, **options))
-    if output is not None:
-        fits.save(output)
-    if picture is not None:
-        fits.draw(picture)
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(fits).decode())
-    else:
-        click.echo(str(fits))
-        for what, path in (("Calibration", output), ("Picture", picture)):
-            if path is not None:
-                say(f"{what}: {path}")
+    # What can fail comes after what the work has found.
+    click.echo(msgspec.json.encode(fits) if as_json else str(fits))
+    for what, path, write in (
+        ("Calibration", output, fits.save),
+        ("Picture", picture, fits.draw),
+    ):
+        if path is not None:
+            write(path)
+            say(f"{what}: {path}")
 
 
 def _by_question(labels: tuple[str, ...]) -> str | dict[str, str]:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from penstock.cli.process import size
+from penstock.observability import escaped
+
 if TYPE_CHECKING:
     from penstock.llm_config.engine_config import Bundle
     from penstock.serve.config.explain import Explanation, ModelPlan, Runtime
@@ -16,6 +19,8 @@ Examples:
   penstock explain config.yaml
   penstock explain config.yaml --runtime ray --json | jq .most
 """
+
+_MOST_SHOWN = 32
 
 
 @click.command(short_help="Say what serving a configuration would place where.", epilog=_EPILOG)
@@ -42,7 +47,7 @@ def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
 
         click.echo(msgspec.json.encode(found).decode())
     else:
-        click.echo("\n".join(_lines(found)))
+        click.echo("\n".join(map(escaped, _lines(found))))
 
 
 def _lines(found: Explanation) -> list[str]:
@@ -69,22 +74,22 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
         replicas += f", of {sizes.data} data-parallel ranks each: {ranks} ranks"
     shape = f"data {sizes.data} × pipeline {sizes.pipeline} × tensor {sizes.tensor}"
     each_rank = " on each rank" if sizes.data > 1 else ""
-    cache = _or_unknown(memory.kv_cache, _size, "what the device has left")
+    cache = _or_unknown(memory.kv_cache, size, "what the device has left")
     if memory.kv_tokens:
         cache += f" for {memory.kv_tokens:,} tokens"
     if memory.kv_token:
-        cache += f", {_size(memory.kv_token)} a token"
+        cache += f", {size(memory.kv_token)} a token"
     kept = "reserved by Ray" if runtime == "ray" else "nothing reserves it"
     rows = [
         ("engine", f"{model.engine}: {model.engine_reason}"),
         ("replicas", replicas),
-        ("cores", "; ".join(" ".join(map(str, part)) for part in model.cores)),
+        ("cores", _cores(model.cores)),
         ("workers", f"{sizes.workers} a replica: {shape}" if sizes.workers > 1 else ""),
         ("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens")),
         ("reads", " and ".join(f"{kind}s" for kind in model.inputs)),
         ("requests", _or_unknown(model.max_num_seqs, lambda n: f"{n} at once{each_rank}", "")),
         ("answers", "deterministic: of the request alone" if model.deterministic else ""),
-        ("weights", f"{_or_unknown(memory.weights, _size)} a replica"),
+        ("weights", f"{_or_unknown(memory.weights, size)} a replica"),
         ("KV cache", f"{cache} a replica"),
         ("KV caches", f"exchanged by the {model.connector}" if model.connector else ""),
         ("adapters", f"{model.adapters} at once" if model.adapters else ""),
@@ -96,8 +101,14 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
+def _cores(cores: list[list[int]]) -> str:
+    parts = [" ".join(map(str, part)) for part in cores[:_MOST_SHOWN]]
+    left = len(cores) - len(parts)
+    return "; ".join(parts) + (f"; and {left:,} more" if left else "")
+
+
 def _range(fewest: int, most: int) -> str:
-    return f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
 
 
 def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:
@@ -117,7 +128,7 @@ def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:
 
 def _amounts(bundle: Bundle) -> str:
     shown = (
-        f"{name} {_size(int(amount)) if name == 'memory' else format(amount, 'g')}"
+        f"{name} {size(int(amount)) if name == 'memory' else format(amount, 'g')}"
         for name, amount in bundle.items()
     )
     return ", ".join(shown) or "nothing"
@@ -125,10 +136,3 @@ def _amounts(bundle: Bundle) -> str:
 
 def _or_unknown(value: int | None, show: Callable[[int], str], otherwise: str = "unknown") -> str:
     return otherwise if value is None else show(value)
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.errors import ConfigError, InputError, JobError
+from penstock.observability import say
 
 if TYPE_CHECKING:
     from penstock.batch.monitor.status import Status
@@ -30,6 +31,8 @@ Examples:
 JOB is the id that `list` shows, its first digits, or the job's output.
 """
 _FOLLOW_SECONDS = 1.0
+_PATIENCE_S = 1.0
+"""For each job of a list."""
 _UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling", "canceling")
 """The states of a server's batch that has not ended; the last one is Anthropic's spelling."""
 Command = Callable[..., Any]
@@ -88,10 +91,9 @@ def list_(
             return _print_json(batches)
         head = ("batch", "state", "done", "failed", "begun", "endpoint")
         return click.echo(plain_table([head, *map(_batch_row, batches)]))
-    from penstock.batch.monitor.control import live
     from penstock.batch.monitor.status import known_folders
 
-    found = [status for folder in known_folders(place) if (status := live(folder)) is not None]
+    found = [status for folder in known_folders(place) if (status := _listed(folder)) is not None]
     found.sort(key=lambda status: status.started)
     if as_json:
         return _print_json([_plain(status) for status in found])
@@ -240,6 +242,17 @@ def _steer(job: str, word: str, url: str | None, api_key: str | None) -> None:
     click.echo(_line(answer))
 
 
+def _listed(folder: Path) -> Status | None:
+    """The status of one job among others: one that does not answer must not hide them."""
+    from penstock.batch.monitor import control, status
+
+    try:
+        return control.live(folder, patience_s=_PATIENCE_S)
+    except JobError as error:
+        say(f"{error}; what it said last is shown")
+        return status.load(folder)
+
+
 def _live(folder: Path, job: str) -> Status:
     from penstock.batch.monitor.control import live
 
@@ -308,6 +321,8 @@ def _cell(name: str, value: Any) -> str:
             return datetime.fromtimestamp(value).isoformat(" ", "seconds") if value else ""
         except (ValueError, OverflowError, OSError, TypeError):  # no time that there is
             return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{key}: {part}" for key, part in value.items() if part is not None)
     return f"{value:,}" if isinstance(value, int | float) and name != "pid" else str(value)

@@ -8,9 +8,9 @@ import click
 from click.core import ParameterSource
 
 from penstock.cli.chat import DEFAULT_URL
-from penstock.cli.process import plain_table
+from penstock.cli.process import DECIMAL, plain_table, size
 from penstock.errors import ConfigError
-from penstock.observability import say
+from penstock.observability import counted, say
 
 
 @click.group(invoke_without_command=True, short_help="Models of a server, and on disk.")
@@ -23,8 +23,9 @@ def models(context: click.Context, url: str, api_key: str | None) -> None:
     The commands below are about models on this machine's disk.
     """
     if context.invoked_subcommand is not None:
-        if context.get_parameter_source("url") is not ParameterSource.DEFAULT:
-            raise _of_a_server()
+        for name in ("url", "api_key"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise _of_a_server(name)
         return
     from penstock.serve.client import Client
 
@@ -53,7 +54,7 @@ def pull(name: str, include: tuple[str, ...]) -> None:
     from penstock.engines.disk.cache import pull as fetch
 
     model = fetch(name, include, lambda line: say(f"fetching {name}: {line}"))
-    click.echo(f"{model.name}: {_size(model.nbytes)} in {model.path}")
+    click.echo(f"{model.name}: {size(model.nbytes, DECIMAL)} in {model.path}")
 
 
 @models.command(short_help="Convert a Hugging Face model for the embedded engine.")
@@ -105,16 +106,16 @@ def convert(source: str, task: str | None, weight_format: str, conversion: str |
 def list_models(url: str | None) -> None:
     """List the models on this machine's disk: from a hub, converted, or copied from a bucket."""
     if url is not None:
-        raise _of_a_server()
+        raise _of_a_server("url")
     from penstock.engines.disk.cache import cached_models
 
     found = cached_models()
     rows = [["MODEL", "KIND", "SIZE", "CHANGED"]]
     for model in found:
         changed = datetime.fromtimestamp(model.changed).strftime("%Y-%m-%d %H:%M")
-        rows.append([model.name, model.kind, _size(model.nbytes), changed])
+        rows.append([model.name, model.kind, size(model.nbytes, DECIMAL), changed])
     click.echo(plain_table(rows))
-    say(f"{len(found):,} models, {_size(sum(model.nbytes for model in found))}")
+    say(f"{counted(len(found), 'model')}, {size(sum(model.nbytes for model in found), DECIMAL)}")
 
 
 @models.command(short_help="Where a model is, and its files.")
@@ -124,8 +125,8 @@ def show(name: str) -> None:
     from penstock.engines.disk.cache import cached_model
 
     model = cached_model(name)
-    click.echo(f"{model.name} ({model.kind}), {_size(model.nbytes)}, in {model.path}")
-    click.echo(plain_table([["FILE", "SIZE"], *([a, _size(b)] for a, b in model.files())]))
+    click.echo(f"{model.name} ({model.kind}), {size(model.nbytes, DECIMAL)}, in {model.path}")
+    click.echo(plain_table([["FILE", "SIZE"], *([a, size(b, DECIMAL)] for a, b in model.files())]))
 
 
 @models.command(short_help="Remove models from disk.")
@@ -136,19 +137,12 @@ def rm(names: tuple[str, ...]) -> None:
 
     for model in [cached_model(name) for name in names]:  # all are there before any goes
         remove_model(model)
-        click.echo(f"removed {model.name}: {_size(model.nbytes)}")
+        click.echo(f"removed {model.name}: {size(model.nbytes, DECIMAL)}")
 
 
-def _of_a_server() -> ConfigError:
+def _of_a_server(option: str) -> ConfigError:
     return ConfigError(
         "the commands are about models on disk",
-        field="--url",
+        field=f"--{option.replace('_', '-')}",
         hint="A server's are listed without a command: penstock models --url URL.",
     )
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, e
 
 def run() -> None:
     """Run the command that the arguments name, and exit with its code."""
-    _fill_closed_streams()
+    _make_streams_usable()
     code = _code_of_command()
     try:
         if sys.stdout is not None:
@@ -65,7 +66,7 @@ def _say_usage(error: click.UsageError) -> None:
 
     usage = ""
     if error.ctx is not None:
-        if len(sys.argv) == 1:
+        if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2
             return say(error.ctx.get_help())
         usage = f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n"
     say(f"{usage}penstock: {usage_fault(error)}")
@@ -97,9 +98,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, leave)
 
 
-def _fill_closed_streams() -> None:
+def _make_streams_usable() -> None:
     """Open the null device in place of closed standard streams. Else the next file would take a
-    stream's number, and a process of the engine would write into it.
+    stream's number, and a process of the engine would write into it. What standard output cannot
+    encode is escaped.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -110,6 +112,8 @@ def _fill_closed_streams() -> None:
     if sys.stderr is None:
         # It stays open as long as the process.
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack characters
 
 
 def _drop_output() -> None:
@@ -118,6 +122,19 @@ def _drop_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.close(null)
+
+
+BINARY = ("B", "KiB", "MiB", "GiB")
+DECIMAL = ("B", "kB", "MB", "GB")
+
+
+def size(count: float, units: Sequence[str] = BINARY) -> str:
+    """A number of bytes for people: three digits, or a whole number: "1.46 KiB", "1,023 MiB"."""
+    step = 1024 if units is BINARY else 1000
+    place = 0
+    while round(count) >= step and place < len(units) - 1:
+        count, place = count / step, place + 1
+    return f"{count:.3g} {units[place]}" if count < 99.95 else f"{count:,.0f} {units[place]}"
 
 
 def plain_table(rows: Iterable[Sequence[str]]) -> str:

@@ -273,8 +273,11 @@ def check_place(path: str | None) -> None:
         return
     if os.path.isdir(path):
         raise OutputError(f"{path} cannot be written: it is a directory")
-    if not os.path.isdir(os.path.dirname(path) or "."):
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
         raise OutputError(f"{path} cannot be written: its directory does not exist")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise OutputError(f"{path} cannot be written: permission denied")
 
 
 _EXAMPLES = """

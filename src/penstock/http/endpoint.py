@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined]
@@ -21,6 +20,7 @@ from yarl import URL
 
 from penstock.config import MASK, masked, tells_a_secret
 from penstock.errors import ConfigError
+from penstock.http.opened import is_this_machine
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SHORTEST_SECRET = 6
@@ -72,7 +72,7 @@ def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
     given = proxies.get(name)
     if (
         not given
-        or _is_this_machine(host)
+        or is_this_machine(host)
         or proxy_bypass_environment(f"{host}:{port}" if port else host, proxies)
     ):
         return None
@@ -85,13 +85,6 @@ def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
             value=masked(given),
         )
     return url
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Headers:

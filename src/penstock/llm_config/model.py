@@ -217,6 +217,12 @@ class DeploymentConfig(Items, kw_only=True):
     placement_group_strategy: Any = None
 
     def __post_init__(self) -> None:
+        if self.num_replicas == 0:
+            raise ConfigError(
+                "must be at least 1, not 0",
+                field="deployment_config.num_replicas",
+                hint="With autoscaling_config.min_replicas 0 a model starts when it is asked.",
+            )
         for name in ("placement_group_bundles", "placement_group_strategy"):
             if getattr(self, name) is not None:
                 raise ConfigError(

@@ -328,6 +328,10 @@ class _Connection(asyncio.Protocol):
             answer = _decode(self._event)
         except msgspec.MsgspecError as error:
             return self._fail("not OpenAI's form", str(error), usable=self.usable)
+        if answer.error is not None:
+            return self._fail("error answer", _text_of(answer.error), usable=self.usable)
+        if not answer.choices:
+            return self._fail("not OpenAI's form", "there are no choices", usable=self.usable)
         sample.first = sample.last = now
         sample.pieces = len(answer.choices)
         if answer.usage is not None:

@@ -52,8 +52,8 @@ class Findings:
 def fitted(workload: Workload, context_length: int) -> Workload:
     """The workload with lengths that the model has room for."""
     output = min(workload.max_output or context_length, context_length // 2)
-    room = context_length - output - _TEMPLATE_TOKENS - SHAPES[workload.shape].prefix_tokens
-    if room < 1:
+    room = context_length - output - _TEMPLATE_TOKENS
+    if room <= SHAPES[workload.shape].prefix_tokens:
         raise ConfigError(
             f"is too short for a workload: {context_length} tokens", field="context length"
         )
@@ -66,8 +66,6 @@ def compared(
     rows: int,
     rounds: int,
     say: Callable[[str], None],
-    *,
-    tokens_per_word: float | None = None,
 ) -> Findings:
     """The two sides in turn on the same rows: greedy answers of full length."""
     from penstock.engines.openvino.model.source import find_model
@@ -77,10 +75,10 @@ def compared(
         raise ConfigError("does not generate text", field="MODEL", value=model)
     path = str(files.path)
     with tempfile.TemporaryDirectory() as folder:
-        if tokens_per_word is None:
+        whole = workload
+        if whole.tokens_per_word is None:
             counts = _child("lengths", path, folder, calibration())
-            tokens_per_word = tokens_of_a_word(*counts)
-        whole = replace(workload, tokens_per_word=tokens_per_word)
+            whole = replace(whole, tokens_per_word=tokens_of_a_word(*counts))
         fit = fitted(whole, files.context_length)
         prompts = fit.prompts(rows)
         tokens = sum(prompt.output_tokens for prompt in prompts)

@@ -227,7 +227,7 @@ def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) ->
     """The medians of both sides, and B over A with its spread."""
     rows = [["", f"A {names[0]}", f"B {names[1]}", "B / A", "LEAST..GREATEST"]]
     for (name, value), found in zip(COMPARED, ratios(*runs).values(), strict=True):
-        cells = [name, *(f"{median(map(value, side)):,.5g}" for side in runs)]
+        cells = [name, *(_number(median(map(value, side))) for side in runs)]
         if found is None:
             cells += ["-", "-"]
         else:
@@ -235,6 +235,10 @@ def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) ->
         rows.append(cells)
     rows.append(["failed", *(f"{sum(one.failed for one in side):,}" for side in runs), "", ""])
     return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 9_999.5 else f"{value:,.5g}"
 
 
 def batch_table(found: Findings) -> Rows:

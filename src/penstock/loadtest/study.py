@@ -31,6 +31,7 @@ from penstock.loadtest.workload import (
     calibration,
     tokens_of_a_word,
 )
+from penstock.observability import counted
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Load:
 
     def __str__(self) -> str:
         if self.clients is not None:
-            return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+            return counted(self.clients, "client")
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         if self.ramp is not None:
@@ -157,7 +158,6 @@ class Plan:
     chat: bool = True
     stream: bool = True
     more: dict[str, Any] = field(default_factory=dict)
-    tokens_per_word: float | None = None
 
 
 @dataclass
@@ -186,8 +186,8 @@ async def calibrated(side: Side, plan: Plan) -> Workload:
     """The plan's workload with the tokens that a word is to this server, from the usage of two
     prompts; 1 where the server counts none.
     """
-    if plan.tokens_per_word is not None:
-        return replace(plan.workload, tokens_per_word=plan.tokens_per_word)
+    if plan.workload.tokens_per_word is not None:
+        return plan.workload
     counts = []
     for request in _requests(side, plan, calibration()):
         sample = await side.server.ask(request)
@@ -212,7 +212,7 @@ async def run_once(
         prompts = workload.prompts(plan.requests, part=part)
         return await closed_loop(side.server, _requests(side, plan, prompts), load.clients)
     if load.trace is not None:
-        prompts = workload.prompts_of(load.trace.lengths)
+        prompts = workload.prompts_of(load.trace.lengths, part=part)
         return await open_loop(side.server, _requests(side, plan, prompts), load.trace.times)
     if load.ramp is not None:
         times = ramp(*load.ramp, workload.seed)
@@ -229,11 +229,16 @@ async def measured(side: Side, plan: Plan) -> Run:
 
 
 async def compared(sides: Sequence[Side], plan: Plan, rounds: int, say: Say) -> list[list[Run]]:
-    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each."""
-    workload = await calibrated(sides[0], plan)
+    """The sides in turn, A B A B …, so that the machine's drift hits both; the runs of each.
+
+    Prompts of a round have the same lengths in other words: both sides may share an engine, and one
+    would find the other's in its prefix cache.
+    """
+    fitted = await calibrated(sides[0], plan)
+    workloads = [replace(fitted, side=str(number)) for number in range(len(sides))]
     runs: list[list[Run]] = [[] for _ in sides]
     for number in range(1, rounds + 1):
-        for one, found in zip(sides, runs, strict=True):
+        for one, workload, found in zip(sides, workloads, runs, strict=True):
             say(f"round {number} of {rounds}: {one.name}")
             found.append(await run_once(one, plan, workload, part=f"round {number}"))
     return runs
@@ -260,13 +265,15 @@ def _requests(side: Side, plan: Plan, prompts: Sequence[Prompt]) -> list[bytes]:
 
 
 NULL = "null"
+_KEYS = ("PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS")
 _STOP_S = 30.0
 
 
 @contextlib.contextmanager
 def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
     """The address of a target: an address as it is; a server of its own for "null" or a model,
-    which ends with the context. `serve_options` are those of `penstock serve`.
+    which ends with the context. `serve_options` are those of `penstock serve`. The server of a
+    model needs no key, and leaves the user's batches alone.
     """
     if is_address(target):
         yield target
@@ -275,12 +282,13 @@ def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
         argv = ["-m", "penstock.loadtest.null"]
     else:
         argv = ["-m", "penstock.cli", "serve", target, "--port", "0", *serve_options]
-        argv += ["--log-level", "warning"]
+        argv += ["--no-batches", "--log-level", "warning"]
     with subprocess.Popen(
         [sys.executable, *argv],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        env={name: value for name, value in os.environ.items() if name not in _KEYS},
         preexec_fn=partial(die_with_parent, os.getpid()),
     ) as process:
         try:

@@ -101,8 +101,10 @@ SHAPES = {
 @dataclass(frozen=True)
 class Workload:
     """What is asked. `input_tokens` and `output_tokens` stand in place of the drawn lengths;
-    `max_input` and `max_output` cap them, as a small model needs it. `tokens_per_word` turns
-    tokens into words: short English words are about one token each in large vocabularies.
+    `max_input` and `max_output` cap them, as a small model needs it. Lengths of prompts include
+    their prefix. `tokens_per_word` turns tokens into words: short English words are about one token
+    each in large vocabularies; None: 1, or what is measured. Another `side` has the same lengths in
+    other words.
     """
 
     shape: str = "conversation"
@@ -112,31 +114,36 @@ class Workload:
     max_input: int | None = None
     max_output: int | None = None
     prefixes: int | None = None
-    tokens_per_word: float = 1.0
+    tokens_per_word: float | None = None
+    side: str = ""
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise ConfigError(f"there are {', '.join(SHAPES)}", field="workload", value=self.shape)
         if self.prefixes is not None and not SHAPES[self.shape].prefixes:
             raise ConfigError("only the workload shared-prefix has them", field="prefixes")
+        prefix = SHAPES[self.shape].prefix_tokens
+        for name in ("input_tokens", "max_input"):
+            if (tokens := getattr(self, name)) is not None and tokens <= prefix:
+                raise ConfigError(f"a prefix alone has {prefix} tokens", field=name, value=tokens)
 
     def prompts(self, count: int, *, part: str = "run") -> list[Prompt]:
         """So many prompts. Another `part`, such as the warm-up, has others."""
         chance = random.Random(f"{self.seed} {part}")
-        lengths = [self._lengths(chance) for _ in range(count)]
-        return self._texts(lengths, chance)
+        return self._texts([self._lengths(chance) for _ in range(count)], part)
 
-    def prompts_of(self, lengths: list[tuple[int, int]]) -> list[Prompt]:
+    def prompts_of(self, lengths: list[tuple[int, int]], *, part: str = "run") -> list[Prompt]:
         """A prompt for each pair of input and output tokens, as a trace has them."""
         capped = [
             (_capped(tokens, self.max_input), _capped(new, self.max_output))
             for tokens, new in lengths
         ]
-        return self._texts(capped, random.Random(f"{self.seed} trace"))
+        return self._texts(capped, part)
 
     def _lengths(self, chance: random.Random) -> tuple[int, int]:
         shape = SHAPES[self.shape]
-        tokens, new = shape.input.draw(chance), shape.output.draw(chance)
+        tokens = shape.prefix_tokens + shape.input.draw(chance)
+        new = shape.output.draw(chance)
         if shape.stragglers and chance.random() < shape.stragglers:
             new = STRAGGLER_TOKENS
         return (
@@ -144,9 +151,11 @@ class Workload:
             _capped(self.output_tokens or new, self.max_output),
         )
 
-    def _texts(self, lengths: list[tuple[int, int]], chance: random.Random) -> list[Prompt]:
+    def _texts(self, lengths: list[tuple[int, int]], part: str) -> list[Prompt]:
         shape = SHAPES[self.shape]
-        heads = random.Random(f"{self.seed} heads")  # the warm-up shares them with the run
+        chance = random.Random(f"{self.seed} {part} order")
+        words = random.Random(f"{self.seed} {part} words {self.side}")
+        heads = random.Random(f"{self.seed} heads {self.side}")  # the warm-up's are the run's
         prefixes = [
             self._words(shape.prefix_tokens, heads) for _ in range(self.prefixes or shape.prefixes)
         ]
@@ -155,14 +164,17 @@ class Workload:
             if prompts and chance.random() < shape.duplicates:
                 prompts.append(chance.choice(prompts))
                 continue
-            text = self._words(tokens, chance)
+            own = max(1, tokens - shape.prefix_tokens)
+            text = self._words(own, words)
             if prefixes:
                 text = f"{chance.choice(prefixes)} {text}"
-            prompts.append(Prompt(text, tokens + shape.prefix_tokens, new))
+            prompts.append(Prompt(text, own + shape.prefix_tokens, new))
         return prompts
 
     def _words(self, tokens: int, chance: random.Random) -> str:
-        return " ".join(chance.choices(_WORDS, k=max(1, round(tokens / self.tokens_per_word))))
+        return " ".join(
+            chance.choices(_WORDS, k=max(1, round(tokens / (self.tokens_per_word or 1))))
+        )
 
 
 _FEW_WORDS, _MANY_WORDS = 20, 220
@@ -210,7 +222,7 @@ def read_trace(path: Path, *, speed: float = 1.0, limit: int | None = None) -> T
     of the Azure traces: `TIMESTAMP`, `ContextTokens`, `GeneratedTokens`. Raises `InputError`.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         rows = _csv_rows(text) if path.suffix == ".csv" else _json_rows(text)
     except OSError as error:
         raise InputError(f"the trace {path} cannot be read: {error.strerror}") from None
@@ -251,15 +263,15 @@ def _json_rows(text: str) -> list[tuple[float, int, int]]:
 
 
 def _csv_rows(text: str) -> list[tuple[float, int, int]]:
-    from datetime import datetime
+    from datetime import UTC, datetime
 
     names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     rows = []
     for number, value in enumerate(csv.DictReader(io.StringIO(text)), 2):
         time: Any = value.get(names[0])
         try:
-            # Azure writes seven digits of a second; Python reads six.
-            time = datetime.fromisoformat(str(time)[:26]).timestamp()
+            found = datetime.fromisoformat(str(time))  # digits beyond microseconds are dropped
+            time = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
         except ValueError:
             raise _BadRow(number, f"TIMESTAMP must be a time, not {time!r}") from None
         rows.append(_row(number, [time, value.get(names[1]), value.get(names[2])], names))

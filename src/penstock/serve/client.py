@@ -9,9 +9,10 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from penstock.errors import UpstreamError, class_and_text
+from penstock.http.opened import opened
 
 MESSAGE_BATCH = "msgbatch_"
 """How the ids of Anthropic's batches begin."""
@@ -39,9 +40,10 @@ class Client:
         body = {"model": model, "messages": messages, "stream": True, **options}
         with self._open("/v1/chat/completions", body) as answer:
             for line in answer:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or not data or data == b"[DONE]":
                     continue
-                chunk = json.loads(line[len(b"data: ") :])
+                chunk = json.loads(data)
                 if "error" in chunk:
                     raise UpstreamError(chunk["error"]["message"])
                 for choice in chunk["choices"]:
@@ -108,7 +110,7 @@ class Client:
         """The server's answer, to be read inside. Raises `UpstreamError`, also for what is read."""
         data = None if body is None else json.dumps(body).encode()
         try:
-            answer = urlopen(Request(self._url + path, data, self._headers), timeout=_PATIENCE_S)
+            answer = opened(Request(self._url + path, data, self._headers), _PATIENCE_S)
         except HTTPError as error:
             with error:
                 raise UpstreamError(

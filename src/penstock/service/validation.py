@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from penstock.batch.job.result import Counts, duration
+from penstock.balance.backoff import span
+from penstock.batch.job.result import Counts
 from penstock.batch.read.text import other_form
 from penstock.batch.rows.openai_lines import ENDPOINTS, hash_key
 from penstock.errors import nearest
@@ -217,7 +218,7 @@ def too_late(lines: int, ahead: int, seconds: float | None, left: float) -> list
         return []
     message = (
         f"{lines:,} lines, and {ahead:,} of batches before, would take about"
-        f" {duration(seconds)} at the speed of this server, and the window leaves"
-        f" {duration(max(left, 0.0))}. Give a longer completion_window, or fewer lines"
+        f" {span(seconds)} at the speed of this server, and the window leaves"
+        f" {span(max(left, 0.0))}. Give a longer completion_window, or fewer lines"
     )
     return [Fault(code="completion_window_too_short", message=message, param="completion_window")]

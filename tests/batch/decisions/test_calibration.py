@@ -18,6 +18,7 @@ from penstock.batch.decisions.calibration import (
 )
 from penstock.batch.decisions.questions import deciding
 from penstock.engines.decisions.answers import decided
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, InputError
 from penstock.types import ChoiceQuestion, Option, PredicateQuestion, ScoreQuestion
 
@@ -143,7 +144,7 @@ async def test_labelled_rows_become_a_file_that_a_job_takes(tmp_path):
     assert asked is not None
     assert asked.calibration is not None
     assert asked.calibration.questions["team"] == fits.questions["team"].scaling
-    assert "team: 60 rows (1 more without a usable label), temperature" in str(fits)
+    assert "team: 60 rows, 1 more without a usable label, temperature" in str(fits)
     drawing = picture(fits)
     assert drawing.startswith("<svg")
     assert drawing.count("accuracy") == 4
@@ -168,6 +169,30 @@ async def test_too_few_labels():
     rows = [{"text": f"{n}", "team": "d"} for n in range(20)]
     with pytest.raises(InputError, match=r"0 rows have a label of .* and 5 folds need 10"):
         await calibrate(rows, {"team": "team"})
+
+
+async def test_rows_that_failed_are_not_those_without_a_label():
+    rows = [{"text": f"{n}", "team": "abc"[n % 3]} for n in range(60)] + [{"team": "a"}]
+    fit = (await calibrate(rows, {"team": "team"})).questions["team"]
+    assert (fit.before.rows, fit.unlabelled, fit.failed) == (60, 0, 1)
+    with pytest.raises(InputError, match=r"0 rows .*; rows that failed: 20 × invalid_request"):
+        await calibrate([{"team": "a"}] * 20 + [{"text": ""}], {"team": "team"})
+
+
+@pytest.mark.parametrize("rows", [20, 100])
+async def test_a_model_that_knows_nothing_is_found_no_worse_than_chance(rows):
+    class Ignorant(SimulatedEngine):
+        async def label_shares(self, texts, request):
+            shares, usage = await super().label_shares(texts, request)
+            return [type(one)([0.5, 0.5], one.mass) for one in shares], usage
+
+    source = [{"text": f"{n}", "late": n % 2} for n in range(rows)]
+    fits = await acalibrate(
+        source, "late", engine=Ignorant("demo"), prompt="{text}", decide=QUESTIONS[1:]
+    )
+    after = fits.questions["urgent"].after
+    assert after.accuracy == 0.5
+    assert after.error == pytest.approx(0, abs=1e-6)
 
 
 def test_a_calibration_of_yes_and_no_is_none_of_a_score(tmp_path):

@@ -1,5 +1,6 @@
 """Jobs with a small and a large model."""
 
+import asyncio
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 import penstock
 from jobs import lines, settled
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError, JobLimitError, RequestError
 
 TEAM = [{"name": "team", "instructions": "Which?", "options": ["billing", "shipping"]}]
 SMALL, LARGE = {"seed": 1}, {"seed": 2}
@@ -131,3 +132,39 @@ async def test_refused(source, options, why):
 async def test_an_input_that_can_be_read_once_has_no_sample():
     with pytest.raises(ConfigError, match="read twice"):
         await cascade(iter([{"text": "a"}]), model=["simulated"] * 2)
+
+
+class Hanging(Knowing):
+    """Never answers, or not the rows that end in 7."""
+
+    def __init__(self, some=False):
+        super().__init__()
+        self.some = some
+
+    async def label_shares(self, texts, request):
+        if not self.some or request.input[0]["content"].endswith("7"):
+            await asyncio.Event().wait()
+        return await super().label_shares(texts, request)
+
+
+async def test_a_row_that_hangs_in_the_sample_is_timed_out(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(10)))
+    engines = [Hanging(some=True), Knowing(right=True)]
+    result = await cascade(source, engine=engines, row_timeout=0.3)
+    assert result.counts.errors == {"engine_timeout": 1}
+
+
+async def test_the_deadline_ends_the_sample(source):
+    with pytest.raises(JobLimitError, match="deadline"):
+        await cascade(source, engine=[Hanging(), Knowing(right=True)], deadline=0.3)
+
+
+async def test_the_time_of_the_sample_counts(source):
+    class Slow(Knowing):
+        async def label_shares(self, texts, request):
+            await asyncio.sleep(0.05)
+            return await super().label_shares(texts, request)
+
+    few = await cascade(source, engine=[Slow(), Knowing(right=True)], limit=5)
+    assert few.counts.row_seconds >= 0.05

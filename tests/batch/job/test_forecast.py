@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,15 @@ async def test_what_a_job_will_be_like(source):
         "rows showed",
     ):
         assert part in text
+
+
+async def test_rows_that_all_fail_show_no_speed(source):
+    hangs = {"engine_kwargs": {"hang_rate": 1.0}, "row_timeout": 0.01}
+    options: Any = {"prompt": "{text}", "model": "simulated", **hangs}
+    found = await Job(source, **options).aplan(trial=3)
+    assert found.failed == {"engine_timeout": 3}
+    assert (found.tried, found.seconds, found.rows_per_second) == (3, None, None)
+    assert "rows/s" not in described(found)
 
 
 async def test_nothing_is_tried_or_written(source, tmp_path):

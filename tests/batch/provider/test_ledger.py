@@ -10,7 +10,7 @@ import pytest
 from penstock.batch.provider import ledger
 from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine
 from penstock.batch.provider.ledger import Batch, Ledger
-from penstock.errors import OutputError
+from penstock.errors import JobError, OutputError
 
 
 @pytest.fixture
@@ -74,3 +74,15 @@ def test_after_a_record_that_failed_none_follows(
     with pytest.raises(OutputError):  # there is room again, and the file has a gap
         first.note(two, "created", id="batch_2")
     assert {batch.id for batch in opened().batches.values()} == {None}
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_a_damaged_record_is_told(opened: Callable[[], Ledger], tmp_path: Path, line: int) -> None:
+    ledger = opened()
+    ledger.note(begun(ledger, "a"), "created", id="batch_1")
+    path = ledger.folder / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b"token", b"tokem")
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(JobError, match="is damaged, so batches might be paid for twice; --fresh"):
+        Ledger(tmp_path, key=7, generation=0).open()

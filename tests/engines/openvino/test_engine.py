@@ -3,9 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
-import threading
-from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -13,7 +10,7 @@ from msgspec.structs import replace
 
 from penstock import demo
 from penstock.engines import worker_engine
-from penstock.engines.openvino.engine import OpenVINOEngine, _loaded
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.process import EngineProcess
 from penstock.engines.tasks import Mailbox
 from penstock.errors import (
@@ -240,23 +237,3 @@ async def test_an_adapter_in_use_is_not_removed():
             await engine.remove_lora("german")
     finally:
         await engine.stop()
-
-
-def test_an_image_that_comes_byte_by_byte_is_given_up_in_time():
-    def drip(listener):
-        connection, _ = listener.accept()
-        with connection, suppress(OSError):
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            while not gone.wait(0.02):
-                connection.sendall(b"x")
-
-    gone = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sender = threading.Thread(target=drip, args=(listener,))
-        sender.start()
-        try:
-            with pytest.raises(TimeoutError):
-                _loaded(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png", 0.2, 10**6)
-        finally:
-            gone.set()
-            sender.join()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -24,9 +25,11 @@ from penstock.batch.decisions.calibration import (
 )
 from penstock.batch.decisions.questions import labelled, option_names, questions_of
 from penstock.batch.job.job import Job, answered_rows
+from penstock.batch.write.state_files import writing
 from penstock.engines.decisions.answers import values_of
 from penstock.engines.registry import engine_for
-from penstock.errors import ConfigError, InputError, OutputError, nearest
+from penstock.errors import ConfigError, InputError, nearest
+from penstock.observability import counted
 from penstock.types import Question
 
 _PREFIX = "decided_"
@@ -37,13 +40,15 @@ _MARGIN = 46
 class QuestionFit(Struct, frozen=True):
     """The calibration of one question: its `scaling`, fitted to all labelled rows, and how reliable
     the probabilities are `before` and `after`. `after` is cross-validated: each row is calibrated
-    by a fit to other rows. `unlabelled` rows had no label that is an option, or failed.
+    by a fit to other rows. `unlabelled` rows had no label that is an option, `failed` ones no
+    answer.
     """
 
     scaling: Scaling
     before: Reliability
     after: Reliability
     unlabelled: int
+    failed: int = 0
 
 
 class Fits(Struct, frozen=True):
@@ -67,9 +72,11 @@ class Fits(Struct, frozen=True):
         lines = []
         for name, fit in self.questions.items():
             before, after = fit.before, fit.after
-            left = f" ({fit.unlabelled:,} more without a usable label)" if fit.unlabelled else ""
+            left = [f", {fit.unlabelled:,} more without a usable label"] if fit.unlabelled else []
+            left += [f", {fit.failed:,} more failed"] if fit.failed else []
             lines += [
-                f"{name}: {before.rows:,} rows{left}, temperature {fit.scaling.temperature:.3g}",
+                f"{name}: {counted(before.rows, 'row')}{''.join(left)},"
+                f" temperature {fit.scaling.temperature:.4g}",
                 f"  accuracy                    {before.accuracy:.3f} -> {after.accuracy:.3f}",
                 f"  expected calibration error  {before.error:.3f} -> {after.error:.3f}",
             ]
@@ -77,13 +84,16 @@ class Fits(Struct, frozen=True):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the calibration file. Raises `OutputError`."""
-        _write(path, msgspec.json.format(msgspec.json.encode(self.calibration), indent=2) + b"\n")
+        data = msgspec.json.format(msgspec.json.encode(self.calibration), indent=2)
+        with writing(path):
+            Path(path).write_bytes(data + b"\n")
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Write reliability diagrams as SVG: for each question the share that is right over the
         probability, before and after. Raises `OutputError`.
         """
-        _write(path, picture(self).encode())
+        with writing(path):
+            Path(path).write_text(picture(self))
 
 
 async def acalibrate(
@@ -197,22 +207,25 @@ def _fit(
     places = {name: place for place, name in enumerate(option_names(question))}
     probabilities: list[list[float]] = []
     right: list[int] = []
+    failures: Counter[str] = Counter()
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
         label = row.get(column)
         name = "" if label is None else labelled(question, label)
-        if shares is not None and name in places:
+        if (error := row[f"{_PREFIX}error"]) is not None:
+            failures[error["type"]] += 1
+        elif shares is not None and name in places:
             probabilities.append(list(shares.values()))
             right.append(places[name])
     if len(right) < 2 * folds:
+        failed = ", ".join(f"{number:,} × {kind}" for kind, number in failures.items())
         raise InputError(
             f"{len(right)} rows have a label of the question '{question.name}' in column"
             f" '{column}', and {folds} folds need {2 * folds}; its labels are"
-            f" {', '.join(list(places)[:10])}"
+            f" {', '.join(list(places)[:10])}" + (f"; rows that failed: {failed}" if failed else "")
         )
-    fold = [number % folds for number in range(len(right))]
-    random.Random(0).shuffle(fold)
     options = values_of(question)
+    fold = _folds(right, folds)
     calibrated: list[list[float]] = [[] for _ in right]
     for held in range(folds):
         others = [number for number, part in enumerate(fold) if part != held]
@@ -220,16 +233,24 @@ def _fit(
         for number, part in enumerate(fold):
             if part == held:
                 calibrated[number] = scaling.probabilities(probabilities[number])
+    failed_rows = failures.total()
     return QuestionFit(
         fitted(options, probabilities, right),
         reliability(probabilities, right),
         reliability(calibrated, right),
-        len(rows) - len(right),
+        len(rows) - len(right) - failed_rows,
+        failed_rows,
     )
 
 
-def _write(path: str | os.PathLike[str], data: bytes) -> None:
-    try:
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise OutputError(f"{os.fspath(path)} cannot be written: {error.strerror}") from None
+def _folds(labels: Sequence[int], folds: int) -> list[int]:
+    """The fold of each row. Each has about the same share of each label: a fit to rows that lack
+    some of them would lean against the very rows that it is judged by.
+    """
+    order = list(range(len(labels)))
+    random.Random(0).shuffle(order)
+    order.sort(key=labels.__getitem__)
+    fold = [0] * len(labels)
+    for place, number in enumerate(order):
+        fold[number] = place % folds
+    return fold

@@ -250,7 +250,7 @@ async def _move(
                 report.finished = finished
             if finished:
                 await sink.finish()
-            counts.row_seconds = time.perf_counter() - began
+            counts.row_seconds += time.perf_counter() - began  # beside those of a sample
             return finished, flow.stream
     finally:
         job_pauses.reset(before)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
+from penstock.balance.backoff import span
 from penstock.batch.job.plan import Plan
 from penstock.batch.job.policy import Limits
-from penstock.batch.job.result import Counts, duration
+from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.intake import prepare
@@ -27,6 +28,7 @@ from penstock.batch.write.outputs import Output
 from penstock.batch.write.state import earlier_answers
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, UnsupportedError
+from penstock.observability import counted
 from penstock.types import ChatRequest
 
 TRIAL = 64
@@ -46,7 +48,8 @@ class Forecast(Struct, kw_only=True):
     estimated: `tried` rows were asked, `counted` had their tokens counted. `over_long` rows do not
     fit the model. Tokens are those that the whole job computes: none for rows that fail, and of a
     prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
-    that was measured; None where nothing was tried. `failed` are tried rows that failed, by kind.
+    that was measured; None where nothing was tried, or all of it failed. `failed` are tried rows
+    that failed, by kind.
     """
 
     rows: int | None
@@ -218,6 +221,8 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
             found.failed[kind] = found.failed.get(kind, 0) + 1
     distinct = _distinct(found)
     found.tried = len(outcomes)
+    if sum(found.failed.values()) == len(outcomes):
+        return  # how soon rows fail says nothing of a job
     found.rows_per_second = len(outcomes) / took
     found.seconds = distinct / found.rows_per_second
     if usages:
@@ -246,8 +251,8 @@ def check_deadline(found: Forecast, limits: Limits) -> None:
     if found.seconds is None or left is None or found.seconds <= left:
         return
     raise ConfigError(
-        f"the job would take about {duration(found.seconds)} ({found.rows_per_second:,.1f} rows/s,"
-        f" as {found.tried:,} rows showed), and {duration(max(left, 0.0))} are left. Give it more"
+        f"the job would take about {span(found.seconds)} ({found.rows_per_second:,.1f} rows/s,"
+        f" as {found.tried:,} rows showed), and {span(max(left, 0.0))} are left. Give it more"
         " time, or less to do (limit)",
         field="deadline",
     )
@@ -256,7 +261,8 @@ def check_deadline(found: Forecast, limits: Limits) -> None:
 def described(found: Forecast) -> str:
     """The forecast for a person, a line a finding."""
     whole = "" if found.rows == found.read else f", {found.read:,} of them read"
-    lines = [f"{'at least ' if found.rows is None else ''}{found.rows or found.read:,} rows{whole}"]
+    least = "at least " if found.rows is None else ""
+    lines = [f"{least}{counted(found.rows or found.read, 'row')}{whole}"]
     lines += [
         f"  {number:,} × {kind}: error rows, never asked"
         for kind, number in sorted(found.unreadable.items())
@@ -277,7 +283,7 @@ def described(found: Forecast) -> str:
         speed = f"{found.rows_per_second:,.1f} rows/s"
         if found.tokens_per_second is not None:
             speed += f", {found.tokens_per_second:,.0f} tokens/s"
-        lines.append(f"about {duration(found.seconds)} ({speed}, as {found.tried:,} rows showed)")
+        lines.append(f"about {span(found.seconds)} ({speed}, as {found.tried:,} rows showed)")
     lines += [
         f"  {number:,} × {kind} among the rows tried"
         for kind, number in sorted(found.failed.items())

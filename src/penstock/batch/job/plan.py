@@ -175,12 +175,17 @@ def _plan(
     policy = ErrorPolicy(job.on_error or "keep")
     if job.dead_letter is not None and policy.leaves_out_all:
         raise ConfigError("gets no rows: on_error leaves out all that fail", field="dead_letter")
+    limits = Limits(
+        tokens=job.max_tokens_total,
+        error_rate=job.max_error_rate,
+        seconds=seconds_until(job.deadline),
+    )
     if job.processor is not None:
         form, step, policy = processor_rows(job, job.processor, output)
     else:
         form, constant = engine_rows(job, source, engines, output, schema, sampling, asked)
         if len(engines) == 2:
-            step = _cascade(job, source, (engines[0], engines[1]), form, policy)
+            step = _cascade(job, source, (engines[0], engines[1]), form, policy, limits)
         else:
             step = step_of(engines[0], form, constant, job.max_attempts, policy)
     return Plan(
@@ -192,11 +197,7 @@ def _plan(
         limit=job.limit,
         keep_order=job.order == "input",
         policy=policy,
-        limits=Limits(
-            tokens=job.max_tokens_total,
-            error_rate=job.max_error_rate,
-            seconds=seconds_until(job.deadline),
-        ),
+        limits=limits,
         retry_failed=job.retry_failed,
         fresh=job.fresh,
         row_timeout=job.row_timeout,
@@ -211,6 +212,7 @@ def _cascade(
     engines: tuple[LLMEngine, LLMEngine],
     form: EngineForm,
     policy: ErrorPolicy,
+    limits: Limits,
 ) -> CascadeStep:
     if source.fingerprint is None:
         raise ConfigError(
@@ -227,6 +229,8 @@ def _cascade(
         seed=job.seed or 0,
         most_attempts=job.max_attempts,
         policy=policy,
+        limits=limits,
+        row_timeout=job.row_timeout,
     )
 
 

@@ -129,7 +129,10 @@ def seconds_until(deadline: Any) -> float | None:
     """
     if deadline is None:
         return None
-    seconds = _seconds(deadline)
+    try:
+        seconds = _seconds(deadline)
+    except (ValueError, OverflowError):  # also of times beyond the years that there are
+        seconds = None
     if seconds is None or not math.isfinite(seconds):
         raise ConfigError(
             f"must be seconds, a duration such as '30m', or a time, not {deadline!r}",
@@ -150,10 +153,7 @@ def _seconds(deadline: Any) -> float | None:
         match = _DURATION.fullmatch(deadline.strip())
         if match:
             return float(match[1]) * _UNITS[match[2] or "s"]
-        try:
-            deadline = datetime.fromisoformat(deadline)
-        except ValueError:
-            return None
+        deadline = datetime.fromisoformat(deadline)
     if isinstance(deadline, datetime):
         return deadline.timestamp() - time.time()
     return None

@@ -17,7 +17,7 @@ from penstock.balance.backoff import Pauses, span
 from penstock.batch.read.files import filesystem, is_url
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.errors import InputError, JobLimitError, OutputError
-from penstock.observability import is_terminal
+from penstock.observability import counted, is_terminal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,7 +182,7 @@ class Progress:
         self._shown = is_terminal() if shown is None else shown
         self._bar: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._began = time.monotonic()
+        self._began = time.monotonic() - counts.row_seconds
         self._rows_before = counts.rows
 
     async def __aenter__(self) -> Progress:
@@ -216,7 +216,7 @@ class Progress:
         if counts.total is not None:
             rows = f"{counts.rows:,}/{counts.total:,} rows"
             if rate > 0:
-                parts.append(f"{duration((counts.total - counts.rows) / rate)} left")
+                parts.append(f"{span((counts.total - counts.rows) / rate)} left")
         if counts.failed:
             parts.append(f"{counts.failed:,} errors")
         if counts.pauses.is_now:
@@ -250,7 +250,7 @@ def summary(result: RunResult) -> str:
     lines += [f"  {number:,} × {kind}" for kind, number in sorted(counts.errors.items())]
     lines.append(
         f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached),"
-        f" {counts.completion_tokens:,} out, {duration(counts.seconds)},"
+        f" {counts.completion_tokens:,} out, {span(counts.seconds)},"
         f" {counts.tokens_per_second:,.0f} tokens/s"
     )
     if counts.large_calls:
@@ -280,18 +280,7 @@ def ending(
     return "stopped" if isinstance(error, asyncio.CancelledError | JobLimitError) else "failed"
 
 
-def duration(seconds: float) -> str:
-    """A time span in two units at most."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
 def _rows(counts: Counts) -> str:
     failed = f", {counts.failed:,} failed" if counts.failed else ""
     kept = f", {counts.ok - counts.left_out:,} kept" if counts.left_out else ""
-    return f"{counts.rows:,} rows{kept}{failed}"
+    return f"{counted(counts.rows, 'row')}{kept}{failed}"

@@ -84,12 +84,14 @@ class ControlSocket:
             writer.close()
 
 
-def ask(folder: Path, word: str, **options: Any) -> dict[str, Any] | None:
+def ask(
+    folder: Path, word: str, *, patience_s: float = _SECONDS, **options: Any
+) -> dict[str, Any] | None:
     """What the running job in this state directory answers; None if none runs. Raises `JobError`
-    if it does not answer within 10 s.
+    if it does not answer in time.
     """
     with socket.socket(socket.AF_UNIX) as made:
-        made.settimeout(_SECONDS)
+        made.settimeout(patience_s)
         try:
             with _short(folder) as path:
                 made.connect(path)
@@ -104,14 +106,19 @@ def ask(folder: Path, word: str, **options: Any) -> dict[str, Any] | None:
             raise JobError(f"the job in {folder} does not answer") from None
 
 
-def live(folder: Path) -> Status | None:
-    """The status of a job now, asked of it if it runs."""
+def live(folder: Path, *, patience_s: float = _SECONDS) -> Status | None:
+    """The status of a job now, asked of it if it runs. Raises `JobError` if it does not answer in
+    time, or in a way that another version has.
+    """
     found = statuses.load(folder)
     if found is None or found.state not in ALIVE:
         return found
-    answer = ask(folder, "status")
+    answer = ask(folder, "status", patience_s=patience_s)
     if answer is not None:
-        return msgspec.convert(answer, Status)
+        try:
+            return msgspec.convert(answer, Status)
+        except msgspec.ValidationError as error:
+            raise JobError(f"the job in {folder} is of another version: {error}") from None
     found = statuses.load(folder) or found  # it may have ended in between
     silent = (folder / FILE).exists()  # a socket that nobody listens to
     if found.state in ALIVE and (silent or statuses.is_stale(found)):

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch.decisions.thresholds import ALL_TO_LARGE, least_confidence
-from penstock.batch.job.policy import ErrorPolicy
+from penstock.batch.job.policy import ErrorPolicy, Limits
 from penstock.batch.job.result import Counts
-from penstock.batch.pipeline.pipeline import Asked, Attempts, Tries, rolling
+from penstock.batch.pipeline.pipeline import ROW_LIMIT, Asked, Attempts, Tries, rolling
 from penstock.batch.read.sources import Source, read_ahead
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
@@ -28,7 +29,7 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.write.state_files import replace_file
 from penstock.engines.base import LLMEngine
 from penstock.engines.supervisor import supervisor_of
-from penstock.errors import JobError, PenstockError
+from penstock.errors import JobError, JobLimitError, PenstockError
 from penstock.types import Usage
 
 _FEWEST = 60
@@ -65,6 +66,8 @@ class CascadeStep:
         seed: int = 0,
         most_attempts: int = 3,
         policy: ErrorPolicy | None = None,
+        limits: Limits | None = None,
+        row_timeout: float | None = None,
     ) -> None:
         self.engines = engines
         self.memory: Path | None = None
@@ -77,6 +80,8 @@ class CascadeStep:
         self._seed = seed
         self._most_attempts = most_attempts
         self._policy = policy
+        self._limits = limits or Limits()
+        self._row_timeout = row_timeout
         self._ending = False
         self._choice = Choice(None, {})
 
@@ -98,7 +103,9 @@ class CascadeStep:
                     )
                 )
             together = rolling(self.engines[0].capabilities)
-            self._choice = await self._chosen(together)
+            began = time.perf_counter()
+            self._choice = await self._in_time(self._chosen(together))
+            self.counts.row_seconds = time.perf_counter() - began
             yield together
 
     async def answer(self, row: Row, tries: Tries) -> Outcome:
@@ -127,6 +134,15 @@ class CascadeStep:
         found: Outcome = self._form.outcome(made, usage, self.engines[place].model_source)
         return found
 
+    async def _in_time(self, choosing: Coroutine[Any, Any, Choice]) -> Choice:
+        try:
+            async with asyncio.timeout(self._limits.seconds) as limit:
+                return await choosing
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise JobLimitError("the deadline is reached, before the first row") from None
+
     async def _chosen(self, together: int) -> Choice:
         """The choice that an earlier run made, else a new one."""
         if self.memory is not None and self.memory.exists():
@@ -143,12 +159,14 @@ class CascadeStep:
             async with slots:
                 tries = Tries()
                 try:
-                    small, usage = await self._ask(0, row, tries)
-                    large, more = await self._ask(1, row, tries)
+                    async with asyncio.timeout(self._row_timeout) as limit:
+                        ROW_LIMIT.set(limit)
+                        small, usage = await self._ask(0, row, tries)
+                        large, more = await self._ask(1, row, tries)
                 except JobError:
                     raise
-                except PenstockError:  # the row fails in the job too, and nothing is to be learned
-                    return None
+                except (PenstockError, TimeoutError):
+                    return None  # the row fails in the job too, and nothing is to be learned
                 finally:
                     self.counts.engine_calls += tries.count
                 outcome = self._outcome(large, usage + more, 1)

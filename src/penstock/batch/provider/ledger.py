@@ -181,18 +181,19 @@ class Ledger:
         records = self._records
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._descriptor = guarded(private_files.opener, records.path, flags)
-        for data in records.read():
-            entry = msgspec.json.decode(data, type=Entry)
-            if entry.event == "begun":
-                self.batches[entry.token] = Batch(self.folder, entry)
-            else:
-                self.batches[entry.token].apply(entry)
-        records.cut()
+        found = records.read()
         if records.lost:
             raise JobError(
                 f"{records.path} is damaged, so batches might be paid for twice; --fresh begins"
                 " again"
             )
+        records.cut()
+        for data in found:
+            entry = msgspec.json.decode(data, type=Entry)
+            if entry.event == "begun":
+                self.batches[entry.token] = Batch(self.folder, entry)
+            else:
+                self.batches[entry.token].apply(entry)
         for path in self.folder.iterdir():
             if path != records.path and path.name.partition(".")[0] not in self.batches:
                 guarded(remove, path)  # lines that were never handed in

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import urllib.error
-import urllib.request
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +18,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import PenstockError, RequestError
+from penstock.http.opened import content_at
 from penstock.openai.image_parts import (
     IMAGE_PARTS,
     bitmap,
@@ -94,12 +93,7 @@ class Loader:
             head, _, body = source.partition(",")
             return b64decode(body) if head.endswith(";base64") else unquote_to_bytes(body)
         if source.startswith(("http://", "https://")):
-            try:
-                with urllib.request.urlopen(source, timeout=self._timeout) as answer:
-                    return bytes(answer.read(self._most + 1))
-            except urllib.error.HTTPError as error:
-                with error:  # it holds the connection
-                    raise OSError(f"the server answered {error.code}") from None
+            return content_at(source, self._timeout, self._most + 1)
         if "://" in source and not source.startswith("file://"):
             import fsspec
 

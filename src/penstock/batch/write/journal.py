@@ -48,6 +48,7 @@ from penstock.batch.write.state_files import (
     write_all,
 )
 from penstock.errors import JobError, OutputError
+from penstock.observability import counted
 
 _CHECK_SECONDS = 1.0
 BATCHES = "batches"
@@ -132,7 +133,7 @@ class Journal:
         self._list.cut()
         if self._list.lost:
             self.damage.append(
-                f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of"
+                f"{self._list.path} is damaged ({counted(self._list.lost, 'record')}); the rows of"
                 " those parts run again"
             )
         taken = [*self._rows_files(), *self.folder.glob(f"kept-{self.generation}-*.jsonl")]
@@ -145,7 +146,7 @@ class Journal:
                     self.pending[record.index] = record
             if rows.lost:
                 self.damage.append(
-                    f"{path} is damaged ({_count(rows.lost, 'record')}); those rows run again"
+                    f"{path} is damaged ({counted(rows.lost, 'record')}); those rows run again"
                 )
 
     def mend(self) -> None:
@@ -166,7 +167,7 @@ class Journal:
         sound = [part for part in parts if part.file not in bad]
         if self._list.lost or lost:
             damage = self.damage + [
-                f"{self.folder / part.file} {bad[part.file]}; its {_count(part.rows, 'row')} run"
+                f"{self.folder / part.file} {bad[part.file]}; its {counted(part.rows, 'row')} run"
                 " again"
                 for part in parts
                 if part.file in bad
@@ -390,7 +391,3 @@ def _shelve(path: Path) -> None:
 
 def _number(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -5,3 +5,13 @@ GenAI's objects. `model` finds and converts models. `constraints` writes constra
 tries and compiles them; `logits` reads log probabilities. Only files that run in the child
 processes import openvino_genai.
 """
+
+from penstock import lazy
+
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.engines.openvino.engine import OpenVINOEngine as OpenVINOEngine
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__, {"penstock.engines.openvino.engine": ("OpenVINOEngine",)}
+    )

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from http.client import HTTPException
@@ -47,6 +44,7 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError
+from penstock.http.opened import content_at
 from penstock.openai.image_parts import data_in
 from penstock.types import (
     DecideRequest,
@@ -343,7 +341,7 @@ async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
     try:
         async with asyncio.timeout(options.image_timeout_s):
             data = await asyncio.to_thread(
-                _loaded, image, options.image_timeout_s, options.max_image_bytes + 1
+                content_at, image, options.image_timeout_s, options.max_image_bytes + 1
             )
     except TimeoutError:
         raise RequestError(
@@ -353,21 +351,6 @@ async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
         reason = getattr(error, "reason", None) or error
         raise RequestError(f"the image {shown} cannot be loaded: {reason}", param=_PARAM) from None
     return data
-
-
-def _loaded(url: str, timeout_s: float, most: int) -> bytes:
-    """Up to `most` bytes. The thread ends in time, however slowly a server sends."""
-    end, content = time.monotonic() + timeout_s, bytearray()
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-            while len(content) < most and (part := answer.read1(most - len(content))):
-                content += part
-                if time.monotonic() > end:
-                    raise TimeoutError("the server sends too slowly")
-            return bytes(content)
-    except urllib.error.HTTPError as error:
-        with error:  # it holds the connection
-            raise OSError(f"the server answered {error.code}") from None
 
 
 _LONGEST = 400
