@@ -434,8 +434,8 @@ class LLMConfig(Options, kw_only=True):
     @property
     def num_ingress_replicas(self) -> int | None:
         """Replicas of the ingress on Ray that this model asks for; the most of all models count."""
-        wanted = self._experimental("num_ingress_replicas", 0.0)
-        if not wanted.is_integer():
+        wanted = self._experimental("num_ingress_replicas", 0)
+        if wanted != int(wanted):
             raise ConfigError(
                 f"must be a whole number, got {wanted}",
                 field="experimental_configs.num_ingress_replicas",
@@ -446,7 +446,7 @@ class LLMConfig(Options, kw_only=True):
         value = self.experimental_configs.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ConfigError(
                 f"must be a number of at least 0, got {value!r}",
                 field=f"experimental_configs.{name}",

@@ -155,7 +155,7 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
     what = f"several models, and 'auto' is for one: {', '.join(card.id for card in bases[:20])}"
     if wanted != AUTO:
         what = f"no model '{wanted}'; {_UNASKED}. {nearest(wanted, [card.id for card in cards])}"
-    raise EngineStartError(f"{one.shown} has {what}")
+    raise EngineStartError(f"{one.shown} has {what}".rstrip())
 
 
 def _capabilities(

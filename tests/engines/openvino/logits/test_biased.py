@@ -1,5 +1,6 @@
 """Sampling with changed logits, on rows of logits written by hand."""
 
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -107,7 +108,7 @@ class Model:
 
     def __init__(self, room=1):
         self.room = room
-        self.begun = WeakSet()
+        self.begun: WeakSet[Reading] = WeakSet()
 
     def begin_if_fits(self, tokens):
         if len(self.begun) >= self.room:
@@ -126,7 +127,7 @@ class Reading:
 
 
 def test_who_has_no_room_for_a_cache_waits():
-    model = Model()
+    model: Any = Model()
     pipeline = BiasedPipeline(lambda: model)
     first, second = (
         pipeline.add(Handle([0], Sampling(temperature=0.0), 2, set(), [])) for _ in range(2)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import pytest
@@ -208,7 +208,7 @@ class Model:
     chunk = 4
 
     def __init__(self):
-        self.begun = WeakSet()
+        self.begun: WeakSet[Reading] = WeakSet()
 
     def begin_if_fits(self, tokens):
         if self.begun:
@@ -232,12 +232,16 @@ class Asked:
 
 def scoring(*requests):
     model = Model()
-    made = Scoring(SimpleNamespace(model=lambda: model, rest=lambda: None))
+    logits: Any = SimpleNamespace(model=lambda: model, rest=lambda: None)
+    made, lane = Scoring(logits), cast("Any", None)
     for request in requests:
-        made.begin(None, request)
+        made.begin(lane, request)
 
     def turn():
-        return [scored.request for scored in made.turn(pytest.fail)]
+        return [scored.request for scored in made.turn(fail)]
+
+    def fail(request, error):
+        raise error
 
     return made, model, turn
 
