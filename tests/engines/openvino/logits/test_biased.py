@@ -102,36 +102,56 @@ def test_a_seed_may_be_negative():
 
 
 class Model:
-    """Holds as many sequences at once as it has room for."""
+    """Holds `room` tokens."""
 
     chunk = 4
 
-    def __init__(self, room=1):
+    def __init__(self, room):
         self.room = room
         self.begun: WeakSet[Reading] = WeakSet()
 
     def begin_if_fits(self, tokens):
-        if len(self.begun) >= self.room:
+        if self.begun and self.held + tokens > self.room:
             return None
         reading = Reading()
         self.begun.add(reading)
         return reading
 
+    @property
+    def is_over(self):
+        return len(self.begun) > 1 and self.held > self.room
+
+    @property
+    def held(self):
+        return sum(len(one.ids) for one in self.begun)
+
 
 class Reading:
-    after = None
+    def __init__(self):
+        self.ids = []
+        self.after = None
 
     def add(self, ids, top=0, silent=False):
+        self.ids += ids
         self.after = LOGITS
         return []
 
 
-def test_who_has_no_room_for_a_cache_waits():
-    model: Any = Model()
+def steps(room, tokens):
+    """How many tokens two requests have after each step, until both have all."""
+    model: Any = Model(room)
     pipeline = BiasedPipeline(lambda: model)
-    first, second = (
-        pipeline.add(Handle([0], Sampling(temperature=0.0), 2, set(), [])) for _ in range(2)
-    )
-    for made in ([1, 0], [2, 1], [2, 2]):
+    given = Sampling(temperature=0.0), tokens, set[int](), list[list[int]]()
+    first, second = (pipeline.add(Handle([0], *given)) for _ in range(2))
+    while len(second.ids) < tokens:
         pipeline.step()
-        assert [len(first.ids), len(second.ids)] == made
+        yield len(first.ids), len(second.ids)
+
+
+def test_who_has_no_room_for_a_cache_waits():
+    assert list(steps(room=1, tokens=2)) == [(1, 0), (2, 1), (2, 2)]
+
+
+def test_a_cache_that_another_needs_is_given_up_and_made_again():
+    made = list(steps(room=5, tokens=4))
+    assert made == [(1, 1), (2, 2), (3, 2), (4, 3), (4, 4)]

@@ -203,15 +203,21 @@ async def test_the_parameter_that_was_given_is_named(given, param):
 
 
 class Model:
-    """Has room for one sequence at a time, and reads four tokens a turn."""
+    """Begins as many sequences as it has room for, and reads four tokens a turn."""
 
     chunk = 4
+    outgrown = False
+
+    @property
+    def is_over(self):
+        return self.outgrown and len(self.begun) > 1
 
     def __init__(self):
         self.begun: WeakSet[Reading] = WeakSet()
+        self.room = 1
 
     def begin_if_fits(self, tokens):
-        if self.begun:
+        if len(self.begun) >= self.room:
             return None
         self.begun.add(reading := Reading())
         return reading
@@ -219,7 +225,7 @@ class Model:
 
 class Reading:
     def add(self, ids, top=0, silent=False):
-        return [TokenScore(token, 0.0, 1, []) for token in ids]
+        return [] if silent else [TokenScore(token, 0.0, 1, []) for token in ids]
 
 
 class Asked:
@@ -266,3 +272,23 @@ async def test_a_cache_is_given_back_where_only_the_prompt_is_asked():
     assert not model.begun
     assert not made.note(first)
     assert turn() == [second]
+
+
+async def test_a_cache_that_another_needs_is_given_up_and_made_again():
+    first, second = Asked(logprobs=2), Asked(logprobs=2)
+    made, model, turn = scoring(first, second)
+    model.room = 2
+    assert turn() + turn() == [first, second]
+    second.ids.append(7)
+    made.note(second)
+    assert turn() == [second]
+    model.outgrown = True
+    first.ids.append(8)
+    made.note(first)
+    assert turn() == [first]  # and the other gives way
+    assert len(model.begun) == 1
+    model.outgrown = False
+    second.ids.append(9)
+    made.note(second)
+    assert [turn() for _ in range(3)] == [[], [second], []]
+    assert [score.token for score in made.of(second).answer] == [7, 9]

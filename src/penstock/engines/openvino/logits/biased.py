@@ -121,15 +121,25 @@ class BiasedPipeline:
             if model is None:
                 return
             if handle.reading is None and not is_full:
-                handle.reading = model.begin_if_fits(len(handle.prompt) + handle.max_new_tokens)
+                handle.reading = model.begin_if_fits(len(handle.unread))
             if handle.reading is None:
                 is_full = True  # and the others wait behind it
                 continue
             handle.reading.add(handle.unread[: model.chunk], silent=True)
             handle.unread = handle.unread[model.chunk :]
+            if model.is_over:
+                self._make_room(model)
+                if handle.reading is None:
+                    continue
             if not handle.unread and handle.reading.after is not None:
                 chosen = choose(handle.reading.after, handle)
                 handle.end() if chosen is None else handle.take(*chosen)
+
+    def _make_room(self, model: LogitModel) -> None:
+        """Let those that came last give up their KV caches."""
+        for handle in reversed(self._handles):
+            if handle.reading is not None and model.is_over:
+                handle.reading, handle.unread = None, handle.prompt + handle.ids
 
 
 class _NoCache(Struct):

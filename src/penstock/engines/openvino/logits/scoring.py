@@ -108,27 +108,39 @@ class Scored:
         return self.request.prompt_tokens
 
     @property
-    def most(self) -> int:
-        """How many tokens are read at most."""
-        answer = 0 if self.request.sampling.logprobs is None else self.request.max_new_tokens
-        return self.prompt_size + answer
+    def size(self) -> int:
+        """How many tokens there are so far."""
+        return self.prompt_size + len(self.request.ids)
+
+    @property
+    def known(self) -> int:
+        """How many tokens have been scored, or need not be: they may be read again."""
+        if self.answer:
+            return self.prompt_size + len(self.answer)
+        return len(self.prompt) + 1 if self.prompt else 0
 
     @property
     def whole(self) -> bool:
         """Whether all tokens that are there so far were read."""
-        return self.read == self.prompt_size + len(self.request.ids)
+        return self.read == self.size
 
     def unread(self, most: int) -> list[int]:
         """The next tokens to read: of the prompt, or of the answer."""
         start = self.read
+        if start < self.known:
+            most = min(most, self.known - start)
         if start < self.prompt_size:
             return self.ids[start : start + most]
         return self.request.ids[start - self.prompt_size :][:most]
 
+    def give_up(self) -> None:
+        """Give up the KV cache: what was read is read again, and keeps its scores."""
+        self.reading, self.read = None, 0
+
     def again(self) -> None:
         """Forget what was read: the engine generates this answer from its start again."""
         self.answer.clear()
-        self.reading, self.read = None, 0
+        self.give_up()
 
 
 class Scoring:
@@ -199,10 +211,12 @@ class Scoring:
                     return done
                 budget = model.chunk if budget is None else budget
                 if scored.reading is None:
-                    scored.reading = model.begin_if_fits(scored.most)
+                    scored.reading = model.begin_if_fits(scored.size)
                     is_full = scored.reading is None
                 while scored.reading is not None and budget > 0 and not scored.whole:
                     budget -= self._read(scored, scored.reading, budget)
+                    if model.is_over:
+                        self._make_room(model)
             except Exception as error:
                 self.forget(scored.request)
                 failed(scored.request, error)
@@ -218,7 +232,7 @@ class Scoring:
         sampling, start = scored.request.sampling, scored.read
         in_prompt, ids = start < scored.prompt_size, scored.unread(most)
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
-        scores = reading.add(ids, top or 0, silent=top is None or self._known(scored, start))
+        scores = reading.add(ids, top or 0, silent=top is None or start < scored.known)
         if in_prompt:
             scored.prompt += scores
         else:
@@ -226,10 +240,11 @@ class Scoring:
         scored.read += len(ids)
         return len(ids)
 
-    @staticmethod
-    def _known(scored: Scored, start: int) -> bool:
-        """Whether these tokens of the prompt were scored already: an answer began anew."""
-        return start < scored.prompt_size and len(scored.prompt) > max(start - 1, 0)
+    def _make_room(self, model: LogitModel) -> None:
+        """Let those that came last give up their KV caches."""
+        for scored in reversed(self._scored.values()):
+            if scored.reading is not None and model.is_over:
+                scored.give_up()
 
 
 def check_together(request: Request, vocabulary: int) -> None:
