@@ -118,7 +118,7 @@ async def test_a_server_that_ignores_n_is_named_and_asked_once(script):
     script.answers = [SAID, sse(chunk(content="yes"), chunk(reason="stop"))]
     async with remote(script) as engine:
         for request in (whole(n=2), chat_request("hi", n=2)):
-            with pytest.raises(UnsupportedError, match="gave 1 of 2 answers: it does not take n"):
+            with pytest.raises(UnsupportedError, match="gave 1 of 2 answers"):
                 await answer(engine, request)
     assert len(script.asked) == 2
 

@@ -224,7 +224,8 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
 
 def too_few(given: int, n: int, where: str) -> UnsupportedError:
     """The error for a server that ignores `n`."""
-    return UnsupportedError(f"{where} gave {given} of {n} answers: it does not take n", param="n")
+    what = f"{where} gave {given} of {n} answers; some servers do not take n"
+    return UnsupportedError(what, param="n")
 
 
 class ToolCalls:

@@ -279,7 +279,7 @@ async def generated_shares(
         for one in left:
             found[one] = await ask(*asked[one])
 
-    workers = [asyncio.create_task(ask_on()) for _ in range(MOST_AT_ONCE)]
+    workers = [asyncio.create_task(ask_on()) for _ in asked[1 : MOST_AT_ONCE + 1]]
     try:
         await asyncio.gather(*workers)
     finally:
