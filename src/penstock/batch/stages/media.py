@@ -19,7 +19,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import PenstockError, RequestError
-from penstock.http.opened import content_at
+from penstock.http.standard import content_at
 from penstock.openai.image_parts import (
     IMAGE_PARTS,
     bitmap,

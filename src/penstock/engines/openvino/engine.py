@@ -44,7 +44,7 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError
-from penstock.http.opened import content_at
+from penstock.http.standard import content_at
 from penstock.openai.image_parts import data_in
 from penstock.types import (
     DecideRequest,
