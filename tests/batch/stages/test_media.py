@@ -265,6 +265,9 @@ async def test_files_of_this_machine_below_a_folder(tmp_path):
     for outside in ("b.wav", "in/../b.wav", "in/c.wav"):
         with pytest.raises(RequestError, match="it is not below"):
             await loader.load(str(tmp_path / outside), "audio")
+    for scheme in ("local://", "simplecache::file://", "FILE://"):
+        with pytest.raises(RequestError, match="its scheme is none of file"):
+            await loader.load(f"{scheme}{tmp_path}/b.wav", "audio")
     loader.close()
 
 

@@ -95,7 +95,7 @@ class PrepareMultimodalStageConfig(StageConfig, kw_only=True):
     stay lists of parts; else a message without images gets its text as one string. `timeout_s` is
     how long the loading of an image may take, `max_bytes` how large it may be. Of
     `model_config_kwargs` there is `allowed_local_media_path`: files of this machine must be below
-    it.
+    it, and other URLs than those of HTTP and files are refused.
     """
 
     model_source: str | None = None

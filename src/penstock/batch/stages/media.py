@@ -104,6 +104,9 @@ class Loader:
         if source.startswith("file://"):
             source = unquote(source.removeprefix("file://"))
         elif "://" in source:
+            if self._folder is not None:  # fsspec has schemes and chains that lead to files here
+                scheme = source.partition("://")[0]
+                raise ValueError(f"its scheme is none of file, http, https and data, but {scheme}")
             import fsspec
 
             with fsspec.open(source, "rb").open() as file:
