@@ -139,7 +139,7 @@ async def test_csv_has_flat_columns(tmp_path, make_engine):
 
 
 async def test_a_directory_of_parquet(source, tmp_path, make_engine):
-    await ask(source, f"{tmp_path}/out/", make_engine())
+    await ask(source, f"{tmp_path}/out/", make_engine(), fresh=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00000.parquet"]
     assert pq.read_table(tmp_path / "out")["id"].to_pylist() == list(range(300))
 
@@ -260,6 +260,13 @@ async def test_a_search_for_a_column_leaves_the_event_loop_free(tmp_path, make_e
     source = tmp_path / "in.jsonl"
     with pytest.raises(ConfigError, match="no column 'b'"):
         await penstock.arun(source, engine=make_engine(), prompt="{b}", progress=False)
+
+
+async def test_a_file_in_the_place_of_a_directory(source, tmp_path, make_engine):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="is to be a directory, and a file stands there"):
+        await ask(source, f"{tmp_path}/out/", make_engine(), fresh=True)
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 async def test_long_fields_of_a_csv_can_be_read_back(tmp_path, make_engine):
