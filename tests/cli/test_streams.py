@@ -64,13 +64,17 @@ def test_standard_input_that_is_closed(folder):
     assert (done.returncode, done.stderr) == (2, b"penstock: standard input is closed\n")
 
 
-def test_standard_output_that_lacks_characters(folder, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    (folder / "out.jsonl").write_text('{"text": "日本 é"}\n', encoding="utf-8")
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", b"\xe9"), ("koi8-r", b"\\u00e9")])
+def test_standard_output_that_lacks_characters(folder, monkeypatch, encoding, shown):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    (folder / "out.jsonl").write_text('{"text": "日本 é 😀"}\n', encoding="utf-8")
     (folder / "out.jsonl.penstock").mkdir()
     (folder / "out.jsonl.penstock" / "manifest.json").write_text("{}")
     done = shell(folder, "", "jobs", "tail", "out.jsonl")
-    assert (done.stdout, done.stderr) == (b'{"text": "\\u65e5\\u672c \xe9"}\n', b"")
+    assert (done.stdout, done.stderr) == (
+        b'{"text": "\\u65e5\\u672c %s \\ud83d\\ude00"}\n' % shown,
+        b"",
+    )
 
 
 @pytest.mark.parametrize("group", ["jobs", "bench"])
