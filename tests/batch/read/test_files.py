@@ -344,7 +344,11 @@ def test_tables_with_versions_are_no_directories_of_files(place):
     for pattern in ("lakes", "lakes/*", "lakes/d/*", "fields", "fields/*", "fields/i/*"):
         with pytest.raises(InputError, match=f"{pattern[:5]}.*/[di]: is a table of Delta Lake"):
             files.find(f"{folder}/{pattern}")
-    make_there("seas/a.parquet", "seas/_old/t/_delta_log/00000000000000000000.json")
+    make_there(
+        "seas/metadata/page.metadata.json",
+        "seas/a.parquet",
+        "seas/_old/t/_delta_log/00000000000000000000.json",
+    )
     assert found_in(folder, f"{folder}/seas") == ["seas/a.parquet"]
 
 

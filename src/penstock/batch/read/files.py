@@ -57,7 +57,9 @@ _MARKS = (
     *("Content-MD5", "Digest", "Last-Modified"),
 )
 _LOG = "_delta_log"
-_TABLE = re.compile(rf"(.*)/({_LOG}(/[^/]*\.json)?|metadata/[^/]*\.metadata\.json)", re.DOTALL)
+_TABLE = re.compile(
+    rf"(.*)/({_LOG}(/[^/]*\.json)?|metadata/v?[0-9][^/]*\.metadata\.json)", re.DOTALL
+)
 """What only tables of Delta Lake and Iceberg have, after the directory of the table."""
 
 
