@@ -14,8 +14,9 @@ from PIL import Image
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
 from penstock.batch.rows.row import nbytes
 from penstock.batch.stages.media import Loader, PrepareMultimodalStage
-from penstock.engines.media.images import FORMS, prepared as prepared_image
+from penstock.engines.media.images import FORMS, decoded, prepared as prepared_image, written
 from penstock.errors import ConfigError, MissingExtraError, RequestError
+from penstock.openai.image_parts import bitmap
 
 
 def image(form="PNG", size=8):
@@ -101,6 +102,14 @@ async def test_images_that_the_caller_has_opened(mode, kind):
     again = Image.open(BytesIO(b64decode(uri.partition(",")[2])))
     assert again.convert("RGB").tobytes() == opened.convert("RGB").tobytes()
     assert "cannot be decoded, it is damaged or cut off" in broken["error"]["message"]
+
+
+def test_images_of_16_bits_are_scaled_to_8():
+    deep = Image.new("I", (3, 2), 0x8000).convert("I;16")
+    file = BytesIO()
+    deep.save(file, "PNG")
+    for data in (file.getvalue(), written(deep).data, bitmap(deep)):
+        assert decoded(data).getextrema() == ((0x80, 0x80),) * 3
 
 
 def test_an_opened_image_has_the_weight_of_its_pixels():
