@@ -80,7 +80,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     @property
     def is_deterministic(self) -> bool:
         """Whether the same request gives the same answer each time."""
-        return self.temperature == 0 or self.seed is not None
+        return self.temperature == 0 or self.seed is not None or "use_beam_search" in self.extra
 
 
 FRACTIONS = tuple([name for name, kind in Sampling.__annotations__.items() if kind == "float"])

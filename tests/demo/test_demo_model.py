@@ -2,6 +2,7 @@
 right.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest_asyncio
 from penstock import demo
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.testing import EngineContract, answer, chat_request, count_right
-from penstock.types import Sampling
+from penstock.types import CompletionRequest, Sampling
 
 pytestmark = pytest.mark.slow
 
@@ -74,5 +75,25 @@ async def test_speculation_changes_no_answer(speculation, tickets):
         await engine.start()
         requests = [chat_request(ticket["ticket"], GREEDY, stream=False) for ticket in tickets[:20]]
         texts.append([(await answer(engine, request)).texts[0] for request in requests])
+        await engine.stop()
+    assert texts[0] == texts[1]
+
+
+async def test_a_draft_model_changes_no_answer_to_long_prompts_side_by_side():
+    greedy = Sampling(temperature=0.0, max_tokens=12, ignore_eos=True)
+    prompts = [[(7 * n + 31 * at) % 900 + 5 for at in range(400 + 60 * n)] for n in range(8)]
+    texts = []
+    for speculation in ({}, {"draft_model": str(demo.model_path("openvino"))}):
+        kwargs = {
+            "inference_precision": "f32",
+            "kv_cache_precision": "f32",
+            "properties": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+            **speculation,
+        }
+        engine = OpenVINOEngine("demo", engine_kwargs=kwargs)
+        await engine.start()
+        requests = [CompletionRequest(ids, greedy, stream=False) for ids in prompts]
+        found = await asyncio.gather(*(answer(engine, request) for request in requests))
+        texts.append([one.texts[0] for one in found])
         await engine.stop()
     assert texts[0] == texts[1]

@@ -30,6 +30,7 @@ from msgspec import Struct, ValidationError, msgpack
 
 from penstock.cores import Cores, pin
 from penstock.engines.base import Capabilities
+from penstock.engines.beams import Beams
 from penstock.errors import EngineDeadError, PenstockError, RequestError
 from penstock.types import Delta, Sampling
 
@@ -45,7 +46,7 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """A prompt to continue: text or token ids. `marks`, `batch` and `image_mark` are as in
+    """A prompt to continue: text or token ids. `marks`, `batch`, `image_mark` and `beams` are as in
     `GenerateRequest`; `at` is when it was asked, in seconds of the machine's monotonic clock;
     `images` holds the bytes of files.
     """
@@ -61,6 +62,7 @@ class Submit(Struct, tag="submit", array_like=True):
     at: float = 0.0
     images: tuple[bytes, ...] = ()
     image_mark: str = ""
+    beams: Beams | None = None
 
 
 class Abort(Struct, tag="abort", array_like=True):

@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from penstock.engines.base import Capabilities
+from penstock.engines.beams import beams_of
 from penstock.errors import RequestError, UnsupportedError, context_overflow
 from penstock.parsing import is_too_deep, json_fault
 from penstock.types import (
@@ -93,6 +94,8 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
     for name in sampling.extra:
         if name not in capabilities.extra:
             raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
+    if sampling.extra:
+        beams_of(sampling, n)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
 

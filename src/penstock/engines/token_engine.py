@@ -17,6 +17,7 @@ import msgspec
 from msgspec import structs
 
 from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.beams import Beams, beams_of
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.decisions.answers import decisions
 from penstock.engines.decisions.checks import check_questions
@@ -62,7 +63,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
     BOS) to a text; `kv_transfer_params` are for the engine's KV connector. Special tokens that are
     part of one of `marks` stay in the answer's text. `batch` is as in `ChatRequest`. `images` are
-    URIs or the bytes of files; each stands where the prompt has an `image_mark`.
+    URIs or the bytes of files; each stands where the prompt has an `image_mark`. With `beams` its
+    answers come whole, together, each under its `Delta.index`.
     """
 
     prompt: str | list[int]
@@ -75,6 +77,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     batch: bool = False
     images: Images = ()
     image_mark: str = ""
+    beams: Beams | None = None
 
 
 class TokenEngine(LLMEngine):
@@ -293,6 +296,11 @@ class TokenEngine(LLMEngine):
                 yield [echo(delta) for delta in batch]
 
     def _answers(self, request: GenerateRequest, n: int) -> Batches:
+        if request.sampling.extra and (beams := beams_of(request.sampling, n)) is not None:
+            if beams.width > 1:
+                return self.continue_prompt(structs.replace(request, beams=beams))
+            greedy = structs.replace(request.sampling, temperature=0.0)
+            return self.continue_prompt(structs.replace(request, sampling=greedy))
         return self.continue_prompt(request) if n == 1 else self._fan_out(request, n)
 
     async def _fan_out(self, request: GenerateRequest, n: int) -> Batches:

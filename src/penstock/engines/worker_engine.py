@@ -205,6 +205,7 @@ class WorkerEngine(TokenEngine):
                     time.monotonic(),
                     images,
                     request.image_mark,
+                    request.beams,
                 )
             )
             while not finished:
@@ -316,12 +317,16 @@ class WorkerEngine(TokenEngine):
         mailboxes = self._mailboxes
         match message := decode_to_parent(data):
             case Step():
+                ended: list[int] = []
                 for number, delta in message.deltas:
                     if (mailbox := mailboxes.get(number)) is not None:
                         mailbox.put(delta)
-                        if delta.finish_reason is not None:  # its caller may take it much later
-                            del mailboxes[number]
-                            self._answered_at = time.monotonic()
+                        if delta.finish_reason is not None:
+                            ended.append(number)
+                if ended:  # their callers may take the deltas much later
+                    self._answered_at = time.monotonic()
+                for number in ended:  # the beams of a search end together
+                    mailboxes.pop(number, None)
             case Failed():
                 error = by_kind(message.kind, message.message, message.param)
                 if (mailbox := mailboxes.pop(message.id, None)) is not None:
@@ -349,6 +354,7 @@ class WorkerEngine(TokenEngine):
             self._process = None
             self.loop = None
             self._fail_all(killed=process.killed)
+            self.on_death()
 
     def _fail_all(self, **about: bool) -> None:
         mailboxes, self._mailboxes = self._mailboxes, {}

@@ -281,6 +281,9 @@ class CompletionBody(GenerationBody, kw_only=True):
         sampling = self.generating(
             max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=logprobs
         )
+        if self.use_beam_search and self.best_of is not None:
+            extra = {**sampling.extra, "best_of": self.best_of}
+            sampling = msgspec.structs.replace(sampling, extra=extra)
         return [
             CompletionRequest(
                 prompt=prompt,
@@ -298,9 +301,11 @@ class CompletionBody(GenerationBody, kw_only=True):
 
     @property
     def best(self) -> BestOf | None:
-        """Which answers stay, where more were asked for than are wanted."""
+        """Which answers stay, where more were asked for than are wanted. A beam search returns the
+        best of its own accord.
+        """
         n = 1 if self.n is None else self.n
-        if self.best_of is None or self.best_of == n:
+        if self.best_of is None or self.best_of == n or self.use_beam_search:
             return None
         return BestOf(n, self.logprobs is not None)
 

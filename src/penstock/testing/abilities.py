@@ -1,5 +1,5 @@
-"""Contracts of abilities that an engine may declare: constraints, images, decisions, hearing,
-speaking.
+"""Contracts of abilities that an engine may declare: constraints, beams, images, decisions,
+hearing, speaking.
 """
 
 from __future__ import annotations
@@ -9,23 +9,29 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import jsonschema_rs
 import pytest
+from msgspec import structs
 
 from penstock.engines.base import LLMEngine
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.responses import Answers
 from penstock.testing.asking import (
     PATIENCE,
     Asked,
     answer,
     chat_request,
+    deltas_of,
     image_request,
     noise,
 )
 from penstock.types import (
+    ChatRequest,
     ChoiceQuestion,
+    CompletionRequest,
     DecideRequest,
     Option,
     PredicateQuestion,
@@ -131,6 +137,79 @@ def _tool(name: str, words: list[str]) -> dict[str, Any]:
 def _needs(engine: LLMEngine, kind: str) -> None:
     if kind not in engine.capabilities.structured:
         pytest.skip(f"no {kind} constraint")
+
+
+class BeamSearch(Asked):
+    """Tests of beam search."""
+
+    async def test_beams_come_whole_and_the_best_first(self, engine: LLMEngine) -> None:
+        _needs_beams(engine)
+        for stream in (True, False):
+            deltas = await deltas_of(engine, _search(self.prompt, 4, stream=stream))
+            assert [delta.index for delta in deltas] == [0, 1, 2, 3]
+        found = Answers(deltas)
+        assert len({tuple(ids) for ids in found.token_ids.values()}) == 4
+        assert found.usage.completion_tokens == sum(map(len, found.token_ids.values()))
+        if engine.capabilities.prompt_logprobs:
+            ids = list(found.prompt_token_ids or ())
+            scores = [await _score(engine, ids, found.token_ids[index]) for index in range(4)]
+            assert all(one > next_one - 1e-3 for one, next_one in pairwise(scores))
+            greedy = await answer(engine, _search(self.prompt, 1))
+            assert await _score(engine, ids, greedy.token_ids[0]) <= scores[0] + 1e-3
+
+    async def test_fewer_answers_than_beams_are_the_best_ones(self, engine: LLMEngine) -> None:
+        _needs_beams(engine)
+        of_all = await answer(engine, _search(self.prompt, 6))
+        best = await answer(engine, _search(self.prompt, 2, best_of=6))
+        assert best.token_ids == {index: of_all.token_ids[index] for index in range(2)}
+
+    async def test_one_beam_is_greedy(self, engine: LLMEngine) -> None:
+        _needs_beams(engine)
+        greedy = await answer(engine, chat_request(self.prompt, Sampling(12, temperature=0.0)))
+        assert (await answer(engine, _search(self.prompt, 1))).texts == greedy.texts
+
+    async def test_searches_and_others_do_not_disturb_each_other(self, engine: LLMEngine) -> None:
+        _needs_beams(engine)
+        requests = [
+            _search(self.prompt, 3),
+            chat_request(self.prompt),
+            _search(self.prompt + " Now!", 4, num_beam_groups=2, diversity_penalty=1.0),
+            _search(self.prompt, 2, length_penalty=0.0, early_stopping=True),
+            chat_request(self.prompt + " Now!"),
+        ]
+        alone = [(await answer(engine, request)).texts for request in requests]
+        given_up = [asyncio.create_task(answer(engine, request)) for request in requests]
+        assert (await answer(engine, requests[1])).texts == alone[1]
+        for task in given_up:
+            task.cancel()
+        mixed = await asyncio.gather(*(answer(engine, request) for request in requests * 3))
+        assert [found.texts for found in mixed] == alone * 3
+        assert [(await answer(engine, request)).texts for request in requests] == alone
+
+    async def test_what_does_not_go_with_beams_is_refused(self, engine: LLMEngine) -> None:
+        _needs_beams(engine)
+        request = _search(self.prompt, 4)
+        refused = structs.replace(request.sampling, stop=("a",), temperature=0.5)
+        with pytest.raises(UnsupportedError, match="stop and temperature"):
+            await answer(engine, structs.replace(request, sampling=refused))
+
+
+def _search(text: str, n: int, *, stream: bool = False, **more: Any) -> ChatRequest:
+    extra = {"use_beam_search": True, "return_token_ids": True, **more}
+    return chat_request(text, Sampling(max_tokens=12, extra=extra), n=n, stream=stream)
+
+
+async def _score(engine: LLMEngine, prompt: list[int], ids: list[int]) -> float:
+    """The mean log probability of an answer's tokens, read as part of a prompt."""
+    sampling = Sampling(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    read = await answer(engine, CompletionRequest(prompt + ids, sampling, stream=False))
+    scored = read.prompt_logprobs[0][-len(ids) :]
+    return sum(token.logprob or 0.0 for token in scored) / len(ids)
+
+
+def _needs_beams(engine: LLMEngine) -> None:
+    if "use_beam_search" not in engine.capabilities.extra:
+        pytest.skip("no beam search")
 
 
 class Images(Asked):

@@ -56,6 +56,27 @@ def test_models_and_adapters_are_listed(client, engine_name):
     assert client.models.retrieve("demo:german").id == "demo:german"
 
 
+def test_beams_are_choices_and_come_whole_in_a_stream(client, tickets, engine_name):
+    search = {"n": 3, "max_tokens": 100, "extra_body": {"use_beam_search": True}}
+    request = {"model": "demo", "messages": says(tickets[0]), **search}
+    if engine_name != "openvino":
+        with pytest.raises(openai.BadRequestError, match="takes no use_beam_search"):
+            client.chat.completions.create(**request)
+        return
+    whole = client.chat.completions.create(**request)
+    texts = [choice.message.content for choice in whole.choices]
+    assert len(set(texts)) == 3
+    streamed: dict[int, list[str]] = {}
+    for chunk in client.chat.completions.create(**request, stream=True):
+        for choice in chunk.choices:
+            if choice.delta.content:
+                streamed.setdefault(choice.index, []).append(choice.delta.content)
+    assert [streamed[index] for index in range(3)] == [[text] for text in texts]
+    with pytest.raises(openai.BadRequestError, match="does not go with temperature") as caught:
+        client.chat.completions.create(**request, temperature=0.5)
+    assert caught.value.param == "temperature"
+
+
 @pytest.mark.parametrize(("model", "adapter"), MODELS.items())
 def test_chat(client, tickets, model, adapter):
     right = 0

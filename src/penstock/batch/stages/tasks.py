@@ -352,16 +352,20 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
     except UnstorableError as error:
         raise RequestError(f"sampling_params: {error}", param="sampling_params") from None
     n = 1 if wanted.n is None else wanted.n
+    others: dict[str, Any] = {}
     if wanted.best_of not in (None, n):
-        raise UnsupportedError(
-            "sampling_params.best_of is not supported", param="sampling_params.best_of"
-        )
+        if not wanted.use_beam_search:
+            raise UnsupportedError(
+                "sampling_params.best_of needs use_beam_search", param="sampling_params.best_of"
+            )
+        others["extra"] = {**wanted.extra, "best_of": wanted.best_of}
     sampling = wanted.to_sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
         min_tokens=wanted.min_tokens or wanted.min_new_tokens or 0,
         logprobs=wanted.logprobs,
         prompt_logprobs=wanted.prompt_logprobs,
         structured=_structured(wanted),
+        **others,
     )
     return sampling, n
 

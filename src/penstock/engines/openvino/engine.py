@@ -21,6 +21,7 @@ from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
+from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import MODEL_KINDS, sees
 from penstock.engines.openvino.model.source import (
     check_tokenizer,
@@ -35,12 +36,13 @@ from penstock.engines.openvino.options import (
     DETERMINISTIC_OPTIONS,
     Load,
     OpenVINOOptions,
+    check_search_options,
 )
 from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError, EngineStartError
+from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
@@ -141,12 +143,16 @@ class OpenVINOEngine(WorkerEngine):
                     raise EngineStartError(
                         f"'{self.model_source}' is a vision-language model, which takes no {name}"
                     )
+        check_draft(self.options, files.path)
         if self._constraints is None:
             self._constraints = Constraints(
                 self.options.tokenizer or str(files.path),
                 lambda: self.idle_seconds < SERVING_SECONDS,
             )
         options = self.options
+        if needs_whole_prompts(options):
+            step = max(options.max_num_batched_tokens, files.context_length)
+            options = msgspec.structs.replace(options, max_num_batched_tokens=step)
         if self.cores is not None and not options.num_threads and options.device == "CPU":
             options = _for_this_machine(
                 msgspec.structs.replace(options, num_threads=len(self.cores))
@@ -236,8 +242,18 @@ class OpenVINOEngine(WorkerEngine):
         await self._call("release_logits")
 
     def continue_prompt(self, request: GenerateRequest) -> Batches:
+        if request.beams is not None:
+            check_search_options(self.options)
+        biased = is_biased(request.sampling)
+        if self.options.draft_model and request.sampling.temperature > 0 and not biased:
+            # GenAI 2026.4.1 would give the words of the draft model.
+            raise UnsupportedError(
+                "an engine with a draft_model answers greedy requests alone: set temperature to 0,"
+                " or start it without",
+                param="temperature",
+            )
         batches = super().continue_prompt(request)
-        beside = is_biased(request.sampling) or needs_scores(request.sampling)
+        beside = biased or needs_scores(request.sampling)
         return self._with_copy(batches) if beside else batches
 
     async def _with_copy(self, batches: Batches) -> Batches:

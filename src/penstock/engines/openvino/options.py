@@ -20,7 +20,7 @@ from msgspec import Meta, Struct, field, msgpack
 from penstock.engines.base import not_deterministic
 from penstock.engines.openvino.model.weights import Quantization, WeightFormat, check_weights
 from penstock.engines.process import Abort, Call, Submit
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, UnsupportedError
 from penstock.kv.prefix_index import BLOCK_SIZE
 from penstock.llm_config.batch import BatchConfig
 from penstock.openai.parsers.table import check_names
@@ -233,6 +233,16 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
             wanted = DETERMINISTIC_PROPERTIES.get(name.upper())
             if wanted is not None and str(value).lower() != wanted:
                 raise not_deterministic(f"properties.{name}", value)
+
+
+def check_search_options(options: OpenVINOOptions) -> None:
+    """Raise `UnsupportedError` for a beam search where an option leaves no room for one."""
+    for name in ("prompt_lookup", "draft_model", "cache_eviction"):
+        if getattr(options, name):
+            raise UnsupportedError(
+                f"use_beam_search does not go with {name}, with which this engine was started",
+                param="use_beam_search",
+            )
 
 
 DETERMINISTIC_OPTIONS: Mapping[str, Any] = {

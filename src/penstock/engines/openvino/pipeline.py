@@ -17,6 +17,8 @@ import openvino_genai as genai
 from msgspec.structs import asdict
 
 from penstock.cores import usable_cores
+from penstock.engines.beams import Beams
+from penstock.engines.openvino.model.draft import needs_whole_prompts
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
@@ -37,6 +39,11 @@ it adds them to each text, also where the model's own template has written them.
 """
 GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
+_STOP_CRITERIA = {
+    False: genai.StopCriteria.HEURISTIC,
+    True: genai.StopCriteria.EARLY,
+    "never": genai.StopCriteria.NEVER,
+}
 _LARGEST_MIN_P = 1.0 - 2.0**-24
 """GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 
@@ -112,6 +119,7 @@ class Pipelines:
             max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
         )
         scheduler.enable_prefix_caching = options.enable_prefix_caching
+        scheduler.dynamic_split_fuse = not needs_whole_prompts(options)
         _leave_out(scheduler, options)
         if self._exact_blocks:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
@@ -125,7 +133,7 @@ class Pipelines:
         if options.draft_model:
             # The pipeline takes the draft model over: nothing else may hold it.
             properties["draft_model"] = genai.draft_model(
-                options.draft_model, options.draft_device or options.device
+                str(Path(options.draft_model).expanduser()), options.draft_device or options.device
             )
         if adapters is not None:
             properties["adapters"] = adapters
@@ -150,9 +158,15 @@ class Pipelines:
 
 
 def generation_config(
-    sampling: Sampling, max_new_tokens: int, eos: int, stop_ids: set[int], options: OpenVINOOptions
+    sampling: Sampling,
+    max_new_tokens: int,
+    eos: int,
+    stop_ids: set[int],
+    options: OpenVINOOptions,
+    beams: Beams | None = None,
 ) -> Any:
     """GenAI's settings for one request. `stop_ids` are the model's own end tokens."""
+    samples = sampling.temperature > 0 and beams is None
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min(sampling.min_tokens, max_new_tokens),
@@ -164,7 +178,7 @@ def generation_config(
         frequency_penalty=sampling.frequency_penalty,
         logprobs=0 if sampling.logprobs is None else 1,
         apply_chat_template=False,
-        do_sample=sampling.temperature > 0,
+        do_sample=samples,
     )
     ends = set(sampling.stop_token_ids)
     if not config.ignore_eos:
@@ -176,7 +190,7 @@ def generation_config(
     if eos >= 0:
         config.set_eos_token_id(eos)
     config.stop_token_ids = ends
-    if sampling.temperature > 0:
+    if samples:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
         config.min_p = min(sampling.min_p, _LARGEST_MIN_P)
@@ -187,6 +201,12 @@ def generation_config(
         config.structured_output_config = genai.StructuredOutputConfig(
             grammar=sampling.structured.spec
         )
+    if beams is not None:
+        config.num_beams, config.num_return_sequences = beams.width, beams.answers
+        config.num_beam_groups = beams.groups
+        config.diversity_penalty = beams.diversity_penalty
+        config.length_penalty = beams.length_penalty
+        config.stop_criteria = _STOP_CRITERIA[beams.early_stopping]
     _speculate(config, options)
     return config
 
@@ -215,9 +235,9 @@ def _speculate(config: Any, options: OpenVINOOptions) -> None:
         config.max_ngram_size = options.prompt_lookup_max or _NGRAM
 
 
-def one_token(sees: bool) -> Any:
-    """The shortest prompt. A pipeline with eyes takes a text."""
-    return "a" if sees else ov.Tensor(np.zeros((1, 1), dtype=np.int64))
+def shortest_prompt(sees: bool) -> Any:
+    """A prompt that a head of EAGLE-3 takes too. A pipeline with eyes takes a text."""
+    return "a" if sees else ov.Tensor(np.zeros((1, 2), dtype=np.int64))
 
 
 def own_template(tokenizer: Any) -> str | None:
@@ -229,7 +249,7 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions, sees: bool) -> tuple
     """Blocks and bytes of a pipeline's KV cache, from a run that fills exactly one block."""
     config = genai.GenerationConfig(max_new_tokens=3, ignore_eos=True, apply_chat_template=False)
     _speculate(config, options)
-    handle = pipeline.add_request(0, one_token(sees), config)
+    handle = pipeline.add_request(0, shortest_prompt(sees), config)
     usage = 0.0
     # A request whose handle nobody holds is dropped.
     while handle.get_status() == RUNNING:
@@ -272,7 +292,7 @@ class Companions:
             config = genai.GenerationConfig(
                 max_new_tokens=_COMPANION_TOKENS, ignore_eos=True, apply_chat_template=False
             )
-            prompt = one_token(self._sees)
+            prompt = shortest_prompt(self._sees)
             self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
 
     def leave(self) -> bool:

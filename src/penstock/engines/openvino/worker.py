@@ -16,6 +16,7 @@ import openvino as ov
 from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
+from penstock.engines.beams import BEAM_PARAMETERS
 from penstock.engines.openvino.model.files import TASKS_OF
 from penstock.engines.openvino.options import (
     Load,
@@ -87,7 +88,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         logit_bias=True,
         thoughts_first=True,
         triggers=True,
-        extra=frozenset({"return_token_ids"}),
+        extra=BEAM_PARAMETERS | {"return_token_ids"},
         vocabulary=model.vocabulary,
     )
     if model.sees:

@@ -1,7 +1,8 @@
 """Parameters that only some engines understand, in vLLM's names. Their values travel as
 `Sampling.extra`, and an engine without one refuses it by name.
 
-Source: vLLM 0.32, `vllm/entrypoints/openai/*/protocol.py`.
+Source: vLLM 0.32, `vllm/entrypoints/openai/*/protocol.py`. `diversity_penalty`, `early_stopping`
+and `num_beam_groups` are of transformers' `GenerationConfig`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class EngineParameters(Struct, kw_only=True):
     kv_transfer_params: dict[str, Any] | None = None
     ec_transfer_params: dict[str, Any] | None = None
     include_reasoning: bool | None = True
-    length_penalty: float | None = 1.0
     use_beam_search: bool | None = False
+    length_penalty: float | None = 1.0
+    early_stopping: bool | Literal["never"] | None = False
+    num_beam_groups: Annotated[int, Meta(ge=1, le=128)] | None = 1
+    diversity_penalty: float | None = 0.0
     routed_experts_prompt_start: _Whole | None = 0
     return_prompt_text: bool | None = False
 

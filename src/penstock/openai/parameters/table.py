@@ -183,26 +183,32 @@ has is not looked up here.
 _NOWHERE: dict[str, tuple[Any, ...]] = {
     "ec_transfer_params": ({},),
     "include_reasoning": (True,),
-    "length_penalty": (1.0,),
     "return_prompt_text": (False,),
     "routed_experts_prompt_start": (0,),
-    "use_beam_search": (False,),
 }
 """Engines' parameters that no engine here honours."""
+_ONE_ANSWER: dict[str, tuple[Any, ...]] = {
+    **_NOWHERE,
+    "diversity_penalty": (0.0,),
+    "early_stopping": (False,),
+    "length_penalty": (1.0,),
+    "num_beam_groups": (1,),
+    "return_token_ids": (False,),
+    "use_beam_search": (False,),
+}
+"""The same of forms with one answer, which has no place for token ids."""
 ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": _NOWHERE,
     "CompletionBody": {**_NOWHERE, "suffix": ("",)},
     "ResponseBody": {
-        **_NOWHERE,
-        "return_token_ids": (False,),  # a response has no place for them
+        **_ONE_ANSWER,
         "truncation": ("disabled",),
     },
     "SpeechBody": {"instructions": ("",), "stream_format": ("audio",)},
     "TranslationBody": {"temperature": (0,), "to_language": ("en",)},
     "TranscriptionBody": {"temperature": (0,), "to_language": ()},
     "MessageBody": {
-        **_NOWHERE,
-        "return_token_ids": (False,),  # nor has a message
+        **_ONE_ANSWER,
         "thread": (),
     },
 }

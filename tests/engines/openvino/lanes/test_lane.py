@@ -1,5 +1,6 @@
 from hypothesis import given, strategies as st
 
+from penstock.engines.beams import Beams
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.openvino.pipeline import RUNNING
@@ -17,8 +18,15 @@ def request(number, prompt, structured=None):
     )
 
 
-def lane(slots=8):
-    return Lane(pipeline=None, cache_blocks=100, max_num_seqs=slots, prefix_caching=True)
+def search(number, width, new=BLOCK_SIZE):
+    submit = Submit(number, [number], Sampling(), None, False, False, beams=Beams(width, width))
+    made = Request(submit, [number])
+    made.max_new_tokens = new
+    return made
+
+
+def lane(slots=8, blocks=100):
+    return Lane(pipeline=None, cache_blocks=blocks, max_num_seqs=slots, prefix_caching=True)
 
 
 def admitted(lane):
@@ -31,6 +39,36 @@ def test_slots_bound_what_runs_and_order_is_kept():
     assert admitted(queue) == [0, 1]
     queue.remove(queue.active[0])
     assert admitted(queue) == [2]
+
+
+def test_a_search_takes_a_slot_for_each_beam_and_waits_for_all():
+    queue = lane(slots=5)
+    queue.waiting.extend([request(0, [1]), request(1, [2]), search(2, 4), request(3, [3])])
+    assert admitted(queue) == [0, 1]  # nobody overtakes it
+    queue.remove(queue.active[0])
+    assert admitted(queue) == [2]
+    assert queue.taken == 5
+    queue.remove(queue.active[2])
+    assert (admitted(queue), queue.taken) == ([3], 2)
+
+
+def test_beside_a_search_nothing_runs_that_could_exhaust_the_cache():
+    queue = lane(slots=20, blocks=18)
+    queue.waiting.extend([search(0, 4), request(1, [1]), request(2, [2]), search(3, 2)])
+    assert admitted(queue) == [0, 1]  # 1 + 4 * 3 blocks, and 3 of the other at most
+    queue.active[1].max_new_tokens = 2 * BLOCK_SIZE
+    assert admitted(queue) == []
+    queue.remove(queue.active[0])
+    assert admitted(queue) == [2, 3]
+
+
+def test_a_search_given_up_gives_its_slots_back():
+    queue = lane()
+    queue.waiting.append(search(0, 8))
+    (one,) = queue.admit(ALL)
+    one.handle = object()  # it computes its prompt
+    queue.give_up(one)
+    assert (queue.taken, queue.leaving) == (1, [one])
 
 
 def test_a_follower_waits_until_its_prefix_is_there():

@@ -22,6 +22,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, GrammarQueue
+from penstock.engines.openvino.lanes.beam_search import check_search, collect, next_part
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Deltas, Request
 from penstock.engines.openvino.lanes.shared_steps import SharedSteps
@@ -308,13 +309,13 @@ class Generation:
                 f"prompt is too long: {size} tokens. The KV cache holds {self._cache_tokens}; raise"
                 " kv_cache_memory_bytes"
             )
-        ids = request.prompt
-        if request.picture is not None:
-            ids = [token for token in ids if token >= 0]
+        ids = request.prompt if request.picture is None else [t for t in request.prompt if t >= 0]
         check_id_range(ids, self._tokenizer.vocabulary, "prompt")
         stop_ids = request.sampling.stop_token_ids
         check_id_range(stop_ids, self._tokenizer.vocabulary, "stop_token_ids")
         check_together(request, self._tokenizer.vocabulary)
+        if request.beams is not None:
+            check_search(request, self.options.max_num_seqs, self._pipelines.cache_blocks)
 
     # Lanes
     def _lane(self, adapter: str | None) -> Lane:
@@ -425,12 +426,9 @@ class Generation:
                 Handle(request.prompt, request.sampling, request.max_new_tokens, stops, words)
             )
             return
+        most, beams = next_part(lane, request)
         config = generation_config(
-            request.sampling,
-            request.max_new_tokens,
-            self._tokenizer.end,
-            self._stop_ids,
-            self.options,
+            request.sampling, most, self._tokenizer.end, self._stop_ids, self.options, beams
         )
         prompt: list[Any] = [request.text]
         if request.text is None:
@@ -446,6 +444,8 @@ class Generation:
     def _collect(self, lane: Lane, request: Request) -> bool:
         """Read what the step made for a request. Returns whether there is anything to report."""
         handle = request.handle
+        if request.beams is not None:
+            return collect(lane, request, self._add)
         if not request.prefilled and handle.can_read():
             lane.note_prefilled(request)
         running = handle.get_status() == RUNNING

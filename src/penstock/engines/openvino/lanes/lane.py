@@ -61,6 +61,9 @@ class Lane:
         self.batch_active = 0
         self.leaving: list[Request] = []
         """Given up while their prompts are computed."""
+        self._further_slots = 0
+        """Those that beam searches take beside their first ones."""
+        self._all_blocks = cache_blocks - company
         self._cache_blocks = cache_blocks if prefix_caching else 0
         self.index = PrefixIndex(self._cache_blocks)
         self.tainted = False
@@ -68,7 +71,7 @@ class Lane:
         self.cancelled = False
         """Handles were dropped; the pipeline forgets them in its next step."""
         self._max_num_seqs = max_num_seqs
-        self._prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching
         self._prefilling: dict[int, int] = {}
         self._proven: set[StructuredOutput] = set()
         self._on_trial: Request | None = None
@@ -85,7 +88,7 @@ class Lane:
     @property
     def taken(self) -> int:
         """The slots that are taken."""
-        return len(self.active) + len(self.leaving)
+        return len(self.active) + len(self.leaving) + self._further_slots
 
     @property
     def running(self) -> bool:
@@ -134,6 +137,9 @@ class Lane:
         delayed: list[Request] = []
         while waiting and self.taken < slots and len(delayed) < _ADMISSION_SCAN:
             request = waiting.popleft()
+            if not self._has_room(request):
+                delayed.append(request)
+                break
             matched = self.index.match(request.blocks)
             fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
             structured = request.sampling.structured
@@ -150,7 +156,7 @@ class Lane:
                 break
             if on_trial:
                 self._on_trial = request
-            if self._prefix_caching:
+            if self.prefix_caching:
                 if not request.admitted:  # later it finds what it computed itself
                     request.cached = cached
                 if fresh_block is not None:
@@ -159,9 +165,20 @@ class Lane:
             request.new_tokens = new_tokens
             self.active[request.id] = request
             self.batch_active += request.batch
+            self._further_slots += request.slots - 1
             admitted.append(request)
         waiting.extendleft(reversed(delayed))
         return admitted
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether a beam search has its slots, and it and all beside it their blocks, however long
+        they become: a search that runs out of blocks can crash GenAI or hang it.
+        """
+        if request.beams is None and not self._further_slots:
+            return True
+        beside = [*self.active.values(), *self.leaving]
+        blocks = request.most_blocks + sum(one.most_blocks for one in beside)
+        return self.taken + request.slots <= self._max_num_seqs and blocks <= self._all_blocks
 
     def _cached_first(self, waiting: deque[Request]) -> None:
         """Move requests with mostly cached prompts before those that have not waited long."""
@@ -205,8 +222,9 @@ class Lane:
                 waiting.remove(request)
             return
         self.batch_active -= request.batch
+        self._further_slots -= request.slots - 1
         self._release(request)
-        if request.finish is not None and self._prefix_caching:
+        if request.finish is not None and self.prefix_caching:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
     def give_up(self, request: Request) -> None:
@@ -214,6 +232,7 @@ class Lane:
         if request.handle is not None and self._in_prefill(request):
             del self.active[request.id]
             self.batch_active -= request.batch
+            self._further_slots -= request.slots - 1
             self.leaving.append(request)
             return
         if request.handle is not None:
@@ -223,7 +242,7 @@ class Lane:
 
     def _in_prefill(self, request: Request) -> bool:
         """Whether its blocks in the cache may be unfinished."""
-        return self._prefix_caching and not request.prefilled
+        return self.prefix_caching and not request.prefilled
 
     def note_out_of_cache(self, request: Request) -> None:
         """The pipeline has dropped the request: the cache had no room for it."""
@@ -286,7 +305,7 @@ class Lane:
         request.evicted += 1
         request.handle.cancel()
         self.cancelled = True
-        if request.prefilled and self._prefix_caching:
+        if request.prefilled and self.prefix_caching:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
         self.remove(request)
         self.restart(request, anew=not request.resumes_exactly)

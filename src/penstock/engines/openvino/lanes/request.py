@@ -11,7 +11,7 @@ from penstock.engines.openvino.logits.scoring import Scoring, answer_logprobs, p
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Submit
 from penstock.engines.sampling import StopStrings, shown_prompt
-from penstock.kv.prefix_index import block_hashes
+from penstock.kv.prefix_index import BLOCK_SIZE, block_hashes
 from penstock.types import Delta, FinishReason, Usage
 
 if TYPE_CHECKING:
@@ -64,13 +64,30 @@ class Request:
         """How often it has left its slot for requests of the online class."""
         self.granted = False
         """Whether it keeps its slot until its next token, whoever comes."""
+        self.beams = submit.beams
+        self.answers: list[Request] = []
+        """The beams of a search that has ended, the best first."""
+        self.index = 0
+
+    @property
+    def slots(self) -> int:
+        """How many sequences it decodes."""
+        return 1 if self.beams is None else self.beams.width
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks of the KV cache that it takes at most. Beams share the prompt but for its last
+        block, and one that forks needs a block more for the copy.
+        """
+        prompt, new = -(-len(self.prompt) // BLOCK_SIZE), -(-self.max_new_tokens // BLOCK_SIZE)
+        return prompt + self.slots * (new + 2)
 
     @property
     def resumable(self) -> bool:
         """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
-        and the pipeline takes token ids.
+        and the pipeline takes token ids. The beams of a search are not known before its end.
         """
-        return self.sampling.structured is None and self.text is None
+        return self.sampling.structured is None and self.text is None and self.beams is None
 
     @property
     def resumes_exactly(self) -> bool:
@@ -132,7 +149,11 @@ class Deltas:
         self._stop_ids = stop_ids
 
     def of(self, lane: Lane, requests: list[Request]) -> list[tuple[int, Delta]]:
-        """The new text of all requests, from one call of the detokenizer."""
+        """The new text of all requests, from one call of the detokenizer. A search that has ended
+        gives one delta a beam.
+        """
+        if any(request.answers for request in requests):
+            requests = [one for request in requests for one in request.answers or (request,)]
         windows: list[list[int]] = []
         for request in requests:
             new = request.ids[request.reported :]
@@ -175,7 +196,7 @@ class Deltas:
         elif start == 0:
             usage = Usage(request.prompt_tokens, 0, request.cached)
         return Delta(
-            0,
+            request.index,
             text,
             tuple(new),
             answer_logprobs(request, start, scored, self._tokenizer),
