@@ -20,7 +20,7 @@ from yarl import URL
 
 from penstock.config import MASK, masked, tells_a_secret
 from penstock.errors import ConfigError
-from penstock.http.opened import is_this_machine
+from penstock.http.standard import is_this_machine
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SHORTEST_SECRET = 6
