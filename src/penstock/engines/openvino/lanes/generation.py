@@ -253,19 +253,16 @@ class Generation:
         self._adapter_paths[name] = path
 
     def remove_adapter(self, name: str) -> None:
-        """Drop an adapter. Raises `EngineError` while a request uses it."""
-        if self._in_use(name):
+        """Drop an adapter. Raises `EngineError` while somebody waits for its answer."""
+        if self._asked(name):
             raise EngineError(
                 f"the adapter '{name}' is in use: remove or replace it when its requests have ended"
             )
         self._lanes.pop(name, None)
         self._adapter_paths.pop(name, None)
 
-    def _in_use(self, name: str | None) -> bool:
-        lane = self._lanes.get(name)
-        return lane is not None and (
-            lane.busy or any(_lane_of(one) == name for one in self._requests.values())
-        )
+    def _asked(self, name: str | None) -> bool:
+        return any(_lane_of(one) == name for one in self._requests.values())
 
     def reset_prefix_cache(self) -> None:
         """Empty the caches by reloading the base; adapters come back when next used."""
@@ -331,9 +328,9 @@ class Generation:
     def _adapter_lane(self, path: str) -> Lane:
         names = [name for name in self._lanes if name not in (None, _BIASED)]
         if len(names) >= self.options.max_loras:
-            idle = next((name for name in names if not self._in_use(name)), None)
-            if idle is not None:
-                del self._lanes[idle]
+            idle = [n for n in names if not (self._lanes[n].busy or self._asked(n))]
+            if idle:
+                del self._lanes[idle[0]]
         return self._new_lane(self._pipelines.with_adapter(path))
 
     def _new_lane(self, pipeline: Any) -> Lane:
