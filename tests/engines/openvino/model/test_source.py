@@ -38,7 +38,7 @@ def test_more_tokens_than_the_positions_that_a_model_states_are_refused(tmp_path
         (tmp_path / name).write_text("<net/>")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], **stated}))
     if stated:
-        with pytest.raises(EngineStartError, match="5000 is more than .*; give at most 4096"):
+        with pytest.raises(EngineStartError, match=r"5000 is more than .*; give at most 4096"):
             find_model(str(tmp_path), "embed", 5000)
     assert find_model(str(tmp_path), "embed", None).context_length == 4096
     most = 4096 if stated else 5000

@@ -21,8 +21,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, GrammarQueue
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.lanes.beam_search import check_search, collect, next_part
+from penstock.engines.openvino.lanes.grammars import GrammarQueue
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Deltas, Request
 from penstock.engines.openvino.lanes.shared_steps import SharedSteps
