@@ -180,3 +180,14 @@ async def test_a_stop_after_a_death_and_a_start_tells_no_old_cause(small):
     await small.stop()
     with pytest.raises(EngineDeadError, match="the small engine is not running"):
         await small.check_health()
+
+
+async def test_a_death_that_no_request_notices_is_told(small):
+    told = asyncio.Event()
+    small.on_death = told.set
+    small._process.kill()
+    await asyncio.wait_for(told.wait(), 10)
+    await small.start()
+    told.clear()
+    await small.stop()
+    assert not told.is_set()

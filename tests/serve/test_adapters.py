@@ -13,7 +13,6 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
-    EngineError,
     EngineStartError,
     EngineTimeoutError,
     MissingExtraError,
@@ -24,9 +23,7 @@ from penstock.serve import adapters as adapter_store
 from penstock.serve.adapters import (
     RECHECK_S,
     AdapterCache,
-    Adapters,
     AdapterStore,
-    AdapterVersion,
 )
 from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, Sampling
@@ -280,136 +277,7 @@ async def test_a_download_takes_no_longer_than_allowed(root, tmp_path, monkeypat
         over.set()
 
 
-# What the engine holds
-class Counting(SimulatedEngine):
-    def __init__(self):
-        super().__init__(engine_kwargs={})
-        self.loads: list[str] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.failures: list[Exception] = []
-        self.removals: list[Exception] = []
-
-    async def remove_lora(self, name):
-        if self.removals:
-            raise self.removals.pop()
-        await super().remove_lora(name)
-
-    async def resolve_lora(self, name, path):
-        self.loads.append(name)
-        await self.gate.wait()
-        if self.failures:
-            raise self.failures.pop()
-        await super().resolve_lora(name, path)
-
-
-def version(name, digest="1"):
-    return AdapterVersion(name, digest, f"/{name}/{digest}")
-
-
-async def settle():
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def use(adapters, wanted, until=None):
-    async with adapters.use(wanted):
-        if until is not None:
-            await until.wait()
-    return wanted.loaded_as
-
-
-async def test_first_requests_at_once_load_once():
-    engine = Counting()
-    engine.gate.clear()
-    adapters = Adapters(engine, 4)
-    users = [asyncio.create_task(use(adapters, version("a"))) for _ in range(5)]
-    await settle()
-    engine.gate.set()
-    assert await asyncio.gather(*users) == ["a@1"] * 5
-    assert engine.loads == ["a@1"]
-
-
-async def test_the_least_recently_used_leaves():
-    engine = Counting()
-    adapters = Adapters(engine, 2)
-    for name in ("a", "b", "a", "c"):
-        await use(adapters, version(name))
-    assert adapters.names == sorted(engine.adapters) == ["a@1", "c@1"]
-
-
-async def test_one_in_use_never_leaves():
-    engine = Counting()
-    adapters, done = Adapters(engine, 1), asyncio.Event()
-    user = asyncio.create_task(use(adapters, version("a"), done))
-    await settle()
-    waiting = asyncio.create_task(use(adapters, version("b")))
-    await settle()
-    assert list(engine.adapters) == ["a@1"]
-    assert not waiting.done()
-    done.set()
-    await asyncio.gather(user, waiting)
-    assert list(engine.adapters) == ["b@1"]
-
-
-async def test_a_busy_adapter_does_not_keep_another_out():
-    engine = Counting()
-    adapters, first_leaves, others_leave = Adapters(engine, 1), asyncio.Event(), asyncio.Event()
-    first = asyncio.create_task(use(adapters, version("a"), first_leaves))
-    await settle()
-    other = asyncio.create_task(use(adapters, version("b")))
-    await settle()
-    later = [asyncio.create_task(use(adapters, version("a"), others_leave)) for _ in range(3)]
-    await settle()
-    first_leaves.set()
-    # Though there were users of a all the time.
-    assert list(await asyncio.gather(first, other)) == ["a@1", "b@1"]
-    others_leave.set()
-    assert await asyncio.gather(*later) == ["a@1"] * 3
-    assert engine.loads == ["a@1", "b@1", "a@1"]
-
-
-async def test_a_new_version_takes_the_place_of_the_old():
-    engine = Counting()
-    adapters = Adapters(engine, 4)
-    assert await use(adapters, version("a", "1")) == "a@1"
-    assert await use(adapters, version("a", "2")) == "a@2"
-    assert list(engine.adapters) == ["a@2"]
-
-
-async def test_a_load_that_fails_is_tried_again_by_the_next():
-    engine = Counting()
-    adapters = Adapters(engine, 4)
-    engine.failures = [ModelNotFoundError("damaged")]
-    with pytest.raises(ModelNotFoundError):
-        await use(adapters, version("a"))
-    assert await use(adapters, version("a")) == "a@1"
-
-
-async def test_one_that_the_engine_does_not_let_go_stays_known():
-    engine = Counting()
-    adapters = Adapters(engine, 1)
-    await use(adapters, version("a"))
-    engine.removals = [EngineError("it is in use")]
-    with pytest.raises(EngineError, match="in use"):
-        await use(adapters, version("b"))
-    assert adapters.names == list(engine.adapters) == ["a@1"]
-    await use(adapters, version("b"))
-    assert adapters.names == list(engine.adapters) == ["b@1"]
-
-
-async def test_a_fresh_engine_gets_what_it_lacks_and_an_unloaded_one_nothing():
-    engine = Counting()
-    adapters = Adapters(engine, 4)
-    await use(adapters, version("a"))
-    engine.adapters.clear()
-    await adapters.reapply()
-    assert list(engine.adapters) == ["a@1"]
-    adapters.forget()
-    assert adapters.names == []
-    assert engine.adapters == {}
-
-
+# Restarts, and all together
 class Forgetful(SimulatedEngine):
     async def stop(self):
         await super().stop()
@@ -457,7 +325,7 @@ async def test_a_dead_engine_is_revived_for_an_adapter_that_it_never_had(tmp_pat
     server.engine._die("killed")  # type: ignore[attr-defined]
     request = ChatRequest([{"role": "user", "content": "Hi"}], adapter="a")
     assert [delta async for delta in server.chat(request)]
-    server.engine._die("killed")  # type: ignore[attr-defined]
+    server.engine._die("killed", suspects=False)  # type: ignore[attr-defined]
     with pytest.raises(EngineDeadError):
         await server.load_lora_adapter("b", str(tmp_path / "b"))
     await server.supervisor.ready()

@@ -90,6 +90,7 @@ class Pausing(Scripted):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.asked: list[str] = []
+        self.resume_errors: list[Exception] = []
 
     async def pause(self, mode: str = "wait") -> None:
         await self.check_health()
@@ -97,6 +98,8 @@ class Pausing(Scripted):
 
     async def resume(self) -> None:
         await self.check_health()
+        if self.resume_errors:
+            raise self.resume_errors.pop()
         self.asked.append("resume")
 
 

@@ -151,6 +151,8 @@ class LLMEngine(Tasks, Operations):
     """What takes memory beside the model, if anything does."""
     supervisor: Supervisor | None = None
     """Whoever holds it, while somebody does: see `supervisor_of`."""
+    on_death: Callable[[], None] = staticmethod(lambda: None)
+    """Called when it has died, as far as it notices that by itself; who serves it sets it."""
 
     def __init__(
         self,

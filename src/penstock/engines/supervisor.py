@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from penstock.engines.base import LLMEngine
@@ -100,6 +101,7 @@ class Supervisor:
         self.quarantine = Quarantine(self)
         self._users = 0
         self._owned = False  # started here
+        self._sleep_again: Callable[[], Awaitable[None]] = _nothing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
@@ -151,6 +153,8 @@ class Supervisor:
     async def _end(self) -> None:
         """The last user has left. One that comes during the stop waits, and starts it again."""
         if self.stays:
+            with contextlib.suppress(PenstockError):  # the job has its answers
+                await self._sleep_again()
             self.policy.on_change()
         elif self._owned:
             await self._stop()
@@ -192,7 +196,9 @@ class Supervisor:
                 " this server before the job, or when they have ended"
             )
         self.stays = True
+        self._sleep_again = _nothing
         self.engine.supervisor = self
+        self.engine.on_death = self._died
         if self.phase == "ready":  # perhaps without its owner, for a job
             self.policy.on_change()
         elif self.phase != "loading":
@@ -208,22 +214,27 @@ class Supervisor:
 
     async def sleep(self, level: int, wanted: Callable[[], bool] = lambda: True) -> None:
         """Give the memory back until `load`, if it is still `wanted` when no other change is under
-        way, and nobody uses the engine. One without a sleep of its own is stopped.
+        way; while somebody uses the engine, at the end of that. Level 0 keeps it. One without a
+        sleep of its own is stopped.
         """
+        self._sleep_again = partial(self.sleep, level, wanted)
         async with self._changing:
             if self.phase != "ready" or self._users or not wanted():
                 return
             self.phase = "asleep"  # first: who wakes it meanwhile waits, and loads it
+            frees = level > 0
             try:
                 try:
                     await self.engine.sleep(level)
                 except UnsupportedError:
                     await self.engine.stop()
+                    frees = True
             except BaseException:
                 if self.phase == "asleep":
                     self.phase = "ready"
                 raise
-            self.policy.free_room()
+            if frees:
+                self.policy.free_room()
 
     # Phases
     async def ready(self) -> None:
@@ -343,6 +354,11 @@ class Supervisor:
         self.quarantine.reopen()
 
     # Deaths
+    def _died(self) -> None:
+        """The engine says so. There may be no request that would notice."""
+        if self.stays:
+            self.revive(self.generation)
+
     async def revived(self, visit: Visit) -> bool:
         """Wait, after the engine died under a request. Returns whether a new one runs and may be
         asked again.

@@ -354,6 +354,7 @@ class WorkerEngine(TokenEngine):
             self._process = None
             self.loop = None
             self._fail_all(killed=process.killed)
+            self.on_death()
 
     def _fail_all(self, **about: bool) -> None:
         mailboxes, self._mailboxes = self._mailboxes, {}

@@ -413,14 +413,14 @@ class Adapters:
 
     async def drop(self, adapter: str) -> None:
         """Let go of an adapter in all its versions, when nobody uses it any more."""
-        async with self._loading:
-            for name, held in list(self._loaded.items()):
-                if held.version.name == adapter:
-                    while held.users:
-                        self._released.clear()
-                        await self._released.wait()
-                    if name in self._loaded:
+        while adapter in self.plain_names:
+            async with self._loading:
+                for name, held in list(self._loaded.items()):
+                    if held.version.name == adapter and not held.users:
                         await self._remove(name)
+            if adapter in self.plain_names:
+                self._released.clear()
+                await self._released.wait()
 
     def forget(self) -> None:
         """Forget all adapters after the engine was unloaded."""
@@ -443,6 +443,14 @@ class Adapters:
                 await self._released.wait()
             finally:
                 self._short_of_room = False
+        loading = asyncio.ensure_future(self._put(name, version))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            await asyncio.wait([loading])  # the engine finishes it, and it takes room there
+            raise
+
+    async def _put(self, name: str, version: AdapterVersion) -> _Loaded:
         await self._engine.resolve_lora(name, version.path)
         self.loads += 1
         held = self._loaded[name] = _Loaded(version)

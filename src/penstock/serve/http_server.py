@@ -99,8 +99,7 @@ class HttpServer:
     refused, those under way may finish within the drain timeout, what is left ends with an error
     event, and the models stop. A second signal aborts at once. Where others share the port, new
     requests are left to them instead of being refused. `protocol` is what speaks with clients, if
-    it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`. With `tls` it is
-    HTTPS.
+    it is not HTTP alone; it takes `limits`, and has a property `busy`. With `tls` it is HTTPS.
     """
 
     def __init__(
@@ -115,12 +114,10 @@ class HttpServer:
         self._socket = listening
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
-        head_timeout_s = app.ingress.settings.limits.head_timeout_s
+        limits = app.ingress.settings.limits
         config = uvicorn.Config(
             app,
-            http=partial(  # type: ignore[arg-type]
-                protocol or HttpConnection, head_timeout_s=head_timeout_s
-            ),
+            http=partial(protocol or HttpConnection, limits=limits),  # type: ignore[arg-type]
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -232,15 +229,16 @@ class _Uvicorn(uvicorn.Server):
 # Uvicorn chooses the class at import.
 class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """Uvicorn's connection. It closes unless a request's head is complete within `head_timeout_s`
-    of its start, and the first request begins within that time.
+    of its start, and the first request begins within that time. It is aborted when its client takes
+    nothing of an answer for `write_timeout_s`.
     """
 
-    def __init__(
-        self, *args: Any, head_timeout_s: float = Limits().head_timeout_s, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head_timeout_s = head_timeout_s
+        self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unsent = 0
         self._begun = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -249,9 +247,20 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timeout for a head."""
+        """Cancel the timeouts."""
         self._head_is_there()
+        self._is_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the timeout for a client that does not read."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """Cancel the timeout for a client that does not read."""
+        self._is_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Restart or cancel the timeout for a head, whichever the data calls for."""
@@ -263,7 +272,7 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._await_head()
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._head_timeout_s, self._too_slow)
+        self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._too_slow)
 
     def _head_is_there(self) -> None:
         if self._head_timer is not None:
@@ -277,6 +286,24 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if self._begun and (self.cycle is None or self.cycle.response_complete):
             self.transport.write(_TOO_SLOW)
         self.transport.close()
+
+    def _await_reading(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self._look)
+
+    def _is_read(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _look(self) -> None:
+        """The timeout went off: go on with a client that is slow, but reads."""
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._await_reading()
+            return
+        seconds = self._limits.write_timeout_s
+        _log.info("a client read nothing for %g s: its connection is closed", seconds)
+        self.transport.abort()
 
 
 def _answer(error: PenstockError) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False])])
     assert task.step() == ([], [])  # a round of its first texts has begun
     assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False])])
-    answers = []
+    answers: list[Any] = []
     while task.busy:
         answers += task.step()[1]
     assert [answer.id for answer in answers] == [2, 1]

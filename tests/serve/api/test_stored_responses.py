@@ -486,7 +486,8 @@ async def test_references_are_read_in_one_go_and_are_not_without_bound(
 ) -> None:
     made = [(await stored.create()).json()["output"][0]["id"] for _ in range(3)]
     references = [{"type": "item_reference", "id": id} for id in made]
-    store, reads = stored.ingress.ingress.store, []
+    store = stored.ingress.ingress.store
+    reads: list[Any] = []
     monkeypatch.setattr(store, "items", _noted(store.items, reads))
     assert (await stored.create(references)).status_code == 200
     assert len(reads) == 1

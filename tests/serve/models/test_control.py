@@ -52,6 +52,34 @@ async def test_pausing_may_hold(started):
     assert [delta.text for delta in await stream] == ["b"]
 
 
+async def test_what_a_pause_holds_ends_in_a_pause_that_waits(started):
+    server = await started()
+    stream = await begun(server)
+    await server.pause("keep")
+    server.engine.go_on.set()
+    await settle()
+    assert not stream.done()
+    await server.pause("wait")
+    assert (await stream)[-1].finish_reason == "stop"
+    await server.sleep()
+    assert server.supervisor.phase == "asleep"
+
+
+async def test_a_model_whose_engine_does_not_resume_stays_paused(started):
+    engine = Pausing()
+    server = await started(engine)
+    await server.pause("keep")
+    engine.resume_errors = [EngineError("no")]
+    with pytest.raises(EngineError, match="no"):
+        await server.resume()
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert (server.state().state, server.state().waiting) == ("paused", 1)
+    engine.go_on.set()
+    await server.resume()
+    assert await waiting == "ab"
+
+
 async def test_an_engine_that_can_pause_is_asked_and_a_new_one_is_told_again(started):
     engine = Pausing()
     server = await started(engine)
@@ -121,6 +149,18 @@ async def test_an_engine_that_can_sleep_is_asked_and_woken_even_after_an_unload(
     assert await texts(server.chat(ASK)) == "ab"
 
 
+@pytest.mark.parametrize(
+    ("kind", "level", "frees"), [(Sleeping, 0, 0), (Sleeping, 1, 1), (Scripted, 0, 1)]
+)
+async def test_a_sleep_that_keeps_all_memory_gives_no_room(kind, level, frees):
+    freed = []
+    server = LLMServer(config(), engine=kind(), free_room=lambda: freed.append(1))
+    await server.start()
+    await server.sleep(level)
+    assert len(freed) == frees
+    await server.stop()
+
+
 async def test_sleep_waits_for_those_under_way_and_can_be_called_off(started):
     server = await started()
     stream = await begun(server)
@@ -176,9 +216,24 @@ async def test_a_sleep_that_fails_can_be_undone(started):
     engine.errors = [EngineError("no")]
     with pytest.raises(EngineError, match="no"):
         await server.sleep()
+    assert server.state().state == "ready"
     await server.wakeup()
     assert await texts(server.chat(ASK)) == "ab"
     assert engine.starts == 1
+
+
+@pytest.mark.parametrize("method", ["sleep", "unload_model"])
+async def test_what_is_called_off_while_requests_end_leaves_the_model_ready(started, method):
+    server = await started()
+    stream = await begun(server)
+    ending = asyncio.create_task(getattr(server, method)())
+    await settle()
+    ending.cancel()
+    await asyncio.wait([ending])
+    assert server.state().state == "ready"
+    server.engine.go_on.set()
+    assert await texts(server.chat(ASK)) == "ab"
+    await stream
 
 
 async def test_a_sleep_while_it_loads_can_be_called_off():
@@ -215,6 +270,27 @@ async def test_a_model_does_not_sleep_while_a_job_uses_it(started):
             await server.sleep()
     await server.sleep()
     assert engine.asleep
+
+
+async def test_a_model_sleeps_again_when_the_job_that_woke_it_has_ended(started):
+    engine = Sleeping()
+    server = await started(engine)
+    stream = await begun(server)
+    sleeping = asyncio.create_task(server.sleep())
+    await settle()
+    async with supervisor_of(engine).running():  # it comes while the sleep waits for a request
+        engine.go_on.set()
+        await stream
+        await sleeping
+        assert (server.state().state, engine.asleep) == ("asleep", False)
+    assert engine.asleep
+    async with supervisor_of(engine).running():
+        assert not engine.asleep
+    assert engine.asleep
+    await server.wakeup()
+    async with supervisor_of(engine).running():
+        pass
+    assert not engine.asleep
 
 
 async def test_held_requests_survive_a_sleep(started):

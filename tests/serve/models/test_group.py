@@ -116,7 +116,10 @@ async def test_adapters_are_on_every_rank(started):
 
 
 async def test_one_dead_rank_is_a_dead_group_that_starts_as_a_whole(started):
+    deaths = []
+    started.on_death = lambda: deaths.append(1)
     started.ranks[1]._die("killed")
+    assert deaths == [1]
     with pytest.raises(EngineDeadError):
         await started.check_health()
     await started.stop()

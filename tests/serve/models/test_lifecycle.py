@@ -111,6 +111,18 @@ async def test_a_stream_that_had_begun_ends_with_the_death_and_others_go_on(star
     assert server.engine.starts == 2  # once for all three
 
 
+async def test_an_engine_that_dies_while_nobody_asks_is_started_again(started):
+    server = await started()
+    server.engine.kill()
+    server.engine.on_death()
+    assert server.state().state == "loading"
+    await server.supervisor.ready()
+    assert (server.state().state, server.state().restarts) == ("ready", 1)
+    await server.unload()
+    server.engine.on_death()
+    assert server.state().state == "cold"
+
+
 async def test_an_engine_that_dies_between_requests_is_not_noticed_by_the_next(started):
     server = await started()
     server.engine.go_on.set()

@@ -10,6 +10,7 @@ from penstock.balance.policies.load import LeastBusy
 from penstock.balance.policies.prefix import PrefixAware
 from penstock.errors import (
     EngineDeadError,
+    EngineError,
     EngineStartError,
     OverloadedError,
     QuarantinedError,
@@ -160,12 +161,41 @@ async def test_a_session_stays_on_one_replica():
     assert len(set(map(tuple, places.values()))) > 1
 
 
-async def test_an_adapter_stays_where_it_is_loaded(two, tmp_path):
-    adapter = tmp_path / "a"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"r": 8, "peft_type": "LORA"}')
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
-    results = await two.control("load_lora_adapter", {"lora_name": "a", "lora_path": str(adapter)})
+@pytest.fixture
+def load_a(tmp_path):
+    """The options that load an adapter "a". In "b" beside it is another one."""
+    for name in "ba":
+        adapter = tmp_path / name
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text('{"r": 8, "peft_type": "LORA"}')
+        (adapter / "adapter_model.safetensors").write_bytes(name.encode())
+    return {"lora_name": "a", "lora_path": str(adapter)}
+
+
+async def test_an_adapter_that_one_cannot_load_none_has(two, load_a, monkeypatch):
+    async def fail(*_):
+        raise EngineError("no room")
+
+    engine = two.crew.replicas[1].model.server.engine
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "resolve_lora", fail)
+        results = await two.control("load_lora_adapter", load_a)
+        assert [one["ok"] for one in results] == [True, False]
+    assert await two.adapters() == []
+    assert two.state().adapter_names == ()
+    results = await two.control("load_lora_adapter", load_a)
+    assert [one["ok"] for one in results] == [True, True]
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "resolve_lora", fail)
+        moved = {**load_a, "lora_path": f"{load_a['lora_path'][:-1]}b", "load_inplace": True}
+        assert not (await two.control("load_lora_adapter", moved))[1]["ok"]
+    assert [one.model.server.store.given["a"] for one in two.crew.replicas] == [
+        load_a["lora_path"]
+    ] * 2
+
+
+async def test_an_adapter_stays_where_it_is_loaded(two, load_a):
+    results = await two.control("load_lora_adapter", load_a)
     assert [one["replica"] for one in results] == ["local-0", "local-1"]
     assert await two.adapters() == ["a"]
     assert two.state().adapter_names == ("a",)
@@ -444,6 +474,23 @@ async def test_operations_reach_all_and_later_ones():
     await model.control("wakeup", {})
     assert (await answer(model, chat_request("x"))).texts[0]
     await model.stop(0)
+
+
+def test_a_wakeup_loads_no_replica_that_became_too_many_in_its_sleep():
+    async def main():
+        model = made({**SCALING, "max_replicas": 2, "initial_replicas": 2})
+        await model.start()
+        await answer(model, chat_request("x"))
+        await model.control("sleep", {})
+        seen = [phases(model)]
+        await asyncio.sleep(60)
+        seen.append(phases(model))
+        await model.control("wakeup", {})
+        seen.append(phases(model))
+        await model.stop(0)
+        return seen
+
+    assert run_warped(main()) == [["asleep", "asleep"], ["asleep", "cold"], ["ready", "cold"]]
 
 
 def test_what_was_unloaded_stays_so_until_somebody_needs_it():

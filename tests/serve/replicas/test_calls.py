@@ -1,11 +1,10 @@
-"""Calls of replicas on loopback by programs, in both versions of the frames."""
+"""Calls of replicas on loopback by programs."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-import msgspec
 import pytest
 
 from penstock.engines.tasks import Tasks
@@ -17,10 +16,10 @@ from penstock.errors import (
     RequestError,
 )
 from penstock.serve.config.settings import Limits
-from penstock.serve.replicas import client, server as wire_server
+from penstock.serve.replicas import client
 from penstock.serve.replicas.client import Address
-from penstock.serve.replicas.frames import PREFACE_1, FramedConnection
-from penstock.serve.replicas.messages import MessageReader, pack
+from penstock.serve.replicas.frames import FramedConnection
+from penstock.serve.replicas.messages import pack
 from penstock.serve.replicas.model import CompleteAnswers
 from penstock.serve.replicas.pool import error_of
 from penstock.serve.replicas.replica import ENDPOINT, ReplicaApp
@@ -205,85 +204,37 @@ async def test_a_replica_that_goes_down_hands_its_calls_on(cluster: Make) -> Non
     assert [len(answer) for answer in await asyncio.gather(*asking)] == [100] * 6
 
 
-class TestVersions:
-    """During a rolling update an ingress and a replica may be of different versions."""
+async def test_a_stream_of_a_replica_that_goes_down_ends_with_its_error(cluster: Make) -> None:
+    one = await cluster(
+        model=config(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000})
+    )
+    batches = one.model.generate(asked("x", 30_000))
+    await anext(batches)
+    await one.servers["r0"]._http.app.ingress.drain(0.0)
+    with pytest.raises(PenstockError, match="shutting down"):
+        async for _ in batches:
+            pass
 
-    @pytest.fixture
-    def old_replica(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wire_server, "PREFACES", (PREFACE_1,))
 
-    @pytest.fixture
-    def old_ingress(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(client, "PREFACE", PREFACE_1)
-        monkeypatch.setattr(client._Greeting, "connection_made", client._Greeting.connection_lost)
+class Stranger(asyncio.Protocol):
+    """Takes the preface for damaged HTTP, as a replica of another version does."""
 
-    @pytest.mark.parametrize("old", ["old_replica", "old_ingress"])
-    async def test_they_understand_each_other(
-        self, cluster: Make, request: pytest.FixtureRequest, scopes: list[Any], old: str
-    ) -> None:
-        request.getfixturevalue(old)
-        one = await cluster()
-        answer = await one.client.post(
-            "/v1/completions", json={"model": "m", "prompt": "x", "max_tokens": 4}
-        )
-        assert answer.status_code == 200
-        many = ChatRequest(
-            [{"role": "user", "content": "hello"}], sampling=Sampling(max_tokens=5, seed=1), n=2
-        )
-        for model in (one.model, CompleteAnswers(one.model)):
-            assert await model.tokenize("hi") == [104, 105]
-            assert len(await text(model, asked("x"))) == 4
-            ends = [
-                delta.index async for delta in model.chat(many) if delta.finish_reason is not None
-            ]
-            assert sorted(ends) == [0, 1]
-            with pytest.raises(RequestError, match="temperature"):
-                await text(model, CompletionRequest("x", sampling=Sampling(temperature=-1)))
-        assert {scope["type"] for scope in scopes} == {"http"}
+    def connection_made(self, transport: Any) -> None:
+        transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    async def test_a_stream_of_version_1_ends_with_its_error(
-        self, cluster: Make, old_replica: None
-    ) -> None:
-        one = await cluster(
-            model=config(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000})
-        )
-        batches = one.model.generate(asked("x", 30_000))
-        await anext(batches)
-        await one.servers["r0"]._http.app.ingress.drain(0.0)
-        with pytest.raises(PenstockError, match="shutting down"):
-            async for _ in batches:
-                pass
 
-    async def test_so_does_one_of_version_2(self, cluster: Make) -> None:
-        await self.test_a_stream_of_version_1_ends_with_its_error(cluster, None)
-
-    async def test_groups_of_version_1_are_answered(self, cluster: Make) -> None:
-        one = await cluster()
-        route = one.model.pool.route(b"")
-        calls = [
-            ("dance", msgspec.Raw(pack("x"))),
-            ("chat", msgspec.Raw(pack("x"))),
-            ("completions", msgspec.Raw(pack(asked("x")))),
-            ("tokenize", msgspec.Raw(pack("hi"))),
-        ]
-        async with one.model.pool.forward("/penstock/group", [], b"\xc1", route) as reply:
-            assert reply.status == 400
-        async with one.model.pool.forward("/penstock/group", [], pack(calls), route) as reply:
-            told = MessageReader().feed(await reply.body())
-        assert b"no task 'dance'" in told[0]
-        assert b"not of its task's form" in told[1]
-        kind, number, deltas = msgspec.msgpack.decode(told[2])
-        assert (kind, number) == ("result", 2)
-        assert len(msgspec.convert(deltas, list[Delta])[0].text) == 4
-        assert msgspec.msgpack.decode(told[3]) == ["result", 3, [104, 105]]
-
-    async def test_a_server_that_answers_nothing_is_a_lost_replica(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+@pytest.mark.parametrize(
+    ("peer", "why"),
+    [(asyncio.Protocol, "cannot be reached"), (Stranger, "as a replica of this version")],
+)
+async def test_what_does_not_answer_the_preface_is_a_lost_replica(
+    monkeypatch: pytest.MonkeyPatch, peer: Any, why: str
+) -> None:
+    if peer is asyncio.Protocol:
         monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.01)
-        loop = asyncio.get_running_loop()
-        silent = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
-        address = Address("127.0.0.1", silent.sockets[0].getsockname()[1])
-        with pytest.raises(EngineDeadError, match="cannot be reached"):
-            await address.connected().ask("GET", "/", [("authorization", f"Bearer {KEY}")], b"")
-        silent.close()
+    loop = asyncio.get_running_loop()
+    other = await loop.create_server(peer, "127.0.0.1", 0)
+    address = Address("127.0.0.1", other.sockets[0].getsockname()[1])
+    with pytest.raises(EngineDeadError, match=why):
+        await address.connected().ask("GET", "/", [("authorization", f"Bearer {KEY}")], b"")
+    other.close()

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from penstock.errors import ReplicaLostError
+from penstock.serve.config.settings import Limits
 from penstock.serve.replicas import client as wire, frames as wire_frames, server as wire_server
 from penstock.serve.replicas.client import Address, Reply
 from penstock.serve.replicas.frames import ASK, BODY, FRAME, PART, PREFACE, TAKEN, FramedConnection
@@ -50,7 +51,9 @@ async def served(app: ASGIApp) -> AsyncGenerator[Served, None]:
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: WireOrHttp(config, state, {}), "127.0.0.1", 0)
+    listening = await loop.create_server(
+        lambda: WireOrHttp(config, state, {}, limits=Limits()), "127.0.0.1", 0
+    )
     one = Served(listening, state)
     try:
         yield one

@@ -17,6 +17,7 @@ from penstock.engines.base import Capabilities, Stated
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import (
     EngineDeadError,
+    EngineError,
     EngineTimeoutError,
     ModelNotFoundError,
     RequestError,
@@ -25,7 +26,12 @@ from penstock.errors import (
 )
 from penstock.serve.config.settings import Limits
 from penstock.serve.replicas.model import RemoteModel
-from penstock.serve.replicas.runtime import DesiredState, InMemoryStore, ReplicaInfo
+from penstock.serve.replicas.runtime import (
+    DesiredState,
+    InMemoryStore,
+    ReplicaInfo,
+    change_desired,
+)
 from penstock.types import (
     ChatRequest,
     Classification,
@@ -134,6 +140,23 @@ class TestForwarding:
         answer = await one.client.post("/v1/chat/completions", json={**CHAT, "model": "new"})
         assert answer.status_code == 404
 
+    async def test_an_adapter_that_one_replica_cannot_load_none_has(
+        self, cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*_: Any) -> None:
+            raise EngineError("no room")
+
+        one = await cluster(2)
+        (tmp_path / "adapter_config.json").write_text("{}")
+        load = {"lora_name": "new", "lora_path": str(tmp_path)}
+        with monkeypatch.context() as patched:
+            patched.setattr(one.servers["r1"].server.engine, "resolve_lora", fail)
+            results = await one.model.control("load_lora_adapter", load)
+        assert [result["ok"] for result in results] == [True, False]
+        assert [await each.model.adapters() for each in one.servers.values()] == [[], []]
+        results = await one.model.control("load_lora_adapter", load)
+        assert [result["ok"] for result in results] == [True, True]
+
     async def test_a_form_names_its_model(self, cluster: Make) -> None:
         one = await cluster()
         audio = {"file": ("a.wav", b"RIFF")}
@@ -168,7 +191,7 @@ class TestForwarding:
         one = await cluster()
         (server,) = one.servers.values()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.info.port}") as stranger:
-            for path in ("/v1/chat/completions", "/penstock/control", "/penstock/call/chat"):
+            for path in ("/v1/chat/completions", "/penstock/control"):
                 assert (await stranger.post(path, json=CHAT)).status_code == 401
 
     async def test_a_client_that_leaves_frees_the_replicas_slot(self, cluster: Make) -> None:
@@ -420,7 +443,39 @@ class TestControl:
         await one.model.control("pause", {})
         assert server.server.paused is None
         await server.check_health()
-        assert server.server.paused == "wait"
+        await until(lambda: server.server.paused == "wait")
+
+    async def test_a_health_check_does_not_wait_for_requests_that_a_change_waits_for(
+        self, cluster: Make
+    ) -> None:
+        one = await cluster(model=config(engine_kwargs={"output_tokens": 30_000}))
+        (server,) = one.servers.values()
+        stream = one.model.chat(ChatRequest([{"role": "user", "content": "x"}]))
+        await anext(stream)
+        await change_desired(one.desired, "sleep", {})
+        await server.check_health()
+        await until(lambda: server.server.state().state == "draining")
+        await change_desired(one.desired, "wakeup", {})
+        await server.check_health()
+        await until(lambda: server.server.state().state == "ready")
+        await anext(stream)
+        await stream.aclose()
+
+    async def test_a_change_that_fails_is_tried_again(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def fail(*_: Any) -> None:
+            raise EngineError("once")
+
+        one = await cluster(1)
+        (server,) = one.servers.values()
+        await change_desired(one.desired, "sleep", {})
+        with monkeypatch.context() as patched:
+            patched.setattr(server.server, "sleep", fail)
+            await server.check_health()
+            await until(lambda: "is not yet in the state" in caplog.text)
+        await server.check_health()
+        await until(lambda: server.server.state().state == "asleep")
 
     async def test_a_sleeping_model_without_replicas_is_not_started(self, cluster: Make) -> None:
         one = await cluster(0)

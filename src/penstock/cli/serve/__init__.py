@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from msgspec import structs
 
 from penstock import env
 from penstock.cli.process import interruptible
@@ -149,6 +150,12 @@ DEFAULT_PORT = 8000
     "body_timeout_s",
     type=click.FloatRange(0, min_open=True),
     help="Seconds for a request's body, and one more for each 8 KiB.  [default: 30]",
+)
+@click.option(
+    "--write-timeout",
+    "write_timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds in which a client must read some of its answer.  [default: 60]",
 )
 @click.option(
     "--drain-timeout",
@@ -330,8 +337,6 @@ async def _serve(
 
 
 def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
-    from msgspec import structs
-
     from penstock import lazy
     from penstock.serve.http_server import address
 
@@ -374,8 +379,6 @@ def _args(
     lora_modules: tuple[str, ...],
     runtime: str,
 ) -> LLMServingArgs:
-    from msgspec import structs
-
     from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
     from penstock.serve.config.settings import HttpSettings
 
@@ -456,8 +459,6 @@ def _batches(
     """The batch APIs of the options; what they leave out is as configured. An ingress has them
     anyway.
     """
-    from msgspec import structs
-
     from penstock.serve.config.settings import BatchSettings
 
     options_of = {"path": "batch_dir", "database": "batch_database", "files": "batch_files"}
@@ -479,8 +480,6 @@ def _batches(
 
 def _store(options: dict[str, Any], configured: StoreSettings | None) -> StoreSettings | None:
     """The store of the options; what they leave out is as configured."""
-    from msgspec import structs
-
     from penstock.serve.config.settings import StoreSettings
 
     given: dict[str, Any] = {}

@@ -421,3 +421,5 @@ class SimulatedEngine(TokenEngine):
         self._waiting.clear()
         self._shared.waiting.clear()
         self._forget_prefixes()
+        if suspects:
+            self.on_death()

@@ -155,6 +155,12 @@ class VLLMEngine(TokenEngine):
             self.template = template
         self._running = running
         self.loop = loop
+        assert running.front.died is not None
+        running.front.died.add_done_callback(lambda _: self._died(running))
+
+    def _died(self, running: Running) -> None:
+        if self._running is running:  # else it was stopped
+            self.on_death()
 
     async def stop(self) -> None:
         running, self._running = self._running, None

@@ -19,6 +19,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     context is the finer limit. `max_choices` bounds `n` × the prompts of a request. `max_inflight`
     counts requests whose body has arrived. The head of a request must arrive within
     `head_timeout_s`, its body within `body_timeout_s` plus a second for each 8 KiB received.
+    A client that reads nothing of its answer for `write_timeout_s` loses its connection.
     """
 
     max_body_bytes: Positive = 32 * 2**20
@@ -28,6 +29,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_inflight: Positive | None = None
     head_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 30.0
+    write_timeout_s: Seconds = 60.0
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):

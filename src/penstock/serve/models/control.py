@@ -130,7 +130,8 @@ class ControlPlane(Operations):
 
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
         """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not
-        load for a request. Raises `RequestError` while a job in this process uses the engine.
+        load for a request. Raises `RequestError` while a job in this process uses the engine; one
+        that comes later delays it. A sleep that fails or is cancelled leaves the model awake.
         """
         if self.supervisor.in_use:
             raise RequestError(
@@ -139,16 +140,21 @@ class ControlPlane(Operations):
         self.asleep = True
         self.admission.close()
         self.admission.refuse_waiting(self.asleep_error)
-        if self.paused == "keep":
-            # They are held, so they will not leave. An engine that does not hold them itself must
-            # be done with them.
-            if not self.has("pause"):
-                await asyncio.gather(*(stream.read_out() for stream in self.streams))
-        else:
-            if mode == "abort":
-                self._abort()
-            await self.admission.drained()
-        await self.supervisor.sleep(level, lambda: self.asleep)  # unless woken meanwhile
+        try:
+            if self.paused == "keep":
+                # They are held, so they will not leave. An engine that does not hold them itself
+                # must be done with them.
+                if not self.has("pause"):
+                    await asyncio.gather(*(stream.read_out() for stream in self.streams))
+            else:
+                if mode == "abort":
+                    self._abort()
+                await self.admission.drained()
+            await self.supervisor.sleep(level, lambda: self.asleep)  # unless woken meanwhile
+        except BaseException:
+            self.asleep = False
+            self.reopen()
+            raise
 
     async def wakeup(self) -> None:
         """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""
@@ -166,7 +172,9 @@ class ControlPlane(Operations):
         return self.asleep
 
     async def pause(self, mode: PauseMode = "wait", clear_cache: bool = False) -> None:
-        """Let new requests wait. Returns when none is under way any more, with "keep" at once."""
+        """Let new requests wait. Returns when none is under way any more, with "keep" at once. With
+        another mode, those that an earlier pause holds go on.
+        """
         self.paused = mode
         self.admission.close()
         if self.supervisor.phase == "ready" and self.has("pause"):
@@ -179,18 +187,23 @@ class ControlPlane(Operations):
             for stream in self.streams:
                 stream.hold()
         if mode != "keep":
+            self._release()
             await self.admission.drained()
             if clear_cache and self.has("reset_prefix_cache"):
                 await self.reset_prefix_cache()
 
     async def resume(self) -> None:
-        self.paused = None
+        """Undo `pause`. The model stays paused if its engine cannot go on."""
+        mode, self.paused = self.paused, None
         if self.supervisor.phase == "ready" and self.has("pause"):
-            # The next request starts another engine.
-            with contextlib.suppress(EngineDeadError):
+            try:
                 await self.engine.resume()
-        for stream in self.streams:
-            stream.release()
+            except EngineDeadError:
+                pass  # the next request starts another engine
+            except BaseException:
+                self.paused = mode
+                raise
+        self._release()
         self.reopen()
 
     async def is_paused(self) -> bool:
@@ -218,7 +231,11 @@ class ControlPlane(Operations):
         if self.paused == "keep":
             raise RequestError(f"'{self.llm_config.model_id}' holds requests: resume it first")
         self.admission.close()
-        await self.admission.drained()
+        try:
+            await self.admission.drained()
+        except BaseException:
+            self.reopen()
+            raise
         if self.admission.running:
             return  # what opened the gate meanwhile was asked for later
         await self.unload()
@@ -277,6 +294,10 @@ class ControlPlane(Operations):
         for stream in list(self.streams):
             stream.abort()
 
+    def _release(self) -> None:
+        for stream in self.streams:
+            stream.release()
+
 
 def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The checked options of a control method. Raises `RequestError`."""
@@ -307,6 +328,15 @@ async def control_result(
     except PenstockError as error:
         return control_failure(replica, error.kind, str(error), error.param)
     return {"replica": replica, "ok": True, "result": result}
+
+
+def undo_of_load(name: str, before: str | None) -> tuple[str, dict[str, Any]]:
+    """The control method, with its options, that undoes a `load_lora_adapter`, for replicas of
+    which another one failed. `before` is where the adapter of the name was, if there was one.
+    """
+    if before is None:
+        return "unload_lora_adapter", {"lora_name": name}
+    return "load_lora_adapter", {"lora_name": name, "lora_path": before, "load_inplace": True}
 
 
 def control_failure(

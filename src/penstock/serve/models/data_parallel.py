@@ -123,6 +123,8 @@ class EngineGroup(LLMEngine):
         self.name = first.name  # type: ignore[misc]  # the group is called as its members are
         self.deterministic = first.deterministic
         self.ranks = list(ranks)
+        for rank in self.ranks:
+            rank.on_death = lambda: self.on_death()
         self._pool = Pool(
             policy or LeastLoaded(), [_Rank(str(number), rank) for number, rank in enumerate(ranks)]
         )

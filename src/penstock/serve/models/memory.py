@@ -105,7 +105,9 @@ class MemoryBudget:
                 (since, other) for other in self._held if (since := other.idle_since) is not None
             ]
             if idle:
-                await min(idle, key=lambda pair: pair[0])[1].unload()
+                longest = min(idle, key=lambda pair: pair[0])[1]
+                # Who wants the room may be cancelled; an unload ends whole.
+                await asyncio.shield(asyncio.ensure_future(longest.unload()))
             elif self._unloads:
                 self._changed.clear()
                 await self._changed.wait()

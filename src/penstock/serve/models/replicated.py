@@ -29,6 +29,7 @@ from penstock.errors import (
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.placement import target_requests
 from penstock.serve.models.autoscaling import INTERVAL_S, Autoscaler
+from penstock.serve.models.control import undo_of_load
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.local import LocalModel, faced, local_counts
 from penstock.serve.models.memory import MemoryBudget, memory_estimate
@@ -248,7 +249,7 @@ class Crew(Pool[_Replica]):
             replica.running
             or replica in self.replicas[: self.wanted]
             or self._stopping
-            or replica.phase not in ("ready", "loading")
+            or replica.phase not in ("ready", "loading", "asleep")
         )
 
     def _spawn(self, change: Coroutine[Any, Any, None]) -> None:
@@ -406,13 +407,16 @@ class ReplicatedModel(ModelHandle):
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """As `ModelHandle.control`, on every replica that runs, or on the first one if none does.
-        What replicas that load later are to know is told to all of them.
+        What replicas that load later are to know is told to all of them. An adapter that one of
+        them cannot load, none has.
         """
         replicas = self.crew.replicas
         running = [one for one in replicas if one.phase != "cold"] or replicas[:1]
         asked = replicas if method in _STATEFUL else running
         loads, unloads = method == "load_model", method == "unload_model"
         before = self.crew.unloaded
+        adapter = options.get("lora_name", "")
+        path_before = replicas[0].model.server.store.given.get(adapter)
         if unloads:  # first: nothing loads again what is unloaded already
             self.crew.keep_unloaded(True)
         results = await asyncio.gather(
@@ -421,6 +425,15 @@ class ReplicatedModel(ModelHandle):
         done = all(not isinstance(one, BaseException) and one[0]["ok"] for one in results)
         if (loads and done) or (unloads and not done and not before):
             self.crew.keep_unloaded(False)
+        if method == "load_lora_adapter" and not done:
+            undo = undo_of_load(adapter, path_before)
+            await asyncio.gather(
+                *(
+                    one.handle.control(*undo)
+                    for one, result in zip(asked, results, strict=True)
+                    if not isinstance(result, BaseException) and result[0]["ok"]
+                )
+            )
         shown = []
         for replica, result in zip(asked, results, strict=True):
             if isinstance(result, BaseException):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import cast
 
 import msgspec
 
@@ -23,12 +23,11 @@ from penstock.serve.replicas.frames import (
     PART,
     PIECE,
     PREFACE,
-    PREFACE_1,
     TAKEN,
     WINDOW,
     FramedConnection,
 )
-from penstock.serve.replicas.messages import CALL_PATH, Call, pack
+from penstock.serve.replicas.messages import Call, pack
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
@@ -41,10 +40,7 @@ _unpack_head = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str]]]).decode
 
 
 class Reply:
-    """An answer whose head has come. `read` until it gives nothing more; then `done` is true.
-
-    `version` is that of the replica's frames.
-    """
+    """An answer whose head has come. `read` until it gives nothing more; then `done` is true."""
 
     def __init__(self, connection: Connection, number: int) -> None:
         self.status = 0
@@ -58,10 +54,6 @@ class Reply:
         self._broken = ""
         self._taken = 0
         self._news = asyncio.Event()
-
-    @property
-    def version(self) -> int:
-        return self._connection.version
 
     def header(self, name: str) -> str | None:
         """A header's value, by its lower-case name."""
@@ -157,10 +149,10 @@ class Address:
 
 
 class _Greeting(asyncio.Protocol):
-    """Learns the version of a replica's frames: 1 if it does not answer the preface of 2."""
+    """Learns whether the other side is a replica that speaks this version of the frames."""
 
     def __init__(self) -> None:
-        self.version: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.understood: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -168,29 +160,25 @@ class _Greeting(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._seen += data
-        if self._seen == PREFACE:
-            self._learn(2)
-        elif not PREFACE.startswith(self._seen):
-            self._learn(1)
+        if not PREFACE.startswith(self._seen):
+            self._learn(False)
+        elif self._seen == PREFACE:
+            self._learn(True)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._learn(1)
+        self._learn(False)
 
-    def _learn(self, version: int) -> None:
-        if not self.version.done():
-            self.version.set_result(version)
+    def _learn(self, understood: bool) -> None:
+        if not self.understood.done():
+            self.understood.set_result(understood)
 
 
 class Connection(FramedConnection):
-    """Many exchanges with one replica. It connects in the background.
-
-    `version` is that of the replica's frames; 0 until the connection stands.
-    """
+    """Many exchanges with one replica. It connects in the background."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__()
         self.lost = False
-        self.version = 0
         self._name = f"{host}:{port}"
         self._replies: dict[int, Reply] = {}
         self._asked = 0
@@ -199,25 +187,17 @@ class Connection(FramedConnection):
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes) -> Reply:
         """Return when the head of the request's answer is here. Raises `ReplicaLostError`."""
-        return await self._exchange(None, lambda: (method, path, list(headers), len(body)), body)
+        return await self._exchange(ASK, pack((method, path, list(headers), len(body))), body)
 
-    async def call(self, call: Call, http: Callable[[], Headers], body: bytes) -> Reply:
-        """As `ask`, for a task of the model. `http` gives the headers for version 1."""
-        path = CALL_PATH + call.task
-        return await self._exchange(call, lambda: ("POST", path, list(http()), len(body)), body)
+    async def call(self, call: Call, body: bytes) -> Reply:
+        """As `ask`, for a task of the model."""
+        return await self._exchange(CALL, pack(call), body)
 
-    async def _exchange(
-        self, call: Call | None, as_http: Callable[[], tuple[Any, ...]], body: bytes
-    ) -> Reply:
+    async def _exchange(self, kind: int, head: bytes, body: bytes) -> Reply:
         self._asked = number = self._asked + 1
         reply = self._replies[number] = Reply(self, number)
         try:
-            if call is not None and not self.version:
-                await asyncio.shield(self._connecting)
-            if call is not None and self.version > 1:
-                self.put(number, CALL, pack(call))
-            else:
-                self.put(number, ASK, pack(as_http()))
+            self.put(number, kind, head)
             for at in range(0, len(body), PIECE):
                 await self.writable.wait()
                 self.put(number, BODY, body[at : at + PIECE])
@@ -254,16 +234,16 @@ class Connection(FramedConnection):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 transport, greeting = await loop.create_connection(_Greeting, host, port)
                 try:
-                    self.version = await greeting.version
+                    understood = await greeting.understood
                 except BaseException:
                     transport.abort()
                     raise
-                if self.version == 1:
-                    transport.abort()
-                    transport, _ = await loop.create_connection(asyncio.Protocol, host, port)
-                    transport.write(PREFACE_1)
         except (OSError, TimeoutError) as error:
             self._lose(error, f"{self._name} cannot be reached: {error}")
+            return
+        if not understood:
+            transport.abort()
+            self._lose(None, f"{self._name} does not answer as a replica of this version")
             return
         transport.set_protocol(self)
         self.connection_made(transport)

@@ -19,15 +19,14 @@ begins them.
 | `PART` | replica | the next piece of the answer's body |
 | `END` | replica | nothing: the answer is complete |
 | `BROKEN` | replica | nothing: the answer ends without being complete |
-| `CALL` | ingress | since version 2. A `messages.Call` in msgpack: a task of the model itself |
+| `CALL` | ingress | a `messages.Call` in msgpack: a task of the model itself |
 
 A replica sends at most `WINDOW` bytes of an answer beyond those that were taken, give or take a
 part, so a client that reads slowly holds up its own answer alone. Frames of exchanges that have
 ended cross on their way, and are passed over.
 
-The preface names the version. A replica answers that of version 2 with the same bytes. One of
-version 1 takes it for damaged HTTP, so the ingress connects again and begins with `PREFACE_1`,
-which no replica answers.
+The preface names the version. A replica answers it with the same bytes; one that does not know it
+takes it for damaged HTTP.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ import asyncio
 import struct
 from typing import ClassVar, cast
 
-PREFACE, PREFACE_1 = b"PENSTOCK 2\r\n\r\n", b"PENSTOCK 1\r\n\r\n"
+PREFACE = b"PENSTOCK 2\r\n\r\n"
 ASK, BODY, TAKEN, LEAVE, HEAD, PART, END, BROKEN, CALL = range(1, 10)
 FRAME = struct.Struct(">IQB")
 COUNT = struct.Struct(">I")

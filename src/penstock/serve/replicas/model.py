@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import cached_property
 from typing import Any
@@ -19,20 +19,19 @@ from penstock.engines.base import Capabilities, LLMEngine, Stated
 from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
-    PenstockError,
     ReplicaLostError,
     ShuttingDownError,
     UnsupportedError,
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import RECHECK_S, adapter_store
-from penstock.serve.models.control import control_failure, parse_control
+from penstock.serve.models.control import control_failure, parse_control, undo_of_load
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.local import has_own_server
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.models.server import make_engine
 from penstock.serve.replicas.client import Address, Reply
-from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack
+from penstock.serve.replicas.messages import deltas_of, pack
 from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
 from penstock.serve.replicas.runtime import (
     DesiredStore,
@@ -42,7 +41,7 @@ from penstock.serve.replicas.runtime import (
     change_desired,
     engine_digest,
 )
-from penstock.types import ChatRequest, CompletionRequest, Delta
+from penstock.types import ChatRequest, CompletionRequest
 
 DESCRIBE_S = 5.0
 """Seconds that the first request to a model without a replica waits for what describes it."""
@@ -233,7 +232,18 @@ class RemoteModel(ModelHandle):
         if of_adapters and all(one["ok"] for one in results):  # last: a wrong path is not kept
             self.pool.wanted = await change_desired(self._desired, method, parsed)
             self._looked_at = float("-inf")
+        elif method == "load_lora_adapter":
+            await self._undo_load(
+                parsed["lora_name"],
+                [info for info, one in zip(replicas, results, strict=True) if one["ok"]],
+            )
         return results
+
+    async def _undo_load(self, adapter: str, loaded: Sequence[ReplicaInfo]) -> None:
+        """An adapter that one replica cannot load, none has."""
+        known = (await self._desired.load()).adapters
+        undo = undo_of_load(adapter, known.get(adapter, self._store.given.get(adapter)))
+        await asyncio.gather(*(self._control_one(info, *undo) for info in loaded))
 
     async def _control_one(
         self, info: ReplicaInfo, method: str, options: Mapping[str, Any]
@@ -286,9 +296,8 @@ async def _batches_of(reply: Reply) -> Batches:
     """The deltas of a call's answer. Raises the error that it has instead, or at its end."""
     if reply.status != 200:
         raise error_of(await reply.body())
-    read = _reader_of(reply)
     while not reply.done:
-        deltas, error = read(await reply.parts())
+        deltas, error = deltas_of(await reply.parts())
         if deltas:
             yield deltas
         if error is not None:
@@ -303,11 +312,7 @@ async def _result_of(task: str, reply: Reply) -> Any:
         raise error_of(b"".join(parts))
     if not TASKS[task].streams:
         return msgspec.msgpack.decode(b"".join(parts), type=TASKS[task].result)
-    deltas, error = _reader_of(reply)(parts)
+    deltas, error = deltas_of(parts)
     if error is not None:
         raise error
     return deltas
-
-
-def _reader_of(reply: Reply) -> Callable[[list[bytes]], tuple[list[Delta], PenstockError | None]]:
-    return deltas_of if reply.version > 1 else DeltaReader().deltas_of

@@ -7,7 +7,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
-from functools import partial
 
 import msgspec
 
@@ -109,8 +108,7 @@ class CacheFollower:
             await self._address.connected().ask("GET", CACHED_PATH, self._headers, b"")
         ) as reply:
             if reply.status >= 400:
-                # 501 is what version 1 says where it has nothing to report.
-                return reply.status >= 500 and reply.status != 501
+                return reply.status >= 500
             while part := await reply.read():
                 for change in reader.changes_of(part):
                     if change.anew:
@@ -186,8 +184,7 @@ class ReplicaPool(Pool[_Replica]):
         """Call a task of the model; see `_ask`. `id` is the request's, `whole` as in `Call`."""
         blocks = route.blocks if self._kv_aware is not None else ()
         call = Call(self._key, task, len(body), id, blocks, whole)
-        http = partial(self._with_own, [("x-request-id", id)], route)
-        return self._ask(lambda address: address.connected().call(call, http, body), route)
+        return self._ask(lambda address: address.connected().call(call, body), route)
 
     def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]

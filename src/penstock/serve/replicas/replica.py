@@ -14,7 +14,6 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -37,13 +36,11 @@ from penstock.llm_config import LLMConfig
 from penstock.observability import request_id, span
 from penstock.openai.responses import UsageTotal, error_body
 from penstock.serve.api.endpoints import control
-from penstock.serve.api.errors import as_penstock_error
 from penstock.serve.api.exchange import Exchange, IngressState, log_access, note_on_span
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import too_large
 from penstock.serve.api.routes import Endpoint
-from penstock.serve.api.sse import EventStream
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
@@ -53,9 +50,7 @@ from penstock.serve.models.pacing import joined
 from penstock.serve.replicas.messages import (
     BLOCKS_HEADER,
     CACHED_PATH,
-    CALL_PATH,
     Call,
-    CallFramer,
     Failure,
     framed,
     names_of,
@@ -65,6 +60,10 @@ from penstock.serve.replicas.pool import LOAD_HEADER
 from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo, engine_digest
 from penstock.serve.replicas.server import WireOrHttp
 from penstock.types import Delta, Usage
+
+CALL_PATH = "/penstock/call/"
+ENDPOINT = CALL_PATH + "{task}"
+"""How logs and metrics call a call and all calls."""
 
 
 class CallAnswer:
@@ -173,7 +172,7 @@ class CallAnswer:
         await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
 
-def decoded(name: str, body: bytes | Raw) -> tuple[Task, Any]:
+def decoded(name: str, body: bytes) -> tuple[Task, Any]:
     """A task and its request. Raises `RequestError`."""
     task = TASKS.get(name)
     if task is None:
@@ -233,51 +232,9 @@ class ChangeStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-# Version 1
-async def call(exchange: Exchange) -> Response:
-    """Call a task of the engine in the neutral types."""
-    name = exchange.request.path_params["task"]
-    body = await exchange.read()
-    handle = (await exchange.find("")).handle
-    task, request = decoded(name, body)
-    if task.streams:
-        return EventStream(exchange, generated(handle, request), CallFramer(), n=request.n)
-    result = await exchange.wait(getattr(handle, name)(request))
-    return Response(pack(result), media_type="application/msgpack")
-
-
-async def group(exchange: Exchange) -> Response:
-    """Answer the calls of a group side by side."""
-    body = await exchange.read()
-    handle = (await exchange.find("")).handle
-    try:
-        calls = msgspec.msgpack.decode(body, type=list[tuple[str, Raw]])
-    except msgspec.DecodeError:
-        raise RequestError("the body is no group of calls") from None
-
-    async def answer(number: int, name: str, given: Raw) -> bytes:
-        try:
-            task, request = decoded(name, given)
-            if task.streams:
-                result: Any = await anext(whole(generated(handle, request)), [])
-            else:
-                result = await getattr(handle, name)(request)
-            return framed(("result", number, result))
-        except Exception as caught:
-            error = as_penstock_error(caught, exchange.id)
-            return framed(("error", number, error.kind, str(error)))
-
-    answers = (answer(number, *one) for number, one in enumerate(calls))
-    return Response(b"".join(await exchange.wait(asyncio.gather(*answers))))
-
-
-ENDPOINT = CALL_PATH + "{task}"
-"""How metrics call a call, however it came."""
 ENDPOINTS = (
     Endpoint("POST", "/penstock/control", control.act_here, control.ReplicaControlBody, admin=True),
     Endpoint("GET", CACHED_PATH, cached),
-    Endpoint("POST", ENDPOINT, call, runs=True),
-    Endpoint("POST", "/penstock/group", group),
 )
 
 
@@ -379,6 +336,7 @@ class ReplicaServer:
                 HttpServer(IngressApp(IngressState(names, public)), listen(*front, shared=True))
             )
         self._serving: list[asyncio.Task[None]] = []
+        self._applying: set[asyncio.Task[None]] = set()
 
     @property
     def info(self) -> ReplicaInfo:
@@ -397,6 +355,7 @@ class ReplicaServer:
         Raises what kept any other one from loading.
         """
         await self.reconcile()
+        await asyncio.gather(*self._applying)
         try:
             await self.model.start()
         except PenstockError as error:
@@ -436,14 +395,32 @@ class ReplicaServer:
             await asyncio.wait(serving)
         with contextlib.suppress(OSError):
             self._socket.close()
+        for task in self._applying:
+            task.cancel()
         await self.model.stop(0.0)
 
     async def reconcile(self) -> None:
-        """Take over the state that replicas are to be in, if it has changed."""
+        """Begin to take over the state that replicas are to be in, if it has changed. A sleep waits
+        for requests to end, and nobody should wait for it.
+        """
         wanted = await self._desired.load()
         if wanted.version != self._state.version:
             self._state = wanted
-            await wanted.apply(self.server)
+            task = asyncio.create_task(self._apply(wanted))
+            self._applying.add(task)
+            task.add_done_callback(self._applying.discard)
+
+    async def _apply(self, wanted: DesiredState) -> None:
+        try:
+            await wanted.apply(self.server, lambda: self._state is wanted)
+        except Exception:
+            _log.warning(
+                "model '%s' is not yet in the state that was asked for",
+                self.config.model_id,
+                exc_info=True,
+            )
+            if self._state is wanted:
+                self._state = DesiredState()  # the next look tries again
 
     async def check_health(self) -> None:
         """Raise if the replica should be replaced. A dead engine is started again first."""

@@ -6,7 +6,7 @@ The state is kept apart from the replicas, so one that starts later takes it ove
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -67,13 +67,17 @@ class DesiredState(Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, version=self.version + 1, **changes[method])
 
-    async def apply(self, server: ControlPlane) -> None:
-        """Bring a replica's server into this state."""
+    async def apply(self, server: ControlPlane, holds: Callable[[], bool] = lambda: True) -> None:
+        """Bring a replica's server into this state, as long as it `holds`."""
         await server.set_adapters(self.adapters)
+        if not holds():
+            return
         if self.asleep is None:
             await server.wakeup()
         elif not server.asleep:
             await server.sleep(self.asleep)
+        if not holds():
+            return
         if self.paused is None:
             if server.paused is not None:
                 await server.resume()

@@ -32,7 +32,6 @@ from penstock.serve.replicas.frames import (
     PART,
     PIECE,
     PREFACE,
-    PREFACE_1,
     TAKEN,
     WINDOW,
     FramedConnection,
@@ -42,13 +41,11 @@ from penstock.serve.replicas.messages import Call, pack
 _log = logging.getLogger("penstock.serve")
 _unpack_ask = msgspec.msgpack.Decoder(tuple[str, str, list[tuple[str, str]], int]).decode
 _unpack_call = msgspec.msgpack.Decoder(Call).decode
-PREFACES = PREFACE, PREFACE_1
-"""Those that are understood."""
 
 
 class WireOrHttp(asyncio.Protocol):
-    """A new connection to a replica: HTTP, unless it begins with a preface. One that begins with
-    neither within `head_timeout_s` is closed.
+    """A new connection to a replica: HTTP, unless it begins with the preface. One that begins with
+    neither within `limits.head_timeout_s` is closed.
     """
 
     def __init__(
@@ -58,14 +55,12 @@ class WireOrHttp(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        head_timeout_s: float = Limits().head_timeout_s,
+        limits: Limits,
     ) -> None:
         self._config = config
         self._state = server_state
-        self._http = partial(
-            HttpConnection, config, server_state, app_state, _loop, head_timeout_s=head_timeout_s
-        )
-        self._head_timeout_s = head_timeout_s
+        self._http = partial(HttpConnection, config, server_state, app_state, _loop, limits=limits)
+        self._head_timeout_s = limits.head_timeout_s
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -81,20 +76,21 @@ class WireOrHttp(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand the connection over to the protocol of its first bytes."""
         seen = self._seen = self._seen + data
-        preface = next((one for one in PREFACES if seen.startswith(one)), b"")
-        if not preface and any(one.startswith(seen) for one in PREFACES):
+        framed = seen.startswith(PREFACE)
+        if not framed and PREFACE.startswith(seen):
             return
         self._timer.cancel()
         self._state.connections.discard(self)
-        if preface == PREFACE:
+        successor: Any
+        if framed:
             self.transport.write(PREFACE)
-        successor: Any = (
-            WireServer(self._config.loaded_app, self._state) if preface else self._http()
-        )
+            successor, seen = WireServer(self._config.loaded_app, self._state), seen[len(PREFACE) :]
+        else:
+            successor = self._http()
         self.transport.set_protocol(successor)
         successor.connection_made(self.transport)
-        if rest := seen[len(preface) :]:
-            successor.data_received(rest)
+        if seen:
+            successor.data_received(seen)
 
     def shutdown(self) -> None:
         self.transport.close()

@@ -8,16 +8,22 @@ import logging
 import socket
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineStartError, RequestError
+from penstock.llm_config import LLMConfig
 from penstock.serve.api.endpoints import control
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint
 from penstock.serve.config.settings import Limits
+from penstock.serve.http_server import HttpConnection
 from penstock.serve.models.handle import ModelState
+from penstock.serve.models.local import build_local_handles
 from penstock.serve.replicas.replica import ENDPOINTS as REPLICA_ENDPOINTS
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
@@ -25,14 +31,24 @@ BODY = json.dumps(CHAT).encode()
 HEAD = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 )
+ONE_AT_A_TIME = {
+    "model_loading_config": {"model_id": "sim", "model_source": "simulated"},
+    "llm_engine": "simulated",
+    "engine_kwargs": {"time_per_token_ms": 0, "max_num_seqs": 1},
+    "deployment_config": {"max_ongoing_requests": 1},
+}
 
 
 class Raw:
     """A client that sends what bytes it likes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, buffer: int | None = None) -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=20)
+        self.socket = socket.socket()
+        self.socket.settimeout(20)
+        if buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.connect((host, int(port)))
 
     def send(self, data: bytes) -> Raw:
         self.socket.sendall(data)
@@ -109,6 +125,55 @@ class TestSlowClients:
         stalled = [Raw(url).send(b"GET /health HTTP/1.1\r\nx-a: ") for _ in range(100)]
         assert httpx.get(f"{url}/health").status_code == 200
         assert all(one.rest().startswith(b"HTTP/1.1 408 ") for one in stalled)
+
+    def test_an_answer_that_nobody_reads_gives_its_slot_back(
+        self, running: Any, served: Any, caplog: Any
+    ) -> None:
+        def make() -> Any:
+            (model,) = build_local_handles([LLMConfig.from_dict(ONE_AT_A_TIME)]).values()
+            return served(model, limits=Limits(write_timeout_s=0.05))
+
+        url = running(make)
+        with caplog.at_level(logging.INFO, "penstock.serve"):
+            client = Raw(url, buffer=4096)
+            body = json.dumps({**CHAT, "stream": True, "max_tokens": 30_000, "ignore_eos": True})
+            client.send(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body.encode())
+            assert client.socket.recv(64).startswith(b"HTTP/1.1 200 ")
+            assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
+        assert "a client read nothing for 0.05 s" in caplog.text
+        client.socket.close()
+
+    def test_a_client_that_is_slow_but_reads_keeps_its_answer(self) -> None:
+        transport, loop = Mock(), Mock()
+        connection = HttpConnection(
+            uvicorn.Config(Mock(), log_config=None),
+            ServerState(),
+            {},
+            loop,
+            limits=Limits(write_timeout_s=60),
+        )
+        connection.transport, connection.flow = transport, Mock()
+        unsent = transport.get_write_buffer_size
+
+        def timeout(size: int) -> None:
+            """It goes off while so many bytes are unsent."""
+            delay, look = loop.call_later.call_args.args
+            assert delay == 60
+            unsent.return_value = size
+            look()
+
+        unsent.return_value = 100_000
+        connection.pause_writing()
+        timeout(99_000)
+        timeout(98_999)
+        assert not transport.abort.called
+        connection.resume_writing()
+        loop.call_later.return_value.cancel.assert_called_once_with()
+        unsent.return_value = 100_000
+        connection.pause_writing()
+        timeout(99_000)
+        timeout(99_000)
+        transport.abort.assert_called_once_with()
 
     def test_what_follows_a_refused_request_is_not_read_for_ever(self, serve: Any) -> None:
         client = Raw(serve(head_timeout_s=0.05, max_body_bytes=10))
