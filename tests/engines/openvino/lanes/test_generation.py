@@ -231,7 +231,7 @@ class FailsOnce:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_an_adapter_whose_answer_was_given_up_can_be_removed_at_once(generation, steps):
+def test_an_adapter_whose_answer_was_given_up_can_be_removed_at_once(generation, steps, capfd):
     generation.add_adapter("german", str(demo.adapter_path("german")))
     long = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
     assert not generation.submit([Submit(1, "Hello.", long, "german", True, False)])
@@ -242,6 +242,7 @@ def test_an_adapter_whose_answer_was_given_up_can_be_removed_at_once(generation,
     generation.abort(1)
     generation.remove_adapter("german")
     assert not generation.busy
+    assert "leaked" not in "".join(capfd.readouterr())
     _, failures = answered(
         generation, [Submit(2, "Hello.", Sampling(max_tokens=3), None, True, False)]
     )

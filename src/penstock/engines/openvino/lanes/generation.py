@@ -259,7 +259,8 @@ class Generation:
             raise EngineError(
                 f"the adapter '{name}' is in use: remove or replace it when its requests have ended"
             )
-        self._lanes.pop(name, None)
+        if (lane := self._lanes.pop(name, None)) is not None:
+            lane.close()
         self._adapter_paths.pop(name, None)
 
     def _asked(self, name: str | None) -> bool:
@@ -269,7 +270,8 @@ class Generation:
         """Empty the caches by reloading the base; adapters come back when next used."""
         if self._busy_beside or any(lane.wanted for lane in self._lanes.values()):
             raise EngineError("the prefix cache can only be reset while no request runs")
-        self._lanes.clear()
+        while self._lanes:
+            self._lanes.popitem()[1].close()
         self._lanes[None] = self._new_lane(self._pipelines.base())
 
     # One request
