@@ -157,8 +157,7 @@ class Generation:
             self._vision.forget(request)
         if self._grammars.forget(request):
             return
-        lane = self._lanes[_lane_of(request)]
-        lane.give_up(request)
+        self._lanes[_lane_of(request)].give_up(request)
 
     def step(self) -> tuple[list[tuple[int, Delta]], list[Failed]]:
         """Give every running request of every lane its next token."""
