@@ -323,8 +323,8 @@ class Usage(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
-    """One token with its natural-log probability, None for a prompt's first. `top` holds the most
-    likely pairs of token and log probability.
+    """One token with its natural-log probability, None where it is unknown, as for a prompt's first
+    token. `top` holds the most likely pairs of token and log probability.
 
     Where the engine knows them: `id`, `raw` (the token's bytes, which need not be whole characters)
     and `rank` (1 for the most likely), and `top_ids` and `top_raw` of the tokens in `top`.

@@ -57,6 +57,14 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
     return Endpoint(method.upper(), parsed, shown, proxy, secrets)
 
 
+def under(base: str, path: str) -> str:
+    """The address of a path under a base. A query of the base, as Azure's `api-version`, stays."""
+    root, _, query = base.partition("?")
+    path, _, more = path.partition("?")
+    query = "&".join(part for part in (query, more) if part)
+    return root.rstrip("/") + path + (f"?{query}" if query else "")
+
+
 def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
     """The proxy's URL; None for a direct connection. Raises `ConfigError`."""
     proxies = getproxies_environment()

@@ -10,8 +10,8 @@ import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.tasks import Embedding
-from penstock.engines.process import Call
+from penstock.engines.openvino.tasks import Embedding, Rerank
+from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import (
     ContextLengthError,
     EngineError,
@@ -254,6 +254,17 @@ class TestRerank:
     async def test_no_documents(self, reranker):
         with pytest.raises(RequestError, match="no documents"):
             await reranker.rerank(RerankRequest("red", []))
+
+    async def test_calls_take_turns_and_may_be_given_up(self, tmp_path):
+        model = Rerank(str(rerank_model(tmp_path)), OpenVINOOptions(num_threads=1), CONTEXT)
+        model.begin_rerank(Call(1, "rerank", ["red", ["red"] * 1000]))
+        model.begin_rerank(Call(2, "rerank", ["red", []]))
+        model.begin_rerank(Call(3, "rerank", ["red", ["blue"]]))
+        answers = [answer for _ in range(3) for answer in model.step()[1]]
+        assert [(answer.id, type(answer)) for answer in answers] == [(2, Failed), (3, Reply)]
+        assert model.busy
+        model.abort(1)
+        assert not model.busy
 
     async def test_capabilities(self, reranker):
         assert reranker.capabilities.tasks == {"score", "rerank", "tokenize", "detokenize"}
