@@ -31,7 +31,16 @@ def test_references_lead_into_the_schema(reference, target):
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "#anchor", "https://example.org/#", "#/none", "#/anyOf/2", "#/anyOf/x/y", "a/b"],
+    [
+        "",
+        "#anchor",
+        "https://example.org/#",
+        "#/none",
+        "#/anyOf/2",
+        "#/anyOf/x/y",
+        "a/b",
+        f"#/anyOf/{'9' * 5000}",
+    ],
 )
 def test_references_that_lead_nowhere(reference):
     with pytest.raises(LookupError):

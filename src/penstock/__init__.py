@@ -8,7 +8,7 @@ from penstock import lazy
 __version__ = "0.1.0"
 
 lazy.RUNTIME_ENGINES["local"] = "penstock.serve.models.replicated_engine:ReplicatedEngine"
-lazy.RUNTIME_ENGINES["ray"] = "penstock.ray.cluster:RayEngine"
+lazy.RUNTIME_ENGINES["ray"] = "penstock.ray.job_engine:RayEngine"
 lazy.RUNTIME_SERVERS["ray"] = "penstock.ray.deployments:RayHosts"
 lazy.RUNTIME_DATASETS["ray"] = "penstock.ray.data:process_dataset"
 

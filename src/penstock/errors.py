@@ -441,12 +441,10 @@ class UpstreamError(EngineError):
         self.retry_after = retry_after
 
 
-_LONGEST_TEXT = 2000
-_LONGEST_PARAM = 200
+_LONGEST_TEXT, _LONGEST_PARAM = 2000, 200
 
 
 def _bounded(text: str, limit: int) -> str:
-    """A text that may quote what a client sent."""
     return text if len(text) <= limit else text[:limit] + "…"
 
 

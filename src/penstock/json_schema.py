@@ -58,7 +58,7 @@ def resolve(root: Any, reference: str) -> Any:
         key = step.replace("~1", "/").replace("~0", "~")
         if isinstance(target, Mapping):
             target = target[key]
-        elif isinstance(target, list) and key.isdecimal():
+        elif isinstance(target, list) and key.isdecimal() and len(key) <= len(str(len(target))):
             target = target[int(key)]
         else:
             raise LookupError(reference)

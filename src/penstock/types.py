@@ -326,8 +326,8 @@ class Usage(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
-    """One token with its natural-log probability, None for a prompt's first. `top` holds the most
-    likely pairs of token and log probability.
+    """One token with its natural-log probability, None where it is unknown, as for a prompt's first
+    token. `top` holds the most likely pairs of token and log probability.
 
     Where the engine knows them: `id`, `raw` (the token's bytes, which need not be whole characters)
     and `rank` (1 for the most likely), and `top_ids` and `top_raw` of the tokens in `top`.
@@ -400,9 +400,8 @@ class Embeddings(Struct, frozen=True, omit_defaults=True):
 
     def of(self, kind: Literal["dense", "multi", "sparse"]) -> Sequence[Any]:
         """The vectors of this kind; empty if the request asked for another."""
-        if kind == "dense":
-            return self.vectors
-        return self.multi if kind == "multi" else self.sparse
+        others = self.multi if kind == "multi" else self.sparse
+        return self.vectors if kind == "dense" else others
 
 
 class Scores(Struct, frozen=True):

@@ -198,6 +198,34 @@ async def test_requests_and_tokens_a_minute_are_kept(clock):
     assert round(clock.slept[-1], 6) == 6.0  # the last 100 and those 500, at 100 a second
 
 
+async def test_who_goes_away_gives_its_turn_back():
+    one = limiter(requests_per_minute=60, tokens_per_minute=600)
+    await one.acquire(10)
+    gone = [asyncio.create_task(one.acquire(10)) for _ in range(30)]
+    await turns()
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    assert one._requests.reserve(1, 0.0) == pytest.approx(1)
+    assert one._tokens.reserve(1, 0.0) == pytest.approx(1)
+    assert one.running == 1
+
+
+async def test_who_is_served_does_not_wait_for_a_turn_that_is_far_away(clock):
+    one = limiter(clock, requests_per_minute=0.5)
+    await one.acquire()
+    token = is_served.set(True)
+    try:
+        for _ in range(2):  # the first try has burnt nothing
+            with pytest.raises(UpstreamError, match="next request in 2 min") as caught:
+                await one.acquire()
+    finally:
+        is_served.reset(token)
+    assert (caught.value.http_status, caught.value.retry_after, one.running) == (429, 60.0, 1)
+    await one.acquire()
+    assert clock.slept == [pytest.approx(120)]
+
+
 def test_processes_that_know_nothing_of_each_other_take_their_part():
     part = Limits(concurrency=10, requests_per_minute=600, tokens_per_minute=900).shared_by(3)
     assert part == Limits(concurrency=10, requests_per_minute=200, tokens_per_minute=300)

@@ -58,7 +58,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(line, why, monkey
     def started(*_args):
         raise AssertionError("it began")
 
-    monkeypatch.setattr("penstock.loadtest.study.address_of", started)
+    monkeypatch.setattr("penstock.loadtest.target.address_of", started)
     with pytest.raises(PenstockError, match=why):
         cli.main(["bench", "serve", *shlex.split(line)], standalone_mode=False)
 

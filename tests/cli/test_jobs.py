@@ -67,14 +67,19 @@ def test_a_job_that_does_not_answer_hides_no_other(job, tmp_path, monkeypatch, a
 
             def speak():
                 with silent.accept()[0] as asked:
+                    asked.recv(1 << 16)  # else the reset could overtake the answer
                     asked.sendall(answer)
 
-            Thread(target=speak).start()
+            speaker = Thread(target=speak)
+            speaker.start()
             monkeypatch.setattr("penstock.cli.jobs._PATIENCE_S", 10)
         done = CliRunner().invoke(cli, ["jobs", "list"], catch_exceptions=False)
+        if answer is not None:
+            speaker.join()
     rows = [line.split()[1:3] for line in done.stdout.splitlines()[1:]]
     assert sorted(rows) == [["complete", "3"], ["running", "7"]]
     assert "what it said last is shown" in done.stderr
+    assert ("another version" in done.stderr) is (answer is not None)
 
 
 def test_the_tail_of_a_complete_job_is_its_output(job):

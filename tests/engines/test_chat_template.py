@@ -1,3 +1,4 @@
+import re
 from typing import Any, ClassVar
 
 import pytest
@@ -54,7 +55,7 @@ def test_an_override_replaces_the_models_template():
 def test_what_the_template_rejects_is_the_callers_error(template):
     with pytest.raises(RequestError) as caught:
         ChatTemplate(template).render(HELLO)
-    assert caught.value.param == "messages"
+    assert caught.value.param in ("messages", "messages[0]")
 
 
 def test_templates_run_in_a_sandbox():
@@ -107,6 +108,18 @@ def test_what_a_template_has_no_use_for_is_named(template, messages, told):
     with pytest.raises(RequestError) as caught:
         ChatTemplate(template).render(messages)
     assert str(caught.value) == told
+    place = re.search(r"messages\[[^:]*", told)
+    assert caught.value.param == (place[0] if place else "messages")
+
+
+def test_no_place_is_named_where_tools_became_text_and_moved_the_messages():
+    told = "the chat template cannot use these messages: they have not the form that it expects"
+    image = [{"role": "user", "content": [{"type": "image"}]}]
+    with pytest.raises(RequestError, match=told) as caught:
+        ChatTemplate(
+            "{% for m in messages %}{{ m.content | trim + m.content }}{% endfor %}"
+        ).render(image, tools=[TOOL])
+    assert caught.value.param == "messages"
 
 
 def test_what_is_not_there_is_no_error_where_templates_ask_for_it():

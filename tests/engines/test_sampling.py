@@ -90,6 +90,14 @@ def test_a_schema_that_is_none_is_refused_in_words_of_our_own(spec, told):
         check_json_schema(spec)
 
 
+@pytest.mark.parametrize("pattern", [r"(?<y>\d{4})", r"\p{L}", r"\u{1F600}"])
+def test_what_is_a_regular_expression_is_said_by_who_reads_it(pattern):
+    """ECMAScript's are not Python's."""
+    capabilities = Capabilities(frozenset(), 0, 1, frozenset({"regex"}))
+    sampling = Sampling(structured=StructuredOutput("regex", pattern))
+    check_sampling(sampling, 1, capabilities, "an")
+
+
 def test_an_endless_constraint_is_refused_by_its_size():
     capabilities = Capabilities(frozenset(), 0, 1, frozenset({"regex"}))
     sampling = Sampling(structured=StructuredOutput("regex", "a" * 300_000))

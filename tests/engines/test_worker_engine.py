@@ -11,7 +11,7 @@ import pytest
 from penstock.engines.process import Abort, EngineProcess
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import StuckWatch, WorkerEngine
-from penstock.errors import EngineDeadError
+from penstock.errors import EngineDeadError, EngineStartError
 from penstock.types import Sampling
 
 
@@ -191,3 +191,26 @@ async def test_a_death_that_no_request_notices_is_told(small):
     told.clear()
     await small.stop()
     assert not told.is_set()
+
+
+async def test_a_stop_during_a_start_leaves_no_process(small, monkeypatch):
+    await small.stop()
+    begun, gate, started = asyncio.Event(), asyncio.Event(), []
+    start = EngineProcess.start
+
+    async def slow(self):
+        begun.set()
+        await gate.wait()
+        await start(self)
+        started.append(self)
+
+    monkeypatch.setattr(EngineProcess, "start", slow)
+    starting = asyncio.create_task(small.start())
+    await begun.wait()
+    await small.stop()
+    gate.set()
+    with pytest.raises(EngineStartError, match="the small engine is not running"):
+        await starting
+    (process,) = started
+    assert process._child is None  # it has ended
+    assert not small._calls

@@ -49,6 +49,33 @@ async def test_an_answer_is_read_and_the_request_is_what_was_asked():
     assert (reply.status, reply.headers["x-said"], reply.body) == (200, "POST", b"{}")
 
 
+async def test_a_refused_request_gives_its_tokens_back():
+    async def refuse(request):
+        return web.Response(status=400)
+
+    limit = limiter(tokens_per_minute=60)
+    async with asking(refuse) as (client, to):
+        for _ in range(3):  # the second would wait for half an hour
+            with pytest.raises(UpstreamError):
+                await client.send(to, limit, data=b"{}", tokens=1800)
+            with pytest.raises(UpstreamError):
+                async with client.stream(to, limit, data=b"{}", tokens=1800):
+                    pass
+
+
+async def test_a_pause_in_the_body_of_a_refusal_is_one():
+    """Gemini names no other."""
+    error = {"message": "slow down", "details": [{"retryDelay": "34s"}]}
+
+    async def refuse(request):
+        return web.json_response([{"error": error}], status=429)
+
+    async with asking(refuse) as (client, to):
+        with pytest.raises(UpstreamError, match="asks for a pause of 34 s") as caught:
+            await client.send(to, limiter(), data=b"{}")
+    assert caught.value.retry_after == 34
+
+
 async def test_a_large_body_arrives_whole_and_without_a_warning():
     async def measure(request):
         assert request.content_type == "application/json"

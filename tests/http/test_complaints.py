@@ -66,6 +66,7 @@ def test_a_limit_of_rates_is_not(error):
         ({"type": "overloaded_error"}, 503, True),
         ({"code": "insufficient_quota"}, 401, False),
         ({"code": 429, "type": "insufficient_quota"}, 429, False),
+        ({"error_type": "validation"}, 422, False),
         ({}, 500, True),
     ],
 )
@@ -82,10 +83,22 @@ def test_an_error_inside_a_200_is_one_of_the_status_that_it_names(error, status,
         '{"error": "down"}',
         '{"object": "error", "message": "down"}',
         '{"type": "error", "error": {"message": "down"}}',
+        '{"choices": [], "x_groq": {"id": "x", "error": "down"}}',
     ],
 )
 def test_errors_come_in_other_forms(body):
     assert "down" in str(error_inside(body.encode(), "there"))
+
+
+def test_what_stands_beside_an_error_is_read():
+    tgi = error_inside(b'{"error": "`top_p` must be > 0", "error_type": "validation"}', "there")
+    assert tgi is not None
+    assert (tgi.http_status, tgi.retryable) == (422, False)
+    details: list[object] = [3, {"@type": "x"}, {"@type": "RetryInfo", "retryDelay": "34.5s"}]
+    google = {"code": 429, "message": "slow down", "details": details}
+    assert complaint(json.dumps([{"error": google}])).retry_after == 34.5
+    details[2] = {"retryDelay": "soon"}
+    assert complaint(json.dumps([{"error": google}])).retry_after is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from penstock.balance.limiter import Limiter, Limits
 from penstock.errors import ConfigError, UpstreamError
 from penstock.http.client import HttpClient
 from penstock.http.endpoint import Headers, endpoint, proxy_for
-from penstock.http.opened import opened
+from penstock.http.standard import opened
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

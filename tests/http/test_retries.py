@@ -41,6 +41,11 @@ async def test_refusals_for_load_count_apart():
     assert await AT_ONCE.run(failing(status(429), status(503), status(429), status(500))) == 5
 
 
+@pytest.mark.parametrize("number", [408, 429, 498, 500, 503, 507, 529, 530, 598])
+def test_statuses_that_may_pass(number):
+    assert is_retryable(number)
+
+
 @pytest.mark.parametrize("number", [400, 401, 404, 422, 501, 301])
 async def test_what_does_not_pass_is_not_tried_again(number):
     with pytest.raises(UpstreamError):

@@ -1,6 +1,5 @@
 import asyncio
 import json
-from typing import Any
 
 import pytest
 
@@ -10,15 +9,11 @@ from penstock.loadtest.study import (
     Load,
     Plan,
     Side,
-    address_of,
     calibrated,
     closed_loop,
     compared,
-    is_address,
     measured,
     open_loop,
-    poisson,
-    ramp,
     swept,
 )
 from penstock.loadtest.workload import Trace, Workload
@@ -113,68 +108,6 @@ def test_a_load_is_of_one_kind():
         "2 requests/s",
         "1 to 2 requests/s in 3 s",
     ]
-
-
-def test_a_poisson_process_keeps_its_rate_and_its_seed():
-    times = poisson(5.0, 2_000, seed=1)
-    assert times == sorted(times) == poisson(5.0, 2_000, seed=1)
-    assert times != poisson(5.0, 2_000, seed=2)
-    assert times[-1] == pytest.approx(400, rel=0.1)
-
-
-@pytest.mark.parametrize(("first", "last"), [(0, 20), (20, 0), (10, 10)])
-def test_a_ramp_has_its_mean_rate_and_its_direction(first, last):
-    times = ramp(first, last, 200, seed=1)
-    assert times == sorted(times)
-    assert times[-1] < 200
-    assert len(times) == pytest.approx((first + last) / 2 * 200, rel=0.1)
-    early = sum(time < 100 for time in times) / len(times)
-    assert early == pytest.approx({0: 0.25, 20: 0.75, 10: 0.5}[first], abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("target", "is_one"),
-    [
-        ("http://127.0.0.1:8000", True),
-        ("localhost:8000", True),
-        ("localhost:8000/v1", True),
-        ("demo", False),
-        ("null", False),
-        ("./llama-ir", False),
-        ("org/name", False),
-        ("a:b", False),
-    ],
-)
-def test_addresses(target, is_one):
-    assert is_address(target) is is_one
-
-
-def test_the_server_of_a_model_needs_no_key_and_takes_up_no_batches(monkeypatch, tmp_path):
-    monkeypatch.setenv("PENSTOCK_API_KEYS", "sk-secret")
-    monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "sk-admin")
-    started: dict[str, Any] = {}
-
-    class Process:
-        stdout = iter(["Listening on http://127.0.0.1:5 (demo)\n"])
-
-        def __init__(self, argv, env, **options):
-            started.update(argv=argv, env=env)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
-
-        def send_signal(self, number): ...
-
-        def wait(self, seconds): ...
-
-    monkeypatch.setattr("subprocess.Popen", Process)
-    with address_of("demo") as url:
-        assert url == "http://127.0.0.1:5"
-    assert "--no-batches" in started["argv"]
-    assert "PATH" in started["env"]
-    assert not [name for name in started["env"] if "KEYS" in name]
 
 
 class Counting(Server):

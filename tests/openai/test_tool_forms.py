@@ -145,7 +145,7 @@ def test_a_response_tells_a_custom_tools_text():
     ]
     item = {
         "type": "custom_tool_call",
-        "id": "ctc_c1",
+        "id": "ctc_1",
         "call_id": "c1",
         "name": "say",
         "input": "one \n é",
@@ -158,7 +158,7 @@ def test_a_response_tells_a_custom_tools_text():
     events = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
     of_text = [e for e in events if e["type"].startswith("response.custom_tool_call_input")]
     assert "".join(e["delta"] for e in of_text[:-1]) == of_text[-1]["input"] == item["input"]
-    assert {e["item_id"] for e in of_text} == {"ctc_c1"}
+    assert {e["item_id"] for e in of_text} == {"ctc_1"}
     assert events[-1]["response"]["output"] == [item]
 
 

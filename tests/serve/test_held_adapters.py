@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ModelNotFoundError
+from penstock.errors import EngineError, ModelNotFoundError
 from penstock.serve.adapters import Adapters, AdapterVersion
 
 
@@ -16,6 +16,12 @@ class Counting(SimulatedEngine):
         self.gate = asyncio.Event()
         self.gate.set()
         self.failures: list[Exception] = []
+        self.removals: list[Exception] = []
+
+    async def remove_lora(self, name):
+        if self.removals:
+            raise self.removals.pop()
+        await super().remove_lora(name)
 
     async def resolve_lora(self, name, path):
         self.loads.append(name)
@@ -106,6 +112,18 @@ async def test_a_load_that_fails_is_tried_again_by_the_next():
     with pytest.raises(ModelNotFoundError):
         await use(adapters, version("a"))
     assert await use(adapters, version("a")) == "a@1"
+
+
+async def test_one_that_the_engine_does_not_let_go_stays_known():
+    engine = Counting()
+    adapters = Adapters(engine, 1)
+    await use(adapters, version("a"))
+    engine.removals = [EngineError("it is in use")]
+    with pytest.raises(EngineError, match="in use"):
+        await use(adapters, version("b"))
+    assert adapters.names == list(engine.adapters) == ["a@1"]
+    await use(adapters, version("b"))
+    assert adapters.names == list(engine.adapters) == ["b@1"]
 
 
 async def test_a_fresh_engine_gets_what_it_lacks_and_an_unloaded_one_nothing():

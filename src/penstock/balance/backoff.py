@@ -108,9 +108,10 @@ def span(seconds: float) -> str:
     if round(seconds, 1) < 60:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     units = (("min", 60, 1, "s"), ("h", 3600, 60, "min"), ("d", 86400, 3600, "h"))
+    seconds = round(seconds)
     fitting = (unit for unit in units if seconds < 60 * unit[1])
     unit, size, part, name = next(fitting, units[-1])
-    whole, rest = divmod(round(seconds), size)
+    whole, rest = divmod(seconds, size)
     return f"{whole} {unit} {rest // part} {name}" if rest // part else f"{whole} {unit}"
 
 

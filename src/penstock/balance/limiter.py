@@ -128,7 +128,8 @@ class Limiter:
         """Wait for a slot, the rates, and the server's pause. Returns the ticket for `release`.
 
         `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` if a pause exceeds
-        the patience of a served request.
+        the patience of a served request, or if its turn is more than a minute away. A caller that
+        is cancelled gives its turn back.
         """
         until = self._clock() + SERVED_PATIENCE_S if is_served.get() else float("inf")
         if self._held_until > until:
@@ -229,7 +230,15 @@ class Limiter:
             if self._tokens is not None and tokens:
                 wait = max(wait, self._tokens.reserve(tokens, now))
             if wait > 0:
-                await asyncio.sleep(wait)
+                try:
+                    if wait > PATIENCE_S and is_served.get():
+                        raise self._not_soon(wait)
+                    await asyncio.sleep(wait)
+                except BaseException:  # nothing is sent, so the turn is another's
+                    if self._requests is not None:
+                        self._requests.charge(-1)
+                    self.charge(-tokens)
+                    raise
             if self._held_until <= self._clock():
                 return
             # The reserved time fell into a pause. Reserve again: otherwise all such requests would
@@ -261,6 +270,15 @@ class Limiter:
             for waiter, until in self._waiting:
                 if self._held_until > until and not waiter.done():
                     waiter.set_exception(self._left_alone())
+
+    def _not_soon(self, wait: float) -> UpstreamError:
+        return UpstreamError(
+            f"{self._server}: requests_per_minute and tokens_per_minute allow the next request in"
+            f" {span(wait)}",
+            http_status=429,
+            retryable=True,
+            retry_after=PATIENCE_S,
+        )
 
     def _left_alone(self) -> UpstreamError:
         left = max(self._held_until - self._clock(), 0.0)

@@ -129,7 +129,8 @@ def serve(targets: tuple[str, ...], **options: Any) -> None:
     from contextlib import ExitStack
 
     from penstock.loadtest.client import Server
-    from penstock.loadtest.study import address_of, is_address, side
+    from penstock.loadtest.study import side
+    from penstock.loadtest.target import address_of, is_address
 
     mode = _mode(targets, options)
     plan, targets_of, loads = _plan(options)
@@ -231,7 +232,8 @@ async def _two(
 async def _many(
     sides: list[Side], plan: Plan, targets: Targets, loads: list[Load], options: Any
 ) -> dict[str, Any]:
-    from penstock.loadtest.report import line_chart, own_cost, sweep_table
+    from penstock.loadtest.picture import line_chart
+    from penstock.loadtest.report import own_cost, sweep_table
     from penstock.loadtest.statistics import knee, summary
     from penstock.loadtest.study import swept
 
@@ -388,7 +390,7 @@ def _schema(path: str) -> dict[str, Any]:
 
 
 def _serve_options(targets: tuple[str, ...], options: dict[str, Any]) -> list[str]:
-    from penstock.loadtest.study import NULL, is_address
+    from penstock.loadtest.target import NULL, is_address
 
     given = [name for name in ("engine", "engine_kwargs") if options[name] is not None]
     json_object(options["engine_kwargs"], "--engine-kwargs")
@@ -401,7 +403,7 @@ def _serve_options(targets: tuple[str, ...], options: dict[str, Any]) -> list[st
 
 
 def _distributions(title: str, runs: dict[str, Run]) -> str:
-    from penstock.loadtest.report import distribution, line_chart
+    from penstock.loadtest.picture import distribution, line_chart
     from penstock.loadtest.statistics import e2e, ttft
 
     lines = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -113,7 +114,16 @@ def _make_streams_usable() -> None:
         # It stays open as long as the process.
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack characters
+        codecs.register_error("as-json", _as_json)
+        sys.stdout.reconfigure(errors="as-json")  # its encoding may lack characters
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    """Characters that an encoding lacks, as JSON escapes them: what is printed may be JSON."""
+    import json
+
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _drop_output() -> None:

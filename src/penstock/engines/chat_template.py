@@ -3,7 +3,7 @@
 The environment is the one that Hugging Face's templates are written for: sandboxed, blocks trimmed,
 `tojson` without HTML escapes, and the functions `raise_exception` and `strftime_now`
 (https://huggingface.co/docs/transformers/main/en/chat_templating). Where a template knows no tools,
-they become text (`openai.tools_as_text`).
+they become text (`openai.tools`).
 """
 
 from __future__ import annotations
@@ -160,20 +160,21 @@ class ChatTemplate:
         }
         source = override or self.source
         # Nearly every conversation has no calls and no null: it is looked at once, without a call.
-        special, null = bool(tools), False
+        special, null, as_sent = bool(tools), False, True
         for message in messages:
             special = special or "tool_calls" in message or message.get("role") not in PLAIN_ROLES
             null = null or message.get("content") is None
         if special:
-            messages, tools = self.fitted(messages, tools, override)
-            messages = arguments_as_objects(messages)
+            fitted, tools = self.fitted(messages, tools, override)
+            as_sent = fitted is messages
+            messages = arguments_as_objects(fitted)
         shape = _image_form(source, self._names).shape if self._images else _plain_content
         plain = list(map(shape, messages))
         if null or special:
             empty = None if _takes_null(source, self._names) else ""
             plain = [m if m.get("content") is not None else {**m, "content": empty} for m in plain]
         if not continue_final_message:
-            return self._filled(source, plain, tools, names)
+            return self._filled(source, plain, tools, names, as_sent)
         text = content = plain[-1].get("content") if plain else None
         if isinstance(content, list) and len(content) == 1:
             text = content[0].get("text")
@@ -186,7 +187,7 @@ class ChatTemplate:
         if isinstance(content, list):
             marked = [{"type": "text", "text": marked}]
         plain[-1] = {**plain[-1], "content": marked}
-        return _cut(self._filled(source, plain, tools, names), text)
+        return _cut(self._filled(source, plain, tools, names, as_sent), text)
 
     def _filled(
         self,
@@ -194,7 +195,9 @@ class ChatTemplate:
         plain: list[Message],
         tools: Sequence[Mapping[str, Any]] | None,
         names: Mapping[str, Any],
+        as_sent: bool,
     ) -> str:
+        """`as_sent`: the messages have the places that they have in the request."""
         try:
             return _compile(source).render(messages=plain, tools=tools, **names)
         except _RefusedError as error:  # in the words of the template's author
@@ -221,9 +224,8 @@ class ChatTemplate:
             def filled(some: Sequence[Message]) -> str:
                 return _compile(source).render(messages=some, tools=tools, **names)
 
-            raise RequestError(
-                f"the chat template cannot {_what_fails(error, filled, plain)}", param="messages"
-            ) from error
+            param, what = _what_fails(error, filled, plain if as_sent else ())
+            raise RequestError(f"the chat template cannot {what}", param=param) from error
 
 
 @lru_cache(maxsize=64)
@@ -408,15 +410,15 @@ class _Undefined(Undefined):
 
 def _what_fails(
     error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]
-) -> str:
-    """Which message and field a template has no use for."""
+) -> tuple[str, str]:
+    """Which message and field a template has no use for: the parameter, and words for it."""
     if isinstance(error, _MissingError):
         if error.owner is None:
-            return f"be filled: it needs '{error.name}', which is not given"
+            return "messages", f"be filled: it needs '{error.name}', which is not given"
         path = _path_of(error.owner, list(messages), "messages")
         if path is not None:
-            return f"use {path}: it has no '{error.name}'"
-        return f"be filled: something in it has no '{error.name}'"
+            return path, f"use {path}: it has no '{error.name}'"
+        return "messages", f"be filled: something in it has no '{error.name}'"
     for number in range(min(len(messages), _MOST_TRIED)):
         try:
             filled(messages[: number + 1])
@@ -428,11 +430,9 @@ def _what_fails(
                 for name, value in messages[number].items()
                 if type(value) is not str
             ]
-            return (
-                f"use messages[{number}]:"
-                f" {' and '.join(odd) or 'it has not the form that the template expects'}"
-            )
-    return "use these messages: they have not the form that it expects"
+            why = " and ".join(odd) or "it has not the form that the template expects"
+            return f"messages[{number}]", f"use messages[{number}]: {why}"
+    return "messages", "use these messages: they have not the form that it expects"
 
 
 def _path_of(wanted: Any, value: Any, path: str) -> str | None:

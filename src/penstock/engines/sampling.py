@@ -6,7 +6,6 @@ The checks come before an engine sees a request: some engines accept nonsense in
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeVar
@@ -30,7 +29,6 @@ MAX_STOPS, LONGEST_STOP = 128, 4096
 """Stop strings of a request, and the characters of each: all are looked for at every token."""
 LONGEST_CONSTRAINT = 262_144
 """Characters of a JSON schema or a regular expression."""
-_CHECKED_REGEX = 10_000
 _DEEPEST_SCHEMA = 200
 LEAST = 2.0**-126
 """The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of
@@ -255,30 +253,11 @@ def _check_structured(
             " taken",
             param=structured.param,
         )
-    try:
-        match structured.kind:
-            case "regex":
-                check_regex(structured.spec)
-            case "json_schema":
-                check_json_schema(structured.spec)
-    except RequestError as error:
-        raise RequestError(str(error), param=structured.param) from None
-
-
-def check_regex(pattern: str) -> None:
-    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are
-    left to the engine.
-    """
-    if len(pattern) > _CHECKED_REGEX:
-        return
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        place = getattr(error, "pos", None)
-        where = "" if place is None else f": see character {place + 1}"
-        raise RequestError(
-            f"not a valid regular expression{where}", param="response_format"
-        ) from None
+    if structured.kind == "json_schema":  # the engines' own parsers say what the others may be
+        try:
+            check_json_schema(structured.spec)
+        except RequestError as error:
+            raise RequestError(str(error), param=structured.param) from None
 
 
 def check_json_schema(spec: str) -> None:
@@ -350,6 +329,7 @@ class StopStrings:
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
         self._held = ""
+        self._overlaps = [0] * len(stop)  # of what is held with the beginning of each
         self.found: str | None = None
 
     @property
@@ -363,26 +343,36 @@ class StopStrings:
             return text
         if self.stopped:
             return ""
+        known = len(self._held)
         text = self._held + text
-        cut, first = min(
-            ((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=(-1, "")
-        )
-        if cut >= 0:
-            self.found = first
+        # No stop string begins before the longest of its beginnings that was held.
+        froms = [
+            (stop, known - size) for stop, size in zip(self._stop, self._overlaps, strict=True)
+        ]
+        found = [(at, stop) for stop, start in froms if (at := text.find(stop, start)) >= 0]
+        if found:
+            cut, self.found = min(found)
             self._held = ""
             return text[:cut]
-        keep = max(_overlap(text, s) for s in self._stop)
-        shown = text[: len(text) - keep]
+        self._overlaps = [_overlap(text, stop, start) for stop, start in froms]
+        shown = text[: len(text) - max(self._overlaps)]
         self._held = text[len(shown) :]
         return shown
 
     def flush(self) -> str:
         """What is still held back, at the end of the generation."""
         held, self._held = self._held, ""
+        self._overlaps = [0] * len(self._stop)
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, shorter than the whole."""
-    sizes = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((size for size in sizes if text.endswith(stop[:size])), 0)
+def _overlap(text: str, stop: str, start: int) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, and shorter than it.
+    `start` is a place before which none begins.
+    """
+    start = max(start, len(text) - len(stop) + 1)
+    while (start := text.find(stop[0], start)) >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+    return 0

@@ -78,6 +78,7 @@ class WorkerEngine(TokenEngine):
         self._process: EngineProcess | None = None
         self._changing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        self._stops = 0
         self._ids = count(1)
         self._mailboxes: dict[int, Mailbox] = {}  # of requests that are under way in the process
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -115,6 +116,7 @@ class WorkerEngine(TokenEngine):
                     )
 
     async def _start(self) -> None:
+        stops = self._stops
         load = await self._load_message()
         self._why_dead = self._not_running
         process = EngineProcess(
@@ -122,6 +124,10 @@ class WorkerEngine(TokenEngine):
         )
         ready = self._calls[0] = asyncio.get_running_loop().create_future()
         await process.start()
+        if self._stops != stops:  # meanwhile
+            del self._calls[0]
+            await process.stop()
+            raise EngineDeadError(self._not_running, suspects=False)
         self._process = process
         self.loop = asyncio.get_running_loop()
         try:
@@ -145,6 +151,7 @@ class WorkerEngine(TokenEngine):
             raise
 
     async def stop(self) -> None:
+        self._stops += 1
         if self._process is not None:
             await self._process.reported()  # a death whose cause is not known yet
         process, self._process = self._process, None

@@ -150,6 +150,7 @@ class HttpClient:
                 return Reply(response.status, response.headers, body)
             error = self._refusal(response, body, to)
             pause = error.retry_after
+            limiter.charge(-tokens)  # it used none
             if is_throttling(error):
                 verdict = "throttled"
             raise error
@@ -200,6 +201,7 @@ class HttpClient:
                 if not 200 <= response.status < 300:
                     error = self._refusal(response, await self._read(response, to), to)
                     pause, verdict = error.retry_after, "answered"
+                    limiter.charge(-tokens)  # it used none
                     raise error
                 verdict = "answered"
                 pieces = self._pieces(response, to)
@@ -305,6 +307,8 @@ class HttpClient:
                 bare = str(target.with_query(None).with_fragment(None))
                 why += f"; it names {self._headers.scrub(bare, to.secrets)}"
         pause = retry_after(response.headers)
+        if pause is None:
+            pause = found.retry_after
         if pause is not None and pause >= WORTH_TELLING_S:
             why += f" (it asks for a pause of {span(pause)})"
         return UpstreamError(

@@ -55,13 +55,16 @@ _STATUSES = {
         503,
     ),
     "context_length_exceeded": 400,
+    "validation": 422,  # TGI's `error_type`
 }
 _DIGITS = re.compile(r"[45]\d\d")
+_SECONDS = re.compile(r"(\d{1,7}(?:\.\d+)?)s")
 
 
 class Complaint(Struct, frozen=True):
     """What a server complains about. `message` is for a person. `code` and `kind` are the error's
-    names in OpenAI's form, in lower case. `status` is the HTTP status that the body names, if any.
+    names in OpenAI's form, in lower case. `status` is the HTTP status that the body names, if any,
+    `retry_after` the pause in seconds.
     """
 
     message: str
@@ -69,6 +72,7 @@ class Complaint(Struct, frozen=True):
     kind: str = ""
     param: str | None = None
     status: int | None = None
+    retry_after: float | None = None
 
     @property
     def line(self) -> str:
@@ -99,12 +103,15 @@ def complaint_in(body: Any, otherwise: str = "") -> Complaint:
     code = kind = ""
     param: str | None = None
     status: int | None = None
+    pause: float | None = None
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
     for _ in range(8):  # errors nest
         if not isinstance(body, dict):
             break
-        code, kind = _name(body.get("code")) or code, _name(body.get("type")) or kind
+        code = _name(body.get("code")) or code
+        kind = _name(body.get("type")) or _name(body.get("error_type")) or kind
+        pause = pause or _pause(body.get("details"))
         param = body["param"] if isinstance(body.get("param"), str) else param
         for name in ("code", "status", "status_code", "http_status_code", "statusCode"):
             status = _status(body.get(name)) or status
@@ -116,7 +123,7 @@ def complaint_in(body: Any, otherwise: str = "") -> Complaint:
     message = body if isinstance(body, str) and body else otherwise or _excerpt(body)
     if status is None:
         status = _STATUSES.get(code) or _STATUSES.get(kind)
-    return Complaint(message, code, kind, param, status)
+    return Complaint(message, code, kind, param, status, pause)
 
 
 _WHAT = "answered with an error"
@@ -140,8 +147,11 @@ def error_in(parsed: Any) -> Any:
         parsed = parsed[0]
     if not isinstance(parsed, dict):
         return None
-    if error := parsed.get("error"):
-        return error if isinstance(error, str) else parsed
+    if parsed.get("error"):
+        return parsed
+    groq = parsed.get("x_groq")  # in the last chunk of a stream that Groq breaks off
+    if isinstance(groq, dict) and groq.get("error"):
+        return groq
     return parsed if "error" in (parsed.get("object"), parsed.get("type")) else None
 
 
@@ -156,6 +166,7 @@ def as_error(error: Any, where: str, body: bytes, what: str = _WHAT) -> Upstream
         http_status=status,
         body=body[:KEPT_CHARS].decode(errors="replace"),
         retryable=is_retryable(status) and not found.is_final,
+        retry_after=found.retry_after,
     )
 
 
@@ -168,6 +179,15 @@ def _status(value: Any) -> int | None:
         value = int(value)
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     return int(text) if isinstance(text, str) and _DIGITS.fullmatch(text.strip()) else None
+
+
+def _pause(details: Any) -> float | None:
+    """The seconds of Google's `RetryInfo` among an error's details."""
+    for detail in details if isinstance(details, list) else ():
+        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
+        if isinstance(delay, str) and (match := _SECONDS.fullmatch(delay)):
+            return float(match[1])
+    return None
 
 
 def _excerpt(body: Any) -> str:

@@ -20,7 +20,7 @@ from yarl import URL
 
 from penstock.config import MASK, masked, tells_a_secret
 from penstock.errors import ConfigError
-from penstock.http.opened import is_this_machine
+from penstock.http.standard import is_this_machine
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SHORTEST_SECRET = 6
@@ -55,6 +55,14 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
     secrets = tuple(key for key in keys if key is not None and len(key) >= SHORTEST_SECRET)
     proxy = proxy_for(parsed.scheme, parsed.host or "", parsed.port)
     return Endpoint(method.upper(), parsed, shown, proxy, secrets)
+
+
+def under(base: str, path: str) -> str:
+    """The address of a path under a base. A query of the base, as Azure's `api-version`, stays."""
+    root, _, query = base.partition("?")
+    path, _, more = path.partition("?")
+    query = "&".join(part for part in (query, more) if part)
+    return root.rstrip("/") + path + (f"?{query}" if query else "")
 
 
 def proxy_for(scheme: str, host: str, port: int | None) -> str | None:

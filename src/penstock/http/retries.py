@@ -34,7 +34,8 @@ LONGEST_REFUSED_WAIT_S = 2.0
 CHANCE = 1e-6
 """A refusal is the request's own fault if chance explains it with a probability below this."""
 LONGEST_NAMED_S = 365 * 86400.0
-_PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
+_PASSING = frozenset({408, 425, 429, 498, *range(500, 600)}) - {501, 505, 510, 511}
+"""Among them 498, Groq's for a lack of capacity, and the statuses of proxies above 511."""
 
 
 class _Refusals(Struct):

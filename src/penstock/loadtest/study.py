@@ -1,27 +1,16 @@
-"""Measurements of servers: one, two in turn, or one under growing load. A server runs already, or
-is started for the measurement.
-"""
+"""Measurements of servers: one, two in turn, or one under growing load."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import math
-import os
-import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from penstock.engines.process import die_with_parent
-from penstock.errors import ConfigError, EngineStartError, UpstreamError
+from penstock.errors import ConfigError, UpstreamError
+from penstock.loadtest.arrivals import poisson, ramp
 from penstock.loadtest.client import Sample, Server
 from penstock.loadtest.workload import (
     Prompt,
@@ -81,36 +70,6 @@ def _clocks() -> tuple[float, float]:
 
 def _run(samples: list[Sample], start: float, cpu: float) -> Run:
     return Run(samples, time.perf_counter() - start, time.process_time() - cpu)
-
-
-def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """So many arrivals of a Poisson process of `rate` requests a second."""
-    chance = random.Random(f"{seed} arrivals")
-    now = 0.0
-    times = []
-    for _ in range(count):
-        now += chance.expovariate(rate)
-        times.append(now)
-    return times
-
-
-def ramp(first: float, last: float, seconds: float, seed: int) -> list[float]:
-    """All arrivals of a Poisson process whose rate goes evenly from `first` to `last` requests a
-    second within `seconds`.
-
-    A unit process is stretched by the inverse of the integrated rate (Çinlar, 1975).
-    """
-    chance = random.Random(f"{seed} arrivals")
-    growth = (last - first) / seconds
-    whole = (first + last) / 2 * seconds
-    times = []
-    passed = chance.expovariate(1)
-    while passed < whole:
-        # The root of first * t + growth * t² / 2 = passed that does not cancel digits.
-        root = math.sqrt(max(first * first + 2 * growth * passed, 0.0))
-        times.append(2 * passed / (first + root))
-        passed += chance.expovariate(1)
-    return times
 
 
 Say = Callable[[str], None]
@@ -262,58 +221,3 @@ def _requests(side: Side, plan: Plan, prompts: Sequence[Prompt]) -> list[bytes]:
         )
         for prompt in prompts
     ]
-
-
-NULL = "null"
-_KEYS = ("PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS")
-_STOP_S = 30.0
-
-
-@contextlib.contextmanager
-def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
-    """The address of a target: an address as it is; a server of its own for "null" or a model,
-    which ends with the context. `serve_options` are those of `penstock serve`. The server of a
-    model needs no key, and leaves the user's batches alone.
-    """
-    if is_address(target):
-        yield target
-        return
-    if target == NULL:
-        argv = ["-m", "penstock.loadtest.null"]
-    else:
-        argv = ["-m", "penstock.cli", "serve", target, "--port", "0", *serve_options]
-        argv += ["--no-batches", "--log-level", "warning"]
-    with subprocess.Popen(
-        [sys.executable, *argv],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name not in _KEYS},
-        preexec_fn=partial(die_with_parent, os.getpid()),
-    ) as process:
-        try:
-            yield _listening(process, target)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def is_address(target: str) -> bool:
-    """Whether a target is the address of a server: it has a scheme, or a port and is no file."""
-    if "://" in target:
-        return True
-    host, _, port = target.partition("/")[0].rpartition(":")
-    return bool(host) and port.isdecimal() and not Path(target).exists()
-
-
-def _listening(process: subprocess.Popen[str], target: str) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip().isdecimal():
-            return f"http://127.0.0.1:{line.strip()}"
-        if line.startswith("Listening on "):
-            return line.split()[2]
-    raise EngineStartError(f"{target} cannot be served: see above")

@@ -15,7 +15,7 @@ from penstock.types import Delta, SpeechRequest, Usage
 
 
 class SpeechBody(Struct, kw_only=True):
-    """Body of `POST /v1/audio/speech`: a text, and how to speak it."""
+    """Body of `POST /v1/audio/speech`."""
 
     model: str = ""
     input: str

@@ -97,11 +97,19 @@ def is_pillow(value: Any) -> bool:
     return hasattr(value, "convert") and hasattr(value, "save")
 
 
+def of_8_bits(image: Any) -> Any:
+    """An image of Pillow's, one of 16 bits in 8: Pillow alone makes white of all above 255."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return image.convert("I").point(lambda value: value / 256).convert("L")
+
+
 def bitmap(image: Any) -> bytes:
     """An image of Pillow's as the file that is made fastest. Raises `RequestError`."""
     file = BytesIO()
     try:
-        image.convert("RGBA" if "A" in image.getbands() else "RGB").save(file, "BMP")
+        plain = of_8_bits(image)
+        plain.convert("RGBA" if "A" in plain.getbands() else "RGB").save(file, "BMP")
     except Exception as error:  # it may be read only now, and decoders meet damage in many ways
         raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
     return file.getvalue()

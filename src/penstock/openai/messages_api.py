@@ -75,7 +75,7 @@ class MessageBody(EngineParameters, kw_only=True):
         places = ["system"] if self.system else []
         for number, message in enumerate(self.messages):
             places += [f"messages[{number}]"] * _messages_of(message)
-        return places[made]
+        return places[made] if made < len(places) else f"messages[{made}]"  # another server's
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
         messages: list[Message] = []

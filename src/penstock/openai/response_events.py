@@ -13,6 +13,7 @@ from penstock.openai.responses_api import (
     Item,
     ResponseBody,
     call_item,
+    item_id,
     message_item,
     reasoning_item,
     response_object,
@@ -171,16 +172,17 @@ class ResponseFramer:
     @property
     def _item_id(self) -> str:
         if isinstance(self._open, ToolCallPart):
-            return f"{'ctc' if self._is_custom else 'fc'}_{self._open.id}"
-        name = self._open.id if self._open is not None else "msg"
-        return f"{name}_{self._about[0]}" + (f"_{len(self._done)}" if self._done else "")
+            kind = "ctc" if self._is_custom else "fc"
+        else:
+            kind = self._open.id if self._open is not None else "msg"
+        return item_id(kind, self._about[0], len(self._done))
 
     def _item(self, status: str) -> Item:
         """The open item, as far as it is made."""
         kind = self._open
         if isinstance(kind, ToolCallPart):
             about = (str(kind.id), kind.name or "", self._text, status)
-            return call_item(*about, custom=self._is_custom)
+            return call_item(self._item_id, *about, custom=self._is_custom)
         if kind is _MESSAGE:
             return message_item(self._item_id, status, self._text, self._logprobs)
         return reasoning_item(self._item_id, status, self._text, summary=kind is _SUMMARY)

@@ -327,7 +327,8 @@ def response_body(
     named = body.custom
     for call in calls:
         custom = call.name in named
-        output.append(call_item(call.id, call.name, call.arguments, status, custom=custom))
+        place = item_id("ctc" if custom else "fc", id, len(output))
+        output.append(call_item(place, call.id, call.name, call.arguments, status, custom=custom))
     made = response_object(body, id, created, model, status, output, answers.usage, reason)
     if answers.kv_transfer_params:
         made["kv_transfer_params"] = answers.kv_transfer_params
@@ -337,6 +338,11 @@ def response_body(
 def status_of(reason: str | None) -> str:
     """The status of a response whose answer ended for `reason`."""
     return "incomplete" if reason in ("length", "content_filter") else "completed"
+
+
+def item_id(kind: str, response: str, number: int) -> str:
+    """The id of an item of a response's output, by which the store finds the response."""
+    return f"{kind}_{response}" + (f"_{number}" if number else "")
 
 
 def message_item(
@@ -360,25 +366,16 @@ def reasoning_item(id: str, status: str, text: str, *, summary: bool) -> Item:
     return {**item, "content": [{"type": "reasoning_text", "text": text}]}
 
 
-def call_item(call_id: str, name: str, arguments: str, status: str, *, custom: bool) -> Item:
+def call_item(
+    id: str, call_id: str, name: str, arguments: str, status: str, *, custom: bool
+) -> Item:
     """The item of a call; a `custom` tool's has the text that its arguments hold."""
+    item: Item = {"type": "function_call", "id": id, "call_id": call_id, "name": name}
     if custom:
-        return {
-            "type": "custom_tool_call",
-            "id": f"ctc_{call_id}",
-            "call_id": call_id,
-            "name": name,
-            "input": custom_input(arguments),
-            "status": status,
-        }
-    return {
-        "type": "function_call",
-        "id": f"fc_{call_id}",
-        "call_id": call_id,
-        "name": name,
-        "arguments": arguments,
-        "status": status,
-    }
+        item |= {"type": "custom_tool_call", "input": custom_input(arguments)}
+    else:
+        item["arguments"] = arguments
+    return {**item, "status": status}
 
 
 def response_object(

@@ -32,6 +32,7 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.disk.sources import check_url, file_system, stamps
 from penstock.errors import (
     ConfigError,
+    EngineError,
     EngineStartError,
     EngineTimeoutError,
     ModelNotFoundError,
@@ -456,6 +457,11 @@ class Adapters:
         return held
 
     async def _remove(self, name: str) -> None:
-        del self._loaded[name]
-        with contextlib.suppress(UnsupportedError):
-            await self._engine.remove_lora(name)
+        held = self._loaded.pop(name)  # so that nobody begins to use it meanwhile
+        try:
+            with contextlib.suppress(UnsupportedError):
+                await self._engine.remove_lora(name)
+        except EngineError:  # the engine still has it
+            self._loaded[name] = held
+            self._loaded.move_to_end(name, last=False)
+            raise

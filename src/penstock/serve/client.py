@@ -12,7 +12,7 @@ from urllib.parse import quote
 from urllib.request import Request
 
 from penstock.errors import UpstreamError, class_and_text
-from penstock.http.opened import opened
+from penstock.http.standard import opened
 
 MESSAGE_BATCH = "msgbatch_"
 """How the ids of Anthropic's batches begin."""

@@ -46,8 +46,9 @@ from penstock.service.lines import (
     limited,
     output_usage,
 )
+from penstock.service.promises import Speed, too_late
 from penstock.service.run import Run
-from penstock.service.validation import Checked, Speed, check_input, too_late
+from penstock.service.validation import Checked, check_input
 from penstock.types import Usage
 
 PROGRESS_S = 1.0

@@ -261,12 +261,12 @@ def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys
     [
         ("polars", "LazyFrame", r"\.collect\(\)"),
         ("polars", "Series", "no data set"),
-        ("pandas", "Series", "no data set"),
+        *(("pandas", kind, "no data set") for kind in ("Series", "Index", "array", "Categorical")),
     ],
 )
 async def test_things_that_are_nearly_data_sets(library, kind, message):
     made = getattr(pytest.importorskip(library), kind)
-    given = made([1]) if kind == "Series" else made({"a": [1]})
+    given = made({"a": [1]}) if kind == "LazyFrame" else made([1])
     with pytest.raises(InputError, match=message):
         await penstock.arun(given, model="simulated", prompt="{a}")
 

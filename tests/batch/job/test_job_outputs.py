@@ -1,6 +1,8 @@
 """What jobs write, in each form of output."""
 
+import asyncio
 import csv
+import threading
 
 import fsspec
 import pyarrow as pa
@@ -9,6 +11,8 @@ import pytest
 
 import penstock
 from jobs import ask, lines, numbered
+from penstock.batch.read.text import CSV_LIMIT, JsonLines
+from penstock.batch.write.text import dicts_of
 from penstock.errors import (
     ConfigError,
     EngineError,
@@ -135,7 +139,7 @@ async def test_csv_has_flat_columns(tmp_path, make_engine):
 
 
 async def test_a_directory_of_parquet(source, tmp_path, make_engine):
-    await ask(source, f"{tmp_path}/out/", make_engine())
+    await ask(source, f"{tmp_path}/out/", make_engine(), fresh=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00000.parquet"]
     assert pq.read_table(tmp_path / "out")["id"].to_pylist() == list(range(300))
 
@@ -243,10 +247,49 @@ async def test_columns_that_only_some_rows_have(make_engine):
         assert [row["status"] for row in found] == ["error", "ok"]
 
 
+async def test_a_search_for_a_column_leaves_the_event_loop_free(tmp_path, make_engine, monkeypatch):
+    (tmp_path / "in.jsonl").write_text('{"a": 1}\n')
+    loop, went_on = asyncio.get_running_loop(), threading.Event()
+
+    def search(source, needed):
+        loop.call_soon_threadsafe(went_on.set)
+        assert went_on.wait(30)
+        return source.columns
+
+    monkeypatch.setattr(JsonLines, "every_column", search)
+    source = tmp_path / "in.jsonl"
+    with pytest.raises(ConfigError, match="no column 'b'"):
+        await penstock.arun(source, engine=make_engine(), prompt="{b}", progress=False)
+
+
+async def test_a_file_in_the_place_of_a_directory(source, tmp_path, make_engine):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="is to be a directory, and a file stands there"):
+        await ask(source, f"{tmp_path}/out/", make_engine(), fresh=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 async def test_long_fields_of_a_csv_can_be_read_back(tmp_path, make_engine):
     result = await ask([{"text": "x" * 200_000}], tmp_path / "out.csv", make_engine())
     csv.field_size_limit(131072)
     assert len(next(result.rows())["response"]) == 200_000
+
+
+def test_nobody_reads_csv_while_the_limit_of_fields_is_another():
+    held = []
+
+    def written():
+        for line in ("a\n", "1\n", "2\n"):
+            held.append(CSV_LIMIT.locked())
+            yield line
+
+    limit = csv.field_size_limit()
+    rows = dicts_of(written())
+    assert next(rows) == {"a": "1"}
+    assert not CSV_LIMIT.locked()
+    assert list(rows) == [{"a": "2"}]
+    assert held == [True] * 3
+    assert csv.field_size_limit() == limit
 
 
 async def test_flat_result_columns_are_taken_in_csv(tmp_path, make_engine):

@@ -131,12 +131,26 @@ def test_vllm_is_told_the_task(task):
     assert options(engine_kwargs={"runner": "generate"}) == {"runner": "generate"}
 
 
+def test_what_ray_had_as_experimental():
+    def tasks(**fields):
+        config = vLLMEngineProcessorConfig(model_source="m", **fields)
+        return config.max_tasks_in_flight_per_actor
+
+    older = {"max_tasks_in_flight_per_actor": 3}
+    assert tasks(experimental=older) == 3
+    assert tasks(experimental=older, max_tasks_in_flight_per_actor=5) == 5
+    assert tasks(experimental={}) is None
+    for wrong, words in (({"a": 1}, "experimental.a"), ({next(iter(older)): 0}, "in_flight")):
+        with pytest.raises(ConfigError, match=words):
+            tasks(experimental=wrong)
+
+
 def test_fields_that_are_for_ray_are_named_in_this_process(caplog):
     config = OpenVINOEngineProcessorConfig(
         model_source="demo", runtime_env={"env_vars": {}}, accelerator_type="H100"
     )
     build_processor(config)([])
-    assert "runtime_env, accelerator_type is for Ray" in caplog.text
+    assert "only Ray heeds: runtime_env, accelerator_type" in caplog.text
     caplog.clear()
     build_processor(OpenVINOEngineProcessorConfig(model_source="demo"))([])
     assert not caplog.records

@@ -313,6 +313,8 @@ def test_hidden_folders_and_the_state_of_jobs_hold_no_data(place):
     assert found_in(folder, f"{folder}/*/*.jsonl") == ["c/d.jsonl"]
     assert found_in(folder, f"{folder}/_temporary/*/a.jsonl") == ["_temporary/0/a.jsonl"]
     assert found_in(folder, f"{folder}/b.csv.penstock/*") == ["b.csv.penstock/parts-0.jsonl"]
+    for names, found in (("_temp*", "_temporary/0/a.jsonl"), (".h*", ".hidden/a.jsonl")):
+        assert found_in(folder, f"{folder}/{names}/**/a.jsonl") == [found]
     with pytest.raises(InputError, match="no file matches"):
         files.find(f"{folder}/*.penstock/*")
 
@@ -321,6 +323,9 @@ def test_a_folder_that_a_glob_matches_counts_as_its_files(place):
     folder, make_there = place
     make_there("y=1/a.jsonl", "y=2/b/c.jsonl", "y=2/notes.txt", "y=2/_SUCCESS.jsonl")
     assert found_in(folder, f"{folder}/y=*") == ["y=1/a.jsonl", "y=2/b/c.jsonl"]
+    make_there(*APART)
+    assert found_in(folder, f"{folder}/*") == ["y=1/a.jsonl", "y=2/b/c.jsonl"]
+    assert found_in(folder, f"{folder}/_temp*") == ["_temporary/0/a.jsonl"]
     make_there("x.jsonl/0.jsonl", "w.jsonl", "v/u.jsonl")
     assert found_in(folder, f"{folder}/*.jsonl") == ["w.jsonl", "x.jsonl/0.jsonl"]
     assert found_in(folder, f"{folder}/[w-x].jsonl") == ["w.jsonl", "x.jsonl/0.jsonl"]
@@ -334,6 +339,17 @@ def test_tables_with_versions_are_no_directories_of_files(place):
         with pytest.raises(InputError, match="is a table of Delta Lake or Iceberg"):
             files.find(f"{folder}/{name}")
     assert found_in(folder, f"{folder}/delta/*.parquet") == ["delta/a.parquet"]
+    make_there("lakes/d/y=1/a.parquet", "lakes/d/_delta_log/00000000000000000000.json")
+    make_there("fields/i/data/a.parquet", "fields/i/metadata/v1.metadata.json")
+    for pattern in ("lakes", "lakes/*", "lakes/d/*", "fields", "fields/*", "fields/i/*"):
+        with pytest.raises(InputError, match=f"{pattern[:5]}.*/[di]: is a table of Delta Lake"):
+            files.find(f"{folder}/{pattern}")
+    make_there(
+        "seas/metadata/page.metadata.json",
+        "seas/a.parquet",
+        "seas/_old/t/_delta_log/00000000000000000000.json",
+    )
+    assert found_in(folder, f"{folder}/seas") == ["seas/a.parquet"]
 
 
 def test_magic_characters_in_a_name_at_a_url(place):
@@ -361,11 +377,16 @@ def test_magic_characters_in_a_name_at_a_url(place):
         ("**/d.jsonl", "b/c/out.jsonl", False),
         ("a.jsonl", "a.jsonl", True),
         ("a.jsonl", "b.jsonl", False),
+        ("*", "c/out.jsonl", False),
+        ("e/*", "e/y=1/out.jsonl", True),
+        ("e/*", "e/y=2/out.jsonl", True),
+        ("e/*", "e/y=1/_out.jsonl", False),
+        ("e/*", "e/_y/out.jsonl", False),
     ],
 )
 async def test_an_output_that_the_input_would_find(place, pattern, output, read):
     folder, make_there = place
-    make_there("a.jsonl", "c/d.jsonl")
+    make_there("a.jsonl", "c/d.jsonl", "e/y=1/f.jsonl")
     source = await open_source(f"{folder}/{pattern}".rstrip("/"))
     assert source.reads(f"{folder}/{output}") is read
     if folder.startswith("/"):

@@ -317,8 +317,10 @@ async def test_parquet_behind_another_name(tmp_path):
         await open_source(tmp_path / "in.jsonl")
 
 
-async def test_the_separator_that_excel_is_told(tmp_path):
-    (tmp_path / "in.csv").write_text("sep=,\na,b\n1,2\n")
+@pytest.mark.parametrize("begin", ["sep=,\n", "sep=;\r\n", "\ufeffsep=\t\n", "sep=|\n"])
+async def test_the_separator_that_excel_is_told(tmp_path, begin):
+    separator = begin.strip("\r\n")[-1]
+    (tmp_path / "in.csv").write_text(f"{begin}a{separator}b\n1{separator}2\n")
     source = await open_source(tmp_path / "in.csv")
     assert (source.columns, values(source)) == (("a", "b"), [{"a": "1", "b": "2"}])
 

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
-from penstock.batch.rows.row import Row, nbytes
-from penstock.batch.stages.media import Loader, PrepareMultimodalStage, RowImages
-from penstock.engines.media.images import FORMS, prepared as prepared_image
+from penstock.batch.rows.row import nbytes
+from penstock.batch.stages.media import Loader, PrepareMultimodalStage
+from penstock.engines.media.images import FORMS, decoded, prepared as prepared_image, written
 from penstock.errors import ConfigError, MissingExtraError, RequestError
-from penstock.openai.image_parts import data_in, data_uri
-from vision_models import image_file, image_part, picture
+from penstock.openai.image_parts import bitmap
 
 
 def image(form="PNG", size=8):
@@ -103,6 +102,14 @@ async def test_images_that_the_caller_has_opened(mode, kind):
     again = Image.open(BytesIO(b64decode(uri.partition(",")[2])))
     assert again.convert("RGB").tobytes() == opened.convert("RGB").tobytes()
     assert "cannot be decoded, it is damaged or cut off" in broken["error"]["message"]
+
+
+def test_images_of_16_bits_are_scaled_to_8():
+    deep = Image.new("I", (3, 2), 0x8000).convert("I;16")
+    file = BytesIO()
+    deep.save(file, "PNG")
+    for data in (file.getvalue(), written(deep).data, bitmap(deep)):
+        assert decoded(data).getextrema() == ((0x80, 0x80),) * 3
 
 
 def test_an_opened_image_has_the_weight_of_its_pixels():
@@ -265,132 +272,12 @@ async def test_files_of_this_machine_below_a_folder(tmp_path):
     for outside in ("b.wav", "in/../b.wav", "in/c.wav"):
         with pytest.raises(RequestError, match="it is not below"):
             await loader.load(str(tmp_path / outside), "audio")
+    for scheme in ("local://", "simplecache::file://", "FILE://"):
+        with pytest.raises(RequestError, match="its scheme is none of file"):
+            await loader.load(f"{scheme}{tmp_path}/b.wav", "audio")
     loader.close()
 
 
 def test_the_configuration():
     with pytest.raises(ConfigError, match="timeout_s"):
         PrepareMultimodalStageConfig(timeout_s=0)
-
-
-PNG, JPEG = image_file(1), image_file(2, "JPEG")
-
-
-async def loaded(rows, column="photo", messages=None):
-    images = RowImages(column, messages)
-    made = [Row(n, values) for n, values in enumerate(rows)]
-    found = [row async for some in images.load(made) for row in some]
-    images.close()
-    assert {id(row) for row in found} == {id(row) for row in made}
-    return made
-
-
-async def test_values_of_all_forms_become_data_uris(tmp_path):
-    path = tmp_path / "a b.png"
-    path.write_bytes(PNG)
-    forms = [
-        PNG,
-        bytearray(PNG),
-        {"bytes": PNG, "path": "gone.png"},
-        {"bytes": None, "path": str(path)},
-        str(path),
-        path,
-        data_uri(PNG),
-        path.as_uri(),
-    ]
-    rows = await loaded([{"photo": form} for form in forms])
-    assert {row.images for row in rows} == {(data_uri(PNG),)}
-    assert {row.failure for row in rows} == {None}
-    assert rows[0].nbytes >= len(PNG)
-
-
-async def test_a_row_may_have_several_images_or_none():
-    rows = await loaded([{"photo": [PNG, JPEG]}, {"photo": None}, {"photo": []}, {}])
-    assert rows[0].images == (data_uri(PNG), data_uri(JPEG))
-    assert not any(row.images for row in rows[1:])
-
-
-async def test_an_image_of_pillows_is_taken_as_it_is():
-    (row,) = await loaded([{"photo": picture(1)}])
-    assert row.images[0].startswith("data:image/bmp;base64,")
-
-
-async def test_a_url_is_left_to_the_engine():
-    (row,) = await loaded([{"photo": "https://example.com/cat.png"}])
-    assert row.images == ("https://example.com/cat.png",)
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ("/nowhere/cat.png", "'/nowhere/cat.png' cannot be loaded"),
-        (7, "not a int"),
-        (b"", "the image is empty"),
-        ({"bytes": None, "path": None}, "must be bytes, a path or a URL"),
-    ],
-)
-async def test_what_cannot_be_loaded_fails_its_row_alone(value, words):
-    bad, good = await loaded([{"photo": value}, {"photo": PNG}])
-    assert words in str(bad.failure)
-    assert bad.failure.param == "photo"
-    assert good.images == (data_uri(PNG),)
-
-
-async def test_parts_of_conversations_are_loaded(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(PNG)
-    parts = [
-        {"type": "image", "image": PNG, "text": None, "image_url": None},
-        {"type": "text", "text": "And?", "image": None},
-        image_part(JPEG),
-        {"type": "input_image", "image_url": str(path)},
-    ]
-    row, text = await loaded(
-        [
-            {"chat": [{"role": "user", "content": parts}]},
-            {"chat": [{"role": "user", "content": "hello"}]},
-        ],
-        None,
-        "chat",
-    )
-    assert row.images == (data_uri(PNG), data_uri(JPEG), data_uri(PNG))
-    assert text.images is None
-
-
-async def test_large_rows_go_on_before_all_are_loaded():
-    large = bytes(9 << 20)
-    images = RowImages("photo", None)
-    rows = [Row(n, {"photo": large}) for n in range(5)]
-    sizes = [len(some) async for some in images.load(rows)]
-    images.close()
-    assert sizes == [2, 2, 1]
-
-
-async def test_the_pages_of_a_pdf_are_images():
-    pdfium = pytest.importorskip("pypdfium2", reason="needs the extra pdf")
-    from io import BytesIO
-
-    document = pdfium.PdfDocument.new()
-    for _ in range(3):
-        document.new_page(100, 50)
-    file = BytesIO()
-    document.save(file)
-    (row,) = await loaded([{"photo": file.getvalue()}])
-    assert len(row.images) == 3
-    assert all(image.startswith("data:image/png;base64,") for image in row.images)
-    assert data_in(row.images[0], "x")[16:24] == (200).to_bytes(4, "big") + (100).to_bytes(4, "big")
-    (damaged,) = await loaded([{"photo": file.getvalue()[:40]}])
-    assert "the PDF cannot be read" in str(damaged.failure)
-
-
-async def test_a_pdf_without_the_extra_names_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    monkeypatch.delitem(sys.modules, "penstock.batch.stages.pdf", raising=False)
-    (row,) = await loaded([{"photo": b"%PDF-1.7"}])
-    assert isinstance(row.failure, MissingExtraError)
-    assert "penstock[pdf]" in str(row.failure)
-
-
-def test_data_uris_are_read_strictly():
-    assert data_in(f"data:image/png;base64,{b64encode(PNG).decode()}", "x") == PNG
-    assert data_in("data:,BM%20b", "x") == b"BM b"

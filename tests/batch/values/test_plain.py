@@ -297,11 +297,26 @@ def test_dates_of_any_year():
     assert duration_text(0) == "P0D"
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "1", "P", "CMYK", "F"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "1", "P", "CMYK"])
 def test_an_image_of_pillow_is_the_file(mode):
-    image = Image.new(mode, (3, 2), 1 if mode in "1LPF" else None)
+    image = Image.new(mode, (3, 2), 1 if mode in "1LP" else None)
     made = plain(image)
     assert isinstance(made, bytes)
     read = Image.open(io.BytesIO(made))
     assert (read.format, read.size) == ("PNG", (3, 2))
     assert read.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_an_image_of_16_bits_keeps_them(mode):
+    image = Image.new("I", (3, 2), 1000).convert("I;16")
+    if mode == "I;16B":
+        image = Image.frombytes(mode, image.size, (1000).to_bytes(2, "big") * 6)
+    read = Image.open(io.BytesIO(plain(image.convert(mode))))
+    assert read.convert("I").getextrema() == (1000, 1000)
+
+
+@pytest.mark.parametrize(("mode", "pixel"), [("F", 0.5), ("I", 1 << 16), ("I", -1)])
+def test_an_image_that_png_cannot_hold(mode, pixel):
+    with pytest.raises(UnstorableError, match="PNG holds"):
+        plain(Image.new(mode, (3, 2), pixel))

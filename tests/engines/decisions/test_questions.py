@@ -5,6 +5,7 @@ import math
 import msgspec
 import pytest
 
+from penstock.engines.decisions import tokens
 from penstock.engines.decisions.answers import decided, decision
 from penstock.engines.decisions.checks import check_questions, scale
 from penstock.engines.decisions.prompts import asked
@@ -52,6 +53,10 @@ def encode(texts, special_tokens):
         ((ScoreQuestion("?", (A, Option("b", value=math.nan))),), "out of range"),
         ((ChoiceQuestion("?", (A, Option("b", value=2**63))),), "out of range"),
         ((ChoiceQuestion(" ", (A, B), "k", True),), r"'k'\) has no instructions"),
+        (
+            (ChoiceQuestion("x" * 20_000, tuple(Option(f"{n}") for n in range(255)), "k", True),),
+            r"the questions are too long: 51006\d\d characters",
+        ),
     ],
 )
 def test_a_bad_question_is_named(questions, why):
@@ -155,3 +160,20 @@ def test_requests_and_answers_cross_a_pipe_unchanged():
     again = decode(encode(result), type=Decisions)
     assert again == result
     assert [type(one) for one in again.items[2].values] == [int, int]
+
+
+def test_ids_of_long_texts_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(tokens, "_MOST_KEPT_CHARS", 100)
+    asked = []
+
+    def noted(texts, special_tokens):
+        asked.extend(texts)
+        return encode(texts, special_tokens)
+
+    ids = tokens.TextIds(noted)
+    for _ in range(2):
+        assert ids(["a" * 60, "b" * 60], False) == encode(["a" * 60, "b" * 60], False)
+    assert len(asked) == 4  # they were too long together
+    ids.forget(["a" * 60], False)
+    ids(["b" * 60, "c"], False)
+    assert asked[4:] == ["c"]

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.tasks import Embedding, Rerank
+from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import (
     ContextLengthError,
     EngineError,
@@ -144,15 +148,6 @@ class TestEmbedding:
         assert calls[0].result().vectors == calls[2].result().vectors
         assert len((await self.embed(embedder, "red")).vectors) == 1
 
-    async def test_a_large_call_does_not_hold_up_a_small_one(self, embedder):
-        large = asyncio.ensure_future(self.embed(embedder, *WORDS * 250))
-        await embedder.metrics()  # the large one is there before
-        small = await self.embed(embedder, "dog")
-        assert np.argmax(small.vectors[0]) == WORDS.index("dog")
-        assert not large.done()
-        found = (await large).vectors
-        assert [np.argmax(vector) for vector in found] == list(range(len(WORDS))) * 250
-
     async def test_no_inputs(self, embedder):
         with pytest.raises(RequestError, match="nothing to embed"):
             await self.embed(embedder)
@@ -224,6 +219,22 @@ class TestEmbedding:
             await embedder.detokenize([len(VOCABULARY)])
 
 
+def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
+    options = OpenVINOOptions(inference_precision="f32", num_threads=1)
+    task = Embedding(embedding_model(tmp_path), options, CONTEXT)
+    words = WORDS * 250
+    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False])])
+    assert task.step() == ([], [])  # a round of its first texts has begun
+    assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False])])
+    answers: list[Any] = []
+    while task.busy:
+        answers += task.step()[1]
+    assert [answer.id for answer in answers] == [2, 1]
+    small, large = ([int(np.argmax(v)) for v in answer.value.vectors] for answer in answers)
+    assert small == [WORDS.index("dog")]
+    assert large == list(range(len(WORDS))) * 250
+
+
 @pytest.mark.asyncio(loop_scope="module")
 class TestRerank:
     async def test_scores_come_in_the_order_of_the_documents(self, reranker):
@@ -243,6 +254,17 @@ class TestRerank:
     async def test_no_documents(self, reranker):
         with pytest.raises(RequestError, match="no documents"):
             await reranker.rerank(RerankRequest("red", []))
+
+    async def test_calls_take_turns_and_may_be_given_up(self, tmp_path):
+        model = Rerank(str(rerank_model(tmp_path)), OpenVINOOptions(num_threads=1), CONTEXT)
+        model.begin_rerank(Call(1, "rerank", ["red", ["red"] * 1000]))
+        model.begin_rerank(Call(2, "rerank", ["red", []]))
+        model.begin_rerank(Call(3, "rerank", ["red", ["blue"]]))
+        answers = [answer for _ in range(3) for answer in model.step()[1]]
+        assert [(answer.id, type(answer)) for answer in answers] == [(2, Failed), (3, Reply)]
+        assert model.busy
+        model.abort(1)
+        assert not model.busy
 
     async def test_capabilities(self, reranker):
         assert reranker.capabilities.tasks == {"score", "rerank", "tokenize", "detokenize"}

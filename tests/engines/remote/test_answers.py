@@ -1,13 +1,14 @@
 """How the answers of a scripted server are read."""
 
+import json
+
 import msgspec
 import pytest
 from aiohttp import web
 
+from penstock.engines.remote import stream
 from penstock.engines.remote.requests import task_body
-from penstock.errors import (
-    UpstreamError,
-)
+from penstock.errors import UnsupportedError, UpstreamError
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
     ClassifyRequest,
@@ -94,6 +95,34 @@ async def test_several_answers_keep_their_index_and_share_the_usage(script):
             assert result.usage == Usage(5, 2)
 
 
+async def test_a_finished_answer_does_not_wait_for_a_stream_without_end(script, monkeypatch):
+    monkeypatch.setattr(stream, "USAGE_S", 0.0)
+    script.answers = [sse(chunk(content="yes"), chunk(reason="stop"), end="hang")]
+    async with remote(script) as engine:
+        result = await answer(engine, chat_request("hi"))
+        assert engine._upstreams.members[0].limiter.running == 0
+    assert (result.texts, result.reasons) == ({0: "yes"}, {0: "stop"})
+
+
+async def test_an_unstreamed_answer_may_be_as_large_as_the_others(script):
+    text = "y" * (5 << 20)
+    script.answers = [{"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}]
+    async with remote(script) as engine:
+        assert (await answer(engine, chat_request("hi"))).texts == {0: text}
+    async with remote(script, max_response_bytes=1 << 20) as engine:
+        with pytest.raises(UpstreamError, match="sent an answer of more than 1048576 bytes"):
+            await answer(engine, chat_request("hi"))
+
+
+async def test_a_server_that_ignores_n_is_named_and_asked_once(script):
+    script.answers = [SAID, sse(chunk(content="yes"), chunk(reason="stop"))]
+    async with remote(script) as engine:
+        for request in (whole(n=2), chat_request("hi", n=2)):
+            with pytest.raises(UnsupportedError, match="gave 1 of 2 answers"):
+                await answer(engine, request)
+    assert len(script.asked) == 2
+
+
 async def test_tool_calls_come_in_parts_or_whole(script):
     def call(index, arguments, **first):
         return {
@@ -148,6 +177,43 @@ async def test_servers_that_repeat_ids_or_send_none_make_one_call_of_each(script
             assert (first.id, first.name, first.arguments) == ("c1", "f", '{"a":1}')
             assert second.id.startswith("call_")
             assert (second.name, second.arguments) == ("f", "{}")
+
+
+@pytest.mark.parametrize("index", [{"index": 0}, {}], ids=["index 0", "no index"])
+@pytest.mark.parametrize("forward", [False, True])
+async def test_calls_that_share_an_index_stay_apart(script, index, forward):
+    """As Gemini's OpenAI form and Ollama before 0.5 send them."""
+
+    def call(id, name, arguments):
+        function = {"name": name, "arguments": arguments}
+        return {**index, "id": id, "type": "function", "function": function}
+
+    pieces = [call("a", "f", '{"a":'), call("fresh", None, "1}"), call("b", "f", '{"b":2}')]
+    calls = [call("a", "f", '{"a":1}'), call("b", "f", '{"b":2}')]
+    script.answers = [
+        sse(*(chunk(tool_calls=[one]) for one in pieces), chunk(reason="tool_calls")),
+        sse(chunk(tool_calls=calls), chunk(reason="tool_calls")),
+        {"choices": [{"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}]},
+    ]
+    async with remote(script) as engine:
+        streamed = chat_request("hi", forward_chunks=forward)
+        for request in (streamed, streamed, whole()):
+            made = (await answer(engine, request)).tool_calls[0]
+            assert [(one.id, one.name, one.arguments) for one in made] == [
+                ("a", "f", '{"a":1}'),
+                ("b", "f", '{"b":2}'),
+            ]
+
+
+async def test_calls_without_ids_are_told_by_their_names(script):
+    def call(name):
+        return {"index": 0, "id": "", "function": {"name": name, "arguments": "{}"}}
+
+    script.answers = [sse(*(chunk(tool_calls=[call(name)]) for name in "fg"), chunk(reason="stop"))]
+    async with remote(script) as engine:
+        made = (await answer(engine, chat_request("hi"))).tool_calls[0]
+    assert [(one.name, one.arguments) for one in made] == [("f", "{}"), ("g", "{}")]
+    assert made[0].id != made[1].id
 
 
 async def test_prefills_and_echoes_are_asked_of_the_server(script):
@@ -245,9 +311,67 @@ async def test_logprobs_of_chats_and_completions(script):
         assert result.logprobs[0] == [TokenLogprob("a", -0.5, (("a", -0.5),))]
         result = await answer(engine, CompletionRequest("x", Sampling(logprobs=1), stream=False))
         assert result.logprobs[0] == [
-            TokenLogprob("a", 0.0),
+            TokenLogprob("a", None),
             TokenLogprob("b", -0.5, (("b", -0.5),)),
         ]
+
+
+@pytest.mark.parametrize("unknown", ["null", "NaN"])
+async def test_an_unknown_logprob_leaves_the_others(script, unknown):
+    top = [{"token": "b", "logprob": 7}, {"token": "c", "logprob": -0.5}]
+    chat = [{"token": "a", "logprob": 7, "top_logprobs": top}, {"token": "d", "logprob": -1.0}]
+    plain = {
+        "tokens": ["a", "d"],
+        "token_logprobs": [7, -1.0],
+        "top_logprobs": [{"b": 7, "c": -0.5}, None],
+    }
+    bodies = [
+        {"choices": [{"message": {"content": "ad"}, "logprobs": {"content": chat}}]},
+        {"choices": [{"text": "ad", "logprobs": plain}]},
+    ]
+
+    async def serve(request):
+        text = json.dumps(bodies.pop(0)).replace("7", unknown)
+        return web.Response(text=text, content_type="application/json")
+
+    script.answers = [serve]
+    async with remote(script) as engine:
+        for asked in (whole(), CompletionRequest("x", Sampling(), stream=False)):
+            assert (await answer(engine, asked)).logprobs[0] == [
+                TokenLogprob("a", None, (("c", -0.5),)),
+                TokenLogprob("d", -1.0),
+            ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("content_filter: SAFETY", "content_filter"),
+        ("SAFETY", "content_filter"),
+        ("tool_use", "tool_calls"),
+        ("eos_token", "stop"),
+    ],
+)
+async def test_reasons_of_other_servers(script, given, reason):
+    script.answers = [
+        sse(chunk(content="a"), chunk(reason=given)),
+        {"choices": [{"message": {"content": "a"}, "finish_reason": given}]},
+    ]
+    async with remote(script) as engine:
+        for request in (chat_request("hi"), whole()):
+            assert (await answer(engine, request)).reasons == {0: reason}
+
+
+@pytest.mark.parametrize("given", ["error", "insufficient_system_resource"])
+async def test_an_answer_that_failed_midway_is_asked_again(script, given):
+    body = {"choices": [{"message": {"content": "a"}, "finish_reason": given}]}
+    script.answers = [body, SAID, sse(chunk(content="a"), chunk(reason=given))]
+    async with remote(script) as engine:
+        assert (await answer(engine, whole())).texts == {0: "yes"}
+        with pytest.raises(UpstreamError, match=f"broke off, with the finish reason '{given}'"):
+            await answer(engine, chat_request("hi"))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """What the engine finds out of a scripted server when it starts."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from penstock.engines.remote.engine import RemoteEngine
 from penstock.errors import (
     EngineDeadError,
     EngineStartError,
@@ -53,7 +56,7 @@ async def test_adapters_are_found_and_addressed(script):
     [
         ({"data": [{"id": "llama"}]}, "lama", "Did you mean 'llama'"),
         ({"data": [{"id": "a"}, {"id": "b"}]}, "auto", "several models"),
-        ({"data": []}, "a", "no model 'a'"),
+        ({"data": []}, "a", "no model 'a'; if it answers all the same, set .*discover to false"),
         ({"hello": "world"}, "a", "is this the API's base"),
     ],
 )
@@ -78,6 +81,71 @@ async def test_a_key_that_is_not_taken_is_named_at_the_start(script, monkeypatch
         with pytest.raises(EngineStartError, match=hint) as caught:
             await engine.start()
     assert KEY not in str(caught.value)
+
+
+async def test_a_key_that_may_not_list_models_may_ask_them(script):
+    """As OpenAI's restricted keys."""
+    script.models = refusal(403, "Insufficient permissions. Missing scopes: api.model.read.")
+    script.answers = [SAID]
+    async with remote(script) as engine:
+        assert (await answer(engine, whole())).texts[0] == "yes"
+
+
+async def test_another_403_names_the_way_out(script):
+    script.models = refusal(403)
+    async with remote(script, start=False) as engine:
+        with pytest.raises(EngineStartError, match=r"set engine_kwargs\.discover to false"):
+            await engine.start()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_server_that_is_busy_or_loads_is_waited_for(script, status):
+    said = [refusal(status, headers={"Retry-After": "0"})] * 8
+
+    async def busy_at_first(request):
+        return await said.pop()(request) if said else web.json_response({"data": [{"id": "m"}]})
+
+    script.models = busy_at_first
+    async with remote(script):
+        assert not said
+
+
+async def test_the_start_does_not_wait_with_the_requests(script):
+    script.answers = [SAID]
+    slow: dict[str, Any] = {"requests_per_minute": 0.1, "connect_timeout_s": 1}
+    async with remote(script, **slow) as engine:
+        await answer(engine, whole())
+        async with remote(script, **slow):
+            pass
+
+
+async def test_a_query_of_the_base_stays_behind_the_paths():
+    """As Azure's `api-version`."""
+    asked = []
+
+    async def serve(request):
+        asked.append(str(request.rel_url))
+        if request.path.endswith("/models"):
+            return web.json_response({"data": [{"id": "m"}]})
+        body = {"count": 1, "tokens": [1]} if request.path.endswith("/tokenize") else SAID
+        return web.json_response(body)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", serve)
+    async with TestServer(app) as server:
+        base = str(server.make_url("/g/v1/?api-version=2024"))
+        engine = RemoteEngine("m", engine_kwargs={"base_url": base})
+        await engine.start()
+        try:
+            await answer(engine, whole())
+            await engine.tokenize("a")
+        finally:
+            await engine.stop()
+    assert asked == [
+        "/g/v1/models?api-version=2024",
+        "/g/v1/chat/completions?api-version=2024",
+        "/g/tokenize?api-version=2024",
+    ]
 
 
 async def test_a_server_without_a_list_of_models_is_taken_at_its_word(script):

@@ -72,3 +72,13 @@ def test_json_is_no_stream_of_events():
         assert reader.feed(part) == []
     assert reader.is_json
     assert reader.rest().strip() == b'{"a":\n\n1}'
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\r", b"\r\n\r\n", b"\r\n\n", b"\n\r\n"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_event_in_pieces_ends_wherever_they_are_cut(end, size):
+    stream, events = b"data: a" + end + b"data: b" + end + b"data: c", []
+    reader = EventReader()
+    for start in range(0, len(stream), size):
+        events += reader.feed(stream[start : start + size])
+    assert [*events, reader.rest()] == [b"a", b"b", b"c"]

@@ -174,6 +174,14 @@ async def test_what_an_unreadable_answer_said_is_told(script, given):
         await said(script, given)
 
 
+@pytest.mark.parametrize("page", [b"", b"<html>Bad gateway</html>"])
+@pytest.mark.parametrize("asked", [WHOLE, ASK], ids=["whole", "streamed"])
+async def test_a_page_of_a_proxy_is_asked_past(script, page, asked):
+    script.answers = [raw(page, "text/html"), body()]
+    async with remote(script) as engine:
+        assert (await answer(engine, asked)).texts == {0: "yes"}
+
+
 # Errors with status 200
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def test_keys_that_are_given_in_the_open_are_not_shown():
     [
         ({}, "say where the server is"),
         ({"base_url": "nowhere"}, "must be an http"),
+        ({"base_url": "http://h/v1#x"}, r"base_url: must end where /chat/completions begins"),
+        ({"base_url": "http://h/v1/chat/completions/"}, "must end where /chat/completions begins"),
+        ({"upstreams": [{"base_url": "nowhere"}]}, r"upstreams\[0\].base_url: must be an http"),
         ({"base_ulr": "http://h"}, "Did you mean 'base_url'"),
         ({"base_url": "http://h", "upstreams": [{"base_url": "http://h"}]}, "not both"),
         ({"upstreams": [{"base_url": "http://h"}], "api_key_env": "K"}, "belongs to one server"),

@@ -168,6 +168,18 @@ async def test_the_probe_is_the_smallest_request_of_its_kind_and_nobodys(script)
     )
 
 
+async def test_the_probe_has_what_every_body_has_whatever_the_dialect(script):
+    script.models = {"data": [{"id": "m", "owned_by": "sglang"}]}
+    script.answers = [refusal(500), {"choices": [{"message": {"content": "yes"}}]}]
+    extra = {"chat_template": "{{ messages }}"}
+    async with remote(script, trip_after=1, max_retries=0, extra_body=extra) as engine:
+        with pytest.raises(UpstreamError):
+            await answer(engine, ask("a question"))
+        await asyncio.gather(*engine._upstreams._probes)
+        await engine.check_health()
+    assert script.asked[-1][1]["chat_template"] == "{{ messages }}"
+
+
 async def test_a_job_stops_where_the_server_is_really_ill_and_goes_on_later(script, tmp_path):
     state = {"ill": False}
     script.answers = [

@@ -3,11 +3,14 @@
 import pytest
 
 from penstock.errors import (
+    RequestError,
     UnsupportedError,
     UpstreamError,
 )
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
+    ChatRequest,
+    EmbeddingRequest,
     Sampling,
     StructuredOutput,
     TokenizeRequest,
@@ -166,3 +169,21 @@ async def test_tokens_are_asked_of_the_prompt_that_a_chat_would_have(script, giv
     ((_, body),) = script.asked
     ends = ("add_generation_prompt", "continue_final_message")
     assert {name: value for name, value in body.items() if name in ends} == sent
+
+
+@pytest.mark.parametrize("value", ["\ud800", object(), 2**70 * 1j])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_cannot_be_sent_is_refused_here(script, value, stream):
+    async with remote(script) as engine:
+        message = {"role": "user", "content": value}
+        with pytest.raises(RequestError, match="a value that cannot be sent"):
+            await answer(engine, ChatRequest([message], stream=stream))
+        with pytest.raises(RequestError, match="a value that cannot be sent"):
+            await engine.embeddings(EmbeddingRequest([value]))
+    assert not script.asked
+
+
+async def test_no_tokens_are_an_answer_too(script):
+    script.answers = [{"tokens": [], "count": 0}]
+    async with remote(script, tokens_per_minute=10**9) as engine:
+        assert await engine.tokenize("") == []

@@ -229,7 +229,8 @@ async def test_a_pause_that_is_given_up_holds_nobody(started):
     while not (await engine.metrics())["requests_running"]:
         pass
     pause = asyncio.create_task(engine.pause("wait"))
-    await engine.metrics()  # the pause is there before
+    await asyncio.sleep(0)  # it is sent
+    await engine.metrics()  # and there, before this is answered
     pause.cancel()
     await asyncio.wait([pause])
     assert (await answer(engine, chat_request("b"))).texts[0]

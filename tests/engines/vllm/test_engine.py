@@ -140,7 +140,7 @@ async def test_the_engine_counts_without_a_connector(engine):
 
 
 # vLLM's own server and ours, around the same engine
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def servers(engine):
     async with two_servers(engine, OPTIONS) as made:
         yield made

@@ -126,6 +126,24 @@ class TestCounts:
 
 
 @pytest.mark.vllm
+async def test_events_that_cannot_be_read_leave_nothing_known(tmp_path, caplog):
+    zmq = import_module("zmq.asyncio")
+    endpoint = f"ipc://{tmp_path}/events"
+    blocks = CachedBlocks()
+    blocks.asked([1], [5])
+    blocks.stored([5])
+    with zmq.Context() as context, context.socket(import_module("zmq").XPUB) as socket:
+        socket.bind(endpoint)
+        reader = kv_cache.KVEvents([endpoint], blocks)
+        await socket.recv()  # it listens
+        await socket.send_multipart([b"", bytes(8), b"garbage"])
+        await reader._readers[0]
+        assert blocks.held() == []
+        await reader.close()
+    assert "KV events cannot be read" in caplog.text
+
+
+@pytest.mark.vllm
 class TestBlockNames:
     """With vLLM's own events."""
 

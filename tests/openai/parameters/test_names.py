@@ -81,6 +81,13 @@ def test_an_error_of_a_chat_message_names_the_turn_that_it_was_made_of(system, p
         assert (shown.param, str(shown)) == (f"{place}.content", f"{place}.content: no 'video'")
 
 
+def test_an_error_of_a_message_that_was_never_sent_stays_as_it_is():
+    body = parse_body(MessageBody, {"messages": TURNS, "max_tokens": 5})
+    where = "messages[99].content"  # as another server has it
+    shown = in_words_of(body, RequestError(f"{where}: no", param=where))
+    assert (shown.param, str(shown)) == (where, f"{where}: no")
+
+
 def test_a_turn_that_cannot_be_read_is_named_as_sent():
     turns = [*TURNS, {"role": "user", "content": [{"type": "video"}]}]
     body = parse_body(MessageBody, {"messages": turns, "system": "Hm.", "max_tokens": 5})

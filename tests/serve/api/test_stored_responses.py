@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -443,6 +444,69 @@ def test_a_killed_server_keeps_what_was_complete(serving: Any, tmp_path: Path) -
         assert "server" in lost["error"]["message"]
         body["previous_response_id"] = complete["id"]
         assert client.post("/v1/responses", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_item_may_refer_to_a_call_of_a_stored_response(make: Any, stream: bool) -> None:
+    said = ['<tool_call>\n{"name": "look", "arguments": {"input": "x"}}\n</tool_call>'] * 2
+    stored = await make(said)
+    tools = [{"type": "custom", "name": "look"}]
+    answer = await stored.create(tools=tools, stream=stream)
+    id = re.findall(r"resp_\w+", answer.text)[0]
+    calls = (await stored.get(id)).json()["output"]
+    assert len({call["id"] for call in calls}) == 2
+    asked: list[Any] = [{"role": "user", "content": "hi"}]
+    asked += [{"type": "item_reference", "id": call["id"]} for call in calls]
+    results = [
+        {"type": "custom_tool_call_output", "call_id": call["call_id"], "output": "y"}
+        for call in calls
+    ]
+    second = await stored.create([*asked, *results], tools=tools)
+    assert second.status_code == 200, second.text
+    items = (await stored.client.get(f"/v1/responses/{second.json()['id']}/input_items")).json()
+    assert [item for item in items["data"] if item["type"] == "custom_tool_call"] == calls[::-1]
+
+
+async def test_the_items_of_a_conversation_may_refer_to_stored_ones(stored: Stored) -> None:
+    message = (await stored.create()).json()["output"][0]
+    reference = {"type": "item_reference", "id": message["id"]}
+    path, own = "/v1/conversations", {"role": "user", "content": "hi"}
+    talk = (await stored.client.post(path, json={"items": [own, reference]})).json()
+    path = f"/v1/conversations/{talk['id']}/items"
+    assert (await stored.client.get(path)).json()["data"][0] == message
+    added = await stored.client.post(path, json={"items": [reference]})
+    assert added.json()["data"][0]["content"] == message["content"]
+    unknown = {"type": "item_reference", "id": "msg_nothing"}
+    refused = await stored.client.post(path, json={"items": [own, unknown]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "items[1]")
+
+
+async def test_references_are_read_in_one_go_and_are_not_without_bound(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [(await stored.create()).json()["output"][0]["id"] for _ in range(3)]
+    references = [{"type": "item_reference", "id": id} for id in made]
+    store = stored.ingress.ingress.store
+    reads: list[Any] = []
+    monkeypatch.setattr(store, "items", _noted(store.items, reads))
+    assert (await stored.create(references)).status_code == 200
+    assert len(reads) == 1
+    for many, words in (
+        ([references[0]] * 2, "same stored one"),
+        ([{**references[0], "id": f"msg_{n}"} for n in range(1001)], "1001 items refer"),
+    ):
+        refused = await stored.create(many)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
+        assert words in refused.json()["error"]["message"]
+    assert len(reads) == 1
+
+
+def _noted(call: Any, calls: list[Any]) -> Any:
+    def noted(*given: Any) -> Any:
+        calls.append(given)
+        return call(*given)
+
+    return noted
 
 
 async def test_an_item_may_refer_to_one_of_a_stored_response(make: Any) -> None:

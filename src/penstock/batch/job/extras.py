@@ -19,7 +19,7 @@ from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
 from penstock.batch.job.forms import check_unset
 from penstock.batch.read.files import is_url
-from penstock.batch.read.sources import Source, check_column, read_ahead
+from penstock.batch.read.sources import Source, check_column, every_column, read_ahead
 from penstock.batch.rows.row import Row, RowForm
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.outputs import Output
@@ -149,7 +149,7 @@ class RowKeys:
         """Read all keys. Raises `ConfigError` if there is no such column, `InputError` for a key
         that is null or stands in two rows, by its row. Holds about 100 bytes a row meanwhile.
         """
-        check_column(self.column, source.every_column((self.column,)), "key")
+        check_column(self.column, await every_column(source, (self.column,)), "key")
         seen: dict[int, int] = {}
         async with contextlib.aclosing(read_ahead(source, 0, limit, (self.column,))) as batches:
             async for batch in batches:

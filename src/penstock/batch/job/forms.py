@@ -17,7 +17,7 @@ from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import Step
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
-from penstock.batch.read.sources import Source
+from penstock.batch.read.sources import Source, every_column
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
@@ -53,7 +53,7 @@ SAMPLING = frozenset(Sampling.__struct_fields__)
 _GENERATES = _REPAIRS | SAMPLING | {"schema"}
 
 
-def engine_rows(
+async def engine_rows(
     job: Job,
     source: Source,
     engines: Sequence[LLMEngine],
@@ -88,7 +88,7 @@ def engine_rows(
     }
     form = _without_answers(job, common)
     if form is not None:
-        _check_data(form, source, output)
+        await _check_data(form, source, output)
         return form, None
     in_column = job.adapter is not None and job.adapter in source.columns
     constant = None if in_column else job.adapter
@@ -116,7 +116,7 @@ def engine_rows(
     if job.prompt is not None and not form.columns and 1 not in (job.limit, source.rows):
         known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
         _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
-    _check_data(form, source, output)
+    await _check_data(form, source, output)
     return form, constant
 
 
@@ -245,10 +245,13 @@ def _template(given: str, field: str) -> Template:
     return Template(given if "{" in given else f"{{{given}}}", field)
 
 
-def _check_data(form: ColumnRequests, source: Source, output: Output | Literal["-"] | None) -> None:
+async def _check_data(
+    form: ColumnRequests, source: Source, output: Output | Literal["-"] | None
+) -> None:
     if source.columns:
         flat = isinstance(output, Output) and output.form == "csv"
-        form.check(source.columns, source.every_column(form.columns or ()), flat=flat)
+        every = await every_column(source, form.columns or ())
+        form.check(source.columns, every, flat=flat)
 
 
 def _repair(job: Job) -> Repair:

@@ -28,7 +28,7 @@ from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
 from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
-from penstock.batch.read.sources import check_column
+from penstock.batch.read.sources import check_column, every_column
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 from penstock.llm_config.engine_choice import PROVIDERS
@@ -461,7 +461,7 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     plan = await plan_of(job)
     try:
         for field, column in needed:
-            every = plan.source.every_column((column,))
+            every = await every_column(plan.source, (column,))
             if every:  # else nobody can tell yet, or there are no rows
                 check_column(column, every, field)
     except BaseException:

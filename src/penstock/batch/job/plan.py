@@ -152,13 +152,13 @@ async def plan_of(job: Job) -> Plan:
     asked = questions_of(job, engines) if engines else None
     source = await open_source(job.source)
     try:
-        return _plan(job, source, engines, output, schema, sampling, asked)
+        return await _plan(job, source, engines, output, schema, sampling, asked)
     except BaseException:
         await source.close()
         raise
 
 
-def _plan(
+async def _plan(
     job: Job,
     source: Source,
     engines: Sequence[LLMEngine],
@@ -186,7 +186,7 @@ def _plan(
     if job.processor is not None:
         form, step, policy = processor_rows(job, job.processor, output)
     else:
-        form, constant = engine_rows(job, source, engines, output, schema, sampling, asked)
+        form, constant = await engine_rows(job, source, engines, output, schema, sampling, asked)
         if len(engines) == 2:
             step = _cascade(job, source, (engines[0], engines[1]), form, policy, limits)
         else:

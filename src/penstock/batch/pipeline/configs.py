@@ -36,6 +36,7 @@ COSTS_ONLY = frozenset(
         *("placement_group_config", "max_pending_requests"),
         *("max_concurrent_batches", "max_attempts"),
         *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error"),
+        "experimental",
         *("num_cpus", "memory"),
         *("headers", "session_factory", "qps"),
         *("requests_per_minute", "tokens_per_minute", "adaptive"),
@@ -95,7 +96,7 @@ class PrepareMultimodalStageConfig(StageConfig, kw_only=True):
     stay lists of parts; else a message without images gets its text as one string. `timeout_s` is
     how long the loading of an image may take, `max_bytes` how large it may be. Of
     `model_config_kwargs` there is `allowed_local_media_path`: files of this machine must be below
-    it.
+    it, and other URLs than those of HTTP and files are refused.
     """
 
     model_source: str | None = None
@@ -177,6 +178,12 @@ class HttpRequestProcessorConfig(ProcessorConfig, kw_only=True):
     timeout_s: Annotated[float, Meta(gt=0)] | None = None
 
 
+class Experimental(Options, kw_only=True):
+    """What Ray once took as `experimental` of a processor on an engine."""
+
+    max_tasks_in_flight_per_actor: Positive | None = None
+
+
 class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     """What processors on an engine have in common.
 
@@ -201,7 +208,8 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     too long for the model is shortened, "raise,truncate" does both. With `on_invalid_json` "retry"
     an answer that does not follow the row's JSON Schema is asked for again, up to `max_attempts`
     times, and the request says what was wrong; a row without a good one fails.
-    `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
+    `max_tasks_in_flight_per_actor` (also as the one key of `experimental`, as Ray had it),
+    `runtime_env` and `placement_group_config` are for Ray.
     """
 
     engine_name: ClassVar[str]
@@ -218,6 +226,7 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     max_pending_requests: int | None = None
     max_concurrent_batches: Positive = 8
     max_tasks_in_flight_per_actor: Positive | None = None
+    experimental: dict[str, Any] = field(default_factory=dict)
     max_attempts: Positive = 3
     on_length: str = "keep"
     on_invalid_json: Literal["keep", "retry"] = "keep"
@@ -248,6 +257,10 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
                 raise ConfigError(
                     f"say in model_source of which model '{self.engine}' is made", field=name
                 )
+        older = parse_options(Experimental, self.experimental, "experimental")
+        if self.max_tasks_in_flight_per_actor is None:
+            most = older.max_tasks_in_flight_per_actor
+            force_setattr(self, "max_tasks_in_flight_per_actor", most)
         if self.placement_group_config is not None:
             parse_options(
                 PlacementGroupConfig, self.placement_group_config, "placement_group_config"

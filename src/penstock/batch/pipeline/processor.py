@@ -117,7 +117,8 @@ class Processor:
         if package in lazy.RUNTIME_DATASETS:
             return lazy.load_runtime(lazy.RUNTIME_DATASETS, package)(self, dataset)
         if ignored := [name for name in _FOR_RAY if getattr(self.config, name, None)]:
-            _log.warning("The rows stay in this process: %s is for Ray.", ", ".join(ignored))
+            names = ", ".join(ignored)
+            _log.warning("The rows stay in this process, and only Ray heeds: %s", names)
         return RowStream(self, dataset, order=order)
 
     def list_stage_names(self) -> list[str]:

@@ -29,7 +29,7 @@ from penstock.errors import (
 )
 from penstock.http.client import HttpClient, Timeouts
 from penstock.http.complaints import KEPT_CHARS, complaint
-from penstock.http.endpoint import Endpoint, Headers, endpoint
+from penstock.http.endpoint import Endpoint, Headers, endpoint, under
 from penstock.http.retries import is_retryable
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -241,7 +241,7 @@ class BatchApi(ABC):
         guarded(os.replace, part, file)
 
     def to(self, path: str, method: str = "GET") -> Endpoint:
-        return endpoint(method, self.base + path)
+        return endpoint(method, under(self.base, path))
 
     @property
     def shown(self) -> str:

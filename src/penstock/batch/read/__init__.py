@@ -27,8 +27,8 @@ async def open_source(source: Any) -> Source:
     if type(source).__name__ == "LazyFrame":
         raise InputError("a LazyFrame has no rows yet; give its .collect()")
     of_pandas = type(source).__module__.partition(".")[0] == "pandas"
-    is_series = type(source).__name__ == "Series" and not hasattr(source, "columns")
-    if isinstance(source, Mapping | bytes) or is_series:
+    is_column = (of_pandas or type(source).__name__ == "Series") and not hasattr(source, "columns")
+    if isinstance(source, Mapping | bytes) or is_column:
         raise InputError(
             f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of"
             " dicts"

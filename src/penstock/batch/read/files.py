@@ -6,6 +6,7 @@ import contextlib
 import glob
 import lzma
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,8 +56,11 @@ _MARKS = (
     *("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id"),
     *("Content-MD5", "Digest", "Last-Modified"),
 )
-_TABLES = ("_delta_log/*.json", "metadata/*.metadata.json")
-"""What Delta Lake and Iceberg keep in the directory of a table."""
+_LOG = "_delta_log"
+_TABLE = re.compile(
+    rf"(.*)/({_LOG}(/[^/]*\.json)?|metadata/v?[0-9][^/]*\.metadata\.json)", re.DOTALL
+)
+"""What only tables of Delta Lake and Iceberg have, after the directory of the table."""
 
 
 def is_url(path: str) -> bool:
@@ -310,10 +314,13 @@ class FileSource(Source):
         if not _is_glob(self.name):
             below = parts[len(wanted) :]
             return below != [] and _is_shown(below[-1]) and parts[: len(wanted)] == wanted
-        return any(
+        if _matches(parts, wanted):
+            return True
+        matches_files = any(_matches(file.split("/"), wanted) for file in found)
+        return _is_shown(parts[-1]) and any(
             _matches(parts[:length], wanted)
-            for length in range(1, len(parts) + 1)
-            if length == len(parts) or form_of(parts[length - 1])
+            for length in range(1, len(parts))
+            if form_of(parts[length - 1]) or not matches_files
         )
 
 
@@ -370,8 +377,13 @@ def _is_apart(path: str, pattern: str) -> bool:
     """Whether a file lies in a folder that holds no data, being hidden or the state of a job, and
     that `pattern` does not name.
     """
-    folders = set(path.split("/")[:-1]) - set(pattern.split("/"))
-    return any(not _is_shown(folder) or folder.endswith(STATE_END) for folder in folders)
+    names = pattern.split("/")
+    hidden = [name for name in names if not _is_shown(name)]
+    return any(
+        folder.endswith(STATE_END)
+        or not (_is_shown(folder) or any(fnmatchcase(folder, name) for name in hidden))
+        for folder in set(path.split("/")[:-1]) - set(names)
+    )
 
 
 def _find_local(pattern: str) -> list[str]:
@@ -385,9 +397,7 @@ def _find_local(pattern: str) -> list[str]:
     else:
         if not is_folder:
             return [pattern]
-        marks = (os.path.join(glob.escape(pattern), mark) for mark in _TABLES)
-        _refuse_table(pattern, (found for mark in marks for found in glob.iglob(mark)))
-        return _data_files(pattern, _walk(pattern))
+        return _data_files(pattern, pattern, _walk(pattern))
     return _matched(pattern, glob.glob(pattern, recursive=True), os.path.isdir, _walk)
 
 
@@ -400,11 +410,15 @@ def _matched(
     """The files that a glob `found`, and those in the folders that it found: only in ones with
     names of data files, as Spark makes them, if there are files too.
     """
-    found = [path for path in found if not _is_apart(path, pattern)]
-    files = {path for path in found if not is_folder(path)}
-    folders = [path for path in found if is_folder(path) and (form_of(path) or not files)]
+    found = list(found)
+    places = {path: f"{path}/" if is_folder(path) else path for path in found}
+    shown = [path for path in found if not _is_apart(places[path], pattern)]
+    files = {path for path in shown if places[path] == path}
+    folders = [path for path in shown if places[path] != path and (form_of(path) or not files)]
+    if folders:
+        _refuse_table(pattern, found)
     for folder in folders:
-        files.update(path for path in walk(folder) if _is_data(path, folder))
+        files.update(_data_in(folder, walk(folder)))
     return sorted(files)
 
 
@@ -412,7 +426,7 @@ def _walk(directory: str) -> Iterator[str]:
     """The files in a directory and below. Links are followed, each directory is read once."""
     known = {os.path.realpath(directory)}
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
-        kept = sorted(name for name in folders if not _is_apart(f"{name}/", ""))
+        kept = sorted(name for name in folders if name == _LOG or not _is_apart(f"{name}/", ""))
         folders.clear()
         for name in kept:
             real = os.path.realpath(os.path.join(folder, name))
@@ -439,8 +453,7 @@ def _find_remote(url: str) -> list[str]:
         # Pages with links are directories, and each file would be read to look for them.
         if not (form_of(url) and url.startswith(("http://", "https://"))) and fs.isdir(path):
             names = sorted(fs.find(path))
-            _refuse_table(url, names)
-            return [fs.unstrip_protocol(name) for name in _data_files(url, names, path)]
+            return [fs.unstrip_protocol(name) for name in _data_files(url, path, names)]
         if not fs.exists(path):
             raise InputError(f"{url}: no such file or directory")
     return [url]
@@ -452,19 +465,28 @@ def _is_data(path: str, folder: str) -> bool:
     return shown and form_of(path) is not None
 
 
-def _refuse_table(directory: str, names: Iterable[str]) -> None:
-    """Raise `InputError` if there is a file among `names` that only tables of Delta Lake or Iceberg
+def _data_in(folder: str, paths: Iterable[str]) -> list[str]:
+    """Those that are data of the files in a folder and below. Raises `InputError` for a table."""
+    paths = list(paths)
+    _refuse_table(folder, paths)
+    return [path for path in paths if _is_data(path, folder)]
+
+
+def _refuse_table(pattern: str, paths: Iterable[str]) -> None:
+    """Raise `InputError` if there is one among `paths` that only tables of Delta Lake or Iceberg
     have, whose other files hold rows of all versions.
     """
-    if any(fnmatchcase(name, f"*/{mark}") for name in names for mark in _TABLES):
-        raise InputError(
-            f"{directory}: is a table of Delta Lake or Iceberg, and which of its files count only"
-            " its library knows; give what it reads, an Arrow table, or name the files (*.parquet)"
-        )
+    for found in filter(None, map(_TABLE.fullmatch, paths)):
+        if not _is_apart(f"{found[1]}/", pattern):
+            raise InputError(
+                f"{found[1]}: is a table of Delta Lake or Iceberg, and which of its files count"
+                " only its library knows; give what it reads, an Arrow table, or name the files"
+                " (*.parquet)"
+            )
 
 
-def _data_files(directory: str, paths: Iterable[str], folder: str | None = None) -> list[str]:
-    found = [path for path in paths if _is_data(path, folder or directory)]
+def _data_files(directory: str, folder: str, paths: Iterable[str]) -> list[str]:
+    found = _data_in(folder, paths)
     if not found:
         raise InputError(
             f"{directory}: no data files in this directory; known extensions are {KNOWN}"

@@ -417,3 +417,8 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
 
     threading.Thread(target=work, name="penstock-opener", daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+async def every_column(source: Source, needed: Iterable[str]) -> tuple[str, ...] | None:
+    """`Source.every_column` off the event loop: it reads all rows if none has a column."""
+    return await in_daemon_thread(lambda: source.every_column(needed))

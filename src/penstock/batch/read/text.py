@@ -11,6 +11,7 @@ import io
 import itertools
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -40,6 +41,10 @@ _PREVIEW_ROWS = 64
 _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
 _MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
+CSV_LIMIT = threading.Lock()
+"""For `csv.field_size_limit`, which is the process's: whoever changes it for a while holds this."""
+_SEPARATOR = re.compile(rb'(?:\xef\xbb\xbf)?sep=([^\w"\s\x80-\xff]|[\t ])\r?\n')
+"""The line before the header that tells Excel the separator."""
 _NO_END = "a quote that begins here has no end"
 _MALFORMED = (
     f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
@@ -229,10 +234,13 @@ def _header(records: Iterator[_Record], path: str) -> list[str]:
 
 def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
     """Line number, fields and fault of each record, the header included."""
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
+    with CSV_LIMIT:
+        csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
     with reading(path):
         source = io.BufferedReader(cast(io.RawIOBase, stream))
-        check_text(source.peek(64), path)
+        head = source.peek(64)
+        check_text(head, path)
+        told = _SEPARATOR.match(head)
         # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the
         # end of the file.
         with io.TextIOWrapper(
@@ -240,7 +248,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
         ) as text:
             # Strict, so that a quote without end is an error and no value.
             lines = _BoundedLines(text)
-            reader = csv.reader(lines, strict=True)
+            reader = csv.reader(lines, strict=True, delimiter=told[1].decode() if told else ",")
             while True:
                 begin = reader.line_num + 1
                 try:

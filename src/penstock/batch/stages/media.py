@@ -1,5 +1,5 @@
 """Loads what rows point to, images and recordings, by path, URL, data URI or as bytes, off the
-event loop. Images become data URIs in the row's request, or in the messages of a conversation.
+event loop; and the stage that puts images into the messages of a conversation.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 from base64 import b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -18,20 +18,10 @@ from penstock import lazy
 from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
-from penstock.errors import PenstockError, RequestError
-from penstock.http.opened import content_at
-from penstock.openai.image_parts import (
-    IMAGE_PARTS,
-    bitmap,
-    data_uri,
-    given_in,
-    images_in,
-    is_pillow,
-    kind_of,
-    part_with,
-)
+from penstock.errors import RequestError
+from penstock.http.standard import content_at
+from penstock.openai.image_parts import IMAGE_PARTS, given_in, part_with
 from penstock.openai.requests import check_messages
-from penstock.parsing import decode_json
 
 if TYPE_CHECKING:
     from penstock.engines.media.images import PreparedImage
@@ -104,6 +94,9 @@ class Loader:
         if source.startswith("file://"):
             source = unquote(source.removeprefix("file://"))
         elif "://" in source:
+            if self._folder is not None:  # fsspec has schemes and chains that lead to files here
+                scheme = source.partition("://")[0]
+                raise ValueError(f"its scheme is none of file, http, https and data, but {scheme}")
             import fsspec
 
             with fsspec.open(source, "rb").open() as file:
@@ -231,96 +224,3 @@ class PrepareMultimodalStage(StatefulStage):
 def _short(source: object) -> str:
     text = str(source)
     return f"'{text}'" if len(text) <= 96 else f"'{text[:60]}…'"
-
-
-_SLOW_BYTES = 1 << 20
-_AS_THEY_ARE = ("data:", "http://", "https://")
-
-
-class RowImages:
-    """Loads the images of rows from `column`, or from the parts of the conversations in the column
-    `messages`.
-
-    A value is one image or a list of them: bytes, a path, a data URI, a mapping with `bytes` or
-    `path` (as data sets of Hugging Face have it), or an image of Pillow's. Null is none. A PDF is
-    an image for each of its pages. A URL goes to the engine, which may load it.
-    """
-
-    def __init__(self, column: str | None, messages: str | None) -> None:
-        self._column = column
-        self._messages = messages
-        self._loader: Loader | None = None
-        self._working: Offload | None = None
-
-    async def load(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        """The rows in lists, with their `images`, or with the `failure` to load one."""
-        ready: list[Row] = []
-        loading: list[Row] = []
-        values: dict[int, list[Any]] = {}
-        for row in rows:
-            found = [] if row.failure is not None else list(self._values(row))
-            if any(value is not None for value in found):
-                values[row.index] = found
-                loading.append(row)
-            else:
-                ready.append(row)
-        if not loading:
-            yield rows
-            return
-        if ready:
-            yield ready
-        async for some in loaded(loading, lambda row: self._load(row, values[row.index])):
-            yield some
-
-    def close(self) -> None:
-        for one in (self._loader, self._working):
-            if one is not None:
-                one.close()
-        self._loader = self._working = None
-
-    def _values(self, row: Row) -> Iterator[Any]:
-        """The value that stands for each image of a row."""
-        value = (row.values or {}).get(self._column or self._messages or "")
-        if self._column is not None:
-            images: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-            yield from images
-            return
-        if isinstance(value, str):
-            if '"image' not in value and '"input_image' not in value:
-                return
-            try:
-                value = decode_json(value)
-            except ValueError:
-                return  # the form says so
-        if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
-            yield from map(given_in, images_in(value))
-
-    async def _load(self, row: Row, values: list[Any]) -> int:
-        try:
-            row.images = tuple([uri for value in values for uri in await self._uris(value)])
-        except PenstockError as error:
-            row.failure, row.images = error, ()
-        return sum(map(len, row.images))
-
-    async def _uris(self, value: Any) -> list[str]:
-        if value is None and self._column is not None:
-            return []
-        if isinstance(value, str) and value.startswith(_AS_THEY_ARE):
-            return [value]
-        if self._loader is None or self._working is None:
-            self._loader, self._working = Loader(), Offload(os.cpu_count() or 1, in_place=False)
-        if is_pillow(value):
-            data: bytes = await self._working.submit(partial(bitmap, value))
-        else:
-            data = await self._loader.load(value, self._column or "image")
-        if not data:
-            raise RequestError("the image is empty", param=self._column or "image")
-        if kind_of(data) == "application/pdf":
-            pages = lazy.require("penstock.batch.stages.pdf", needed_by="A PDF in a row")
-            files: list[bytes] = await self._working.submit(partial(pages.pages_of, data))
-        else:
-            files = [data]
-        if sum(map(len, files)) < _SLOW_BYTES:
-            return [data_uri(file) for file in files]
-        made: list[str] = await self._working.submit(lambda: [data_uri(file) for file in files])
-        return made

@@ -279,9 +279,16 @@ def _foreign(value: Any) -> Any:
 
 
 def _png(image: Any) -> bytes:
-    """An image of Pillow's as the bytes of a PNG file."""
+    """An image of Pillow's as the bytes of a PNG file. Raises `UnstorableError`."""
     file = BytesIO()
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # PNG knows no others
+    if image.mode == "F":
+        raise UnstorableError("PNG holds no pixels that are floats; give bytes of a TIFF file")
+    if image.mode.startswith("I"):
+        image = image.convert("I")
+        if not 0 <= min(image.getextrema()) <= max(image.getextrema()) < 1 << 16:
+            raise UnstorableError("PNG holds pixels of 16 bits; give bytes of a TIFF file")
+        image = image.convert("I;16")
+    elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # PNG knows no others
         image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -128,6 +128,11 @@ class Output:
         if self.form != "dataset":
             return
         other = next((name for name, *_ in self.stamp() if not _PART.fullmatch(name)), None)
+        if other == "":
+            raise OutputError(
+                f"{self.path} is to be a directory, and a file stands there; remove it, or give"
+                " another directory"
+            )
         if other is not None:
             raise OutputError(
                 f"{self.path} holds {other}, which is not the output of a job and not replaced;"

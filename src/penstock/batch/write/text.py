@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import msgspec
 
 from penstock import private_files
+from penstock.batch.read.text import CSV_LIMIT
 from penstock.batch.rows.row import Outcome, Row, RowForm
 from penstock.batch.write.parts import PartWriter, Segment, unwritten
 from penstock.batch.write.state_files import to_disk
@@ -228,11 +229,12 @@ def dicts_of(written: TextIO) -> Iterator[dict[str, str]]:
     """The rows of a CSV output, however long its fields are."""
     rows = csv.DictReader(written)
     while True:
-        limit = csv.field_size_limit(sys.maxsize)
-        try:
-            values = next(rows, None)
-        finally:
-            csv.field_size_limit(limit)  # it is the process's, and bounds what is read elsewhere
+        with CSV_LIMIT:
+            limit = csv.field_size_limit(sys.maxsize)
+            try:
+                values = next(rows, None)
+            finally:
+                csv.field_size_limit(limit)  # it bounds what is read elsewhere
         if values is None:
             return
         yield values

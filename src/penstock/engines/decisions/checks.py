@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from penstock.errors import RequestError
+from penstock.errors import ContextLengthError, RequestError
 from penstock.types import ChoiceQuestion, Option, PredicateQuestion, Question, ScoreQuestion
 
 MOST_QUESTIONS = 400
 MOST_OPTIONS = 255
 """Both as in OpenAI's Decisions API."""
+MOST_CHARS = 4_000_000
+"""Characters of all questions, as often as they are read. No model reads as many."""
 
 
 def check_questions(questions: Sequence[Question]) -> None:
-    """Raise `RequestError` for a number of questions that is not 1 to 400, and for the first
-    question that cannot be asked.
+    """Raise `RequestError` for a number of questions that is not 1 to 400, for the first question
+    that cannot be asked, and for questions that are too long together.
     """
     if not 1 <= len(questions) <= MOST_QUESTIONS:
         raise RequestError(
@@ -28,6 +30,23 @@ def check_questions(questions: Sequence[Question]) -> None:
             raise bad_question(number, question, "has the name of an earlier one")
         names.add(question.name)
         _check_options(number, question)
+    chars = sum(map(chars_of, questions))
+    if chars > MOST_CHARS:
+        raise ContextLengthError(
+            f"the questions are too long: {chars} characters are read, more than {MOST_CHARS}"
+            " (the instructions of a choice of several once for each option)",
+            param="questions",
+        )
+
+
+def chars_of(question: Question) -> int:
+    """Characters that are read for a question: its instructions and options, and for a choice of
+    several the instructions once for each option.
+    """
+    options = options_of(question)
+    times = len(options) if isinstance(question, ChoiceQuestion) and question.several else 1
+    described = sum(len(option.label) + len(option.description) for option in options)
+    return len(question.instructions) * times + described
 
 
 def options_of(question: Question) -> tuple[Option, ...]:

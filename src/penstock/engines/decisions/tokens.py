@@ -19,8 +19,8 @@ Encode = Callable[[list[str], bool], list[list[int]]]
 
 STEP_CHARS = 1 << 15
 """Characters that are encoded at once: some hundredths of a second."""
-_MOST_KEPT = 10_000
-"""Texts of questions and labels, mostly short."""
+_MOST_KEPT, _MOST_KEPT_CHARS = 10_000, 4_000_000
+"""Texts of questions and labels, mostly short. Their ids take some ten times as many bytes."""
 
 
 class TokenBranch(Struct, frozen=True):
@@ -55,21 +55,25 @@ class TextIds:
     def __init__(self, encode: Encode) -> None:
         self._encode = encode
         self._known: dict[tuple[str, bool], list[int]] = {}
+        self._chars = 0
 
     def __call__(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
         known = self._known
-        if len(known) > _MOST_KEPT:
+        if len(known) > _MOST_KEPT or self._chars > _MOST_KEPT_CHARS:
             known.clear()
+            self._chars = 0
         new = [text for text in dict.fromkeys(texts) if (text, special_tokens) not in known]
         if new:
             for text, ids in zip(new, self._encode(new, special_tokens), strict=True):
                 known[text, special_tokens] = ids
+                self._chars += len(text)
         return [known[text, special_tokens] for text in texts]
 
     def forget(self, texts: list[str], special_tokens: bool) -> None:
         """Keep the ids of these texts no longer."""
         for text in texts:
-            self._known.pop((text, special_tokens), None)
+            if self._known.pop((text, special_tokens), None) is not None:
+                self._chars -= len(text)
 
 
 def tokenized(asked: RequestTexts, questions: Sequence[Question], encode: Encode) -> TokenizedHead:

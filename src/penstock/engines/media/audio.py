@@ -1,10 +1,12 @@
 """Recordings: the windows of one that is heard, each handed to a listener, all joined to one
-transcription; and speech written as a file. Forms other than WAV and bare samples need PyAV.
+transcription; a text in pieces to speak, and speech written as a file. Forms other than WAV and
+bare samples need PyAV.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import wave
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -91,3 +93,35 @@ def audio_file(speech: Speech, form: str) -> bytes:
             out.mux(stream.encode(part))
         out.mux(stream.encode(None))
     return file.getvalue()
+
+
+_LONGEST = 400
+"""Characters. Models learned from sentences, and lose the thread in longer texts."""
+_ROOM = 2
+"""Tokens that a tokenizer puts around a text."""
+_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]*")
+
+
+def pieces_of(text: str, context_length: int) -> list[str]:
+    """The text in pieces of whole sentences, as many as fit. A sentence that is longer is cut at
+    spaces, a word that is longer anywhere. At least one piece, which may be empty.
+    """
+    longest = max(min(_LONGEST, context_length - _ROOM), 1)
+    pieces, last = list[str](), ""
+    for part in _parts(text, longest):
+        if last and len(last) + len(part) > longest:
+            pieces.append(last.strip())
+            last = ""
+        last += part
+    return [piece for piece in (*pieces, last.strip()) if piece] or [""]
+
+
+def _parts(text: str, longest: int) -> list[str]:
+    found = list[str]()
+    for sentence in _SENTENCE.findall(text):
+        while len(sentence) > longest:
+            end = sentence.rfind(" ", 0, longest) + 1 or longest
+            found.append(sentence[:end])
+            sentence = sentence[end:]
+        found.append(sentence)
+    return found

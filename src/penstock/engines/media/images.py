@@ -10,11 +10,12 @@ from base64 import b64encode
 from collections.abc import Iterable
 from hashlib import blake2b
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from penstock.errors import RequestError, text_of
+from penstock.openai.image_parts import of_8_bits
 
 FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 """What engines take. Pillow knows more, some of which run programs."""
@@ -72,7 +73,7 @@ def decoded(data: bytes) -> Image.Image:
                 above = upright.convert("RGBA")
                 white = Image.new("RGBA", above.size, "white")
                 return Image.alpha_composite(white, above).convert("RGB")
-            return upright.convert("RGB")
+            return cast(Image.Image, of_8_bits(upright)).convert("RGB")
         except Exception as error:  # decoders meet damage in many ways
             raise _undecodable(error) from None
 
@@ -98,7 +99,9 @@ def written(image: Image.Image) -> PreparedImage:
     file = BytesIO()
     try:
         plain = (
-            image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+            image
+            if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
+            else of_8_bits(image).convert("RGB")
         )
         plain.save(file, "PNG")
     except Exception as error:  # it may be read only now, and decoders meet damage in many ways

@@ -1,14 +1,10 @@
-"""The embedded engine, seen from the parent, with what it makes ready for the worker: the files of
-images, and pieces of a text to speak. Imports nothing of OpenVINO.
-"""
+"""The embedded engine, seen from the parent. Imports nothing of OpenVINO."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import aclosing
-from http.client import HTTPException
 from typing import Any, ClassVar
 
 import msgspec
@@ -20,9 +16,10 @@ from penstock.engines.chat_template import read_template
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import adapter_rank, describe
-from penstock.engines.media.audio import joined, window_listener
+from penstock.engines.media.audio import joined, pieces_of, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
+from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
 from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import MODEL_KINDS, sees
@@ -45,9 +42,7 @@ from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest, Images
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError, EngineStartError, RequestError, UnsupportedError
-from penstock.http.opened import content_at
-from penstock.openai.image_parts import data_in
+from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
@@ -302,101 +297,3 @@ def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
     ):
         return msgspec.structs.replace(options, inference_precision="f32")
     return options
-
-
-_PARAM = "messages"
-_LARGE = 1 << 18
-"""Characters that are decoded in a thread: the event loop has others to serve."""
-
-
-async def image_files(images: Sequence[str | bytes], options: OpenVINOOptions) -> tuple[bytes, ...]:
-    """The bytes of each image's file. Raises `RequestError` for too many images or bytes, a damaged
-    data URI, a path, and a URL that is not loaded.
-    """
-    if len(images) > options.max_images:
-        raise RequestError(
-            f"the messages have {len(images)} images, and max_images is {options.max_images}",
-            param=_PARAM,
-        )
-    files: list[bytes] = []
-    for image in images:
-        files.append(await _file(image, options))
-        if sum(map(len, files)) > options.max_image_bytes:
-            raise RequestError(
-                f"the images have more than the {options.max_image_bytes:,} bytes of"
-                " max_image_bytes",
-                param=_PARAM,
-            )
-    return tuple(files)
-
-
-async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if image.startswith("data:"):
-        if len(image) > 2 * options.max_image_bytes:
-            raise RequestError(
-                f"an image has more than the {options.max_image_bytes:,} bytes of max_image_bytes",
-                param=_PARAM,
-            )
-        if len(image) < _LARGE:
-            return data_in(image, _PARAM)
-        return await asyncio.to_thread(data_in, image, _PARAM)
-    shown = f"'{image[:60]}'"
-    if not image.startswith(("http://", "https://")):
-        raise RequestError(
-            f"the image {shown} is no data URI: images come in their request, as"
-            " data:image/png;base64,…",
-            param=_PARAM,
-        )
-    if not options.image_urls:
-        raise RequestError(
-            f"the image {shown} is not loaded: send it as a data URI, or allow URLs with"
-            " engine_kwargs {image_urls: true}",
-            param=_PARAM,
-        )
-    try:
-        async with asyncio.timeout(options.image_timeout_s):
-            data = await asyncio.to_thread(
-                content_at, image, options.image_timeout_s, options.max_image_bytes + 1
-            )
-    except TimeoutError:
-        raise RequestError(
-            f"the image {shown} was not loaded within {options.image_timeout_s:g} s", param=_PARAM
-        ) from None
-    except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise RequestError(f"the image {shown} cannot be loaded: {reason}", param=_PARAM) from None
-    return data
-
-
-_LONGEST = 400
-"""Characters. Models learned from sentences, and lose the thread in longer texts."""
-_ROOM = 2
-"""Tokens that a tokenizer puts around a text."""
-_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]*")
-
-
-def pieces_of(text: str, context_length: int) -> list[str]:
-    """The text in pieces of whole sentences, as many as fit. A sentence that is longer is cut at
-    spaces, a word that is longer anywhere. At least one piece, which may be empty.
-    """
-    longest = max(min(_LONGEST, context_length - _ROOM), 1)
-    pieces, last = list[str](), ""
-    for part in _parts(text, longest):
-        if last and len(last) + len(part) > longest:
-            pieces.append(last.strip())
-            last = ""
-        last += part
-    return [piece for piece in (*pieces, last.strip()) if piece] or [""]
-
-
-def _parts(text: str, longest: int) -> list[str]:
-    found = list[str]()
-    for sentence in _SENTENCE.findall(text):
-        while len(sentence) > longest:
-            end = sentence.rfind(" ", 0, longest) + 1 or longest
-            found.append(sentence[:end])
-            sentence = sentence[end:]
-        found.append(sentence)
-    return found

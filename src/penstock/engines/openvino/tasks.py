@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Task:
         return [Failed.of(submit.id, error) for submit in submits]
 
     def abort(self, request_id: int) -> None:
-        """Nothing to give up: no request outlives its call."""
+        """Nothing to give up: most calls are answered at once."""
 
     def decided(self) -> list[Reply | Failed]:
         """Nothing: no decision has begun."""
@@ -405,6 +405,7 @@ class Rerank(Task):
                 " reads: put token_type_ids into model_input_names of tokenizer_config.json and"
                 " convert it again"
             )
+        self._running: deque[tuple[Call, Generator[None, None, Scores]]] = deque()
         self._pairs = genai.Tokenizer(self._path, add_second_input=True)
         config = genai.TextRerankPipeline.Config()
         config.top_n = _NO_LIMIT
@@ -414,14 +415,39 @@ class Rerank(Task):
         )
         self._pipeline.rerank("a", ["b"])  # shows at the start whether the model works
 
-    def rerank(self, query: str, documents: list[str]) -> Scores:
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def abort(self, request_id: int) -> None:
+        self._running = deque(one for one in self._running if one[0].id != request_id)
+
+    def begin_rerank(self, call: Call) -> None:
+        """Take a call of `rerank(query, documents)`. Calls take turns, a run of the model each."""
+        self._running.append((call, self._scores(*call.args)))
+
+    def step(self) -> tuple[list[Any], list[Reply | Failed]]:
+        """Run the model once, and answer the call if it is complete."""
+        call, scores = self._running.popleft()
+        try:
+            next(scores)
+        except StopIteration as end:
+            return [], [Reply(call.id, end.value)]
+        except Exception as error:
+            return [], [_refused(call, error)]
+        self._running.append((call, scores))
+        return [], []
+
+    def _scores(self, query: str, documents: list[str]) -> Generator[None, None, Scores]:
         """Scores from 0 to 1, in the documents' order."""
         if not documents:
             raise RequestError("there are no documents to score", param="documents")
         lengths = _token_counts(self._pairs, documents, query)
         self._check_lengths(lengths, "documents")
         scores = [0.0] * len(documents)
-        for group in _groups(lengths, self._batch_tokens):
+        for number, group in enumerate(_groups(lengths, self._batch_tokens)):
+            if number:
+                yield
             for place, score in self._pipeline.rerank(query, [documents[i] for i in group]):
                 scores[group[place]] = score
         return Scores(scores, Usage(sum(lengths)))

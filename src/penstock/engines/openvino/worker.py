@@ -123,6 +123,8 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
                 embeds.append(message)
             case Call(method="decide"):
                 model.begin_decision(message)
+            case Call(method="rerank"):
+                model.begin_rerank(message)
             case Call():
                 out.append(_answer(model, message))
             case Failed():

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import uuid
 import wave
+from collections import Counter
+from collections.abc import Iterable
 from itertools import islice, zip_longest
 from typing import Any, ClassVar
 
@@ -19,7 +21,7 @@ from msgspec.structs import asdict
 from penstock.engines.remote import lenient
 from penstock.engines.remote.decisions import DecisionAnswer, read_decisions
 from penstock.engines.remote.lenient import as_text, count
-from penstock.errors import UpstreamError
+from penstock.errors import UnsupportedError, UpstreamError
 from penstock.http.complaints import as_error, error_inside
 from penstock.types import (
     Classification,
@@ -46,11 +48,17 @@ _REASONS: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "content_filter": "content_filter",
     "abort": "abort",
-    "error": "error",
     "function_call": "tool_calls",
-    "max_tokens": "length",
+    "tool_use": "tool_calls",
+    **dict.fromkeys(("max_tokens", "max_output_tokens", "max_length"), "length"),
+    **dict.fromkeys(("model_length", "model_context_window_exceeded"), "length"),
+    **dict.fromkeys(("safety", "recitation", "prohibited_content", "blocklist"), "content_filter"),
+    **dict.fromkeys(("spii", "sensitive", "content_filtered"), "content_filter"),
     "refusal": "stop",
 }
+"""In lower case, without what follows a colon. An unknown reason counts as "stop"."""
+_FAILED = frozenset(("error", "insufficient_system_resource", "network_error"))
+"""Reasons of an answer that is not whole, as its server failed midway."""
 
 
 class _UsageBody(Struct):
@@ -74,6 +82,9 @@ class _UsageBody(Struct):
 class _Function(Struct):
     name: str | None = None
     arguments: Any = None
+
+
+_NO_FUNCTION = _Function()
 
 
 class _Call(Struct):
@@ -104,12 +115,12 @@ _NO_MESSAGE = _Message()
 
 class _Top(Struct):
     token: str
-    logprob: float
+    logprob: float | None
 
 
 class _Token(Struct):
     token: str
-    logprob: float
+    logprob: float | None
     top_logprobs: list[_Top] | None = None
 
 
@@ -119,16 +130,12 @@ class _Logprobs(Struct):
     content: list[_Token] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
     def neutral(self) -> tuple[TokenLogprob, ...] | None:
         if self.content is not None:
             return tuple(
-                TokenLogprob(
-                    t.token,
-                    t.logprob,
-                    tuple((top.token, top.logprob) for top in t.top_logprobs or ()),
-                )
+                _logprob(t.token, t.logprob, [(o.token, o.logprob) for o in t.top_logprobs or ()])
                 for t in self.content
             )
         if self.tokens is None:
@@ -136,9 +143,17 @@ class _Logprobs(Struct):
         # Servers may send fewer probabilities than tokens, or more.
         rows = zip_longest(self.tokens, self.token_logprobs or (), self.top_logprobs or ())
         return tuple(
-            TokenLogprob(token, value or 0.0, tuple((top or {}).items()))
+            _logprob(token, value, (top or {}).items())
             for token, value, top in islice(rows, len(self.tokens))
         )
+
+
+def _logprob(
+    token: str, value: float | None, top: Iterable[tuple[str, float | None]]
+) -> TokenLogprob:
+    """One token. Nulls and NaN are unknown probabilities."""
+    known = tuple((other, one) for other, one in top if one is not None and one == one)
+    return TokenLogprob(token, value if value == value else None, known)
 
 
 class _Choice(Struct):
@@ -180,7 +195,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     """The `n` answers of an unstreamed request, one delta each. The first delta carries the usage
     of all answers.
 
-    Raises `UpstreamError`.
+    Raises `UpstreamError`, and `UnsupportedError` for a server that gives fewer.
     """
     parsed = parse_chunk(body, where)
     if parsed.error or not parsed.choices:
@@ -191,34 +206,63 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
         if choice.error:
             raise as_error(choice.error, where, body)
+        for call in choice.message.tool_calls or () if choice.message else ():
+            call.index = None  # whole calls differ by their place; some servers send 0 for each
         deltas.append(
             msgspec.structs.replace(
-                with_ids(delta_of(choice, index), set()),
-                finish_reason=reason_of(choice) or "stop",
+                delta_of(choice, index, ToolCalls()),
+                finish_reason=reason_of(choice, where) or "stop",
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
             )
         )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
+    if len(deltas) < n:
+        raise too_few(len(deltas), n, where)
     return deltas
 
 
-def delta_of(choice: _Choice, index: int) -> Delta:
+def too_few(given: int, n: int, where: str) -> UnsupportedError:
+    """The error for a server that ignores `n`."""
+    what = f"{where} gave {given} of {n} answers; some servers do not take n"
+    return UnsupportedError(what, param="n")
+
+
+class ToolCalls:
+    """Numbers the tool calls of one request's answers from the pieces that a server sends.
+
+    Each call's first piece, and no other, has an id and a name: some servers repeat them, or send
+    no id. Some send the same index, or none, for calls that follow each other, so a piece that
+    names another id or function begins a new call.
+    """
+
+    def __init__(self) -> None:
+        # By answer and index: the number, id and name of the call that began last.
+        self._last: dict[tuple[int, int], tuple[int, str | None, str]] = {}
+        self._counts: Counter[int] = Counter()
+
+    def part(self, answer: int, place: int, call: _Call) -> ToolCallPart:
+        """The piece at one place of a chunk."""
+        function = call.function or _NO_FUNCTION
+        arguments, name = as_text(function.arguments), function.name or ""
+        key = answer, place if call.index is None else call.index
+        number, id, known = self._last.get(key, (None, None, ""))
+        if number is not None and (not name or (call.id or id, name) == (id, known)):
+            return ToolCallPart(number, arguments)
+        number = self._counts[answer]
+        self._counts[answer] += 1
+        self._last[key] = number, call.id, name
+        return ToolCallPart(number, arguments, call.id or f"call_{uuid.uuid4().hex[:24]}", name)
+
+
+def delta_of(choice: _Choice, index: int, calls: ToolCalls) -> Delta:
     """A choice as the delta of answer `index`, whether it ends the answer or not."""
     message = choice.delta or choice.message or _NO_MESSAGE
     text = message.text if choice.text is None else as_text(choice.text)
     logprobs = choice.logprobs.neutral() if choice.logprobs is not None else None
-    calls: tuple[ToolCallPart, ...] = ()
+    pieces: tuple[ToolCallPart, ...] = ()
     if message.tool_calls:
-        calls = tuple(
-            ToolCallPart(
-                number if call.index is None else call.index,
-                as_text(call.function.arguments) if call.function else "",
-                call.id or None,
-                (call.function.name if call.function else None) or None,
-            )
-            for number, call in enumerate(message.tool_calls)
-        )
+        pieces = tuple(calls.part(index, *placed) for placed in enumerate(message.tool_calls))
     ended_by = (choice.stop_reason, choice.matched_stop)
     stop = next((s for s in ended_by if isinstance(s, str)), None)
     token = choice.stop_reason if type(choice.stop_reason) is int else None
@@ -227,35 +271,25 @@ def delta_of(choice: _Choice, index: int) -> Delta:
         index,
         text,
         logprobs=logprobs,
-        tool_calls=calls,
+        tool_calls=pieces,
         stop=stop,
         reasoning=reasoning,
         stop_token=token,
     )
 
 
-def with_ids(delta: Delta, begun: set[tuple[int, int]]) -> Delta:
-    """The delta with an id and a name at the first piece of each call, and at no other: some
-    servers repeat them, or send no id. `begun` holds the calls of earlier deltas, and gets these.
-    """
-    if not delta.tool_calls:
-        return delta
-    parts = []
-    for part in delta.tool_calls:
-        call = (delta.index, part.number)
-        if call in begun:
-            parts.append(ToolCallPart(part.number, part.arguments))
-        else:
-            begun.add(call)
-            id = part.id or f"call_{uuid.uuid4().hex[:24]}"
-            parts.append(ToolCallPart(part.number, part.arguments, id, part.name or ""))
-    return msgspec.structs.replace(delta, tool_calls=tuple(parts))
-
-
-def reason_of(choice: _Choice) -> FinishReason | None:
-    """Why the answer ends; None while it goes on."""
+def reason_of(choice: _Choice, where: str) -> FinishReason | None:
+    """Why the answer ends; None while it goes on. Raises `UpstreamError` if the server failed."""
     given = choice.finish_reason  # some servers send "" before the end
-    return _REASONS.get(given, "stop") if given else None
+    if not given:
+        return None
+    reason = given.partition(":")[0].strip().lower()  # Gemini's "content_filter: SAFETY"
+    if reason in _FAILED:
+        raise UpstreamError(
+            f"{where}: the answer broke off, with the finish reason '{given[:SHOWN_CHARS]}'",
+            retryable=True,
+        )
+    return _REASONS.get(reason, "stop")
 
 
 def _detail(details: Any, name: str) -> int:
@@ -460,4 +494,6 @@ def _unreadable(what: str, body: bytes) -> UpstreamError:
     """The error of an unusable answer, with the server's words: they may explain it."""
     text = body[:4096].decode(errors="replace")
     words = " ".join(text.split())[:SHOWN_CHARS]
-    return UpstreamError(f"{what}: {words or 'nothing'}", http_status=200, body=text)
+    is_page = text.lstrip()[:1] not in ("{", "[")  # nothing, or a proxy's: it may pass
+    what = f"{what}: {words or 'nothing'}"
+    return UpstreamError(what, http_status=200, body=text, retryable=is_page)

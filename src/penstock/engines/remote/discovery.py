@@ -24,12 +24,14 @@ from penstock.errors import (
     UpstreamError,
     nearest,
 )
+from penstock.http.retries import is_throttling
 
 AUTO = "auto"
 """The model name for "the only model that the server has"."""
 
 _ALL_TASKS = frozenset(get_args(Task))
 _OPENAI_TOP_LOGPROBS = 20
+_UNASKED = "if it answers all the same, set engine_kwargs.discover to false"
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ class Found(Struct):
 async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> Found:
     """Ask every server for its models. Opens the breaker of a server that does not answer.
 
-    Raises `EngineStartError` if a server lacks the model or refuses the key, or if none answers.
+    Raises `EngineStartError` if a server lacks the model or refuses the key, and if none answers
+    `UpstreamError` or `EngineTimeoutError`: of a server that refuses for load, if one does.
     """
     members = upstreams.members
     given: list[list[Card] | PenstockError | None] = [None] * len(members)
@@ -89,7 +92,8 @@ async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> 
                     adapters[name] = adapter_name(one.dialect, card.id, other.id)
         cards.append(card)
     if not cards:
-        raise EngineStartError(str(absent[0][1]))
+        errors = [error for _, error in absent]
+        raise next(filter(is_throttling, errors), errors[0])
     for one, error in absent:
         upstreams.trip(one)
         _log.warning("%s; the other servers go on without it", error)
@@ -103,8 +107,7 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
     """A server's models; None if it has no list; the error if it does not answer now."""
     try:
         async with asyncio.timeout(patience_s):
-            reply = await one.client.send(one.to("/models", "GET"), one.limiter)
-        return _read(reply.body)
+            return _read(await one.models())
     except ConfigError:
         raise
     except ValueError:
@@ -112,6 +115,8 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
             f"{one.shown}/models did not answer in OpenAI's form; is this the API's base?"
         ) from None
     except UpstreamError as error:
+        if error.http_status == 403 and "missing scopes" in str(error).lower():
+            return None  # OpenAI's restricted keys may ask models, and not list them
         if error.http_status in (401, 403):
             key = one.options.api_key_env
             hint = (
@@ -119,7 +124,8 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
                 if key
                 else "api_key_env names no variable that holds the key"
             )
-            raise EngineStartError(f"{error} ({hint})") from None
+            way = f"; {_UNASKED}" if error.http_status == 403 else ""
+            raise EngineStartError(f"{error} ({hint}{way})") from None
         if is_no_route(error) or error.http_status == 501:
             return None
         return error
@@ -148,8 +154,8 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
             return card
     what = f"several models, and 'auto' is for one: {', '.join(card.id for card in bases[:20])}"
     if wanted != AUTO:
-        what = f"no model '{wanted}'. {nearest(wanted, [card.id for card in cards])}"
-    raise EngineStartError(f"{one.shown} has {what}")
+        what = f"no model '{wanted}'; {_UNASKED}. {nearest(wanted, [card.id for card in cards])}"
+    raise EngineStartError(f"{one.shown} has {what}".rstrip())
 
 
 def _capabilities(

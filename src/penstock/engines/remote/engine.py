@@ -39,10 +39,10 @@ from penstock.errors import (
     PenstockError,
     RequestError,
     UpstreamError,
+    class_and_text,
     nearest,
 )
 from penstock.http.client import multipart
-from penstock.http.endpoint import endpoint
 from penstock.http.retries import Retries, is_throttling
 from penstock.llm_config.batch import CLASS_HEADER
 from penstock.types import ChatRequest, CompletionRequest
@@ -74,8 +74,6 @@ class RemoteEngine(LLMEngine):
             raise ConfigError(
                 "must be named where the servers are not asked", field="model", value=model_source
             )
-        for server in self._servers:
-            endpoint("GET", server.base_url, field="engine_kwargs.base_url")
         self._retries = Retries(
             max_retries=self.options.max_retries,
             base_wait_s=self.options.base_retry_wait_s,
@@ -113,10 +111,15 @@ class RemoteEngine(LLMEngine):
         )
         await upstreams.open()
         try:
-            self._know(await discover(self.model_source, upstreams, self.options))
+            # A server may be busy for a while, or still load its model.
+            retries = Retries(max_retries=0, base_wait_s=self.options.base_retry_wait_s)
+            self._know(await retries.run(discover, self.model_source, upstreams, self.options))
             # A server that lists its models may still fail to run them.
             if self._doubted is not None:
                 await upstreams.prove(self._doubted)
+        except (UpstreamError, EngineTimeoutError) as error:
+            await upstreams.close()
+            raise EngineStartError(str(error)) from None
         except BaseException:
             await upstreams.close()
             raise
@@ -197,7 +200,7 @@ class RemoteEngine(LLMEngine):
         """A stream whose first deltas have come."""
         if self.options.stream_usage:
             body["stream_options"] = {"include_usage": True}
-        data = self._encode(body)
+        data = self._encoded(body)
         to = upstream.to(path)
         async with AsyncExitStack() as held:
             held.enter_context(upstreams.watch(upstream, path, data))
@@ -243,7 +246,7 @@ class RemoteEngine(LLMEngine):
             else:
                 to = upstream.to(path)
                 data = (
-                    self._encode(given)
+                    self._encoded(given)
                     if file is None
                     else multipart({**given, "file": {"content": file, "filename": "audio"}})
                 )
@@ -264,7 +267,8 @@ class RemoteEngine(LLMEngine):
                         upstream.limiter.refused()
                     raise
             if tokens:
-                charge(upstream, result[0] if isinstance(result, list) else result, tokens)
+                first = result[0] if isinstance(result, list) and result else result
+                charge(upstream, first, tokens)
             return result
 
         with _refusals():
@@ -360,6 +364,14 @@ class RemoteEngine(LLMEngine):
                 f"no adapter '{adapter}'. {nearest(adapter, known)}", param="model"
             )
         return known.get(adapter, f"{model}:{adapter}")
+
+    def _encoded(self, body: dict[str, Any]) -> bytes:
+        try:
+            return self._encode(body)
+        except (TypeError, ValueError, OverflowError) as error:  # such as a lone surrogate
+            raise RequestError(
+                f"the request holds a value that cannot be sent: {class_and_text(error)}"
+            ) from None
 
     def _estimate(self, data: bytes, max_tokens: int | None) -> float:
         if self.options.tokens_per_minute is None:

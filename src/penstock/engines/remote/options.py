@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import masked, parse_options
 from penstock.errors import ConfigError
+from penstock.http.endpoint import endpoint
 
 Positive = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(gt=0)]
@@ -111,6 +112,24 @@ COSTS_ONLY = frozenset(
 def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[UpstreamOptions]]:
     """The options, and the servers they name. Raises `ConfigError`."""
     options = parse_options(RemoteOptions, given, "engine_kwargs")
+    servers = _servers(options)
+    for number, server in enumerate(servers):
+        where = "" if options.base_url is not None else f".upstreams[{number}]"
+        _check_base(server.base_url, f"engine_kwargs{where}.base_url")
+    return options, servers
+
+
+def _check_base(url: str, field: str) -> None:
+    endpoint("GET", url, field=field)
+    if "#" in url or url.partition("?")[0].rstrip("/").endswith("/completions"):
+        raise ConfigError(
+            "must end where /chat/completions begins, usually in /v1",
+            field=field,
+            value=masked(url),
+        )
+
+
+def _servers(options: RemoteOptions) -> list[UpstreamOptions]:
     if options.base_url is not None:
         if options.upstreams:
             raise ConfigError(
@@ -119,7 +138,7 @@ def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[
         one = UpstreamOptions(
             base_url=options.base_url, api_key_env=options.api_key_env, headers=options.headers
         )
-        return options, [one]
+        return [one]
     if not options.upstreams:
         raise ConfigError(
             "say where the server is, as in 'http://127.0.0.1:8000/v1'",
@@ -132,7 +151,7 @@ def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[
                 "belongs to one server: give it in upstreams, so that no other gets the key",
                 field=f"engine_kwargs.{name}",
             )
-    return options, [
+    return [
         parse_options(UpstreamOptions, upstream, f"engine_kwargs.upstreams[{number}]")
         for number, upstream in enumerate(options.upstreams)
     ]

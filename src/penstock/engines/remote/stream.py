@@ -15,11 +15,12 @@ import msgspec
 
 from penstock.engines.remote.answers import (
     SHOWN_CHARS,
+    ToolCalls,
     delta_of,
     parse_chunk,
     reason_of,
+    too_few,
     whole,
-    with_ids,
 )
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
 from penstock.http.complaints import as_error, error_inside
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _STRAY_BYTES = 4096
 _LINE_END = re.compile(rb"\r\n?")
+_EVENT_END = re.compile(rb"\n\n|\r\r|\n\r")
 _ERROR = re.compile(rb"^event: ?error *$", re.MULTILINE)
 _FIELDS = re.compile(rb"^(?::|(?:event|id|retry|data)(?::|$)).*$", re.MULTILINE)
 
@@ -44,8 +46,8 @@ class EventReader:
     at the end.
     """
 
-    def __init__(self, limit: int = 4 << 20) -> None:
-        self._rest = b""
+    def __init__(self, limit: int = 64 << 20) -> None:
+        self._rest = bytearray()
         self._limit = limit
         self._begun = False
         self.is_json = False
@@ -54,19 +56,21 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that `chunk` completes, in order."""
-        text, half = self._rest + chunk, b""
+        rest = self._rest
+        known = max(len(rest) - 2, 0) if self._begun else 0  # no event ends before
+        rest += chunk
         if not self._begun:
-            text = self._begin(text)
-        if self.is_json:
-            self._rest = text
+            self._begin()
+        if self.is_json or _EVENT_END.search(rest, known) is None:
             self._check()
             return []
+        text, half = bytes(rest), b""
         if b"\r" in text:
             if text.endswith(b"\r"):  # perhaps half of a line end, so it waits
                 text, half = text[:-1], b"\r"
             text = _LINE_END.sub(b"\n", text)
-        *finished, rest = text.split(b"\n\n")
-        self._rest = rest + half
+        *finished, left = text.split(b"\n\n")
+        self._rest = bytearray(left + half)
         self._check()
         events: list[bytes] = []
         for event in finished:
@@ -80,7 +84,7 @@ class EventReader:
         """The rest after the last event, once all bytes are in: the data of an unterminated event,
         or the JSON object.
         """
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         return rest if self.is_json else self._data(_LINE_END.sub(b"\n", rest))
 
     def _data(self, event: bytes) -> bytes:
@@ -96,17 +100,19 @@ class EventReader:
             self.error, data = self.error or data, b""
         return data
 
-    def _begin(self, text: bytes) -> bytes:
-        if len(text) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(text):
-            return text
-        text = text.removeprefix(codecs.BOM_UTF8)
-        if first := text.lstrip()[:1]:
+    def _begin(self) -> None:
+        rest = self._rest
+        if len(rest) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(bytes(rest)):
+            return
+        if rest.startswith(codecs.BOM_UTF8):
+            del rest[: len(codecs.BOM_UTF8)]
+        if first := rest.lstrip()[:1]:
             self._begun, self.is_json = True, first == b"{"
-        return text
 
     def _check(self) -> None:
         if len(self._rest) > self._limit:
-            raise ValueError(f"an event of more than {self._limit} bytes")
+            what = "an answer" if self.is_json else "an event"
+            raise ValueError(f"{what} of more than {self._limit} bytes")
 
 
 DONE = b"[DONE]"
@@ -115,10 +121,16 @@ _CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
 _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _TEXT, _CALLS = b'"content":"', b'"tool_calls"'
-_NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
-"""Chunks with an object or a list where clients expect text: they are parsed, not forwarded."""
+_NO_TEXT = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
+"""Chunks with calls, which may need other numbers and ids, or with a list where clients expect
+text: they are parsed, not forwarded.
+"""
 TRAILER_S = 0.25
 """How long to read on after a finished answer, so that its connection can be reused."""
+USAGE_S = 5.0
+"""How long a finished answer waits for its usage and for the end of its stream: some servers send
+comments for ever.
+"""
 
 
 class StreamReader:
@@ -134,7 +146,7 @@ class StreamReader:
         self._only: int | None = None  # the server's index of the answer, if `n` is 1
         self._open: set[int] = set()  # answers that have begun and not finished
         self._ended: set[int] = set()
-        self._calls: set[tuple[int, int]] = set()  # calls that have begun, by answer and number
+        self._calls = ToolCalls()
         self._where = where
         self._forward = forward and n == 1
         self._head = self._unfinished = b""
@@ -142,6 +154,11 @@ class StreamReader:
         self._usage = Usage()
         self._unread = b""
         self.ended = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all answers have ended, and perhaps only their usage is to come."""
+        return len(self._ended) == self._n
 
     def feed(self, events: Sequence[bytes]) -> list[Delta]:
         """The deltas of some events. Raises `UpstreamError` if one of them is an error."""
@@ -173,8 +190,8 @@ class StreamReader:
                     continue
                 if index not in self._ended:
                     self._open.add(index)
-                delta = with_ids(delta_of(choice, index), self._calls)
-                reason = reason_of(choice)
+                delta = delta_of(choice, index, self._calls)
+                reason = reason_of(choice, self._where)
                 if reason is not None:
                     if index in self._ended:
                         continue
@@ -249,8 +266,9 @@ class StreamReader:
     def close(self, stray: bytes = b"", *, done: bool = False) -> list[Delta]:
         """The last deltas, when the connection has ended, or the server says that it is `done`.
 
-        Raises `UpstreamError` if the answer is unfinished, with the text that came instead. `stray`
-        holds the bytes outside of events.
+        Raises `UpstreamError` if the answer is unfinished, with the text that came instead, and
+        `UnsupportedError` if the server gave fewer than `n`. `stray` holds the bytes outside of
+        events.
         """
         if self.ended:
             return []
@@ -260,6 +278,8 @@ class StreamReader:
                 Delta(index, "", finish_reason="stop") for index in sorted(self._open)
             ]
             self._ended |= self._open
+            if 0 < len(self._ended) < self._n:
+                raise too_few(len(self._ended), self._n, self._where)
         if len(self._ended) < self._n:
             text = (
                 (stray or (b"" if self._open or self._ended else self._unread))[:4096]
@@ -312,10 +332,11 @@ class AnswerStream:
     ) -> None:
         self.held = held
         self._pieces = pieces
-        self._events = EventReader()
+        self._events = EventReader(upstream.max_answer_bytes)
         self._reader = reader
         self._upstream = upstream
         self._tokens = tokens
+        self._until: float | None = None
         self._first: list[Delta] = []
         self._error: Exception | None = None
 
@@ -359,7 +380,10 @@ class AnswerStream:
                 raise
 
     async def _more(self) -> list[Delta]:
-        piece = await anext(self._pieces, None)
+        if self._reader.finished:
+            piece = await self._trailer()
+        else:
+            piece = await anext(self._pieces, None)
         if piece is None:
             return self._last()
         try:
@@ -369,6 +393,16 @@ class AnswerStream:
         if self._events.error and not self._reader.ended:
             self._reader.fail(self._events.error)
         return deltas
+
+    async def _trailer(self) -> bytes | None:
+        """The next piece after the answer; None at the end, and when it is late."""
+        if self._until is None:
+            self._until = asyncio.get_running_loop().time() + USAGE_S
+        try:
+            async with asyncio.timeout_at(self._until):
+                return await anext(self._pieces, None)
+        except TimeoutError:
+            return None
 
     def _last(self) -> list[Delta]:
         """The deltas after the last event: of an unterminated one, or of an unstreamed answer."""

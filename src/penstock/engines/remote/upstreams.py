@@ -26,7 +26,7 @@ from penstock.errors import (
 )
 from penstock.http.client import HttpClient, Timeouts
 from penstock.http.complaints import error_inside
-from penstock.http.endpoint import Endpoint, Headers, bearer, endpoint
+from penstock.http.endpoint import Endpoint, Headers, bearer, endpoint, under
 from penstock.http.retries import is_throttling
 
 LATELY_S = 1.0
@@ -44,7 +44,7 @@ class Upstream(Member):
         self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str
     ) -> None:
         super().__init__(name, options.weight)
-        self._base = options.base_url.rstrip("/")
+        self._base = options.base_url
         self.options = options
         self.shown = endpoint("GET", self._base, field=f"{field}.base_url").shown
         self.model = options.model or model
@@ -75,6 +75,7 @@ class Upstream(Member):
             common.trip_after, common.cooldown_s, asyncio.get_running_loop().time
         )
         self.concurrency = common.concurrency
+        self.max_answer_bytes = common.max_response_bytes
         self._common = common
         self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
         self._endpoints: dict[str, Endpoint] = {}
@@ -87,9 +88,18 @@ class Upstream(Member):
         if known is None:
             base, path_there = self._base, OTHER_PATHS.get(self.dialect, {}).get(path, path)
             if path_there.startswith("//"):
-                base, path_there = base.removesuffix("/v1"), path_there[1:]
-            known = self._endpoints[path] = endpoint(method, base + path_there)
+                root, mark, query = base.partition("?")
+                base = root.rstrip("/").removesuffix("/v1") + mark + query
+                path_there = path_there[1:]
+            known = self._endpoints[path] = endpoint(method, under(base, path_there))
         return known
+
+    async def models(self) -> bytes:
+        """The body of `/models`. It does not wait with the requests for their turns. Raises
+        `UpstreamError`, `EngineTimeoutError`.
+        """
+        limiter = Limiter(Limits(), server=self.shown)
+        return (await self.client.send(self.to("/models", "GET"), limiter)).body
 
     async def probe(self, path: str) -> None:
         """Send the smallest known request. Raises `UpstreamError`, `EngineTimeoutError`."""
@@ -107,16 +117,18 @@ class Upstream(Member):
             "/chat/completions": {
                 "messages": [{"role": "user", "content": text}],
                 options.max_tokens_field: 1,
-                **options.extra_body,
             },
-            "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
+            "/completions": {"prompt": text, "max_tokens": 1},
             "/embeddings": {"input": [text]},
             "/score": score_body(self.dialect, text, [text]),
             "/rerank": {"query": text, "documents": [text]},
             "//classify": {"input": [text]},
         }
         body = bodies.get(path)
-        return None if body is None else in_dialect(self.dialect, {"model": self.model, **body})
+        if body is None:
+            return None
+        extra = options.extra_body if path.endswith("/completions") else {}
+        return in_dialect(self.dialect, {"model": self.model, **body}) | extra
 
     @property
     def load(self) -> float:

@@ -298,19 +298,28 @@ class Model:
             if mode == "wait":
                 await self._idle.wait()
             else:
-                theirs = "in_place" if mode == "keep" else "abort"
-                await self._manager.pause_generation(PauseGenerationReqInput(mode=theirs))
+                await self._hold("in_place" if mode == "keep" else "abort")
         if mode != "wait":
             self._kept = mode == "keep"
 
+    async def _hold(self, mode: str) -> None:
+        try:
+            await self._manager.pause_generation(PauseGenerationReqInput(mode=mode))
+        except BaseException:
+            if not self._kept:  # by an earlier pause
+                await self._manager.continue_generation(ContinueGenerationReqInput())
+            raise
+
     @asynccontextmanager
     async def _closed(self) -> AsyncIterator[None]:
-        """Let no request in from now on, unless what is to follow fails."""
+        """Let no request in from now on. If what is to follow fails, it is as before."""
+        was_open = self._open.is_set()
         self._open.clear()
         try:
             yield
         except BaseException:
-            self._open.set()
+            if was_open:
+                self._open.set()
             raise
 
     async def resume(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.vllm.options import BATCH_STATS, VLLMOptions, installed
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, class_and_text
 from penstock.kv.base import Connector, Setup, Site, configured_connector
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.kv.prefix_index import block_hashes
@@ -127,8 +127,16 @@ class KVEvents:
                     )
                     self._blocks.clear()
                 expected = sequence + 1
-                for event in self._decode(payload).events:
-                    names.apply(event, self._blocks)
+                try:
+                    for event in self._decode(payload).events:
+                        names.apply(event, self._blocks)
+                except Exception as error:
+                    _log.warning(
+                        "vLLM's KV events cannot be read, so what is cached is not known: %s",
+                        class_and_text(error),
+                    )
+                    self._blocks.clear()
+                    return
 
 
 class BlockNames:

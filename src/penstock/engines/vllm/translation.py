@@ -239,6 +239,8 @@ def _usage(output: Any, count: int) -> Usage:
 
 MOST_IDS = 128
 """Tokens whose log probabilities vLLM gives in one request."""
+MOST_AT_ONCE = 64
+"""Requests of one request for decisions that run at once: it may need 100,000."""
 
 
 async def generated_shares(
@@ -270,8 +272,19 @@ async def generated_shares(
         for place, parting in branch.trie.parting.items()
         for start in range(0, len(parting), MOST_IDS)
     ]
-    found = [await ask(*asked[0])]
-    found += await asyncio.gather(*(ask(*one) for one in asked[1:]))
+    found = [await ask(*asked[0]), *([] for _ in asked[1:])]
+    left = iter(range(1, len(asked)))
+
+    async def ask_on() -> None:
+        for one in left:
+            found[one] = await ask(*asked[one])
+
+    workers = [asyncio.create_task(ask_on()) for _ in asked[1 : MOST_AT_ONCE + 1]]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
     known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
     for (number, place, _), values in zip(asked, found, strict=True):
         known[number].setdefault(place, []).extend(values)

@@ -202,15 +202,15 @@ class OpenAiIngress:
 
     # Requests
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
-        """Continue a conversation by an answer."""
+        """Continue a conversation."""
         return await self._process_llm_request(body, call_method="chat", raw_request=request)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
-        """Continue a prompt by a text."""
+        """Continue a prompt."""
         return await self._process_llm_request(body, call_method="completions", raw_request=request)
 
     async def embeddings(self, body: EmbeddingRequest, request: Request) -> Response:
-        """Turn texts into vectors that compare."""
+        """Embed texts."""
         return await self._process_llm_request(body, call_method="embeddings", raw_request=request)
 
     async def transcriptions(

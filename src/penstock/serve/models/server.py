@@ -421,7 +421,7 @@ def make_engine(config: LLMConfig, cls: Any = None) -> LLMEngine:
     """
     cls = cls or engine_type(config)
     if not (isinstance(cls, type) and issubclass(cls, LLMEngine)):
-        from penstock.serve.compat.faced import FormEngine  # imported only for such a class
+        from penstock.serve.compat.engine import FormEngine  # imported only for such a class
 
         return FormEngine(config, cls)
     lora = config.lora_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -181,19 +181,24 @@ class ResponseStore:
 
         return await self._database.run(work)
 
-    async def item(self, owner: str, id: str, param: str) -> Item:
-        """A message or the reasoning of a stored response, whose id its own contains."""
-        response = f"resp_{id.partition('_')[2].partition('_')[0]}"
+    async def items(self, owner: str, wanted: Mapping[str, str]) -> dict[str, Item]:
+        """Items of stored responses, whose ids their own contain, by where a request names them:
+        `wanted` maps places to ids.
+        """
 
-        def work(db: sqlite3.Connection) -> Item:
-            try:
-                output: list[Item] = body_of(self._response(db, owner, response))["output"]
-            except NotStoredError:
-                output = []
-            for item in output:
-                if item.get("id") == id:
-                    return item
-            raise NotStoredError(f"no stored item '{id}': send the whole item", param=param)
+        def work(db: sqlite3.Connection) -> dict[str, Item]:
+            outputs: dict[str, dict[str, Item]] = {}
+            found: dict[str, Item] = {}
+            for place, id in wanted.items():
+                response = f"resp_{id.partition('_')[2].partition('_')[0]}"
+                if response not in outputs:
+                    outputs[response] = self._output(db, owner, response)
+                if id not in outputs[response]:
+                    raise NotStoredError(
+                        f"no stored item '{id[:100]}': send the whole item", param=place
+                    )
+                found[place] = outputs[response][id]
+            return found
 
         return await self._database.run(work)
 
@@ -283,6 +288,13 @@ class ResponseStore:
         return await self._database.run(work)
 
     # In a transaction
+    def _output(self, db: sqlite3.Connection, owner: str, id: str) -> dict[str, Item]:
+        try:
+            body = body_of(self._response(db, owner, id))
+        except NotStoredError:
+            return {}
+        return {item["id"]: item for item in body["output"]}
+
     def _insert(
         self, db: sqlite3.Connection, turn: Turn, server: str | None, kind: str = "response"
     ) -> None:

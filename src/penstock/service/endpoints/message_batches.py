@@ -84,7 +84,7 @@ class MessageBatchRoutes:
         )
 
     async def create(self, exchange: Exchange) -> Response:
-        """Have messages answered, as one batch."""
+        """Have messages answered."""
         settings = self._service.settings
         check_json(exchange.request)
         limits = replace(exchange.limits, max_body_bytes=settings.max_file_bytes)

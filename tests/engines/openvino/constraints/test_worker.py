@@ -88,12 +88,16 @@ def test_a_whole_number_may_be_written_with_a_fraction(spec):
     )
 
 
+def test_a_number_beyond_53_bits_is_not_written_in_digits():
+    assert '"1e+300"' in grammar_of("json_schema", '{"const": 1e300}', False)
+
+
 def test_numbers_are_equal_however_they_are_written():
     with pytest.raises(RequestError, match="may fit the same value"):
         grammar_of("json_schema", '{"oneOf": [{"const": 1}, {"const": 1.0}]}', False)
 
 
-def test_what_nobody_foresaw_ends_no_process(monkeypatch):
+def test_what_nobody_foresaw_ends_no_process_and_is_logged(monkeypatch, caplog):
     def odd(*args):
         raise AttributeError("no such thing")
 
@@ -105,3 +109,5 @@ def test_what_nobody_foresaw_ends_no_process(monkeypatch):
         "the constraint cannot be translated: AttributeError: no such thing",
         "response_format",
     )
+    assert "no such thing" in caplog.text
+    assert "in odd" in caplog.text

@@ -7,6 +7,7 @@ import pytest
 from penstock import demo
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.process import Failed, Submit
+from penstock.errors import EngineError
 from penstock.types import Sampling, StructuredOutput
 
 pytestmark = pytest.mark.slow
@@ -227,3 +228,22 @@ class FailsOnce:
             self._failed = True
             raise RuntimeError("Check failed at model_runner.hpp:1:\nno memory")
         self._pipeline.step()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_an_adapter_whose_answer_was_given_up_can_be_removed_at_once(generation, steps, capfd):
+    generation.add_adapter("german", str(demo.adapter_path("german")))
+    long = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
+    assert not generation.submit([Submit(1, "Hello.", long, "german", True, False)])
+    for _ in range(steps):
+        generation.step()
+    with pytest.raises(EngineError, match="in use"):
+        generation.remove_adapter("german")
+    generation.abort(1)
+    generation.remove_adapter("german")
+    assert not generation.busy
+    assert "leaked" not in "".join(capfd.readouterr())
+    _, failures = answered(
+        generation, [Submit(2, "Hello.", Sampling(max_tokens=3), None, True, False)]
+    )
+    assert not failures

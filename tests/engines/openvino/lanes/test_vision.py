@@ -3,14 +3,11 @@
 import asyncio
 import os
 import signal
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino.engine import OpenVINOEngine, image_files
-from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import GREEDY, EngineContract, answer, chat_request
 from penstock.types import ChatRequest, CompletionRequest, Message, Sampling
@@ -110,43 +107,6 @@ class TestContract(EngineContract):
         kept = await asyncio.gather(*tasks[1::2])
         assert all(found.reasons[0] for found in kept)
         assert (await answer(engine, _asked(image_part(image_file(1))))).texts[0]
-
-
-@pytest.mark.parametrize(
-    ("options", "images", "words"),
-    [
-        ({"max_images": 2}, [image_file(1)] * 3, "have 3 images, and max_images is 2"),
-        ({"max_image_bytes": 7000}, [image_file(1)] * 2, "than the 7,000 bytes of max_image_bytes"),
-        ({}, ["/etc/passwd"], "no data URI"),
-        ({}, ["file:///etc/passwd"], "no data URI"),
-        ({}, ["http://127.0.0.1:9/cat.png"], r"allow URLs with engine_kwargs \{image_urls: true"),
-        ({"image_urls": True}, ["http://127.0.0.1:9/cat.png"], "cannot be loaded"),
-        ({}, ["data:image/png;base64,a"], "is no base64"),
-    ],
-)
-async def test_files_are_limited(options, images, words):
-    with pytest.raises(RequestError, match=words):
-        await image_files(images, OpenVINOOptions(**options))
-
-
-async def test_a_url_is_loaded_where_it_is_allowed():
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/cat.png" else 404)
-            self.end_headers()
-            self.wfile.write(b"cat")
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        allowed = OpenVINOOptions(image_urls=True)
-        assert await image_files([f"{url}/cat.png"], allowed) == (b"cat",)
-        with pytest.raises(RequestError, match="the server answered 404"):
-            await image_files([f"{url}/dog.png"], allowed)
-        server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "openvino_text_embeddings_model.xml"])

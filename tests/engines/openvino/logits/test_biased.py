@@ -1,9 +1,12 @@
 """Sampling with changed logits, on rows of logits written by hand."""
 
+from typing import Any
+from weakref import WeakSet
+
 import numpy as np
 import pytest
 
-from penstock.engines.openvino.logits.biased import Handle, choose
+from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle, choose
 from penstock.types import Sampling
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], np.float32)
@@ -96,3 +99,59 @@ def test_a_bad_word_without_tokens_forbids_nothing():
 
 def test_a_seed_may_be_negative():
     assert choose(LOGITS, handle(temperature=1.0, seed=-1)) is not None
+
+
+class Model:
+    """Holds `room` tokens."""
+
+    chunk = 4
+
+    def __init__(self, room):
+        self.room = room
+        self.begun: WeakSet[Reading] = WeakSet()
+
+    def begin_if_fits(self, tokens):
+        if self.begun and self.held + tokens > self.room:
+            return None
+        reading = Reading()
+        self.begun.add(reading)
+        return reading
+
+    @property
+    def is_over(self):
+        return len(self.begun) > 1 and self.held > self.room
+
+    @property
+    def held(self):
+        return sum(len(one.ids) for one in self.begun)
+
+
+class Reading:
+    def __init__(self):
+        self.ids = []
+        self.after = None
+
+    def add(self, ids, top=0, silent=False):
+        self.ids += ids
+        self.after = LOGITS
+        return []
+
+
+def steps(room, tokens):
+    """How many tokens two requests have after each step, until both have all."""
+    model: Any = Model(room)
+    pipeline = BiasedPipeline(lambda: model)
+    given = Sampling(temperature=0.0), tokens, set[int](), list[list[int]]()
+    first, second = (pipeline.add(Handle([0], *given)) for _ in range(2))
+    while len(second.ids) < tokens:
+        pipeline.step()
+        yield len(first.ids), len(second.ids)
+
+
+def test_who_has_no_room_for_a_cache_waits():
+    assert list(steps(room=1, tokens=2)) == [(1, 0), (2, 1), (2, 2)]
+
+
+def test_a_cache_that_another_needs_is_given_up_and_made_again():
+    made = list(steps(room=5, tokens=4))
+    assert made == [(1, 1), (2, 2), (3, 2), (4, 3), (4, 4)]

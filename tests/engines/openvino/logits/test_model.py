@@ -87,3 +87,21 @@ def test_readings_do_not_see_each_other(model):
     (alone,) = model.begin().add(IDS[:10], silent=True) or [None]
     assert alone is None
     assert one.add([IDS[10]])[0].logprob != other.add([IDS[10]])[0].logprob
+
+
+def test_sequences_begin_as_far_as_their_caches_have_room():
+    path = str(model_path("openvino") / "openvino_model.xml")
+    small = LogitModel(path, OpenVINOOptions(kv_cache_memory_bytes=1 << 20))  # 512 tokens
+    first = small.begin_if_fits(200)
+    assert first is not None
+    assert small.begin_if_fits(100) is None  # nobody could grow
+    second = small.begin_if_fits(50)
+    assert second is not None
+    second.length = 312
+    assert not small.is_over
+    second.length += 1
+    assert small.is_over
+    del first
+    assert not small.is_over  # alone
+    del second
+    assert small.begin_if_fits(10_000) is not None

@@ -3,13 +3,15 @@
 import asyncio
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from weakref import WeakSet
 
 import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.logits.scoring import check_together
+from penstock.engines.openvino.logits.model import TokenScore
+from penstock.engines.openvino.logits.scoring import Scoring, check_together
 from penstock.errors import RequestError, UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import CompletionRequest, Sampling, StructuredOutput
@@ -198,3 +200,95 @@ async def test_the_parameter_that_was_given_is_named(given, param):
     with pytest.raises(UnsupportedError) as caught:
         check_together(request, 1024)
     assert caught.value.param == param
+
+
+class Model:
+    """Begins as many sequences as it has room for, and reads four tokens a turn."""
+
+    chunk = 4
+    outgrown = False
+
+    @property
+    def is_over(self):
+        return self.outgrown and len(self.begun) > 1
+
+    def __init__(self):
+        self.begun: WeakSet[Reading] = WeakSet()
+        self.room = 1
+
+    def begin_if_fits(self, tokens):
+        if len(self.begun) >= self.room:
+            return None
+        self.begun.add(reading := Reading())
+        return reading
+
+
+class Reading:
+    def add(self, ids, top=0, silent=False):
+        return [] if silent else [TokenScore(token, 0.0, 1, []) for token in ids]
+
+
+class Asked:
+    def __init__(self, **sampling):
+        self.sampling = Sampling(**sampling)
+        self.prompt = [1, 2, 3, 4]
+        self.prompt_tokens, self.max_new_tokens = 4, 8
+        self.ids = []
+
+
+def scoring(*requests):
+    model = Model()
+    logits: Any = SimpleNamespace(model=lambda: model, rest=lambda: None)
+    made, lane = Scoring(logits), cast("Any", None)
+    for request in requests:
+        made.begin(lane, request)
+
+    def turn():
+        return [scored.request for scored in made.turn(fail)]
+
+    def fail(request, error):
+        raise error
+
+    return made, model, turn
+
+
+async def test_who_has_no_room_for_a_cache_waits():
+    first, second = Asked(logprobs=2), Asked(logprobs=2)
+    made, _, turn = scoring(first, second)
+    assert turn() == [first]
+    assert turn() == []
+    first.ids.append(7)
+    assert made.note(first)
+    assert turn() == [first]  # though the other came before
+    assert made.of(first).whole
+    made.forget(first)
+    assert turn() == [second]
+
+
+async def test_a_cache_is_given_back_where_only_the_prompt_is_asked():
+    first, second = Asked(prompt_logprobs=1), Asked(prompt_logprobs=1)
+    made, model, turn = scoring(first, second)
+    assert turn() == [first]
+    assert not model.begun
+    assert not made.note(first)
+    assert turn() == [second]
+
+
+async def test_a_cache_that_another_needs_is_given_up_and_made_again():
+    first, second = Asked(logprobs=2), Asked(logprobs=2)
+    made, model, turn = scoring(first, second)
+    model.room = 2
+    assert turn() + turn() == [first, second]
+    second.ids.append(7)
+    made.note(second)
+    assert turn() == [second]
+    model.outgrown = True
+    first.ids.append(8)
+    made.note(first)
+    assert turn() == [first]  # and the other gives way
+    assert len(model.begun) == 1
+    model.outgrown = False
+    second.ids.append(9)
+    made.note(second)
+    assert [turn() for _ in range(3)] == [[], [second], []]
+    assert [score.token for score in made.of(second).answer] == [7, 9]

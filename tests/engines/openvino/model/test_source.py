@@ -32,6 +32,19 @@ model = Path(arguments[arguments.index("--model") + 1])
 """
 
 
+@pytest.mark.parametrize("stated", [{"max_position_embeddings": 4096}, {}])
+def test_more_tokens_than_the_positions_that_a_model_states_are_refused(tmp_path, stated):
+    for name in ("openvino_model.xml", "openvino_tokenizer.xml"):
+        (tmp_path / name).write_text("<net/>")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], **stated}))
+    if stated:
+        with pytest.raises(EngineStartError, match=r"5000 is more than .*; give at most 4096"):
+            find_model(str(tmp_path), "embed", 5000)
+    assert find_model(str(tmp_path), "embed", None).context_length == 4096
+    most = 4096 if stated else 5000
+    assert find_model(str(tmp_path), "embed", most).context_length == most
+
+
 @pytest.fixture
 def exports(tmp_path, monkeypatch):
     """A function that lists the exporter's command lines so far; the exporter is a pretended one,

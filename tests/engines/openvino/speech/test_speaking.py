@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino.engine import OpenVINOEngine, pieces_of
+from penstock.engines.media.audio import pieces_of
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import SpeechContract
 from penstock.types import SpeechRequest

@@ -282,13 +282,14 @@ class Strings:
         if high is not None and high < low:
             raise Impossible
         pattern, form = without_look_ahead(schema.get("pattern", "")), schema.get("format", "")
-        if pattern == EMAIL:
-            pattern, form = "", "email"  # whose usual form has a bound, and may be shortened
+        given = f"the format '{form}'"
+        if pattern == EMAIL:  # the format's usual form has a bound, and may be shortened
+            pattern, form, given = "", "email", "a 'pattern' of email addresses"
         if pattern:
             return self._grammar.rule(self.matching(self._cut(parse(pattern), low, high)))
         if form in FORMATS:
             try:
-                node = _with_format(parse(FORMATS[form]), form, low, high)
+                node = _with_format(parse(FORMATS[form]), given, low, high)
                 return self._grammar.rule(self.matching(node))
             except RequestError:
                 if not self._checked:
@@ -374,19 +375,19 @@ def _shortened(node: Node, high: int, fewest: int) -> Node | None:
     return node
 
 
-def _with_format(node: Node, name: str, low: int, high: int | None) -> Node:
+def _with_format(node: Node, given: str, low: int, high: int | None) -> Node:
     if lengths(node)[0] < low:
-        raise _length_with(name, "minLength")
+        raise _length_with(given, "minLength")
     shorter = node if high is None else _shortened(node, high, 0)
     if shorter is None:
-        raise _length_with(name, "maxLength")
+        raise _length_with(given, "maxLength")
     return shorter
 
 
-def _length_with(name: str, keyword: str) -> RequestError:
+def _length_with(given: str, keyword: str) -> RequestError:
     return RequestError(
-        f"the JSON schema has a string with the format '{name}' and a '{keyword}' that the openvino"
-        " engine cannot hold together; leave one of them out",
+        f"the JSON schema has a string with {given} and a '{keyword}' that the openvino engine"
+        " cannot hold together; leave one of them out",
         param="response_format",
     )
 

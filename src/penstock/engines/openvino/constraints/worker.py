@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import resource
@@ -38,6 +39,7 @@ from penstock.engines.process import (
 )
 from penstock.errors import EngineStartError, PenstockError, RequestError, class_and_text
 
+_log = logging.getLogger(__name__)
 _TRIED_TOKENS = 40
 _TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
 """Limit on the entries of all tables that a grammar may have for counts: about a second of work."""
@@ -143,9 +145,9 @@ def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str
 
 
 def _number(text: str) -> float:
-    """To JSON Schema, 2.0 is the integer 2."""
+    """To JSON Schema, 2.0 is the integer 2. One of more than 53 bits stays as it is written."""
     number = float(text)
-    return int(number) if number.is_integer() else number
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def after_thoughts(grammar: str, after: Sequence[str], openers: Sequence[str]) -> str:
@@ -191,6 +193,7 @@ def _answer(prover: Prover, call: Call) -> ToParent:
     except MemoryError:
         os.abort()  # the state of the process cannot be trusted
     except Exception as error:
+        _log.exception("a constraint cannot be translated")  # so that somebody sees our fault
         message = f"the constraint cannot be translated: {class_and_text(error)}"
         return Failed(call.id, RequestError.kind, message, "response_format")
 

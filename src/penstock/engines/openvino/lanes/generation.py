@@ -21,8 +21,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, GrammarQueue
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 from penstock.engines.openvino.lanes.beam_search import check_search, collect, next_part
+from penstock.engines.openvino.lanes.grammars import GrammarQueue
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Deltas, Request
 from penstock.engines.openvino.lanes.shared_steps import SharedSteps
@@ -156,8 +157,7 @@ class Generation:
             self._vision.forget(request)
         if self._grammars.forget(request):
             return
-        lane = self._lanes[_lane_of(request)]
-        lane.give_up(request)
+        self._lanes[_lane_of(request)].give_up(request)
 
     def step(self) -> tuple[list[tuple[int, Delta]], list[Failed]]:
         """Give every running request of every lane its next token."""
@@ -253,25 +253,24 @@ class Generation:
         self._adapter_paths[name] = path
 
     def remove_adapter(self, name: str) -> None:
-        """Drop an adapter. Raises `EngineError` while a request uses it."""
-        if self._in_use(name):
+        """Drop an adapter. Raises `EngineError` while somebody waits for its answer."""
+        if self._asked(name):
             raise EngineError(
                 f"the adapter '{name}' is in use: remove or replace it when its requests have ended"
             )
-        self._lanes.pop(name, None)
+        if (lane := self._lanes.pop(name, None)) is not None:
+            lane.close()
         self._adapter_paths.pop(name, None)
 
-    def _in_use(self, name: str | None) -> bool:
-        lane = self._lanes.get(name)
-        return lane is not None and (
-            lane.busy or any(_lane_of(one) == name for one in self._requests.values())
-        )
+    def _asked(self, name: str | None) -> bool:
+        return any(_lane_of(one) == name for one in self._requests.values())
 
     def reset_prefix_cache(self) -> None:
         """Empty the caches by reloading the base; adapters come back when next used."""
         if self._busy_beside or any(lane.wanted for lane in self._lanes.values()):
             raise EngineError("the prefix cache can only be reset while no request runs")
-        self._lanes.clear()
+        while self._lanes:
+            self._lanes.popitem()[1].close()
         self._lanes[None] = self._new_lane(self._pipelines.base())
 
     # One request
@@ -331,9 +330,9 @@ class Generation:
     def _adapter_lane(self, path: str) -> Lane:
         names = [name for name in self._lanes if name not in (None, _BIASED)]
         if len(names) >= self.options.max_loras:
-            idle = next((name for name in names if not self._in_use(name)), None)
-            if idle is not None:
-                del self._lanes[idle]
+            idle = [n for n in names if not (self._lanes[n].busy or self._asked(n))]
+            if idle:
+                del self._lanes[idle[0]]
         return self._new_lane(self._pipelines.with_adapter(path))
 
     def _new_lane(self, pipeline: Any) -> Lane:

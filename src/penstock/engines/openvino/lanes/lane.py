@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -203,6 +204,17 @@ class Lane:
         """Nothing runs for now: no companion is left in the pipeline."""
         if self.companions.leave():
             self.pipeline.step()
+
+    def close(self) -> None:
+        """Let what was given up leave the pipeline, which is used no more: GenAI prints an error
+        about blocks that are still taken.
+        """
+        for request in self.leaving:
+            request.handle.cancel()
+        if self.running:
+            with suppress(Exception):
+                self.companions.leave()
+                self.pipeline.step()
 
     def note_prefilled(self, request: Request) -> None:
         """The first token is there: the prompt is in the cache, and the constraint works."""

@@ -115,17 +115,31 @@ class BiasedPipeline:
     def step(self) -> None:
         """One token for each request that runs, or one piece of its prompt."""
         self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
+        is_full = False
         for handle in self._handles:
             model = self._model()
             if model is None:
                 return
+            if handle.reading is None and not is_full:
+                handle.reading = model.begin_if_fits(len(handle.unread))
             if handle.reading is None:
-                handle.reading = model.begin()
+                is_full = True  # and the others wait behind it
+                continue
             handle.reading.add(handle.unread[: model.chunk], silent=True)
             handle.unread = handle.unread[model.chunk :]
+            if model.is_over:
+                self._make_room(model)
+                if handle.reading is None:
+                    continue
             if not handle.unread and handle.reading.after is not None:
                 chosen = choose(handle.reading.after, handle)
                 handle.end() if chosen is None else handle.take(*chosen)
+
+    def _make_room(self, model: LogitModel) -> None:
+        """Let those that came last give up their KV caches."""
+        for handle in reversed(self._handles):
+            if handle.reading is not None and model.is_over:
+                handle.reading, handle.unread = None, handle.prompt + handle.ids
 
 
 class _NoCache(Struct):

@@ -10,8 +10,10 @@ the most likely ones; positions that nobody asks for cost no vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import openvino as ov
@@ -26,6 +28,8 @@ _LARGEST_CHUNK = 256
 _BATCH_WORK = 1 << 32
 """Tokens times bytes of weights that a batch works on: a small model reads more at once."""
 _LARGEST_BATCH = 2048
+_GROWTH = 256
+"""Tokens by which a sequence can grow before another one has to give up its cache for it."""
 _ATTENTION, _MASK = "ScaledDotProductAttention", 3
 _HIDDEN = -1e9
 """In a mask, added to the score of a token that another one must not see."""
@@ -72,6 +76,9 @@ class LogitModel:
         self.takes_trees = _take_mask(model)
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
+        # As many tokens as the pipeline's own KV cache may take the memory for.
+        self._room = options.kv_cache_memory_bytes // max(_bytes_a_token(model), 1)
+        self._begun: WeakSet[Reading] = WeakSet()
         most = _CHUNK_NUMBERS // self.vocabulary
         self.chunk = max(1, min(_LARGEST_CHUNK, most))
         weights = Path(path).with_suffix(".bin").stat().st_size
@@ -89,6 +96,26 @@ class LogitModel:
     def begin(self) -> Reading:
         """A new sequence, without tokens yet."""
         return Reading(self, self._compiled.create_infer_request())
+
+    def begin_if_fits(self, tokens: int) -> Reading | None:
+        """A new sequence of so many tokens, which may grow; None while the KV caches of others
+        leave no room. Alone it always fits.
+        """
+        if self._begun and self._held + tokens + _GROWTH > self._room:
+            return None
+        reading = self.begin()
+        reading.expected = tokens
+        self._begun.add(reading)
+        return reading
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the KV caches of several sequences have outgrown their room together."""
+        return len(self._begun) > 1 and self._held > self._room
+
+    @property
+    def _held(self) -> int:
+        return sum(max(one.length, one.expected) for one in self._begun)
 
     def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
         """Read trees side by side, nothing before them. Returns what each wants, by its places."""
@@ -108,7 +135,7 @@ class Reading:
     def __init__(self, model: LogitModel, request: Any) -> None:
         self._model = model
         self._request = request
-        self.length = 0
+        self.length = self.expected = 0
         self.after: np.ndarray[Any, Any] | None = None
 
     def add(self, ids: Sequence[int], top: int = 0, silent: bool = False) -> list[TokenScore]:
@@ -264,6 +291,13 @@ def _take_mask(model: Any) -> bool:
         one.input(_MASK).replace_source_output(mask.output(0))
     model.add_parameters([mask])
     return True
+
+
+def _bytes_a_token(model: Any) -> int:
+    """What one token takes in the KV cache, in f32."""
+    states = [one for one in model.get_ops() if one.get_type_name() == "ReadValue"]
+    shapes = [state.get_output_partial_shape(0) for state in states]
+    return sum(4 * prod(size.get_length() for size in shape if size.is_static) for shape in shapes)
 
 
 def _extend(model: Any) -> int:

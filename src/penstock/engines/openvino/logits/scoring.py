@@ -108,21 +108,39 @@ class Scored:
         return self.request.prompt_tokens
 
     @property
+    def size(self) -> int:
+        """How many tokens there are so far."""
+        return self.prompt_size + len(self.request.ids)
+
+    @property
+    def known(self) -> int:
+        """How many tokens have been scored, or need not be: they may be read again."""
+        if self.answer:
+            return self.prompt_size + len(self.answer)
+        return len(self.prompt) + 1 if self.prompt else 0
+
+    @property
     def whole(self) -> bool:
         """Whether all tokens that are there so far were read."""
-        return self.read == self.prompt_size + len(self.request.ids)
+        return self.read == self.size
 
     def unread(self, most: int) -> list[int]:
         """The next tokens to read: of the prompt, or of the answer."""
         start = self.read
+        if start < self.known:
+            most = min(most, self.known - start)
         if start < self.prompt_size:
             return self.ids[start : start + most]
         return self.request.ids[start - self.prompt_size :][:most]
 
+    def give_up(self) -> None:
+        """Give up the KV cache: what was read is read again, and keeps its scores."""
+        self.reading, self.read = None, 0
+
     def again(self) -> None:
         """Forget what was read: the engine generates this answer from its start again."""
         self.answer.clear()
-        self.reading, self.read = None, 0
+        self.give_up()
 
 
 class Scoring:
@@ -177,36 +195,44 @@ class Scoring:
 
     def turn(self, failed: Callable[[Request, Exception], None]) -> list[Scored]:
         """Read a bounded number of tokens. Returns those of whom all is read; calls `failed` for
-        those that cannot be.
+        those that cannot be. Those for whose KV caches there is no room yet wait.
         """
         done: list[Scored] = []
         budget: int | None = None
-        while self._unread and (budget is None or budget > 0):
-            scored = self._unread[0]
+        is_full = False
+        for scored in list(self._unread):
+            if budget is not None and budget <= 0:
+                break
+            if is_full and scored.reading is None:
+                continue
             try:
                 model = self._logits.model()
                 if model is None:
                     return done
                 budget = model.chunk if budget is None else budget
-                budget -= self._read(scored, model, budget)
+                if scored.reading is None:
+                    scored.reading = model.begin_if_fits(scored.size)
+                    is_full = scored.reading is None
+                while scored.reading is not None and budget > 0 and not scored.whole:
+                    budget -= self._read(scored, scored.reading, budget)
+                    if model.is_over:
+                        self._make_room(model)
             except Exception as error:
                 self.forget(scored.request)
                 failed(scored.request, error)
                 continue
             if scored.whole:
-                self._unread.popleft()
+                if scored.request.sampling.logprobs is None:  # the answer is not read
+                    scored.reading = None
+                self._unread.remove(scored)
                 done.append(scored)
         return done
 
-    def _read(self, scored: Scored, model: LogitModel, most: int) -> int:
+    def _read(self, scored: Scored, reading: Reading, most: int) -> int:
         sampling, start = scored.request.sampling, scored.read
-        if scored.reading is None:
-            scored.reading = model.begin()
         in_prompt, ids = start < scored.prompt_size, scored.unread(most)
-        if not ids:
-            return 0
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
-        scores = scored.reading.add(ids, top or 0, silent=top is None or self._known(scored, start))
+        scores = reading.add(ids, top or 0, silent=top is None or start < scored.known)
         if in_prompt:
             scored.prompt += scores
         else:
@@ -214,10 +240,11 @@ class Scoring:
         scored.read += len(ids)
         return len(ids)
 
-    @staticmethod
-    def _known(scored: Scored, start: int) -> bool:
-        """Whether these tokens of the prompt were scored already: an answer began anew."""
-        return start < scored.prompt_size and len(scored.prompt) > max(start - 1, 0)
+    def _make_room(self, model: LogitModel) -> None:
+        """Let those that came last give up their KV caches."""
+        for scored in reversed(self._scored.values()):
+            if scored.reading is not None and model.is_over:
+                scored.give_up()
 
 
 def check_together(request: Request, vocabulary: int) -> None:

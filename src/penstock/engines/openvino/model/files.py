@@ -112,7 +112,13 @@ def _text(path: Path) -> str:
 
 
 def context_length_of(config: dict[str, Any]) -> int:
-    """The model's context length in tokens, by its `config.json`."""
+    """The model's context length in tokens, by its `config.json`, or the usual one."""
+    stated = positions_of(config)
+    return FALLBACK_CONTEXT if stated is None else stated
+
+
+def positions_of(config: dict[str, Any]) -> int | None:
+    """The positions for tokens that a model's `config.json` states; None if it states none."""
     for part in (config, config.get("text_config") or {}):
         for name in (
             "max_position_embeddings",
@@ -123,7 +129,7 @@ def context_length_of(config: dict[str, Any]) -> int:
         ):
             if isinstance(part.get(name), int):
                 return int(part[name]) - _unused_positions(part)
-    return FALLBACK_CONTEXT
+    return None
 
 
 def _unused_positions(config: dict[str, Any]) -> int:

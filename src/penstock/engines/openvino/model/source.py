@@ -32,7 +32,6 @@ from penstock.engines.disk.sources import (
     locked,
 )
 from penstock.engines.openvino.model.files import (
-    FALLBACK_CONTEXT,
     LENGTH_CONFIG,
     POOLING_CONFIG,
     PROMPTS_CONFIG,
@@ -47,6 +46,7 @@ from penstock.engines.openvino.model.files import (
     lacks_token_types,
     longest_text,
     onnx_file,
+    positions_of,
     read_config,
     sees,
     task_of,
@@ -195,10 +195,11 @@ def find_model(
     if task not in (None, "generate") and sees(path):
         raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     task = task or task_of(path, config)
-    longest = context_length_of(config)
-    if task != "generate" and (max_model_len or 0) > longest != FALLBACK_CONTEXT:
+    longest, positions = context_length_of(config), positions_of(config)
+    if task != "generate" and positions is not None and (max_model_len or 0) > positions:
         raise EngineStartError(
-            f"max_model_len {max_model_len} is more than the {longest} positions of '{source}'"
+            f"max_model_len {max_model_len} is more than the {positions} positions of '{source}';"
+            f" give at most {positions}"
         )
     if task == "embed":
         longest = min(longest, longest_text(path) or longest)

@@ -32,6 +32,8 @@ from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.store.responses import ResponseStore, Turn
 
+MOST_REFERENCES = 1000
+"""Items of a request that refer to stored ones."""
 SWITCH_ON = "this server stores no responses; `penstock serve --store FILE` makes it"
 
 
@@ -44,7 +46,9 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     _check(body, keep=keep)
     target = await exchange.target(body.model)
     owner, remote = exchange.owner, isinstance(target.handle, RemoteModel)
-    body = replace(body, store=keep, input=await _whole(store, owner, body.input))
+    body = replace(body, store=keep)
+    if not isinstance(body.input, str):
+        body = replace(body, input=await _whole(store, owner, body.input))
     earlier, conversation, upto = await _earlier(store, owner, body)
     given = items_of(body.input)
     if earlier:
@@ -165,16 +169,26 @@ def _check(body: ResponseBody, *, keep: bool) -> None:
         )
 
 
-async def _whole(store: ResponseStore, owner: str, given: str | list[Item]) -> str | list[Item]:
-    """The items of a request, each that refers to a stored one replaced by that."""
-    if isinstance(given, str):
-        return given
-    return [
-        await store.item(owner, str(item.get("id")), f"input[{number}]")
-        if item.get("type") == REFERENCE
-        else item
-        for number, item in enumerate(given)
-    ]
+async def _whole(
+    store: ResponseStore, owner: str, items: list[Item], field: str = "input"
+) -> list[Item]:
+    """The items of a request's field, each that refers to a stored one replaced by that."""
+    wanted: dict[str, str] = {}
+    for number, item in enumerate(items):
+        if item.get("type") == REFERENCE:
+            wanted[f"{field}[{number}]"] = str(item.get("id"))
+    if not wanted:
+        return items
+    if len(wanted) > MOST_REFERENCES:
+        raise RequestError(
+            f"{len(wanted)} items refer to stored ones; a request may have {MOST_REFERENCES}: go on"
+            " from a response by 'previous_response_id'",
+            param=field,
+        )
+    if len(wanted) > len(set(wanted.values())):
+        raise RequestError("two items refer to the same stored one", param=field)
+    found = await store.items(owner, wanted)
+    return [found.get(f"{field}[{number}]", item) for number, item in enumerate(items)]
 
 
 async def _earlier(
@@ -225,7 +239,7 @@ class ConversationItems(Struct, kw_only=True):
 async def create_conversation(exchange: Exchange, body: ConversationBody) -> Response:
     """Begin a conversation, with its first items if there are any."""
     store, _ = opened(exchange)
-    items = _checked(body.items or [])
+    items = _checked(await _whole(store, exchange.owner, body.items or [], "items"))
     return exchange.json(await store.make_conversation(exchange.owner, body.metadata or {}, items))
 
 
@@ -252,7 +266,7 @@ async def delete_conversation(exchange: Exchange) -> Response:
 async def add_items(exchange: Exchange, body: ConversationItems) -> Response:
     """Add items to a conversation."""
     store, _ = opened(exchange)
-    items = _checked(body.items)
+    items = _checked(await _whole(store, exchange.owner, body.items, "items"))
     return exchange.json(item_list(await store.add_items(exchange.owner, _id(exchange), items)))
 
 

@@ -82,7 +82,7 @@ async def ready(exchange: Exchange) -> Response:
 
 
 async def version(exchange: Exchange) -> Response:
-    """The version of the server's software."""
+    """The server's version."""
     return exchange.json({"version": penstock.__version__})
 
 

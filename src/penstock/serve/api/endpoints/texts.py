@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from penstock.engines.decisions.checks import check_questions, options_of
+from penstock.engines.decisions.checks import chars_of, check_questions
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
@@ -110,15 +110,14 @@ async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[
             task.cancel()
 
 
-def _asked(request: DecideRequest) -> Iterator[str]:
-    """The texts of the input, and one of each question."""
+def _asked(request: DecideRequest) -> Iterator[Sized]:
+    """The texts of the input, and what is as long as those of each question."""
     if isinstance(request.input, str):
         yield request.input
     else:
         yield from texts_of(ChatRequest(request.input))
     for question in request.questions:
-        options = options_of(question)
-        yield "".join((question.instructions, *(o.label + o.description for o in options)))
+        yield range(chars_of(question))
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from penstock.http.opened import content_at
+from penstock.http.standard import content_at
 
 
 def test_content_that_comes_byte_by_byte_is_given_up_in_time():
@@ -25,3 +25,19 @@ def test_content_that_comes_byte_by_byte_is_given_up_in_time():
         finally:
             gone.set()
             sender.join()
+
+
+def test_content_that_breaks_off_is_no_content():
+    def break_off(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n0123456789")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = threading.Thread(target=break_off, args=(listener,))
+        sender.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.png"
+        with pytest.raises(OSError, match="broke off 90 bytes before its end"):
+            content_at(url, 30, 10**6)
+        sender.join()

@@ -17,7 +17,7 @@ def opened(request: Request | str, timeout_s: float) -> Any:
 
 def content_at(url: str, timeout_s: float, most: int) -> bytes:
     """Up to `most` bytes of what stands at an URL. The call ends in time, however slowly a server
-    sends. Raises `OSError` for a refusal, and what `urlopen` raises.
+    sends. Raises `OSError` for a refusal and for a body that breaks off, and what `urlopen` raises.
     """
     end, content = time.monotonic() + timeout_s, bytearray()
     try:
@@ -26,6 +26,8 @@ def content_at(url: str, timeout_s: float, most: int) -> bytes:
                 content += part
                 if time.monotonic() > end:
                     raise TimeoutError("the server sends too slowly")
+            if len(content) < most and answer.length:
+                raise OSError(f"the answer broke off {answer.length:,} bytes before its end")
             return bytes(content)
     except HTTPError as error:
         with error:  # it holds the connection
