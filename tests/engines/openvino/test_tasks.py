@@ -223,9 +223,9 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     options = OpenVINOOptions(inference_precision="f32", num_threads=1)
     task = Embedding(embedding_model(tmp_path), options, CONTEXT)
     words = WORDS * 250
-    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False])])
+    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False, "dense"])])
     assert task.step() == ([], [])  # a round of its first texts has begun
-    assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False])])
+    assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False, "dense"])])
     answers: list[Any] = []
     while task.busy:
         answers += task.step()[1]
