@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.cli.serve import _store
+from penstock.cli.serve.settings import store_of
 from penstock.errors import ConfigError
 from penstock.serve.config.settings import StoreSettings
 
@@ -32,9 +32,9 @@ def options(path: str | None = None, days: float | None = None, mb: float | None
     ],
 )
 def test_options_go_before_the_file(given: Any, configured: Any, expected: Any) -> None:
-    assert _store(given, configured) == expected
+    assert store_of(given, configured) == expected
 
 
 def test_limits_need_a_store() -> None:
     with pytest.raises(ConfigError, match="need --store"):
-        _store(options(days=1.0), None)
+        store_of(options(days=1.0), None)

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from msgspec import structs
 
-from penstock import env
 from penstock.cli.process import interruptible
 from penstock.cli.run import json_object
 from penstock.cli.serve import vllm_flags
@@ -18,14 +16,13 @@ from penstock.cli.serve.vllm_flags import (
     VllmCommand,
     engine_kwargs,
     engine_options,
-    origins,
 )
 from penstock.errors import ConfigError
 from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
     from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.settings import BatchSettings, HttpSettings, StoreSettings
+    from penstock.serve.config.settings import HttpSettings
     from penstock.serve.http_server import Tls
 
 _log = logging.getLogger("penstock.serve")
@@ -246,6 +243,7 @@ def serve(
     """
     import asyncio
 
+    from penstock.cli.serve.settings import settings_of
     from penstock.serve.http_server import Tls, listen, listen_at
 
     tls = None
@@ -281,7 +279,7 @@ def serve(
         enable_tracing()
     given = _Given(engine, engine_kwargs, deterministic, (*filter(None, (name,)), *names))
     args = _args(model, given, options, lora_modules, runtime)
-    settings = _settings(options, args, runtime)
+    settings = settings_of(options, args, runtime)
     here = uds is not None or host in ("127.0.0.1", "::1", "localhost")
     if not here and not settings.api_keys:
         say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
@@ -337,6 +335,8 @@ async def _serve(
 
 
 def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
+    from msgspec import structs
+
     from penstock import lazy
     from penstock.serve.http_server import address
 
@@ -379,6 +379,8 @@ def _args(
     lora_modules: tuple[str, ...],
     runtime: str,
 ) -> LLMServingArgs:
+    from msgspec import structs
+
     from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
     from penstock.serve.config.settings import HttpSettings
 
@@ -418,82 +420,3 @@ def _args(
     if lora_modules:
         config["lora_config"] = {"adapters": vllm_flags.lora_modules(lora_modules)}
     return LLMServingArgs.from_dict({"llm_configs": [config]})
-
-
-def _settings(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> HttpSettings:
-    from penstock.serve.api.auth import load_keys
-    from penstock.serve.config.settings import HttpSettings, Limits
-
-    names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
-    limits = {name: options[name] for name in names}
-    if options["max_body_mb"] is not None:
-        limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
-    drain = options["drain_timeout_s"]
-    if drain is None:
-        drain = max(
-            config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
-        )
-    return HttpSettings(
-        api_keys=load_keys(options["api_key_file"], ",".join((*options["keys"], env.api_keys()))),
-        admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
-        dev=options["dev"],
-        cors_origins=(*options["cors_origins"], *origins(options["allowed_origins"])),
-        allowed_hosts=options["allowed_hosts"],
-        limits=Limits(**limits),
-        trust_request_chat_template=options["trust_request_chat_template"],
-        vllm_metrics=options["vllm_metrics"],
-        root_path=options["root_path"].rstrip("/"),
-        engine_app=options["engine_app"],
-        drain_timeout_s=drain,
-        store=_store(options, args.http.store),
-        batches=_batches(
-            options, args.http.batches, has_ingress=runtime == "local" or args.front == "ingress"
-        ),
-        console=not options["no_console"],
-    )
-
-
-def _batches(
-    options: dict[str, Any], configured: BatchSettings | None, *, has_ingress: bool
-) -> BatchSettings | None:
-    """The batch APIs of the options; what they leave out is as configured. An ingress has them
-    anyway.
-    """
-    from penstock.serve.config.settings import BatchSettings
-
-    options_of = {"path": "batch_dir", "database": "batch_database", "files": "batch_files"}
-    given = {
-        name: options[option] for name, option in options_of.items() if options[option] is not None
-    }
-    if options["no_batches"]:
-        if given:
-            raise ConfigError("stands beside other options of batches", field="--no-batches")
-        return None
-    if given.get("path"):
-        given["path"] = str(Path(given["path"]).expanduser().absolute())
-    if configured is not None:
-        return structs.replace(configured, **given)
-    if not given and not has_ingress:
-        return None
-    return BatchSettings(**{"path": str(Path(env.state_dir()) / "service"), **given})
-
-
-def _store(options: dict[str, Any], configured: StoreSettings | None) -> StoreSettings | None:
-    """The store of the options; what they leave out is as configured."""
-    from penstock.serve.config.settings import StoreSettings
-
-    given: dict[str, Any] = {}
-    if options["store_path"] is not None:
-        # Another process may open it, with another current folder.
-        given["path"] = str(Path(options["store_path"]).expanduser().absolute())
-    if options["store_days"] is not None:
-        given["ttl_s"] = options["store_days"] * 86400
-    if options["store_max_mb"] is not None:
-        given["max_bytes"] = max(int(options["store_max_mb"] * 2**20), 1)
-    if not given:
-        return configured
-    if configured is not None:
-        return structs.replace(configured, **given)
-    if "path" not in given:
-        raise ConfigError("--store-days and --store-max-mb need --store", field="--store")
-    return StoreSettings(**given)

@@ -1,0 +1,88 @@
+"""The settings of a server, of the options of `penstock serve` and of its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from penstock import env
+from penstock.cli.serve.vllm_flags import origins
+from penstock.errors import ConfigError
+from penstock.serve.api.auth import load_keys
+from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.config.settings import BatchSettings, HttpSettings, Limits, StoreSettings
+
+
+def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> HttpSettings:
+    """The server's settings. Raises `ConfigError` for options that do not go together."""
+    names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
+    limits = {name: options[name] for name in names}
+    if options["max_body_mb"] is not None:
+        limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
+    drain = options["drain_timeout_s"]
+    if drain is None:
+        drain = max(
+            config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
+        )
+    return HttpSettings(
+        api_keys=load_keys(options["api_key_file"], ",".join((*options["keys"], env.api_keys()))),
+        admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
+        dev=options["dev"],
+        cors_origins=(*options["cors_origins"], *origins(options["allowed_origins"])),
+        allowed_hosts=options["allowed_hosts"],
+        limits=Limits(**limits),
+        trust_request_chat_template=options["trust_request_chat_template"],
+        vllm_metrics=options["vllm_metrics"],
+        root_path=options["root_path"].rstrip("/"),
+        engine_app=options["engine_app"],
+        drain_timeout_s=drain,
+        store=store_of(options, args.http.store),
+        batches=_batches(
+            options, args.http.batches, has_ingress=runtime == "local" or args.front == "ingress"
+        ),
+        console=not options["no_console"],
+    )
+
+
+def _batches(
+    options: dict[str, Any], configured: BatchSettings | None, *, has_ingress: bool
+) -> BatchSettings | None:
+    """The batch APIs of the options; what they leave out is as configured. An ingress has them
+    anyway.
+    """
+    options_of = {"path": "batch_dir", "database": "batch_database", "files": "batch_files"}
+    given = {
+        name: options[option] for name, option in options_of.items() if options[option] is not None
+    }
+    if options["no_batches"]:
+        if given:
+            raise ConfigError("stands beside other options of batches", field="--no-batches")
+        return None
+    if given.get("path"):
+        given["path"] = str(Path(given["path"]).expanduser().absolute())
+    if configured is not None:
+        return replace(configured, **given)
+    if not given and not has_ingress:
+        return None
+    return BatchSettings(**{"path": str(Path(env.state_dir()) / "service"), **given})
+
+
+def store_of(options: dict[str, Any], configured: StoreSettings | None) -> StoreSettings | None:
+    """The store of the options; what they leave out is as configured."""
+    given: dict[str, Any] = {}
+    if options["store_path"] is not None:
+        # Another process may open it, with another current folder.
+        given["path"] = str(Path(options["store_path"]).expanduser().absolute())
+    if options["store_days"] is not None:
+        given["ttl_s"] = options["store_days"] * 86400
+    if options["store_max_mb"] is not None:
+        given["max_bytes"] = max(int(options["store_max_mb"] * 2**20), 1)
+    if not given:
+        return configured
+    if configured is not None:
+        return replace(configured, **given)
+    if "path" not in given:
+        raise ConfigError("--store-days and --store-max-mb need --store", field="--store")
+    return StoreSettings(**given)
