@@ -42,19 +42,26 @@ async def turns(count=5):
         await real_sleep(0)
 
 
+def reserved(pace, amount, now):
+    """How long an amount has to wait that goes as soon as it may."""
+    wait = max(pace.free_at() - now, 0.0)
+    pace.take(amount, now)
+    return wait
+
+
 def test_a_pace_spaces_amounts_evenly():
     pace = Pace(10)
-    assert [round(pace.reserve(1, 5.0), 6) for _ in range(4)] == [0, 0.1, 0.2, 0.3]
-    assert pace.reserve(1, 9.0) == 0  # idle time is not saved up
-    assert round(pace.reserve(1, 9.0), 6) == 0.1
+    assert [round(reserved(pace, 1, 5.0), 6) for _ in range(4)] == [0, 0.1, 0.2, 0.3]
+    assert reserved(pace, 1, 9.0) == 0  # idle time is not saved up
+    assert round(reserved(pace, 1, 9.0), 6) == 0.1
 
 
 def test_a_pace_takes_amounts_beyond_its_rate_and_corrections():
     pace = Pace(10)
-    assert pace.reserve(50, 0.0) == 0
-    assert pace.reserve(1, 0.0) == 5
+    assert reserved(pace, 50, 0.0) == 0
+    assert reserved(pace, 1, 0.0) == 5
     pace.charge(-20)
-    assert round(pace.reserve(1, 0.0), 6) == 3.1
+    assert round(reserved(pace, 1, 0.0), 6) == 3.1
 
 
 async def test_a_place_at_once_only_where_there_is_nothing_to_wait_for():
@@ -184,7 +191,7 @@ async def test_rates_are_kept_after_a_pause_too(monkeypatch):
         future.set_result(None)
         await turns()
     assert all(task.done() for task in tasks)
-    assert went == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    assert went == [4.5 + number for number in range(10)]
 
 
 async def test_requests_and_tokens_a_minute_are_kept(clock):
@@ -195,7 +202,7 @@ async def test_requests_and_tokens_a_minute_are_kept(clock):
     limit.charge(500)
     limit.release(await limit.acquire(0), "answered")
     limit.release(await limit.acquire(1), "answered")
-    assert round(clock.slept[-1], 6) == 6.0  # the last 100 and those 500, at 100 a second
+    assert round(clock.now, 6) == 1010.0  # the last 100 went at 1004; with those 500, 6 seconds
 
 
 async def test_who_goes_away_gives_its_turn_back():
@@ -206,9 +213,35 @@ async def test_who_goes_away_gives_its_turn_back():
     for task in gone:
         task.cancel()
     await asyncio.gather(*gone, return_exceptions=True)
-    assert one._requests.reserve(1, 0.0) == pytest.approx(1)
-    assert one._tokens.reserve(1, 0.0) == pytest.approx(1)
+    assert one._requests.free_at() == one._tokens.free_at() == pytest.approx(1)
     assert one.running == 1
+
+
+async def test_who_leaves_the_middle_of_the_queue_lets_nobody_go_too_early(monkeypatch):
+    now, sleeper, went = 0.0, None, []
+
+    def sleep(seconds):
+        nonlocal sleeper
+        sleeper = (now + seconds, asyncio.get_running_loop().create_future())
+        return sleeper[1]
+
+    async def go(name):
+        await one.acquire()
+        went.append((name, round(now, 6)))
+
+    monkeypatch.setattr("penstock.balance.limiter.asyncio.sleep", sleep)
+    one = limiter(lambda: now, concurrency=20, requests_per_minute=60)
+    await one.acquire()
+    tasks = {name: asyncio.create_task(go(name)) for name in "abcd"}
+    await turns()
+    tasks.pop("b").cancel()
+    tasks["e"] = asyncio.create_task(go("e"))
+    while not all(task.done() for task in tasks.values()):
+        await turns()
+        if sleeper is not None and not sleeper[1].done():
+            now = sleeper[0]
+            sleeper[1].set_result(None)
+    assert went == [("a", 1), ("c", 2), ("d", 3), ("e", 4)]
 
 
 async def test_who_is_served_does_not_wait_for_a_turn_that_is_far_away(clock):

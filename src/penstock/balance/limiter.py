@@ -67,18 +67,20 @@ class Limits(Struct, frozen=True, kw_only=True):
 class Pace:
     """Spaces amounts evenly at `per_second` (the generic cell rate algorithm, without burst).
 
-    Its state is one timestamp, and `reserve` never waits: others could use it over a wire.
+    Its state is one timestamp, and it never waits: others could use it over a wire.
     """
 
     def __init__(self, per_second: float) -> None:
         self._seconds_each = 1 / per_second
         self._free_at = _NEVER
 
-    def reserve(self, amount: float, now: float) -> float:
-        """Reserve an amount, used or not. Returns the seconds until it may go."""
-        start = max(self._free_at, now)
-        self._free_at = start + amount * self._seconds_each
-        return start - now
+    def free_at(self, ahead: float = 0.0) -> float:
+        """When the next amount may go, if so much goes before it."""
+        return self._free_at + ahead * self._seconds_each
+
+    def take(self, amount: float, at: float) -> None:
+        """Count an amount that goes at this time."""
+        self._free_at = max(self._free_at, at) + amount * self._seconds_each
 
     def charge(self, amount: float) -> None:
         """Count an amount afterwards; a negative amount is a refund."""
@@ -118,6 +120,9 @@ class Limiter:
             None if rate is None else Pace(rate / 60) for rate in per_minute
         )
         self._paced = self._requests is not None or self._tokens is not None
+        self._turn = asyncio.Lock()  # of the first who waits for a rate
+        self._ahead = 0
+        self._tokens_ahead = 0.0
 
     @property
     def window(self) -> int:
@@ -223,26 +228,49 @@ class Limiter:
             raise
 
     async def _wait(self, tokens: float, until: float) -> None:
+        """Wait until the rates and the server's pause let the request go. Who comes first goes
+        first; who leaves before its turn has taken nothing from those behind.
+        """
+        now = self._clock()
+        wait = self._free_at(tokens, self._ahead, self._tokens_ahead) - now
+        if wait > PATIENCE_S and is_served.get():
+            raise self._not_soon(wait)
+        self._ahead += 1
+        self._tokens_ahead += tokens
+        try:
+            async with self._turn:
+                at = await self._due(tokens, until)
+                if self._requests is not None:
+                    self._requests.take(1, at)
+                if self._tokens is not None:
+                    self._tokens.take(tokens, at)
+        finally:
+            self._ahead -= 1
+            self._tokens_ahead -= tokens
+
+    async def _due(self, tokens: float, until: float) -> float:
+        """Wait until the next request may go. Returns when that was: waking up late costs no
+        rate. Requests that waited for a pause do not leave in one burst at its end.
+        """
+        at = self._clock()
         while True:
-            await self._hold(until)
-            now = self._clock()
-            wait = self._requests.reserve(1, now) if self._requests is not None else 0.0
-            if self._tokens is not None and tokens:
-                wait = max(wait, self._tokens.reserve(tokens, now))
-            if wait > 0:
-                try:
-                    if wait > PATIENCE_S and is_served.get():
-                        raise self._not_soon(wait)
-                    await asyncio.sleep(wait)
-                except BaseException:  # nothing is sent, so the turn is another's
-                    if self._requests is not None:
-                        self._requests.charge(-1)
-                    self.charge(-tokens)
-                    raise
-            if self._held_until <= self._clock():
-                return
-            # The reserved time fell into a pause. Reserve again: otherwise all such requests would
-            # leave in one burst at its end.
+            if self._held_until > self._clock():
+                await self._hold(until)
+                at = self._clock()
+            free_at, now = self._free_at(tokens), self._clock()
+            if free_at <= now:
+                return at
+            await asyncio.sleep(free_at - now)
+            at = free_at
+
+    def _free_at(self, tokens: float, ahead: int = 0, tokens_ahead: float = 0.0) -> float:
+        """When a request of so many tokens may go, behind those ahead of it."""
+        at = _NEVER
+        if self._requests is not None:
+            at = self._requests.free_at(ahead)
+        if self._tokens is not None and tokens:
+            at = max(at, self._tokens.free_at(tokens_ahead))
+        return at
 
     async def _hold(self, until: float) -> None:
         while (pause := self._held_until - self._clock()) > 0:
