@@ -218,7 +218,8 @@ async def test_who_goes_away_gives_its_turn_back():
 
 
 async def test_who_leaves_the_middle_of_the_queue_lets_nobody_go_too_early(monkeypatch):
-    now, sleeper, went = 0.0, None, []
+    now, sleeper = 0.0, None
+    went: list[tuple[str, float]] = []
 
     def sleep(seconds):
         nonlocal sleeper

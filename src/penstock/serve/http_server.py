@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import signal
 import socket
+import termios
+from array import array
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
@@ -288,7 +291,7 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.transport.close()
 
     def _await_reading(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = self._not_taken()
         self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self._look)
 
     def _is_read(self) -> None:
@@ -296,9 +299,18 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._write_timer.cancel()
             self._write_timer = None
 
+    def _not_taken(self) -> int:
+        """The bytes that the client has not acknowledged: the kernel may hold megabytes of them,
+        so that the transport's own buffer stands still while a slow client reads.
+        """
+        held = array("i", [0])
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, held)
+        return self.transport.get_write_buffer_size() + held[0]
+
     def _look(self) -> None:
         """The timeout went off: go on with a client that is slow, but reads."""
-        if self.transport.get_write_buffer_size() < self._unsent:
+        if self._not_taken() < self._unsent:
             self._await_reading()
             return
         seconds = self._limits.write_timeout_s

@@ -278,6 +278,16 @@ async def test_files_of_this_machine_below_a_folder(tmp_path):
     loader.close()
 
 
+async def test_an_empty_folder_lets_no_file_in(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    monkeypatch.chdir(tmp_path)
+    loader = Loader(folder="")
+    for place in ("a.wav", f"file://{tmp_path}/a.wav"):
+        with pytest.raises(RequestError, match="allowed_local_media_path is empty"):
+            await loader.load(place, "audio")
+    loader.close()
+
+
 def test_the_configuration():
     with pytest.raises(ConfigError, match="timeout_s"):
         PrepareMultimodalStageConfig(timeout_s=0)

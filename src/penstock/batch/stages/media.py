@@ -103,6 +103,8 @@ class Loader:
                 return bytes(file.read(self._most + 1))
         if self._folder is not None:
             source = os.path.realpath(source)
+            if not self._folder:
+                raise ValueError("allowed_local_media_path is empty: no local file is read")
             if not Path(source).is_relative_to(os.path.realpath(self._folder)):
                 raise ValueError(f"it is not below '{self._folder}'")
         with open(source, "rb") as local:

@@ -153,6 +153,8 @@ class TestSlowClients:
             limits=Limits(write_timeout_s=60),
         )
         connection.transport, connection.flow = transport, Mock()
+        ours, theirs = socket.socketpair()
+        transport.get_extra_info.return_value = ours
         unsent = transport.get_write_buffer_size
 
         def timeout(size: int) -> None:
@@ -167,6 +169,12 @@ class TestSlowClients:
         timeout(99_000)
         timeout(98_999)
         assert not transport.abort.called
+        ours.send(b"held by the kernel")
+        ours.send(b"as well")
+        timeout(90_000)
+        theirs.recv(18)
+        timeout(90_000)
+        assert not transport.abort.called
         connection.resume_writing()
         loop.call_later.return_value.cancel.assert_called_once_with()
         unsent.return_value = 100_000
@@ -174,6 +182,8 @@ class TestSlowClients:
         timeout(99_000)
         timeout(99_000)
         transport.abort.assert_called_once_with()
+        ours.close()
+        theirs.close()
 
     def test_what_follows_a_refused_request_is_not_read_for_ever(self, serve: Any) -> None:
         client = Raw(serve(head_timeout_s=0.05, max_body_bytes=10))
