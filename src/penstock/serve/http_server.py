@@ -306,7 +306,8 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         held = array("i", [0])
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, held)
-        return self.transport.get_write_buffer_size() + held[0]
+        size: int = self.transport.get_write_buffer_size() + held[0]
+        return size
 
     def _look(self) -> None:
         """The timeout went off: go on with a client that is slow, but reads."""
