@@ -1,6 +1,7 @@
 """One supervisor an engine: its users, its owner, and what both know of its deaths."""
 
 import asyncio
+import threading
 
 import fsspec
 import pytest
@@ -246,6 +247,27 @@ async def test_an_adapter_of_a_bucket_is_copied_once(tmp_path, monkeypatch):
             with pytest.raises(ModelNotFoundError, match="no files at 'memory://rows/absent'"):
                 await supervisor.adapter("absent", "memory://rows/absent")
     files.rm("/rows", recursive=True)
+
+
+async def test_an_adapter_whose_bucket_is_slow_keeps_no_other_waiting(tmp_path, monkeypatch):
+    arrives = threading.Event()
+
+    def slow(name, url):
+        arrives.wait()
+        return str(tmp_path)
+
+    monkeypatch.setattr("penstock.engines.supervisor.local_adapter", slow)
+    supervisor = supervisor_of(Counted())
+    async with supervisor.running():
+        far = asyncio.create_task(supervisor.adapter("far", "memory://rows/far"))
+        try:
+            await settle()
+            await asyncio.wait_for(supervisor.adapter("near", str(tmp_path)), 5)
+            assert list(supervisor.engine.adapters) == ["near"]
+        finally:
+            arrives.set()
+        await far
+        assert list(supervisor.engine.adapters) == ["near", "far"]
 
 
 # A server's engine

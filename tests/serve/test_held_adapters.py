@@ -17,8 +17,11 @@ class Counting(SimulatedEngine):
         self.gate.set()
         self.failures: list[Exception] = []
         self.removals: list[Exception] = []
+        self.may_remove = asyncio.Event()
+        self.may_remove.set()
 
     async def remove_lora(self, name):
+        await self.may_remove.wait()
         if self.removals:
             raise self.removals.pop()
         await super().remove_lora(name)
@@ -150,6 +153,45 @@ async def test_a_dropped_adapter_waits_for_its_users_and_keeps_nobody_else_waiti
     done.set()
     await asyncio.gather(user, dropping)
     assert list(engine.adapters) == ["b@1"]
+
+
+async def test_a_drop_hears_of_a_user_that_leaves_while_it_removes_another_version():
+    engine = Counting()
+    adapters = Adapters(engine, 4)
+    leave = [asyncio.Event(), asyncio.Event()]
+    users = [
+        asyncio.create_task(use(adapters, version("a", digest), until))
+        for digest, until in zip("12", leave, strict=True)
+    ]
+    await settle()
+    dropping = asyncio.create_task(adapters.drop("a"))
+    engine.may_remove.clear()
+    for event in reversed(leave):  # the user of "1" while "2" is removed
+        event.set()
+        await settle()
+    engine.may_remove.set()
+    await settle()
+    assert dropping.done()
+    assert engine.adapters == {}
+    await asyncio.gather(*users)
+
+
+async def test_a_drop_leaves_what_is_loaded_later():
+    engine = Counting()
+    adapters = Adapters(engine, 4)
+    old, new = asyncio.Event(), asyncio.Event()
+    user = asyncio.create_task(use(adapters, version("a", "1"), old))
+    await settle()
+    dropping = asyncio.create_task(adapters.drop("a"))
+    await settle()
+    later = asyncio.create_task(use(adapters, version("a", "2"), new))
+    await settle()
+    old.set()
+    await settle()
+    assert dropping.done()
+    assert list(engine.adapters) == ["a@2"]
+    new.set()
+    await asyncio.gather(user, later)
 
 
 async def test_a_load_whose_request_has_left_is_counted():

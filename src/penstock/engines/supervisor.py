@@ -428,9 +428,9 @@ class Supervisor:
     async def _load_adapter(self, name: str, given: str | None) -> None:
         where = given
         try:
+            if where is not None and "://" in where:
+                where = await asyncio.to_thread(local_adapter, name, where)
             async with self._adapting:  # so that a second one of the name finds the first
-                if where is not None and "://" in where:
-                    where = await asyncio.to_thread(local_adapter, name, where)
                 path = adapter_path(self.engine, name, where)
                 if path is not None:
                     await self.engine.resolve_lora(name, path)

@@ -412,14 +412,22 @@ class Adapters:
                 self._engine.adapters.pop(name, None)
 
     async def drop(self, adapter: str) -> None:
-        """Let go of an adapter in all its versions, when nobody uses it any more."""
-        while adapter in self.plain_names:
+        """Let go of an adapter in all versions that are loaded now, when nobody uses them any
+        more.
+        """
+        leaving = {
+            name: held for name, held in self._loaded.items() if held.version.name == adapter
+        }
+        while leaving:
             async with self._loading:
-                for name, held in list(self._loaded.items()):
-                    if held.version.name == adapter and not held.users:
+                self._released.clear()  # first: a user may leave while a version is removed
+                for name, held in list(leaving.items()):
+                    if self._loaded.get(name) is held:
+                        if held.users:
+                            continue
                         await self._remove(name)
-            if adapter in self.plain_names:
-                self._released.clear()
+                    del leaving[name]
+            if leaving:
                 await self._released.wait()
 
     def forget(self) -> None:

@@ -80,6 +80,51 @@ async def test_a_model_whose_engine_does_not_resume_stays_paused(started):
     assert await waiting == "ab"
 
 
+class SlowToResume(Pausing):
+    def __init__(self):
+        super().__init__()
+        self.may_resume = asyncio.Event()
+
+    async def resume(self):
+        await self.may_resume.wait()
+        await super().resume()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_pause_that_comes_during_a_resume_holds(started, fails):
+    engine = SlowToResume()
+    server = await started(engine)
+    await server.pause("keep")
+    resuming = asyncio.create_task(server.resume())
+    await settle()
+    await server.pause("wait")
+    if fails:
+        engine.resume_errors = [EngineError("no")]
+    engine.may_resume.set()
+    await asyncio.wait([resuming])
+    assert server.paused == "wait"
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert not waiting.done()
+    engine.go_on.set()
+    await server.resume()
+    assert await waiting == "ab"
+
+
+async def test_a_second_resume_tries_again_what_the_first_could_not(started):
+    engine = SlowToResume()
+    engine.go_on.set()
+    server = await started(engine)
+    await server.pause("keep")
+    engine.resume_errors = [EngineError("no")]
+    resuming = [asyncio.create_task(server.resume()) for _ in "ab"]
+    await settle()
+    engine.may_resume.set()
+    first, second = await asyncio.gather(*resuming, return_exceptions=True)
+    assert (type(first), second, server.paused) == (EngineError, None, None)
+    assert await texts(server.chat(ASK)) == "ab"
+
+
 async def test_an_engine_that_can_pause_is_asked_and_a_new_one_is_told_again(started):
     engine = Pausing()
     server = await started(engine)
@@ -234,6 +279,55 @@ async def test_what_is_called_off_while_requests_end_leaves_the_model_ready(star
     server.engine.go_on.set()
     assert await texts(server.chat(ASK)) == "ab"
     await stream
+
+
+@pytest.mark.parametrize("cancelled", [(0,), (1,), (0, 1)])
+async def test_a_sleep_that_is_cancelled_leaves_another_one_as_it_is(started, cancelled):
+    server = await started()
+    stream = await begun(server)
+    sleeps = [asyncio.create_task(server.sleep()) for _ in "ab"]
+    await settle()
+    for number in cancelled:
+        sleeps[number].cancel()
+    await settle()
+    both = len(cancelled) == 2
+    assert server.state().state == ("ready" if both else "draining")
+    server.engine.go_on.set()
+    await stream
+    await asyncio.wait(sleeps)
+    assert server.state().state == ("ready" if both else "asleep")
+    await server.wakeup()
+    assert await texts(server.chat(ASK)) == "ab"
+
+
+async def test_a_second_sleep_that_is_cancelled_does_not_wake_the_model(started):
+    server = await started()
+    await server.sleep()
+    async with server.supervisor._changing:
+        again = asyncio.create_task(server.sleep())
+        await settle()
+        again.cancel()
+        await asyncio.wait([again])
+    assert server.state().state == "asleep"
+    with pytest.raises(UnavailableError):
+        await texts(server.chat(ASK))
+
+
+async def test_a_sleep_that_was_called_off_does_not_undo_a_later_one(started):
+    server = await started()
+    stream = await begun(server)
+    first = asyncio.create_task(server.sleep())
+    await settle()
+    await server.wakeup()
+    second = asyncio.create_task(server.sleep())
+    await settle()
+    first.cancel()
+    await settle()
+    assert server.state().state == "draining"
+    server.engine.go_on.set()
+    await stream
+    await second
+    assert server.state().state == "asleep"
 
 
 async def test_a_sleep_while_it_loads_can_be_called_off():

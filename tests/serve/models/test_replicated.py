@@ -194,6 +194,12 @@ async def test_an_adapter_that_one_cannot_load_none_has(two, load_a, monkeypatch
     ] * 2
 
 
+async def test_a_name_that_is_no_text_is_refused(two):
+    for method in ("unload_lora_adapter", "sleep"):
+        with pytest.raises(RequestError, match="lora_name"):
+            await two.control(method, {"lora_name": []})
+
+
 async def test_an_adapter_stays_where_it_is_loaded(two, load_a):
     results = await two.control("load_lora_adapter", load_a)
     assert [one["replica"] for one in results] == ["local-0", "local-1"]

@@ -108,9 +108,15 @@ class ControlPlane(Operations):
     supervisor: Supervisor
 
     def __init__(self) -> None:
-        self.asleep = False
         self.paused: PauseMode | None = None
+        self._sleeps: set[object] = set()  # the calls since the last wakeup that have not failed
+        self._resuming = asyncio.Lock()
         self.streams: set[DeltaStream] = set()
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the model was put to sleep, or is being put to sleep."""
+        return bool(self._sleeps)
 
     async def load_lora_adapter(
         self, lora_name: str, lora_path: str, load_inplace: bool = False
@@ -131,13 +137,15 @@ class ControlPlane(Operations):
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
         """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not
         load for a request. Raises `RequestError` while a job in this process uses the engine; one
-        that comes later delays it. A sleep that fails or is cancelled leaves the model awake.
+        that comes later delays it. A sleep that fails or is cancelled leaves the model awake,
+        unless another one holds.
         """
         if self.supervisor.in_use:
             raise RequestError(
                 f"a job uses the engine of '{self.llm_config.model_id}': let it end first"
             )
-        self.asleep = True
+        mine = object()
+        self._sleeps.add(mine)
         self.admission.close()
         self.admission.refuse_waiting(self.asleep_error)
         try:
@@ -152,7 +160,7 @@ class ControlPlane(Operations):
                 await self.admission.drained()
             await self.supervisor.sleep(level, lambda: self.asleep)  # unless woken meanwhile
         except BaseException:
-            self.asleep = False
+            self._sleeps.discard(mine)
             self.reopen()
             raise
 
@@ -160,7 +168,7 @@ class ControlPlane(Operations):
         """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""
         if not self.asleep:
             return
-        self.asleep = False
+        self._sleeps.clear()
         if self.supervisor.phase == "asleep":
             self.supervisor.load()
             await self.supervisor.ready()
@@ -193,18 +201,23 @@ class ControlPlane(Operations):
                 await self.reset_prefix_cache()
 
     async def resume(self) -> None:
-        """Undo `pause`. The model stays paused if its engine cannot go on."""
-        mode, self.paused = self.paused, None
-        if self.supervisor.phase == "ready" and self.has("pause"):
-            try:
-                await self.engine.resume()
-            except EngineDeadError:
-                pass  # the next request starts another engine
-            except BaseException:
-                self.paused = mode
-                raise
-        self._release()
-        self.reopen()
+        """Undo `pause`. The model stays paused if its engine cannot go on, or if it is paused again
+        meanwhile.
+        """
+        async with self._resuming:  # so that only a pause changes `paused` meanwhile
+            mode, self.paused = self.paused, None
+            if self.supervisor.phase == "ready" and self.has("pause"):
+                try:
+                    await self.engine.resume()
+                except EngineDeadError:
+                    pass  # the next request starts another engine
+                except BaseException:
+                    if self.paused is None:
+                        self.paused = mode
+                    raise
+            if self.paused is None:
+                self._release()
+                self.reopen()
 
     async def is_paused(self) -> bool:
         """Whether the model was paused."""

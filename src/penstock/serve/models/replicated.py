@@ -29,7 +29,7 @@ from penstock.errors import (
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.placement import target_requests
 from penstock.serve.models.autoscaling import INTERVAL_S, Autoscaler
-from penstock.serve.models.control import undo_of_load
+from penstock.serve.models.control import parse_control, undo_of_load
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.local import LocalModel, faced, local_counts
 from penstock.serve.models.memory import MemoryBudget, memory_estimate
@@ -410,12 +410,13 @@ class ReplicatedModel(ModelHandle):
         What replicas that load later are to know is told to all of them. An adapter that one of
         them cannot load, none has.
         """
+        parsed = parse_control(method, options)
         replicas = self.crew.replicas
         running = [one for one in replicas if one.phase != "cold"] or replicas[:1]
         asked = replicas if method in _STATEFUL else running
         loads, unloads = method == "load_model", method == "unload_model"
         before = self.crew.unloaded
-        adapter = options.get("lora_name", "")
+        adapter = parsed.get("lora_name", "")
         path_before = replicas[0].model.server.store.given.get(adapter)
         if unloads:  # first: nothing loads again what is unloaded already
             self.crew.keep_unloaded(True)
