@@ -41,7 +41,8 @@ class Request:
         self.cached = 0
         self.handle: Any = None
         self.ids: list[int] = []
-        self.logprobs: list[float] = []
+        self.logprobs: list[Any] = []
+        """One a token, where asked for: GenAI's numbers, or the `TokenScore`s of a biased lane."""
         self.reported = 0
         self.finish: FinishReason | None = None
         self.failed = False
