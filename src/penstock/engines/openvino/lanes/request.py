@@ -52,7 +52,9 @@ class Request:
         self.held_text = ""
         """Text not yet sent because nobody streams."""
         self.passed = 0
-        """Turns in which others were taken first, as their prompts were cached."""
+        """Turns in which others were taken first: their prompts were cached, or it is a search and
+        had no room.
+        """
         self.resumed = 0
         """How many of `ids` were made before a fault; they are part of `prompt` now."""
         self.suspect = False
