@@ -1,6 +1,7 @@
 """Steps that fail because of one request, in this process: the others are answered."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -247,3 +248,31 @@ def test_an_adapter_whose_answer_was_given_up_can_be_removed_at_once(generation,
         generation, [Submit(2, "Hello.", Sampling(max_tokens=3), None, True, False)]
     )
     assert not failures
+
+
+@pytest.mark.parametrize("room", [1, 400])
+def test_log_probabilities_and_biases_share_what_room_there_is(generation, monkeypatch, room):
+    while (model := generation._logits.model()) is None:
+        pass
+    monkeypatch.setattr(model, "_room", room)
+    kinds: list[dict[str, Any]] = [
+        {"logprobs": 5, "logit_bias": ((5, 1.0),)},
+        {"logprobs": 5},
+        {"logprobs": 5, "prompt_logprobs": 1, "bad_words": ("late",)},
+        {"prompt_logprobs": 1},
+    ]
+    submits = [
+        Submit(
+            number,
+            "The parcel arrived",
+            Sampling(temperature=0.0, max_tokens=6, ignore_eos=True, **kinds[number % 4]),
+            None,
+            number > 4,
+            False,
+        )
+        for number in range(1, 9)
+    ]
+    texts, failures = answered(generation, submits)
+    assert not failures
+    assert set(texts) == set(range(1, 9))
+    assert not generation.busy

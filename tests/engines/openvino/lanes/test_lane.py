@@ -41,15 +41,33 @@ def test_slots_bound_what_runs_and_order_is_kept():
     assert admitted(queue) == [2]
 
 
-def test_a_search_takes_a_slot_for_each_beam_and_waits_for_all():
+def test_a_search_takes_a_slot_for_each_beam():
     queue = lane(slots=5)
-    queue.waiting.extend([request(0, [1]), request(1, [2]), search(2, 4), request(3, [3])])
-    assert admitted(queue) == [0, 1]  # nobody overtakes it
-    queue.remove(queue.active[0])
-    assert admitted(queue) == [2]
+    queue.waiting.extend([request(0, [1]), search(1, 4), request(2, [2])])
+    assert admitted(queue) == [0, 1]
     assert queue.taken == 5
-    queue.remove(queue.active[2])
-    assert (admitted(queue), queue.taken) == ([3], 2)
+    queue.remove(queue.active[1])
+    assert (admitted(queue), queue.taken) == ([2], 2)
+
+
+def test_others_pass_a_search_that_has_no_room_but_not_for_ever():
+    queue = lane(slots=5)
+    large = search(1, 4)
+    queue.waiting.extend([request(0, [1]), request(2, [2]), large])
+    assert admitted(queue) == [0, 2]
+    assert admitted(queue) == []
+    assert large.passed == 0  # nobody passed it
+    last = 2
+    while last < 200:
+        queue.waiting.append(request(last + 1, [last]))
+        if not admitted(queue):
+            break
+        queue.remove(queue.active[last])
+        last += 1
+    assert (large.passed, last) == (64, 66)
+    queue.remove(queue.active[last])
+    assert admitted(queue) == [1]  # and now nobody overtakes it
+    assert queue.taken == 5
 
 
 def test_beside_a_search_nothing_runs_that_could_exhaust_the_cache():

@@ -44,13 +44,26 @@ def chosen(one):
     ],
 )
 def test_the_likeliest_token_after_the_changes(given, token):
-    assert chosen(handle(**given))[0] == token
+    assert chosen(handle(**given)) == token
 
 
-def test_the_log_probability_is_that_before_the_changes():
-    token, logprob = chosen(handle(logit_bias=((1, -100.0),)))
-    chances = np.exp(LOGITS) / np.exp(LOGITS).sum()
-    assert logprob == pytest.approx(np.log(chances[token]))
+@pytest.mark.parametrize("top", [0, 1, 3])
+def test_the_log_probabilities_are_those_before_the_changes(top):
+    one = handle(logit_bias=((1, -100.0),), logprobs=top)
+    one.take(chosen(one), LOGITS)
+    (output,) = one.read_all()
+    (score,) = output.generated_log_probs
+    logprobs = np.log(np.exp(LOGITS) / np.exp(LOGITS).sum())
+    assert (score.token, score.rank) == (2, 2)
+    assert score.logprob == pytest.approx(logprobs[2])
+    assert [token for token, _ in score.top] == [1, 2, 0][:top]
+    assert [value for _, value in score.top] == pytest.approx(logprobs[[1, 2, 0][:top]])
+
+
+def test_nobody_pays_for_log_probabilities_that_nobody_asks_for():
+    one = handle(logit_bias=((1, -100.0),))
+    one.take(chosen(one), LOGITS)
+    assert one.read_all()[0].generated_log_probs == []
 
 
 @pytest.mark.parametrize(
@@ -66,13 +79,13 @@ def test_the_log_probability_is_that_before_the_changes():
 )
 def test_what_sampling_leaves(given, possible):
     one = handle(temperature=1.0, seed=7, **given)
-    assert {chosen(one)[0] for _ in range(400)} == possible
+    assert {chosen(one) for _ in range(400)} == possible
 
 
 def test_a_seed_repeats_the_answer():
     def drawn():
         one = handle(temperature=1.0, seed=3, logit_bias=((0, 1.0),))
-        return [chosen(one)[0] for _ in range(20)]
+        return [chosen(one) for _ in range(20)]
 
     assert drawn() == drawn()
 
@@ -94,7 +107,7 @@ def test_an_answer_ends_where_no_token_is_allowed(given, temperature):
 
 
 def test_a_bad_word_without_tokens_forbids_nothing():
-    assert chosen(handle(bad_words=[[]]))[0] == 1
+    assert chosen(handle(bad_words=[[]])) == 1
 
 
 def test_a_seed_may_be_negative():

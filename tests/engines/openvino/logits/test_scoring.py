@@ -12,6 +12,7 @@ import pytest_asyncio
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.logits.model import TokenScore
 from penstock.engines.openvino.logits.scoring import Scoring, check_together
+from penstock.engines.openvino.logits.second_copy import needs_scores
 from penstock.errors import RequestError, UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import CompletionRequest, Sampling, StructuredOutput
@@ -106,6 +107,18 @@ async def test_a_bias_forces_and_forbids_a_token(engine):
         engine, chat_request(PROMPT, greedy(logprobs=0, logit_bias=((banned, -100.0),)))
     )
     assert banned not in [token.id for token in other.logprobs[0]]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_biased_answer_has_its_log_probabilities(engine, stream):
+    given = {"max_tokens": 4, "logprobs": 3, "prompt_logprobs": 1}
+    plain = await answer(engine, chat_request(PROMPT, greedy(**given), stream=stream))
+    request = chat_request(PROMPT, greedy(logit_bias=((5, 0.0),), **given), stream=stream)
+    biased = await answer(engine, request)
+    assert len(biased.logprobs[0]) == 4
+    for one, other in zip(plain.logprobs[0], biased.logprobs[0], strict=True):
+        assert (one.id, one.rank, one.top_ids) == (other.id, other.rank, other.top_ids)
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 async def test_a_bias_of_nothing_changes_nothing(engine):
@@ -272,6 +285,16 @@ async def test_a_cache_is_given_back_where_only_the_prompt_is_asked():
     assert not model.begun
     assert not made.note(first)
     assert turn() == [second]
+
+
+async def test_a_biased_answer_is_scored_in_its_lane_with_the_room_of_its_prompt():
+    bias = ((5, 1.0),)
+    assert not needs_scores(greedy(logprobs=5, logit_bias=bias))
+    both = Asked(prompt_logprobs=1, logprobs=5, logit_bias=bias)
+    made, model, turn = scoring(both)
+    assert turn() == [both]
+    assert not model.begun  # else its lane would wait for it, and it for the lane
+    assert not made.note(both)
 
 
 async def test_a_cache_that_another_needs_is_given_up_and_made_again():

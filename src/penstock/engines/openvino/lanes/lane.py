@@ -123,7 +123,8 @@ class Lane:
     ) -> list[Request]:
         """Take requests from a queue while fewer than `slots` are taken, in order but for those
         that had better wait a step or two, or had better not. The first has a prompt of any length,
-        all have `prompt_tokens` together.
+        all have `prompt_tokens` together. A search that has no room yet may be passed for a while;
+        then all wait until it has.
 
         The pipeline looks into its prefix cache when a request is added, not when it is scheduled.
         A request whose next uncached block is being computed by another one therefore waits for
@@ -136,11 +137,16 @@ class Lane:
             self._cached_first(waiting)
         admitted: list[Request] = []
         delayed: list[Request] = []
+        searches: list[Request] = []
+        passed = 0
         while waiting and self.taken < slots and len(delayed) < _ADMISSION_SCAN:
             request = waiting.popleft()
             if not self._has_room(request):
                 delayed.append(request)
-                break
+                if request.beams is None or request.passed >= _PATIENCE:
+                    break
+                searches.append(request)
+                continue
             matched = self.index.match(request.blocks)
             fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
             structured = request.sampling.structured
@@ -168,6 +174,9 @@ class Lane:
             self.batch_active += request.batch
             self._further_slots += request.slots - 1
             admitted.append(request)
+            passed = len(searches)
+        for search in searches[:passed]:
+            search.passed += 1
         waiting.extendleft(reversed(delayed))
         return admitted
 

@@ -41,7 +41,8 @@ class Request:
         self.cached = 0
         self.handle: Any = None
         self.ids: list[int] = []
-        self.logprobs: list[float] = []
+        self.logprobs: list[Any] = []
+        """One a token, where asked for: GenAI's numbers, or the `TokenScore`s of a biased lane."""
         self.reported = 0
         self.finish: FinishReason | None = None
         self.failed = False
@@ -51,7 +52,9 @@ class Request:
         self.held_text = ""
         """Text not yet sent because nobody streams."""
         self.passed = 0
-        """Turns in which others were taken first, as their prompts were cached."""
+        """Turns in which others were taken first: their prompts were cached, or it is a search and
+        had no room.
+        """
         self.resumed = 0
         """How many of `ids` were made before a fault; they are part of `prompt` now."""
         self.suspect = False

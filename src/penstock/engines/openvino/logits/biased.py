@@ -14,7 +14,7 @@ import numpy as np
 import openvino_genai as genai
 from msgspec import Struct
 
-from penstock.engines.openvino.logits.model import LogitModel, Reading, log_softmax
+from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore, score
 from penstock.types import Sampling
 
 Row = np.ndarray[Any, Any]
@@ -23,10 +23,12 @@ _REASONS = genai.GenerationFinishReason
 
 
 class Output(Struct):
-    """What a step made, in the form of GenAI's `GenerationOutput`."""
+    """What a step made, in the form of GenAI's `GenerationOutput`, but with whole scores, where
+    they are asked for.
+    """
 
     generated_ids: list[int]
-    generated_log_probs: list[float]
+    generated_log_probs: list[TokenScore]
     finish_reason: Any
 
 
@@ -73,8 +75,8 @@ class Handle:
     def stop(self) -> None:
         self._end(genai.GenerationStatus.STOP)
 
-    def take(self, token: int, logprob: float) -> None:
-        """The next token was chosen."""
+    def take(self, token: int, logits: Row) -> None:
+        """The next token was chosen. Its scores are by the `logits` before any change."""
         self.ids.append(token)
         self.unread = [token]
         reason = _REASONS.NONE
@@ -82,7 +84,9 @@ class Handle:
             reason = _REASONS.STOP
         elif len(self.ids) >= self.max_new_tokens:
             reason = _REASONS.LENGTH
-        self._outputs.append(Output([token], [logprob], reason))
+        top = self.sampling.logprobs
+        scores = [] if top is None else [score(logits, token, top)]
+        self._outputs.append(Output([token], scores, reason))
         if reason != _REASONS.NONE:
             self._end(genai.GenerationStatus.FINISHED)
 
@@ -132,8 +136,9 @@ class BiasedPipeline:
                 if handle.reading is None:
                     continue
             if not handle.unread and handle.reading.after is not None:
-                chosen = choose(handle.reading.after, handle)
-                handle.end() if chosen is None else handle.take(*chosen)
+                logits = handle.reading.after
+                chosen = choose(logits, handle)
+                handle.end() if chosen is None else handle.take(chosen, logits)
 
     def _make_room(self, model: LogitModel) -> None:
         """Let those that came last give up their KV caches."""
@@ -146,9 +151,9 @@ class _NoCache(Struct):
     cache_usage: float = 0.0
 
 
-def choose(logits: Row, handle: Handle) -> tuple[int, float] | None:
-    """The next token and its log probability before any change, in the order of vLLM: bias,
-    penalties, temperature, min_p, top_k, top_p. None if the request allows no token.
+def choose(logits: Row, handle: Handle) -> int | None:
+    """The next token, after the changes in the order of vLLM: bias, penalties, temperature, min_p,
+    top_k, top_p. None if the request allows no token.
     """
     sampling = handle.sampling
     changed = _biased(logits.astype(np.float64), handle)
@@ -156,11 +161,9 @@ def choose(logits: Row, handle: Handle) -> tuple[int, float] | None:
     if not np.isfinite(changed).any():
         return None
     if sampling.temperature == 0:
-        token = int(changed.argmax())
-    else:
-        chances = _filtered(changed / sampling.temperature, sampling)
-        token = int(handle.random.choice(len(chances), p=chances))
-    return token, float(log_softmax(logits)[token])
+        return int(changed.argmax())
+    chances = _filtered(changed / sampling.temperature, sampling)
+    return int(handle.random.choice(len(chances), p=chances))
 
 
 def _biased(logits: Row, handle: Handle) -> Row:

@@ -147,7 +147,7 @@ class Reading:
         """
         scores: list[TokenScore] = []
         if not silent and self.after is not None:
-            scores.append(_score(self.after, ids[0], top))
+            scores.append(score(self.after, ids[0], top))
         size = len(ids)
         first = size - 1 if silent else 0
         following = [*ids[first + 1 :], 0]
@@ -265,7 +265,8 @@ def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return found
 
 
-def _score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
+def score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
+    """A token's score by the logits of its place, shape [vocabulary], with `top` alternatives."""
     logprobs = log_softmax(logits)
     best = np.argsort(-logprobs, kind="stable")[:top]
     pairs = list(zip(best.tolist(), logprobs[best].tolist(), strict=True))

@@ -120,6 +120,14 @@ class Scored:
         return len(self.prompt) + 1 if self.prompt else 0
 
     @property
+    def reads_answer(self) -> bool:
+        """Whether the answer is read here too. A biased one is read in its lane, and a second KV
+        cache kept meanwhile would leave that no room.
+        """
+        sampling = self.request.sampling
+        return sampling.logprobs is not None and not is_biased(sampling)
+
+    @property
     def whole(self) -> bool:
         """Whether all tokens that are there so far were read."""
         return self.read == self.size
@@ -169,7 +177,7 @@ class Scoring:
         then.
         """
         scored = self._scored.get(request)
-        if scored is None or request.sampling.logprobs is None:
+        if scored is None or not scored.reads_answer:
             return False
         if scored not in self._unread:
             self._unread.append(scored)
@@ -222,7 +230,7 @@ class Scoring:
                 failed(scored.request, error)
                 continue
             if scored.whole:
-                if scored.request.sampling.logprobs is None:  # the answer is not read
+                if not scored.reads_answer:
                     scored.reading = None
                 self._unread.remove(scored)
                 done.append(scored)
@@ -287,6 +295,8 @@ def answer_logprobs(
     top = request.sampling.logprobs
     if top is None:
         return None
+    if is_biased(request.sampling):
+        return _named(request.logprobs[start:], tokenizer)
     if scored is not None:
         return _named(scored.answer[start:], tokenizer)
     ids = request.ids[start:]

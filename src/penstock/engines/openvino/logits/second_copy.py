@@ -17,9 +17,13 @@ IDLE_SECONDS = 60.0
 
 
 def needs_scores(sampling: Sampling) -> bool:
-    """Whether GenAI's own log probabilities are not enough for a request."""
+    """Whether a request is read beside its lane, as the lane's log probabilities are not enough.
+    A biased one has them from the logits that it is sampled by.
+    """
     if sampling.prompt_logprobs is not None:
         return True
+    if is_biased(sampling):
+        return False
     top = sampling.logprobs or 0
     return top > 1 or (top == 1 and sampling.temperature > 0)
 
