@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from batch_service import batch_service, line
 from penstock.batch.job import execution
+from penstock.batch.write import text
 from penstock.errors import EngineStartError, JobHeldError, OutputError, UnavailableError
 from penstock.service import runner
 from penstock.service.content import LEFT_S, Content
@@ -113,11 +114,21 @@ async def test_a_failed_batch_of_messages_keeps_its_answers(tmp_path, monkeypatc
         assert kinds.count("errored") == counts.errored == 40 - counts.succeeded
 
 
+def full():
+    """The error of a disk without room, as the kernel has it."""
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "why",
     [
-        OutputError("No space left on device"),
-        OSError(errno.ENOSPC, "No space left on device"),
+        caused(OutputError("the results cannot be written"), full()),
+        full(),
         JobHeldError("another process is running this job"),
     ],
 )
@@ -133,6 +144,48 @@ async def test_a_batch_waits_for_a_full_disk_or_another_server(tmp_path, monkeyp
     async with batch_service(tmp_path) as service:
         ended = await service.ended((await service.submit(given(3))).id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 3)
+
+
+async def test_a_batch_waits_for_room_for_its_answers(tmp_path, monkeypatch):
+    real, errors = text.to_disk, [full()]
+
+    def to_disk(file):
+        if errors:
+            raise errors.pop()
+        real(file)
+
+    monkeypatch.setattr(text, "to_disk", to_disk)
+    async with batch_service(tmp_path) as service:
+        ended = await service.ended((await service.submit(given(3))).id)
+        assert (ended.status, ended.request_counts.completed, errors) == ("completed", 3, [])
+
+
+async def test_a_batch_whose_answers_cannot_be_written_fails(tmp_path, monkeypatch):
+    async def execute(*_):
+        raise OutputError("output.jsonl: Read-only file system")
+
+    monkeypatch.setattr(runner, "execute", execute)
+    async with batch_service(tmp_path) as service:
+        ended = await service.ended((await service.submit(given(3))).id)
+        (fault,) = ended.errors.data
+        assert (ended.status, fault.code) == ("failed", "output_error")
+        assert "Read-only" in fault.message
+
+
+async def test_a_batch_that_waits_for_a_full_disk_can_be_cancelled(tmp_path, monkeypatch):
+    tried = asyncio.Event()
+
+    async def execute(*_):
+        tried.set()
+        raise OutputError("the results cannot be written") from full()
+
+    monkeypatch.setattr(runner, "execute", execute)
+    async with batch_service(tmp_path) as service:
+        batch = await service.submit(given(3))
+        await tried.wait()
+        await service.openai().batches.cancel(batch.id)
+        assert (await service.ended(batch.id)).status == "cancelled"
+        assert not (tmp_path / "running" / batch.id).exists()
 
 
 def let_age(*paths):
