@@ -13,7 +13,9 @@ from penstock.batch.job import execution
 from penstock.batch.write import text
 from penstock.errors import EngineStartError, JobHeldError, OutputError, UnavailableError
 from penstock.service import runner
+from penstock.service.batches import BatchStore
 from penstock.service.content import LEFT_S, Content
+from penstock.service.webhooks import Webhooks
 
 SLOW = {"time_per_token_ms": 20.0}
 
@@ -185,6 +187,27 @@ async def test_a_batch_that_waits_for_a_full_disk_can_be_cancelled(tmp_path, mon
         await tried.wait()
         await service.openai().batches.cancel(batch.id)
         assert (await service.ended(batch.id)).status == "cancelled"
+        assert not (tmp_path / "running" / batch.id).exists()
+
+
+async def test_a_batch_whose_end_was_stored_unheard_is_told_of(tmp_path, monkeypatch):
+    async with batch_service(tmp_path) as service:
+        change, told, lost = BatchStore.change, [], []
+
+        async def unheard(self, id, how):
+            batch = await change(self, id, how)
+            if batch.ended_at is not None:
+                lost.append(id)
+                raise UnavailableError("the connection broke at the commit")
+            return batch
+
+        monkeypatch.setattr(BatchStore, "change", unheard)
+        monkeypatch.setattr(Webhooks, "tell", lambda _, batch: told.append((batch.id, batch.status)))
+        batch = await service.submit(given(3))
+        async with asyncio.timeout(30):
+            while not told:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (told, lost) == ([(batch.id, "completed")], [batch.id])
         assert not (tmp_path / "running" / batch.id).exists()
 
 

@@ -167,13 +167,26 @@ class Runner:
     async def _try(self, run: Run) -> bool:
         """Returns False where it is to be tried again."""
         try:
-            await self._run_or_fail(run)
-        except NotStoredError:
-            _log.info("batch %s was deleted, or another server runs it", run.batch.id)
+            try:
+                await self._run_or_fail(run)
+            except NotStoredError:
+                await self._let_go(run)
         except _WAITS as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
         return True
+
+    async def _let_go(self, run: Run) -> None:
+        """Clean up after a batch whose end this server stored without being told so: the database
+        went away at the commit. Any other was deleted, or another server runs it.
+        """
+        id = run.batch.id
+        mine = await self._batches.renew([id])
+        if id in mine and mine[id].ended_at is not None:
+            run.batch = mine[id]
+            await self._clean_up(run)
+        else:
+            _log.info("batch %s was deleted, or another server runs it", id)
 
     async def _run_or_fail(self, run: Run) -> None:
         """Run a batch. Where it breaks, the answers that it has are kept."""
