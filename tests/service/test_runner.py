@@ -4,13 +4,14 @@ import asyncio
 import errno
 import os
 import time
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from batch_service import batch_service, line
 from penstock.batch.job import execution
-from penstock.batch.write import text
+from penstock.batch.write.state_files import to_disk
 from penstock.errors import EngineStartError, JobHeldError, OutputError, UnavailableError
 from penstock.service import runner
 from penstock.service.batches import BatchStore
@@ -149,14 +150,14 @@ async def test_a_batch_waits_for_a_full_disk_or_another_server(tmp_path, monkeyp
 
 
 async def test_a_batch_waits_for_room_for_its_answers(tmp_path, monkeypatch):
-    real, errors = text.to_disk, [full()]
+    real, errors = to_disk, [full()]
 
-    def to_disk(file):
+    def filling(file):
         if errors:
             raise errors.pop()
         real(file)
 
-    monkeypatch.setattr(text, "to_disk", to_disk)
+    monkeypatch.setattr("penstock.batch.write.text.to_disk", filling)
     async with batch_service(tmp_path) as service:
         ended = await service.ended((await service.submit(given(3))).id)
         assert (ended.status, ended.request_counts.completed, errors) == ("completed", 3, [])
@@ -202,7 +203,9 @@ async def test_a_batch_whose_end_was_stored_unheard_is_told_of(tmp_path, monkeyp
             return batch
 
         monkeypatch.setattr(BatchStore, "change", unheard)
-        monkeypatch.setattr(Webhooks, "tell", lambda _, batch: told.append((batch.id, batch.status)))
+        monkeypatch.setattr(
+            Webhooks, "tell", lambda _, batch: told.append((batch.id, batch.status))
+        )
         batch = await service.submit(given(3))
         async with asyncio.timeout(30):
             while not told:  # noqa: ASYNC110
@@ -268,6 +271,30 @@ async def test_lines_that_wait_for_a_model_leave_room_for_others(tmp_path, how, 
         other = await service.submit([line("x", model="other")])
         assert (await service.ended(other.id)).status == "completed"
         await service.handles["sim"].control(go_on, {})
+        assert (await service.ended(waiting.id)).request_counts.completed == 8
+
+
+async def test_lines_for_a_model_that_is_paused_while_it_loads_keep_no_slots(tmp_path, monkeypatch):
+    monkeypatch.setattr("penstock.service.lines.wait_after", lambda *_, **__: 0.01)
+    async with batch_service(tmp_path, models=("sim", "other"), max_in_flight=2) as service:
+        handle: Any = service.handles["sim"]
+        server = handle.server
+        may_start, start = asyncio.Event(), server.engine.start
+
+        async def slow():
+            await may_start.wait()
+            await start()
+
+        monkeypatch.setattr(server.engine, "start", slow)
+        await server.unload_model()
+        await server.pause()
+        server.supervisor.load()
+        assert server.state().state == "loading"
+        waiting = await service.submit(given(8))
+        other = await service.submit([line("x", model="other")])
+        assert (await service.ended(other.id)).status == "completed"
+        may_start.set()
+        await server.resume()
         assert (await service.ended(waiting.id)).request_counts.completed == 8
 
 
