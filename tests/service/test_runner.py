@@ -4,15 +4,19 @@ import asyncio
 import errno
 import os
 import time
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from batch_service import batch_service, line
 from penstock.batch.job import execution
+from penstock.batch.write.state_files import to_disk
 from penstock.errors import EngineStartError, JobHeldError, OutputError, UnavailableError
 from penstock.service import runner
+from penstock.service.batches import BatchStore
 from penstock.service.content import LEFT_S, Content
+from penstock.service.webhooks import Webhooks
 
 SLOW = {"time_per_token_ms": 20.0}
 
@@ -113,11 +117,21 @@ async def test_a_failed_batch_of_messages_keeps_its_answers(tmp_path, monkeypatc
         assert kinds.count("errored") == counts.errored == 40 - counts.succeeded
 
 
+def full():
+    """The error of a disk without room, as the kernel has it."""
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "why",
     [
-        OutputError("No space left on device"),
-        OSError(errno.ENOSPC, "No space left on device"),
+        caused(OutputError("the results cannot be written"), full()),
+        full(),
         JobHeldError("another process is running this job"),
     ],
 )
@@ -133,6 +147,71 @@ async def test_a_batch_waits_for_a_full_disk_or_another_server(tmp_path, monkeyp
     async with batch_service(tmp_path) as service:
         ended = await service.ended((await service.submit(given(3))).id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 3)
+
+
+async def test_a_batch_waits_for_room_for_its_answers(tmp_path, monkeypatch):
+    real, errors = to_disk, [full()]
+
+    def filling(file):
+        if errors:
+            raise errors.pop()
+        real(file)
+
+    monkeypatch.setattr("penstock.batch.write.text.to_disk", filling)
+    async with batch_service(tmp_path) as service:
+        ended = await service.ended((await service.submit(given(3))).id)
+        assert (ended.status, ended.request_counts.completed, errors) == ("completed", 3, [])
+
+
+async def test_a_batch_whose_answers_cannot_be_written_fails(tmp_path, monkeypatch):
+    async def execute(*_):
+        raise OutputError("output.jsonl: Read-only file system")
+
+    monkeypatch.setattr(runner, "execute", execute)
+    async with batch_service(tmp_path) as service:
+        ended = await service.ended((await service.submit(given(3))).id)
+        (fault,) = ended.errors.data
+        assert (ended.status, fault.code) == ("failed", "output_error")
+        assert "Read-only" in fault.message
+
+
+async def test_a_batch_that_waits_for_a_full_disk_can_be_cancelled(tmp_path, monkeypatch):
+    tried = asyncio.Event()
+
+    async def execute(*_):
+        tried.set()
+        raise OutputError("the results cannot be written") from full()
+
+    monkeypatch.setattr(runner, "execute", execute)
+    async with batch_service(tmp_path) as service:
+        batch = await service.submit(given(3))
+        await tried.wait()
+        await service.openai().batches.cancel(batch.id)
+        assert (await service.ended(batch.id)).status == "cancelled"
+        assert not (tmp_path / "running" / batch.id).exists()
+
+
+async def test_a_batch_whose_end_was_stored_unheard_is_told_of(tmp_path, monkeypatch):
+    async with batch_service(tmp_path) as service:
+        change, told, lost = BatchStore.change, [], []
+
+        async def unheard(self, id, how):
+            batch = await change(self, id, how)
+            if batch.ended_at is not None:
+                lost.append(id)
+                raise UnavailableError("the connection broke at the commit")
+            return batch
+
+        monkeypatch.setattr(BatchStore, "change", unheard)
+        monkeypatch.setattr(
+            Webhooks, "tell", lambda _, batch: told.append((batch.id, batch.status))
+        )
+        batch = await service.submit(given(3))
+        async with asyncio.timeout(30):
+            while not told:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (told, lost) == ([(batch.id, "completed")], [batch.id])
+        assert not (tmp_path / "running" / batch.id).exists()
 
 
 def let_age(*paths):
@@ -192,6 +271,30 @@ async def test_lines_that_wait_for_a_model_leave_room_for_others(tmp_path, how, 
         other = await service.submit([line("x", model="other")])
         assert (await service.ended(other.id)).status == "completed"
         await service.handles["sim"].control(go_on, {})
+        assert (await service.ended(waiting.id)).request_counts.completed == 8
+
+
+async def test_lines_for_a_model_that_is_paused_while_it_loads_keep_no_slots(tmp_path, monkeypatch):
+    monkeypatch.setattr("penstock.service.lines.wait_after", lambda *_, **__: 0.01)
+    async with batch_service(tmp_path, models=("sim", "other"), max_in_flight=2) as service:
+        handle: Any = service.handles["sim"]
+        server = handle.server
+        may_start, start = asyncio.Event(), server.engine.start
+
+        async def slow():
+            await may_start.wait()
+            await start()
+
+        monkeypatch.setattr(server.engine, "start", slow)
+        await server.unload_model()
+        await server.pause()
+        server.supervisor.load()
+        assert server.state().state == "loading"
+        waiting = await service.submit(given(8))
+        other = await service.submit([line("x", model="other")])
+        assert (await service.ended(other.id)).status == "completed"
+        may_start.set()
+        await server.resume()
         assert (await service.ended(waiting.id)).request_counts.completed == 8
 
 

@@ -210,7 +210,7 @@ class ServedStep:
             async with self._slots:
                 if not self._goes_on.is_set():
                     continue
-                if handle.state().state == "paused":  # it would keep the line, and the slot
+                if handle.state().is_paused:  # it would keep the line, and the slot
                     raise UnavailableError(f"model '{handle.model_id}' is paused")
                 tries.count += 1
                 outcome = await self._form.ask(handle.for_batch(), row)

@@ -29,7 +29,6 @@ from penstock.errors import (
     BatchExpiredError,
     JobHeldError,
     NotStoredError,
-    OutputError,
     PenstockError,
     UnavailableError,
     class_and_text,
@@ -61,9 +60,9 @@ MOST_ROWS = 2048
 """The rows of one batch in memory. The event loop sorts them, and online requests wait for that."""
 AGAIN_S = 5.0
 """The pause before a batch is tried again whose database or storage did not answer."""
-_WAITS = (UnavailableError, OutputError, JobHeldError)
-"""Errors that pass: the database or storage is away, the disk full, or a server that lost the batch
-has not yet let go of its folder.
+_WAITS = (UnavailableError, JobHeldError)
+"""Errors that pass: the database or storage is away, or a server that lost the batch has not yet
+let go of its folder. A full disk is the third.
 """
 _log = logging.getLogger("penstock.service")
 
@@ -168,22 +167,41 @@ class Runner:
     async def _try(self, run: Run) -> bool:
         """Returns False where it is to be tried again."""
         try:
-            await self._run_or_fail(run)
-        except NotStoredError:
-            _log.info("batch %s was deleted, or another server runs it", run.batch.id)
+            try:
+                await self._run_or_fail(run)
+            except NotStoredError:
+                await self._let_go(run)
         except _WAITS as error:
             _log.warning("batch %s waits: %s", run.batch.id, error)
             return False
         return True
 
+    async def _let_go(self, run: Run) -> None:
+        """Clean up after a batch whose end this server stored without being told so: the database
+        went away at the commit. Any other was deleted, or another server runs it.
+        """
+        id = run.batch.id
+        mine = await self._batches.renew([id])
+        if id in mine and mine[id].ended_at is not None:
+            run.batch = mine[id]
+            await self._clean_up(run)
+        else:
+            _log.info("batch %s was deleted, or another server runs it", id)
+
     async def _run_or_fail(self, run: Run) -> None:
         """Run a batch. Where it breaks, the answers that it has are kept."""
         try:
             await self._run(run)
-        except (NotStoredError, *_WAITS):
+        except NotStoredError:
             raise
         except Exception as error:
-            if is_full(error):
+            full = is_full(error)
+            if full and run.over.is_set() and run.ends_as == "cancelled":
+                await self._end_unread(run)  # to cancel it makes room
+                return
+            if isinstance(error, _WAITS):
+                raise
+            if full:
                 raise unavailable(error) from error
             fault = _fault_of(run, error)
             if not run.batch.counts.total or run.fault is not None:  # no answers, or broken again
@@ -357,7 +375,7 @@ class Runner:
         await self._clean_up(run)
 
     async def _end_unread(self, run: Run) -> None:
-        """End a batch that is over, and whose input cannot be had."""
+        """End a batch that is over, and whose input cannot be had, or its answers written."""
 
         def end(batch: Batch) -> Batch:
             total, now = batch.counts.total, int(time.time())

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from penstock.engines.supervisor import supervisor_of
 from penstock.errors import EngineError, EngineStartError, RequestError, UnavailableError
@@ -418,6 +419,23 @@ async def test_what_was_asked_of_a_cold_model_holds_when_it_loads():
     assert not waiting.done()
     await server.resume()
     assert await waiting == "ab"
+    await server.stop()
+
+
+async def test_a_model_that_is_paused_while_it_loads_is_known_to_be():
+    engine = Scripted()
+    engine.may_start.clear()
+    server = LLMServer(config(), engine=engine, load_on_demand=True)
+    starting = asyncio.create_task(server.start())
+    await settle()
+    await server.pause()
+    state = replace(server.state(), on_demand=True)
+    assert (state.state, state.is_paused, state.can_answer) == ("loading", True, False)
+    await server.resume()
+    state = replace(server.state(), on_demand=True)
+    assert (state.state, state.is_paused, state.can_answer) == ("loading", False, True)
+    engine.may_start.set()
+    await starting
     await server.stop()
 
 

@@ -211,11 +211,10 @@ class DurableSink(Sink):
         self._committing = None
         error = None if done.cancelled() else done.exception()
         if error is not None:
-            self._failure = (
-                error
-                if isinstance(error, PenstockError)
-                else OutputError(f"a part cannot be written: {error}")
-            )
+            if not isinstance(error, PenstockError):
+                cause, error = error, OutputError(f"a part cannot be written: {error}")
+                error.__cause__ = cause
+            self._failure = error
             self.fail(self._failure)
         elif self.full:
             self.full = False

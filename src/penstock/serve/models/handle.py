@@ -57,7 +57,7 @@ class ModelState(Struct, frozen=True):
     `on_demand`: the first request loads the model, so a `cold` one answers too. `adapter_names` are
     those that the engine holds, of `max_adapters` at most (0: it is not known here). `replicas` are
     the states of each one by its name, where a model has several in this process; counts are then
-    sums over them.
+    sums over them. `is_paused`: requests wait until it is resumed, whatever its `state` is.
     """
 
     state: StateName
@@ -73,11 +73,13 @@ class ModelState(Struct, frozen=True):
     adapter_names: tuple[str, ...] = ()
     max_adapters: int = 0
     replicas: dict[str, ModelState] = field(default_factory=dict)
+    is_paused: bool = False
 
     @property
     def can_answer(self) -> bool:
         """Whether a request would be answered, if need be after a load."""
-        return self.state == "ready" or (self.on_demand and self.state in ("cold", "loading"))
+        loads = self.on_demand and self.state in ("cold", "loading")
+        return not self.is_paused and (loads or self.state == "ready")
 
 
 class ModelHandle(Tasks, ABC):

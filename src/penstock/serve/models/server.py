@@ -182,6 +182,7 @@ class LLMServer(Tasks, ControlPlane):
             adapters=len(self._adapters.names),
             adapter_names=tuple(self._adapters.plain_names),
             max_adapters=self._adapters.limit if self.llm_config.lora_config else 0,
+            is_paused=self.paused is not None,
         )
 
     async def engine_metrics(self) -> dict[str, float]:

@@ -130,7 +130,10 @@ class RemoteModel(ModelHandle):
         else:
             name = "loading" if pool.waiting or stays else "cold"
         running = sum(replica.running for replica in replicas)
-        return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
+        paused = wanted.paused is not None
+        return ModelState(
+            name, reason, running, pool.waiting, on_demand=not stays, is_paused=paused
+        )
 
     async def adapters(self) -> list[str]:
         now = time.monotonic()
