@@ -150,7 +150,7 @@ async def test_the_best_beam_is_that_of_transformers():
     await engine.start()
     equal = 0
     try:
-        for number, ticket in enumerate(tickets(15)):
+        for number, ticket in enumerate(tickets(9)):
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": ticket}], tokenize=False, add_generation_prompt=True
             )
@@ -179,4 +179,4 @@ async def test_the_best_beam_is_that_of_transformers():
             equal += list(found.token_ids.values()) == rows
     finally:
         await engine.stop()
-    assert equal >= 9  # the others are often nearly as likely as the next one
+    assert equal >= 5  # the others are often nearly as likely as the next one
