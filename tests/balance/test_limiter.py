@@ -260,6 +260,76 @@ async def test_who_is_served_does_not_wait_for_a_turn_that_is_far_away(clock):
     assert clock.slept == [pytest.approx(120)]
 
 
+class Alarms:
+    """Time that passes when everybody sleeps."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self._sleeping = []
+        monkeypatch.setattr("penstock.balance.limiter.asyncio.sleep", self.sleep)
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleeping, (self.now + seconds, id(future), future))
+        return future
+
+    async def ring(self):
+        self.now, _, future = heapq.heappop(self._sleeping)
+        if not future.done():
+            future.set_result(None)
+        await turns()
+
+
+@pytest.mark.parametrize("rates", [{}, {"requests_per_minute": 60_000}])
+async def test_not_all_leave_at_the_end_of_a_pause(monkeypatch, rates):
+    clock, spread = Alarms(monkeypatch), iter(range(100))
+    limit = Limiter(
+        Limits(concurrency=20, adaptive=False, **rates), clock=clock, jitter=lambda: next(spread)
+    )
+    went = []
+
+    async def go():
+        await limit.acquire()
+        went.append(round(clock.now, 3))
+
+    limit.release(await limit.acquire(), "throttled", retry_after=10.0)
+    tasks = [asyncio.create_task(go()) for _ in range(5)]
+    await turns()
+    while not all(task.done() for task in tasks):
+        await clock.ring()
+    assert went == [10, 11, 12, 13, 14]
+
+
+async def test_a_patient_request_does_not_hold_a_served_one_in_a_pause(monkeypatch):
+    clock = Alarms(monkeypatch)
+    limit = limiter(clock, concurrency=20, requests_per_minute=60, adaptive=False)
+    first = await limit.acquire()
+    patient = asyncio.create_task(limit.acquire())
+    token = is_served.set(True)
+    served = asyncio.create_task(limit.acquire())
+    is_served.reset(token)
+    await turns()
+    limit.release(first, "throttled", retry_after=30.0)
+    await clock.ring()  # the turn of the patient one, which waits for the pause now
+    with pytest.raises(UpstreamError, match="left alone"):
+        await asyncio.wait_for(served, 1)
+    await clock.ring()
+    assert patient.done()
+    assert clock.now == 30.0
+
+
+async def test_a_request_without_tokens_does_not_wait_for_a_rate_of_tokens(clock):
+    limit = limiter(clock, concurrency=20, tokens_per_minute=60)
+    await limit.acquire(tokens=100)
+    waiting = asyncio.create_task(limit.acquire(tokens=100))
+    await limit.acquire()
+    assert clock.now == 1000.0
+    waiting.cancel()
+
+
 def test_processes_that_know_nothing_of_each_other_take_their_part():
     part = Limits(concurrency=10, requests_per_minute=600, tokens_per_minute=900).shared_by(3)
     assert part == Limits(concurrency=10, requests_per_minute=200, tokens_per_minute=300)

@@ -231,37 +231,40 @@ class Limiter:
         """Wait until the rates and the server's pause let the request go. Who comes first goes
         first; who leaves before its turn has taken nothing from those behind.
         """
-        now = self._clock()
-        wait = self._free_at(tokens, self._ahead, self._tokens_ahead) - now
+        if self._requests is None and not (tokens and self._tokens is not None):
+            await self._hold(until)
+            return
+        wait = self._free_at(tokens or self._tokens_ahead, self._ahead, self._tokens_ahead)
+        wait -= self._clock()
         if wait > PATIENCE_S and is_served.get():
             raise self._not_soon(wait)
         self._ahead += 1
         self._tokens_ahead += tokens
         try:
-            async with self._turn:
-                at = await self._due(tokens, until)
-                if self._requests is not None:
-                    self._requests.take(1, at)
-                if self._tokens is not None:
-                    self._tokens.take(tokens, at)
+            while True:
+                await self._hold(until)  # each for itself: not all leave at the end of a pause
+                async with self._turn:
+                    if await self._take(tokens):
+                        return
         finally:
             self._ahead -= 1
             self._tokens_ahead -= tokens
 
-    async def _due(self, tokens: float, until: float) -> float:
-        """Wait until the next request may go. Returns when that was: waking up late costs no
-        rate. Requests that waited for a pause do not leave in one burst at its end.
+    async def _take(self, tokens: float) -> bool:
+        """Wait until the first in the queue may go, and count it. Returns False if a pause began
+        before. Waking up late costs no rate.
         """
-        at = self._clock()
-        while True:
-            if self._held_until > self._clock():
-                await self._hold(until)
-                at = self._clock()
-            free_at, now = self._free_at(tokens), self._clock()
-            if free_at <= now:
-                return at
+        at = now = self._clock()
+        while (free_at := self._free_at(tokens)) > now:
             await asyncio.sleep(free_at - now)
-            at = free_at
+            at, now = free_at, self._clock()
+        if self._held_until > now:
+            return False
+        if self._requests is not None:
+            self._requests.take(1, at)
+        if self._tokens is not None:
+            self._tokens.take(tokens, at)
+        return True
 
     def _free_at(self, tokens: float, ahead: int = 0, tokens_ahead: float = 0.0) -> float:
         """When a request of so many tokens may go, behind those ahead of it."""
