@@ -131,6 +131,9 @@ def caused(error, cause):
     "why",
     [
         caused(OutputError("the results cannot be written"), full()),
+        caused(
+            OutputError("a part cannot be opened"), OSError(errno.EMFILE, "Too many open files")
+        ),
         full(),
         JobHeldError("another process is running this job"),
     ],

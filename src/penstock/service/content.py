@@ -171,12 +171,27 @@ def unavailable(error: Exception) -> UnavailableError:
     return told
 
 
-def is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether a disk has no room: the error says so, or one that caused it."""
+    return any(
+        isinstance(one, OSError)
+        and one.errno in (errno.ENOSPC, errno.EDQUOT)
+        or getattr(one, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        for one in _causes(error)
+    )
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether it may go well in a moment: too many files are open, memory is short, or a file
+    server has begun anew.
+    """
+    return any(isinstance(one, OSError) and one.errno in _PASSING for one in _causes(error))
+
+
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return True
+        yield error
         error = error.__cause__
-    return False

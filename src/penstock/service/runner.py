@@ -36,7 +36,7 @@ from penstock.errors import (
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 from penstock.serve.models.handle import ModelNames
 from penstock.service.batches import Batch, BatchStore, Fault, Tally
-from penstock.service.content import is_full, left_over, unavailable
+from penstock.service.content import is_full, is_passing, left_over, unavailable
 from penstock.service.files import FileStore, UploadStore
 from penstock.service.lines import (
     UNANSWERED,
@@ -201,7 +201,7 @@ class Runner:
                 return
             if isinstance(error, _WAITS):
                 raise
-            if full:
+            if full or is_passing(error):
                 raise unavailable(error) from error
             fault = _fault_of(run, error)
             if not run.batch.counts.total or run.fault is not None:  # no answers, or broken again
