@@ -174,8 +174,7 @@ def unavailable(error: Exception) -> UnavailableError:
 def is_full(error: BaseException) -> bool:
     """Whether a disk has no room: the error says so, or one that caused it."""
     return any(
-        (isinstance(one, OSError)
-        and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
         or getattr(one, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         for one in _causes(error)
     )
