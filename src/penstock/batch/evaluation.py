@@ -123,7 +123,7 @@ def compared(before: Evaluation, after: Evaluation) -> Comparison:
     changes = [b - a for a, b in zip(before.scores, after.scores, strict=True)]
     rows = len(changes)
     total = math.fsum(changes)
-    # Half a row more of each of the four kinds: none, better, worse, none.
+    # Half a row more in each cell of the table: right or wrong before, right or wrong after.
     middle = total / (rows + 2)
     spread = (math.fsum(c * c for c in changes) + 1) / (rows + 2) - middle**2
     half = _Z * math.sqrt(spread / (rows + 2))

@@ -429,6 +429,6 @@ def _write(report: dict[str, Any], options: dict[str, Any]) -> None:
             Path(place).write_bytes(figures + b"\n")
     if picture is not None:
         with writing(picture):
-            Path(picture).write_text(report["picture"])
+            Path(picture).write_bytes(report["picture"].encode())
     if report["failed"]:
         raise SystemExit(1)

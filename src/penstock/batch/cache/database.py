@@ -1,5 +1,5 @@
 """The answers of one directory, in one SQLite file that several jobs may use at once; and those at
-a URL, which have such a file here.
+a URL, of which such a file here holds a copy.
 
 A cache never stands in a job's way. What is damaged or locked is a miss; a file that SQLite cannot
 read is put away and begun anew; a full disk only ends the writing. Each answer has a checksum.
@@ -276,7 +276,6 @@ def _key(digest: bytes) -> int:
 
 _HEADER = struct.Struct("<16sqqI")  # digest, time, checksum, size
 _MAGIC = b"penstock answers 1\n"
-_log = logging.getLogger(__name__)
 
 
 class RemoteAnswers:

@@ -93,7 +93,7 @@ class Fits(Struct, frozen=True):
         probability, before and after. Raises `OutputError`.
         """
         with writing(path):
-            Path(path).write_text(picture(self))
+            Path(path).write_bytes(picture(self).encode())
 
 
 async def acalibrate(

@@ -48,7 +48,7 @@ Rows = str | PathLike[str] | Listed | HasRows
 """What type checkers know to be no Ray data set; such a one has an `__iter__` that raises."""
 
 _log = logging.getLogger(__name__)
-_FOR_RAY = (*("runtime_env", "placement_group_config", "accelerator_type", "resources_per_bundle"),)
+_FOR_RAY = ("runtime_env", "placement_group_config", "accelerator_type", "resources_per_bundle")
 AHEAD_ROWS = 1024
 """Finished rows that wait for whoever takes them; while there are more, none is asked for."""
 AHEAD_BYTES = 32 << 20

@@ -1,5 +1,5 @@
-"""The forms of jobs whose answers are no texts of a model that continues prompts: each row's text
-becomes a vector or a recording, or its recording a text.
+"""The forms of jobs that embed, speak or hear: each row's text becomes a vector or a recording, or
+its recording a text.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask
 
 def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     given: Any = row.get("tokenized_prompt")
-    task = _pooling(row, "task", "dimensions", "input_type") or "embed"
+    params = _pooling(row, "task", "dimensions", "input_type")
+    task = params.get("task") or "embed"
     if not isinstance(task, str) or task not in EMBED_TASKS:
         raise RequestError(
             f"pooling_params.task must be one of {', '.join(EMBED_TASKS)}, not {task!r}",
@@ -120,8 +121,8 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
         )
     request = EmbeddingRequest(
         [text_in(row, "prompt") if given is None else token_ids(given)],
-        _pooling(row, "dimensions", "input_type", "task"),
-        input_type=_pooling(row, "input_type", "dimensions", "task"),
+        params.get("dimensions"),
+        input_type=params.get("input_type"),
         truncate=truncate,
         vectors=EMBED_TASKS[task],
     )
@@ -186,7 +187,7 @@ def _decide(row: Mapping[str, Any]) -> Ask:
 
 def _classify(row: Mapping[str, Any]) -> Ask:
     """By a model that classifies; with `labels`, by a language model that must answer with one."""
-    labels = as_list(row.get("labels")) or as_list(_pooling(row, "labels"))
+    labels = as_list(row.get("labels")) or as_list(_pooling(row, "labels").get("labels"))
     if labels is None and row.get("messages") is None:
         return _classified(text_in(row, "prompt"))
     messages = (
@@ -300,23 +301,23 @@ def _speak(row: Mapping[str, Any]) -> Ask:
     return ask
 
 
-def _pooling(row: Mapping[str, Any], known: str, *others: str) -> Any:
-    """The row's `pooling_params` entry `known`. Raises for those that the task does not know (all
-    but this one and the `others`) and that have a value.
+def _pooling(row: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
+    """The row's `pooling_params`. Raises for those that have a value and that the task does not
+    know.
     """
     params = row.get("pooling_params")
     if params is None:
-        return None
+        return {}
     if not isinstance(params, Mapping):
         raise RequestError(
             f"pooling_params must be a dict, not a {type(params).__name__}", param="pooling_params"
         )
     for name, value in params.items():
-        if name not in (known, *others) and value is not None:
+        if name not in known and value is not None:
             param = f"pooling_params.{name}"
-            taken = ", ".join(sorted((known, *others)))
+            taken = ", ".join(sorted(known))
             raise UnsupportedError(f"{param} is not supported, but {taken}", param=param)
-    return params.get(known)
+    return params
 
 
 # sampling_params

@@ -215,11 +215,9 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
 
 def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The row's `messages`, checked, without columnar data's empty parts. Raises `RequestError`."""
-    messages = row.get("messages")
+    messages = as_list(row.get("messages"))
     if messages is None:
         raise RequestError("the row has no column 'messages'", param="messages")
-    if hasattr(messages, "tolist"):
-        messages = messages.tolist()
     if not isinstance(messages, list) or not messages:
         raise RequestError("column 'messages' holds no list of messages", param="messages")
     plain = []

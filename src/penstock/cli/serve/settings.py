@@ -1,4 +1,4 @@
-"""The settings of a server, of the options of `penstock serve` and of its file."""
+"""The settings of a server, made from the options of `penstock serve` and its file."""
 
 from __future__ import annotations
 
