@@ -19,8 +19,8 @@ from msgspec import Meta, Struct, field, msgpack
 
 from penstock.engines.base import not_deterministic
 from penstock.engines.openvino.model.weights import Quantization, WeightFormat, check_weights
-from penstock.engines.process import Abort, Call, Submit
-from penstock.errors import ConfigError, UnsupportedError
+from penstock.engines.process import Abort, Call, Failed, Submit
+from penstock.errors import ConfigError, EngineError, PenstockError, UnsupportedError
 from penstock.kv.prefix_index import BLOCK_SIZE
 from penstock.llm_config.batch import BatchConfig
 from penstock.openai.parsers.table import check_names
@@ -323,3 +323,10 @@ def reason_of(error: BaseException) -> str:
         text = error.object.decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return _PLACE.sub("", lines[-1]) if lines else type(error).__name__
+
+
+def failure_of(number: int, error: Exception) -> Failed:
+    """The message about an error: ours as it is, another one as the engine's."""
+    if not isinstance(error, PenstockError):
+        error = EngineError(reason_of(error))
+    return Failed.of(number, error)

@@ -58,6 +58,7 @@ class Pipelines:
         properties = {name.lower(): value for name, value in options.properties.items()}
         self._keeps = path.endswith(".gguf") and properties.get("enable_save_ov_model") is not False
         self._companions = sequences_wanted(options.deterministic, options.num_threads)
+        self._whole_prompts = needs_whole_prompts(options)
         self.cache_blocks = 0
         self.sees = sees(Path(path))
         """Whether the model is a vision-language model, whose pipeline takes texts alone."""
@@ -119,7 +120,7 @@ class Pipelines:
             max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
         )
         scheduler.enable_prefix_caching = options.enable_prefix_caching
-        scheduler.dynamic_split_fuse = not needs_whole_prompts(options)
+        scheduler.dynamic_split_fuse = not self._whole_prompts
         _leave_out(scheduler, options)
         if self._exact_blocks:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions

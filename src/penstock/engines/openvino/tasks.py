@@ -1,8 +1,8 @@
 """Models that do not generate text, inside the worker process: embedding and rerank, and what is
 common to them and to those of speech.
 
-They have the face of `Generation` towards the worker. Only `Embedding` has something to step: other
-calls are answered at once.
+They have the face of `Generation` towards the worker. `Embedding` and `Rerank` have something to
+step: calls of speech are answered at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from penstock.engines.openvino.model.files import (
     lacks_token_types,
     pooling_of,
 )
-from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
+from penstock.engines.openvino.options import Load, OpenVINOOptions, failure_of, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.openvino.states import TokenModel, shortened, sparse
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
@@ -32,7 +32,6 @@ from penstock.engines.sampling import check_id_range
 from penstock.errors import (
     EngineError,
     EngineStartError,
-    PenstockError,
     RequestError,
     UnsupportedError,
     context_overflow,
@@ -105,7 +104,7 @@ class Task:
         return [Failed.of(submit.id, error) for submit in submits]
 
     def abort(self, request_id: int) -> None:
-        """Nothing to give up: most calls are answered at once."""
+        """Nothing to give up: the call is answered at once."""
 
     def decided(self) -> list[Reply | Failed]:
         """Nothing: no decision has begun."""
@@ -243,7 +242,7 @@ class Embedding(Task):
             try:
                 sound.append((call, self._instructed(call.args[0], call.args[2])))
             except Exception as error:
-                failed.append(_refused(call, error))
+                failed.append(failure_of(call.id, error))
         try:
             given = [one for _, inputs in sound for one in inputs if isinstance(one, str)]
             counts = iter(_token_counts(self._tokenizer, given))
@@ -259,7 +258,7 @@ class Embedding(Task):
                 self._check(inputs, call, lengths)
                 self._waiting.append(_Embedded(call, inputs, lengths))
             except Exception as error:
-                failed.append(_refused(call, error))
+                failed.append(failure_of(call.id, error))
         return failed
 
     def step(self) -> tuple[list[Any], list[Reply | Failed]]:
@@ -434,7 +433,7 @@ class Rerank(Task):
         except StopIteration as end:
             return [], [Reply(call.id, end.value)]
         except Exception as error:
-            return [], [_refused(call, error)]
+            return [], [failure_of(call.id, error)]
         self._running.append((call, scores))
         return [], []
 
@@ -491,9 +490,3 @@ def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-def _refused(call: Call, error: Exception) -> Failed:
-    if isinstance(error, PenstockError):
-        return Failed.of(call.id, error)
-    return Failed(call.id, EngineError.kind, reason_of(error))

@@ -23,6 +23,7 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
     ToWorker,
     decode_to_worker,
+    failure_of,
     reason_of,
 )
 from penstock.engines.process import (
@@ -146,10 +147,8 @@ def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> Non
 def _answer(model: Any, call: Call) -> ToParent:
     try:
         return Reply(call.id, getattr(model, call.method)(*call.args))
-    except PenstockError as error:
-        return Failed.of(call.id, error)
     except Exception as error:
-        return Failed(call.id, "engine_error", reason_of(error))
+        return failure_of(call.id, error)
 
 
 _CHOOSE = ("AUTO", "HETERO", "BATCH")

@@ -1,11 +1,14 @@
+import pytest
 from hypothesis import given, strategies as st
 
 from penstock.engines.beams import Beams
+from penstock.engines.openvino.lanes.beam_search import check_search
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Request, TextStream
 from penstock.engines.openvino.pipeline import RUNNING
 from penstock.engines.process import Submit
 from penstock.engines.sharing import ALL
+from penstock.errors import RequestError
 from penstock.kv.prefix_index import BLOCK_SIZE
 from penstock.types import Sampling, StructuredOutput
 
@@ -78,6 +81,17 @@ def test_beside_a_search_nothing_runs_that_could_exhaust_the_cache():
     assert admitted(queue) == []
     queue.remove(queue.active[0])
     assert admitted(queue) == [2, 3]
+
+
+def test_what_a_lane_can_never_hold_is_refused():
+    queue = Lane(None, cache_blocks=20, max_num_seqs=20, prefix_caching=True, company=4)
+    fits, too_large = search(0, 5), search(1, 6)
+    assert fits.most_blocks <= queue.all_blocks < too_large.most_blocks <= 20
+    check_search(fits, 20, queue.all_blocks)
+    with pytest.raises(RequestError, match="KV cache"):
+        check_search(too_large, 20, queue.all_blocks)
+    queue.waiting.append(fits)
+    assert admitted(queue) == [0]
 
 
 def test_a_search_given_up_gives_its_slots_back():

@@ -33,7 +33,7 @@ from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.scoring import Logits, Scoring, check_together
 from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
 from penstock.engines.openvino.model.files import read_config
-from penstock.engines.openvino.options import OpenVINOOptions, reason_of
+from penstock.engines.openvino.options import OpenVINOOptions, failure_of, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
     RUNNING,
@@ -314,7 +314,7 @@ class Generation:
         check_id_range(stop_ids, self._tokenizer.vocabulary, "stop_token_ids")
         check_together(request, self._tokenizer.vocabulary)
         if request.beams is not None:
-            check_search(request, self.options.max_num_seqs, self._pipelines.cache_blocks)
+            check_search(request, self.options.max_num_seqs, self._lanes[None].all_blocks)
 
     # Lanes
     def _lane(self, adapter: str | None) -> Lane:
@@ -381,9 +381,7 @@ class Generation:
 
         def fail(request: Request, error: Exception) -> None:
             self.abort(request.id)
-            if not isinstance(error, PenstockError):
-                error = EngineError(reason_of(error))
-            failures.append(Failed.of(request.id, error))
+            failures.append(failure_of(request.id, error))
 
         deltas: list[tuple[int, Delta]] = []
         for scored in self._scoring.turn(fail):

@@ -64,7 +64,7 @@ class Lane:
         """Given up while their prompts are computed."""
         self._further_slots = 0
         """Those that beam searches take beside their first ones."""
-        self._all_blocks = cache_blocks - company
+        self.all_blocks = cache_blocks - company
         self._cache_blocks = cache_blocks if prefix_caching else 0
         self.index = PrefixIndex(self._cache_blocks)
         self.tainted = False
@@ -188,7 +188,7 @@ class Lane:
             return True
         beside = [*self.active.values(), *self.leaving]
         blocks = request.most_blocks + sum(one.most_blocks for one in beside)
-        return self.taken + request.slots <= self._max_num_seqs and blocks <= self._all_blocks
+        return self.taken + request.slots <= self._max_num_seqs and blocks <= self.all_blocks
 
     def _cached_first(self, waiting: deque[Request]) -> None:
         """Move requests with mostly cached prompts before those that have not waited long."""
@@ -238,22 +238,25 @@ class Lane:
 
     def remove(self, request: Request) -> None:
         """The request ended, one way or the other."""
-        if self.active.pop(request.id, None) is None:
+        if request.id not in self.active:
             if request in (waiting := self.queue_of(request)):
                 waiting.remove(request)
             return
-        self.batch_active -= request.batch
-        self._further_slots -= request.slots - 1
+        self._free(request)
         self._release(request)
         if request.finish is not None and self.prefix_caching:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
+    def _free(self, request: Request) -> None:
+        """Give its slots to others."""
+        del self.active[request.id]
+        self.batch_active -= request.batch
+        self._further_slots -= request.slots - 1
+
     def give_up(self, request: Request) -> None:
         """Take a request out whose answer nobody waits for."""
         if request.handle is not None and self._in_prefill(request):
-            del self.active[request.id]
-            self.batch_active -= request.batch
-            self._further_slots -= request.slots - 1
+            self._free(request)
             self.leaving.append(request)
             return
         if request.handle is not None:

@@ -26,10 +26,10 @@ from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenizing
 from penstock.engines.decisions.trie import Path, shares
 from penstock.engines.openvino.logits.model import LogitModel, Reading, Tree, log_softmax
 from penstock.engines.openvino.logits.scoring import Logits
-from penstock.engines.openvino.options import reason_of
+from penstock.engines.openvino.options import failure_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply
-from penstock.errors import EngineError, PenstockError, context_overflow
+from penstock.errors import PenstockError, context_overflow
 from penstock.types import Question, Usage
 
 Want = tuple[int, Path]
@@ -159,7 +159,7 @@ class Deciding:
                 texts = msgspec.convert(given, RequestTexts)
                 asked.append((call.id, texts, msgspec.convert(questions, _QUESTIONS)))
             except Exception as error:
-                refused.append(_failed(call.id, error))
+                refused.append(failure_of(call.id, error))
         heads = {
             special: [texts.head for _, texts, _ in asked if texts.special_tokens is special]
             for special in (False, True)
@@ -185,10 +185,10 @@ class Deciding:
             try:
                 self._check(end.value)
             except PenstockError as error:
-                return [_failed(one.number, error)]
+                return [failure_of(one.number, error)]
             self._waiting.append(_Pending(one.number, end.value))
         except Exception as error:
-            return [_failed(one.number, error)]
+            return [failure_of(one.number, error)]
         else:
             self._tokenizing.append(one)
         return []
@@ -219,7 +219,7 @@ class Deciding:
         try:
             model = self._logits.model()
         except Exception as error:
-            failed: list[Reply | Failed] = [_failed(one.number, error) for one in self._waiting]
+            failed: list[Reply | Failed] = [failure_of(one.number, error) for one in self._waiting]
             self._waiting.clear()
             return failed
         if model is None:
@@ -240,7 +240,7 @@ class Deciding:
                     return []
             answers: list[Reply | Failed] = [one.reply() for one in done]
         except Exception as error:
-            answers = [_failed(one.number, error) for one in done]
+            answers = [failure_of(one.number, error) for one in done]
         self._waiting = deque(one for one in self._waiting if one not in done)
         self._note_idle()
         return answers
@@ -374,9 +374,3 @@ def _in_chunks(reading: Reading, ids: list[int], size: int) -> Iterator[None]:
     for start in range(0, len(ids), size):
         reading.add(ids[start : start + size], silent=True)
         yield
-
-
-def _failed(number: int, error: Exception) -> Failed:
-    if not isinstance(error, PenstockError):
-        error = EngineError(reason_of(error))
-    return Failed.of(number, error)
