@@ -6,10 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from penstock.errors import ContextLengthError
+from penstock.serve.config.settings import HttpSettings, Limits
 from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import build_local_handles
-from penstock.service.lines import UNLOADED_IN_FLIGHT, ServedStep
+from penstock.service.lines import UNLOADED_IN_FLIGHT, ServedStep, limited
+from penstock.types import ChoiceQuestion, DecideRequest, Option
 from replica_cluster import Make, config
 
 MOST = 500
@@ -46,3 +50,15 @@ async def test_a_replica_has_told_how_many_it_takes(cluster: Make) -> None:
 
 async def test_there_are_no_more_than_the_server_has_at_once(cluster: Make) -> None:
     assert await lines_at_once((await cluster(0, replicas(50, 8))).model) == MOST
+
+
+def test_a_decision_in_a_line_has_the_bound_of_its_route():
+    options = tuple(Option(f"o{number}", "d" * 40) for number in range(10))
+    question = ChoiceQuestion("Which?", options, several=True)
+    limit = limited(HttpSettings(limits=Limits(max_prompt_chars=550)))
+    long = replace(question, instructions="Which? " * 3)  # which is read once for each option
+    turns: Any = [{"role": "user", "content": "text"}]
+    for asked in ("text", turns):
+        assert limit(DecideRequest(asked, (question,))).questions
+        with pytest.raises(ContextLengthError):
+            limit(DecideRequest(asked, (long,)))

@@ -18,7 +18,6 @@ from penstock.balance.backoff import wait_after
 from penstock.batch.pipeline.pipeline import Asked as PipelineAsked, Tries, rolling
 from penstock.batch.rows.openai_lines import ENDPOINTS, OpenAILines
 from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.decisions.checks import options_of
 from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
@@ -32,7 +31,7 @@ from penstock.errors import (
 )
 from penstock.openai.responses import usage_in
 from penstock.openai.responses_api import response_usage
-from penstock.serve.api.limits import check_texts, texts_of, within_limits
+from penstock.serve.api.limits import check_asked, check_texts, within_limits
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle, ModelNames, Target
 from penstock.types import (
@@ -84,13 +83,7 @@ def limited(settings: HttpSettings) -> Callable[[Any], Any]:
         elif isinstance(request, RerankRequest):
             check_texts((request.query, *request.documents), limits, "documents")
         elif isinstance(request, DecideRequest):
-            texts = [request.input] if isinstance(request.input, str) else []
-            if not texts:
-                texts = list(texts_of(ChatRequest(request.input)))  # type: ignore[arg-type]
-            for question in request.questions:
-                options = options_of(question)
-                texts.append(question.instructions + "".join(o.label for o in options))
-            check_texts(texts, limits, "input")
+            check_asked(request, limits)
         return request
 
     return limit

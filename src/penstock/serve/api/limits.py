@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 
+from penstock.engines.decisions.checks import chars_of
 from penstock.errors import (
     BodyTooLargeError,
     ClientGoneError,
@@ -21,7 +22,7 @@ from penstock.errors import (
     TooManyRequestsError,
 )
 from penstock.serve.config.settings import Limits
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
@@ -130,6 +131,14 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
             f"max_tokens must be at most {most}, not {sampling.max_tokens}", param="max_tokens"
         )
     return request
+
+
+def check_asked(request: DecideRequest, limits: Limits) -> None:
+    """Refuse a decision whose input and questions are longer than any model's context."""
+    given = request.input
+    texts: list[Sized] = [given] if isinstance(given, str) else [*texts_of(ChatRequest(given))]
+    texts += (range(chars_of(question)) for question in request.questions)
+    check_texts(texts, limits, "input")
 
 
 def texts_of(request: ChatRequest) -> Iterable[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from penstock.engines.decisions.checks import chars_of, check_questions
+from penstock.engines.decisions.checks import check_questions
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
@@ -30,10 +30,9 @@ from penstock.openai.messages_api import CountBody
 from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
 from penstock.serve.api.exchange import Exchange, check_loaded, check_template
-from penstock.serve.api.limits import check_texts, texts_of
+from penstock.serve.api.limits import check_asked, check_texts, texts_of
 from penstock.serve.models.handle import ModelHandle, Target
 from penstock.types import (
-    ChatRequest,
     ClassifyRequest,
     DecideRequest,
     Decisions,
@@ -89,7 +88,7 @@ def _check_asked(exchange: Exchange, target: Target, requests: Sequence[DecideRe
         raise UnsupportedError("decisions are of the bare model, not of an adapter", param="model")
     check_questions(requests[0].questions)
     for request in requests:
-        check_texts(_asked(request), exchange.limits, "input")
+        check_asked(request, exchange.limits)
 
 
 async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[T]:
@@ -108,16 +107,6 @@ async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[
     finally:
         for task in asked:
             task.cancel()
-
-
-def _asked(request: DecideRequest) -> Iterator[Sized]:
-    """The texts of the input, and what is as long as those of each question."""
-    if isinstance(request.input, str):
-        yield request.input
-    else:
-        yield from texts_of(ChatRequest(request.input))
-    for question in request.questions:
-        yield range(chars_of(question))
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:
@@ -188,8 +177,7 @@ async def _pooled(
             found = await model.embeddings(request)
         except UnsupportedError:
             able = await model.capabilities() if task is None else None
-            other = able is not None and "embeddings" in able.tasks and "dense" not in able.vectors
-            if able is not None and other:
+            if able is not None and "embeddings" in able.tasks and "dense" not in able.vectors:
                 return await _pooled(model, replace(request, vectors=able.vectors[0]), "embed")
             if task is not None or request.dimensions is not None:
                 raise
