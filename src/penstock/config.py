@@ -90,9 +90,8 @@ def _as_mapping(value: Any) -> Any:
         return {name: _as_mapping(inner) for name, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, (type, msgspec.Struct)):
         given = value.model_dump(exclude_unset=True)
-        if "kind" in getattr(
-            type(value), "model_fields", ()
-        ):  # a constant that tells such classes apart
+        # A constant tells such classes apart, and counts as not set.
+        if "kind" in getattr(type(value), "model_fields", ()):
             given.setdefault("kind", value.kind)
         return given
     return value

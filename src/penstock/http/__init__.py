@@ -2,5 +2,5 @@
 
 `client` sends (the only home of aiohttp), `endpoint` says where to and keeps keys secret, `retries`
 decides on another try, `complaints` reads the bodies of errors. `balance.limiter` bounds the rate.
-`opened` sends by the standard library alone.
+`standard` sends by the standard library alone.
 """

@@ -178,9 +178,9 @@ def make_connector(
             value=name,
             hint="NixlConnector need not.",
         )
-    if name not in CONNECTORS and isinstance(name, str) and name and not alone:
-        return Connector(dict(config), where)
     if name not in CONNECTORS:
+        if name and isinstance(name, str) and not alone:
+            return Connector(dict(config), where)
         raise ConfigError(
             f"unknown connector {name!r}" if name else "a connector must be named",
             field=f"{where}.kv_connector",

@@ -251,6 +251,11 @@ class DeploymentConfig(Items, kw_only=True):
         scaling.check(most)
         return scaling.min_replicas, most
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether only the bound of "auto" limits the replicas."""
+        return self.num_replicas == "auto" and self.replica_counts[1] == AUTO_MOST
+
 
 class CallbackConfig(Options, kw_only=True):
     """Hooks around the start of a node: an import path or class, its arguments, and whether its

@@ -74,7 +74,12 @@ class MessageBody(EngineParameters, kw_only=True):
         """Where the body has what the chat message number `made` was made of."""
         places = ["system"] if self.system else []
         for number, message in enumerate(self.messages):
-            places += [f"messages[{number}]"] * _messages_of(message)
+            place = f"messages[{number}]"
+            try:
+                places += [place] * len(_turn(message, place))
+            except RequestError:  # the message that was refused
+                places.append(place)
+                break
         return places[made] if made < len(places) else f"messages[{made}]"  # another server's
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
@@ -179,16 +184,6 @@ def _turn(message: Message, where: str) -> list[Message]:
     if role == "assistant":
         turn |= reasoning_fields(thought)
     return [*results, turn] if parts or calls or not results else results
-
-
-def _messages_of(message: Message) -> int:
-    """How many chat messages `_turn` makes of one: at least the one that it refuses."""
-    content = message.get("content")
-    blocks = content if isinstance(content, list) else []
-    kinds = [block.get("type") if isinstance(block, dict) else None for block in blocks]
-    results = kinds.count("tool_result")
-    others = any(kind in ("text", "image", "tool_use") for kind in kinds)
-    return results + (others or not results)
 
 
 def _texts(content: Any, where: str) -> str:

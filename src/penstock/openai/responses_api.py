@@ -321,9 +321,11 @@ def response_body(
     status = status_of(reason)
     output: list[Item] = []
     if thought := answers.reasoning.get(0):
-        output.append(reasoning_item(f"rs_{id}", status, thought, summary=body.wants_summary))
+        output.append(
+            reasoning_item(item_id("rs", id, 0), status, thought, summary=body.wants_summary)
+        )
     if text or not calls:
-        output.append(message_item(f"msg_{id}", status, text, answers.logprobs.get(0)))
+        output.append(message_item(item_id("msg", id, 0), status, text, answers.logprobs.get(0)))
     named = body.custom
     for call in calls:
         custom = call.name in named

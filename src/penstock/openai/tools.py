@@ -230,7 +230,7 @@ def _with_object(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": {} if arguments is None else arguments}}
 
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _PROMPT = f"""\
 # Tools
 
@@ -242,10 +242,10 @@ You are provided with function signatures within <tools></tools> XML tags:
 </tools>
 
 For each function call, return a json object with function name and arguments within \
-{OPEN}{CLOSE} XML tags:
-{OPEN}
+{_OPEN}{_CLOSE} XML tags:
+{_OPEN}
 {{"name": <function-name>, "arguments": <args-json-object>}}
-{CLOSE}"""
+{_CLOSE}"""
 _SYSTEM = ("system", "developer")
 _RESULTS = ("tool", "function")
 
@@ -315,4 +315,4 @@ def _call_text(call: Any) -> str:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     name = json.dumps(function.get("name"), ensure_ascii=False)
-    return f'{OPEN}\n{{"name": {name}, "arguments": {arguments}}}\n{CLOSE}'
+    return f'{_OPEN}\n{{"name": {name}, "arguments": {arguments}}}\n{_CLOSE}'

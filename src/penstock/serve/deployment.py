@@ -48,7 +48,7 @@ class PDDecodeServer(LLMServer):
 
     own_server_cls = DecodeServer
 
-    async def __init__(  # type: ignore[misc]  # as above
+    async def __init__(  # type: ignore[misc]  # awaited by `_Awaited`, or by Ray
         self,
         llm_config: LLMConfig,
         *,

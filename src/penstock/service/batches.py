@@ -256,11 +256,12 @@ class BatchStore:
             row = db.execute("SELECT * FROM penstock_batch WHERE id = ?", (id,)).fetchone()
             if row is None or row["status"] not in RUNNING:
                 return None
-            if self._is_held(row, self._state.now(db)):
+            now = self._state.now(db)
+            if self._is_held(row, now):
                 return None
             db.execute(
                 "UPDATE penstock_batch SET server = ?, leased_until = ? WHERE id = ?",
-                (self._state.server, self._until(db), id),
+                (self._state.server, now + self._lease_s, id),
             )
             return batch_of(row)
 

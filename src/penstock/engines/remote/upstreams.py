@@ -44,9 +44,8 @@ class Upstream(Member):
         self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str
     ) -> None:
         super().__init__(name, options.weight)
-        self._base = options.base_url
         self.options = options
-        self.shown = endpoint("GET", self._base, field=f"{field}.base_url").shown
+        self.shown = endpoint("GET", options.base_url, field=f"{field}.base_url").shown
         self.model = options.model or model
         self.dialect: Dialect = "openai"
         self.client = HttpClient(
@@ -86,7 +85,10 @@ class Upstream(Member):
         """
         known = self._endpoints.get(path)
         if known is None:
-            base, path_there = self._base, OTHER_PATHS.get(self.dialect, {}).get(path, path)
+            base, path_there = (
+                self.options.base_url,
+                OTHER_PATHS.get(self.dialect, {}).get(path, path),
+            )
             if path_there.startswith("//"):
                 root, mark, query = base.partition("?")
                 base = root.rstrip("/").removesuffix("/v1") + mark + query

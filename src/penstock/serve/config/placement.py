@@ -16,7 +16,6 @@ from msgspec.structs import asdict
 from penstock import env
 from penstock.llm_config import LLMConfig, parallelism
 from penstock.llm_config.engine_config import Bundle
-from penstock.llm_config.model import AUTO_MOST
 
 DEFAULT_TARGET = 32.0
 """Autoscaling's target of requests a replica, if no other option implies one."""
@@ -91,8 +90,7 @@ def cpus(configs: Iterable[LLMConfig]) -> int:
     total = 0.0
     for config in (side for model in configs for side in sides(model)):
         fewest, most = config.deployment_config.replica_counts
-        unbounded = config.deployment_config.num_replicas == "auto" and most == AUTO_MOST
-        replicas = max(fewest, 1) if unbounded else most
+        replicas = max(fewest, 1) if config.deployment_config.is_unbounded else most
         total += replicas * sum(bundle.get("CPU", 0.0) for bundle in replica_bundles(config))
     return ceil(total)
 

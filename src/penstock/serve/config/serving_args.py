@@ -154,7 +154,7 @@ class PDServingArgs(IngressArgs, kw_only=True):
         paired(self.prefill_config, self.decode_config)
 
     def serving_args(self) -> LLMServingArgs:
-        """The same as one model with a prefill side. Raises `ConfigError` if the sides mismatch."""
+        """The same as one model with a prefill side."""
         ingress = {name: getattr(self, name) for name in IngressArgs.__struct_fields__}
         pair = replace(self.decode_config, prefill_config=self.prefill_config)
         return LLMServingArgs(llm_configs=[pair], **ingress)

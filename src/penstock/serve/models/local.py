@@ -21,7 +21,6 @@ from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError, OverloadedError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.llm_config.engine_config import kind_of_bundles
-from penstock.llm_config.model import AUTO_MOST
 from penstock.serve.config.placement import engine_bundles
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
@@ -267,7 +266,7 @@ def local_counts(config: LLMConfig) -> tuple[int, int]:
     nothing parts these here.
     """
     fewest, most = config.deployment_config.replica_counts
-    if config.deployment_config.num_replicas == "auto" and most == AUTO_MOST:
+    if config.deployment_config.is_unbounded:
         most = max(len(usable_cores()), fewest, config.autoscaling.initial_replicas or 0)
     if most > 1 and (
         config.engine_name == "remote"

@@ -107,7 +107,7 @@ class MemoryBudget:
             if idle:
                 longest = min(idle, key=lambda pair: pair[0])[1]
                 # Who wants the room may be cancelled; an unload ends whole.
-                await asyncio.shield(asyncio.ensure_future(longest.unload()))
+                await asyncio.shield(longest.unload())
             elif self._unloads:
                 self._changed.clear()
                 await self._changed.wait()

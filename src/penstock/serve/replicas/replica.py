@@ -63,7 +63,7 @@ from penstock.types import Delta, Usage
 
 CALL_PATH = "/penstock/call/"
 ENDPOINT = CALL_PATH + "{task}"
-"""How logs and metrics call a call and all calls."""
+"""How logs name a call (with its task), and metrics all calls."""
 
 
 class CallAnswer:
