@@ -175,18 +175,22 @@ async def measured(
 
 async def compare(args: argparse.Namespace) -> list[Bar]:
     """All runs; prints them, and gives the bars."""
-    job = await measured(args, 0.0, args.slots, batch=False)
-    alone = await measured(args, 0.0, args.slots, batch=True)
-    print(f"the batch alone: {job.batch:.0f} tokens/s; in the batch class {alone.batch:.0f}")
-    bars = [Bar("no online traffic, over the job alone", alone.batch / job.batch, 0.97, True)]
+    # In turn and back again, as a machine may become slower or faster by and by.
+    order = [False, True, True, False]
+    runs = [(batch, await measured(args, 0.0, args.slots, batch=batch)) for batch in order]
+    alone, shared = (
+        sum(run.batch for batch, run in runs if batch == wanted) / 2 for wanted in (False, True)
+    )
+    print(f"the batch alone: {alone:.0f} tokens/s; in the batch class {shared:.0f}")
+    bars = [Bar("no online traffic, over the job alone", shared / alone, 0.97, True)]
     for load in args.loads:
-        rate = load * job.batch / args.tokens
+        rate = load * alone / args.tokens
         quiet = await measured(args, rate, 0, batch=False)
         print(f"\n{load:.0%} online ({rate:.1f} requests/s), p95 {quiet.p95 * 1000:.1f} ms alone")
 
         def show(name: str, run: Run, quiet: Run = quiet) -> None:
             print(
-                f"  {name:22} p95 {run.p95 / quiet.p95:5.2f} x   batch {run.batch / job.batch:5.2f}"
+                f"  {name:22} p95 {run.p95 / quiet.p95:5.2f} x   batch {run.batch / alone:5.2f}"
                 f"   ({run.requests} requests)",
                 flush=True,
             )
