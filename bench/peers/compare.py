@@ -169,7 +169,7 @@ PEERS = {
     "aiohttp": Peer(None, [Program("{here} batch_http.py", "--rows 200")]),
     "distilabel": Peer(
         "distilabel",
-        [Program("{here} batch_http.py --distilabel {python}", "--rows 200")],
+        [Program("{here} batch_http.py --rows 0 --distilabel {python}", "")],
     ),
 }
 

