@@ -159,8 +159,8 @@ def ray_data_llm(url: str, rows: int) -> float:
 
 def distilabel(url: str, rows: int, concurrency: int) -> float:
     """A task of distilabel on its own, in batches as large as there may be requests at once."""
-    from distilabel.models import OpenAILLM
-    from distilabel.steps.tasks import TextGeneration
+    from distilabel.models import OpenAILLM  # type: ignore[import-not-found]
+    from distilabel.steps.tasks import TextGeneration  # type: ignore[import-not-found]
 
     llm = OpenAILLM(model="m", base_url=url, api_key="none")
     task = TextGeneration(llm=llm, input_batch_size=concurrency)

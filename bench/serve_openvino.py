@@ -122,8 +122,8 @@ def main() -> int:
         if failed or any(sample.output_tokens != args.tokens for sample in run.samples):
             raise RuntimeError(f"answers are not of {args.tokens} tokens: {failed}")
         if figure == "tokens/s":
-            return args.requests * args.tokens / run.seconds
-        return median(map(ttft, run.samples))
+            return float(args.requests * args.tokens / run.seconds)
+        return float(median(map(ttft, run.samples)))
 
     with (
         bare_process(str(find_model(args.model, None, None).path)) as answers,

@@ -25,7 +25,7 @@ def interpreter(peer: str) -> str:
     """The Python of the peer's environment, which is made at first use."""
     command = [HERE / "install.sh", peer]
     made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return made.stdout.strip()
+    return str(made.stdout).strip()
 
 
 def versions(peer: str) -> dict[str, str]:
