@@ -1,5 +1,5 @@
-"""The HTTP processor over a bare aiohttp loop, and over the one of ray.data.llm where Ray is
-installed.
+"""The HTTP processor over a bare aiohttp loop, over the one of ray.data.llm where Ray is installed,
+and over distilabel where an interpreter has it.
 
 The endpoint is a process of its own that answers from memory, so that what is measured is the
 client. The bare loop is what one would write by hand: as many workers as there may be requests at
@@ -23,10 +23,17 @@ from typing import Any
 import harness
 from harness import Bar, Contestant
 
-BARE, OURS, RAY = "aiohttp loop", "penstock", "ray.data.llm"
+BARE, OURS, RAY, DISTILABEL = "aiohttp loop", "penstock", "ray.data.llm", "distilabel"
 LATENCY_S = 0.2
+SLOW_ROWS = 640
+LEAST = {BARE: 0.95, RAY: 2.0, DISTILABEL: 1.0}
+"""Rows/s of ours over those of the others, at least."""
 ANSWER = json.dumps(
-    {"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes " * 8}}]}
+    {
+        "id": "x",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes " * 8}}],
+        "usage": {"prompt_tokens": 24, "completion_tokens": 8, "total_tokens": 32},
+    }
 )
 
 
@@ -150,32 +157,46 @@ def ray_data_llm(url: str, rows: int) -> float:
     return time.perf_counter() - began
 
 
-def ray_side(python: str, url: str, rows: int) -> float:
-    """The same in a process of its own, by an interpreter that has Ray."""
-    argv = [python, __file__, "--side", "ray", "--url", url, "--rows", str(rows)]
+def distilabel(url: str, rows: int, concurrency: int) -> float:
+    """A task of distilabel on its own, in batches as large as there may be requests at once."""
+    from distilabel.models import OpenAILLM  # type: ignore[import-not-found]
+    from distilabel.steps.tasks import TextGeneration  # type: ignore[import-not-found]
+
+    llm = OpenAILLM(model="m", base_url=url, api_key="none")
+    task = TextGeneration(llm=llm, input_batch_size=concurrency)
+    task.load()
+    given = [{"instruction": row["messages"][0]["content"]} for row in payloads(rows)]
+    next(task.process(given[:1]))  # a first request imports what others find
+    answered = 0
+    began = time.perf_counter()
+    for start in range(0, rows, concurrency):
+        answered += len(next(task.process(given[start : start + concurrency])))
+    seconds = time.perf_counter() - began
+    assert answered == rows
+    return seconds
+
+
+def elsewhere(side: str, python: str, url: str, rows: int, concurrency: int) -> float:
+    """A side in a process of its own, by an interpreter that has what it needs."""
+    argv = [python, __file__, "--side", side, "--url", url, "--rows", str(rows)]
+    argv += ["--concurrency", str(concurrency)]
     return float(harness.command(argv).output.split()[-1])
-
-
-def has_ray(python: str) -> bool:
-    """Whether an interpreter has Ray."""
-    probe = "import sys, importlib.util; sys.exit(importlib.util.find_spec('ray') is None)"
-    return subprocess.run([python, "-c", probe]).returncode == 0
 
 
 def parse() -> argparse.Namespace:
     """The options."""
     options = harness.parser(__doc__)
     options.add_argument(
-        "--rows", type=int, default=20_000, help="rows to the fast endpoint (default: %(default)s)"
+        "--rows",
+        type=int,
+        default=20_000,
+        help="to the fast endpoint; 0: without (default: %(default)s)",
     )
     options.add_argument(
         "--concurrency", type=int, default=64, help="requests at once (default: %(default)s)"
     )
-    options.add_argument(
-        "--ray-python",
-        default=sys.executable,
-        help="an interpreter that has Ray (default: this one)",
-    )
+    options.add_argument("--ray-python", help="an interpreter that has Ray (default: without it)")
+    options.add_argument("--distilabel", help="an interpreter that has it (default: without it)")
     options.add_argument("--side", help=argparse.SUPPRESS)
     options.add_argument("--url", help=argparse.SUPPRESS)
     return options.parse_args()
@@ -188,42 +209,43 @@ def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve())
         return 0
-    if args.side == "ray":
+    if args.side == RAY:
         print(ray_data_llm(args.url, args.rows))
         return 0
+    if args.side == DISTILABEL:
+        print(distilabel(args.url, args.rows, args.concurrency))
+        return 0
 
-    with_ray = has_ray(args.ray_python)
+    def rate(side: Any, url: str, rows: int) -> Callable[[], float]:
+        return lambda: rows / asyncio.run(side(url, rows, args.concurrency))
+
+    def rate_of(side: str, python: str, url: str, rows: int) -> Callable[[], float]:
+        return lambda: rows / elsewhere(side, python, url, rows, args.concurrency)
+
     with endpoint() as url:
-        fast = [
-            Contestant(
-                BARE,
-                lambda: args.rows / asyncio.run(bare(f"{url}/fast", args.rows, args.concurrency)),
-            ),
-            Contestant(
-                OURS,
-                lambda: args.rows / asyncio.run(ours(f"{url}/fast", args.rows, args.concurrency)),
-            ),
-        ]
-        slow = [Contestant(OURS, lambda: asyncio.run(ours(f"{url}/slow", 160, args.concurrency)))]
-        if with_ray:
-            fast.append(
-                Contestant(
-                    RAY, lambda: args.rows / ray_side(args.ray_python, f"{url}/fast", args.rows)
-                )
+        fast, slow = f"{url}/fast", f"{url}/slow"
+        here = {BARE: bare, OURS: ours}
+        at_once = [Contestant(name, rate(side, fast, args.rows)) for name, side in here.items()]
+        late = [Contestant(name, rate(side, slow, SLOW_ROWS)) for name, side in here.items()]
+        if args.ray_python:
+            at_once.append(Contestant(RAY, rate_of(RAY, args.ray_python, fast, args.rows)))
+        if args.distilabel:
+            late.append(
+                Contestant(DISTILABEL, rate_of(DISTILABEL, args.distilabel, slow, SLOW_ROWS))
             )
-        throughput = harness.compare(f"{args.rows} rows", "rows/s", fast, args.rounds)
-        latency = harness.compare(f"160 rows, {LATENCY_S} s each", "s", slow, args.rounds)
+        given = {(args.rows, "at once"): at_once, (SLOW_ROWS, f"after {LATENCY_S} s"): late}
+        compared = [
+            harness.compare(f"{rows} rows, answered {when}", "rows/s", sides, args.rounds)
+            for (rows, when), sides in given.items()
+            if rows
+        ]
     bars = [
-        Bar(f"rows/s over a bare {BARE}", throughput.ratio(OURS, BARE).median, 0.9, at_least=True),
-        Bar(f"160 rows at {LATENCY_S} s each, s", latency[OURS].median, 1.0),
+        Bar(f"{one.title}: rows/s over {peer}", one.ratio(OURS, peer).median, least, at_least=True)
+        for one in compared
+        for peer, least in LEAST.items()
+        if peer in one.series
     ]
-    if with_ray:
-        bars.append(
-            Bar(f"rows/s over {RAY}", throughput.ratio(OURS, RAY).median, 2.0, at_least=True)
-        )
-    else:
-        print(f"{args.ray_python} has no Ray: {RAY} is left out", file=sys.stderr)
-    return harness.finish(args, [throughput, latency], bars, packages=["aiohttp", "ray"])
+    return harness.finish(args, compared, bars, packages=["aiohttp", "ray"])
 
 
 if __name__ == "__main__":

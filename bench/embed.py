@@ -64,7 +64,11 @@ def main() -> int:
         comparison = harness.compare(title, "rows/s", sides, args.rounds, warmups=0)
     ratio = comparison.ratio("penstock", "bare").median
     bars = [Bar("penstock.run over the bare pipeline", ratio, LEAST, at_least=True)]
-    return harness.finish(args, [comparison], bars, packages=["openvino-genai"])
+    for name in names[2:]:
+        ratio = comparison.ratio("penstock", name).median
+        bars.append(Bar(f"penstock.run over {name}", ratio, 1.0, at_least=True))
+    packages = ["openvino-genai", "sentence-transformers", "torch"]
+    return harness.finish(args, [comparison], bars, packages=packages)
 
 
 def _converted(model: str) -> Path:

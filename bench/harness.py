@@ -220,6 +220,24 @@ def finish(
     return 1 if args.check and not all(bar.met for bar in bars) else 0
 
 
+def recorded(file: Path) -> tuple[list[Comparison], list[Bar]]:
+    """What `finish` wrote with `--json`."""
+    record = json.loads(file.read_text())
+    comparisons = [
+        Comparison(
+            one["title"],
+            one["unit"],
+            {name: Series(tuple(samples)) for name, samples in one["samples"].items()},
+        )
+        for one in record["comparisons"]
+    ]
+    bars = [
+        Bar(one["text"], one["value"], one["limit"], at_least=one["at_least"])
+        for one in record["bars"]
+    ]
+    return comparisons, bars
+
+
 def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
     """The machine, and the versions of Penstock and of the packages named, as far as they are
     installed.

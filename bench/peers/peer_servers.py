@@ -23,8 +23,15 @@ _START_TIMEOUT_S = 120.0
 
 def interpreter(peer: str) -> str:
     """The Python of the peer's environment, which is made at first use."""
-    made = subprocess.run([HERE / "install.sh", peer], check=True, capture_output=True, text=True)
-    return made.stdout.strip()
+    command = [HERE / "install.sh", peer]
+    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return str(made.stdout).strip()
+
+
+def versions(peer: str) -> dict[str, str]:
+    """What its environment was made of, by package."""
+    packages = Path(interpreter(peer)).parents[1].joinpath("installed").read_text().split()
+    return dict(package.split("==", 1) for package in packages if "==" in package)
 
 
 @contextlib.contextmanager
