@@ -233,7 +233,7 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
             )
         elif kind == "reasoning":  # of the message or call that follows
-            thought = _thought(item, where)
+            thought += _thought(item, where)
         elif kind == REFERENCE:
             whole = "send the whole item (clients do, with 'store': false), or serve with --store"
             raise RequestError(f"{where} refers to a stored item: {whole}", param=where)
