@@ -186,6 +186,8 @@ SENT_BACK = {
         (ChatBody, {"messages": [ASK, SENT_BACK]}),
         (ResponseBody, {"input": "a", "stream": True, "stream_options": {"include_usage": True}}),
         (ChatBody, said({**TEXT, "cache_control": {"type": "ephemeral"}})),
+        # The Agents SDK for JavaScript copies a message into its text.
+        (ChatBody, said({**TEXT, "role": "assistant", "tool_calls": [CALL], "refusal": ""})),
         (ChatBody, said({**IMAGE, "image_url": {"url": "data:,", "detail": "low"}})),
         (ChatBody, said({"type": "file", "file": {"file_id": "x"}})),
         (ChatBody, said({"type": "refusal", "refusal": "No."})),
@@ -261,7 +263,7 @@ async def test_an_engine_that_reads_texts_refuses_other_parts(kind: str) -> None
     request = parse_body(ChatBody, said({"type": kind})).request()
     with pytest.raises(RequestError) as caught:
         _ = [delta async for delta in engine.chat(request)]
-    assert caught.value.param == "messages[0].content"
+    assert caught.value.param == "messages[0].content[0]"
     await engine.stop()
 
 

@@ -45,9 +45,11 @@ _OF_ENGINES = (
     *("audio", "audio_embeds", "video", "video_embeds", "file"),
     *("thinking", "prompt_embeds", "tool_reference"),
 )
+# What OpenAI's Agents SDK for JavaScript copies from an answer into its text.
+_OF_ANSWERS = "role refusal audio tool_calls function_call reasoning reasoning_content"
 _PARTS = Shape(
     kinds={
-        "text": _shape("type text", f"{_CACHE} annotations citations"),
+        "text": _shape("type text", f"{_CACHE} annotations citations {_OF_ANSWERS}"),
         "image_url": _shape("type uuid", _CACHE, image_url=_MEDIUM),
         "audio_url": _shape("type uuid", _CACHE, audio_url=_MEDIUM),
         "video_url": _shape("type uuid", _CACHE, video_url=_MEDIUM),

@@ -250,7 +250,7 @@ def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
         return "honoured", "vLLM" if of_engines else ""
     if values is None:
         values = of_form(REFUSED, form)[name]
-    return "refused", "" if values is _NOTHING or not values else f"but for {_in_words(values)}"
+    return "refused", "" if values is _NOTHING else f"but for {_in_words(values) or '`null`'}"
 
 
 def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
