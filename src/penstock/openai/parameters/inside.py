@@ -118,7 +118,7 @@ _OF_SCHEMAS = "name description strict"
 _FORMAT = Shape(
     kinds={
         "text": _shape("type"),
-        "json_object": _shape("type schema"),
+        "json_object": _shape("type schema value"),
         "json_schema": _shape(
             "type schema", _OF_SCHEMAS, json_schema=_shape("schema", _OF_SCHEMAS)
         ),
