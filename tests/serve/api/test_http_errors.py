@@ -288,9 +288,7 @@ async def test_an_unknown_path_is_a_404(client: Any, path: str) -> None:
         ("/a%0Ab", r"there is no path '/a\nb'"),
     ],
 )
-async def test_an_unknown_path_is_named_with_the_way_out(
-    client: Any, path: str, told: str
-) -> None:
+async def test_an_unknown_path_is_named_with_the_way_out(client: Any, path: str, told: str) -> None:
     assert told in check_shape(await client.post(path, json={}), 404)["message"]
 
 

@@ -482,8 +482,13 @@ class TestPaths:
         assert "inside" not in text
 
 
-@pytest.mark.parametrize("sent", [b"hm\r\n\r\n", HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n"])
-def test_what_is_no_http_is_a_400_in_the_shape_of_all(serve: Callable[..., str], sent: bytes) -> None:
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"hm\r\n\r\n", HEAD + CHUNKED + b"zz\r\n"])
+def test_what_is_no_http_is_a_400_in_the_shape_of_all(
+    serve: Callable[..., str], sent: bytes
+) -> None:
     head, _, body = Raw(serve()).send(sent).rest().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert json.loads(body)["error"]["message"].endswith("no valid HTTP request")
@@ -492,9 +497,7 @@ def test_what_is_no_http_is_a_400_in_the_shape_of_all(serve: Callable[..., str],
 def test_a_body_that_breaks_behind_its_answer_ends_the_connection_quietly(
     serve: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = Raw(serve()).send(
-        HEAD.replace(b"chat", b"chart") + b"transfer-encoding: chunked\r\n\r\n"
-    )
+    client = Raw(serve()).send(HEAD.replace(b"chat", b"chart") + CHUNKED)
     got = b""
     while not got.endswith(b"}}"):
         got += client.socket.recv(65536)
