@@ -111,4 +111,4 @@ async def test_a_text_model_refuses_an_image(client: Any) -> None:
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert error["message"].endswith("reads texts, no 'image_url'")
-    assert error["param"] == "messages[0].content[1]"
+    assert error["param"] == "messages[0].content[0]"
