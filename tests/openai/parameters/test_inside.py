@@ -233,6 +233,16 @@ SENT_BACK = {
             ),
         ),
         (CountBody, {"messages": [ASK], "speed": "standard", "inference_geo": "eu"}),
+        # Claude Code and Codex send these.
+        (
+            MessageBody,
+            claude(
+                context_management={
+                    "edits": [{"type": "clear_thinking_20251015", "keep": "all"}],
+                }
+            ),
+        ),
+        (ResponseBody, {"input": "a", "client_metadata": {"turn_id": "1"}}),
     ],
 )
 def test_what_clients_send_is_taken(form: Any, body: Any) -> None:
@@ -254,6 +264,18 @@ def test_parts_that_are_texts_by_another_name_are_texts() -> None:
         assert request.messages[0]["content"] == [
             {"type": "text", "text": text} for text in ("a", "b", "No.", "")
         ]
+
+
+def test_an_image_in_a_tools_result_is_a_part() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    found = [TEXT, {"type": "image", "source": source, "cache_control": {"type": "ephemeral"}}]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": found}
+    messages = [ASK, {"role": "assistant", "content": [USE]}, {"role": "user", "content": [result]}]
+    told = parse_body(MessageBody, claude(messages=messages)).request().messages[2]
+    assert told["content"] == [
+        TEXT,
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    ]
 
 
 @pytest.mark.parametrize("kind", ["thinking", "prompt_embeds", "file", "image_url"])

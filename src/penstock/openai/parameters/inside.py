@@ -176,15 +176,16 @@ _ITEM_TOOL = Shape(
 
 _BLOCK_CACHE = "cache_control"
 _TEXT_BLOCK = _shape("type text", f"{_BLOCK_CACHE} citations parsed_output")
+_IMAGE_BLOCK = _shape("type", _BLOCK_CACHE, source=_shape("type media_type data url"))
 _BLOCK = Shape(
     kinds={
         "text": _TEXT_BLOCK,
-        "image": _shape("type", _BLOCK_CACHE, source=_shape("type media_type data url")),
+        "image": _IMAGE_BLOCK,
         "tool_use": _shape("type id name input", f"{_BLOCK_CACHE} caller toolset_name"),
         "tool_result": _shape(
             "type tool_use_id",
             f"{_BLOCK_CACHE} is_error toolset_name",
-            content=Shape(kinds={"text": _TEXT_BLOCK}),
+            content=Shape(kinds={"text": _TEXT_BLOCK, "image": _IMAGE_BLOCK}),
         ),
         "thinking": _shape("type thinking", "signature"),
         "redacted_thinking": _shape("type", "data"),
