@@ -292,7 +292,7 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
         return of_custom(tool, f"tools[{number}]")
     if tool.get("type") != "function":
         raise UnsupportedError(
-            f"tools[{number}]: tools of type {tool.get('type')!r} are not supported",
+            f"tools[{number}]: type {tool.get('type')!r} is not supported; function and custom are",
             param=f"tools[{number}]",
         )
     if not isinstance(tool.get("name"), str) or not tool["name"]:
