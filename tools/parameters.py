@@ -168,14 +168,14 @@ def _version_beside(package: Path) -> str:
 def page(taken: dict[str, Any]) -> str:
     """The text of `docs/parameters.md`."""
     from penstock.openai.parameters.inside import INSIDE, places
-    from penstock.openai.parameters.table import verdict
+    from penstock.openai.parameters.table import HARMLESS, of_form, verdict
 
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {number}" for name, number in taken["versions"].items())
     lines = [notes["head"].strip().replace("VERSIONS", versions), ""]
     for endpoint, fields in taken["endpoints"].items():
         form = form_of(endpoint)
-        own = [name for name in form.__struct_fields__ if name not in fields]
+        own = {*form.__struct_fields__, *of_form(HARMLESS, form)} - fields.keys()
         lines += [
             f"## `{endpoint}`",
             "",

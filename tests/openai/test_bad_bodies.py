@@ -99,6 +99,34 @@ def test_more_texts_than_a_request_may_have() -> None:
     assert "at most 2,048" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "meant"),
+    [
+        (ResponseBody, "max_tokens", "max_output_tokens"),
+        (ResponseBody, "messages", "input"),
+        (ResponseBody, "response_format", "text.format"),
+        (MessageBody, "stop", "stop_sequences"),
+        (ChatBody, "temprature", "temperature"),
+    ],
+)
+def test_an_unknown_parameter_is_told_what_was_meant(form: Any, name: str, meant: str) -> None:
+    error = refusal(form, {name: 1})
+    assert (str(error), error.param) == (
+        f"unknown parameter '{name}'. Did you mean '{meant}'?",
+        name,
+    )
+
+
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    body = {"messages": ASK, "max_tokens": 16.0, "seed": -1e3, "temperature": 1.0}
+    sampling = parse_body(ChatBody, body).request().sampling
+    assert (sampling.max_tokens, sampling.seed, sampling.temperature) == (16, -1000, 1.0)
+    for value in (16.5, 2.0**60, "16", True):
+        error = refusal(ChatBody, {**body, "max_tokens": value})
+        assert error.param == "max_tokens"
+    assert refusal(ChatBody, {**body, "stop": 2}).param == "stop"
+
+
 def test_a_message_without_content() -> None:
     body = {"messages": [{"role": "user"}], "max_tokens": 5}
     assert refusal(MessageBody, body).param == "messages[0].content"
@@ -139,7 +167,8 @@ def test_nulls_within_items_are_nothing() -> None:
 
 def test_reasoning_before_each_of_two_calls_stays_with_their_message() -> None:
     items: list[dict[str, Any]] = [
-        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "one"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "o"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "ne"}]},
         {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": " two"}]},
         {"type": "function_call", "call_id": "b", "name": "f", "arguments": "{}"},
@@ -229,7 +258,7 @@ def test_texts_of_a_form_become_values() -> None:
         ("stream", "x", "stream"),
         ("stream", "2", "stream"),
         ("max_tokens", "0", "max_tokens"),
-        ("max_tokens", "5.0", "max_tokens"),
+        ("max_tokens", "5.5", "max_tokens"),
         ("temperature", "0.5", "temperature"),
         ("temperature", "warm", "temperature"),
         ("response_format", "xml", "response_format"),

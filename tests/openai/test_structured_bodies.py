@@ -99,6 +99,10 @@ def test_one_constraint_at_a_time(fields, names, param):
             {"response_format": {"type": "grammar", "grammar": "root ::= x"}},
             ("grammar", "root ::= x"),
         ),
+        (
+            {"response_format": {"type": "json_object", "value": {"type": "null"}}},
+            ("json_schema", '{"type": "null"}'),
+        ),
         ({"guided_regex": None, "structured_outputs": None, "response_format": None}, None),
         ({"response_format": {"type": "text"}, "structured_outputs": {}}, None),
     ],
@@ -106,3 +110,10 @@ def test_one_constraint_at_a_time(fields, names, param):
 def test_each_name_gives_its_constraint(fields, wanted):
     found = constraint(**fields)
     assert (found and (found.kind, found.spec)) == wanted
+
+
+def test_a_json_object_has_its_schema_once():
+    both = {"type": "json_object", "value": {"type": "null"}, "schema": {"type": "boolean"}}
+    with pytest.raises(RequestError, match="a 'schema' or a 'value', not both") as caught:
+        constraint(response_format=both)
+    assert caught.value.param == "response_format.value"

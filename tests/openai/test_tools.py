@@ -12,6 +12,7 @@ from penstock.openai.tools import (
     arguments_as_objects,
     call_constraint,
     check_tools,
+    tools_as_text,
     with_one_table,
 )
 
@@ -182,3 +183,20 @@ def test_strict_is_true_or_false(given: Any) -> None:
     with pytest.raises(RequestError, match="must be true or false") as caught:
         check_tools([TOOLS[0], tool], None)
     assert caught.value.param == "tools[1].function.strict"
+
+
+def test_an_image_in_a_result_stays_where_tools_are_text() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    words = {"type": "text", "text": "a cat"}
+    messages: list[Any] = [
+        {"role": "tool", "tool_call_id": "1", "content": [words, image]},
+        {"role": "tool", "tool_call_id": "2", "content": [words, words]},
+    ]
+    (told,) = tools_as_text(messages, None, system=True)
+    assert told["content"] == [
+        {"type": "text", "text": "<tool_response>\n"},
+        words,
+        image,
+        {"type": "text", "text": "\n</tool_response>"},
+        {"type": "text", "text": "<tool_response>\na cata cat\n</tool_response>"},
+    ]

@@ -28,23 +28,23 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
 CHAT: dict[str, Any] = {"messages": USER, "temperature": 0, "max_tokens": 8}
 TEXT: dict[str, Any] = {"prompt": TICKET, "temperature": 0, "max_tokens": 8}
 
-NUMBER: list[Any] = [None, "warm", [], {}, True]
+NUMBER: list[Any] = [None, "warm", [], {}, True, "1"]
 """What no number is."""
 SAMPLING: dict[str, list[Any]] = {
     "temperature": [0, 1, 0.5, 2, -1, 2.5, *NUMBER],
     "top_p": [1, 0.5, 0, 1.5, -0.1, *NUMBER],
-    "top_k": [0, -1, 5, -2, 1.5, *NUMBER],
+    "top_k": [0, -1, 5, 5.0, -2, 1.5, *NUMBER],
     "min_p": [0, 0.1, 1, 1.1, -0.1, *NUMBER],
-    "seed": [0, 7, -1, 2**40, 2**64, 1.5, *NUMBER],
-    "n": [1, 2, 0, -1, 1.5, *NUMBER],
-    "max_tokens": [1, 3, 0, -1, 4000, 5000, 1.5, *NUMBER],
-    "min_tokens": [0, 4, 9, -1, *NUMBER],
+    "seed": [0, 7, 7.0, -1, 2**40, 2**64, 1.5, *NUMBER],
+    "n": [1, 2, 2.0, 0, -1, 1.5, *NUMBER],
+    "max_tokens": [1, 3, 3.0, 0, -1, 4000, 5000, 1.5, *NUMBER],
+    "min_tokens": [0, 4, 4.0, 9, -1, *NUMBER],
     "stop": [[], "e", ["e", "a"], "", [""], ["never said"], 5, [5], None],
     "stop_token_ids": [[], [5, 300], [-1], [10**6], ["a"], 5, None],
     "presence_penalty": [0, 0.5, -2, 2, 2.1, *NUMBER],
     "frequency_penalty": [0, 0.5, -2, 2, -2.1, *NUMBER],
     "repetition_penalty": [1, 1.2, 0.8, 0, -1, *NUMBER],
-    "ignore_eos": [False, True, None, 5],
+    "ignore_eos": [False, True, None, 5, "true"],
     "logit_bias": [{}, {"5": 100}, {"5": -100, "300": 2}, {"x": 1}, {"999999": 1}, 5, None],
     "allowed_token_ids": [[5, 300, 301], [10**6], ["a"], None],
     "bad_words": [[], ["refund"], [""], 5],

@@ -462,7 +462,7 @@ def seen(
             kind = str(part.get("type"))
             if not any(medium in kind for medium in MEDIA):
                 continue
-            where = f"messages[{number}].content"
+            where = f"messages[{number}].content[{at}]"
             if kind not in IMAGE_PARTS or "image" not in capabilities.inputs:
                 reads = "texts and images" if "image" in capabilities.inputs else "texts"
                 raise UnsupportedError(

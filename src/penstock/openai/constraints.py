@@ -123,11 +123,19 @@ def one_of(
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
     """`response_format` as a constraint. Its types: text, json_object, json_schema, regex
     (`{"type": "regex", "pattern": …}`) and grammar (`{"type": "grammar", "grammar": …}`). A
-    json_object with a `schema`, as llama.cpp has it, is a json_schema. Raises `RequestError`.
+    json_object with a `schema`, as llama.cpp has it, or a `value`, as huggingface_hub sends it, is
+    a json_schema. Raises `RequestError`.
     """
     if given is None or given.get("type") == "text":
         return None
     kind = given.get("type")
+    if kind == "json_object" and given.get("value") is not None:
+        if given.get("schema") is not None:
+            raise RequestError(
+                "a json_object takes a 'schema' or a 'value', not both",
+                param="response_format.value",
+            )
+        given = {**given, "schema": given["value"]}
     if kind == "json_object" and given.get("schema") is None:
         return StructuredOutput("json_object")
     if kind in ("json_schema", "json_object"):

@@ -168,9 +168,9 @@ def _turn(message: Message, where: str) -> list[Message]:
             function = {"name": block.get("name"), "arguments": arguments}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result":
-            text = _texts(block.get("content") or "", where)
+            result = _result(block.get("content") or "", where)
             results.append(
-                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
+                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result}
             )
         elif kind == "thinking":
             thought += str(block.get("thinking") or "")
@@ -184,6 +184,20 @@ def _turn(message: Message, where: str) -> list[Message]:
     if role == "assistant":
         turn |= reasoning_fields(thought)
     return [*results, turn] if parts or calls or not results else results
+
+
+def _result(content: Any, where: str) -> str | list[dict[str, Any]]:
+    """What a tool found: a text, or parts if there are images in it."""
+    blocks = content if isinstance(content, list) else []
+    images = [isinstance(block, dict) and block.get("type") == "image" for block in blocks]
+    if not any(images):
+        return _texts(content, where)
+    return [
+        {"type": "image_url", "image_url": {"url": _image_url(block, where)}}
+        if is_image
+        else {"type": "text", "text": _texts([block], where)}
+        for block, is_image in zip(blocks, images, strict=True)
+    ]
 
 
 def _texts(content: Any, where: str) -> str:

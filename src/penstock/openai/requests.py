@@ -400,18 +400,38 @@ def parse_body(form: type[Body], body: Any) -> Body:
     given = {name: value for name, value in body.items() if value is not None or known.get(name)}
     for name in [name for name in given if name not in known]:
         if not is_known(form, name, given.pop(name)):
-            hint = nearest(str(name), known)
-            raise RequestError(f"unknown parameter '{name}'. {hint}", param=str(name))
+            raise RequestError(f"unknown parameter '{name}'. {_hint(form, name)}", param=str(name))
     try:
         checked = msgspec.convert(given, form, strict=True)
     except msgspec.ValidationError:
-        from penstock.validation import mismatch  # imported only for an error
-
-        found = mismatch(form, given)
-        raise RequestError(str(found), param=found.place or None) from None
+        checked = _with_whole_floats(form, given)
     check_only(checked)
     check_inside(form, given)
     return checked
+
+
+def _with_whole_floats(form: type[Body], given: Mapping[str, Any]) -> Body:
+    """JSON has one kind of number, and some languages write the integer 16 as 16.0. Raises
+    `RequestError` if that is not what was wrong.
+    """
+    whole = {
+        name: int(v) if isinstance(v, float) and v.is_integer() and abs(v) <= 2**53 else v
+        for name, v in given.items()
+    }
+    try:
+        return msgspec.convert(whole, form, strict=True)
+    except msgspec.ValidationError:
+        from penstock.validation import mismatch  # imported only for an error
+
+        found = mismatch(form, whole)
+        raise RequestError(str(found), param=found.place or None) from None
+
+
+def _hint(form: type[Struct], name: Any) -> str:
+    """The parameter that was meant: another API's name for one of the form's, or the nearest."""
+    names = getattr(form, "names", None)
+    own = names.get(name) if isinstance(names, Mapping) else None
+    return f"Did you mean '{own}'?" if own else nearest(str(name), _names(form))
 
 
 @cache

@@ -233,7 +233,7 @@ def input_messages(given: str | list[dict[str, Any]]) -> list[Message]:
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
             )
         elif kind == "reasoning":  # of the message or call that follows
-            thought = _thought(item, where)
+            thought += _thought(item, where)
         elif kind == REFERENCE:
             whole = "send the whole item (clients do, with 'store': false), or serve with --store"
             raise RequestError(f"{where} refers to a stored item: {whole}", param=where)
@@ -292,7 +292,7 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
         return of_custom(tool, f"tools[{number}]")
     if tool.get("type") != "function":
         raise UnsupportedError(
-            f"tools[{number}]: tools of type {tool.get('type')!r} are not supported",
+            f"tools[{number}]: type {tool.get('type')!r} is not supported; function and custom are",
             param=f"tools[{number}]",
         )
     if not isinstance(tool.get("name"), str) or not tool["name"]:

@@ -267,7 +267,7 @@ def tools_as_text(
         role, content = message.get("role"), message.get("content")
         result = role in _RESULTS
         if result:
-            content = f"<tool_response>\n{_text(content)}\n</tool_response>"
+            content = _response(content)
         elif message.get("tool_calls"):
             calls = "\n".join(map(_call_text, message["tool_calls"]))
             message = {"role": "assistant", "content": _joined(content, calls)}
@@ -277,6 +277,14 @@ def tools_as_text(
             made.append({"role": "user", "content": content} if result else message)
         after_result = result
     return _with_prompt(made, tools, system) if tools else made
+
+
+def _response(content: Any) -> Any:
+    """A tool's result between its tags; with an image in it, as parts."""
+    begin, end = "<tool_response>\n", "\n</tool_response>"
+    if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+        return [*_parts(begin), *content, *_parts(end)]
+    return f"{begin}{_text(content)}{end}"
 
 
 def _with_prompt(messages: list[Message], tools: Sequence[Tool], system: bool) -> list[Message]:

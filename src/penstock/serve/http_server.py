@@ -12,6 +12,7 @@ import termios
 from array import array
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from penstock.errors import ConfigError, PenstockError, SlowRequestError
+from penstock.errors import ConfigError, PenstockError, RequestError, SlowRequestError
 from penstock.openai.responses import error_body
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.config.settings import Limits
@@ -274,6 +275,14 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         elif self._head_timer is None and not self.transport.is_closing():
             self._await_head()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP, unless their request's answer has begun, and close."""
+        cycle = self.cycle
+        between = cycle is None or (cycle.response_complete and not cycle.more_body)
+        if between or not cycle.response_started:
+            self.transport.write(_NO_HTTP)
+        self.transport.close()
+
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._too_slow)
 
@@ -322,10 +331,11 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 def _answer(error: PenstockError) -> bytes:
     body = msgspec.json.encode(error_body(error))
     head = (
-        f"HTTP/1.1 {error.status} Request Timeout\r\ncontent-type:"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type:"
         f" application/json\r\ncontent-length: {len(body)}"
     )
     return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
 
 
+_NO_HTTP = _answer(RequestError("the connection's bytes are no valid HTTP request"))
 _TOO_SLOW = _answer(SlowRequestError("the head of the request came too slowly"))

@@ -53,7 +53,7 @@ async def test_what_is_no_text_is_refused(engine, part):
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}]
     with pytest.raises(
         UnsupportedError,
-        match=rf"messages\[0\].content: the simulated engine reads texts, no '{part['type']}'",
+        match=rf"messages\[0\].content\[1\]: the simulated engine reads texts, no '{part['type']}'",
     ):
         await answer(engine, ChatRequest(messages))
 

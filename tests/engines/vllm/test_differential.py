@@ -52,10 +52,19 @@ def _nulls(asked: Asked) -> bool:
     return None in asked.values()
 
 
+_NUMBERS = {"temperature", "top_p", "top_k", "min_p", "seed", "n", "max_tokens", "min_tokens"} | {
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+}
+
+
 def _booleans(asked: Asked) -> bool:
-    numbers = {"temperature", "top_p", "top_k", "min_p", "seed", "n", "max_tokens", "min_tokens"}
-    penalties = {"presence_penalty", "frequency_penalty", "repetition_penalty"}
-    return any(asked.get(name) is True for name in numbers | penalties)
+    return any(asked.get(name) is True for name in _NUMBERS)
+
+
+def _texts(asked: Asked) -> bool:
+    return asked.get("ignore_eos") == "true" or any(asked.get(name) == "1" for name in _NUMBERS)
 
 
 def _lax_messages(asked: Asked) -> bool:
@@ -69,6 +78,7 @@ def _unheard_of(asked: Asked) -> bool:
 STATUS: dict[str, tuple[int, int, Callable[[Asked], bool]]] = {
     "`null` is the default of every parameter; vLLM refuses some.": (200, 400, _nulls),
     "`true` and `false` are no numbers; vLLM reads them as 1 and 0.": (400, 200, _booleans),
+    '`"1"` is no number and `"true"` no truth value; vLLM reads them as such.': (400, 200, _texts),
     "Messages need a known role and a content; vLLM lets its template decide.": (
         400,
         200,

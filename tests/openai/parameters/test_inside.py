@@ -186,6 +186,8 @@ SENT_BACK = {
         (ChatBody, {"messages": [ASK, SENT_BACK]}),
         (ResponseBody, {"input": "a", "stream": True, "stream_options": {"include_usage": True}}),
         (ChatBody, said({**TEXT, "cache_control": {"type": "ephemeral"}})),
+        # The Agents SDK for JavaScript copies a message into its text.
+        (ChatBody, said({**TEXT, "role": "assistant", "tool_calls": [CALL], "refusal": ""})),
         (ChatBody, said({**IMAGE, "image_url": {"url": "data:,", "detail": "low"}})),
         (ChatBody, said({"type": "file", "file": {"file_id": "x"}})),
         (ChatBody, said({"type": "refusal", "refusal": "No."})),
@@ -231,6 +233,16 @@ SENT_BACK = {
             ),
         ),
         (CountBody, {"messages": [ASK], "speed": "standard", "inference_geo": "eu"}),
+        # Claude Code and Codex send these.
+        (
+            MessageBody,
+            claude(
+                context_management={
+                    "edits": [{"type": "clear_thinking_20251015", "keep": "all"}],
+                }
+            ),
+        ),
+        (ResponseBody, {"input": "a", "client_metadata": {"turn_id": "1"}}),
     ],
 )
 def test_what_clients_send_is_taken(form: Any, body: Any) -> None:
@@ -254,6 +266,18 @@ def test_parts_that_are_texts_by_another_name_are_texts() -> None:
         ]
 
 
+def test_an_image_in_a_tools_result_is_a_part() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    found = [TEXT, {"type": "image", "source": source, "cache_control": {"type": "ephemeral"}}]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": found}
+    messages = [ASK, {"role": "assistant", "content": [USE]}, {"role": "user", "content": [result]}]
+    told = parse_body(MessageBody, claude(messages=messages)).request().messages[2]
+    assert told["content"] == [
+        TEXT,
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    ]
+
+
 @pytest.mark.parametrize("kind", ["thinking", "prompt_embeds", "file", "image_url"])
 async def test_an_engine_that_reads_texts_refuses_other_parts(kind: str) -> None:
     engine = SimulatedEngine("sim")
@@ -261,7 +285,7 @@ async def test_an_engine_that_reads_texts_refuses_other_parts(kind: str) -> None
     request = parse_body(ChatBody, said({"type": kind})).request()
     with pytest.raises(RequestError) as caught:
         _ = [delta async for delta in engine.chat(request)]
-    assert caught.value.param == "messages[0].content"
+    assert caught.value.param == "messages[0].content[0]"
     await engine.stop()
 
 

@@ -37,7 +37,8 @@ def test_a_long_prompt_has_the_name_that_the_api_gives_it(form, body, name):
         (ResponseBody, {"input": "hi"}, "max_tokens", "max_output_tokens"),
         (ResponseBody, {"input": "hi"}, "messages[1].content", "input"),
         (ClassifyBody, {"input": "hi"}, "questions[0]", "labels"),
-        (ChatBody, {"messages": ASK}, "messages[1].content", "messages[1].content"),
+        (ResponseBody, {"input": "hi"}, "messages[1].content[2]", "input"),
+        (ChatBody, {"messages": ASK}, "messages[1].content[2]", "messages[1].content[2]"),
         (ChatBody, {"messages": ASK}, "image", "messages"),
         (ResponseBody, {"input": "hi"}, "image", "input"),
         (MessageBody, {"messages": ASK, "max_tokens": 5}, "image", "messages"),
@@ -76,7 +77,7 @@ def test_an_error_of_a_chat_message_names_the_turn_that_it_was_made_of(system, p
     places = places + [f"messages[{number}]" for number in (0, 1, 2, 2, 2, 3)]
     assert len(body.request().messages) == len(places)
     for made, place in enumerate(places):
-        where = f"messages[{made}].content"
+        where = f"messages[{made}].content[1]"  # parts have an index of their own here
         shown = in_words_of(body, RequestError(f"{where}: no 'video'", param=where))
         assert (shown.param, str(shown)) == (f"{place}.content", f"{place}.content: no 'video'")
 

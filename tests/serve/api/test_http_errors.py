@@ -266,9 +266,8 @@ async def test_a_wrong_content_type_is_a_415(client: Any, kind: str) -> None:
 
 async def test_a_compressed_body_is_a_415(client: Any) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    check_shape(
-        await client.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers), 415
-    )
+    answer = await client.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers)
+    assert "content-encoding 'gzip'" in check_shape(answer, 415)["message"]
 
 
 @pytest.mark.parametrize(
@@ -278,8 +277,24 @@ async def test_an_unknown_path_is_a_404(client: Any, path: str) -> None:
     check_shape(await client.post(path, json={}), 404)
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/chat/completions", "Did you mean '/v1/chat/completions'?"),
+        ("/v1/v1/chat/completions", "Did you mean '/v1/chat/completions'?"),
+        ("/v1/chat/completions/", "Did you mean '/v1/chat/completions'?"),
+        ("/v1/images/generations", "'/v1/images/generations'. /docs lists those that exist"),
+        ("/sleep", "only `penstock serve --dev` has it"),
+        ("/a%0Ab", r"there is no path '/a\nb'"),
+    ],
+)
+async def test_an_unknown_path_is_named_with_the_way_out(client: Any, path: str, told: str) -> None:
+    assert told in check_shape(await client.post(path, json={}), 404)["message"]
+
+
 async def test_a_wrong_method_is_a_405(client: Any) -> None:
-    check_shape(await client.get("/v1/chat/completions"), 405)
+    error = check_shape(await client.get("/v1/chat/completions"), 405)
+    assert error["message"].startswith("'/v1/chat/completions' takes POST, not GET;")
     check_shape(await client.delete("/v1/models"), 405)
 
 
@@ -318,6 +333,12 @@ async def test_limits_on_tokens_and_choices(ingress: Any, served: Any) -> None:
         assert error["param"] == "max_tokens"
         error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "n": 3}), 400)
         assert error["param"] == "n"
+        body = {"prompt": ["a", "b", "c"], "max_tokens": 1}
+        error = check_shape(await client.post("/v1/completions", json=body), 400)
+        assert (error["param"], error["message"]) == (
+            "prompt",
+            "at most 2 answers may be asked for at once, not 3",
+        )
         answer = (await client.post("/v1/chat/completions", json=CHAT)).json()
         assert answer["usage"]["completion_tokens"] == 5
 

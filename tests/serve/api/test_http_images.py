@@ -109,4 +109,6 @@ async def test_a_bad_image_is_a_400(client: Any, url: str, words: str) -> None:
 async def test_a_text_model_refuses_an_image(client: Any) -> None:
     refused = await chat(client, data_uri(image_file(1)), model="demo")
     assert refused.status_code == 400
-    assert "reads texts, no 'image_url'" in refused.json()["error"]["message"]
+    error = refused.json()["error"]
+    assert error["message"].endswith("reads texts, no 'image_url'")
+    assert error["param"] == "messages[0].content[0]"

@@ -45,9 +45,11 @@ _OF_ENGINES = (
     *("audio", "audio_embeds", "video", "video_embeds", "file"),
     *("thinking", "prompt_embeds", "tool_reference"),
 )
+# What OpenAI's Agents SDK for JavaScript copies from an answer into its text.
+_OF_ANSWERS = "role refusal audio tool_calls function_call reasoning reasoning_content"
 _PARTS = Shape(
     kinds={
-        "text": _shape("type text", f"{_CACHE} annotations citations"),
+        "text": _shape("type text", f"{_CACHE} annotations citations {_OF_ANSWERS}"),
         "image_url": _shape("type uuid", _CACHE, image_url=_MEDIUM),
         "audio_url": _shape("type uuid", _CACHE, audio_url=_MEDIUM),
         "video_url": _shape("type uuid", _CACHE, video_url=_MEDIUM),
@@ -116,7 +118,7 @@ _OF_SCHEMAS = "name description strict"
 _FORMAT = Shape(
     kinds={
         "text": _shape("type"),
-        "json_object": _shape("type schema"),
+        "json_object": _shape("type schema value"),
         "json_schema": _shape(
             "type schema", _OF_SCHEMAS, json_schema=_shape("schema", _OF_SCHEMAS)
         ),
@@ -174,15 +176,16 @@ _ITEM_TOOL = Shape(
 
 _BLOCK_CACHE = "cache_control"
 _TEXT_BLOCK = _shape("type text", f"{_BLOCK_CACHE} citations parsed_output")
+_IMAGE_BLOCK = _shape("type", _BLOCK_CACHE, source=_shape("type media_type data url"))
 _BLOCK = Shape(
     kinds={
         "text": _TEXT_BLOCK,
-        "image": _shape("type", _BLOCK_CACHE, source=_shape("type media_type data url")),
+        "image": _IMAGE_BLOCK,
         "tool_use": _shape("type id name input", f"{_BLOCK_CACHE} caller toolset_name"),
         "tool_result": _shape(
             "type tool_use_id",
             f"{_BLOCK_CACHE} is_error toolset_name",
-            content=Shape(kinds={"text": _TEXT_BLOCK}),
+            content=Shape(kinds={"text": _TEXT_BLOCK, "image": _IMAGE_BLOCK}),
         ),
         "thinking": _shape("type thinking", "signature"),
         "redacted_thinking": _shape("type", "data"),

@@ -11,6 +11,7 @@ from msgspec import Struct
 from penstock.errors import ContextLengthError, PenstockError
 
 _MADE = ("messages", "questions")
+_PART = re.compile(r"(\bmessages\[\d+\]\.content)\[\d+\]")
 
 
 def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
@@ -21,12 +22,14 @@ def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
     have no index in the body, so the index is dropped.
     """
     names: dict[str, str] = getattr(body, "names", {})
+    sent: Callable[[int], str] | None = getattr(body, "sent", None)
+    if sent is not None or "messages" in names:
+        error = _without_part(error)
     given = error.param
     if given is None and isinstance(error, ContextLengthError):
         given = "prompt"
     if given is None:
         return error
-    sent: Callable[[int], str] | None = getattr(body, "sent", None)
     if sent is not None and (turn := re.match(r"messages\[(\d+)\]", given)):
         shown, place = copy(error), sent(int(turn[1]))
         shown.param = given.replace(turn[0], place)
@@ -43,4 +46,14 @@ def in_words_of(body: Struct, error: PenstockError) -> PenstockError:
         shown.args = (re.sub(rf"\b{name}\[\d+\]|^{name}(?=:)", named, str(error)),)
     elif name in names and "_" in name:  # others are words of plain text, too
         shown.args = (re.sub(rf"\b{name}\b", names[name], str(error)),)
+    return shown
+
+
+def _without_part(error: PenstockError) -> PenstockError:
+    """The error without the index of a part, which a message that was made has of its own."""
+    if not error.param or not _PART.search(error.param):
+        return error
+    shown = copy(error)
+    shown.param = _PART.sub(r"\1", error.param)
+    shown.args = (_PART.sub(r"\1", str(error)),)
     return shown

@@ -7,6 +7,7 @@ field is honoured, unless it stands in `HARMLESS` or `ONLY`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -53,6 +54,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "ResponseBody": {
         **_GENERATING,
         **_OPENAI,
+        "client_metadata": "for the provider's records; Codex sends it",
         "max_tool_calls": "counts calls of built-in tools, of which there are none",
     },
     "ScoreBody": {**_SHARED, **_USER},
@@ -116,6 +118,8 @@ _PAIRS: dict[str, tuple[Any, ...]] = {
     "max_tokens_per_doc": (0,),
     "max_tokens_per_query": (0,),
 }
+_KEEPS_THOUGHTS = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+"""What Claude Code sends: nothing is cleared."""
 REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": {
         **_PROCESSED_MEDIA,
@@ -169,7 +173,7 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "billing_policy": _NOTHING,
         "compaction": _NOTHING,
         "container": _NOTHING,
-        "context_management": _NOTHING,
+        "context_management": ({}, {"edits": []}, _KEEPS_THOUGHTS),
         "diagnostics": _NOTHING,
         "fallback_credit_token": _NOTHING,
         "fallbacks": _NOTHING,
@@ -250,7 +254,7 @@ def verdict(form: type[Struct], name: str) -> tuple[Verdict, str]:
         return "honoured", "vLLM" if of_engines else ""
     if values is None:
         values = of_form(REFUSED, form)[name]
-    return "refused", "" if values is _NOTHING or not values else f"but for {_in_words(values)}"
+    return "refused", "" if values is _NOTHING else f"but for {_in_words(values) or '`null`'}"
 
 
 def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
@@ -263,8 +267,5 @@ def _refusal(name: str, values: tuple[Any, ...]) -> RequestError:
 
 
 def _in_words(values: tuple[Any, ...]) -> str:
-    words = (
-        str(one).lower() if isinstance(one, bool) else repr(one) if one != "" else '`""`'
-        for one in values
-    )
-    return " and ".join(words).replace("'", "`")
+    words = (f"`{one}`" if isinstance(one, str) and one else json.dumps(one) for one in values)
+    return " and ".join(f"`{one}`" if one[0] in '{"' else one for one in words)

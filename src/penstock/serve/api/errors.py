@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
+from penstock.errors import MethodError, PenstockError, RequestError
 from penstock.openai.messages_api import message_error
 from penstock.openai.responses import error_body
 from penstock.serve.models.handle import ModelHandle
@@ -78,11 +78,6 @@ def error_response(scope: Scope, error: PenstockError, request_id: str) -> Respo
 
 
 def _from_starlette(error: HTTPException) -> PenstockError:
-    if error.status_code == 404:
-        return NoRouteError("there is no such path; /docs lists those that exist")
-    if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        return MethodError(f"this path takes {allow}; /docs lists what it does", allow)
     wrapped = RequestError(str(error.detail))
     wrapped.status = error.status_code
     return wrapped

@@ -17,9 +17,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
 from penstock.config import import_object
-from penstock.errors import ConfigError, RequestError, ShuttingDownError, UnsupportedError, nearest
+from penstock.errors import (
+    ConfigError,
+    MethodError,
+    NoRouteError,
+    RequestError,
+    ShuttingDownError,
+    UnsupportedError,
+    nearest,
+)
 from penstock.llm_config import LLMConfig
-from penstock.observability import request_id, span
+from penstock.observability import escaped, request_id, span
 from penstock.serve.api.auth import check_admin, check_not_cross_site, check_user, rank_of
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
@@ -127,11 +135,33 @@ class IngressApp:
         await self._app(scope, receive, send)
 
 
-def _methods(routes: Iterable[BaseRoute], scope: Scope) -> str:
-    """The methods of all endpoints of a request's path, as `Allow` lists them."""
+_CONTROL_PATHS = frozenset(one.path for one in CONTROL_ENDPOINTS)
+
+
+def _no_route(routes: Iterable[BaseRoute], scope: Scope) -> NoRouteError:
+    """The error for a path that does not exist."""
+    from difflib import get_close_matches  # imported only for an error
+
+    shown = escaped(scope["path"][:200])
+    if scope["path"] in _CONTROL_PATHS:
+        return NoRouteError(f"there is no path '{shown}': only `penstock serve --dev` has it")
+    paths = [one.path for one in routes if isinstance(one, Route)]
+    near = get_close_matches(shown, paths, n=1, cutoff=0.8)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return NoRouteError(f"there is no path '{shown}'.{hint} /docs lists those that exist")
+
+
+def _no_method(routes: Iterable[BaseRoute], scope: Scope) -> MethodError:
+    """The error for a path that has other methods, with those of all its endpoints."""
     matching = (one for one in routes if one.matches(scope)[0] is not Match.NONE)
     methods = {m for one in matching if isinstance(one, Route) for m in one.methods or ()}
-    return ", ".join(sorted(methods))
+    allow, shown = ", ".join(sorted(methods)), escaped(scope["path"][:200])
+    return MethodError(
+        f"'{shown}' takes {allow}, not {scope['method']}; /docs lists what it does", allow
+    )
+
+
+_UNROUTED = {404: _no_route, 405: _no_method}
 
 
 class OpenAiIngress(IngressApp):
@@ -331,8 +361,8 @@ class ExchangeMiddleware:
                     raise ShuttingDownError("the server is shutting down")
             await self._app(scope, receive, send)
         except Exception as caught:
-            if isinstance(caught, HTTPException) and caught.status_code == 405:
-                caught.headers = {"Allow": _methods(self._routes, scope)}
+            if isinstance(caught, HTTPException) and caught.status_code in _UNROUTED:
+                caught = _UNROUTED[caught.status_code](self._routes, scope)
             error = exchange.failed(caught)
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error

@@ -34,8 +34,11 @@ def check_json(request: Request) -> None:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise ContentTypeError("compressed bodies are not supported")
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding != "identity":
+        raise ContentTypeError(
+            f"the content-encoding '{coding[:100]}' is not supported: send the body as it is"
+        )
 
 
 def decode_body(body: bytes, form: Any) -> Any:
@@ -119,7 +122,9 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
         check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:
         raise RequestError(
-            f"at most {limits.max_choices} answers may be asked for at once", param="n"
+            f"at most {limits.max_choices:,} answers may be asked for at once, not"
+            f" {request.n * prompts:,}",
+            param="prompt" if request.n == 1 else "n",
         )
     sampling, most = request.sampling, limits.max_tokens
     if most is None:

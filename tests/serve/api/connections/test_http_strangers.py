@@ -482,6 +482,29 @@ class TestPaths:
         assert "inside" not in text
 
 
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"hm\r\n\r\n", HEAD + CHUNKED + b"zz\r\n"])
+def test_what_is_no_http_is_a_400_in_the_shape_of_all(
+    serve: Callable[..., str], sent: bytes
+) -> None:
+    head, _, body = Raw(serve()).send(sent).rest().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(body)["error"]["message"].endswith("no valid HTTP request")
+
+
+def test_a_body_that_breaks_behind_its_answer_ends_the_connection_quietly(
+    serve: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Raw(serve()).send(HEAD.replace(b"chat", b"chart") + CHUNKED)
+    got = b""
+    while not got.endswith(b"}}"):
+        got += client.socket.recv(65536)
+    assert client.send(b"zz\r\n").rest() == b""
+    assert [one for one in caplog.records if one.name == "asyncio"] == []
+
+
 async def test_a_path_cannot_forge_a_line_of_the_log(
     ingress: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
