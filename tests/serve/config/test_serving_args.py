@@ -6,7 +6,12 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
+from penstock.serve.config.serving_args import (
+    IngressClsConfig,
+    LLMServingArgs,
+    PDServingArgs,
+    load_serving_args,
+)
 from penstock.serve.config.settings import StoreSettings
 
 
@@ -182,6 +187,19 @@ def test_pairs_are_checked_when_they_are_made():
     sides: dict[str, Any] = {"prefill_config": PLAIN, "decode_config": PLAIN}
     with pytest.raises(ConfigError, match="kv_transfer_config"):
         PDServingArgs(**sides)
+
+
+def test_another_ingress_class():
+    fields = {"ingress_cls": "penstock.serve:OpenAiIngress", "ingress_extra_kwargs": None}
+    args = LLMServingArgs(llm_configs=[PLAIN], ingress_cls_config=IngressClsConfig(**fields))
+    assert args == LLMServingArgs(llm_configs=[PLAIN], ingress_cls_config=fields)
+    assert dict(args.ingress_cls_config) == {"ingress_cls": fields["ingress_cls"]}
+    assert not LLMServingArgs(llm_configs=[PLAIN]).ingress_cls_config
+
+
+def test_pairs_and_groups_may_have_no_options_of_their_ingress():
+    fields = {"llm_config": PLAIN, "ingress_deployment_config": None}
+    assert LLMServingArgs.from_dict(fields).ingress_deployment_config == {}
 
 
 def application(model, builder="build_openai_app", args=None, **fields):

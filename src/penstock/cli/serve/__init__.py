@@ -311,7 +311,7 @@ async def _serve(
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = made_ingress(
-        args.ingress_cls_config,
+        dict(args.ingress_cls_config),
         handles,
         args.llm_configs,
         lora_paths=args.lora_paths,
