@@ -208,6 +208,16 @@ def application(model, builder="build_openai_app", args=None, **fields):
     return {"import_path": f"penstock.serve:{builder}", "args": args, **fields}
 
 
+@pytest.mark.parametrize("path", ["ray.serve.llm:{}", "penstock.serve.{}"])
+def test_a_builder_that_there_is_not(tmp_path, path):
+    wrong = application("a") | {"import_path": path.format("build_dp_open_ai_app")}
+    with pytest.raises(ConfigError, match=r"no builder.* Did you mean 'build_dp_openai_app'") as e:
+        applications(tmp_path, wrong)
+    assert "applications[0].import_path" in str(e.value)
+    own = application("a") | {"import_path": "mine:app"}  # whatever it does, it has these models
+    assert len(applications(tmp_path, own).llm_configs) == 1
+
+
 def applications(tmp_path, *found):
     return load_serving_args(write(tmp_path, json.dumps({"applications": found})))
 

@@ -16,11 +16,12 @@ from msgspec import field
 from msgspec.structs import replace
 
 from penstock.config import Items, Options, import_object, parse_options, read_yaml
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
 
 _log = logging.getLogger("penstock.serve")
+_BUILDERS = tuple(f"build_{kind}openai_app" for kind in ("", "dev_", "pd_", "dp_"))
 _FOR_SERVE_RUN = {
     "deployments": "deployment_config of the models",
     "runtime_env": "runtime_env of the models",
@@ -251,8 +252,15 @@ def _of_application(application: Any, folder: Path, where: str) -> LLMServingArg
     if not isinstance(args, Mapping):
         raise ConfigError("must be a mapping with 'llm_configs'", field=f"{where}.args", value=args)
     import_path = str(given.get("import_path") or "")
+    module, _, builder = import_path.replace(":", ".").rpartition(".")
+    if module.partition(".")[0] in ("ray", "penstock") and builder not in _BUILDERS:
+        raise ConfigError(
+            f"there is no builder '{builder}'",
+            field=f"{where}.import_path",
+            value=import_path,
+            hint=nearest(builder, _BUILDERS),
+        )
     made = _imported_by(import_path, read_args(args, folder, f"{where}.args"))
-    builder = import_path.replace(":", ".").rpartition(".")[2]
     if builder == "build_dp_openai_app":
         from penstock.serve.models.data_parallel import grouped  # which imports this module
 
