@@ -394,8 +394,8 @@ def _args(
         args = load_serving_args(model)
         if structs.replace(args.http, store=None, batches=None, dev=False) != HttpSettings():
             _log.warning(
-                "%s: the command's own options stand for http; of the file's only store, batches and"
-                " dev count",
+                "%s: the command's own options stand for http; of the file's only store, batches"
+                " and dev count",
                 model,
             )
         if runtime == "local":

@@ -47,7 +47,7 @@ def check_before_load(
     if isinstance(request, EmbeddingRequest) and known is not None:
         check_vectors(request.vectors, known, engine)
     if isinstance(request, (ChatRequest, CompletionRequest)):
-        _check_generated(request, known, engine)
+        _check_generated(request, known, stated, engine)
 
 
 def check_task(task: str, tasks: frozenset[str], engine: str) -> None:
@@ -60,7 +60,10 @@ def check_task(task: str, tasks: frozenset[str], engine: str) -> None:
 
 
 def _check_generated(
-    request: ChatRequest | CompletionRequest, known: Capabilities | None, engine: str
+    request: ChatRequest | CompletionRequest,
+    known: Capabilities | None,
+    stated: Stated,
+    engine: str,
 ) -> None:
     sampling = request.sampling
     if isinstance(request, CompletionRequest):
@@ -70,6 +73,8 @@ def _check_generated(
             sampling, _ = prompt_sampling(request)
     if known is None:
         known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
+        if stated.max_top_logprobs is not None:
+            known = msgspec.structs.replace(known, max_top_logprobs=stated.max_top_logprobs)
         if sampling.structured is not None:
             known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
     check_sampling(sampling, request.n, known, engine)
