@@ -5,6 +5,7 @@ import struct
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock import demo
@@ -67,6 +68,20 @@ def test_more_log_probabilities_than_the_engine_ever_gives_are_refused(engine):
         check_before_load(asked, "chat")
 
 
+@pytest.mark.parametrize("engine", [OpenVINOEngine("demo"), SimulatedEngine()])
+def test_pictures_are_refused_where_the_model_reads_texts(engine):
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asked = ChatRequest([{"role": "user", "content": [part]}])
+    reads = Capabilities(frozenset({"chat"}), 0, 1, inputs=("text", "image"))
+    with pytest.raises(UnsupportedError, match="reads texts, no 'image_url'"):
+        check_before_load(asked, "chat", stated=engine.stated())
+    with pytest.raises(UnsupportedError, match="reads texts, no 'image_url'"):
+        check_before_load(asked, "chat", known=msgspec.structs.replace(reads, inputs=("text",)))
+    for unknown in (reads, msgspec.structs.replace(reads, inputs=())):  # an endpoint's, too
+        check_before_load(asked, "chat", known=unknown)
+    check_before_load(asked, "chat")
+
+
 def model(path: Path, **config: object) -> str:
     (path / "config.json").write_text(json.dumps(config))
     return str(path)
@@ -85,7 +100,7 @@ def test_what_the_engines_say_of_a_model(tmp_path):
     assert "chat" in tasks_of(OpenVINOEngine("demo"))
     simulated = SimulatedEngine()
     able = simulated.capabilities
-    assert simulated.stated() == Stated(256, able.tasks, able.max_top_logprobs)
+    assert simulated.stated() == Stated(256, able.tasks, able.max_top_logprobs, ("text",))
     assert EngineGroup([simulated]).stated() == simulated.stated()
 
 

@@ -159,7 +159,7 @@ class SimulatedEngine(TokenEngine):
 
     def stated(self) -> Stated:
         able = self.capabilities
-        return Stated(_VOCABULARY, able.tasks, able.max_top_logprobs)
+        return Stated(_VOCABULARY, able.tasks, able.max_top_logprobs, able.inputs)
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:

@@ -10,6 +10,7 @@ import msgspec
 from penstock.engines.base import Capabilities, Stated
 from penstock.engines.sampling import check_id_range, check_sampling, check_vectors, prompt_sampling
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.image_parts import seen
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 
 _ABLE = Capabilities(
@@ -46,6 +47,9 @@ def check_before_load(
             check_id_range(ids, vocabulary, param)
     if isinstance(request, EmbeddingRequest) and known is not None:
         check_vectors(request.vectors, known, engine)
+    inputs = stated.inputs if known is None else known.inputs
+    if isinstance(request, ChatRequest) and inputs:
+        seen(request.messages, inputs, engine)
     if isinstance(request, (ChatRequest, CompletionRequest)):
         _check_generated(request, known, stated, engine)
 

@@ -152,6 +152,7 @@ def stated(source: str, task: str | None) -> Stated:
         vocabulary if isinstance(vocabulary, int) else None,
         None if task is None else TASKS_OF.get(task),
         MAX_TOP_LOGPROBS if task == "generate" else None,
+        stated_inputs(source) if task == "generate" else (),
     )
 
 
