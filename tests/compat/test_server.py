@@ -215,7 +215,6 @@ class Shouting(LLMServer):
     async def chat(self, request, raw_request_info=None):
         self.seen.append((request.messages[0]["content"], raw_request_info.headers))
         request.max_tokens = 2
-        request.max_completion_tokens = None
         async for item in await super().chat(request, raw_request_info):
             yield item
 
