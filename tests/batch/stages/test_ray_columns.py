@@ -164,3 +164,7 @@ def test_a_job_holds_them(tmp_path):
     row = json.loads(line)
     assert row.keys() >= ADDED
     assert list(row["logprobs"][0]) == [str(row["generated_tokens"][0])]
+
+
+def test_the_older_name_of_the_builder():
+    assert compat.build_llm_processor is build_processor
