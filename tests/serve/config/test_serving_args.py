@@ -190,11 +190,16 @@ def test_pairs_are_checked_when_they_are_made():
 
 
 def test_another_ingress_class():
-    fields = {"ingress_cls": "penstock.serve:OpenAiIngress", "ingress_extra_kwargs": None}
-    args = LLMServingArgs(llm_configs=[PLAIN], ingress_cls_config=IngressClsConfig(**fields))
-    assert args == LLMServingArgs(llm_configs=[PLAIN], ingress_cls_config=fields)
+    fields: dict[str, Any] = {
+        "ingress_cls": "penstock.serve:OpenAiIngress",
+        "ingress_extra_kwargs": None,
+    }
+    models = [LLMConfig.from_dict(PLAIN)]
+    args = LLMServingArgs(llm_configs=models, ingress_cls_config=IngressClsConfig(**fields))
+    mapping: Any = fields
+    assert args == LLMServingArgs(llm_configs=models, ingress_cls_config=mapping)
     assert dict(args.ingress_cls_config) == {"ingress_cls": fields["ingress_cls"]}
-    assert not LLMServingArgs(llm_configs=[PLAIN]).ingress_cls_config
+    assert not LLMServingArgs(llm_configs=models).ingress_cls_config
 
 
 def test_pairs_and_groups_may_have_no_options_of_their_ingress():
