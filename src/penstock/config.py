@@ -236,6 +236,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         self,
         *,
         mode: Literal["python", "json"] = "python",
+        by_alias: bool | None = None,
         include: Collection[str] | None = None,
         exclude: Collection[str] = (),
         exclude_unset: bool = False,
@@ -243,7 +244,8 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         exclude_none: bool = False,
     ) -> dict[str, Any]:
         """The fields as a mapping, nested options too; `include` and `exclude` are names of fields.
-        With `mode` "json" a class is its import path. Raises `TypeError` for what JSON lacks.
+        With `mode` "json" a class is its import path; `by_alias` is Pydantic's, and no field has an
+        alias. Raises `TypeError` for what JSON lacks.
         """
         names = self._given() if exclude_unset or exclude_defaults else self.__struct_fields__
         how: dict[str, Any] = {
@@ -263,8 +265,12 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         """`model_dump` as JSON, which `model_validate_json` takes."""
         return json.dumps(self.model_dump(**how), default=_import_path, indent=indent)
 
-    def _given(self) -> list[str]:
+    @property
+    def model_fields_set(self) -> set[str]:
         """The fields that differ from their defaults."""
+        return set(self._given())
+
+    def _given(self) -> list[str]:
         found = []
         for part in msgspec.structs.fields(self):
             if getattr(self, part.name) != _default(part):
@@ -292,19 +298,29 @@ class Items(Options, kw_only=True):
         setattr(self, name, value)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._given()
+        return name in self.keys()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._given())
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **other}
+
+    def copy(self) -> dict[str, Any]:
+        """The items as a dict."""
+        return dict(self)
 
     def keys(self) -> list[str]:
-        return self._given()
+        return [name for name in self._given() if getattr(self, name) is not None]
 
     def items(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in self._given()]
+        return [(name, getattr(self, name)) for name in self.keys()]
 
     def values(self) -> list[Any]:
-        return [getattr(self, name) for name in self._given()]
+        return [getattr(self, name) for name in self.keys()]
 
     def get(self, name: str, default: Any = None) -> Any:
         try:

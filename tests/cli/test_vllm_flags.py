@@ -187,6 +187,10 @@ def test_settings_of_a_file_that_do_not_count_are_named(
     file.write_text(json.dumps(stored))
     told(str(file))
     assert warned == []
+    asks = {"import_path": "ray.serve.llm:build_dev_openai_app", "args": stored}
+    file.write_text(json.dumps({"applications": [asks]}))
+    assert told(str(file))[1].dev
+    assert warned == []
     limited = {**stored, "http": {"limits": {"max_tokens": 5}}, "listen": "127.0.0.1:8000"}
     file.write_text(json.dumps(limited))
     told(str(file))

@@ -136,7 +136,7 @@ class Brief(LLMServer):
 
     async def chat(self, request, raw_request_info=None):
         self.count += 1
-        request.max_completion_tokens = request.max_tokens = 2
+        request.max_tokens = 2
         return await super().chat(request, raw_request_info)
 
     async def counted(self):

@@ -58,7 +58,7 @@ class Brief(LLMServer):
 
     async def chat(self, request, raw_request_info=None):
         self.seen.append(raw_request_info.headers["x-request-id"])
-        request.max_completion_tokens = request.max_tokens = 2
+        request.max_tokens = 2
         return await super().chat(request, raw_request_info)
 
     async def sleep(self, **kwargs):

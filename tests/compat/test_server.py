@@ -110,6 +110,9 @@ async def test_a_stream_has_lists_of_events_and_the_same_text(server):
 async def test_unset_fields_of_requests_read_as_vllms(server):
     request = ChatCompletionRequest(**CHAT)
     assert (request.n, request.min_tokens, request.ignore_eos, request.tools) == (1, 0, False, None)
+    assert (request.frequency_penalty, request.logprobs) == (0.0, False)
+    plain = CompletionRequest(prompt="a")
+    assert (plain.presence_penalty, plain.logprobs, plain.max_tokens) == (0.0, None, 16)
     assert request.model_dump(exclude_unset=True) == CHAT
     assert request.bad_words == []
     assert isinstance(await only(server.chat(request)), ChatCompletionResponse)
@@ -215,7 +218,6 @@ class Shouting(LLMServer):
     async def chat(self, request, raw_request_info=None):
         self.seen.append((request.messages[0]["content"], raw_request_info.headers))
         request.max_tokens = 2
-        request.max_completion_tokens = None
         async for item in await super().chat(request, raw_request_info):
             yield item
 

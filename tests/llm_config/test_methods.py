@@ -76,6 +76,23 @@ def test_items_of_the_deployment():
     assert one.autoscaling.min_replicas == 2
 
 
+def test_items_are_dicts_to_their_users():
+    deployment = config(deployment_config={"num_replicas": 2}).deployment_config
+    assert (len(deployment), bool(config().deployment_config)) == (1, False)
+    copied = deployment.copy()
+    copied["num_replicas"] = 3
+    assert (copied, deployment["num_replicas"]) == ({"num_replicas": 3}, 2)
+    assert deployment | {"name": "x"} == {"num_replicas": 2, "name": "x"}
+
+
+def test_callbacks_can_be_set_later():
+    one = config()
+    assert one.callback_config is not None
+    one.callback_config.callback_class = Hooks
+    assert one.model_fields_set == {"model_loading_config", "callback_config"}
+    assert one.model_dump(by_alias=True)["callback_config"]["callback_class"] is Hooks
+
+
 def test_assignments_are_checked_and_normalised():
     one = config()
     one.accelerator_type = "A10"

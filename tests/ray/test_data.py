@@ -10,6 +10,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 with warnings.catch_warnings():
@@ -52,6 +53,13 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+class Vectors:
+    """A stage's worker that makes an array of each row."""
+
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"vector": np.array([row["x"], 1.0], np.float32)}
+
+
 class Doubler:
     """A stage's worker; it may be told to die once."""
 
@@ -75,6 +83,21 @@ def processor(stage: StatefulStage, **fields: Any) -> Processor:
         preprocess=lambda row: {"x": row["id"]},
         postprocess=lambda row: {"id": row["id"], "doubled": row["doubled"]},
     )
+
+
+def test_a_column_of_arrays_is_one_of_tensors() -> None:
+    stage = StatefulStage(Vectors, map_batches_kwargs={"num_cpus": 1})
+    made = Processor(
+        ProcessorConfig(),
+        [stage],
+        lambda row: {"x": row["id"]},
+        lambda row: {"id": row["id"], "vector": row["vector"], "text": "a"},
+    )
+    rows = made(ray.data.range(3)).take_all()
+    assert list(rows[0]) == ["id", "vector", "text"]
+    assert [row["vector"].tolist() for row in rows] == [[row["id"], 1.0] for row in rows]
+    alone = Processor(ProcessorConfig(), [stage], made.preprocess, lambda row: {"v": row["vector"]})
+    assert alone(ray.data.range(2)).take_batch(2)["v"].shape == (2, 2)
 
 
 def test_a_processor_gives_a_lazy_dataset_with_error_rows_as_elsewhere() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from penstock.batch.pipeline import configs
+from penstock.batch.pipeline.builder import build_processor
+
+build_llm_processor = build_processor
+"""Its name in older versions of Ray."""
 
 
 class HttpRequestProcessorConfig(configs.HttpRequestProcessorConfig, kw_only=True):

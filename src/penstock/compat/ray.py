@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OpenVINOEngineProcessorConfig as OpenVINOEngineProcessorConfig,
         ServeDeploymentProcessorConfig as ServeDeploymentProcessorConfig,
         SGLangEngineProcessorConfig as SGLangEngineProcessorConfig,
+        build_llm_processor as build_llm_processor,
         vLLMEngineProcessorConfig as vLLMEngineProcessorConfig,
     )
     from penstock.serve import (
@@ -61,6 +62,7 @@ else:
                 "OpenVINOEngineProcessorConfig",
                 "ServeDeploymentProcessorConfig",
                 "SGLangEngineProcessorConfig",
+                "build_llm_processor",
                 "vLLMEngineProcessorConfig",
             ),
             "penstock.serve": (

@@ -74,11 +74,14 @@ class Capabilities(Struct, frozen=True):
 
 class Stated(NamedTuple):
     """What options and the files of a model say of it before it is loaded; None where they say
-    nothing. Token ids are below `vocabulary`; `tasks` are as in `Capabilities`.
+    nothing. Token ids are below `vocabulary`; the others are as in `Capabilities`, but
+    `max_top_logprobs` may be less, and no `inputs` say nothing.
     """
 
     vocabulary: int | None = None
     tasks: frozenset[str] | None = None
+    max_top_logprobs: int | None = None
+    inputs: tuple[str, ...] = ()
 
 
 class Room(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.base import LLMEngine
 from penstock.engines.beams import Beams, beams_of
 from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.decisions.answers import decisions
@@ -31,7 +31,7 @@ from penstock.engines.sampling import (
 )
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
-from penstock.openai.image_parts import IMAGE_PARTS, image_at
+from penstock.openai.image_parts import Images, seen
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
@@ -53,10 +53,6 @@ from penstock.types import (
     Tokens,
     Usage,
 )
-
-MEDIA = ("image", "audio", "video", "file", "embeds", "thinking", "tool_reference")
-Images = tuple[str | bytes, ...]
-"""The images of a request, each a URI or the bytes of a file."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
@@ -123,7 +119,7 @@ class TokenEngine(LLMEngine):
         text = ""
         images: Images = ()
         if not request.prompt_token_ids or thinking is not None:
-            messages, images = seen(request.messages, self.capabilities, self.name)
+            messages, images = seen(request.messages, self.capabilities.inputs, self.name)
             text = self.template.render(messages, **template_options(request))
         if request.prompt_token_ids:
             check_token_ids(request.prompt_token_ids, "prompt_token_ids")
@@ -213,7 +209,7 @@ class TokenEngine(LLMEngine):
         """Messages without images. Raises `UnsupportedError`, which says what the engine `lacks`,
         for those with some.
         """
-        messages, images = seen(messages, self.capabilities, self.name)
+        messages, images = seen(messages, self.capabilities.inputs, self.name)
         if images:
             raise UnsupportedError(f"the {self.name} engine {lacks}", param="messages")
         return messages
@@ -446,31 +442,3 @@ def without_answer(delta: Delta) -> Delta:
         finish_reason=reason,
         stop=None,
     )
-
-
-def seen(
-    messages: list[Message], capabilities: Capabilities, engine: str
-) -> tuple[list[Message], Images]:
-    """Messages as templates take them, and their images in order. Raises `UnsupportedError` for
-    what the engine does not read, of which a template would make words.
-    """
-    images: list[str | bytes] = []
-    shown: list[Message] = []
-    for number, message in enumerate(messages):
-        content = message.get("content")
-        for at, part in enumerate(content) if isinstance(content, list) else ():
-            kind = str(part.get("type"))
-            if not any(medium in kind for medium in MEDIA):
-                continue
-            where = f"messages[{number}].content[{at}]"
-            if kind not in IMAGE_PARTS or "image" not in capabilities.inputs:
-                reads = "texts and images" if "image" in capabilities.inputs else "texts"
-                raise UnsupportedError(
-                    f"{where}: the {engine} engine reads {reads}, no '{kind}'",
-                    param=where,
-                )
-            images.append(image_at(part, where))
-            message = {**message, "content": [*message["content"]]}
-            message["content"][at] = {"type": "image"}
-        shown.append(message)
-    return (shown, tuple(images)) if images else (messages, ())

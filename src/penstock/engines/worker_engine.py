@@ -32,7 +32,7 @@ from penstock.engines.process import (
 )
 from penstock.engines.sampling import check_input_type, check_inputs, check_vectors
 from penstock.engines.tasks import Batches, Mailbox
-from penstock.engines.token_engine import GenerateRequest, Images, TokenEngine
+from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,
     EngineStartError,
@@ -42,6 +42,7 @@ from penstock.errors import (
     by_kind,
     class_and_text,
 )
+from penstock.openai.image_parts import Images
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,

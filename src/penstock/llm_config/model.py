@@ -313,7 +313,7 @@ class LLMConfig(Options, kw_only=True):
     deployment_config: DeploymentConfig = field(default_factory=DeploymentConfig)
     runtime_env: dict[str, Any] | None = None
     server_cls: Any = None
-    callback_config: CallbackConfig | None = None
+    callback_config: CallbackConfig | None = field(default_factory=CallbackConfig)
     experimental_configs: dict[str, Any] = field(default_factory=dict)
     log_engine_metrics: bool | None = True
     prefill_config: LLMConfig | None = None

@@ -12,10 +12,13 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from penstock.errors import RequestError
+from penstock.errors import RequestError, UnsupportedError
 from penstock.types import Message
 
+Images = tuple[str | bytes, ...]
+"""The images of a request, each a URI or the bytes of a file."""
 IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
+_MEDIA = ("image", "audio", "video", "file", "embeds", "thinking", "tool_reference")
 UNKNOWN_KIND = "application/octet-stream"
 _BEGINNINGS = (
     (b"\x89PNG", "image/png"),
@@ -147,3 +150,31 @@ def with_images(messages: Sequence[Message], uris: Sequence[str]) -> list[Messag
 def name_of(uri: str) -> str:
     """A short name for an image: the same for the same content."""
     return blake2b(uri.encode(errors="replace"), digest_size=16).hexdigest()
+
+
+def seen(
+    messages: list[Message], inputs: Sequence[str], engine: str
+) -> tuple[list[Message], Images]:
+    """Messages as templates take them, and their images in order. Raises `UnsupportedError` for
+    what the engine does not read, of which a template would make words.
+    """
+    images: list[str | bytes] = []
+    shown: list[Message] = []
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        for at, part in enumerate(content) if isinstance(content, list) else ():
+            kind = str(part.get("type"))
+            if not any(medium in kind for medium in _MEDIA):
+                continue
+            where = f"messages[{number}].content[{at}]"
+            if kind not in IMAGE_PARTS or "image" not in inputs:
+                reads = "texts and images" if "image" in inputs else "texts"
+                raise UnsupportedError(
+                    f"{where}: the {engine} engine reads {reads}, no '{kind}'",
+                    param=where,
+                )
+            images.append(image_at(part, where))
+            message = {**message, "content": [*message["content"]]}
+            message["content"][at] = {"type": "image"}
+        shown.append(message)
+    return (shown, tuple(images)) if images else (messages, ())

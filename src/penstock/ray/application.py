@@ -139,7 +139,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         )
         for config in args.llm_configs
     }
-    ingress = args.ingress_cls_config
+    ingress = dict(args.ingress_cls_config)
     cls = ingress_class(ingress.get("ingress_cls") or OpenAiIngress)
     check_extra(cls, ingress.get("ingress_extra_kwargs") or {})
     own = getattr(cls, "get_deployment_options", None)

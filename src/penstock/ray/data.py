@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray import serve
+from ray.data.block import BlockAccessor
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
@@ -65,7 +67,7 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
         )
     return dataset.map_batches_internal(
         _end,
-        fn_kwargs={"ending": ending},
+        fn_kwargs={"ending": ending, "keep": keep},
         batch_format="pyarrow",
         **processor.postprocess_map_kwargs,
     )
@@ -121,16 +123,31 @@ def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
     return _carried(beginning(batch.to_pylist()))
 
 
-def _end(batch: pa.Table, ending: Any) -> Any:
+def _end(batch: pa.Table, ending: Any, keep: bool) -> Any:
     rows = ending(batch.column(COLUMN).to_pylist())
     try:
-        return block(rows)
+        return block(rows) if keep else _with_tensors(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         # Ray converts values that Arrow cannot hold.
         return {
             name: [row.get(name) for row in rows]
             for name in dict.fromkeys(name for row in rows for name in row)
         }
+
+
+def _with_tensors(rows: list[dict[str, Any]]) -> pa.Table:
+    """A table in which a column of arrays has Ray's type of tensors, as from its own processors."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    arrays = {
+        name: [row[name] for row in rows]
+        for name in names
+        if all(isinstance(row.get(name), np.ndarray) for row in rows)
+    }
+    if not arrays:
+        return block(rows)
+    others = block([{k: v for k, v in row.items() if k not in arrays} for row in rows])
+    tensors = BlockAccessor.batch_to_arrow_block(arrays)
+    return pa.table({name: (tensors if name in arrays else others)[name] for name in names})
 
 
 def _carried(rows: list[bytes]) -> pa.Table:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penstock.serve.api.ingress import OpenAiIngress as OpenAiIngress
     from penstock.serve.compat.server import LLMServer as LLMServer
     from penstock.serve.config.serving_args import (
+        IngressClsConfig as IngressClsConfig,
         LLMServingArgs as LLMServingArgs,
         PDServingArgs as PDServingArgs,
         load_serving_args as load_serving_args,
@@ -56,6 +57,7 @@ else:
             "penstock.serve.models.handle": ("ModelCard", "ModelHandle", "ModelState"),
             "penstock.serve.compat.server": ("LLMServer",),
             "penstock.serve.config.serving_args": (
+                "IngressClsConfig",
                 "LLMServingArgs",
                 "PDServingArgs",
                 "load_serving_args",

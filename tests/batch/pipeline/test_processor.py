@@ -17,6 +17,7 @@ from penstock.batch import (
     StatefulStage,
 )
 from penstock.batch.pipeline.processor import AHEAD_ROWS
+from penstock.batch.pipeline.processor_rows import Beginning, unpack_row
 from penstock.errors import ConfigError
 
 
@@ -63,6 +64,19 @@ async def test_preprocess_adds_columns_and_postprocess_makes_the_row():
         postprocess=lambda row: {"y": row["x"], **row},
     )
     assert await all_of(processor([{"id": 4, "a": "b"}])) == [{"y": 9, "x": 9, "id": 4, "a": "b"}]
+
+
+async def test_what_preprocess_does_to_the_row_itself_counts_too():
+    def preprocess(row):
+        row["seen"] = row.pop("a")
+        return {"x": row["id"]}
+
+    given = [{"id": 4, "a": "b"}]
+    changed = {"id": 4, "seen": "b", "x": 4}
+    assert await all_of(adding(1, preprocess=preprocess)(given)) == [{**changed, "x": 5}]
+    (carried,) = Beginning(preprocess, keep=False)(given)  # on Ray
+    assert unpack_row(carried).columns == changed
+    assert given == [{"id": 4, "a": "b"}]
 
 
 async def test_a_slow_preprocess_leaves_the_loop_free():

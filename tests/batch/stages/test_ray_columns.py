@@ -43,6 +43,7 @@ async def test_an_answer_has_all_of_them():
     first, second = await all_of(processor()([asked("ab"), {"prompt": "abc"}]))
     assert first.keys() >= ADDED
     assert sorted([first["request_id"], second["request_id"]]) == [0, 1]
+    assert first["embeddings"] is None
     assert first["batch_uuid"] == second["batch_uuid"] != ""
     assert first["__inference_error__"] == ""
     assert "max_tokens=8" in first["params"]
@@ -69,6 +70,9 @@ async def test_log_probabilities_are_by_token_id_as_vllm_has_them():
     first = row["logprobs"][0][row["generated_tokens"][0]]
     assert first.keys() == {"logprob", "rank", "decoded_token"}
     assert first["rank"] == 1
+    (alone,) = await all_of(processor(engine=None, model_source="demo")([asked("ab", logprobs=1)]))
+    chosen = zip(alone["generated_tokens"], alone["logprobs"], strict=True)
+    assert [by_id[token]["rank"] for token, by_id in chosen] == [1] * 8
     assert row["prompt_logprobs"][0] is None
     assert row["prompt_token_ids"][3] in row["prompt_logprobs"][3]
     assert len(row["prompt_logprobs"]) == row["num_input_tokens"]
@@ -81,7 +85,7 @@ def test_an_engine_without_ids_has_them_by_text(id, key):
     assert made is not None
     found = made[0]
     assert found is not None
-    assert found[key] == {"logprob": -1.0, "rank": None, "decoded_token": "a"}
+    assert found[key] == {"logprob": -1.0, "rank": 1, "decoded_token": "a"}
     assert [one["decoded_token"] for one in found.values()] == ["a", "b"]
 
 
@@ -129,7 +133,11 @@ async def test_vectors_have_them_too(make_engine):
     assert row.keys() >= ADDED
     assert row["prompt_token_ids"] == list(b"ab")
     assert row["generated_text"] == ""
-    assert len(row["embeddings"]) > 0
+    assert row["embeddings"].dtype == "float32"
+    assert row["embeddings"].ndim == 1
+    plain = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
+    (ours,) = await all_of(build_processor(plain)([{"prompt": "ab"}]))
+    assert row["embeddings"].tolist() == pytest.approx(ours["embeddings"])
 
 
 async def test_conversations_and_token_ids_are_embedded_as_ray_does():
@@ -137,7 +145,8 @@ async def test_conversations_and_token_ids_are_embedded_as_ray_does():
     filled = {"prompt": "ab\n"}
     rows = [asked("ab"), filled, {"tokenized_prompt": list(b"ab\n")}]
     chat, text, ids = await all_of(build_processor(config)(rows))
-    assert chat["embeddings"] == text["embeddings"] == ids["embeddings"]
+    vectors = [one["embeddings"].tolist() for one in (chat, text, ids)]
+    assert vectors[0] == vectors[1] == vectors[2]
     assert [row["prompt"] for row in (chat, text, ids)] == ["ab\n", "ab\n", ""]
     assert {tuple(row["prompt_token_ids"]) for row in (chat, text, ids)} == {tuple(b"ab\n")}
     plain = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), task_type="embed")
@@ -155,3 +164,7 @@ def test_a_job_holds_them(tmp_path):
     row = json.loads(line)
     assert row.keys() >= ADDED
     assert list(row["logprobs"][0]) == [str(row["generated_tokens"][0])]
+
+
+def test_the_older_name_of_the_builder():
+    assert compat.build_llm_processor is build_processor

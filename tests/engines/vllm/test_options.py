@@ -22,6 +22,7 @@ class EngineArgs:
     max_num_seqs: int = 1
     enable_lora: bool = False
     max_loras: int = 1
+    max_logprobs: int = 20
     max_cpu_loras: int | None = None
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
@@ -203,7 +204,10 @@ def test_without_vllm_the_command_that_installs_it_is_named(monkeypatch):
 
 
 def test_the_runner_states_the_tasks(install):
-    assert VLLMEngine("org/model").stated() == Stated()
+    assert VLLMEngine("org/model").stated() == Stated(max_top_logprobs=20)
+    for given, most in ((5, 5), (-1, None)):
+        engine = VLLMEngine("m", engine_kwargs={"max_logprobs": given})
+        assert engine.stated().max_top_logprobs == most
     assert VLLMEngine("demo").stated().vocabulary == 1024
     pooling = VLLMEngine("m", engine_kwargs={"runner": "pooling"}).stated().tasks
     assert pooling is not None

@@ -6,7 +6,12 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
+from penstock.serve.config.serving_args import (
+    IngressClsConfig,
+    LLMServingArgs,
+    PDServingArgs,
+    load_serving_args,
+)
 from penstock.serve.config.settings import StoreSettings
 
 
@@ -184,10 +189,38 @@ def test_pairs_are_checked_when_they_are_made():
         PDServingArgs(**sides)
 
 
+def test_another_ingress_class():
+    fields: dict[str, Any] = {
+        "ingress_cls": "penstock.serve:OpenAiIngress",
+        "ingress_extra_kwargs": None,
+    }
+    models = [LLMConfig.from_dict(PLAIN)]
+    args = LLMServingArgs(llm_configs=models, ingress_cls_config=IngressClsConfig(**fields))
+    mapping: Any = fields
+    assert args == LLMServingArgs(llm_configs=models, ingress_cls_config=mapping)
+    assert dict(args.ingress_cls_config) == {"ingress_cls": fields["ingress_cls"]}
+    assert not LLMServingArgs(llm_configs=models).ingress_cls_config
+
+
+def test_pairs_and_groups_may_have_no_options_of_their_ingress():
+    fields = {"llm_config": PLAIN, "ingress_deployment_config": None}
+    assert LLMServingArgs.from_dict(fields).ingress_deployment_config == {}
+
+
 def application(model, builder="build_openai_app", args=None, **fields):
     models = [{"model_loading_config": {"model_id": model}}]
     args = {"llm_configs": models, **(args or {})}
     return {"import_path": f"penstock.serve:{builder}", "args": args, **fields}
+
+
+@pytest.mark.parametrize("path", ["ray.serve.llm:{}", "penstock.serve.{}"])
+def test_a_builder_that_there_is_not(tmp_path, path):
+    wrong = application("a") | {"import_path": path.format("build_dp_open_ai_app")}
+    with pytest.raises(ConfigError, match=r"no builder.* Did you mean 'build_dp_openai_app'") as e:
+        applications(tmp_path, wrong)
+    assert "applications[0].import_path" in str(e.value)
+    own = application("a") | {"import_path": "mine:app"}  # whatever it does, it has these models
+    assert len(applications(tmp_path, own).llm_configs) == 1
 
 
 def applications(tmp_path, *found):

@@ -2,8 +2,10 @@
 
 import json
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock import demo
@@ -57,6 +59,29 @@ def test_vectors_that_the_model_did_not_make_are_refused():
     check_before_load(asked, "embeddings")
 
 
+@pytest.mark.parametrize("engine", [OpenVINOEngine("demo"), SimulatedEngine()])
+def test_more_log_probabilities_than_the_engine_ever_gives_are_refused(engine):
+    for many, refused in ((1000, True), (1, False)):
+        asked = ChatRequest([], Sampling(logprobs=many))
+        with pytest.raises(UnsupportedError, match="top_logprobs") if refused else nullcontext():
+            check_before_load(asked, "chat", stated=engine.stated())
+        check_before_load(asked, "chat")
+
+
+@pytest.mark.parametrize("engine", [OpenVINOEngine("demo"), SimulatedEngine()])
+def test_pictures_are_refused_where_the_model_reads_texts(engine):
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asked = ChatRequest([{"role": "user", "content": [part]}])
+    reads = Capabilities(frozenset({"chat"}), 0, 1, inputs=("text", "image"))
+    with pytest.raises(UnsupportedError, match="reads texts, no 'image_url'"):
+        check_before_load(asked, "chat", stated=engine.stated())
+    with pytest.raises(UnsupportedError, match="reads texts, no 'image_url'"):
+        check_before_load(asked, "chat", known=msgspec.structs.replace(reads, inputs=("text",)))
+    for unknown in (reads, msgspec.structs.replace(reads, inputs=())):  # an endpoint's, too
+        check_before_load(asked, "chat", known=unknown)
+    check_before_load(asked, "chat")
+
+
 def model(path: Path, **config: object) -> str:
     (path / "config.json").write_text(json.dumps(config))
     return str(path)
@@ -74,7 +99,8 @@ def test_what_the_engines_say_of_a_model(tmp_path):
     assert OpenVINOEngine(str(tmp_path / "none")).stated() == Stated()
     assert "chat" in tasks_of(OpenVINOEngine("demo"))
     simulated = SimulatedEngine()
-    assert simulated.stated() == Stated(256, simulated.capabilities.tasks)
+    able = simulated.capabilities
+    assert simulated.stated() == Stated(256, able.tasks, able.max_top_logprobs, ("text",))
     assert EngineGroup([simulated]).stated() == simulated.stated()
 
 

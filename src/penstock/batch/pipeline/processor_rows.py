@@ -31,6 +31,7 @@ from penstock.batch.rows.row import (
     row_error,
 )
 from penstock.batch.stages.base import MAPPING, StatefulStage
+from penstock.batch.stages.ray_columns import with_arrays
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
 from penstock.errors import JobError, UserCodeError, text_of
@@ -127,6 +128,7 @@ class ProcessorRows(RowForm):
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
+        self._ray_columns = ray_columns
         self.made = OutputRows(keep=keep_errors, ray_columns=ray_columns)
         self._held = held
         self._opaque = False
@@ -180,10 +182,11 @@ class ProcessorRows(RowForm):
         if row.values is None or row.earlier is not None:
             return
         try:
-            columns = self._preprocess(dict(row.values))
+            values = dict(row.values)  # which may be changed, too
+            columns = self._preprocess(values)
             if not isinstance(columns, MAPPING):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
-            row.request = {**row.values, **columns}
+            row.request = {**values, **columns}
             row.nbytes += nbytes(columns)
         except BaseException as error:
             if is_ctrl_c(error):
@@ -246,6 +249,8 @@ class ProcessorRows(RowForm):
     def _end(self, row: Row, outcome: Outcome) -> Outcome:
         try:
             columns = row.request | outcome.parsed
+            if self._ray_columns:
+                columns = with_arrays(columns)
             made: Mapping[str, Any] = columns
             if self._postprocess is not None:
                 made = self._postprocess(columns)
@@ -335,9 +340,9 @@ class Beginning:
         if self._preprocess is None:
             return Carried(values, values)
         try:
-            return Carried(
-                values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")}
-            )
+            given = dict(values)  # which may be changed, too
+            made = _mapping(self._preprocess(given), "preprocess")
+            return Carried(values, {**given, **made})
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
@@ -368,6 +373,8 @@ class Ending:
         ]
 
     def _end(self, row: Carried) -> Carried:
+        if self._ray_columns:
+            row.columns = with_arrays(row.columns)
         if row.error is None and self._postprocess is not None:
             try:
                 row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))

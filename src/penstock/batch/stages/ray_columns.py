@@ -55,6 +55,7 @@ class RayColumns:
             "prompt": columns["prompt"] or "",
             "prompt_token_ids": await _ids(engine, asked),
             "params": str(request.sampling),
+            "embeddings": None,
             # The names are those of vLLM; what only vLLM's scheduler knows is None.
             "metrics": {
                 "num_generation_tokens": count,
@@ -92,6 +93,16 @@ class RayColumns:
         }
 
 
+def with_arrays(columns: dict[str, Any]) -> dict[str, Any]:
+    """A row's columns, with its vectors as the array that Ray has."""
+    vector = columns.get("embeddings")
+    if not isinstance(vector, list):
+        return columns
+    import numpy as np  # imported only where it is used
+
+    return {**columns, "embeddings": np.array(vector, np.float32)}
+
+
 async def _ids(engine: LLMEngine, asked: TokenizeRequest | list[int]) -> list[int] | None:
     """The token ids of a prompt; None where the engine has no tokenizer."""
     if not isinstance(asked, TokenizeRequest):
@@ -116,9 +127,13 @@ def logprobs_by_id(
         if token.logprob is None:
             positions.append(None)
             continue
-        own = {"logprob": token.logprob, "rank": token.rank, "decoded_token": token.token}
-        found: dict[int | str, Any] = {token.token if token.id is None else token.id: own}
         ids: Sequence[int | str] = token.top_ids or [text for text, _ in token.top]
+        id_ = token.token if token.id is None else token.id
+        rank = token.rank
+        if rank is None and id_ in ids:  # not every engine says it
+            rank = ids.index(id_) + 1
+        own = {"logprob": token.logprob, "rank": rank, "decoded_token": token.token}
+        found: dict[int | str, Any] = {id_: own}
         for rank, (id, (text, logprob)) in enumerate(zip(ids, token.top, strict=True), 1):
             found.setdefault(id, {"logprob": logprob, "rank": rank, "decoded_token": text})
         positions.append(found)

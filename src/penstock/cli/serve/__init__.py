@@ -311,7 +311,7 @@ async def _serve(
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = made_ingress(
-        args.ingress_cls_config,
+        dict(args.ingress_cls_config),
         handles,
         args.llm_configs,
         lora_paths=args.lora_paths,
@@ -392,10 +392,10 @@ def _args(
                 " of a model are for a MODEL; a file says them itself"
             )
         args = load_serving_args(model)
-        if structs.replace(args.http, store=None, batches=None) != HttpSettings():
+        if structs.replace(args.http, store=None, batches=None, dev=False) != HttpSettings():
             _log.warning(
-                "%s: the command's own options stand for http; of the file's only store and batches"
-                " count",
+                "%s: the command's own options stand for http; of the file's only store, batches"
+                " and dev count",
                 model,
             )
         if runtime == "local":

@@ -29,7 +29,7 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
     return HttpSettings(
         api_keys=load_keys(options["api_key_file"], ",".join((*options["keys"], env.api_keys()))),
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
-        dev=options["dev"],
+        dev=options["dev"] or args.http.dev,
         cors_origins=(*options["cors_origins"], *origins(options["allowed_origins"])),
         allowed_hosts=options["allowed_hosts"],
         limits=Limits(**limits),

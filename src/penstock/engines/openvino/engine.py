@@ -40,9 +40,10 @@ from penstock.engines.openvino.options import (
 )
 from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
-from penstock.engines.token_engine import GenerateRequest, Images
+from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
+from penstock.openai.image_parts import Images
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import BEAM_PARAMETERS
-from penstock.engines.openvino.model.files import TASKS_OF
+from penstock.engines.openvino.model.files import MAX_TOP_LOGPROBS, TASKS_OF
 from penstock.engines.openvino.options import (
     Load,
     OpenVINOOptions,
@@ -39,8 +39,6 @@ from penstock.engines.process import (
     end_with_parent,
 )
 from penstock.errors import EngineStartError, PenstockError
-
-MAX_TOP_LOGPROBS = 20
 
 
 def main(fd: int, parent: int) -> None:

@@ -158,7 +158,8 @@ class SimulatedEngine(TokenEngine):
             self._forget(item)
 
     def stated(self) -> Stated:
-        return Stated(_VOCABULARY, self.capabilities.tasks)
+        able = self.capabilities
+        return Stated(_VOCABULARY, able.tasks, able.max_top_logprobs, able.inputs)
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:

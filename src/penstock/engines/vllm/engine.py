@@ -94,7 +94,9 @@ class VLLMEngine(TokenEngine):
         given = self.options.engine
         runner = "pooling" if given.get("convert") in options.POOLED else given.get("runner", "")
         tasks = options.RUNNERS.get(runner)
-        return Stated(sources.stated_vocabulary(self.model_source), tasks)
+        most = given.get("max_logprobs", options.MAX_LOGPROBS)
+        most = most if isinstance(most, int) and most >= 0 else None
+        return Stated(sources.stated_vocabulary(self.model_source), tasks, most)
 
     def describe(self) -> None:
         sources.describe(self.model_source)

@@ -25,6 +25,8 @@ from penstock.errors import ConfigError, MissingExtraError, nearest
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
 """The minor versions that the tests run with."""
 
+MAX_LOGPROBS = 20
+"""What vLLM takes for `max_logprobs`, which is then the most of `top_logprobs`."""
 RUNNERS = {
     "generate": frozenset(
         {"chat", "completions", "decide", "transcriptions", "tokenize", "detokenize"}

@@ -97,7 +97,7 @@ def request_for(task: str, request: Any, model: str) -> Any:
 
     method = METHOD_OF.get(task, task)
     if isinstance(request, ChatRequest):
-        body = chat_body(request, _name(request, model), "max_completion_tokens")
+        body = chat_body(request, _name(request, model), "max_tokens")
     elif isinstance(request, CompletionRequest):
         body = completion_body(request, _name(request, model))
     elif task == "transcriptions":

@@ -41,15 +41,22 @@ _VLLMS: dict[str, Any] = {
     **{"ignore_eos": False, "echo": False, "continue_final_message": False},
     **{"return_token_strs": False, "add_generation_prompt": True, "parallel_tool_calls": True},
     **{"stop": [], "stop_token_ids": [], "bad_words": []},
+    **{"frequency_penalty": 0.0, "presence_penalty": 0.0},
 }
 """What unset fields of vLLM's requests are, where that is not None."""
+_OF_FORM: dict[tuple[type[msgspec.Struct], str], Any] = {
+    (ChatBody, "logprobs"): False,
+    (CompletionBody, "max_tokens"): 16,
+}
 
 
 @cache
 def _defaults(form: type[msgspec.Struct]) -> dict[str, Any]:
     found = {one.name: one.default for one in msgspec.structs.fields(form)}
     return {
-        name: _VLLMS.get(name) if value in (None, msgspec.NODEFAULT) else value
+        name: _OF_FORM.get((form, name), _VLLMS.get(name))
+        if value in (None, msgspec.NODEFAULT)
+        else value
         for name, value in found.items()
     }
 

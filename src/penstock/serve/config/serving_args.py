@@ -15,12 +15,13 @@ from typing import Any, Literal
 from msgspec import field
 from msgspec.structs import replace
 
-from penstock.config import Options, import_object, parse_options, read_yaml
-from penstock.errors import ConfigError
+from penstock.config import Items, Options, import_object, parse_options, read_yaml
+from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
 
 _log = logging.getLogger("penstock.serve")
+_BUILDERS = tuple(f"build_{kind}openai_app" for kind in ("", "dev_", "pd_", "dp_"))
 _FOR_SERVE_RUN = {
     "deployments": "deployment_config of the models",
     "runtime_env": "runtime_env of the models",
@@ -28,28 +29,28 @@ _FOR_SERVE_RUN = {
 """Fields of an application that `serve run` honours → what both runtimes read instead."""
 
 
+class IngressClsConfig(Items, kw_only=True):
+    """Another class of ingresses, or its import path, and further arguments of its constructor."""
+
+    ingress_cls: Any = None
+    ingress_extra_kwargs: dict[str, Any] | None = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ingress_cls, str):  # checked now rather than in the ingress
+            import_object(self.ingress_cls, "ingress_cls_config.ingress_cls")
+
+
 class IngressArgs(Options, kw_only=True):
-    """The options of an ingress. `ingress_cls_config` may name another ingress class
-    (`ingress_cls`, `ingress_extra_kwargs`). `ingress_deployment_config` is for runtimes that deploy
-    the ingress separately: there `listen` ("127.0.0.1:8000") opens a port on the ingress itself,
-    and `http` holds its settings (keys, limits and so on).
+    """The options of an ingress. `ingress_cls_config` may name another ingress class.
+    `ingress_deployment_config` is for runtimes that deploy the ingress separately: there `listen`
+    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys,
+    limits and so on).
     """
 
-    ingress_cls_config: dict[str, Any] = field(default_factory=dict)
+    ingress_cls_config: IngressClsConfig = field(default_factory=IngressClsConfig)
     ingress_deployment_config: dict[str, Any] = field(default_factory=dict)
     listen: str | None = None
     http: HttpSettings = HttpSettings()
-
-    def __post_init__(self) -> None:
-        where = "ingress_cls_config"
-        for name in self.ingress_cls_config:
-            if name not in ("ingress_cls", "ingress_extra_kwargs"):
-                raise ConfigError(
-                    f"unknown key '{name}'. Known: ingress_cls, ingress_extra_kwargs", field=where
-                )
-        cls = self.ingress_cls_config.get("ingress_cls")
-        if isinstance(cls, str):
-            import_object(cls, f"{where}.ingress_cls")  # checked now rather than in the ingress
 
 
 class LLMServingArgs(IngressArgs, kw_only=True):
@@ -63,7 +64,6 @@ class LLMServingArgs(IngressArgs, kw_only=True):
     front: Literal["ingress", "replica"] = "ingress"
 
     def __post_init__(self) -> None:
-        IngressArgs.__post_init__(self)
         _ = self.listen_address  # checked now rather than on first use
         names = [config.model_id for config in self.llm_configs]
         for name in names:
@@ -150,7 +150,6 @@ class PDServingArgs(IngressArgs, kw_only=True):
     def __post_init__(self) -> None:
         from penstock.serve.prefill_decode import paired  # imported only for a pair
 
-        IngressArgs.__post_init__(self)
         paired(self.prefill_config, self.decode_config)
 
     def serving_args(self) -> LLMServingArgs:
@@ -161,7 +160,7 @@ class PDServingArgs(IngressArgs, kw_only=True):
 
 
 def _with_models(given: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
-    given = dict(given)
+    given = _filled(given)
     if "llm_config" in given and "llm_configs" not in given:  # Ray Serve's one-model form
         given["llm_configs"] = [given.pop("llm_config")]
     entries = given.get("llm_configs")
@@ -183,7 +182,15 @@ def _with_pair(given: Mapping[str, Any], folder: Path, where: str) -> dict[str, 
         name: _read_model(given.get(name), folder, _at(where, name))
         for name in ("prefill_config", "decode_config")
     }
-    return {**given, **sides}
+    return {**_filled(given), **sides}
+
+
+def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy, with a mapping in place of the None that Ray's builders of pairs and groups take."""
+    return {
+        name: {} if value is None and name == "ingress_deployment_config" else value
+        for name, value in given.items()
+    }
 
 
 def load_serving_args(path: str | Path) -> LLMServingArgs:
@@ -245,8 +252,15 @@ def _of_application(application: Any, folder: Path, where: str) -> LLMServingArg
     if not isinstance(args, Mapping):
         raise ConfigError("must be a mapping with 'llm_configs'", field=f"{where}.args", value=args)
     import_path = str(given.get("import_path") or "")
+    module, _, builder = import_path.replace(":", ".").rpartition(".")
+    if module.partition(".")[0] in ("ray", "penstock") and builder not in _BUILDERS:
+        raise ConfigError(
+            f"there is no builder '{builder}'",
+            field=f"{where}.import_path",
+            value=import_path,
+            hint=nearest(builder, _BUILDERS),
+        )
     made = _imported_by(import_path, read_args(args, folder, f"{where}.args"))
-    builder = import_path.replace(":", ".").rpartition(".")[2]
     if builder == "build_dp_openai_app":
         from penstock.serve.models.data_parallel import grouped  # which imports this module
 

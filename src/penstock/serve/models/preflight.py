@@ -10,6 +10,7 @@ import msgspec
 from penstock.engines.base import Capabilities, Stated
 from penstock.engines.sampling import check_id_range, check_sampling, check_vectors, prompt_sampling
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.image_parts import seen
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 
 _ABLE = Capabilities(
@@ -46,8 +47,11 @@ def check_before_load(
             check_id_range(ids, vocabulary, param)
     if isinstance(request, EmbeddingRequest) and known is not None:
         check_vectors(request.vectors, known, engine)
+    inputs = stated.inputs if known is None else known.inputs
+    if isinstance(request, ChatRequest) and inputs:
+        seen(request.messages, inputs, engine)
     if isinstance(request, (ChatRequest, CompletionRequest)):
-        _check_generated(request, known, engine)
+        _check_generated(request, known, stated, engine)
 
 
 def check_task(task: str, tasks: frozenset[str], engine: str) -> None:
@@ -60,7 +64,10 @@ def check_task(task: str, tasks: frozenset[str], engine: str) -> None:
 
 
 def _check_generated(
-    request: ChatRequest | CompletionRequest, known: Capabilities | None, engine: str
+    request: ChatRequest | CompletionRequest,
+    known: Capabilities | None,
+    stated: Stated,
+    engine: str,
 ) -> None:
     sampling = request.sampling
     if isinstance(request, CompletionRequest):
@@ -70,6 +77,8 @@ def _check_generated(
             sampling, _ = prompt_sampling(request)
     if known is None:
         known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
+        if stated.max_top_logprobs is not None:
+            known = msgspec.structs.replace(known, max_top_logprobs=stated.max_top_logprobs)
         if sampling.structured is not None:
             known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
     check_sampling(sampling, request.n, known, engine)

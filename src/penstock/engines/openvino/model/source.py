@@ -33,6 +33,7 @@ from penstock.engines.disk.sources import (
 )
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
+    MAX_TOP_LOGPROBS,
     POOLING_CONFIG,
     PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
@@ -150,6 +151,8 @@ def stated(source: str, task: str | None) -> Stated:
     return Stated(
         vocabulary if isinstance(vocabulary, int) else None,
         None if task is None else TASKS_OF.get(task),
+        MAX_TOP_LOGPROBS if task == "generate" else None,
+        stated_inputs(source) if task == "generate" else (),
     )
 
 
