@@ -82,6 +82,11 @@ def test_openais_client_runs_unchanged(url: str) -> None:
             "questions[0].instructions[0]",
             "texts and JSON",
         ),
+        (
+            [{**PREDICATE, "instructions": [{"type": "input_json", "json": {}}]}],
+            "questions[0].instructions[0]",
+            "needs its 'data'",
+        ),
     ],
 )
 async def test_a_bad_question_is_a_400_that_names_it(
@@ -92,6 +97,14 @@ async def test_a_bad_question_is_a_400_that_names_it(
     assert answer.status_code == 400
     assert error["param"] == param
     assert why in error["message"]
+
+
+@pytest.mark.parametrize("data", [None, "x", 5])
+async def test_json_in_the_input_is_an_object_or_a_list(client: Any, data: Any) -> None:
+    message = {"role": "user", "content": [{"type": "input_json", "data": data}]}
+    answer = await decide(client, questions=[PREDICATE], input=[message])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input[0].content"
 
 
 async def test_a_choice_of_several_has_a_list(client: Any) -> None:
