@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from penstock.errors import UnsupportedError
 from penstock.serve.api.endpoints.texts import each
 
 PREDICATE = {"type": "predicate", "instructions": "It is a complaint.", "name": "complaint"}
@@ -156,6 +157,17 @@ async def test_a_language_model_classifies_by_given_labels(client: Any) -> None:
         for one in found:
             assert one["label"] == ["good", "bad"][one["probs"].index(max(one["probs"]))]
             assert sum(one["probs"]) == pytest.approx(1, abs=1e-6)
+
+
+async def test_a_model_without_classes_is_told_of_labels(ingress: Any, client: Any) -> None:
+    async def classify(_request: Any) -> Any:
+        raise UnsupportedError("the engine has no classes")
+
+    ingress.handles["sim"].classify = classify
+    answer = await client.post("/classify", json={"model": "sim", "input": "x"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "labels"
+    assert "has no classes. A model that generates" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
