@@ -478,9 +478,9 @@ class Decision(Struct, frozen=True):
     False), and `probabilities` has theirs, which sum to 1; for a choice of `several` each is that
     of the option itself. `value`: the most likely one (the first of those that are `tied`), a list
     of all with at least 0.5 for `several`, and for a score the expected value. `mass` is the
-    probability that the model gives to all options together before they are normalised: near 0 it
-    would say something else. Where it is 0 nothing is known: `value` is None, the probabilities are
-    equal.
+    probability of the tokens in which the options first part, before it is normalised: near 0 the
+    model would say something else. Where it is 0 nothing is known: `value` is None, the
+    probabilities are equal.
     """
 
     name: str

@@ -65,6 +65,7 @@ def test_a_near_option_is_named():
         ("calibrate --labels choice=a --labels choice=b", "the question 'choice' has two columns"),
         ("calibrate --labels a -o none/c.json", "its directory does not exist"),
         ("calibrate --labels a --picture .", "it is a directory"),
+        ("calibrate --labels a --picture a.png", "picture: is drawn as SVG"),
         ("eval --form choice --expected a -o none/e.json", "its directory does not exist"),
     ],
 )

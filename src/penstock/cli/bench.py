@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from penstock.cli.process import interruptible, plain_table
-from penstock.cli.run import check_place, json_object, with_options
+from penstock.cli.run import check_picture, check_place, json_object, with_options
 from penstock.errors import ConfigError
 from penstock.observability import say
 
@@ -135,8 +135,8 @@ def serve(targets: tuple[str, ...], **options: Any) -> None:
     mode = _mode(targets, options)
     plan, targets_of, loads = _plan(options)
     served = _serve_options(targets, options)
-    for place in (options["as_json"], options["picture"]):
-        check_place(None if place == "-" else place)
+    check_place(None if options["as_json"] == "-" else options["as_json"])
+    check_picture(options["picture"])
     key, timeout = options["api_key"], options["timeout"]
     for target in filter(is_address, targets):
         Server(target, api_key=key)  # refuses a wrong address now

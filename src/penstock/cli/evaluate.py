@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from penstock.cli.process import interruptible
-from penstock.cli.run import check_place, json_object, what_is_input, what_is_loaded
+from penstock.cli.run import (
+    check_picture,
+    check_place,
+    json_object,
+    what_is_input,
+    what_is_loaded,
+)
 from penstock.errors import ConfigError
 from penstock.observability import say
 
@@ -112,7 +118,7 @@ Then, in questions.yaml:
     help="The column with the right options; can be repeated, for several questions.",
 )
 @click.option("-o", "--output", metavar="FILE", help="Where the calibration is written, as JSON.")
-@click.option("--picture", metavar="FILE", help="Where reliability diagrams are written, as SVG.")
+@click.option("--picture", metavar="FILE.svg", help="Where reliability diagrams are written.")
 @click.option(
     "--folds",
     type=click.IntRange(2),
@@ -143,8 +149,8 @@ def calibrate(
     from penstock.batch.decisions.calibrate import acalibrate
 
     given = _by_question(labels)
-    for path in (output, picture):
-        check_place(path)
+    check_place(output)
+    check_picture(picture)
     kwargs = json_object(engine_kwargs, "engine_kwargs")
     with interruptible():
         fits = asyncio.run(acalibrate(source, given, engine_kwargs=kwargs, **options))

@@ -288,6 +288,13 @@ def check_place(path: str | None) -> None:
         raise OutputError(f"{path} cannot be written: permission denied")
 
 
+def check_picture(path: str | None) -> None:
+    """As `check_place`. Raises `ConfigError` for a name that is not one of an SVG file."""
+    check_place(path)
+    if path is not None and not path.lower().endswith(".svg"):
+        raise ConfigError("is drawn as SVG, so its name must end in .svg", field="picture")
+
+
 _EXAMPLES = """
 \b
 Examples:

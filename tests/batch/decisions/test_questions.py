@@ -84,7 +84,10 @@ GOOD = {"name": "good", "instructions": "Good?"}
         ({"name": "x", "type": "chioce"}, r"questions\[1\] \('x'\): there is no type 'chioce'"),
         ({"name": "x", "type": "score"}, r"questions\[1\] \('x'\): a score needs levels"),
         ({"name": "x", "low": 3, "high": 1}, r"questions\[1\] \('x'\): a score needs levels"),
-        ({"name": "x", "instructions": 3}, r"questions\[1\] \('x'\): Expected `str`"),
+        ({"name": "x", "instructions": 3}, r"\('x'\): instructions must be text, not 3"),
+        ({"name": "x", "type": "choice"}, r"questions\[1\] \('x'\): options is missing"),
+        ({"name": 3, "instructions": "Is it?"}, r"questions\[1\]: name must be text, not 3"),
+        ({"name": "x", "options": [["a"]]}, r"\('x'\): options\[0\] must be an object, not a list"),
         ({"name": "x", "options": ["a", 1]}, r"questions\[1\] \('x'\) has values of several kinds"),
         (
             {"name": "x", "options": [{"label": "a", "value": "b"}, "b"]},
@@ -108,10 +111,11 @@ def test_a_bad_question_is_named(bad, why):
         ({"decide": 3}, "must be questions, or the path"),
         ({"decide": {"questions": [GOOD], "claibration": "c"}}, "unknown key 'claibration'"),
         ({"decide": [{**GOOD, "name": f"q{n}"} for n in range(401)]}, "1 to 400 questions"),
-        ({"choices": "a"}, r"questions\[0\] \('choice'\) has one option"),
+        ({"choices": "a"}, "^choices: has one option"),
+        ({"choices": ["a", "b", "a"]}, "^choices: has the option 'a' twice"),
         ({"keep": " "}, "must be a question"),
-        ({"threshold": 0.5}, "is that of a filter"),
-        ({"decide": [GOOD], "threshold": 0.5}, "is that of a filter"),
+        ({"threshold": 0.5}, "is that of a filter, and there is none"),
+        ({"decide": [GOOD], "threshold": 0.5}, "is that of a filter, and there is none"),
     ],
 )
 def test_bad_options(options, why):

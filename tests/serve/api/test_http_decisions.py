@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from penstock.errors import UnsupportedError
 from penstock.serve.api.endpoints.texts import each
 
 PREDICATE = {"type": "predicate", "instructions": "It is a complaint.", "name": "complaint"}
@@ -82,6 +83,11 @@ def test_openais_client_runs_unchanged(url: str) -> None:
             "questions[0].instructions[0]",
             "texts and JSON",
         ),
+        (
+            [{**PREDICATE, "instructions": [{"type": "input_json", "json": {}}]}],
+            "questions[0].instructions[0]",
+            "needs its 'data'",
+        ),
     ],
 )
 async def test_a_bad_question_is_a_400_that_names_it(
@@ -92,6 +98,14 @@ async def test_a_bad_question_is_a_400_that_names_it(
     assert answer.status_code == 400
     assert error["param"] == param
     assert why in error["message"]
+
+
+@pytest.mark.parametrize("data", [None, "x", 5])
+async def test_json_in_the_input_is_an_object_or_a_list(client: Any, data: Any) -> None:
+    message = {"role": "user", "content": [{"type": "input_json", "data": data}]}
+    answer = await decide(client, questions=[PREDICATE], input=[message])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input[0].content"
 
 
 async def test_a_choice_of_several_has_a_list(client: Any) -> None:
@@ -143,6 +157,17 @@ async def test_a_language_model_classifies_by_given_labels(client: Any) -> None:
         for one in found:
             assert one["label"] == ["good", "bad"][one["probs"].index(max(one["probs"]))]
             assert sum(one["probs"]) == pytest.approx(1, abs=1e-6)
+
+
+async def test_a_model_without_classes_is_told_of_labels(ingress: Any, client: Any) -> None:
+    async def classify(_request: Any) -> Any:
+        raise UnsupportedError("the engine has no classes")
+
+    ingress.handles["sim"].classify = classify
+    answer = await client.post("/classify", json={"model": "sim", "input": "x"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "labels"
+    assert "has no classes. A model that generates" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

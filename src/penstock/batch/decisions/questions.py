@@ -28,6 +28,7 @@ from penstock.types import (
     Question,
     ScoreQuestion,
 )
+from penstock.validation import mismatch
 
 FILTER = "filter"
 """The name of the question that a filter asks."""
@@ -80,7 +81,9 @@ def deciding(
     list of questions. Raises `ConfigError`, which names a bad question by its place and name.
     """
     if keep is None and threshold is not None:
-        raise ConfigError("is that of a filter", field="threshold", value=threshold)
+        raise ConfigError(
+            "is that of a filter, and there is none", field="threshold", value=threshold
+        )
     if decide is None and choices is None and keep is None:
         return None
     content, folder = _content(decide)
@@ -107,7 +110,13 @@ def _questions(
     if choices is not None:
         labels = choices.split(",") if isinstance(choices, str) else list(choices)
         options = tuple(Option(str(label).strip()) for label in labels)
-        questions.append(ChoiceQuestion(_WHICH, options, CHOICE))
+        asked = ChoiceQuestion(_WHICH, options, CHOICE)
+        try:
+            check_questions([asked])
+        except RequestError as error:
+            why = str(error).removeprefix(f"{named(0, asked)} ")
+            raise ConfigError(why, field="choices", value=choices) from None
+        questions.append(asked)
     if keep is not None:
         if not keep.strip():
             raise ConfigError("must be a question", field="filter", value=keep)
@@ -155,8 +164,8 @@ def question_of(given: Any, place: int) -> Question:
     fields.setdefault("instructions", "")
     try:
         question: Question = msgspec.convert({**fields, "type": kind}, _KINDS[kind])
-    except (msgspec.ValidationError, TypeError) as error:
-        raise ConfigError(f"{called}: {error}", field="decide") from None
+    except (msgspec.ValidationError, TypeError):
+        raise ConfigError(f"{called}: {mismatch(_KINDS[kind], fields)}", field="decide") from None
     return question
 
 

@@ -116,34 +116,40 @@ def _text(given: Parts, place: str) -> str:
     if isinstance(given, str):
         return given
     texts = []
-    for number, part in enumerate(map(_as_text, given)):
+    for number, each in enumerate(given):
+        where = f"{place}[{number}]"
+        part = _as_text(each, where)
         if part.get("type") != "input_text" or not isinstance(part.get("text"), str):
-            where = f"{place}[{number}]"
             raise RequestError(f"{where}: questions are asked in texts and JSON", param=where)
         texts.append(part["text"])
     return "\n".join(texts)
 
 
 def _messages(items: list[dict[str, Any]]) -> list[Message]:
-    messages = input_messages(list(map(_as_response_item, items)))
+    given = [_as_response_item(item, f"input[{number}]") for number, item in enumerate(items)]
+    messages = input_messages(given)
     check_messages(messages)
     return messages
 
 
-def _as_response_item(item: dict[str, Any]) -> dict[str, Any]:
+def _as_response_item(item: dict[str, Any], place: str) -> dict[str, Any]:
     """An item with the parts that the Responses API has."""
     for name in ("content", "output"):
         if isinstance(item.get(name), list):
-            item = {**item, name: list(map(_as_text, item[name]))}
+            item = {**item, name: [_as_text(part, f"{place}.{name}") for part in item[name]]}
     return item
 
 
-def _as_text(part: Any) -> Any:
+def _as_text(part: Any, where: str) -> Any:
     """A part with JSON or a refusal as one with a text; any other as it is."""
     if not isinstance(part, dict):
         return {}
     if part.get("type") == "input_json":
-        return {"type": "input_text", "text": json.dumps(part.get("data"), ensure_ascii=False)}
+        data = part.get("data")
+        if not isinstance(data, dict | list):
+            why = "a part of type 'input_json' needs its 'data', which is an object or a list"
+            raise RequestError(f"{where}: {why}", param=where)
+        return {"type": "input_text", "text": json.dumps(data, ensure_ascii=False)}
     if part.get("type") == "refusal":
         return {"type": "output_text", "text": part.get("refusal")}
     return part

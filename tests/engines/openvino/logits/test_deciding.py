@@ -110,6 +110,17 @@ def test_what_is_read_together_is_as_if_read_alone(model, tokenizer, monkeypatch
     check(answers[0], expected)
 
 
+@pytest.mark.parametrize("times", [1, 40])
+def test_the_devices_precision_changes_little(model, tokenizer, times):
+    request = DecideRequest(TEXT * times, QUESTIONS)
+    expected = directly(model, tokenized(asked(request, render), QUESTIONS, tokenizer.encode))
+    path = str(model_path("openvino") / "openvino_model.xml")
+    coarse = LogitModel(path, OpenVINOOptions(), exact=False)
+    answers, _ = run(Deciding(Loaded(coarse), tokenizer, 4096, alone=False), request)
+    for found, one in zip(answers[0].value[0], expected, strict=True):
+        assert found.probabilities == pytest.approx(one.probabilities, abs=0.05)
+
+
 def test_small_requests_share_a_turn_unless_alone(model, tokenizer):
     requests = [DecideRequest(f"{TEXT}{number}", QUESTIONS[:1]) for number in range(3)]
     each = [

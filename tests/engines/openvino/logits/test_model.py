@@ -25,6 +25,14 @@ def test_the_engines_properties_count():
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_attention_is_joined_with_the_cache_just_where_token_follows_token(exact):
+    path = str(model_path("openvino") / "openvino_model.xml")
+    compiled = LogitModel(path, OpenVINOOptions(), exact)._compiled
+    kinds = {str(one.rt_info["layerType"].value) for one in compiled.get_runtime_model().get_ops()}
+    assert ("ScaledDotProductAttention" in kinds) is exact
+
+
 @pytest.fixture(scope="module")
 def expected():
     """Log probabilities after each token of IDS, shape [tokens, vocabulary]."""

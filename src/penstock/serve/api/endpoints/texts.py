@@ -143,7 +143,11 @@ async def classify(exchange: Exchange, body: ClassifyBody) -> Response:
         return exchange.json(class_list(classes, **exchange.about("classify-", target)))
     request = body.request(request_id=exchange.answer_id)
     check_texts(request.inputs, exchange.limits, "input")
-    result = await exchange.wait(target.handle.classify(request))
+    try:
+        result = await exchange.wait(target.handle.classify(request))
+    except UnsupportedError as error:
+        why = f"{error}. A model that generates text chooses among 'labels', and there are none"
+        raise UnsupportedError(why, param="labels") from None
     exchange.usage = result.usage
     return exchange.json(class_list(result, **exchange.about("classify-", target)))
 
