@@ -7,6 +7,7 @@ from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
     gguf_context_length,
+    instructions_of,
     lacks_token_types,
     pooling_of,
 )
@@ -178,10 +179,32 @@ class TestPooling:
         path = self.write(tmp_path, pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
         assert pooling_of(path) == "cls"
 
+    def test_newer_files_name_the_way(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode="lasttoken")
+        assert pooling_of(path) == "last_token"
+
     def test_another_way_is_refused_by_name(self, tmp_path):
         path = self.write(tmp_path, pooling_mode_max_tokens=True)
         with pytest.raises(EngineStartError, match="pooling_mode_max_tokens"):
             pooling_of(path)
+
+    @pytest.mark.parametrize("way", ["max", ["mean", "cls"]])
+    def test_so_is_one_in_a_newer_file(self, tmp_path, way):
+        with pytest.raises(EngineStartError, match=r"pools by (max|mean, cls);"):
+            pooling_of(self.write(tmp_path, pooling_mode=way))
+
+    def test_the_file_may_lie_elsewhere(self, tmp_path):
+        part = {"type": "sentence_transformers.models.Pooling", "path": "2_Pooling"}
+        (tmp_path / "modules.json").write_text(json.dumps([part]))
+        (tmp_path / "2_Pooling").mkdir()
+        (tmp_path / "2_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+        assert pooling_of(tmp_path) == "cls"
+
+    def test_instructions_that_are_left_out_of_the_mean_are_refused(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode_mean_tokens=True, include_prompt=False)
+        assert instructions_of(path, "", "") == {None: "", "query": "", "document": ""}
+        with pytest.raises(EngineStartError, match=r"\(include_prompt\).* set query_instruction"):
+            instructions_of(path, "Find: ", None)
 
 
 def test_the_context_is_known_before_anything_is_loaded(tmp_path):

@@ -124,6 +124,19 @@ class TestCache:
             hf_model(tmp_path / "b" / "llama")
         )
 
+    def test_parts_of_sentence_transformers_are_kept_and_known(self, exports, tmp_path):
+        source = hf_model(tmp_path / "gemma")
+        part = {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
+        (tmp_path / "gemma/modules.json").write_text(json.dumps([part]))
+        folder = tmp_path / "gemma/2_Dense"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"layer")
+        first = convert(source)
+        assert left_in(first / "2_Dense") == ["config.json", "model.safetensors"]
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+        assert convert(source) != first
+
     def test_what_a_killed_process_left_is_cleared_away(self, exports, tmp_path):
         source = hf_model(tmp_path / "llama")
         target = convert(source)

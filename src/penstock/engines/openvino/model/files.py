@@ -232,6 +232,11 @@ def instructions_of(path: Path, query: str | None, document: str | None) -> dict
         for name, (given, names) in named.items():
             own = next((prompts[one] for one in names if one in prompts), "")
             found[name] = own if given is None else given
+    if any(found.values()) and _pooling(path).get("include_prompt") is False:
+        raise EngineStartError(
+            "the model leaves its instructions out of the mean (include_prompt), which the openvino"
+            ' engine does not; set query_instruction and document_instruction to "" to go without'
+        )
     return found
 
 
@@ -249,10 +254,21 @@ def longest_text(path: Path) -> int | None:
 
 POOLING_CONFIG = "1_Pooling/config.json"
 _POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "last_token",
-    "pooling_mode_mean_tokens": "mean",
+    **{"pooling_mode_cls_token": "cls", "cls": "cls"},
+    **{"pooling_mode_lasttoken": "last_token", "lasttoken": "last_token"},
+    **{"pooling_mode_mean_tokens": "mean", "mean": "mean"},
 }
+"""Older files say of each mode whether it is used, newer ones which is."""
+
+
+def _pooling(path: Path) -> dict[str, Any]:
+    """What sentence-transformers states of the pooling; nothing without its file."""
+    listed = (folder for name, folder in modules_of(path) if name == "Pooling")
+    try:
+        stated = _read_json(next(listed, path / "1_Pooling") / "config.json")
+    except FileNotFoundError:
+        return {}
+    return stated if isinstance(stated, dict) else {}
 
 
 def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
@@ -262,13 +278,13 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
     Raises `EngineStartError` for an unknown pooling: the wrong one would silently give poor
     vectors.
     """
-    try:
-        modes = _read_json(path / POOLING_CONFIG)
-    except FileNotFoundError:
+    modes = _pooling(path)
+    if not modes:
         return "mean"
-    chosen = [
+    given = modes.get("pooling_mode") or [
         name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
     ]
+    chosen = [given] if isinstance(given, str) else given
     if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
         ways = ", ".join(chosen) or "none"
         raise EngineStartError(
@@ -287,6 +303,17 @@ def modules_of(path: Path) -> list[tuple[str, Path]]:
         (str(one.get("type")).rpartition(".")[2], path / str(one.get("path")))
         for one in (listed if isinstance(listed, list) else [])
         if isinstance(one, dict)
+    ]
+
+
+def module_files(path: Path) -> list[Path]:
+    """The files of those parts of a model that have a folder of their own."""
+    folders = {folder for _, folder in modules_of(path) if folder.parent == path}
+    return [
+        file
+        for folder in folders
+        for file in folder.glob("*")
+        if file.suffix in (".json", ".safetensors")
     ]
 
 

@@ -45,6 +45,7 @@ from penstock.engines.openvino.model.files import (
     is_vision_config,
     lacks_token_types,
     longest_text,
+    module_files,
     onnx_file,
     positions_of,
     read_config,
@@ -77,11 +78,8 @@ _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
-_BESIDE = (
-    *(SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG),
-    *("1_SpladePooling/config.json", "1_Dense/config.json", "1_Dense/model.safetensors"),
-)
-"""Files of sentence-transformers, which a conversion keeps."""
+_BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
+"""Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
 _RECIPE = 3
 """Counts the changes to what a conversion makes."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
@@ -294,7 +292,7 @@ def _is_for_onnx(path: Path) -> bool:
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    beside = (path / POOLING_CONFIG, *path.glob("onnx/*"))
+    beside = {path / POOLING_CONFIG, *path.glob("onnx/*"), *module_files(path)}
     files = sorted(file for file in (*path.iterdir(), *beside) if file.is_file())
     return [
         str(path),
@@ -319,7 +317,7 @@ def _download(source: str) -> Path:
         )
 
     try:
-        snapshot([POOLING_CONFIG], ignored=None)
+        snapshot(["*_Pooling/*", "*_Dense/*"], ignored=None)
         path = snapshot(_HUB_FILES)
         if not any(path.glob("*.safetensors")):
             path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
@@ -405,10 +403,11 @@ def _converted(target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _keep_beside(directory: Path, partial: Path) -> None:
-    for file in _BESIDE:
-        if (directory / file).is_file():
-            (partial / file).parent.mkdir(exist_ok=True)
-            shutil.copy(directory / file, partial / file)
+    for file in {*(directory / name for name in _BESIDE), *module_files(directory)}:
+        if file.is_file():
+            kept = partial / file.relative_to(directory)
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy(file, kept)
 
 
 def keep_image_settings(directory: Path, target: Path) -> None:
