@@ -6,6 +6,7 @@ import pytest
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
+    check_gguf,
     gguf_context_length,
     instructions_of,
     lacks_token_types,
@@ -126,6 +127,25 @@ class TestGguf:
         path = gguf(tmp_path / "m.gguf", ("llama.context_length", UINT32, struct.pack("<I", 777)))
         path.write_bytes(path.read_bytes()[:-2])
         with pytest.raises(EngineStartError, match="cut off or damaged"):
+            find_model(str(path), None, None)
+
+    @pytest.mark.parametrize(
+        ("kind", "shape", "nbytes"),
+        [(1, [32, 3], 192), (8, [64, 2], 136), (14, [256, 2], 420), (99, [7], 0)],
+    )
+    def test_a_file_that_ends_before_its_weights(self, tmp_path, kind, shape, nbytes):
+        """Of F16, Q8_0 and Q6_K; of other types only where they begin is known."""
+        path = gguf(tmp_path / "m.gguf", ("general.alignment", UINT32, struct.pack("<I", 64)))
+        header = bytearray(path.read_bytes())
+        header[8:16] = struct.pack("<Q", 1)
+        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        header += text("blk.0.attn_q.weight") + sizes + struct.pack("<IQ", kind, 64)
+        begin = -(-len(header) // 64) * 64
+        whole = bytes(header).ljust(begin + 64 + nbytes, b"\1")
+        path.write_bytes(whole)
+        check_gguf(path)
+        path.write_bytes(whole[:-1])
+        with pytest.raises(EngineStartError, match=f"promises {len(whole):,}; fetch it again"):
             find_model(str(path), None, None)
 
     def test_a_value_of_unknown_kind(self, tmp_path):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -153,7 +157,20 @@ def gguf_vocabulary(path: Path) -> int | None:
 
 
 def _gguf_field(path: Path, end: str) -> int | None:
-    """A number in the file's header, or the length of a list there, by the end of its name.
+    """A number in the file's header, or the length of a list there, by the end of its name."""
+    with _gguf_header(path) as (file, _, fields):
+        for _ in range(fields):
+            name = file.read(_number(file, "Q")).decode(errors="replace")
+            value = _gguf_value(file, _number(file, "I"))
+            if name.endswith(end):
+                return int(value)
+    return None
+
+
+@contextmanager
+def _gguf_header(path: Path) -> Iterator[tuple[BinaryIO, int, int]]:
+    """The file behind the beginning of its header, with the numbers of tensors and of fields that
+    it states. Raises `EngineStartError`, also for what its reader cannot read.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
@@ -161,15 +178,44 @@ def _gguf_field(path: Path, end: str) -> int | None:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise EngineStartError(f"'{path}' is not a GGUF file")
-            _number(file, "I"), _number(file, "Q")  # version, tensors
-            for _ in range(_number(file, "Q")):
-                name = file.read(_number(file, "Q")).decode(errors="replace")
-                value = _gguf_value(file, _number(file, "I"))
-                if name.endswith(end):
-                    return int(value)
-    except (struct.error, KeyError, OverflowError, MemoryError):
+            _number(file, "I")  # the version
+            yield file, _number(file, "Q"), _number(file, "Q")
+    except (struct.error, KeyError, OverflowError, MemoryError, ValueError):
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
-    return None
+
+
+_GGUF_WEIGHTS = {
+    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 8: ("Q8_0", 32, 34)},
+    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24)},
+    **{10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144)},
+    **{13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210)},
+}
+"""Types of weights by their number: the name, the numbers in a block, and its bytes."""
+
+
+def check_gguf(path: Path) -> None:
+    """Raise `EngineStartError` for a file shorter than its header says. GenAI would load it,
+    with whatever is in memory behind its end.
+    """
+    with _gguf_header(path) as (file, tensors, fields):
+        alignment, end = 32, 0
+        for _ in range(fields):
+            name = file.read(_number(file, "Q"))
+            value = _gguf_value(file, _number(file, "I"))
+            if name == b"general.alignment":
+                alignment = max(1, int(value))
+        for _ in range(tensors):
+            file.seek(_number(file, "Q"), os.SEEK_CUR)
+            size = math.prod(_number(file, "Q") for _ in range(_number(file, "I")))
+            _, block, nbytes = _GGUF_WEIGHTS.get(_number(file, "I"), ("", 1, 0))
+            end = max(end, _number(file, "Q") + -(-size // block) * nbytes)
+        needed = -(-file.tell() // alignment) * alignment + end if tensors else 0
+    found = path.stat().st_size
+    if found < needed:
+        raise EngineStartError(
+            f"'{path}' is cut off: it has {found:,} bytes, and its header promises {needed:,};"
+            " fetch it again"
+        )
 
 
 _GGUF_FORMATS = {
@@ -186,6 +232,7 @@ _GGUF_FORMATS = {
     12: "d",
 }
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 
 def _gguf_value(file: BinaryIO, kind: int) -> Any:
@@ -194,7 +241,10 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
     if kind == _GGUF_ARRAY:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
-            _gguf_value(file, item)
+            if item == _GGUF_STRING:  # there are many
+                file.seek(*_LENGTH.unpack(file.read(8)), os.SEEK_CUR)
+            else:
+                _gguf_value(file, item)
         return size
     return _number(file, _GGUF_FORMATS[kind])
 

@@ -37,6 +37,7 @@ from penstock.engines.openvino.model.files import (
     PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
     TASKS_OF,
+    check_gguf,
     context_length_of,
     gguf_context_length,
     gguf_vocabulary,
@@ -186,6 +187,7 @@ def find_model(
     if path.suffix == ".gguf":
         if not path.is_file():
             raise EngineStartError(f"there is no GGUF file '{path}'")
+        check_gguf(path)
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
     if not is_ir(path):
         path = convert(source, task, weight_format, quantization)
