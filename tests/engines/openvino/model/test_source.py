@@ -249,6 +249,16 @@ class TestExporter:
             convert(hf_model(tmp_path / "model", architecture, **config), task)
         assert exports() == []
 
+    def test_a_classifier_is_no_rerank_model(self, exports, tmp_path):
+        config = {"id2label": {"0": "sad", "1": "glad", "2": "neither"}}
+        model = hf_model(tmp_path / "model", "BertForSequenceClassification", **config)
+        with pytest.raises(EngineStartError, match=r"3 labels \(sad, glad, neither\)"):
+            find_model(model, None, None)
+        (tmp_path / "model/openvino_model.xml").write_text("<net/>")
+        with pytest.raises(EngineStartError, match="no support for classification models"):
+            find_model(model, None, None)
+        assert exports() == []
+
 
 class TestSources:
     def test_without_the_extra_the_message_says_what_to_install(self, tmp_path, monkeypatch):

@@ -102,6 +102,33 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
     return "embed"
 
 
+def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
+    """Refuse models that the exporter supports and the engine does not."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = ""
+    if task == "generate" and config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif task == "score" and architecture.endswith("ForCausalLM"):
+        kind = "generative rerank"
+    if kind:
+        raise EngineStartError(
+            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
+        )
+    if task == "score":
+        check_labels(source, config)
+
+
+def check_labels(source: str, config: dict[str, Any]) -> None:
+    """Refuse a model that sorts texts into classes: no label of it is a score."""
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and len(labels) > 2:
+        shown = ", ".join(map(str, list(labels.values())[:5]))
+        raise EngineStartError(
+            f"'{source}' has {len(labels)} labels ({shown}), where a rerank model has one: the"
+            " openvino engine has no support for classification models"
+        )
+
+
 def lacks_token_types(path: Path) -> bool:
     """Whether the converted model needs token types (which text of a pair a token belongs to) and
     its tokenizer does not emit them.

@@ -38,6 +38,8 @@ from penstock.engines.openvino.model.files import (
     SENTENCE_TRANSFORMERS,
     TASKS_OF,
     check_gguf,
+    check_kind,
+    check_labels,
     context_length_of,
     gguf_context_length,
     gguf_vocabulary,
@@ -195,6 +197,8 @@ def find_model(
     if task not in (None, "generate") and sees(path):
         raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     task = task or task_of(path, config)
+    if task == "score":
+        check_labels(source, config)
     longest, positions = context_length_of(config), positions_of(config)
     if task != "generate" and positions is not None and (max_model_len or 0) > positions:
         raise EngineStartError(
@@ -344,7 +348,7 @@ def _convert(
     """Make `target` of a model in Hugging Face's form, with optimum-intel's exporter."""
     config = read_config(directory)
     task = task or task_of(directory, config)
-    _check_kind(source, task, config)
+    check_kind(source, task, config)
     precision = chosen_format(weight_format, directory, task)
     seeing = task == "generate" and is_vision_config(config)
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
@@ -423,20 +427,6 @@ def keep_image_settings(directory: Path, target: Path) -> None:
         settings = json.loads(found.read_bytes()).get("image_processor")
         if settings:
             wanted.write_text(json.dumps(settings))
-
-
-def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
-    """Refuse models that the exporter supports and the engine does not."""
-    architecture = str((config.get("architectures") or [""])[0])
-    kind = ""
-    if task == "generate" and config.get("is_encoder_decoder"):
-        kind = "encoder-decoder"
-    elif task == "score" and architecture.endswith("ForCausalLM"):
-        kind = "generative rerank"
-    if kind:
-        raise EngineStartError(
-            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
-        )
 
 
 _TIED = """\
