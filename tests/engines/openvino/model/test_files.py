@@ -234,6 +234,9 @@ def test_the_context_is_known_before_anything_is_loaded(tmp_path):
         OpenVINOEngine(str(tmp_path), engine_kwargs={"max_model_len": 50}).stated_context_length()
         == 50
     )
+    (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
+    assert OpenVINOEngine(str(tmp_path)).stated_context_length() == 24
     assert OpenVINOEngine("demo").stated_context_length() == 4096
     for nothing in ("org/name", str(tmp_path / "none.gguf"), str(tmp_path / "none")):
         assert OpenVINOEngine(nothing).stated_context_length() is None

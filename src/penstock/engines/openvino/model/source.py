@@ -131,9 +131,12 @@ def stated_context_length(source: str) -> int | None:
         if path.suffix == ".gguf":
             return gguf_context_length(path)
         config = read_config(path)
+        longest = longest_text(path) if task_of(path, config) == "embed" else None
     except (OSError, EngineStartError):
         return None
-    return context_length_of(config) if config else None
+    if not config:
+        return None
+    return min(context_length_of(config), longest or context_length_of(config))
 
 
 def stated(source: str, task: str | None) -> Stated:
