@@ -5,7 +5,7 @@ every engine, and every server, takes. Decodes nothing.
 from __future__ import annotations
 
 from base64 import b64encode
-from binascii import Error as Base64Error, a2b_base64
+from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from io import BytesIO
@@ -43,24 +43,45 @@ def data_uri(data: bytes) -> str:
     return f"data:{kind_of(data)};base64,{b64encode(data).decode()}"
 
 
+def is_data_uri(text: str) -> bool:
+    """Whether it is a data URI, whose scheme may have capitals."""
+    return text[:5].lower() == "data:"
+
+
+def content_of(uri: str) -> bytes:
+    """The bytes in a data URI, whose base64 may have line breaks, or lack its padding. Raises
+    `ValueError` if it is damaged.
+    """
+    head, _, body = uri.partition(",")
+    if not _is_base64(head):
+        return unquote_to_bytes(body)
+    try:
+        return a2b_base64(body, strict_mode=True)
+    except ValueError:
+        plain = b"".join(unquote_to_bytes(body).split())
+        return a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
+
+
+def _is_base64(head: str) -> bool:
+    return head.rpartition(";")[2].strip().lower() == "base64"
+
+
 def data_in(uri: str, param: str) -> bytes:
-    """The bytes in a data URI. Raises `RequestError` naming `param` if it is damaged."""
+    """The bytes of an image in a data URI. Raises `RequestError` for `param` if it is damaged."""
     head, _, body = uri.partition(",")
     if not body:
         raise RequestError(f"{param}: the data URI has no data", param=param)
-    if not head.endswith(";base64"):
-        data = unquote_to_bytes(body)
-        if kind_of(data) == UNKNOWN_KIND:
-            raise RequestError(
-                f"{param}: the data URI '{head[:50]},…' is not marked as base64, and holds no"
-                " image: it should begin like data:image/png;base64,",
-                param=param,
-            )
-        return data
     try:
-        return a2b_base64(body, strict_mode=True)
-    except (Base64Error, ValueError) as error:
+        data = content_of(uri)
+    except ValueError as error:
         raise RequestError(f"{param}: the data URI is no base64: {error}", param=param) from None
+    if not _is_base64(head) and kind_of(data) == UNKNOWN_KIND:
+        raise RequestError(
+            f"{param}: the data URI '{head[:50]},…' is not marked as base64, and holds no"
+            " image: it should begin like data:image/png;base64,",
+            param=param,
+        )
+    return data
 
 
 def part_with(uri: str) -> dict[str, Any]:
@@ -101,7 +122,17 @@ def is_pillow(value: Any) -> bool:
 
 
 def of_8_bits(image: Any) -> Any:
-    """An image of Pillow's, one of 16 bits in 8: Pillow alone makes white of all above 255."""
+    """An image of Pillow's, one of 16 bits in 8: Pillow alone makes white of all above 255. Raises
+    `RequestError` for wider pixels of other values than 0 to 255: nobody knows what is white.
+    """
+    if image.mode in ("I", "F"):
+        least, most = image.getextrema()
+        if not 0 <= least <= most <= 255 or (image.mode == "F" and 0 < most <= 1):
+            raise RequestError(
+                f"the image's pixels go from {least:g} to {most:g}: bring them to 8 bits, from 0 to"
+                " 255",
+                param="image",
+            )
     if not image.mode.startswith("I;16"):
         return image
     return image.convert("I").point(lambda value: value / 256).convert("L")
@@ -113,6 +144,8 @@ def bitmap(image: Any) -> bytes:
     try:
         plain = of_8_bits(image)
         plain.convert("RGBA" if "A" in plain.getbands() else "RGB").save(file, "BMP")
+    except RequestError:
+        raise
     except Exception as error:  # it may be read only now, and decoders meet damage in many ways
         raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
     return file.getvalue()

@@ -1,13 +1,14 @@
 import sys
 from base64 import b64encode
 from io import BytesIO
+from urllib.parse import quote
 
 import pytest
 
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.row import Row
 from penstock.errors import MissingExtraError
-from penstock.openai.image_parts import data_in, data_uri
+from penstock.openai.image_parts import content_of, data_in, data_uri
 from vision_models import image_file, image_part, picture
 
 PNG, JPEG = image_file(1), image_file(2, "JPEG")
@@ -127,6 +128,24 @@ async def test_a_pdf_without_the_extra_names_it(monkeypatch):
     assert "penstock[pdf]" in str(row.failure)
 
 
-def test_data_uris_are_read_strictly():
-    assert data_in(f"data:image/png;base64,{b64encode(PNG).decode()}", "x") == PNG
+WRITTEN = b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"data:image/png;base64,{WRITTEN}",
+        f"DATA:image/PNG;BASE64,{WRITTEN}",
+        f"data:image/png;name=a.png; base64,{WRITTEN}",
+        f"data:;base64,{WRITTEN[:6]}\n{WRITTEN[6:]}\n",
+        f"data:;base64,{quote(WRITTEN.rstrip('='), safe='')}",
+    ],
+)
+async def test_forms_of_data_uris(uri):
+    assert data_in(uri, "x") == content_of(uri) == PNG
+    (row,) = await loaded([{"photo": uri}])
+    assert row.images == (uri,)
+
+
+def test_a_data_uri_without_base64():
     assert data_in("data:,BM%20b", "x") == b"BM b"

@@ -112,6 +112,17 @@ def test_images_of_16_bits_are_scaled_to_8():
         assert decoded(data).getextrema() == ((0x80, 0x80),) * 3
 
 
+@pytest.mark.parametrize(("mode", "value"), [("I", 300), ("I", -1), ("F", 0.5), ("F", 1e6)])
+def test_wide_pixels_whose_white_nobody_knows_are_refused(mode, value):
+    wide = Image.new(mode, (3, 2), value)
+    file = BytesIO()
+    wide.save(file, "TIFF")
+    for read in (lambda: decoded(file.getvalue()), lambda: written(wide), lambda: bitmap(wide)):
+        with pytest.raises(RequestError, match="bring them to 8 bits"):
+            read()
+    assert decoded(written(Image.new(mode, (3, 2), 200)).data).getextrema() == ((200, 200),) * 3
+
+
 def test_an_opened_image_has_the_weight_of_its_pixels():
     assert nbytes({"image": Image.new("RGB", (100, 50))}) > 100 * 50 * 3
 

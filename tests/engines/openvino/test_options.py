@@ -3,7 +3,8 @@ import pytest
 from penstock.config import parse_options
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
-from penstock.errors import ConfigError, EngineStartError
+from penstock.errors import ConfigError, EngineStartError, UnsupportedError
+from penstock.testing.asking import answer
 from penstock.types import CompletionRequest, Sampling
 
 
@@ -115,6 +116,23 @@ async def test_a_long_text_is_answered(options: dict) -> None:
     finally:
         await engine.stop()
     assert len(ids) == 48
+
+
+async def test_prompts_at_which_an_eviction_fails_are_refused_by_their_length() -> None:
+    options = {"cache_eviction": {"snapkv_window_size": 4}, "enable_prefix_caching": False}
+    engine = OpenVINOEngine("demo", engine_kwargs={"num_threads": 1, **options})
+    await engine.start()
+    sampling = Sampling(max_tokens=2, ignore_eos=True, temperature=0)
+    try:
+        for size in range(31, 38):
+            request = CompletionRequest(prompt=[40 + n for n in range(size)], sampling=sampling)
+            if 33 <= size <= 35:
+                with pytest.raises(UnsupportedError, match=f"33 to 35 tokens .* has {size}"):
+                    await answer(engine, request)
+            else:
+                assert (await answer(engine, request)).usage.completion_tokens == 2
+    finally:
+        await engine.stop()
 
 
 @pytest.mark.parametrize("device", ["NPU.7", "HETERO"])

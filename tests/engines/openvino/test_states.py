@@ -142,16 +142,79 @@ class TestSparse:
         assert caught.value.param == "dimensions"
 
 
+@pytest.mark.asyncio(loop_scope="module")
+class TestTexts:
+    """Layers behind the pooling, as EmbeddingGemma and LaBSE have them."""
+
+    def modules(self, path, *names):
+        folders = ["", *(f"{at}_{name}" for at, name in enumerate(names[1:], 1))]
+        listed = [
+            {"type": f"sentence_transformers.models.{name}", "path": folder}
+            for name, folder in zip(names, folders, strict=True)
+        ]
+        (path / "modules.json").write_text(json.dumps(listed))
+        for folder in folders[1:]:
+            (path / folder).mkdir()
+
+    @pytest.mark.parametrize("normalize", [True, False])
+    async def test_they_are_applied_one_after_the_other(self, tmp_path, normalize):
+        path = embedding_model(tmp_path)
+        self.modules(tmp_path, "Transformer", "Pooling", "Dense", "Dense", "Normalize")
+        (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode": "mean"}')
+        weight = np.zeros((3, len(WORDS)), np.float32)
+        weight[:, WORDS.index("dog")] = [4, 8, 16]
+        write_dense(tmp_path / "2_Dense", weight)
+        turn = np.roll(np.eye(3, dtype=np.float32), 1, axis=0)
+        write_dense(tmp_path / "3_Dense", turn, "torch.nn.modules.activation.Tanh")
+        wanted = np.tanh([4, 1, 2])  # "dog" is one of four tokens: 1, 2 and 4, turned by a place
+        if normalize:
+            wanted /= np.linalg.norm(wanted)
+        engine = await started(path, embedding_normalize=normalize)
+        try:
+            found = await made(engine, "dog sea", [2, VOCABULARY.index("dog"), 11, 3])
+            for vector in found.vectors:
+                assert vector == pytest.approx(wanted, abs=1e-6)
+            cut = (await made(engine, "dog sea", dimensions=2)).vectors[0]
+            length = np.linalg.norm(wanted[:2]) if normalize else 1
+            assert cut == pytest.approx(wanted[:2] / length, abs=1e-6)
+            with pytest.raises(RequestError, match="have 3 dimensions"):
+                await made(engine, "dog", dimensions=4)
+            multi = await made(engine, "dog", dimensions=8, vectors="multi")
+            assert words_of(multi.multi[0]) == [None, "dog", None]
+        finally:
+            await engine.stop()
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["Transformer", "Pooling", "Dense"],  # whose files are missing
+            ["Transformer", "Dense", "Pooling"],
+            ["Transformer", "Pooling", "LayerNorm"],
+            ["Transformer", "WeightedLayerPooling", "Pooling"],
+        ],
+    )
+    async def test_a_part_that_is_not_applied_is_refused_by_name(self, tmp_path, names):
+        path = embedding_model(tmp_path)
+        self.modules(tmp_path, *names)
+        (other,) = {"Dense", "LayerNorm", "WeightedLayerPooling"} & set(names)
+        with pytest.raises(EngineStartError, match=rf"lists {other} in '\d_{other}'"):
+            await started(path)
+
+
 def dense_layer(path, weight, activation="torch.nn.modules.linear.Identity"):
     kinds = ["sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"]
     modules = [{"type": kind, "path": ("", "1_Dense")[at]} for at, kind in enumerate(kinds)]
     (path / "modules.json").write_text(json.dumps(modules))
     (path / "1_Dense").mkdir()
-    (path / "1_Dense/config.json").write_text(json.dumps({"activation_function": activation}))
+    write_dense(path / "1_Dense", weight, activation)
+
+
+def write_dense(folder, weight, activation="torch.nn.modules.linear.Identity"):
+    (folder / "config.json").write_text(json.dumps({"activation_function": activation}))
     tensor = {"dtype": "F32", "shape": weight.shape, "data_offsets": [0, weight.nbytes]}
     header = json.dumps({"linear.weight": tensor}).encode()
     content = struct.pack("<Q", len(header)) + header + weight.tobytes()
-    (path / "1_Dense/model.safetensors").write_bytes(content)
+    (folder / "model.safetensors").write_bytes(content)
 
 
 class TestKinds:

@@ -14,11 +14,19 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
-from penstock.openai.image_parts import bitmap, data_uri, given_in, images_in, is_pillow, kind_of
+from penstock.openai.image_parts import (
+    bitmap,
+    data_uri,
+    given_in,
+    images_in,
+    is_data_uri,
+    is_pillow,
+    kind_of,
+)
 from penstock.parsing import decode_json
 
 _SLOW_BYTES = 1 << 20
-_AS_THEY_ARE = ("data:", "http://", "https://")
+_URLS = ("http://", "https://")
 
 
 class RowImages:
@@ -89,7 +97,7 @@ class RowImages:
     async def _uris(self, value: Any) -> list[str]:
         if value is None and self._column is not None:
             return []
-        if isinstance(value, str) and value.startswith(_AS_THEY_ARE):
+        if isinstance(value, str) and (is_data_uri(value) or value.startswith(_URLS)):
             return [value]
         if self._loader is None or self._working is None:
             self._loader, self._working = Loader(), Offload(os.cpu_count() or 1, in_place=False)

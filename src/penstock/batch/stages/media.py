@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 from penstock import lazy
 from penstock.batch.pipeline.offload import Offload
@@ -20,7 +19,7 @@ from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
 from penstock.http.standard import content_at
-from penstock.openai.image_parts import IMAGE_PARTS, given_in, part_with
+from penstock.openai.image_parts import IMAGE_PARTS, content_of, given_in, is_data_uri, part_with
 from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:
@@ -86,9 +85,8 @@ class Loader:
         self._offload.close()
 
     def _read(self, source: str) -> bytes:
-        if source.startswith("data:"):
-            head, _, body = source.partition(",")
-            return b64decode(body) if head.endswith(";base64") else unquote_to_bytes(body)
+        if is_data_uri(source):
+            return content_of(source)
         if source.startswith(("http://", "https://")):
             return content_at(source, self._timeout, self._most + 1)
         if source.startswith("file://"):

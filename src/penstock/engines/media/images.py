@@ -110,6 +110,8 @@ def written(image: Image.Image) -> PreparedImage:
 
 
 def _undecodable(error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return RequestError(f"the image has more than {MAX_PIXELS:,} pixels", param="image")
     return RequestError(

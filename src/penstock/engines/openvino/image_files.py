@@ -9,7 +9,7 @@ from http.client import HTTPException
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import RequestError
 from penstock.http.standard import content_at
-from penstock.openai.image_parts import data_in
+from penstock.openai.image_parts import data_in, is_data_uri
 
 _PARAM = "messages"
 _LARGE = 1 << 18
@@ -40,7 +40,7 @@ async def image_files(images: Sequence[str | bytes], options: OpenVINOOptions) -
 async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
     if isinstance(image, bytes):
         return image
-    if image.startswith("data:"):
+    if is_data_uri(image):
         if len(image) > 2 * options.max_image_bytes:
             raise RequestError(
                 f"an image has more than the {options.max_image_bytes:,} bytes of max_image_bytes",

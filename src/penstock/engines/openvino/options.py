@@ -53,6 +53,16 @@ class CacheEviction(Struct, frozen=True, forbid_unknown_fields=True):
                 value=self.max_cache_size,
             )
 
+    def check_prompt(self, tokens: int) -> None:
+        """Raise `UnsupportedError` for a prompt of a length at which GenAI 2026.4.1 fails."""
+        first, end = self.start_size + 1, self.start_size + self.snapkv_window_size
+        if first <= tokens < end:
+            raise UnsupportedError(
+                f"prompts of {first} to {end - 1} tokens do not go with this cache_eviction, and"
+                f" this one has {tokens}: start the engine with snapkv_window_size 1",
+                param="prompt",
+            )
+
 
 class SparseAttention(Struct, frozen=True, forbid_unknown_fields=True):
     """While a prompt is computed, its tokens attend to a part of those before them, all but the

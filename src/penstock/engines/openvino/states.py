@@ -54,6 +54,11 @@ class TokenModel:
             self.kinds = ("dense", "multi")
 
     @property
+    def vector_width(self) -> int:
+        """That of the vectors of tokens; 0 where it is not known."""
+        return len(self._layers[-1].bias) if self._layers else self.width
+
+    @property
     def tokens_at_once(self) -> int:
         """The most tokens of a run: logits are as wide as the vocabulary."""
         return _NUMBERS_AT_ONCE // max(1, self.width)
@@ -82,9 +87,7 @@ class TokenModel:
 
     def vectors(self, states: States, normalize: bool, dimensions: int | None) -> States:
         """A vector for each token, shape (tokens, dimensions)."""
-        for layer in self._layers:
-            states = states @ layer.weight.T + layer.bias
-        return shortened(states, normalize, dimensions)
+        return shortened(put_through(self._layers, states), normalize, dimensions)
 
 
 def shortened(vectors: States, normalize: bool, dimensions: int | None) -> States:
@@ -104,14 +107,47 @@ def sparse(logits: States) -> tuple[list[int], list[float]]:
     return indices.tolist(), weights[indices].tolist()
 
 
-class _Layer(NamedTuple):
-    """A linear layer: `weight` of shape (out, in), `bias` of shape (out,)."""
+class Layer(NamedTuple):
+    """A linear layer: `weight` of shape (out, in), `bias` of shape (out,). With `tanh` the
+    hyperbolic tangent follows.
+    """
 
     weight: States
     bias: States
+    tanh: bool
 
 
-def _layers(path: Path, config: dict[str, Any]) -> list[_Layer] | None:
+def put_through(layers: Sequence[Layer], vectors: States) -> States:
+    """What the layers make of each vector, one after the other."""
+    for layer in layers:
+        vectors = vectors @ layer.weight.T + layer.bias
+        vectors = np.tanh(vectors) if layer.tanh else vectors
+    return vectors
+
+
+def text_layers(path: Path) -> list[Layer]:
+    """The layers that sentence-transformers lists behind the pooling (EmbeddingGemma, LaBSE).
+    Raises `EngineStartError` for a part that is not applied here: the vectors would be others.
+    """
+    modules = modules_of(path)
+    if not any(name == "Pooling" for name, _ in modules):
+        return []
+    layers, before = list[Layer](), ""
+    for name, folder in modules[1:]:
+        layer = _layer(folder) if name == "Dense" and before in ("Pooling", "Dense") else None
+        if layer is not None:
+            layers.append(layer)
+        elif name not in ("Pooling", "Normalize", "Dropout"):
+            raise EngineStartError(
+                f"modules.json of '{path}' lists {name} in '{folder.name}', which the vectors would"
+                " lack: behind the pooling the openvino engine applies Dense with Identity or Tanh,"
+                " if its config.json and model.safetensors are there"
+            )
+        before = name
+    return layers
+
+
+def _layers(path: Path, config: dict[str, Any]) -> list[Layer] | None:
     """The layers between hidden states and the vectors of tokens (PyLate's ColBERT models). None
     where these would be wrong: a layer is missing or not linear, or the model is one of ColBERT
     whose layer a conversion leaves out.
@@ -122,18 +158,19 @@ def _layers(path: Path, config: dict[str, Any]) -> list[_Layer] | None:
     folders = [folder for name, folder in modules if name == "Dense"]
     if not folders and "ColBERT" in str(config.get("architectures")):
         return None
-    layers = [layer for layer in map(_linear, folders) if layer is not None]
+    layers = [layer for layer in map(_layer, folders) if layer is not None and not layer.tanh]
     return layers if len(layers) == len(folders) else None
 
 
-def _linear(folder: Path) -> _Layer | None:
-    """The layer that `Dense` of sentence-transformers saved, if it is linear and there."""
+def _layer(folder: Path) -> Layer | None:
+    """The layer that `Dense` of sentence-transformers saved, if it is there and of a known form."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         content = (folder / "model.safetensors").read_bytes()
     except (FileNotFoundError, ValueError):
         return None
-    if not str(config.get("activation_function", "")).endswith("Identity"):
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if activation not in ("Identity", "Tanh") or config.get("use_residual"):
         return None
     # https://huggingface.co/docs/safetensors: the header's size, the header, the numbers
     begin = 8 + struct.unpack_from("<Q", content)[0]
@@ -147,7 +184,8 @@ def _linear(folder: Path) -> _Layer | None:
         numbers = np.frombuffer(content[begin + first : begin + end], kind)
         found[name] = numbers.astype(np.float32).reshape(header[name]["shape"])
     weight = found["linear.weight"]
-    return _Layer(weight, found.get("linear.bias", np.zeros(len(weight), np.float32)))
+    bias = found.get("linear.bias", np.zeros(len(weight), np.float32))
+    return Layer(weight, bias, activation == "Tanh")
 
 
 def _check_splade(path: Path) -> None:

@@ -26,7 +26,7 @@ from penstock.engines.openvino.model.files import (
 )
 from penstock.engines.openvino.options import Load, OpenVINOOptions, failure_of, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
-from penstock.engines.openvino.states import TokenModel, shortened, sparse
+from penstock.engines.openvino.states import TokenModel, put_through, shortened, sparse, text_layers
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.engines.sampling import check_id_range
 from penstock.errors import (
@@ -200,7 +200,8 @@ class Embedding(Task):
         config.pooling_type = _POOLING[
             self._options.embedding_pooling or pooling_of(Path(self._path))
         ]
-        config.normalize = self._options.embedding_normalize
+        self._layers = text_layers(Path(self._path))
+        config.normalize = self._options.embedding_normalize and not self._layers
         config.max_length = self._context_length
         self._pooling = config.pooling_type
         device = self._options.device
@@ -217,7 +218,7 @@ class Embedding(Task):
             self._pipeline = genai.TextEmbeddingPipeline(
                 self._path, device, config, **self._properties
             )
-            self._width = len(self._pipeline.embed_query("a"))
+            self._width = len(self._finished([self._pipeline.embed_query("a")])[0])
 
     @property
     def busy(self) -> bool:
@@ -312,12 +313,11 @@ class Embedding(Task):
             raise RequestError("there is nothing to embed", param="input")
         if dimensions is not None and kind == "sparse":
             raise RequestError("sparse vectors have no dimensions to choose", param="dimensions")
-        if dimensions is not None and not 1 <= dimensions <= self._width:
-            raise RequestError(
-                f"this model's vectors have {self._width} dimensions", param="dimensions"
-            )
+        width = (kind == "multi" and self._model.vector_width) or self._width
+        if dimensions is not None and not 1 <= dimensions <= width:
+            raise RequestError(f"this model's vectors have {width} dimensions", param="dimensions")
         self._check_lengths(lengths, "input")
-        numbers = sum(lengths) * (dimensions or self._width)
+        numbers = sum(lengths) * (dimensions or width)
         if kind == "multi" and len(inputs) > 1 and numbers > _MOST_NUMBERS:
             raise RequestError(
                 f"the vectors of {sum(lengths):,} tokens have {numbers:,} numbers: at most"
@@ -338,7 +338,7 @@ class Embedding(Task):
         given = [(call.kind, call.inputs[at]) for call, at in group]
         piped = [kind == "dense" and isinstance(one, str) for kind, one in given]
         texts = [one for (_, one), is_piped in zip(given, piped, strict=True) if is_piped]
-        found = iter(self._pipeline.embed_documents(texts) if texts else [])
+        found = iter(self._finished(self._pipeline.embed_documents(texts)) if texts else [])
         others = [one for (_, one), is_piped in zip(given, piped, strict=True) if not is_piped]
         states = iter(self._model.states(self._ids_of(others)))
         vectors: list[Any] = []
@@ -375,10 +375,16 @@ class Embedding(Task):
             if self._pooling == kinds.LAST_TOKEN
             else states.mean(axis=0)
         )
-        numbers: list[float] = shortened(vector[None], self._options.embedding_normalize, None)[
-            0
-        ].tolist()
+        made = put_through(self._layers, vector[None])
+        numbers: list[float] = shortened(made, self._options.embedding_normalize, None)[0].tolist()
         return numbers
+
+    def _finished(self, pooled: Any) -> Any:
+        """The vectors of texts, of those that the pipeline gives."""
+        if not self._layers:
+            return pooled
+        made = put_through(self._layers, np.asarray(pooled, np.float32))
+        return shortened(made, self._options.embedding_normalize, None).tolist()
 
     def _answer(self, vectors: list[Any], call: _Embedded) -> Embeddings:
         usage = Usage(sum(call.lengths))

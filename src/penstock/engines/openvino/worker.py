@@ -53,8 +53,9 @@ def main(fd: int, parent: int) -> None:
         try:
             model, ready = _load(load)
         except Exception as error:
-            kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
-            pipe.write([Failed(0, kind, reason_of(error))])
+            if not isinstance(error, PenstockError):  # OpenVINO's words do not say of what
+                error = EngineStartError(f"'{load.path}' cannot be loaded: {reason_of(error)}")
+            pipe.write([Failed(0, error.kind, reason_of(error))])
             return
         pipe.write([ready])
         if early:  # it came with the first message

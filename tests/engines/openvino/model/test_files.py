@@ -6,7 +6,9 @@ import pytest
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
+    check_gguf,
     gguf_context_length,
+    instructions_of,
     lacks_token_types,
     pooling_of,
 )
@@ -127,6 +129,25 @@ class TestGguf:
         with pytest.raises(EngineStartError, match="cut off or damaged"):
             find_model(str(path), None, None)
 
+    @pytest.mark.parametrize(
+        ("kind", "shape", "nbytes"),
+        [(1, [32, 3], 192), (8, [64, 2], 136), (14, [256, 2], 420), (99, [7], 0)],
+    )
+    def test_a_file_that_ends_before_its_weights(self, tmp_path, kind, shape, nbytes):
+        """Of F16, Q8_0 and Q6_K; of other types only where they begin is known."""
+        path = gguf(tmp_path / "m.gguf", ("general.alignment", UINT32, struct.pack("<I", 64)))
+        header = bytearray(path.read_bytes())
+        header[8:16] = struct.pack("<Q", 1)
+        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        header += text("blk.0.attn_q.weight") + sizes + struct.pack("<IQ", kind, 64)
+        begin = -(-len(header) // 64) * 64
+        whole = bytes(header).ljust(begin + 64 + nbytes, b"\1")
+        path.write_bytes(whole)
+        check_gguf(path)
+        path.write_bytes(whole[:-1])
+        with pytest.raises(EngineStartError, match=f"promises {len(whole):,}; fetch it again"):
+            find_model(str(path), None, None)
+
     def test_a_value_of_unknown_kind(self, tmp_path):
         path = gguf(tmp_path / "m.gguf", ("general.strange", 99, b""))
         with pytest.raises(EngineStartError, match="cut off or damaged"):
@@ -178,10 +199,32 @@ class TestPooling:
         path = self.write(tmp_path, pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
         assert pooling_of(path) == "cls"
 
+    def test_newer_files_name_the_way(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode="lasttoken")
+        assert pooling_of(path) == "last_token"
+
     def test_another_way_is_refused_by_name(self, tmp_path):
         path = self.write(tmp_path, pooling_mode_max_tokens=True)
         with pytest.raises(EngineStartError, match="pooling_mode_max_tokens"):
             pooling_of(path)
+
+    @pytest.mark.parametrize("way", ["max", ["mean", "cls"]])
+    def test_so_is_one_in_a_newer_file(self, tmp_path, way):
+        with pytest.raises(EngineStartError, match=r"pools by (max|mean, cls);"):
+            pooling_of(self.write(tmp_path, pooling_mode=way))
+
+    def test_the_file_may_lie_elsewhere(self, tmp_path):
+        part = {"type": "sentence_transformers.models.Pooling", "path": "2_Pooling"}
+        (tmp_path / "modules.json").write_text(json.dumps([part]))
+        (tmp_path / "2_Pooling").mkdir()
+        (tmp_path / "2_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+        assert pooling_of(tmp_path) == "cls"
+
+    def test_instructions_that_are_left_out_of_the_mean_are_refused(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode_mean_tokens=True, include_prompt=False)
+        assert instructions_of(path, "", "") == {None: "", "query": "", "document": ""}
+        with pytest.raises(EngineStartError, match=r"\(include_prompt\).* set query_instruction"):
+            instructions_of(path, "Find: ", None)
 
 
 def test_the_context_is_known_before_anything_is_loaded(tmp_path):
@@ -191,6 +234,9 @@ def test_the_context_is_known_before_anything_is_loaded(tmp_path):
         OpenVINOEngine(str(tmp_path), engine_kwargs={"max_model_len": 50}).stated_context_length()
         == 50
     )
+    (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
+    assert OpenVINOEngine(str(tmp_path)).stated_context_length() == 24
     assert OpenVINOEngine("demo").stated_context_length() == 4096
     for nothing in ("org/name", str(tmp_path / "none.gguf"), str(tmp_path / "none")):
         assert OpenVINOEngine(nothing).stated_context_length() is None

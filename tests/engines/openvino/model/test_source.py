@@ -124,6 +124,19 @@ class TestCache:
             hf_model(tmp_path / "b" / "llama")
         )
 
+    def test_parts_of_sentence_transformers_are_kept_and_known(self, exports, tmp_path):
+        source = hf_model(tmp_path / "gemma")
+        part = {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
+        (tmp_path / "gemma/modules.json").write_text(json.dumps([part]))
+        folder = tmp_path / "gemma/2_Dense"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"layer")
+        first = convert(source)
+        assert left_in(first / "2_Dense") == ["config.json", "model.safetensors"]
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+        assert convert(source) != first
+
     def test_what_a_killed_process_left_is_cleared_away(self, exports, tmp_path):
         source = hf_model(tmp_path / "llama")
         target = convert(source)
@@ -234,6 +247,16 @@ class TestExporter:
     ):
         with pytest.raises(EngineStartError, match=f"no support for {kind} models"):
             convert(hf_model(tmp_path / "model", architecture, **config), task)
+        assert exports() == []
+
+    def test_a_classifier_is_no_rerank_model(self, exports, tmp_path):
+        config = {"id2label": {"0": "sad", "1": "glad", "2": "neither"}}
+        model = hf_model(tmp_path / "model", "BertForSequenceClassification", **config)
+        with pytest.raises(EngineStartError, match=r"3 labels \(sad, glad, neither\)"):
+            find_model(model, None, None)
+        (tmp_path / "model/openvino_model.xml").write_text("<net/>")
+        with pytest.raises(EngineStartError, match="no support for classification models"):
+            find_model(model, None, None)
         assert exports() == []
 
 

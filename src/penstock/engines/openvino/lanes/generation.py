@@ -313,6 +313,8 @@ class Generation:
         stop_ids = request.sampling.stop_token_ids
         check_id_range(stop_ids, self._tokenizer.vocabulary, "stop_token_ids")
         check_together(request, self._tokenizer.vocabulary)
+        if self.options.cache_eviction is not None:
+            self.options.cache_eviction.check_prompt(size)
         if request.beams is not None:
             check_search(request, self.options.max_num_seqs, self._lanes[None].all_blocks)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -99,6 +103,33 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
     return "embed"
 
 
+def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
+    """Refuse models that the exporter supports and the engine does not."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = ""
+    if task == "generate" and config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif task == "score" and architecture.endswith("ForCausalLM"):
+        kind = "generative rerank"
+    if kind:
+        raise EngineStartError(
+            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
+        )
+    if task == "score":
+        check_labels(source, config)
+
+
+def check_labels(source: str, config: dict[str, Any]) -> None:
+    """Refuse a model that sorts texts into classes: no label of it is a score."""
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and len(labels) > 2:
+        shown = ", ".join(map(str, list(labels.values())[:5]))
+        raise EngineStartError(
+            f"'{source}' has {len(labels)} labels ({shown}), where a rerank model has one: the"
+            " openvino engine has no support for classification models"
+        )
+
+
 def lacks_token_types(path: Path) -> bool:
     """Whether the converted model needs token types (which text of a pair a token belongs to) and
     its tokenizer does not emit them.
@@ -154,7 +185,20 @@ def gguf_vocabulary(path: Path) -> int | None:
 
 
 def _gguf_field(path: Path, end: str) -> int | None:
-    """A number in the file's header, or the length of a list there, by the end of its name.
+    """A number in the file's header, or the length of a list there, by the end of its name."""
+    with _gguf_header(path) as (file, _, fields):
+        for _ in range(fields):
+            name = file.read(_number(file, "Q")).decode(errors="replace")
+            value = _gguf_value(file, _number(file, "I"))
+            if name.endswith(end):
+                return int(value)
+    return None
+
+
+@contextmanager
+def _gguf_header(path: Path) -> Iterator[tuple[BinaryIO, int, int]]:
+    """The file behind the beginning of its header, with the numbers of tensors and of fields that
+    it states. Raises `EngineStartError`, also for what its reader cannot read.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
@@ -162,15 +206,44 @@ def _gguf_field(path: Path, end: str) -> int | None:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise EngineStartError(f"'{path}' is not a GGUF file")
-            _number(file, "I"), _number(file, "Q")  # version, tensors
-            for _ in range(_number(file, "Q")):
-                name = file.read(_number(file, "Q")).decode(errors="replace")
-                value = _gguf_value(file, _number(file, "I"))
-                if name.endswith(end):
-                    return int(value)
-    except (struct.error, KeyError, OverflowError, MemoryError):
+            _number(file, "I")  # the version
+            yield file, _number(file, "Q"), _number(file, "Q")
+    except (struct.error, KeyError, OverflowError, MemoryError, ValueError):
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
-    return None
+
+
+_GGUF_WEIGHTS = {
+    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 8: ("Q8_0", 32, 34)},
+    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24)},
+    **{10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144)},
+    **{13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210)},
+}
+"""Types of weights by their number: the name, the numbers in a block, and its bytes."""
+
+
+def check_gguf(path: Path) -> None:
+    """Raise `EngineStartError` for a file shorter than its header says. GenAI would load it,
+    with whatever is in memory behind its end.
+    """
+    with _gguf_header(path) as (file, tensors, fields):
+        alignment, end = 32, 0
+        for _ in range(fields):
+            name = file.read(_number(file, "Q"))
+            value = _gguf_value(file, _number(file, "I"))
+            if name == b"general.alignment":
+                alignment = max(1, int(value))
+        for _ in range(tensors):
+            file.seek(_number(file, "Q"), os.SEEK_CUR)
+            size = math.prod(_number(file, "Q") for _ in range(_number(file, "I")))
+            _, block, nbytes = _GGUF_WEIGHTS.get(_number(file, "I"), ("", 1, 0))
+            end = max(end, _number(file, "Q") + -(-size // block) * nbytes)
+        needed = -(-file.tell() // alignment) * alignment + end if tensors else 0
+    found = path.stat().st_size
+    if found < needed:
+        raise EngineStartError(
+            f"'{path}' is cut off: it has {found:,} bytes, and its header promises {needed:,};"
+            " fetch it again"
+        )
 
 
 _GGUF_FORMATS = {
@@ -187,6 +260,7 @@ _GGUF_FORMATS = {
     12: "d",
 }
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 
 def _gguf_value(file: BinaryIO, kind: int) -> Any:
@@ -195,7 +269,10 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
     if kind == _GGUF_ARRAY:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
-            _gguf_value(file, item)
+            if item == _GGUF_STRING:  # there are many
+                file.seek(*_LENGTH.unpack(file.read(8)), os.SEEK_CUR)
+            else:
+                _gguf_value(file, item)
         return size
     return _number(file, _GGUF_FORMATS[kind])
 
@@ -233,6 +310,11 @@ def instructions_of(path: Path, query: str | None, document: str | None) -> dict
         for name, (given, names) in named.items():
             own = next((prompts[one] for one in names if one in prompts), "")
             found[name] = own if given is None else given
+    if any(found.values()) and _pooling(path).get("include_prompt") is False:
+        raise EngineStartError(
+            "the model leaves its instructions out of the mean (include_prompt), which the openvino"
+            ' engine does not; set query_instruction and document_instruction to "" to go without'
+        )
     return found
 
 
@@ -250,10 +332,21 @@ def longest_text(path: Path) -> int | None:
 
 POOLING_CONFIG = "1_Pooling/config.json"
 _POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "last_token",
-    "pooling_mode_mean_tokens": "mean",
+    **{"pooling_mode_cls_token": "cls", "cls": "cls"},
+    **{"pooling_mode_lasttoken": "last_token", "lasttoken": "last_token"},
+    **{"pooling_mode_mean_tokens": "mean", "mean": "mean"},
 }
+"""Older files say of each mode whether it is used, newer ones which is."""
+
+
+def _pooling(path: Path) -> dict[str, Any]:
+    """What sentence-transformers states of the pooling; nothing without its file."""
+    listed = (folder for name, folder in modules_of(path) if name == "Pooling")
+    try:
+        stated = _read_json(next(listed, path / "1_Pooling") / "config.json")
+    except FileNotFoundError:
+        return {}
+    return stated if isinstance(stated, dict) else {}
 
 
 def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
@@ -263,13 +356,13 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
     Raises `EngineStartError` for an unknown pooling: the wrong one would silently give poor
     vectors.
     """
-    try:
-        modes = _read_json(path / POOLING_CONFIG)
-    except FileNotFoundError:
+    modes = _pooling(path)
+    if not modes:
         return "mean"
-    chosen = [
+    given = modes.get("pooling_mode") or [
         name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
     ]
+    chosen = [given] if isinstance(given, str) else given
     if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
         ways = ", ".join(chosen) or "none"
         raise EngineStartError(
@@ -288,6 +381,17 @@ def modules_of(path: Path) -> list[tuple[str, Path]]:
         (str(one.get("type")).rpartition(".")[2], path / str(one.get("path")))
         for one in (listed if isinstance(listed, list) else [])
         if isinstance(one, dict)
+    ]
+
+
+def module_files(path: Path) -> list[Path]:
+    """The files of those parts of a model that have a folder of their own."""
+    folders = {folder for _, folder in modules_of(path) if folder.parent == path}
+    return [
+        file
+        for folder in folders
+        for file in folder.glob("*")
+        if file.suffix in (".json", ".safetensors")
     ]
 
 

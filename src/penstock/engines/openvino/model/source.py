@@ -38,6 +38,9 @@ from penstock.engines.openvino.model.files import (
     PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
     TASKS_OF,
+    check_gguf,
+    check_kind,
+    check_labels,
     context_length_of,
     gguf_context_length,
     gguf_vocabulary,
@@ -46,6 +49,7 @@ from penstock.engines.openvino.model.files import (
     is_vision_config,
     lacks_token_types,
     longest_text,
+    module_files,
     onnx_file,
     positions_of,
     read_config,
@@ -78,11 +82,8 @@ _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
-_BESIDE = (
-    *(SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG),
-    *("1_SpladePooling/config.json", "1_Dense/config.json", "1_Dense/model.safetensors"),
-)
-"""Files of sentence-transformers, which a conversion keeps."""
+_BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
+"""Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
 _RECIPE = 3
 """Counts the changes to what a conversion makes."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
@@ -131,9 +132,12 @@ def stated_context_length(source: str) -> int | None:
         if path.suffix == ".gguf":
             return gguf_context_length(path)
         config = read_config(path)
+        longest = longest_text(path) if task_of(path, config) == "embed" else None
     except (OSError, EngineStartError):
         return None
-    return context_length_of(config) if config else None
+    if not config:
+        return None
+    return min(context_length_of(config), longest or context_length_of(config))
 
 
 def stated(source: str, task: str | None) -> Stated:
@@ -191,6 +195,7 @@ def find_model(
     if path.suffix == ".gguf":
         if not path.is_file():
             raise EngineStartError(f"there is no GGUF file '{path}'")
+        check_gguf(path)
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
     if not is_ir(path):
         path = convert(source, task, weight_format, quantization)
@@ -198,6 +203,8 @@ def find_model(
     if task not in (None, "generate") and sees(path):
         raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     task = task or task_of(path, config)
+    if task == "score":
+        check_labels(source, config)
     longest, positions = context_length_of(config), positions_of(config)
     if task != "generate" and positions is not None and (max_model_len or 0) > positions:
         raise EngineStartError(
@@ -297,7 +304,7 @@ def _is_for_onnx(path: Path) -> bool:
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    beside = (path / POOLING_CONFIG, *path.glob("onnx/*"))
+    beside = {path / POOLING_CONFIG, *path.glob("onnx/*"), *module_files(path)}
     files = sorted(file for file in (*path.iterdir(), *beside) if file.is_file())
     return [
         str(path),
@@ -322,7 +329,7 @@ def _download(source: str) -> Path:
         )
 
     try:
-        snapshot([POOLING_CONFIG], ignored=None)
+        snapshot(["*_Pooling/*", "*_Dense/*"], ignored=None)
         path = snapshot(_HUB_FILES)
         if not any(path.glob("*.safetensors")):
             path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
@@ -347,7 +354,7 @@ def _convert(
     """Make `target` of a model in Hugging Face's form, with optimum-intel's exporter."""
     config = read_config(directory)
     task = task or task_of(directory, config)
-    _check_kind(source, task, config)
+    check_kind(source, task, config)
     precision = chosen_format(weight_format, directory, task)
     seeing = task == "generate" and is_vision_config(config)
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
@@ -408,10 +415,11 @@ def _converted(target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _keep_beside(directory: Path, partial: Path) -> None:
-    for file in _BESIDE:
-        if (directory / file).is_file():
-            (partial / file).parent.mkdir(exist_ok=True)
-            shutil.copy(directory / file, partial / file)
+    for file in {*(directory / name for name in _BESIDE), *module_files(directory)}:
+        if file.is_file():
+            kept = partial / file.relative_to(directory)
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy(file, kept)
 
 
 def keep_image_settings(directory: Path, target: Path) -> None:
@@ -425,20 +433,6 @@ def keep_image_settings(directory: Path, target: Path) -> None:
         settings = json.loads(found.read_bytes()).get("image_processor")
         if settings:
             wanted.write_text(json.dumps(settings))
-
-
-def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
-    """Refuse models that the exporter supports and the engine does not."""
-    architecture = str((config.get("architectures") or [""])[0])
-    kind = ""
-    if task == "generate" and config.get("is_encoder_decoder"):
-        kind = "encoder-decoder"
-    elif task == "score" and architecture.endswith("ForCausalLM"):
-        kind = "generative rerank"
-    if kind:
-        raise EngineStartError(
-            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
-        )
 
 
 _TIED = """\
