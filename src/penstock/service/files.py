@@ -153,8 +153,9 @@ class FileStore:
     ) -> tuple[list[StoredFile], bool]:
         """Files behind `after`, by the time of their making, and whether there are more."""
         where, parameters = owned(owner)
-        where = f"purpose <> ?{where}"
-        parameters = (_INPUT, *parameters)
+        where = f"purpose <> ? AND COALESCE(expires_at, ?) > ?{where}"
+        now = int(time.time())
+        parameters = (_INPUT, now + 1, now, *parameters)
         if purpose is not None:
             where, parameters = f"{where} AND purpose = ?", (*parameters, purpose)
         rows = await self._state.run(
