@@ -155,11 +155,11 @@ class FileStore:
         where, parameters = owned(owner)
         where = f"purpose <> ? AND COALESCE(expires_at, ?) > ?{where}"
         now = int(time.time())
-        parameters = (_INPUT, now + 1, now, *parameters)
+        values: tuple[Any, ...] = (_INPUT, now + 1, now, *parameters)
         if purpose is not None:
-            where, parameters = f"{where} AND purpose = ?", (*parameters, purpose)
+            where, values = f"{where} AND purpose = ?", (*values, purpose)
         rows = await self._state.run(
-            page("penstock_file", where, parameters, limit, ascending=ascending, after=after)
+            page("penstock_file", where, values, limit, ascending=ascending, after=after)
         )
         return [file_of(row) for row in rows[:limit]], len(rows) > limit
 
