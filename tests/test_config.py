@@ -14,6 +14,7 @@ from penstock.llm_config import (
     LoraConfig,
     ModelLoadingConfig,
 )
+from penstock.serve.config.settings import BatchSettings
 
 
 def config(**fields: Any) -> LLMConfig:
@@ -188,6 +189,13 @@ def test_mistakes_name_their_field(fields, field, text):
     with pytest.raises(ConfigError, match=text) as caught:
         config(**fields)
     assert caught.value.field == field
+
+
+def test_an_unknown_key_in_a_list_is_refused():
+    hook = {"url": "http://127.0.0.1/", "secret": "whsec_x", "retries": 3}
+    with pytest.raises(ConfigError, match="unknown key 'retries'") as caught:
+        parse_options(BatchSettings, {"path": "x", "webhooks": [hook]}, "http.batches")
+    assert caught.value.field == "http.batches.webhooks[0].retries"
 
 
 def test_secrets_show_in_no_repr_and_no_error():

@@ -458,10 +458,22 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
                 value=value,
                 hint=nearest(str(key), fields),
             )
-        if isinstance(value, Mapping):
-            for part in (fields[key].type, *get_args(fields[key].type)):
-                if isinstance(part, type) and issubclass(part, msgspec.Struct):
-                    _check_keys(part, value, _dotted_path(where, key))
+        path = _dotted_path(where, key)
+        inner = [(path, value)]
+        if isinstance(value, list | tuple):
+            inner = [(f"{path}[{number}]", one) for number, one in enumerate(value)]
+        for place, one in inner:
+            if isinstance(one, Mapping):
+                for part in _structures(fields[key].type):
+                    _check_keys(part, one, place)
+
+
+def _structures(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    """The structures that a type is made of, such as `list[Structure] | None`."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+    for part in get_args(kind):
+        yield from _structures(part)
 
 
 def _dotted_path(where: str, name: str) -> str:

@@ -41,6 +41,11 @@ def make_folder(path: Path) -> bool:
     return True
 
 
+def close_file(path: Path) -> None:
+    """Give a file of this user mode 0600."""
+    _set_mode(path, 0o600)
+
+
 def close_to_others(path: Path) -> None:
     """Give an existing folder mode 0700. Raises `PermissionError` if another user owns it."""
     found = path.stat()

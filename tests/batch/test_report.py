@@ -10,7 +10,7 @@ from penstock.batch import report
 from penstock.batch.job.result import Counts
 from penstock.batch.report import Observed, Observer, Spread, load, page
 from penstock.batch.rows.row import Outcome, Row, RowError
-from penstock.errors import ConfigError, EngineError, OutputError
+from penstock.errors import ConfigError, EngineError
 from penstock.types import Usage
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>\ud800\0"
@@ -76,17 +76,17 @@ async def test_it_covers_all_runs_of_a_job(tmp_path, make_engine):
 
 
 @pytest.mark.parametrize(
-    ("report", "error", "words"),
+    ("report", "words"),
     [
-        ("job.txt", ConfigError, "must be a local path ending in .html"),
-        ("s3://bucket/job.html", ConfigError, "must be a local path"),
-        ("no/such/job.html", OutputError, "cannot be written"),
-        (3, ConfigError, "report: must be a path"),
+        ("job.txt", "must be a local path ending in .html"),
+        ("s3://bucket/job.html", "must be a local path"),
+        ("no/such/job.html", "report: cannot be written: there is no directory no/such"),
+        (3, "report: must be a path"),
     ],
 )
-async def test_a_place_that_cannot_be_is_refused(make_engine, report, error, words):
+async def test_a_place_that_cannot_be_is_refused(make_engine, report, words):
     engine = make_engine()
-    with pytest.raises(error, match=words):
+    with pytest.raises(ConfigError, match=words):
         await ask(numbered(1), None, engine, report=report)
     assert engine.starts == 0
 

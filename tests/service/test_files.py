@@ -84,6 +84,12 @@ async def test_ranges(service, range, status, part):
         assert reply.headers["content-length"] == str(len(part))
 
 
+async def test_answers_are_for_the_server_alone(service):
+    batch = await service.ended((await service.submit([line("a", model="sim")])).id)
+    stored = service.service.folder / "files" / batch.output_file_id
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+
+
 async def test_what_is_no_upload(service):
     client = service.openai()
     for name, given, status in (
@@ -131,6 +137,7 @@ async def test_files_expire(service, monkeypatch):
     monkeypatch.setattr("penstock.service.files.time.time", lambda: now + 61)
     with pytest.raises(openai.NotFoundError):
         await client.files.retrieve(file.id)
+    assert [one async for one in client.files.list()] == []
     await (await service.service.opened()).files.sweep()
     async with asyncio.timeout(10):  # the service itself may sweep just now
         while list((service.service.folder / "files").iterdir()):  # noqa: ASYNC110

@@ -57,6 +57,16 @@ async def test_a_batch_of_messages(service):
     assert not list((service.service.folder / "files").iterdir())
 
 
+async def test_any_model_of_a_batch_lets_a_server_take_it_over(service):
+    client = service.anthropic()
+    unknown = asked("a", model="nothing")
+    for requests, needed in (([unknown, asked("b")], "sim"), ([unknown], "")):
+        batch = await client.messages.batches.create(requests=requests)
+        stored = await service.service._stores.batches.get(None, batch.id)
+        assert stored.model == needed  # else a restarted server would leave it alone
+        await ended(client, batch.id)
+
+
 async def test_a_cancelled_batch_of_messages(tmp_path):
     slow = {"time_per_token_ms": 20.0, "max_num_seqs": 1}
     async with batch_service(tmp_path, engine=slow) as service:

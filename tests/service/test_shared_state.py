@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from batch_service import batch_service, line
-from penstock.errors import ConfigError, InputError, MissingExtraError, UnavailableError
+from penstock.errors import ConfigError, MissingExtraError, UnavailableError
 from penstock.service import runner
 from penstock.service.database import PostgresState
 
@@ -155,6 +155,7 @@ async def test_a_download_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
 
 
 async def test_a_place_of_files_that_there_cannot_be(tmp_path):
-    with pytest.raises(InputError, match="nope"):
+    with pytest.raises(ConfigError, match="nope") as refused:
         async with batch_service(tmp_path, files="nope://bucket/files"):
             pass
+    assert refused.value.field == "files"

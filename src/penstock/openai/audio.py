@@ -1,17 +1,21 @@
-"""OpenAI's audio API: the body of `/v1/audio/speech`, and streamed transcriptions."""
+"""OpenAI's audio API: the body of `/v1/audio/speech`, and transcriptions, streamed or in lines of a
+batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.framing import DONE, data, error_events
+from penstock.openai.image_parts import data_in
 from penstock.openai.requests import Count
+from penstock.openai.responses import TIMED_FORMATS
 from penstock.parsing import decode_json
-from penstock.types import Delta, SpeechRequest, Usage
+from penstock.types import Delta, SpeechRequest, TranscriptionRequest, Usage
 
 
 class SpeechBody(Struct, kw_only=True):
@@ -37,12 +41,11 @@ class SpeechBody(Struct, kw_only=True):
         return SpeechRequest(self.input, voice, self.speed, request_id)
 
 
-class TranscriptionBody(Struct, kw_only=True):
-    """Fields of the form of `POST /v1/audio/transcriptions`, whose values are texts (`as_values`
-    makes JSON's of them). `file` is the recording.
-    """
+class TranscriptionFields(Struct, kw_only=True):
+    """What all requests for a transcription have beside the recording."""
 
-    file: Any
+    task: ClassVar[Literal["transcribe", "translate"]] = "transcribe"
+
     model: str = ""
     language: str | None = None
     prompt: str = ""
@@ -55,9 +58,66 @@ class TranscriptionBody(Struct, kw_only=True):
     temperature: float | None = None
     to_language: str | None = None
 
+    def request(self, recording: bytes, *, request_id: str = "") -> TranscriptionRequest:
+        """The neutral request. Raises `RequestError`."""
+        words = "word" in self.timestamp_granularities
+        if words and self.response_format != "verbose_json":
+            raise RequestError(
+                "times of words come with response_format verbose_json",
+                param="timestamp_granularities",
+            )
+        return TranscriptionRequest(
+            recording,
+            language=self.language,
+            task=self.task,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            request_id=request_id,
+            timestamps=self.response_format in TIMED_FORMATS,
+            words=words,
+            prompt=self.prompt,
+            hotwords=self.hotwords,
+        )
+
+
+class TranscriptionBody(TranscriptionFields, kw_only=True):
+    """Fields of the form of `POST /v1/audio/transcriptions`, whose values are texts (`as_values`
+    makes JSON's of them). `file` is the recording.
+    """
+
+    file: Any
+
 
 class TranslationBody(TranscriptionBody, kw_only=True):
     """The same of `POST /v1/audio/translations`."""
+
+    task = "translate"
+
+
+class TranscriptionLine(TranscriptionFields, kw_only=True):
+    """Body of a batch's line for `/v1/audio/transcriptions`. `file_url` is the recording as a data
+    URI; the name is that of vLLM's batches. The answer is an object, so there are no subtitles.
+    """
+
+    names: ClassVar = {"audio": "file_url"}
+
+    file_url: str
+    response_format: Literal["json", "verbose_json"] = "json"
+
+    def recording(self) -> bytes:
+        """The recording. Raises `RequestError`."""
+        kind, comma, _ = self.file_url.partition(",")
+        if not (comma and kind.startswith("data:") and kind.endswith(";base64")):
+            raise RequestError(
+                f"file_url must be a data URI (data:audio/wav;base64,…): '{self.file_url[:50]}'",
+                param="file_url",
+            )
+        return data_in(self.file_url, "file_url")
+
+
+class TranslationLine(TranscriptionLine, kw_only=True):
+    """The same for `/v1/audio/translations`."""
+
+    task = "translate"
 
 
 _TEXTS = frozenset({"model", "language", "prompt", "hotwords", "response_format", "to_language"})

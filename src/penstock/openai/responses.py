@@ -405,6 +405,23 @@ TIMED_FORMATS = frozenset({"verbose_json", "srt", "vtt"})
 TRANSCRIPT_FORMATS = ("json", "text", *sorted(TIMED_FORMATS))
 
 
+def transcription(result: Transcription, form: str, task: str) -> dict[str, Any] | str:
+    """A transcription in one of the formats: an object, or text. Raises `RequestError`."""
+    if form == "text":
+        return result.text
+    if form not in TIMED_FORMATS:
+        return {"text": result.text}
+    if result.segments is None:
+        raise RequestError(
+            f"response_format '{form}' needs timestamps, which the engine does not give with this"
+            " model: use json or text",
+            param="response_format",
+        )
+    if form == "verbose_json":
+        return verbose_transcription(result, result.segments, task)
+    return subtitles(result.segments, form)
+
+
 def verbose_transcription(
     result: Transcription, segments: Sequence[TranscriptionSegment], task: str = "transcribe"
 ) -> dict[str, Any]:

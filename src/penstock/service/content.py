@@ -133,6 +133,7 @@ def place_copy(made: Path, to: Path) -> None:
             shutil.copyfileobj(source, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())
+    private_files.close_file(waiting)  # a job's output has the mode that the umask gives
     os.replace(waiting, to)
     waiting.unlink(missing_ok=True)  # two names of one file: `replace` then keeps both
 

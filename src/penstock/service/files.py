@@ -153,12 +153,13 @@ class FileStore:
     ) -> tuple[list[StoredFile], bool]:
         """Files behind `after`, by the time of their making, and whether there are more."""
         where, parameters = owned(owner)
-        where = f"purpose <> ?{where}"
-        parameters = (_INPUT, *parameters)
+        where = f"purpose <> ? AND COALESCE(expires_at, ?) > ?{where}"
+        now = int(time.time())
+        values: tuple[Any, ...] = (_INPUT, now + 1, now, *parameters)
         if purpose is not None:
-            where, parameters = f"{where} AND purpose = ?", (*parameters, purpose)
+            where, values = f"{where} AND purpose = ?", (*values, purpose)
         rows = await self._state.run(
-            page("penstock_file", where, parameters, limit, ascending=ascending, after=after)
+            page("penstock_file", where, values, limit, ascending=ascending, after=after)
         )
         return [file_of(row) for row in rows[:limit]], len(rows) > limit
 

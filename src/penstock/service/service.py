@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from penstock import private_files
 from penstock.batch.read.files import filesystem
-from penstock.errors import UnavailableError
+from penstock.config import masked
+from penstock.errors import ConfigError, InputError, UnavailableError
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.config.settings import BatchSettings
 from penstock.service.batches import Batch, BatchStore
@@ -52,10 +53,13 @@ class BatchService:
 
     async def start(self) -> None:
         """Go on with the batches that an earlier life of the server has left. Raises
-        `ConfigError`, or `InputError` for a place of files that there cannot be.
+        `ConfigError`.
         """
-        if self.settings.files is not None:
-            filesystem(self.settings.files)  # one that cannot be reached is told at once
+        if (place := self.settings.files) is not None:
+            try:
+                filesystem(place)  # one that cannot be reached is told at once
+            except InputError as error:
+                raise ConfigError(str(error), field="files", value=masked(place)) from None
         if self.settings.database is not None or (self.folder / DATABASE).exists():
             await self.opened()
 

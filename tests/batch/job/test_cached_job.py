@@ -79,6 +79,7 @@ def test_a_model_is_known_by_its_files_and_what_decides(tmp_path, make_engine):
         ({"cache": "x", "adapter": "a"}, "no answers of adapters"),
         ({"cache": "x", "prompt": None, "speak": "text", "audio_dir": "d"}, "no spoken files"),
         ({"cache": ""}, "cache: must not be empty"),
+        ({"cache": __file__}, "cache: must be a directory, and is a file"),
         ({"cache": "x", "engine": "remote", "engine_kwargs": {"base_url": "http://h/v1"}}, "model"),
     ],
 )

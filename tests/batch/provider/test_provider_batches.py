@@ -50,6 +50,15 @@ def read(folder: Path) -> list[Any]:
 
 
 @both
+async def test_a_base_without_its_end_is_told_so(
+    kind: str, provider: Provider, tmp_path: Path
+) -> None:
+    base = {"base_url": provider.base_url.removesuffix("/v1")}
+    with pytest.raises(JobError, match=r"Does base_url end .* as https://api.*/v1\?"):
+        await run(provider, kind, tmp_path, engine_kwargs=base)
+
+
+@both
 async def test_rows_become_the_lines_of_one_batch(
     kind: str, provider: Provider, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from penstock.batch.rows.row import Row, RowForm
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, InputError, OutputError
+from penstock.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -47,7 +47,7 @@ def extras_of(
     engines: Sequence[LLMEngine],
     deciding: RowQuestions | None,
 ) -> Extras:
-    """Those of a job, checked. Raises `ConfigError` or `OutputError`."""
+    """Those of a job, checked. Raises `ConfigError`."""
     return Extras(
         _keys(job, source, output, form, len(engines)),
         _cache(job, engines, form, deciding),
@@ -102,6 +102,8 @@ def _cache(
     place = os.fspath(job.cache)
     if not place:
         raise ConfigError("must not be empty", field="cache")
+    if os.path.isfile(place):
+        raise ConfigError("must be a directory, and is a file", field="cache", value=place)
     return CacheChoice(
         place,
         engines[0],
@@ -119,16 +121,18 @@ def _cache(
 
 
 def _report_place(report: str | os.PathLike[str] | None, source: Source, output: Any) -> str | None:
-    """The path of the report. Raises `ConfigError` or `OutputError` if it cannot be there."""
+    """The path of the report. Raises `ConfigError` if it cannot be there."""
     if report is None:
         return None
     path = os.fspath(report)
     if is_url(path) or not path.lower().endswith((".html", ".htm")):
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
-        raise OutputError(f"{path} cannot be written: its directory does not exist, or it is one")
-    folder = output.folder.resolve() if isinstance(output, Output) else None
-    if source.reads(path) or folder in Path(path).resolve().parents:
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        why = "it is a directory" if os.path.isdir(path) else f"there is no directory {folder}"
+        raise ConfigError(f"cannot be written: {why}", field="report", value=path)
+    state = output.folder.resolve() if isinstance(output, Output) else None
+    if source.reads(path) or state in Path(path).resolve().parents:
         raise ConfigError(f"{path} lies in the input or in the job's state", field="report")
     return path
 

@@ -269,7 +269,10 @@ class BatchApiEngine(LLMEngine):
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            batch.error = JobError(f"{error}. {self._resumes(batch)}")
+            hint = ""
+            if batch.id is None and getattr(error, "http_status", None) == 404:
+                hint = f"Does base_url end where the API's paths begin, as {self._api.base_url}? "
+            batch.error = JobError(f"{error}. {hint}{self._resumes(batch)}")
             self._fail(batch.lines, batch.error)
         finally:
             self._tasks.pop(batch.token, None)

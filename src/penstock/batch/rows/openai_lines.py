@@ -32,6 +32,7 @@ from penstock.errors import (
     nearest,
 )
 from penstock.openai import responses
+from penstock.openai.audio import TranscriptionLine, TranslationLine
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
 from penstock.openai.extensions import (
@@ -205,6 +206,18 @@ async def _answer_classify(model: Tasks, asked: Asked, to: Naming) -> Answered:
     return Answered(body, "stop", classes.usage)
 
 
+def _transcription(asked: TranscriptionLine, adapter: str | None) -> Asked:
+    return Asked([asked.request(asked.recording())], asked.response_format)
+
+
+async def _answer_transcription(model: Tasks, asked: Asked, to: Naming) -> Answered:
+    request = asked.requests[0]
+    found = await model.transcriptions(request)
+    body = responses.transcription(found, asked.shape, request.task)
+    assert isinstance(body, dict)  # by the formats of lines
+    return Answered(body, "stop", found.usage)
+
+
 _RERANK = LineEndpoint(RerankBody, _rerank, _answer_rerank)
 _SCORE = LineEndpoint(ScoreBody, _score, _answer_score)
 ENDPOINTS: dict[str, LineEndpoint] = {
@@ -221,6 +234,10 @@ ENDPOINTS: dict[str, LineEndpoint] = {
     "/v2/rerank": _RERANK,
     "/rerank": _RERANK,
     "/classify": LineEndpoint(ClassifyBody, _classify, _answer_classify),
+    "/v1/audio/transcriptions": LineEndpoint(
+        TranscriptionLine, _transcription, _answer_transcription
+    ),
+    "/v1/audio/translations": LineEndpoint(TranslationLine, _transcription, _answer_transcription),
 }
 """By the URL of a line."""
 

@@ -33,7 +33,7 @@ from penstock.openai.image_parts import (
 )
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
-from penstock.types import ChatRequest, Message, Sampling
+from penstock.types import ChatRequest, Message, Sampling, Usage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -274,7 +274,7 @@ class ColumnRequests(EngineForm):
             "ok" if error is None else "error",
             None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
             outcome.finish_reason,
-            None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+            usage_columns(usage),
             outcome.attempts,
             outcome.latency_ms,
         ]
@@ -339,10 +339,21 @@ def end_of(outcome: Outcome) -> list[Any]:
     return [
         "ok" if error is None else "error",
         None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-        None if usage is None else {name: getattr(usage, name) for name in USAGE_FIELDS},
+        usage_columns(usage),
         outcome.attempts,
         outcome.latency_ms,
     ]
+
+
+def usage_columns(usage: Usage | None) -> dict[str, int] | None:
+    """The `USAGE_FIELDS` by name: written out, as every row of a job has them."""
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+    }
 
 
 def end_types() -> list[pa.DataType]:

@@ -62,7 +62,7 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "ClassifyBody": {**_SHARED, **_USER},
     "PoolingBody": {**_SHARED, **_USER},
     "SpeechBody": {},
-    "TranscriptionBody": {
+    "TranscriptionFields": {
         "min_p": _GREEDY,
         "seed": _GREEDY,
         "top_k": _GREEDY,
@@ -138,7 +138,7 @@ REFUSED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ClassifyBody": _TEXTS,
     "ScoreBody": _PAIRS,
     "RerankBody": _PAIRS,
-    "TranscriptionBody": {
+    "TranscriptionFields": {
         "chunking_strategy": _NOTHING,
         "frequency_penalty": (0,),
         "include": _NOTHING,
@@ -201,6 +201,7 @@ _ONE_ANSWER: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
 }
 """The same of forms with one answer, which has no place for token ids."""
+_TRANSLATED = {"temperature": (0,), "to_language": ("en",)}
 ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ChatBody": _NOWHERE,
     "CompletionBody": {**_NOWHERE, "suffix": ("",)},
@@ -209,8 +210,9 @@ ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "truncation": ("disabled",),
     },
     "SpeechBody": {"instructions": ("",), "stream_format": ("audio",)},
-    "TranslationBody": {"temperature": (0,), "to_language": ("en",)},
-    "TranscriptionBody": {"temperature": (0,), "to_language": ()},
+    "TranslationBody": _TRANSLATED,
+    "TranslationLine": _TRANSLATED,
+    "TranscriptionFields": {"temperature": (0,), "to_language": ()},
     "MessageBody": {
         **_ONE_ANSWER,
         "thread": (),

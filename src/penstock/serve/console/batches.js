@@ -8,7 +8,7 @@ import * as server from "./server.js";
 const PAGE = 20;
 const POLL_MS = 2000;
 const OVER = ["completed", "failed", "expired", "cancelled"];
-const ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/decisions", "/v1/score", "/v1/rerank", "/classify"];
+const ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/decisions", "/v1/systemone", "/v1/score", "/v1/rerank", "/classify", "/v1/audio/transcriptions", "/v1/audio/translations"];
 
 const unix = (time) => time && Date.parse(time) / 1000;
 /** One of Anthropic's batches in the form of OpenAI's. */

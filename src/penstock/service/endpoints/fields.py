@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from penstock.errors import RequestError
+from penstock.errors import PenstockError, RequestError
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.query import whole_number
 
-_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_WINDOW_S = 3650 * 86400
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
@@ -28,6 +29,17 @@ class ExpiresAfter(Struct, forbid_unknown_fields=True):
 def sees(exchange: Exchange) -> str | None:
     """Whose files and batches the caller sees; None for all."""
     return None if exchange.rank == "admin" else exchange.owner
+
+
+async def first_known(exchange: Exchange, models: Iterable[str]) -> str:
+    """The first of these models that the server has. Empty where it has none of them: the batch
+    then needs no model, and any server may end it.
+    """
+    for name in models:
+        with contextlib.suppress(PenstockError):
+            await exchange.ingress.models.find(name)
+            return name
+    return ""
 
 
 def page_limits(exchange: Exchange, *, usual: int, most: int) -> int:

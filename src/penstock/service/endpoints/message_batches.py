@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncGenerator
@@ -31,12 +32,13 @@ from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_json, decode_body, read_body
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import RUNNING, Batch, Tally
-from penstock.service.endpoints.fields import page_limits, sees
+from penstock.service.endpoints.fields import first_known, page_limits, sees
 from penstock.service.files import FileStore, new_id
 from penstock.service.service import BatchService
 
 URL = "/v1/messages"
 _WINDOW, _WINDOW_S = "24h", 86400
+_MOST_MODELS = 16
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _UNANSWERED = {BatchCancelledError.kind: "canceled", BatchExpiredError.kind: "expired"}
 
@@ -92,7 +94,7 @@ class MessageBatchRoutes:
             given = await read_body(exchange.request, limits)
         body: MessageBatchBody = await asyncio.to_thread(decode_body, given, MessageBatchBody)
         del given
-        model = await asyncio.to_thread(_check, body, settings.max_lines)
+        models = await asyncio.to_thread(_check, body, settings.max_lines)
         stores = await self._service.opened()
         made = self._service.incoming / f"messages-{uuid4().hex}"
         try:
@@ -108,7 +110,7 @@ class MessageBatchRoutes:
             owner=exchange.owner,
             api="anthropic",
             endpoint=URL,
-            model=model,
+            model=await first_known(exchange, models),
             input_file_id=file.id,
             completion_window=_WINDOW,
             created_at=now,
@@ -225,15 +227,16 @@ class _Model(Struct):
     model: str = ""
 
 
-def _check(body: MessageBatchBody, most: int) -> str:
-    """Check the requests but for their `params`. Returns the first one's model. Raises
-    `RequestError`.
+def _check(body: MessageBatchBody, most: int) -> list[str]:
+    """Check the requests but for their `params`. Returns the models that they name, the first 16.
+    Raises `RequestError`.
     """
     if not 1 <= len(body.requests) <= most:
         raise RequestError(
             f"a batch has 1 to {most} requests, not {len(body.requests)}", param="requests"
         )
     seen: set[str] = set()
+    models: dict[str, None] = {}
     for number, one in enumerate(body.requests):
         where = f"requests.{number}.custom_id"
         if _CUSTOM_ID.fullmatch(one.custom_id) is None:
@@ -250,10 +253,10 @@ def _check(body: MessageBatchBody, most: int) -> str:
             raise RequestError(f"{where}: is not UTF-8", param=where) from None
         if key is not None:
             raise RequestError(f"{where}: the key '{key[:100]}' stands twice", param=where)
-    try:
-        return msgspec.json.decode(body.requests[0].params, type=_Model).model
-    except msgspec.DecodeError:
-        return ""
+        if len(models) < _MOST_MODELS:
+            with contextlib.suppress(msgspec.DecodeError):
+                models[msgspec.json.decode(one.params, type=_Model).model] = None
+    return list(models)
 
 
 def _write_lines(path: Path, body: MessageBatchBody) -> None:

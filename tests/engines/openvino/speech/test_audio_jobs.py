@@ -1,6 +1,7 @@
 """Jobs over recordings, and jobs that speak, on the embedded engine."""
 
 import json
+from base64 import b64encode
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +69,43 @@ async def test_a_directory_of_recordings(ears, tmp_path):
     assert "not usable" in found[4]["error"]["message"]
     again = await penstock.arun(folder, tmp_path / "out.jsonl", **asked)
     assert again.already_complete
+
+
+async def test_lines_of_a_batch(ears, tmp_path):
+    def line(name, way="transcriptions", **body):
+        url = f"/v1/audio/{way}"
+        return {"custom_id": name, "method": "POST", "url": url, "body": {"model": "m", **body}}
+
+    audio = recording(0.5)
+    asked = {"file_url": f"data:audio/wav;base64,{b64encode(audio).decode()}", "max_tokens": 8}
+    verbose = {"response_format": "verbose_json", "language": "en"}
+    given = [
+        line("plain", **asked, language="en"),
+        line("timed", **asked, **verbose),
+        line("english", "translations", **asked, **verbose),
+        line("elsewhere", file_url="https://example.org/a.wav"),
+        line("percent", file_url="data:audio/wav,RIFF"),
+        line("upload", file="a.wav"),
+        line("subtitles", **asked, response_format="srt"),
+        line("stream", **asked, stream=True),
+        line("no sound", file_url="data:audio/wav;base64,AAAA"),
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in given))
+    result = await penstock.arun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", engine=ears)
+    assert (result.counts.ok, result.counts.rows) == (3, 9)
+    found = {row["custom_id"]: row["response"] for row in lines(tmp_path / "out.jsonl")}
+    text = await text_of(ears, audio)
+    assert found["plain"]["body"] == {"text": text}
+    timed = found["timed"]["body"]
+    assert (timed["task"], timed["language"], timed["duration"]) == ("transcribe", "en", 0.5)
+    assert timed["segments"]
+    assert found["english"]["body"]["task"] == "translate"
+    wrong = {name: one for name, one in found.items() if one["status_code"] != 200}
+    assert {one["status_code"] for one in wrong.values()} == {400}
+    assert [one["body"]["error"]["param"] for one in wrong.values()] == [
+        *("file_url", "file_url", "file", "response_format", "stream"),
+        wrong["no sound"]["body"]["error"]["param"],
+    ]
 
 
 async def test_hugging_faces_columns_in_parquet_with_times(ears, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
@@ -20,12 +20,7 @@ from penstock.openai.audio import (
     as_values,
 )
 from penstock.openai.requests import parse_body
-from penstock.openai.responses import (
-    TIMED_FORMATS,
-    TRANSCRIPT_FORMATS,
-    subtitles,
-    verbose_transcription,
-)
+from penstock.openai.responses import TRANSCRIPT_FORMATS, transcription
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import check_texts
 from penstock.serve.api.sse import EventStream
@@ -49,7 +44,6 @@ FORM: dict[str, Any] = {
     },
 }
 """The JSON Schema of the multipart form, for the API's description."""
-_GRANULARITIES = "timestamp_granularities[]"
 _MOST_FIELDS = 40
 
 
@@ -57,7 +51,7 @@ async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
     form = await _form(exchange)
     try:
-        return await _answer(exchange, _body(form, TranscriptionBody), "transcribe")
+        return await _answer(exchange, _body(form, TranscriptionBody))
     finally:
         await form.close()
 
@@ -66,7 +60,7 @@ async def translations(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file in English, whatever its language."""
     form = await _form(exchange)
     try:
-        return await _answer(exchange, _body(form, TranslationBody), "translate")
+        return await _answer(exchange, _body(form, TranslationBody))
     finally:
         await form.close()
 
@@ -93,48 +87,20 @@ async def speech(exchange: Exchange, body: SpeechBody) -> Response:
     return Response(file, media_type=CONTENT_TYPES[body.response_format])
 
 
-async def _answer(
-    exchange: Exchange, body: TranscriptionBody, task: Literal["transcribe", "translate"]
-) -> Response:
+async def _answer(exchange: Exchange, body: TranscriptionBody) -> Response:
     target = await exchange.target(body.model)
-    shape, words = body.response_format, "word" in body.timestamp_granularities
-    if words and shape != "verbose_json":
-        raise RequestError(
-            "times of words come with response_format verbose_json", param=_GRANULARITIES
-        )
-    timed = shape in TIMED_FORMATS
-    request = TranscriptionRequest(
-        await body.file.read(),
-        language=body.language,
-        task=task,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        request_id=exchange.answer_id,
-        timestamps=timed,
-        words=words,
-        prompt=body.prompt,
-        hotwords=body.hotwords,
-    )
+    request = body.request(await body.file.read(), request_id=exchange.answer_id)
     if body.stream:
-        if timed:
+        if request.timestamps:
             raise UnsupportedError(
-                f"a stream has text only: response_format '{shape}' comes whole", param="stream"
+                f"a stream has text only: response_format '{body.response_format}' comes whole",
+                param="stream",
             )
         return EventStream(exchange, _streamed(target.handle, request), TranscriptFramer())
     result = await exchange.wait(target.handle.transcriptions(request))
     exchange.usage = result.usage
-    if shape == "text":
-        return PlainTextResponse(result.text)
-    if not timed:
-        return exchange.json({"text": result.text})
-    if result.segments is None:
-        raise RequestError(
-            f"response_format '{shape}' needs timestamps, which the {target.handle.engine_name}"
-            " engine does not give with this model: use json or text",
-            param="response_format",
-        )
-    if shape == "verbose_json":
-        return exchange.json(verbose_transcription(result, result.segments, task))
-    return PlainTextResponse(subtitles(result.segments, shape))
+    made = transcription(result, body.response_format, body.task)
+    return PlainTextResponse(made) if isinstance(made, str) else exchange.json(made)
 
 
 async def _streamed(handle: ModelHandle, request: TranscriptionRequest) -> Batches:
