@@ -75,7 +75,14 @@ def what_is_asked(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--clients", type=click.IntRange(1), help="Closed loop: this many.  [default: 8]")
 @click.option("--rate", type=_POSITIVE, help="Open loop: Poisson arrivals, requests a second.")
 @click.option("--ramp", metavar="A:B", help="Open loop: from A to B requests a second.")
-@click.option("--trace", type=click.Path(dir_okay=False), help="Open loop: a recorded trace.")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False),
+    help=(
+        "Open loop: a recorded trace. CSV as Azure's, or JSON lines with timestamp, input_tokens"
+        " and output_tokens."
+    ),
+)
 @click.option("--seconds", type=_POSITIVE, help="Length of a ramp.  [default: 60]")
 @click.option("--trace-speed", type=_POSITIVE, help="Replay it so many times as fast.")
 @click.option("--requests", type=click.IntRange(1), help="How many are counted.  [default: 100]")
