@@ -53,7 +53,7 @@ def folder(tmp_path):
     config.write_text(config.read_text().replace(f": {CONTEXT}", ": 512"))
     hearing_model(tmp_path)
     speaking_model(tmp_path)
-    for page in (*PAGES, *ASKING, *GUIDES):
+    for page in (*PAGES, *GUIDES):
         for body in (*blocks(page, "yaml"), *blocks(page, "json")):
             name, _, content = body.partition("\n")
             if name.startswith("# "):  # a file, by its name
@@ -113,6 +113,7 @@ def test_python(page, folder):
 
 @pytest.mark.parametrize("page", ASKING)
 def test_python_that_asks_a_server(page, folder):
+    (folder / "lines.jsonl").write_text("".join(blocks("docs/batch-api.md", "json")))
     with serving("demo", "--store", f"{folder}/kept.db", "--batch-dir", f"{folder}/kept") as server:
         for code in blocks(page, "python"):
             at = server.url.removeprefix("http://")
