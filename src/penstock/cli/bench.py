@@ -125,7 +125,7 @@ def serve(targets: tuple[str, ...], **options: Any) -> None:
 
     \b
     time to first token    until the first text
-    time per output token  from the first text to the last, over the tokens but one
+    time per output token  first text to last text, over the tokens but one
     inter-token latency    between two pieces of a stream
     goodput                requests a second that keep all targets (--slo-…)
 
