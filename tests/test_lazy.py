@@ -266,3 +266,21 @@ def test_every_extra_named_is_one_we_offer() -> None:
     project = (SOURCE.parents[1] / "pyproject.toml").read_text()
     offered = tomllib.loads(project)["project"]["optional-dependencies"]
     assert set(lazy.EXTRAS.values()) <= set(offered)
+
+
+def test_every_package_that_a_plain_install_lacks_has_its_extra() -> None:
+    plain = {
+        *("click", "fsspec", "jinja2", "jsonschema_rs", "msgspec", "numpy", "openvino"),
+        *("openvino_genai", "prometheus_client", "pyarrow", "python_multipart", "starlette"),
+        *("tqdm", "uvicorn", "xxhash", "yaml"),
+    }
+    beside = {"pytest", "zmq"}  # whoever tests an engine has the one, vLLM the other
+    imported: set[str] = set()
+    for path in Path(penstock.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"penstock"}
+    assert foreign - plain - beside <= set(lazy.EXTRAS)
