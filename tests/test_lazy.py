@@ -1,4 +1,5 @@
 import ast
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -284,3 +285,27 @@ def test_every_package_that_a_plain_install_lacks_has_its_extra() -> None:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - sys.stdlib_module_names - {"penstock"}
     assert foreign - plain - beside <= set(lazy.EXTRAS)
+
+
+def test_what_asks_other_servers_names_its_extra() -> None:
+    program = """
+import sys
+sys.modules |= dict.fromkeys(("aiohttp", "yarl", "multidict"))
+import penstock
+from penstock.batch import HttpRequestProcessorConfig, build_processor
+for options in ({"engine": "remote"}, {"attach": "http://127.0.0.1:9"}, {"engine": "openai-batch"},
+                {"engine": "anthropic-batch"}):
+    try:
+        penstock.run([{"a": "b"}], "out.jsonl", model="m", prompt="{a}", max_tokens=1, **options)
+    except penstock.MissingExtraError as error:
+        print(error)
+try:
+    list(build_processor(HttpRequestProcessorConfig(url="http://127.0.0.1:9"))([{"a": "b"}]))
+except penstock.MissingExtraError as error:
+    print(error)
+"""
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert all(line.endswith("pip install 'penstock[http]'") for line in lines)
