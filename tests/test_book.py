@@ -105,7 +105,7 @@ def test_commands(line, folder):
         run(["bash", "-euc", line.replace(AT, at)], folder)
 
 
-@pytest.mark.parametrize("page", (*PAGES, "docs/processors.md"))
+@pytest.mark.parametrize("page", [*PAGES, "docs/processors.md"])
 def test_python(page, folder):
     for code in blocks(page, "python"):
         run([sys.executable, "-c", code], folder)

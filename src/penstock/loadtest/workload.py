@@ -267,7 +267,10 @@ def _csv_rows(text: str) -> list[tuple[float, int, int]]:
 
     names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     rows = []
-    for number, value in enumerate(csv.DictReader(io.StringIO(text)), 2):
+    table = csv.DictReader(io.StringIO(text))
+    if text and not set(names) <= set(table.fieldnames or ()):
+        raise _BadRow(1, f"needs the columns {', '.join(names)}")
+    for number, value in enumerate(table, 2):
         time: Any = value.get(names[0])
         try:
             found = datetime.fromisoformat(str(time))  # digits beyond microseconds are dropped
