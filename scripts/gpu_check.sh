@@ -37,6 +37,7 @@ if [[ -z $dry ]]; then
         "$venv/bin/pip" install -q -e '.[vllm,dev]'
     fi
     : >gpu_check.txt
+    mkdir -p build # where the job of MODEL writes
 fi
 
 failed=0
@@ -56,12 +57,12 @@ python="$venv/bin/python"
 if [[ -z $cpu ]]; then
     step machine 10 nvidia-smi
 fi
-step contract 150 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_engine.py
-step serving 120 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_serving.py
-step streaming 150 "$python" bench/vllm_front.py --only streaming --clients 1 64 --rounds 1 --requests 4
-step batch 120 "$python" bench/vllm_front.py --only batch --rounds 1 --rows 1024
+step contract 140 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_engine.py
+step serving 110 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_serving.py
+step streaming 140 "$python" bench/vllm_front.py --only streaming --clients 1 64 --rounds 1 --requests 4
+step batch 100 "$python" bench/vllm_front.py --only batch --rounds 1 --rows 1024
 if [[ -n ${MODEL:-} ]]; then
-    step model 120 "$venv/bin/penstock" run src/penstock/demo/tickets.jsonl -o build/gpu_check.jsonl --fresh --limit 200 \
+    step model 100 "$venv/bin/penstock" run src/penstock/demo/tickets.jsonl -o build/gpu_check.jsonl --fresh --limit 200 \
         --engine vllm --model "$MODEL" --prompt 'Summarise in one line: {ticket}' --max-tokens 40
 fi
 [[ -n $dry ]] || { rm -f gpu_check.log && printf '\n' && cat gpu_check.txt; }

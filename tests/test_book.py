@@ -13,7 +13,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack, chdir, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = ("docs/batch.md", "docs/decisions.md")
+ASKING = ("docs/batch-api.md", "docs/serving.md")  # their programs ask a server
 GUIDES = [
     "README.md",
     "docs/start.md",
@@ -102,10 +105,46 @@ def test_commands(line, folder):
         run(["bash", "-euc", line.replace(AT, at)], folder)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/processors.md"])
 def test_python(page, folder):
     for code in blocks(page, "python"):
-        assert run([sys.executable, "-c", code], folder)
+        run([sys.executable, "-c", code], folder)
+
+
+@pytest.mark.parametrize("page", ASKING)
+def test_python_that_asks_a_server(page, folder):
+    (folder / "lines.jsonl").write_text("".join(blocks("docs/batch-api.md", "json")))
+    with serving("demo", "--store", f"{folder}/kept.db", "--batch-dir", f"{folder}/kept") as server:
+        for code in blocks(page, "python"):
+            at = server.url.removeprefix("http://")
+            run([sys.executable, "-c", code.replace("localhost:8000", at)], folder)
+
+
+def test_python_that_asks_an_endpoint(folder, monkeypatch):
+    keys = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self):
+            keys.append(self.headers["Authorization"])
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = json.dumps({"score": len(asked["text"])}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    (folder / "rows.jsonl").write_text('{"text": "four"}\n')
+    monkeypatch.setenv("API_KEY", "sesame")
+    (code,) = blocks("docs/http.md", "python")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as endpoint:
+        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+        code = code.replace("https://api.example.com", f"http://127.0.0.1:{endpoint.server_port}")
+        assert run([sys.executable, "-c", code], folder) == "ok {'score': 4} None\n"
+        endpoint.shutdown()
+    assert keys == ["Bearer sesame"]
 
 
 @pytest.mark.parametrize("page", GUIDES)

@@ -82,3 +82,4 @@ def test_the_image_has_no_root_and_looks_after_itself():
     assert re.search(r"^USER 10001$", image, re.MULTILINE)
     assert re.search(r"^HEALTHCHECK ", image, re.MULTILINE)
     assert "/health" in image
+    assert " wget " in image  # KubeRay's probes

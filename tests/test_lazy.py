@@ -1,4 +1,5 @@
 import ast
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -266,3 +267,45 @@ def test_every_extra_named_is_one_we_offer() -> None:
     project = (SOURCE.parents[1] / "pyproject.toml").read_text()
     offered = tomllib.loads(project)["project"]["optional-dependencies"]
     assert set(lazy.EXTRAS.values()) <= set(offered)
+
+
+def test_every_package_that_a_plain_install_lacks_has_its_extra() -> None:
+    plain = {
+        *("click", "fsspec", "jinja2", "jsonschema_rs", "msgspec", "numpy", "openvino"),
+        *("openvino_genai", "prometheus_client", "pyarrow", "python_multipart", "starlette"),
+        *("tqdm", "uvicorn", "xxhash", "yaml"),
+    }
+    beside = {"pytest", "zmq"}  # whoever tests an engine has the one, vLLM the other
+    imported: set[str] = set()
+    for path in Path(penstock.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"penstock"}
+    assert foreign - plain - beside <= set(lazy.EXTRAS)
+
+
+def test_what_asks_other_servers_names_its_extra() -> None:
+    program = """
+import sys
+sys.modules |= dict.fromkeys(("aiohttp", "yarl", "multidict"))
+import penstock
+from penstock.batch import HttpRequestProcessorConfig, build_processor
+for options in ({"engine": "remote"}, {"attach": "http://127.0.0.1:9"}, {"engine": "openai-batch"},
+                {"engine": "anthropic-batch"}):
+    try:
+        penstock.run([{"a": "b"}], "out.jsonl", model="m", prompt="{a}", max_tokens=1, **options)
+    except penstock.MissingExtraError as error:
+        print(error)
+try:
+    list(build_processor(HttpRequestProcessorConfig(url="http://127.0.0.1:9"))([{"a": "b"}]))
+except penstock.MissingExtraError as error:
+    print(error)
+"""
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert all(line.endswith("pip install 'penstock[http]'") for line in lines)

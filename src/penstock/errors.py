@@ -474,14 +474,14 @@ def class_and_text(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the known word nearest to `name`, or else lists all known words."""
+    """A sentence that names the known word nearest to `name`, or else lists up to 50 of them."""
     from difflib import get_close_matches  # imported only for an error
 
     words = sorted(known)
-    match = get_close_matches(name[:_LONGEST_PARAM], words, n=1, cutoff=0.6)
-    if match:
+    if match := get_close_matches(name[:_LONGEST_PARAM], words, n=1, cutoff=0.6):
         return f"Did you mean '{match[0]}'?"
-    return f"Known: {', '.join(words)}" if words else ""
+    more = f" and {len(words) - 50:,} more" if len(words) > 50 else ""
+    return f"Known: {', '.join(words[:50])}{more}" if words else ""
 
 
 def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:

@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, str] = {
     "av": "audio",
     "fastapi": "ray",
     "gcsfs": "gcs",
+    "httpx": "vllm",
     "huggingface_hub": "hf",
     "nixl": "nixl",
     "nncf": "convert",
@@ -43,6 +44,7 @@ EXTRAS: Mapping[str, str] = {
     "torch": "convert",
     "transformers": "convert",
     "vllm": "vllm",
+    "yarl": "http",
 }
 """Import name of a package → the extra that installs it."""
 

@@ -18,6 +18,11 @@ def test_no_line_of_help_is_a_request_of_roff():
             assert not line.startswith(".") or line.split()[0] in {".TH", ".SH", ".nf", ".fi"}
 
 
+def test_an_example_of_two_lines_stays_two():
+    (line,) = [one for one in dict(pages(cli))["penstock-run"].splitlines() if "cascade ./" in one]
+    assert line.lstrip().startswith("\\-\\-cascade ./large")
+
+
 def test_they_are_written_into_a_new_folder(tmp_path):
     main(str(tmp_path / "man1"))
     assert (tmp_path / "man1/penstock-run.1").read_text().startswith(".TH PENSTOCK-RUN 1")

@@ -164,7 +164,7 @@ async def test_a_silent_server_is_left_after_the_timeout():
 
 @pytest.mark.parametrize("url", ["http://:1", "ftp://a", "http://a:b", "http://"])
 def test_wrong_addresses_are_refused(url):
-    with pytest.raises(ConfigError, match="TARGET"):
+    with pytest.raises(ConfigError, match="URL"):
         Server(url)
 
 

@@ -7,9 +7,12 @@ from penstock.loadtest.workload import Workload
 
 def test_lengths_are_capped_to_the_model():
     fit = fitted(Workload("code"), 4096)
-    assert (fit.max_output, fit.max_input) == (2048, 4096 - 2048 - 128)
+    assert (fit.max_output, fit.max_input) == (2048, (4096 - 2048 - 128) * 31 // 32)
     fit = fitted(Workload("code", max_output=100, max_input=9000), 4096)
-    assert (fit.max_output, fit.max_input) == (100, 4096 - 100 - 128)
+    assert (fit.max_output, fit.max_input) == (100, (4096 - 100 - 128) * 31 // 32)
+    assert (
+        fitted(Workload("code", output_tokens=16), 4096).max_input == (4096 - 16 - 128) * 31 // 32
+    )
     with pytest.raises(ConfigError, match="too short for a workload"):
         fitted(Workload("code"), 200)
 

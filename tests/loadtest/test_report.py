@@ -47,6 +47,14 @@ def test_a_comparison_has_ratios_with_their_spread():
     assert table[-1] == ["failed", "2", "2", "", ""]
 
 
+def test_a_comparison_with_targets_has_their_goodput():
+    targets = Targets(ttft_ms=200)
+    sides = [[summary(run(2.0), targets)], [summary(run(1.0), targets)]]
+    *_, goodput, failed = comparison_table(["x", "y"], sides)
+    assert goodput == ["goodput, requests/s", "0.5", "1", "2.00", "2.00..2.00"]
+    assert failed[0] == "failed"
+
+
 def test_a_job_over_the_bare_loop():
     found = Findings(10, 100, {BARE: [2.0], JOB: [4.0]}, Ratio(0.5, 0.5, 0.5), 4096, False)
     assert batch_table(found)[1:] == [

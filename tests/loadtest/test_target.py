@@ -1,7 +1,9 @@
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+from penstock.errors import EngineStartError
 from penstock.loadtest.target import address_of, is_address
 
 
@@ -38,13 +40,25 @@ def test_the_server_of_a_model_needs_no_key_and_takes_up_no_batches(monkeypatch,
 
         def __exit__(self, *_): ...
 
+        def poll(self): ...
+
         def send_signal(self, number): ...
 
         def wait(self, seconds): ...
 
     monkeypatch.setattr("subprocess.Popen", Process)
+    monkeypatch.setattr("penstock.loadtest.target.opened", lambda *_: nullcontext())
     with address_of("demo") as url:
         assert url == "http://127.0.0.1:5"
     assert "--no-batches" in started["argv"]
     assert "PATH" in started["env"]
     assert not [name for name in started["env"] if "KEYS" in name]
+
+
+def test_a_model_that_cannot_be_loaded_is_no_server_that_does_not_answer(capfd):
+    with (
+        pytest.raises(EngineStartError, match=r"\./none cannot be served: see above"),
+        address_of("./none"),
+    ):
+        raise AssertionError("it was measured")
+    assert "there is no model './none'" in capfd.readouterr().err

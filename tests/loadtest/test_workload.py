@@ -1,12 +1,19 @@
 import math
 import time
 from collections import Counter
-from statistics import median
+from statistics import fmean, median
 
 import pytest
 
 from penstock.errors import ConfigError, InputError
-from penstock.loadtest.workload import SHAPES, Workload, body_of, read_trace
+from penstock.loadtest.workload import (
+    SHAPES,
+    Workload,
+    body_of,
+    calibration,
+    read_trace,
+    tokens_of_a_word,
+)
 
 
 def test_equal_seeds_make_equal_work_and_other_seeds_other_work():
@@ -34,6 +41,12 @@ def test_given_lengths_and_caps_stand():
     capped = Workload("code", max_input=50, max_output=3).prompts(50)
     assert max(p.input_tokens for p in capped) == 50
     assert max(p.output_tokens for p in capped) == 3
+
+
+def test_the_tokens_of_a_word_are_those_of_the_mean_word():
+    few, many = (sum(map(len, one.text.split())) for one in calibration())  # a token a letter
+    drawn = " ".join(one.text for one in Workload("gsm8k", input_tokens=50).prompts(1_000)).split()
+    assert tokens_of_a_word(few, many) == pytest.approx(fmean(map(len, drawn)), rel=0.01)
 
 
 def test_a_word_may_be_several_tokens():

@@ -75,7 +75,14 @@ def what_is_asked(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--clients", type=click.IntRange(1), help="Closed loop: this many.  [default: 8]")
 @click.option("--rate", type=_POSITIVE, help="Open loop: Poisson arrivals, requests a second.")
 @click.option("--ramp", metavar="A:B", help="Open loop: from A to B requests a second.")
-@click.option("--trace", type=click.Path(dir_okay=False), help="Open loop: a recorded trace.")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False),
+    help=(
+        "Open loop: a recorded trace. CSV as Azure's, or JSON lines with timestamp, input_tokens"
+        " and output_tokens."
+    ),
+)
 @click.option("--seconds", type=_POSITIVE, help="Length of a ramp.  [default: 60]")
 @click.option("--trace-speed", type=_POSITIVE, help="Replay it so many times as fast.")
 @click.option("--requests", type=click.IntRange(1), help="How many are counted.  [default: 100]")
@@ -118,7 +125,7 @@ def serve(targets: tuple[str, ...], **options: Any) -> None:
 
     \b
     time to first token    until the first text
-    time per output token  from the first text to the last, over the tokens but one
+    time per output token  first text to last text, over the tokens but one
     inter-token latency    between two pieces of a stream
     goodput                requests a second that keep all targets (--slo-…)
 
@@ -364,7 +371,9 @@ def _rates(text: str) -> tuple[float, float]:
     except ValueError:
         first = last = -1.0
     if not (0 <= first < 1e6 and 0 <= last < 1e6 and first + last > 0):
-        raise ConfigError("must be two rates, such as 1:20", field="--ramp", value=text)
+        raise ConfigError(
+            f"must be two rates such as 1:20, not '{text}'", field="--ramp", value=text
+        )
     return first, last
 
 
@@ -376,15 +385,19 @@ def _levels(options: dict[str, Any]) -> list[Any]:
     except ValueError:
         found = []
     if not found or any(not 0 < level < 1e6 for level in found) or sorted(set(found)) != found:
-        raise ConfigError("must be growing numbers such as 1,2,4", field="--levels", value=text)
+        what = "growing whole numbers" if kind is int else "growing numbers"
+        raise ConfigError(
+            f"must be {what} such as 1,2,4, not '{text}'", field="--levels", value=text
+        )
     return found
 
 
 def _schema(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError("cannot be read", field="--schema", value=path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise ConfigError(f"{path} cannot be read: {why}", field="--schema", value=path) from None
     schema = json_object(text, "--schema")
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 

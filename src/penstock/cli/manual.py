@@ -48,4 +48,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m penstock.cli.manual FOLDER")
+    main(sys.argv[1])

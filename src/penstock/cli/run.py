@@ -304,7 +304,7 @@ Examples:
   penstock run tickets.jsonl -o sorted.csv --prompt '{ticket}' --choices billing,shipping,other
   penstock run tickets.jsonl -o angry.jsonl --prompt '{ticket}' --filter 'Is the customer angry?'
   penstock run tickets.jsonl -o decided.parquet --prompt '{ticket}' --decide questions.yaml
-  penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \
+  penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \\
     --cascade ./large-model --target-accuracy 0.95
   penstock run articles.parquet -o vectors.parquet --model ./minilm --embed body
   penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id

@@ -83,10 +83,12 @@ class Server:
             parts = urlsplit(self.url)
             port = parts.port
         except ValueError as error:
-            raise ConfigError(str(error), field="TARGET", value=url) from None
+            raise ConfigError(f"'{url}' is no address: {error}", field="URL", value=url) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(
-                "must be an address such as http://127.0.0.1:8000", field="TARGET", value=url
+                f"must be an address such as http://127.0.0.1:8000, not '{url}'",
+                field="URL",
+                value=url,
             )
         self._host = parts.hostname
         self._port = port or (443 if parts.scheme == "https" else 80)

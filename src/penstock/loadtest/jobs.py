@@ -51,8 +51,10 @@ class Findings:
 
 def fitted(workload: Workload, context_length: int) -> Workload:
     """The workload with lengths that the model has room for."""
-    output = min(workload.max_output or context_length, context_length // 2)
-    room = context_length - output - _TEMPLATE_TOKENS
+    most = min(workload.output_tokens or context_length, workload.max_output or context_length)
+    output = min(most, context_length // 2)
+    # A thirty-second is left free: words drawn at random may have more tokens than the mean word.
+    room = (context_length - output - _TEMPLATE_TOKENS) * 31 // 32
     if room <= SHAPES[workload.shape].prefix_tokens:
         raise ConfigError(
             f"is too short for a workload: {context_length} tokens", field="context length"

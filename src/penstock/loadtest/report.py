@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from penstock.loadtest.jobs import JOB, Findings
@@ -84,7 +84,8 @@ def sweep_table(levels: Sequence[tuple[str, Summary]], knee: int) -> Rows:
     return rows
 
 
-COMPARED = (
+_Figure = tuple[str, Callable[[Summary], float]]
+_COMPARED: tuple[_Figure, ...] = (
     ("output tokens/s", lambda found: found.output_tokens_per_s),
     ("requests/s", lambda found: found.requests_per_s),
     ("time to first token p50, ms", lambda found: _of(found.ttft_ms)),
@@ -93,19 +94,26 @@ COMPARED = (
 )
 
 
+def _figures(found: Summary) -> tuple[_Figure, ...]:
+    goodput: _Figure = ("goodput, requests/s", lambda found: found.goodput or 0.0)
+    return _COMPARED if found.goodput is None else (*_COMPARED, goodput)
+
+
 def ratios(first: Sequence[Summary], second: Sequence[Summary]) -> dict[str, Ratio | None]:
     """B over A of each number, paired round by round."""
     return {
         name: ratio([value(one) for one in first], [value(one) for one in second])
-        for name, value in COMPARED
+        for name, value in _figures(first[0])
     }
 
 
 def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) -> Rows:
     """The medians of both sides, and B over A with its spread."""
     rows = [["", f"A {names[0]}", f"B {names[1]}", "B / A", "LEAST..GREATEST"]]
-    for (name, value), found in zip(COMPARED, ratios(*runs).values(), strict=True):
-        cells = [name, *(_number(median(map(value, side))) for side in runs)]
+    for (name, value), found in zip(_figures(runs[0][0]), ratios(*runs).values(), strict=True):
+        # No latency is 0: there is none, as of tokens that are not streamed.
+        middles = [median(map(value, side)) for side in runs]
+        cells = [name, *(_number(middle) if middle else "-" for middle in middles)]
         if found is None:
             cells += ["-", "-"]
         else:

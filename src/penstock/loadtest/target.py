@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from penstock.engines.process import die_with_parent
 from penstock.errors import EngineStartError
+from penstock.http.standard import opened
 
 NULL = "null"
 _KEYS = ("PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS")
@@ -65,5 +67,9 @@ def _listening(process: subprocess.Popen[str], target: str) -> str:
         if line.strip().isdecimal():
             return f"http://127.0.0.1:{line.strip()}"
         if line.startswith("Listening on "):
-            return line.split()[2]
+            url = line.split()[2]
+            while process.poll() is None:  # its model still loads, or cannot be loaded
+                with contextlib.suppress(OSError), opened(f"{url}/ready", _STOP_S):
+                    return url
+                time.sleep(0.05)
     raise EngineStartError(f"{target} cannot be served: see above")

@@ -177,13 +177,15 @@ class Workload:
         )
 
 
-_FEW_WORDS, _MANY_WORDS = 20, 220
+_FEW_WORDS, _MANY_WORDS = len(_WORDS), 4 * len(_WORDS)
 
 
 def calibration() -> list[Prompt]:
-    """Two prompts of known words, whose lengths in tokens tell what a word is."""
+    """Two prompts whose lengths in tokens tell what a word is: they have each word equally often,
+    so that no chance is in it.
+    """
     return [
-        Workload("gsm8k", input_tokens=words, output_tokens=1).prompts(1)[0]
+        Prompt(" ".join(_WORDS * (words // len(_WORDS))), words, 1)
         for words in (_FEW_WORDS, _MANY_WORDS)
     ]
 
@@ -267,7 +269,10 @@ def _csv_rows(text: str) -> list[tuple[float, int, int]]:
 
     names = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     rows = []
-    for number, value in enumerate(csv.DictReader(io.StringIO(text)), 2):
+    table = csv.DictReader(io.StringIO(text))
+    if text and not set(names) <= set(table.fieldnames or ()):
+        raise _BadRow(1, f"needs the columns {', '.join(names)}")
+    for number, value in enumerate(table, 2):
         time: Any = value.get(names[0])
         try:
             found = datetime.fromisoformat(str(time))  # digits beyond microseconds are dropped

@@ -306,3 +306,7 @@ class TestHelp:
             # At the beginning of a line, or in the words about another.
             begins = rf"^ +([\w ,():]+, )?{name}\b|`{name}`"
             assert re.search(begins, function.__doc__, re.MULTILINE), name
+
+    def test_that_of_the_class_has_no_line_of_annotations(self):
+        text = pydoc.plain(pydoc.render_doc(penstock.Job))
+        assert max(map(len, text.splitlines())) <= 100

@@ -252,8 +252,8 @@ def check_deadline(found: Forecast, limits: Limits) -> None:
         return
     raise ConfigError(
         f"the job would take about {span(found.seconds)} ({found.rows_per_second:,.1f} rows/s,"
-        f" as {found.tried:,} rows showed), and {span(max(left, 0.0))} are left. Give it more"
-        " time, or less to do (limit)",
+        f" as {counted(found.tried, 'row')} showed), and {span(max(left, 0.0))} are left. Give it"
+        " more time, or less to do (limit)",
         field="deadline",
     )
 
@@ -283,7 +283,8 @@ def described(found: Forecast) -> str:
         speed = f"{found.rows_per_second:,.1f} rows/s"
         if found.tokens_per_second is not None:
             speed += f", {found.tokens_per_second:,.0f} tokens/s"
-        lines.append(f"about {span(found.seconds)} ({speed}, as {found.tried:,} rows showed)")
+        tried = counted(found.tried, "row")
+        lines.append(f"about {span(found.seconds)} ({speed}, as {tried} showed)")
     lines += [
         f"  {number:,} × {kind} among the rows tried"
         for kind, number in sorted(found.failed.items())

@@ -416,6 +416,11 @@ class _Signature(inspect.Signature):
         return str(self)
 
 
+Job.__init__.__signature__ = _Signature(  # type: ignore[attr-defined]
+    list(inspect.signature(Job.__init__).parameters.values())
+)
+
+
 def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], Callable[P, T]]:
     """Give a function the parameters of `Job`, for type checkers, IDEs and `help`, and what its
     docstring says of them.

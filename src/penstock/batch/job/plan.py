@@ -391,6 +391,7 @@ def _is_list_of(values: object, kind: type) -> bool:
 def engine_of(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
     """The engine that a job asks for with these of its options. Raises `ConfigError`."""
     if isinstance(engine, str) and engine in PROVIDERS:
+        lazy.require("aiohttp", needed_by=f"The engine {engine}")
         from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine
         from penstock.batch.provider.engine import provider_engine
         from penstock.batch.provider.openai_batches import OpenAIBatchEngine
