@@ -39,17 +39,18 @@ def picture(title: str, bars: Sequence[Bar]) -> str:
     """
     shown = [(bar, *_times(bar)) for bar in bars]
     step = _SCALE / max([1.0, *(max(value, limit) for _, value, limit in shown)])
-    height = 50 + _ROW * len(bars)
+    height = 58 + _ROW * len(bars)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
         ' font-family="sans-serif" font-size="13" role="img">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="24" font-size="15">{escape(title)}: times as fast</text>',
+        f'<text x="{_LEFT}" y="24" font-size="15">{escape(title)}: times as fast; mark: promised</text>',
         f'<path d="M{_LEFT + step:.1f} 36V{height - 8}" stroke="#999999"/>',
+        f'<text x="{_LEFT + step + 4:.1f}" y="38" font-size="11">the peer</text>',
     ]
     for number, (bar, value, limit) in enumerate(shown):
-        y = 50 + _ROW * number
+        y = 58 + _ROW * number
         colour = _KEPT if bar.met else _MISSED
         end = _LEFT + step * value
         parts += [

@@ -23,9 +23,9 @@ _START_TIMEOUT_S = 120.0
 
 def interpreter(peer: str) -> str:
     """The Python of the peer's environment, which is made at first use."""
-    command = [HERE / "install.sh", peer]
+    command = [str(HERE / "install.sh"), peer]
     made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return str(made.stdout).strip()
+    return made.stdout.strip()
 
 
 def versions(peer: str) -> dict[str, str]:

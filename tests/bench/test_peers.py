@@ -37,7 +37,7 @@ def test_a_picture_has_times_as_fast_where_a_share_of_a_time_is_promised():
     drawn = ElementTree.fromstring(peer_page.picture("A peer", [FASTER, LATER]))
     space = "{http://www.w3.org/2000/svg}"
     texts = [text.text for text in drawn.iter(f"{space}text")]
-    assert texts[1:] == [FASTER.text, "3.00 ×", LATER.text, "2.00 ×"]
+    assert texts[2:] == [FASTER.text, "3.00 ×", LATER.text, "2.00 ×"]
     _, faster, later = drawn.iter(f"{space}rect")
     assert (faster.get("width"), later.get("width")) == ("420.0", "280.0")  # of 560 for 4 times
 
