@@ -78,6 +78,8 @@ async def test_exact_answers(make_engine):
         ('{"a": [2]}', {"a": [1]}, False),
         ("true", True, True),
         ("1", True, False),
+        ('{"a": [1]}', {"a": [True]}, False),
+        ('{"a": 1}', {"a": 1, "b": None}, False),
         ("[1,2]", [1, 2], True),
         ("1.0", "1", False),
         ("no JSON", [1], False),

@@ -281,8 +281,16 @@ def _is_expected(answer: str | None, expected: Any) -> bool:
         value = decode_json(text)
     except ValueError:
         return False
-    # In Python true is 1.
-    return value == expected and isinstance(value, bool) == isinstance(expected, bool)
+    return _is_same(value, expected)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON. In Python true is 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _follows(schema: structured.Schema, answer: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 from msgspec import Struct
@@ -21,6 +22,9 @@ STEP_CHARS = 1 << 15
 """Characters that are encoded at once: some hundredths of a second."""
 _MOST_KEPT, _MOST_KEPT_CHARS = 10_000, 4_000_000
 """Texts of questions and labels, mostly short. Their ids take some ten times as many bytes."""
+
+_MOST_TRIES, _MOST_TOKENS_KEPT = 400, 1000
+"""Tries of labels that are kept, and the tokens that one of them may have."""
 
 
 class TokenBranch(Struct, frozen=True):
@@ -140,7 +144,13 @@ def _branch(branch: Branch, questions: Sequence[Question], found: list[Path]) ->
     if len(set(paths)) < len(paths):
         raise bad_question(branch.number, question, "has two options that the model reads alike")
     shared = _shared(found)
-    return TokenBranch(list(paths[0][:shared]), Trie([path[shared:] for path in paths]))
+    ends = tuple(path[shared:] for path in paths)
+    is_short = sum(map(len, ends)) <= _MOST_TOKENS_KEPT
+    return TokenBranch(list(paths[0][:shared]), (_known_trie if is_short else Trie)(ends))
+
+
+_known_trie = lru_cache(_MOST_TRIES)(Trie)
+"""The same questions come with each input."""
 
 
 def _shared(paths: Sequence[Path]) -> int:

@@ -5,8 +5,10 @@ import openvino as ov
 import pytest
 
 from penstock.demo import model_path
-from penstock.engines.openvino.logits.model import LogitModel
+from penstock.engines.openvino.logits.model import LogitModel, Tree
+from penstock.engines.openvino.model.gguf_ir import saved_ir
 from penstock.engines.openvino.options import OpenVINOOptions
+from random_model import TINY, write_random_model
 
 IDS = np.random.default_rng(0).integers(5, 1000, 60).tolist()
 
@@ -31,6 +33,21 @@ def test_attention_is_joined_with_the_cache_just_where_token_follows_token(exact
     compiled = LogitModel(path, OpenVINOOptions(), exact)._compiled
     kinds = {str(one.rt_info["layerType"].value) for one in compiled.get_runtime_model().get_ops()}
     assert ("ScaledDotProductAttention" in kinds) is exact
+
+
+def test_many_tokens_behind_a_head_of_a_gguf_model(tmp_path, monkeypatch):
+    """In its graph, cached heads are repeated rightly just where that is joined with attention."""
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    write_random_model(tmp_path / "tiny.gguf", TINY)
+    path = str(saved_ir(tmp_path / "tiny.gguf") / "openvino_model.xml")
+    ids = [token % 100 + 5 for token in IDS]
+    tree = Tree(ids[40:], range(-1, 19), {19: [7, 8, 9]})
+    found = []
+    for exact in (True, False):
+        reading = LogitModel(path, OpenVINOOptions(), exact).begin()
+        reading.add(ids[:40], silent=True)
+        found.append(reading.trees([tree])[0][19])
+    assert found[1] == pytest.approx(found[0], abs=0.05)
 
 
 @pytest.fixture(scope="module")

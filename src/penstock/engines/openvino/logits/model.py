@@ -10,6 +10,7 @@ the most likely ones; positions that nobody asks for cost no vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -31,7 +32,7 @@ _BATCH_WORK = 1 << 32
 _LARGEST_BATCH = 2048
 _GROWTH = 256
 """Tokens by which a sequence can grow before another one has to give up its cache for it."""
-_ATTENTION, _KEYS, _MASK = "ScaledDotProductAttention", 1, 3
+_ATTENTION, _KEYS_AND_VALUES, _MASK = "ScaledDotProductAttention", (1, 2), 3
 _HIDDEN = -1e9
 """In a mask, added to the score of a token that another one must not see."""
 EXACT: dict[str, Any] = {
@@ -76,7 +77,7 @@ class LogitModel:
         core = ov.Core()
         model = core.read_model(path)
         self.takes_trees = _take_mask(model)
-        if not exact:
+        if self.takes_trees and not exact:
             _keep_attention_apart(model)
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
@@ -251,8 +252,14 @@ def _causal_mask(rows: int, length: int, size: int) -> np.ndarray[Any, Any]:
     sees all before it.
     """
     mask = np.zeros((rows, 1, size, length + size), np.float32)
-    mask[..., length:] = np.triu(np.full((size, size), _HIDDEN, np.float32), 1)
+    mask[..., length:] = _triangle(size + -size % _LARGEST_CHUNK)[:size, :size]
     return mask
+
+
+@lru_cache(1)
+def _triangle(size: int) -> np.ndarray[Any, Any]:
+    """The mask of `size` tokens of which each sees itself and those before it."""
+    return np.triu(np.full((size, size), _HIDDEN, np.float32), 1)
 
 
 def _hide(parents: Sequence[int], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -307,19 +314,43 @@ def _take_mask(model: Any) -> bool:
 
 def _keep_attention_apart(model: Any) -> None:
     """Keep the runtime from joining attention and KV cache to one operation: that one is made for
-    one new token, and takes three times as long where many follow what is cached. A multiplication
-    of the keys by 1, an input that the compiler does not know, stands between them.
+    one new token, and takes several times as long where many follow what is cached.
+
+    A multiplication by 1, an input that the compiler does not know, stands between them. It also
+    repeats the cached heads for those that share them: in a GGUF model's graph, what does that is
+    right just where it is joined. Changes nothing in a graph of another form.
     """
     layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
-    if not layers:
+    caches = [_cache(layer, place) for layer in layers for place in _KEYS_AND_VALUES]
+    if not caches or None in caches:
         return
     one = ops.parameter([], np.float32, name="penstock_one")
     one.output(0).set_names({"penstock_one"})
-    for layer in layers:
-        keys = layer.input_value(_KEYS)
-        apart = ops.multiply(keys, ops.convert_like(one, keys))
-        layer.input(_KEYS).replace_source_output(apart.output(0))
     model.add_parameters([one])
+    for layer in layers:
+        for place in _KEYS_AND_VALUES:
+            cache = _cache(layer, place)
+            _, heads, _, width = layer.input_value(place).get_partial_shape()
+            shared = heads.get_length() // cache.get_partial_shape()[1].get_length()
+            times = ops.multiply(ops.constant(np.ones((1, 1, shared, 1, 1), np.float32)), one)
+            each = ops.unsqueeze(cache, ops.constant(2, np.int64))
+            apart = ops.multiply(each, ops.convert_like(times, each))
+            shape = ops.constant([0, heads.get_length(), -1, width.get_length()], np.int64)
+            layer.input(place).replace_source_output(ops.reshape(apart, shape, True).output(0))
+
+
+def _cache(layer: Any, place: int) -> Any:
+    """The cached keys or values of an attention, shape [rows, heads, tokens, width], before they
+    are repeated for heads that share them; None where they are not found.
+    """
+    found = layer.input_value(place)
+    _, heads, _, width = found.get_partial_shape()
+    while found.get_node().get_type_name() in ("Reshape", "Broadcast", "Unsqueeze"):
+        found = found.get_node().input_value(0)
+    shape = found.get_partial_shape()
+    is_cache = found.get_node().get_type_name() == "Concat" and len(shape) == 4
+    is_known = is_cache and all(size.is_static for size in (heads, width, shape[1], shape[3]))
+    return found if is_known and shape[3] == width else None
 
 
 def _bytes_a_token(model: Any) -> int:
