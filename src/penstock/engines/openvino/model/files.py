@@ -110,6 +110,8 @@ def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
         kind = "encoder-decoder"
     elif task == "score" and architecture.endswith("ForCausalLM"):
         kind = "generative rerank"
+    elif task == "embed" and is_vision_config(config):
+        kind = "image embedding"
     if kind:
         raise EngineStartError(
             f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
