@@ -139,3 +139,21 @@ async def test_prompts_at_which_an_eviction_fails_are_refused_by_their_length() 
 async def test_a_missing_device_is_named(device: str) -> None:
     with pytest.raises(EngineStartError, match="this machine has CPU"):
         await OpenVINOEngine("demo", engine_kwargs={"device": device}).start()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"voices": {"ann": "ann.bin"}}, "voices"),
+        ({"word_timestamps": True}, "word_timestamps"),
+        ({"embedding_pooling": "cls"}, "embedding_pooling"),
+        ({"query_instruction": "Find: "}, "query_instruction"),
+        ({"image_urls": True}, "image_urls"),
+    ],
+)
+async def test_an_option_of_models_of_another_kind_is_refused(options: dict, name: str) -> None:
+    engine = OpenVINOEngine("demo", engine_kwargs=options)
+    with pytest.raises(
+        EngineStartError, match=f"'demo' is a language model, which takes no {name}"
+    ):
+        await engine.start()
