@@ -1,6 +1,10 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
 from penstock.config import parse_options
+from penstock.demo import model_path
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.errors import ConfigError, EngineStartError, UnsupportedError
@@ -157,3 +161,13 @@ async def test_an_option_of_models_of_another_kind_is_refused(options: dict, nam
         EngineStartError, match=f"'demo' is a language model, which takes no {name}"
     ):
         await engine.start()
+
+
+@pytest.mark.parametrize(
+    "name", ["openvino_model.bin", "openvino_tokenizer.xml", "openvino_detokenizer.xml"]
+)
+async def test_a_file_that_a_directory_lacks_is_named(tmp_path: Path, name: str) -> None:
+    shutil.copytree(model_path("openvino"), tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(EngineStartError, match=f"model' lacks {name}: convert the model again"):
+        await OpenVINOEngine(str(tmp_path / "model")).start()

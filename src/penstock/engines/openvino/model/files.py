@@ -102,6 +102,22 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
     return "embed"
 
 
+def check_whole(path: Path, task: str, tokenizer: str | None) -> None:
+    """Raise `EngineStartError` for a directory in OpenVINO's form that lacks a file. `tokenizer` is
+    the directory of another one, if there is one.
+    """
+    needed = {file.with_suffix(".bin") for file in path.glob("openvino_*.xml")}
+    if tokenizer is None:
+        needed.add(path / "openvino_tokenizer.xml")
+        if task == "generate":
+            needed.add(path / "openvino_detokenizer.xml")
+    if missing := sorted(file.name for file in needed if not file.is_file()):
+        raise EngineStartError(
+            f"'{path}' lacks {' and '.join(missing)}: convert the model again, or copy what is"
+            " missing from where it was converted"
+        )
+
+
 def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
     """Refuse models that the exporter supports and the engine does not."""
     architecture = str((config.get("architectures") or [""])[0])
