@@ -130,9 +130,8 @@ class ChatTemplate:
                 if count > images
                 else "the model's chat template does not show each of them"
             )
-            raise RequestError(
-                f"the messages have {images} image{'s'[: images > 1]}: {why}", param="messages"
-            )
+            number = f"{images or 'no'} image{'s'[: images > 1]}"
+            raise RequestError(f"the messages have {number}: {why}", param="messages")
         return mark
 
     def render(

@@ -141,7 +141,7 @@ class TokenEngine(LLMEngine):
             batch=request.batch,
             images=images,
             image_mark=self.template.mark_of(text, len(images), request.chat_template)
-            if images
+            if images or "image" in self.capabilities.inputs
             else "",
         )
         answers = self._answers(single, request.n)

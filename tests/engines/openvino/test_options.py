@@ -1,6 +1,10 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
 from penstock.config import parse_options
+from penstock.demo import model_path
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions, reason_of
 from penstock.errors import ConfigError, EngineStartError, UnsupportedError
@@ -139,3 +143,31 @@ async def test_prompts_at_which_an_eviction_fails_are_refused_by_their_length() 
 async def test_a_missing_device_is_named(device: str) -> None:
     with pytest.raises(EngineStartError, match="this machine has CPU"):
         await OpenVINOEngine("demo", engine_kwargs={"device": device}).start()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"voices": {"ann": "ann.bin"}}, "voices"),
+        ({"word_timestamps": True}, "word_timestamps"),
+        ({"embedding_pooling": "cls"}, "embedding_pooling"),
+        ({"query_instruction": "Find: "}, "query_instruction"),
+        ({"image_urls": True}, "image_urls"),
+    ],
+)
+async def test_an_option_of_models_of_another_kind_is_refused(options: dict, name: str) -> None:
+    engine = OpenVINOEngine("demo", engine_kwargs=options)
+    with pytest.raises(
+        EngineStartError, match=f"'demo' is a language model, which takes no {name}"
+    ):
+        await engine.start()
+
+
+@pytest.mark.parametrize(
+    "name", ["openvino_model.bin", "openvino_tokenizer.xml", "openvino_detokenizer.xml"]
+)
+async def test_a_file_that_a_directory_lacks_is_named(tmp_path: Path, name: str) -> None:
+    shutil.copytree(model_path("openvino"), tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(EngineStartError, match=f"model' lacks {name}: convert the model again"):
+        await OpenVINOEngine(str(tmp_path / "model")).start()

@@ -56,6 +56,18 @@ from penstock.types import (
     Usage,
 )
 
+_OF_TASK = {
+    "generate": (
+        *("prompt_lookup", "draft_model", "cache_eviction", "sparse_attention"),
+        *("chat_template", "tool_call_parser", "reasoning_parser"),
+    ),
+    "embed": ("embedding_pooling", "query_instruction", "document_instruction"),
+    "transcribe": ("word_timestamps",),
+    "speak": ("voices",),
+}
+"""Options that change answers, by the one task whose models take them."""
+_NOT_SEEING = ("tokenizer", "prompt_lookup", "draft_model", "cache_eviction", "sparse_attention")
+
 
 class OpenVINOEngine(WorkerEngine):
     """OpenVINO GenAI in a process of its own. `engine_kwargs` are those of `OpenVINOOptions`."""
@@ -134,16 +146,17 @@ class OpenVINOEngine(WorkerEngine):
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
+        refused = [name for task, names in _OF_TASK.items() if task != files.task for name in names]
         if sees(files.path):
             self.model_kind = "a vision-language model"
-            for name in (
-                *("tokenizer", "prompt_lookup", "draft_model"),
-                *("cache_eviction", "sparse_attention"),
-            ):
-                if getattr(self.options, name):
-                    raise EngineStartError(
-                        f"'{self.model_source}' is a vision-language model, which takes no {name}"
-                    )
+            refused += _NOT_SEEING
+        else:
+            refused.append("image_urls")
+        for name in refused:
+            if getattr(self.options, name):
+                raise EngineStartError(
+                    f"'{self.model_source}' is {self.model_kind}, which takes no {name}"
+                )
         check_draft(self.options, files.path)
         if self._constraints is None:
             self._constraints = Constraints(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import openvino as ov
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import BEAM_PARAMETERS
-from penstock.engines.openvino.model.files import MAX_TOP_LOGPROBS, TASKS_OF
+from penstock.engines.openvino.model.files import MAX_TOP_LOGPROBS, TASKS_OF, check_whole, is_ir
 from penstock.engines.openvino.options import (
     Load,
     OpenVINOOptions,
@@ -68,6 +69,8 @@ def main(fd: int, parent: int) -> None:
 
 def _load(load: Load) -> tuple[Any, Ready]:
     check_devices(load.options)
+    if is_ir(path := Path(load.path)):
+        check_whole(path, load.task, load.options.tokenizer)
     if load.task != "generate":
         # Other pipelines: most workers never need them.
         from penstock.engines.openvino.tasks import load_task

@@ -75,6 +75,8 @@ class TestContract(EngineContract):
         text = {"type": "text", "text": "What is an <image>?"}
         with pytest.raises(RequestError, match=r"1 image: the texts hold '<image>'"):
             await answer(engine, _asked(image_part(image_file(1)), text))
+        with pytest.raises(RequestError, match=r"no image: the texts hold '<image>'"):
+            await answer(engine, _asked(text))
 
     async def test_an_answer_about_an_image_is_continued(self, engine):
         messages: list[Message] = [

@@ -240,6 +240,7 @@ class TestExporter:
         [
             ("T5ForConditionalGeneration", {"is_encoder_decoder": True}, None, "encoder-decoder"),
             ("Qwen3ForCausalLM", {}, "score", "generative rerank"),
+            ("CLIPModel", {"vision_config": {}}, None, "image embedding"),
         ],
     )
     def test_kinds_that_the_engine_cannot_run(

@@ -103,6 +103,22 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
     return "embed"
 
 
+def check_whole(path: Path, task: str, tokenizer: str | None) -> None:
+    """Raise `EngineStartError` for a directory in OpenVINO's form that lacks a file. `tokenizer` is
+    the directory of another one, if there is one.
+    """
+    needed = {file.with_suffix(".bin") for file in path.glob("openvino_*.xml")}
+    if tokenizer is None:
+        needed.add(path / "openvino_tokenizer.xml")
+        if task == "generate":
+            needed.add(path / "openvino_detokenizer.xml")
+    if missing := sorted(file.name for file in needed if not file.is_file()):
+        raise EngineStartError(
+            f"'{path}' lacks {' and '.join(missing)}: convert the model again, or copy what is"
+            " missing from where it was converted"
+        )
+
+
 def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
     """Refuse models that the exporter supports and the engine does not."""
     architecture = str((config.get("architectures") or [""])[0])
@@ -111,6 +127,8 @@ def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
         kind = "encoder-decoder"
     elif task == "score" and architecture.endswith("ForCausalLM"):
         kind = "generative rerank"
+    elif task == "embed" and is_vision_config(config):
+        kind = "image embedding"
     if kind:
         raise EngineStartError(
             f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
