@@ -113,10 +113,9 @@ class Client:
             answer = opened(Request(self._url + path, data, self._headers), _PATIENCE_S)
         except HTTPError as error:
             with error:
-                raise UpstreamError(
-                    _message(error.read()) or f"the server answered with {error.code}",
-                    http_status=error.code,
-                ) from None
+                why = _message(error.read()) or f"the server answered with {error.code}"
+                way = " (--api-key KEY, or PENSTOCK_API_KEY)" if error.code == 401 else ""
+                raise UpstreamError(why + way, http_status=error.code) from None
         except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UpstreamError(f"no server answers at {self._url}: {reason}") from None
