@@ -114,9 +114,8 @@ class Client:
         except HTTPError as error:
             with error:
                 why = _message(error.read()) or f"the server answered with {error.code}"
-            if error.code == 401:
-                why += ". Commands take it from --api-key, or from PENSTOCK_API_KEY"
-            raise UpstreamError(why, http_status=error.code) from None
+                way = " (--api-key KEY, or PENSTOCK_API_KEY)" if error.code == 401 else ""
+                raise UpstreamError(why + way, http_status=error.code) from None
         except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UpstreamError(f"no server answers at {self._url}: {reason}") from None

@@ -52,7 +52,8 @@ def test_models_and_chat_speak_to_a_server(tmp_path: Path) -> None:
         first, second = said.stdout.splitlines()
         assert first == second != ""
         refused = runner.invoke(models, ["--url", server.url])
-        assert "API key" in str(refused.exception)
+        assert "an API key is needed" in str(refused.exception)
+        assert "PENSTOCK_API_KEY" in str(refused.exception)
         assert server.stop(signal.SIGINT) == 0
 
 

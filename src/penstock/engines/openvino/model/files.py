@@ -278,7 +278,6 @@ _GGUF_FORMATS = {
     12: "d",
 }
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
-_LENGTH = struct.Struct("<Q")
 
 
 def _gguf_value(file: BinaryIO, kind: int) -> Any:
@@ -288,7 +287,7 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
             if item == _GGUF_STRING:  # there are many
-                file.seek(*_LENGTH.unpack(file.read(8)), os.SEEK_CUR)
+                file.seek(_number(file, "Q"), os.SEEK_CUR)
             else:
                 _gguf_value(file, item)
         return size
