@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import penstock
 from penstock.batch.monitor import status
-from penstock.batch.read.files import STATE_END
+from penstock.batch.read.folders import STATE_END
 from penstock.cli.commands import cli
 from penstock.errors import ConfigError, InputError, JobError, PenstockError, UpstreamError
 

@@ -460,7 +460,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 @_result_prefix
 @click.option(
     "--trial",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 256),
     default=32,
     show_default=True,
     help="Rows to run for the estimate.",

@@ -169,3 +169,9 @@ async def test_a_source_that_can_be_read_once_is_refused():
 def test_a_batch_api_has_no_trial(engine, source):
     with pytest.raises(ConfigError, match=f"{engine} has no trial.*'remote'"):
         Job(source, prompt="{text}", engine=engine).plan()
+
+
+@pytest.mark.parametrize("trial", [-1, 257])
+def test_a_trial_has_a_bound(trial, source):
+    with pytest.raises(ConfigError, match=f"trial: must be from 0 to 256, not {trial}"):
+        Job(source, prompt="{text}", model="simulated").plan(trial=trial)

@@ -6,6 +6,7 @@ import os
 import pydoc
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,18 @@ async def test_one_process_at_a_time(source, tmp_path, make_engine):
         await ask(source, tmp_path / "out.jsonl", make_engine())
     engine.gate.set()
     assert (await job).counts.rows == 300
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(0, "no permission to write in"), (os.ST_RDONLY, "is read-only")]
+)
+async def test_a_folder_that_cannot_be_written_is_refused(
+    source, tmp_path, make_engine, monkeypatch, flags, message
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    with pytest.raises(ConfigError, match=f"output: .*{message}"):
+        await ask(source, tmp_path / "out.jsonl", make_engine())
 
 
 @pytest.mark.parametrize(
@@ -285,12 +298,15 @@ async def test_an_engine_that_cancels_by_itself_leaves_nobody_waiting(make_engin
 
 
 @pytest.mark.parametrize(
-    ("options", "warned"), [({}, 1), ({"limit": 1}, 0), ({"prompt": "{text}"}, 0)]
+    ("options", "warned"),
+    [({}, 1), ({"limit": 1}, 0), ({"prompt": "{text}"}, 0), ({"prompt": "{{ text }}"}, 1)],
 )
 async def test_a_prompt_without_a_column_is_warned_of_once(make_engine, caplog, options, warned):
     given = {"prompt": "hello", **options}
     await penstock.arun([{"text": "a"}, {"text": "b"}], engine=make_engine(), **given)
     told = "The prompt names no {column}, so all rows ask the same. Columns: text."
+    hint = " A column is in single braces; '{{' is a brace."
+    told += hint if "{{" in given["prompt"] else ""
     assert [record.message for record in caplog.records] == [told] * warned
 
 

@@ -182,11 +182,12 @@ async def test_a_higher_limit_for_answers_that_were_cut_off():
 async def test_a_prompt_that_is_too_long_is_shortened():
     engine = SimulatedEngine(engine_kwargs={"max_model_len": 200})
     source = [{"id": 0, "text": "x" * 1000}, {"id": 1, "text": "short"}]
+    source.append({"id": 2, "text": "a thousand times too long " * 7_000})
     kept = list((await ask(source, None, engine, max_tokens=16)).rows())
-    assert [row["status"] for row in kept] == ["error", "ok"]
+    assert [row["status"] for row in kept] == ["error", "ok", "error"]
     cut = list((await ask(source, None, engine, max_tokens=16, on_length="raise, truncate")).rows())
-    assert [row["status"] for row in cut] == ["ok", "ok"]
-    assert 130 < cut[0]["usage"]["prompt_tokens"] <= 184
+    assert [row["status"] for row in cut] == ["ok", "ok", "ok"]
+    assert all(130 < cut[n]["usage"]["prompt_tokens"] <= 184 for n in (0, 2))
     assert cut[1]["response"] == kept[1]["response"]
 
 

@@ -158,13 +158,17 @@ async def test_arguments_may_be_parsed_already(script):
         {"choices": ["yes"]},
         {"choices": {"0": CHOICE}},
         {"choices": [{"message": "yes"}]},
+        {"choices": [{**CHOICE, "message": None}]},
+        {"choices": [{"index": 0, "finish_reason": "stop"}]},
         body(message={"tool_calls": "call f"}),
         body(message={"tool_calls": [{"function": "f"}]}),
         [body()],
     ],
 )
 async def test_what_is_needed_must_be_there(script, given):
-    with pytest.raises(UpstreamError, match=r"without choices|not answer in OpenAI's form"):
+    with pytest.raises(
+        UpstreamError, match=r"without (choices|a message)|not answer in OpenAI's form"
+    ):
         await said(script, given)
 
 

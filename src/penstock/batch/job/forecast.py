@@ -35,7 +35,7 @@ TRIAL = 64
 """Rows that are asked before a deadline is accepted: about as many as a server is asked at once."""
 READ_ROWS = 200_000
 _READ_SECONDS = 20.0
-_SAMPLE = 256
+MOST_TRIED = 256
 
 
 class Forecast(Struct, kw_only=True):
@@ -158,9 +158,9 @@ async def _read(plan: Plan, found: Forecast, kept: Kept | None = None) -> tuple[
                         continue
                     seen.add(row.digest)
                     good += 1
-                    if len(sample) < _SAMPLE:
+                    if len(sample) < MOST_TRIED:
                         sample.append(row)
-                    elif (place := draw.randrange(good)) < _SAMPLE:
+                    elif (place := draw.randrange(good)) < MOST_TRIED:
                         sample[place] = row
             if found.read >= READ_ROWS or time.monotonic() - began > _READ_SECONDS:
                 return sample, False

@@ -115,6 +115,7 @@ async def engine_rows(
         )
     if job.prompt is not None and not form.columns and 1 not in (job.limit, source.rows):
         known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
+        known += " A column is in single braces; '{{' is a brace." if "{{" in job.prompt else ""
         _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
     await _check_data(form, source, output)
     return form, constant

@@ -292,17 +292,18 @@ class Job:
         """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its
         time.
 
-        Reads the data, starts the engine, and asks for `trial` rows. Writes nothing. Raises
-        `PenstockError`.
+        Reads the data, starts the engine, and asks for `trial` rows, at most 256. Writes nothing.
+        Raises `PenstockError`.
         """
         return self._wait_for(partial(self.aplan, trial=trial), "await job.aplan()")
 
     async def aplan(self, *, trial: int = 32) -> Forecast:
         """Like `plan`, for a running event loop."""
-        from penstock.batch.job.forecast import forecast
+        from penstock.batch.job.forecast import MOST_TRIED, forecast
 
-        if trial < 0:
-            raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
+        if not 0 <= trial <= MOST_TRIED:
+            why = f"must be from 0 to {MOST_TRIED}, not {trial}"
+            raise ConfigError(why, field="trial", value=trial)
         if self._read_once:
             raise ConfigError(
                 "can be read once only, and the job itself must read it", field="source"

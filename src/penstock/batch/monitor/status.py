@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock import env, private_files
-from penstock.batch.read.files import STATE_END
+from penstock.batch.read.folders import STATE_END
 from penstock.batch.write import manifest as manifests
 from penstock.errors import InputError, JobError, nearest, printable
 

@@ -9,13 +9,14 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Any, BinaryIO, Literal, cast
 
 from penstock.batch.read.compressed import COMPRESSED, decompressed
+from penstock.batch.read.folders import DELTA_LOG, globbed, is_apart, is_shown, walk
 from penstock.batch.read.sources import Rows, Source
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError, MissingExtraError, PenstockError, class_and_text, printable
@@ -46,8 +47,6 @@ _FILESYSTEMS = {
     "az": ("adlfs", "abfs"),
     "hf": ("huggingface_hub", "hf"),
 }
-STATE_END = ".penstock"
-"""What the names of the folders end in that jobs keep beside their outputs."""
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
 _HASHED_BYTES = 1 << 30
@@ -56,9 +55,8 @@ _MARKS = (
     *("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id"),
     *("Content-MD5", "Digest", "Last-Modified"),
 )
-_LOG = "_delta_log"
 _TABLE = re.compile(
-    rf"(.*)/({_LOG}(/[^/]*\.json)?|metadata/v?[0-9][^/]*\.metadata\.json)", re.DOTALL
+    rf"(.*)/({DELTA_LOG}(/[^/]*\.json)?|metadata/v?[0-9][^/]*\.metadata\.json)", re.DOTALL
 )
 """What only tables of Delta Lake and Iceberg have, after the directory of the table."""
 
@@ -309,15 +307,15 @@ class FileSource(Source):
             return True
         pattern = _place(self.name)
         wanted, parts = pattern.split("/"), place.split("/")
-        if _is_apart(place, pattern):
+        if is_apart(place, pattern):
             return False
         if not _is_glob(self.name):
             below = parts[len(wanted) :]
-            return below != [] and _is_shown(below[-1]) and parts[: len(wanted)] == wanted
+            return below != [] and is_shown(below[-1]) and parts[: len(wanted)] == wanted
         if _matches(parts, wanted):
             return True
         matches_files = any(_matches(file.split("/"), wanted) for file in found)
-        return _is_shown(parts[-1]) and any(
+        return is_shown(parts[-1]) and any(
             _matches(parts[:length], wanted)
             for length in range(1, len(parts))
             if form_of(parts[length - 1]) or not matches_files
@@ -369,23 +367,6 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return parts != [] and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _is_shown(name: str) -> bool:
-    return not name.startswith((".", "_"))
-
-
-def _is_apart(path: str, pattern: str) -> bool:
-    """Whether a file lies in a folder that holds no data, being hidden or the state of a job, and
-    that `pattern` does not name.
-    """
-    names = pattern.split("/")
-    hidden = [name for name in names if not _is_shown(name)]
-    return any(
-        folder.endswith(STATE_END)
-        or not (_is_shown(folder) or any(fnmatchcase(folder, name) for name in hidden))
-        for folder in set(path.split("/")[:-1]) - set(names)
-    )
-
-
 def _find_local(pattern: str) -> list[str]:
     try:
         is_folder = stat.S_ISDIR(os.stat(pattern).st_mode)
@@ -397,22 +378,21 @@ def _find_local(pattern: str) -> list[str]:
     else:
         if not is_folder:
             return [pattern]
-        return _data_files(pattern, pattern, _walk(pattern))
-    return _matched(pattern, glob.glob(pattern, recursive=True), os.path.isdir, _walk)
+        return _data_files(pattern, pattern, walk(pattern))
+    return _matched(pattern, globbed(pattern), os.path.isdir, walk)
 
 
 def _matched(
     pattern: str,
-    found: Iterable[str],
+    found: Collection[str],
     is_folder: Callable[[str], bool],
     walk: Callable[[str], Iterable[str]],
 ) -> list[str]:
     """The files that a glob `found`, and those in the folders that it found: only in ones with
     names of data files, as Spark makes them, if there are files too.
     """
-    found = list(found)
     places = {path: f"{path}/" if is_folder(path) else path for path in found}
-    shown = [path for path in found if not _is_apart(places[path], pattern)]
+    shown = [path for path in found if not is_apart(places[path], pattern)]
     files = {path for path in shown if places[path] == path}
     folders = [path for path in shown if places[path] != path and (form_of(path) or not files)]
     if folders:
@@ -420,25 +400,6 @@ def _matched(
     for folder in folders:
         files.update(_data_in(folder, walk(folder)))
     return sorted(files)
-
-
-def _walk(directory: str) -> Iterator[str]:
-    """The files in a directory and below. Links are followed, each directory is read once."""
-    known = {os.path.realpath(directory)}
-    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
-        kept = sorted(name for name in folders if name == _LOG or not _is_apart(f"{name}/", ""))
-        folders.clear()
-        for name in kept:
-            real = os.path.realpath(os.path.join(folder, name))
-            if real not in known:
-                known.add(real)
-                folders.append(name)
-        for name in sorted(names):
-            yield os.path.join(folder, name)
-
-
-def _raise(error: OSError) -> None:
-    raise InputError(f"{error.filename}: {error.strerror}") from error
 
 
 def _find_remote(url: str) -> list[str]:
@@ -461,7 +422,7 @@ def _find_remote(url: str) -> list[str]:
 
 def _is_data(path: str, folder: str) -> bool:
     """Whether a file in `folder`, or below, counts as data."""
-    shown = _is_shown(os.path.basename(path)) and not _is_apart(path, folder)
+    shown = is_shown(os.path.basename(path)) and not is_apart(path, folder)
     return shown and form_of(path) is not None
 
 
@@ -477,7 +438,7 @@ def _refuse_table(pattern: str, paths: Iterable[str]) -> None:
     have, whose other files hold rows of all versions.
     """
     for found in filter(None, map(_TABLE.fullmatch, paths)):
-        if not _is_apart(f"{found[1]}/", pattern):
+        if not is_apart(f"{found[1]}/", pattern):
             raise InputError(
                 f"{found[1]}: is a table of Delta Lake or Iceberg, and which of its files count"
                 " only its library knows; give what it reads, an Arrow table, or name the files"

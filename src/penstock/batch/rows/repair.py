@@ -24,8 +24,8 @@ from penstock.errors import (
 )
 from penstock.types import ChatRequest, CompletionRequest, Delta, Message, StructuredOutput, Usage
 
-_CUTS = 8
-_KEPT_EACH_CUT = 0.75
+CUTS = 24
+KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 _AGAIN = (
     "That answer cannot be used: {why}. Answer again, with nothing but JSON that follows the"
     " schema."
@@ -113,7 +113,7 @@ class Repair:
             try:
                 outcome = await ask(request)
             except ContextLengthError:
-                if not self.truncate or cuts >= _CUTS:
+                if not self.truncate or cuts >= CUTS:
                     raise
                 cuts += 1
                 request = shortened(request)
@@ -139,7 +139,7 @@ def shortened(request: Request) -> Request:
     """
     if isinstance(request, CompletionRequest):
         return msgspec.structs.replace(
-            request, prompt=request.prompt[: int(len(request.prompt) * _KEPT_EACH_CUT)]
+            request, prompt=request.prompt[: int(len(request.prompt) * KEPT_EACH_CUT)]
         )
     messages = request.messages
     lengths = [
@@ -149,7 +149,7 @@ def shortened(request: Request) -> Request:
     if not lengths[longest]:
         return request
     text = messages[longest]["content"]
-    cut = {**messages[longest], "content": text[: int(len(text) * _KEPT_EACH_CUT)]}
+    cut = {**messages[longest], "content": text[: int(len(text) * KEPT_EACH_CUT)]}
     return msgspec.structs.replace(
         request, messages=[*messages[:longest], cut, *messages[longest + 1 :]]
     )

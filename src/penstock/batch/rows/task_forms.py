@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import check_column
+from penstock.batch.rows.repair import CUTS, KEPT_EACH_CUT
 from penstock.batch.rows.requests import (
     END_COLUMNS,
     FLAT_OBJECTS,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 VECTOR_KINDS = ("dense", "multi", "sparse")
 VECTOR_TYPES = ("float32", "float16", "int8")
 _CODES = {"float32": "f", "float16": "e", "int8": "b"}
-_CUTS = 24
-_KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 
 
 class ColumnVectors(ColumnRequests):
@@ -143,7 +142,7 @@ async def embedded(
     the engine cannot cut, the text is made shorter here until it fits. Raises what the engine
     raises.
     """
-    cuts = _CUTS if request.truncate else 0
+    cuts = CUTS if request.truncate else 0
     while True:
         try:
             return await engine.embeddings(request), request
@@ -152,7 +151,7 @@ async def embedded(
                 raise
         cuts -= 1
         text = request.inputs[0]
-        request = msgspec.structs.replace(request, inputs=[text[: int(len(text) * _KEPT_EACH_CUT)]])
+        request = msgspec.structs.replace(request, inputs=[text[: int(len(text) * KEPT_EACH_CUT)]])
 
 
 def pack(vector: list[float], vector_type: str) -> bytes:

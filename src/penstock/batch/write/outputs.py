@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penstock import env, private_files
-from penstock.batch.read.files import FORMS, STATE_END, Form, filesystem, is_url
+from penstock.batch.read.files import FORMS, Form, filesystem, is_url
+from penstock.batch.read.folders import STATE_END
 from penstock.batch.write import text
 from penstock.batch.write.manifest import Stamp
 from penstock.batch.write.parts import Segment
@@ -268,7 +269,9 @@ def _check_place(path: str, field: str) -> None:
     if not os.path.isdir(parent):
         raise ConfigError(f"{path}: there is no directory {parent}", field=field, value=path)
     if not os.access(parent, os.W_OK):
-        raise OutputError(f"{path}: no permission to write in {parent}")
+        closed = os.statvfs(parent).f_flag & os.ST_RDONLY
+        why = f"{parent} is read-only" if closed else f"no permission to write in {parent}"
+        raise ConfigError(f"{path}: {why}", field=field, value=path)
 
 
 def _link(source: str, target: Path) -> None:

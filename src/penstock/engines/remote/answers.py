@@ -204,8 +204,8 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     deltas = []
     ordered = sorted(parsed.choices, key=lambda choice: choice.index or 0)
     for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
-        if choice.error:
-            raise as_error(choice.error, where, body)
+        if choice.error or choice.message is choice.delta is choice.text:  # all of them None
+            raise as_error(choice.error or "a choice without a message", where, body)
         for call in choice.message.tool_calls or () if choice.message else ():
             call.index = None  # whole calls differ by their place; some servers send 0 for each
         deltas.append(

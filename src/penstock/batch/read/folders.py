@@ -1,0 +1,76 @@
+"""Which files lie in local folders. Links to folders are followed, and each folder is read once."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from penstock.errors import InputError
+
+STATE_END = ".penstock"
+"""What the names of the folders end in that jobs keep beside their outputs."""
+DELTA_LOG = "_delta_log"
+
+
+def is_shown(name: str) -> bool:
+    """Whether a file or folder is none of those that hide."""
+    return not name.startswith((".", "_"))
+
+
+def is_apart(path: str, pattern: str) -> bool:
+    """Whether a file lies in a folder that holds no data, being hidden or the state of a job, and
+    that `pattern` does not name.
+    """
+    names = pattern.split("/")
+    hidden = [name for name in names if not is_shown(name)]
+    return any(
+        folder.endswith(STATE_END)
+        or not (is_shown(folder) or any(fnmatchcase(folder, name) for name in hidden))
+        for folder in set(path.split("/")[:-1]) - set(names)
+    )
+
+
+def walk(directory: str) -> Iterator[str]:
+    """The files in a directory and below, but in folders that hold no data."""
+    for folder, names in _folders(directory, ""):
+        for name in sorted(names):
+            yield os.path.join(folder, name)
+
+
+def globbed(pattern: str) -> list[str]:
+    """What a glob finds. `glob.glob` would go round and round where links lead back."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return glob.glob(pattern)
+    place = parts.index("**")
+    top, rest = "/".join(parts[:place]), "/".join(parts[place + 1 :]) or "*"
+    tops = filter(os.path.isdir, glob.glob(top) if top else ["/" if place else "."])
+    found = dict.fromkeys(
+        path.removeprefix("" if top else "./")
+        for start in tops
+        for folder, _ in _folders(start, pattern)
+        for path in globbed(f"{glob.escape(folder)}/{rest}")
+    )
+    return list(found)
+
+
+def _folders(directory: str, pattern: str) -> Iterator[tuple[str, list[str]]]:
+    """The directory and those below with their files, but none apart from data that `pattern`
+    does not name.
+    """
+    known = {os.path.realpath(directory)}
+    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
+        yield folder, names
+        kept = sorted(n for n in folders if n == DELTA_LOG or not is_apart(f"{n}/", pattern))
+        folders.clear()
+        for name in kept:
+            real = os.path.realpath(os.path.join(folder, name))
+            if real not in known:
+                known.add(real)
+                folders.append(name)
+
+
+def _raise(error: OSError) -> None:
+    raise InputError(f"{error.filename}: {error.strerror}") from error
