@@ -61,7 +61,7 @@ class BatchService:
                 filesystem(place)  # one that cannot be reached is told at once
             except InputError as error:
                 raise ConfigError(str(error), field="files", value=masked(place)) from None
-        if self.settings.database is not None or os.path.exists(self.folder / DATABASE):
+        if self._has_state():
             await self.opened()
 
     async def opened(self) -> Stores:
@@ -92,6 +92,10 @@ class BatchService:
         if self._state is not None:
             self._state.close()
             self._state = None
+
+    def _has_state(self) -> bool:
+        """Whether there may be batches to go on with. A folder that cannot be read has none."""
+        return self.settings.database is not None or os.path.exists(self.folder / DATABASE)
 
     def _open(self) -> tuple[StateStore, Content]:
         settings = self.settings
