@@ -34,6 +34,7 @@ from penstock.errors import ConfigError, PenstockError
         ("run a -o c --seed x", "--seed must be a whole number"),
         ("run a -o c --max-tokens 0", "--max-tokens must be a whole number, at least 1"),
         ("explain .", "CONFIG.yaml must be the path of a file"),
+        (f"serve demo --batch-dir {__file__}", "--batch-dir must be the path of a directory"),
     ],
 )
 def test_faults(line, fault):

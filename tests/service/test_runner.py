@@ -223,6 +223,14 @@ def let_age(*paths):
         os.utime(path, (long_ago, long_ago))
 
 
+async def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    async with batch_service(tmp_path / "file" / "below") as service, service.http() as client:
+        reply = await client.get("/v1/batches")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
+    assert "Not a directory" in reply.json()["error"]["message"]
+
+
 async def test_what_servers_that_died_left_is_deleted(tmp_path):
     async with batch_service(tmp_path, models=("other",)) as service:
         batch = await service.submit(given(3))  # it fails: its folder is gone

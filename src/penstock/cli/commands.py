@@ -86,5 +86,5 @@ def _kind(kind: Any) -> str:
         )
         return " and ".join(filter(None, [f"{number}, {least}" if least else number, most]))
     if isinstance(kind, click.Path):
-        return "the path of a file"
+        return "the path of a file" if kind.file_okay else "the path of a directory"
     return {"integer": "a whole number", "float": "a number"}.get(str(kind.name), "of another kind")

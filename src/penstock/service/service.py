@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from penstock.errors import ConfigError, InputError, UnavailableError
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.config.settings import BatchSettings
 from penstock.service.batches import Batch, BatchStore
-from penstock.service.content import Content
+from penstock.service.content import Content, unavailable
 from penstock.service.database import StateStore, open_state
 from penstock.service.files import FileStore, UploadStore
 from penstock.service.runner import Runner
@@ -60,12 +61,12 @@ class BatchService:
                 filesystem(place)  # one that cannot be reached is told at once
             except InputError as error:
                 raise ConfigError(str(error), field="files", value=masked(place)) from None
-        if self.settings.database is not None or (self.folder / DATABASE).exists():
+        if self._has_state():
             await self.opened()
 
     async def opened(self) -> Stores:
         """The stores, opened if they are not yet. Raises `ConfigError`, or `UnavailableError` after
-        `stop`.
+        `stop` and where the folder cannot be made.
         """
         async with self._opening:
             if self._stopped:
@@ -92,11 +93,18 @@ class BatchService:
             self._state.close()
             self._state = None
 
+    def _has_state(self) -> bool:
+        """Whether there may be batches to go on with. A folder that cannot be read has none."""
+        return self.settings.database is not None or os.path.exists(self.folder / DATABASE)
+
     def _open(self) -> tuple[StateStore, Content]:
         settings = self.settings
-        private_files.make_folder(self.folder)
-        private_files.make_folder(self.incoming)
-        state = open_state(self.folder / DATABASE, settings.database)
+        try:
+            private_files.make_folder(self.folder)
+            private_files.make_folder(self.incoming)
+            state = open_state(self.folder / DATABASE, settings.database)
+        except OSError as error:
+            raise unavailable(error) from error
         try:
             return state, Content(settings.files or self.folder / "files")
         except BaseException:
