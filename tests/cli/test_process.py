@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -30,3 +34,22 @@ def test_many_cores_and_odd_names_are_shown_shortly(tmp_path):
     shown = CliRunner().invoke(explain, [str(tmp_path / "m.yaml")], catch_exceptions=False).output
     assert shown.startswith("a\\x07b: ")
     assert "; and 968 more" in shown
+
+
+def test_nothing_is_imported_before_ctrl_c_is_handled():
+    code = """
+import sys, types
+sys.path.insert(0, sys.argv[1])
+import penstock.cli
+def run():
+    import signal
+    assert signal.getsignal(signal.SIGINT) is penstock.cli.leave
+module = sys.modules["penstock.cli.process"] = types.ModuleType("process")
+module.run = lambda: print("enum" in sys.modules) or run()
+penstock.cli.main()
+"""
+    source = str(Path(__file__).parents[2] / "src")
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, source], capture_output=True, text=True
+    )
+    assert (told.stdout, told.stderr) == ("False\n", "")

@@ -7,7 +7,8 @@ import os
 
 def main() -> None:
     """Run the command line. Errors print one line; PENSTOCK_DEBUG=1 adds the traceback."""
-    import signal
+    # Built in, where `signal` imports enum: time enough for a Ctrl-C.
+    import _signal as signal  # type: ignore[import-not-found]
 
     # Otherwise SIGINT is ignored, as in a background job of the shell.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
