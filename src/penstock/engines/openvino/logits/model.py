@@ -340,16 +340,19 @@ def _keep_attention_apart(model: Any) -> None:
 
 
 def _cache(layer: Any, place: int) -> Any:
-    """The cached keys or values of an attention, shape [rows, heads, tokens, width], before they
-    are repeated for heads that share them; None where they are not found.
+    """The cached keys or values of an attention, shape [rows, heads, tokens, width], before each
+    head is repeated for those that share it; None where they are not found.
     """
     found = layer.input_value(place)
     _, heads, _, width = found.get_partial_shape()
-    while found.get_node().get_type_name() in ("Reshape", "Broadcast", "Unsqueeze"):
+    while (kind := found.get_node().get_type_name()) in ("Reshape", "Broadcast", "Unsqueeze"):
+        if kind == "Unsqueeze" and str(found.get_partial_shape()[2]) != "1":
+            return None  # the heads are not repeated one by one
         found = found.get_node().input_value(0)
     shape = found.get_partial_shape()
-    is_cache = found.get_node().get_type_name() == "Concat" and len(shape) == 4
-    is_known = is_cache and all(size.is_static for size in (heads, width, shape[1], shape[3]))
+    if kind != "Concat" or len(shape) != 4:
+        return None
+    is_known = all(size.is_static for size in (heads, width, shape[1], shape[3]))
     return found if is_known and shape[3] == width else None
 
 
