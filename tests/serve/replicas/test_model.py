@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from penstock.balance.policies.base import RouteRequest
@@ -424,6 +425,22 @@ class TestControl:
         assert one.desired.able == {}
         await one.model.control("wakeup", {})
         assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+    async def test_a_task_that_the_model_lacks_is_refused_before_there_is_a_replica(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Talks(SimulatedEngine):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                able = self.capabilities
+                self.capabilities = msgspec.structs.replace(able, tasks=frozenset({"chat"}))
+
+        monkeypatch.setattr("penstock.serve.models.server.engine_class", lambda name: Talks)
+        one = await cluster(0)
+        for path in ("/pooling", "/v1/embeddings"):
+            answer = await one.client.post(path, json={"model": "m", "input": "a"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+        assert not one.model.pool.waiting
 
     async def test_a_store_that_keeps_nothing_harms_no_start(
         self, cluster: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -111,7 +111,7 @@ class _NoModel(Tasks):
 
     def __init__(self, model: RemoteModel) -> None:
         self.model_id, self.engine_name, self.card = model.model_id, model.engine_name, model.card
-        self.check_before_load = model.check_before_load
+        self.check_before_load, self.capabilities = model.check_before_load, model.capabilities
 
     async def answer(self, task: str, request: Any) -> Any:
         await self.check_before_load(task, request)
