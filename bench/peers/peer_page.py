@@ -45,7 +45,8 @@ def picture(title: str, bars: Sequence[Bar]) -> str:
         ' font-family="sans-serif" font-size="13" role="img">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="24" font-size="15">{escape(title)}: times as fast; mark: promised</text>',
+        f'<text x="{_LEFT}" y="24" font-size="15">'
+        f"{escape(title)}: times as fast; mark: promised</text>",
         f'<path d="M{_LEFT + step:.1f} 36V{height - 8}" stroke="#999999"/>',
         f'<text x="{_LEFT + step + 4:.1f}" y="38" font-size="11">the peer</text>',
     ]
