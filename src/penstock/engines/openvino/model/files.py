@@ -287,7 +287,8 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
             if item == _GGUF_STRING:  # there are many
-                file.seek(*_LENGTH.unpack(file.read(8)), os.SEEK_CUR)
+                (length,) = _LENGTH.unpack(file.read(8))
+                file.seek(length, os.SEEK_CUR)
             else:
                 _gguf_value(file, item)
         return size
