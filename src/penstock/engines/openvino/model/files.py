@@ -24,7 +24,6 @@ MODEL_KINDS = {
     "speak": "a text-to-speech model",
 }
 """The tasks, with the name that messages give to a model of each."""
-MAX_TOP_LOGPROBS = 20
 TASKS_OF = {
     "generate": frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
     "embed": frozenset({"embeddings", "tokenize", "detokenize"}),
@@ -278,6 +277,7 @@ _GGUF_FORMATS = {
     12: "d",
 }
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 
 def _gguf_value(file: BinaryIO, kind: int) -> Any:
@@ -287,7 +287,8 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
             if item == _GGUF_STRING:  # there are many
-                file.seek(_number(file, "Q"), os.SEEK_CUR)
+                (length,) = _LENGTH.unpack(file.read(8))
+                file.seek(length, os.SEEK_CUR)
             else:
                 _gguf_value(file, item)
         return size
