@@ -24,6 +24,7 @@ MODEL_KINDS = {
     "speak": "a text-to-speech model",
 }
 """The tasks, with the name that messages give to a model of each."""
+MAX_TOP_LOGPROBS = 20
 TASKS_OF = {
     "generate": frozenset({"chat", "completions", "decide", "tokenize", "detokenize"}),
     "embed": frozenset({"embeddings", "tokenize", "detokenize"}),
