@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from penstock import lazy
 from penstock.engines.openvino.model.files import MODEL_KINDS
+from penstock.engines.openvino.options import reason_of
 from penstock.engines.openvino.tasks import Task
 from penstock.errors import (
     EngineStartError,
@@ -336,10 +337,13 @@ class Speaking(Task):
 
     kind = MODEL_KINDS["speak"]
 
-    def _start(self) -> None:
+    def _open(self) -> None:
         self._pipeline = genai.Text2SpeechPipeline(
             self._path, self._options.device, **self._properties
         )
+
+    def _start(self) -> None:
+        self._open()
         shape = tuple(self._pipeline.get_speaker_embedding_shape())
         self._voices: dict[str, ov.Tensor] = {}
         for name, file in self._options.voices.items():
@@ -373,7 +377,13 @@ class Speaking(Task):
         tokens = len(self.encoded(text, special_tokens=True, names=False).ids)
         self._check_lengths([tokens], "input")
         with_voice = (self._voices[voice],) if voice in self._voices else ()
-        result = self._pipeline.generate(text, *with_voice)
+        try:
+            result = self._pipeline.generate(text, *with_voice)
+        except RuntimeError as error:  # what it held of this text would spoil the next one
+            self._open()
+            raise RequestError(
+                f"the model cannot speak this text: {reason_of(error)}", param="input"
+            ) from None
         samples = np.asarray(result.speeches[0].data, np.float32).reshape(-1)
         pcm = (np.clip(np.nan_to_num(samples), -1, 1) * 32767).astype("<i2").tobytes()
         return Speech(pcm, int(result.output_sample_rate), Usage(tokens, 0))

@@ -1,11 +1,15 @@
 """Speech by a SpeechT5 with random weights."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import pytest_asyncio
 
 from penstock.engines.media.audio import pieces_of
 from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.speech import Speaking
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import SpeechContract
 from penstock.types import SpeechRequest
@@ -80,3 +84,17 @@ def test_pieces_are_whole_sentences():
     assert max(map(len, pieces_of("word " * 200, 600))) <= 400
     assert max(map(len, pieces_of("x" * 1000, 100))) <= 98
     assert pieces_of(" ", 600) == [""]
+
+
+def test_a_text_at_which_the_model_fails_spoils_no_other(model):
+    """GenAI keeps what it held of the text, and fails at all that follow."""
+
+    def generate(*_):
+        raise RuntimeError("shapes mismatch")
+
+    options = OpenVINOOptions(inference_precision="f32", num_threads=1)
+    speaking = Speaking(model, options, 450)
+    speaking._pipeline = SimpleNamespace(generate=generate)
+    with pytest.raises(RequestError, match="cannot speak this text: shapes mismatch"):
+        speaking.speak("a fox", None, 1)
+    assert speaking.speak("a fox", None, 1).pcm
