@@ -55,22 +55,28 @@ def unify(
 
 def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
     """One schema that all these tables can take."""
-
+    columns = [_columns(table) for table in tables]
     return unify(
         [table.schema for table in tables],
-        lambda name: (table.column(name) for table in tables if name in table.column_names),
+        lambda name: (known[name] for known in columns if name in known),
     )
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly these columns: missing ones null, others converted."""
+    known = _columns(table)
     columns = [
-        convert(table.column(field.name), field.type)
-        if field.name in table.column_names
+        convert(known[field.name], field.type)
+        if field.name in known
         else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Its columns by name: `column_names` makes a list of them each time."""
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
