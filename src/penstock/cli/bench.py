@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from penstock.cli.options import check_picture, check_place, json_object, with_options
 from penstock.cli.process import interruptible, plain_table
-from penstock.cli.run import check_picture, check_place, json_object, with_options
 from penstock.errors import ConfigError
 from penstock.observability import say
 

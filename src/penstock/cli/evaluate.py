@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from penstock.cli.process import interruptible
-from penstock.cli.run import (
+from penstock.cli.options import (
     check_picture,
     check_place,
     json_object,
     what_is_input,
     what_is_loaded,
 )
+from penstock.cli.process import interruptible
 from penstock.errors import ConfigError
 from penstock.observability import say
 

@@ -86,7 +86,7 @@ def convert(source: str, task: str | None, weight_format: str, conversion: str |
       penstock models convert ./llama --weight-format int4 --conversion '{"awq": true}'
       penstock serve "$(penstock models convert ./llama --weight-format int8)"
     """
-    from penstock.cli.run import json_object
+    from penstock.cli.options import json_object
     from penstock.config import parse_options
     from penstock.engines.openvino.model.source import find_model
     from penstock.engines.openvino.options import OpenVINOOptions

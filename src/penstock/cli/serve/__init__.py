@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from penstock.cli.options import json_object
 from penstock.cli.process import interruptible
-from penstock.cli.run import json_object
 from penstock.cli.serve import vllm_flags
 from penstock.cli.serve.vllm_flags import (
     ENGINE_OPTIONS,

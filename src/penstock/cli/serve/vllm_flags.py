@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.run import json_object
+from penstock.cli.options import json_object
 from penstock.errors import ConfigError
 
 _SEVERAL = frozenset({"--served-model-name", "--api-key", "--lora-modules"})
