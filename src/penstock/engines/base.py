@@ -74,8 +74,8 @@ class Capabilities(Struct, frozen=True):
 
 class Stated(NamedTuple):
     """What options and the files of a model say of it before it is loaded; None where they say
-    nothing. Token ids are below `vocabulary`; the others are as in `Capabilities`, but
-    `max_top_logprobs` may be less, and no `inputs` say nothing.
+    nothing. Token ids are below `vocabulary`; the others are as in `Capabilities`. The loaded
+    engine may do fewer `tasks` and give fewer `max_top_logprobs`. Empty `inputs`: not known.
     """
 
     vocabulary: int | None = None

@@ -75,6 +75,7 @@ def test_a_hub_describes_its_models_too(bucket: Any, monkeypatch: pytest.MonkeyP
         sources.describe("org/name@v1")
     assert asked == ["hf://org/name@v1"]
     assert stated("org/name@v1", None).tasks == TASKS_OF["embed"]
+    assert stated("org/name@v1", "generate").inputs == ("text",)
 
 
 @pytest.mark.parametrize("source", ["memory://bucket/none", "nosuch://a/b", "demo", "/no/where"])

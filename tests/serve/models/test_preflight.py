@@ -119,6 +119,20 @@ def test_the_task_of_local_files(tmp_path, architecture, task):
     assert {"embeddings", "score", "transcriptions", "chat"} & tasks_of(engine) == {task}
 
 
+@pytest.mark.parametrize(
+    ("file", "config", "inputs"),
+    [
+        ("openvino_model.xml", {}, ("text",)),
+        ("openvino_model.xml", {"vision_config": {}}, ("text", "image")),
+        ("openvino_language_model.xml", {"img_processor": {}}, ("text", "image")),
+    ],
+)
+def test_what_a_model_reads_by_its_config_or_its_files(tmp_path, file, config, inputs):
+    (tmp_path / file).touch()
+    engine = OpenVINOEngine(model(tmp_path, architectures=["PhiForCausalLM"], **config))
+    assert engine.stated().inputs == engine.stated_inputs() == inputs
+
+
 def test_the_vocabulary_of_a_gguf_file(tmp_path):
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()

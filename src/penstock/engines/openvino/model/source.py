@@ -32,6 +32,7 @@ from penstock.engines.disk.sources import (
     locked,
 )
 from penstock.engines.openvino.model.files import (
+    LANGUAGE_MODEL,
     LENGTH_CONFIG,
     MAX_TOP_LOGPROBS,
     POOLING_CONFIG,
@@ -143,11 +144,13 @@ def stated_context_length(source: str) -> int | None:
 def stated(source: str, task: str | None) -> Stated:
     """What the model's files state, as far as they are here. `task` is what the options say."""
     path = model_path("openvino") if source == MODEL_NAME else description(source)
-    vocabulary = None
+    vocabulary, inputs = None, tuple[str, ...]()
     try:
         if path.suffix == ".gguf":
+            inputs = ("text",)
             vocabulary, task = gguf_vocabulary(path), task or "generate"
         elif config := read_config(path):
+            inputs = _inputs_of(path, config)
             vocabulary = config.get("text_config", config).get("vocab_size")
             task = task or task_of(path, config)
     except (OSError, AttributeError, EngineStartError):
@@ -156,7 +159,7 @@ def stated(source: str, task: str | None) -> Stated:
         vocabulary if isinstance(vocabulary, int) else None,
         None if task is None else TASKS_OF.get(task),
         MAX_TOP_LOGPROBS if task == "generate" else None,
-        stated_inputs(source) if task == "generate" else (),
+        inputs if task == "generate" else (),
     )
 
 
@@ -169,7 +172,12 @@ def stated_inputs(source: str) -> tuple[str, ...]:
         config = read_config(path)
     except (OSError, EngineStartError):
         return ()
-    return (("text", "image") if is_vision_config(config) else ("text",)) if config else ()
+    return _inputs_of(path, config) if config else ()
+
+
+def _inputs_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    seeing = is_vision_config(config) or (path / LANGUAGE_MODEL).is_file()
+    return ("text", "image") if seeing else ("text",)
 
 
 def find_model(
