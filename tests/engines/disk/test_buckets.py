@@ -12,7 +12,8 @@ from penstock import demo
 from penstock.engines.disk import sources
 from penstock.engines.disk.sources import copy_files, local_source, model_for
 from penstock.engines.openvino.model.files import TASKS_OF
-from penstock.engines.openvino.model.source import find_model, stated
+from penstock.engines.openvino.model.source import find_model
+from penstock.engines.openvino.model.stated import stated
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.server import LLMServer

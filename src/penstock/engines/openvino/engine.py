@@ -23,13 +23,8 @@ from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
 from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import MODEL_KINDS, sees
-from penstock.engines.openvino.model.source import (
-    check_tokenizer,
-    find_model,
-    stated,
-    stated_context_length,
-    stated_inputs,
-)
+from penstock.engines.openvino.model.source import check_tokenizer, find_model
+from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
     COSTS_ONLY_PROPERTIES,

@@ -23,28 +23,22 @@ from msgspec import Struct
 
 from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
-from penstock.engines.base import Stated
 from penstock.engines.disk.sources import (
     HUB_ID,
     atomic_folder,
-    description,
     local_source,
     locked,
 )
 from penstock.engines.openvino.model.files import (
-    LANGUAGE_MODEL,
     LENGTH_CONFIG,
-    MAX_TOP_LOGPROBS,
     POOLING_CONFIG,
     PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
-    TASKS_OF,
     check_gguf,
     check_kind,
     check_labels,
     context_length_of,
     gguf_context_length,
-    gguf_vocabulary,
     is_ir,
     is_splade,
     is_vision_config,
@@ -121,63 +115,9 @@ def check_tokenizer(source: str, task: str) -> None:
         )
 
 
-def _path_of(source: str) -> Path:
+def path_of(source: str) -> Path:
     """Where a model is, if it is on this machine."""
     return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
-
-
-def stated_context_length(source: str) -> int | None:
-    """The context length in tokens that the model's local files state; None if they do not."""
-    path = _path_of(source)
-    try:
-        if path.suffix == ".gguf":
-            return gguf_context_length(path)
-        config = read_config(path)
-        longest = longest_text(path) if task_of(path, config) == "embed" else None
-    except (OSError, EngineStartError):
-        return None
-    if not config:
-        return None
-    return min(context_length_of(config), longest or context_length_of(config))
-
-
-def stated(source: str, task: str | None) -> Stated:
-    """What the model's files state, as far as they are here. `task` is what the options say."""
-    path = model_path("openvino") if source == MODEL_NAME else description(source)
-    vocabulary, inputs = None, tuple[str, ...]()
-    try:
-        if path.suffix == ".gguf":
-            inputs = ("text",)
-            vocabulary, task = gguf_vocabulary(path), task or "generate"
-        elif config := read_config(path):
-            inputs = _inputs_of(path, config)
-            vocabulary = config.get("text_config", config).get("vocab_size")
-            task = task or task_of(path, config)
-    except (OSError, AttributeError, EngineStartError):
-        pass
-    return Stated(
-        vocabulary if isinstance(vocabulary, int) else None,
-        None if task is None else TASKS_OF.get(task),
-        MAX_TOP_LOGPROBS if task == "generate" else None,
-        inputs if task == "generate" else (),
-    )
-
-
-def stated_inputs(source: str) -> tuple[str, ...]:
-    """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
-    path = _path_of(source)
-    if path.suffix == ".gguf":
-        return ("text",)
-    try:
-        config = read_config(path)
-    except (OSError, EngineStartError):
-        return ()
-    return _inputs_of(path, config) if config else ()
-
-
-def _inputs_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    seeing = is_vision_config(config) or (path / LANGUAGE_MODEL).is_file()
-    return ("text", "image") if seeing else ("text",)
 
 
 def find_model(
@@ -194,7 +134,7 @@ def find_model(
     converted already; `MissingExtraError` if a conversion needs an extra that is not installed.
     """
     source = local_source(source)
-    path = _path_of(source)
+    path = path_of(source)
     if weight_format is not None and (path.suffix == ".gguf" or is_ir(path)):
         raise EngineStartError(
             f"'{source}' is not converted, so weight_format '{weight_format}' has no meaning for"
