@@ -193,14 +193,14 @@ class Embedding(Task):
     def _start(self) -> None:
         self._waiting: list[_Embedded] = []
         self._round: deque[list[tuple[_Embedded, int]]] = deque()
+        path, options = Path(self._path), self._options
+        pooling = options.embedding_pooling or pooling_of(path)
         self._instructions = instructions_of(
-            Path(self._path), self._options.query_instruction, self._options.document_instruction
+            path, options.query_instruction, options.document_instruction, pooling
         )
         config = genai.TextEmbeddingPipeline.Config()
-        config.pooling_type = _POOLING[
-            self._options.embedding_pooling or pooling_of(Path(self._path))
-        ]
-        self._layers = text_layers(Path(self._path))
+        config.pooling_type = _POOLING[pooling]
+        self._layers = text_layers(path)
         config.normalize = self._options.embedding_normalize and not self._layers
         config.max_length = self._context_length
         self._pooling = config.pooling_type

@@ -222,9 +222,13 @@ class TestPooling:
 
     def test_instructions_that_are_left_out_of_the_mean_are_refused(self, tmp_path):
         path = self.write(tmp_path, pooling_mode_mean_tokens=True, include_prompt=False)
-        assert instructions_of(path, "", "") == {None: "", "query": "", "document": ""}
+        prompts = {"prompts": {"query": "Find: "}, "default_prompt_name": "query"}
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        assert instructions_of(path, "", "", "mean") == {None: "", "query": "", "document": ""}
         with pytest.raises(EngineStartError, match=r"\(include_prompt\).* set query_instruction"):
-            instructions_of(path, "Find: ", None)
+            instructions_of(path, "", None, "mean")
+        for pooling in ("cls", "last_token"):  # which take one token, and it stays
+            assert instructions_of(path, None, None, pooling)["query"] == "Find: "
 
 
 def test_the_context_is_known_before_anything_is_loaded(tmp_path):

@@ -304,10 +304,15 @@ PROMPTS_CONFIG = "config_sentence_transformers.json"
 LENGTH_CONFIG = "sentence_bert_config.json"
 
 
-def instructions_of(path: Path, query: str | None, document: str | None) -> dict[str | None, str]:
+def instructions_of(
+    path: Path, query: str | None, document: str | None, pooling: str
+) -> dict[str | None, str]:
     """The text to put before each text by its `input_type`, as the options say (`query`,
     `document`) or the file of sentence-transformers; under None that of texts without a type.
     A type is absent where nothing is stated for any: the model may or may not want one.
+
+    Raises `EngineStartError` where the model's mean leaves instructions out, unless both options
+    are "": then no text has one.
     """
     try:
         stated = _read_json(path / PROMPTS_CONFIG)
@@ -329,7 +334,10 @@ def instructions_of(path: Path, query: str | None, document: str | None) -> dict
         for name, (given, names) in named.items():
             own = next((prompts[one] for one in names if one in prompts), "")
             found[name] = own if given is None else given
-    if any(found.values()) and _pooling(path).get("include_prompt") is False:
+    left_out = pooling == "mean" and _pooling(path).get("include_prompt") is False
+    if left_out and query == document == "":
+        found[None] = ""
+    if left_out and any(found.values()):
         raise EngineStartError(
             "the model leaves its instructions out of the mean (include_prompt), which the openvino"
             ' engine does not; set query_instruction and document_instruction to "" to go without'
