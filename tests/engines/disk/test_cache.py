@@ -47,6 +47,11 @@ class TestChosenFiles:
         assert chosen_files("m", older, ())[-1] == "pytorch_model.bin"
         assert chosen_files("m", ["config.json", "onnx/model.onnx"], ())[-1] == "onnx/model.onnx"
 
+    def test_parts_of_sentence_transformers_by_their_folders(self):
+        parts = [f"{name}/config.json" for name in ("1_SpladePooling", "2_Dense_1024", "onnx")]
+        found = chosen_files("m", ["model.safetensors", *parts], ())
+        assert found == [*parts[:2], "model.safetensors"]
+
     def test_patterns(self):
         assert chosen_files("m", FILES, ["onnx/*", "config.json"]) == [FILES[0], FILES[6]]
         with pytest.raises(ConfigError, match="no such file; it has"):

@@ -12,7 +12,7 @@ import pytest_asyncio
 from penstock.engines.openvino import tasks
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.states import TokenModel
+from penstock.engines.openvino.states import TokenModel, text_layers
 from penstock.engines.process import Call
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.types import EmbeddingRequest
@@ -199,6 +199,35 @@ class TestTexts:
         (other,) = {"Dense", "LayerNorm", "WeightedLayerPooling"} & set(names)
         with pytest.raises(EngineStartError, match=rf"lists {other} in '\d_{other}'"):
             await started(path)
+
+    @pytest.mark.parametrize(
+        ("damage", "why"),
+        [
+            ("config", "its config.json is missing"),
+            ("weights", "its model.safetensors is missing"),
+            ("kind", "its linear.weight is BF16, and neither F32 nor F16"),
+            ("activation", "its activation_function is GELU, and neither Identity nor Tanh"),
+        ],
+    )
+    async def test_why_a_layer_cannot_be_applied(self, tmp_path, damage, why):
+        self.modules(tmp_path, "Transformer", "Pooling", "Dense_1024")
+        listed = (
+            (tmp_path / "modules.json").read_text().replace("models.Dense_1024", "models.Dense")
+        )
+        (tmp_path / "modules.json").write_text(listed)
+        folder = tmp_path / "2_Dense_1024"
+        activation = "torch.nn.GELU" if damage == "activation" else "torch.nn.Identity"
+        write_dense(folder, np.eye(2, dtype=np.float32), activation)
+        weights = folder / "model.safetensors"
+        if damage == "kind":
+            weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"BF16"'))
+            content = weights.read_bytes()
+            size = content.index(b"}}") + 2 - 8
+            weights.write_bytes(struct.pack("<Q", size) + content[8:])
+        elif damage in ("config", "weights"):
+            (folder / "config.json" if damage == "config" else weights).unlink()
+        with pytest.raises(EngineStartError, match=f"in '2_Dense_1024', .* lack: {why}"):
+            text_layers(tmp_path)
 
 
 def dense_layer(path, weight, activation="torch.nn.modules.linear.Identity"):

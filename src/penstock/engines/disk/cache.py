@@ -18,7 +18,10 @@ from penstock.env import cache_dir
 from penstock.errors import ConfigError, EngineStartError, ModelNotFoundError, nearest
 from penstock.lazy import require
 
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*_Pooling/*", "*_Dense/*", "*_Normalize/*")
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "[0-9]_*/*")
+"""What is fetched with any weights. sentence-transformers names the folders of a model's parts by
+their number: "1_Pooling", "2_Dense_1024".
+"""
 _WEIGHTS = (
     ("*.safetensors",),
     ("openvino_*.xml", "openvino_*.bin"),

@@ -134,14 +134,15 @@ def text_layers(path: Path) -> list[Layer]:
         return []
     layers, before = list[Layer](), ""
     for name, folder in modules[1:]:
-        layer = _layer(folder) if name == "Dense" and before in ("Pooling", "Dense") else None
-        if layer is not None:
+        layer: Layer | str = "behind the pooling the openvino engine applies Dense alone"
+        if name == "Dense" and before in ("Pooling", "Dense"):
+            layer = _layer(folder)
+        if isinstance(layer, Layer):
             layers.append(layer)
         elif name not in ("Pooling", "Normalize", "Dropout"):
             raise EngineStartError(
                 f"modules.json of '{path}' lists {name} in '{folder.name}', which the vectors would"
-                " lack: behind the pooling the openvino engine applies Dense with Identity or Tanh,"
-                " if its config.json and model.safetensors are there"
+                f" lack: {layer}"
             )
         before = name
     return layers
@@ -158,20 +159,25 @@ def _layers(path: Path, config: dict[str, Any]) -> list[Layer] | None:
     folders = [folder for name, folder in modules if name == "Dense"]
     if not folders and "ColBERT" in str(config.get("architectures")):
         return None
-    layers = [layer for layer in map(_layer, folders) if layer is not None and not layer.tanh]
+    found = map(_layer, folders)
+    layers = [layer for layer in found if isinstance(layer, Layer) and not layer.tanh]
     return layers if len(layers) == len(folders) else None
 
 
-def _layer(folder: Path) -> Layer | None:
-    """The layer that `Dense` of sentence-transformers saved, if it is there and of a known form."""
+def _layer(folder: Path) -> Layer | str:
+    """The layer that `Dense` of sentence-transformers saved, or why it cannot be applied."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         content = (folder / "model.safetensors").read_bytes()
-    except (FileNotFoundError, ValueError):
-        return None
+    except FileNotFoundError as error:
+        return f"its {Path(error.filename).name} is missing"
+    except ValueError:
+        return "its config.json is not valid JSON"
     activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-    if activation not in ("Identity", "Tanh") or config.get("use_residual"):
-        return None
+    if activation not in ("Identity", "Tanh"):
+        return f"its activation_function is {activation}, and neither Identity nor Tanh"
+    if config.get("use_residual"):
+        return "its use_residual is not supported"
     # https://huggingface.co/docs/safetensors: the header's size, the header, the numbers
     begin = 8 + struct.unpack_from("<Q", content)[0]
     header = json.loads(content[8:begin])
@@ -180,7 +186,7 @@ def _layer(folder: Path) -> Layer | None:
         first, end = header[name]["data_offsets"]
         kind = {"F32": "<f4", "F16": "<f2"}.get(header[name]["dtype"])
         if kind is None:
-            return None
+            return f"its {name} is {header[name]['dtype']}, and neither F32 nor F16"
         numbers = np.frombuffer(content[begin + first : begin + end], kind)
         found[name] = numbers.astype(np.float32).reshape(header[name]["shape"])
     weight = found["linear.weight"]

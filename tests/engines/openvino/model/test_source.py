@@ -302,11 +302,14 @@ class TestHub:
         asked = []
 
         def snapshot_download(name, revision, allow_patterns, ignore_patterns):
-            asked.append((name, revision))
+            asked.append((name, revision, *allow_patterns))
             if name == "org/missing":
                 raise RuntimeError("404: no such repository\n(Request ID: 1)")
             hf_model(tmp_path / "snapshot")
             (tmp_path / "snapshot" / "model.safetensors").unlink()
+            if name == "org/parts":
+                part = [{"type": "sentence_transformers.models.Dense", "path": "2_Dense_1024"}]
+                (tmp_path / "snapshot" / "modules.json").write_text(json.dumps(part))
             if "pytorch_model*.bin" in allow_patterns:
                 (tmp_path / "snapshot" / "pytorch_model.bin").touch()
             return str(tmp_path / "snapshot")
@@ -320,12 +323,17 @@ class TestHub:
         assert convert("org/name") == first
         assert first.name.startswith("org--name-")
         # Pooling, model, and again for weights that are no safetensors.
-        assert asked == [("org/name", None)] * 3
+        assert [one[:2] for one in asked] == [("org/name", None)] * 3
         assert len(exports()) == 1
 
     def test_revisions_are_told_apart(self, asked, exports):
         assert convert("org/name@v1.0") != convert("org/name")
-        assert asked[0] == ("org/name", "v1.0")
+        assert asked[0][:2] == ("org/name", "v1.0")
+
+    def test_the_parts_are_those_that_the_model_lists(self, asked):
+        convert("org/parts", "embed")
+        listed = [f"2_Dense_1024/*{end}" for end in (".json", ".safetensors")]
+        assert asked[1] == ("org/parts", None, *listed)
 
     def test_what_the_hub_says_is_passed_on(self, asked):
         with pytest.raises(

@@ -411,12 +411,16 @@ def modules_of(path: Path) -> list[tuple[str, Path]]:
     ]
 
 
+def module_folders(path: Path) -> list[Path]:
+    """The folders of those parts of a model that have one of their own."""
+    return sorted({folder for _, folder in modules_of(path) if folder.parent == path})
+
+
 def module_files(path: Path) -> list[Path]:
-    """The files of those parts of a model that have a folder of their own."""
-    folders = {folder for _, folder in modules_of(path) if folder.parent == path}
+    """The files in `module_folders`."""
     return [
         file
-        for folder in folders
+        for folder in module_folders(path)
         for file in folder.glob("*")
         if file.suffix in (".json", ".safetensors")
     ]

@@ -45,6 +45,7 @@ from penstock.engines.openvino.model.files import (
     lacks_token_types,
     longest_text,
     module_files,
+    module_folders,
     onnx_file,
     positions_of,
     read_config,
@@ -277,7 +278,10 @@ def _download(source: str) -> Path:
         )
 
     try:
-        snapshot(["*_Pooling/*", "*_Dense/*"], ignored=None)
+        path = snapshot([SENTENCE_TRANSFORMERS, POOLING_CONFIG], ignored=None)
+        if folders := module_folders(path):
+            ends = (".json", ".safetensors")
+            snapshot([f"{one.name}/*{end}" for one in folders for end in ends], ignored=None)
         path = snapshot(_HUB_FILES)
         if not any(path.glob("*.safetensors")):
             path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
