@@ -309,6 +309,9 @@ class Items(Options, kw_only=True):
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
         return {**self, **other}
 
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**other, **self}
+
     def copy(self) -> dict[str, Any]:
         """The items as a dict."""
         return dict(self)

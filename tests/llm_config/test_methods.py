@@ -83,6 +83,7 @@ def test_items_are_dicts_to_their_users():
     copied["num_replicas"] = 3
     assert (copied, deployment["num_replicas"]) == ({"num_replicas": 3}, 2)
     assert deployment | {"name": "x"} == {"num_replicas": 2, "name": "x"}
+    assert {"num_replicas": 1, "name": "x"} | deployment == {"num_replicas": 2, "name": "x"}
 
 
 def test_callbacks_can_be_set_later():
