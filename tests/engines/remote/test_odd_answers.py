@@ -172,6 +172,12 @@ async def test_what_is_needed_must_be_there(script, given):
         await said(script, given)
 
 
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_reason_may_stand_for_the_message(script, reason):
+    result = await said(script, {"choices": [{"message": None, "finish_reason": reason}]})
+    assert (result.texts, result.reasons) == ({0: ""}, {0: reason})
+
+
 @pytest.mark.parametrize("given", [{"detail": "Not signed in"}, {"choices": ["Not signed in"]}])
 async def test_what_an_unreadable_answer_said_is_told(script, given):
     with pytest.raises(UpstreamError, match="Not signed in"):

@@ -204,14 +204,18 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     deltas = []
     ordered = sorted(parsed.choices, key=lambda choice: choice.index or 0)
     for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
-        if choice.error or choice.message is choice.delta is choice.text:  # all of them None
-            raise as_error(choice.error or "a choice without a message", where, body)
+        if choice.error:
+            raise as_error(choice.error, where, body)
+        reason = reason_of(choice, where) or "stop"
+        missing = choice.message is None and choice.delta is None and choice.text is None
+        if missing and reason == "stop":  # another says why
+            raise as_error("a choice without a message", where, body, "gave no answer")
         for call in choice.message.tool_calls or () if choice.message else ():
             call.index = None  # whole calls differ by their place; some servers send 0 for each
         deltas.append(
             msgspec.structs.replace(
                 delta_of(choice, index, ToolCalls()),
-                finish_reason=reason_of(choice, where) or "stop",
+                finish_reason=reason,
                 usage=usage,
                 kv_transfer_params=parsed.kv_transfer_params,
             )
