@@ -105,7 +105,7 @@ async def test_json_in_the_input_is_an_object_or_a_list(client: Any, data: Any) 
     message = {"role": "user", "content": [{"type": "input_json", "data": data}]}
     answer = await decide(client, questions=[PREDICATE], input=[message])
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "input[0].content"
+    assert answer.json()["error"]["param"] == "input[0].content[0]"
 
 
 async def test_a_choice_of_several_has_a_list(client: Any) -> None:

@@ -136,7 +136,9 @@ def _as_response_item(item: dict[str, Any], place: str) -> dict[str, Any]:
     """An item with the parts that the Responses API has."""
     for name in ("content", "output"):
         if isinstance(item.get(name), list):
-            item = {**item, name: [_as_text(part, f"{place}.{name}") for part in item[name]]}
+            parts = enumerate(item[name])
+            made = [_as_text(part, f"{place}.{name}[{number}]") for number, part in parts]
+            item = {**item, name: made}
     return item
 
 
@@ -146,7 +148,7 @@ def _as_text(part: Any, where: str) -> Any:
         return {}
     if part.get("type") == "input_json":
         data = part.get("data")
-        if not isinstance(data, dict | list):
+        if not isinstance(data, dict | list):  # as the API's page says
             why = "a part of type 'input_json' needs its 'data', which is an object or a list"
             raise RequestError(f"{where}: {why}", param=where)
         return {"type": "input_text", "text": json.dumps(data, ensure_ascii=False)}
