@@ -151,6 +151,7 @@ async def test_a_missing_device_is_named(device: str) -> None:
         ({"voices": {"ann": "ann.bin"}}, "voices"),
         ({"word_timestamps": True}, "word_timestamps"),
         ({"embedding_pooling": "cls"}, "embedding_pooling"),
+        ({"embedding_normalize": False}, "embedding_normalize"),
         ({"query_instruction": "Find: "}, "query_instruction"),
         ({"image_urls": True}, "image_urls"),
     ],

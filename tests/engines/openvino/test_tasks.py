@@ -54,6 +54,13 @@ async def reranker(tmp_path_factory):
     await engine.stop()
 
 
+async def test_an_option_of_language_models_is_refused(tmp_path):
+    options = {**OPTIONS, "default_chat_template_kwargs": {"a": 1}}
+    engine = OpenVINOEngine(embedding_model(tmp_path), engine_kwargs=options)
+    with pytest.raises(EngineStartError, match="takes no default_chat_template_kwargs"):
+        await engine.start()
+
+
 async def test_more_tokens_than_a_model_has_positions_for_are_refused_at_once(tmp_path):
     model = embedding_model(tmp_path)
     engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "max_model_len": CONTEXT + 1})

@@ -54,13 +54,18 @@ from penstock.types import (
 _OF_TASK = {
     "generate": (
         *("prompt_lookup", "draft_model", "cache_eviction", "sparse_attention"),
-        *("chat_template", "tool_call_parser", "reasoning_parser"),
+        *("chat_template", "default_chat_template_kwargs"),
+        *("tool_call_parser", "reasoning_parser"),
     ),
-    "embed": ("embedding_pooling", "query_instruction", "document_instruction"),
+    "embed": (
+        *("embedding_pooling", "embedding_normalize"),
+        *("query_instruction", "document_instruction"),
+    ),
     "transcribe": ("word_timestamps",),
     "speak": ("voices",),
 }
 """Options that change answers, by the one task whose models take them."""
+_DEFAULTS = OpenVINOOptions()
 _NOT_SEEING = ("tokenizer", "prompt_lookup", "draft_model", "cache_eviction", "sparse_attention")
 
 
@@ -148,7 +153,7 @@ class OpenVINOEngine(WorkerEngine):
         else:
             refused.append("image_urls")
         for name in refused:
-            if getattr(self.options, name):
+            if getattr(self.options, name) != getattr(_DEFAULTS, name):
                 raise EngineStartError(
                     f"'{self.model_source}' is {self.model_kind}, which takes no {name}"
                 )
