@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import wave
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -359,6 +360,14 @@ class Speaking(Task):
                 )
             self._voices[name] = ov.Tensor(numbers.reshape(shape))
 
+    def _open_again(self) -> None:
+        """End the process if that fails: nothing can be spoken without a pipeline."""
+        del self._pipeline  # its memory is free before the next takes as much
+        try:
+            self._open()
+        except Exception as error:
+            sys.exit(f"the model that speaks cannot be opened again: {reason_of(error)}")
+
     def speak(self, text: str, voice: str | None, speed: float) -> Speech:
         """The text, spoken. Raises `RequestError` for an unknown voice and a text that is empty or
         too long.
@@ -380,7 +389,7 @@ class Speaking(Task):
         try:
             result = self._pipeline.generate(text, *with_voice)
         except RuntimeError as error:  # what it held of this text would spoil the next one
-            self._open()
+            self._open_again()
             raise RequestError(
                 f"the model cannot speak this text: {reason_of(error)}", param="input"
             ) from None

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import openvino_genai as genai
 import pytest
 import pytest_asyncio
 
@@ -86,7 +87,7 @@ def test_pieces_are_whole_sentences():
     assert pieces_of(" ", 600) == [""]
 
 
-def test_a_text_at_which_the_model_fails_spoils_no_other(model):
+def test_a_text_at_which_the_model_fails_spoils_no_other(model, monkeypatch):
     """GenAI keeps what it held of the text, and fails at all that follow."""
 
     def generate(*_):
@@ -98,3 +99,12 @@ def test_a_text_at_which_the_model_fails_spoils_no_other(model):
     with pytest.raises(RequestError, match="cannot speak this text: shapes mismatch"):
         speaking.speak("a fox", None, 1)
     assert speaking.speak("a fox", None, 1).pcm
+
+    def opened(*_, **__):
+        assert not hasattr(speaking, "_pipeline")  # no two at a time
+        raise RuntimeError("out of memory")
+
+    speaking._pipeline = SimpleNamespace(generate=generate)
+    monkeypatch.setattr(genai, "Text2SpeechPipeline", opened)
+    with pytest.raises(SystemExit, match="cannot be opened again: out of memory"):
+        speaking.speak("a fox", None, 1)
