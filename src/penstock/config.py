@@ -461,13 +461,16 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
                 value=value,
                 hint=nearest(str(key), fields),
             )
+        parts = list(_structures(fields[key].type))
+        if not parts:
+            continue
         path = _dotted_path(where, key)
         inner = [(path, value)]
         if isinstance(value, list | tuple):
             inner = [(f"{path}[{number}]", one) for number, one in enumerate(value)]
         for place, one in inner:
             if isinstance(one, Mapping):
-                for part in _structures(fields[key].type):
+                for part in parts:
                     _check_keys(part, one, place)
 
 
