@@ -93,6 +93,15 @@ class TestRefusals:
         with pytest.raises(EngineStartError, match="embed or rerank"):
             find_model(source, None, None)
 
+    def test_a_classifier_is_refused_before_it_is_read(self, folder, monkeypatch):
+        monkeypatch.setattr(module, "_run", lambda *_: pytest.fail("it was read"))
+        source = rerank_onnx(folder)
+        config = json.loads((folder / "config.json").read_bytes())
+        config["id2label"] = {"0": "a", "1": "b", "2": "c"}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(EngineStartError, match=r"has 3 labels \(a, b, c\)"):
+            find_model(source, None, None)
+
     def test_a_weight_format(self, folder):
         with pytest.raises(EngineStartError, match="leave weight_format out"):
             find_model(embedding_onnx(folder), None, None, "int8")

@@ -347,6 +347,7 @@ def _read_onnx(
             f"'{source}': of ONNX models the openvino engine runs those that embed or rerank; give"
             " this one in Hugging Face's form"
         )
+    check_kind(source, task, config)
     with _converted(target) as (partial, log):
         stage("reading the ONNX model")
         context = str(context_length_of(config))
