@@ -256,7 +256,7 @@ def _causal_mask(rows: int, length: int, size: int) -> np.ndarray[Any, Any]:
     return mask
 
 
-@lru_cache(1)
+@lru_cache(2)  # a long text is read in chunks of one size, and its tree has another
 def _triangle(size: int) -> np.ndarray[Any, Any]:
     """The mask of `size` tokens of which each sees itself and those before it."""
     return np.triu(np.full((size, size), _HIDDEN, np.float32), 1)
