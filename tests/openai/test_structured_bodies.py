@@ -117,3 +117,5 @@ def test_a_json_object_has_its_schema_once():
     with pytest.raises(RequestError, match="a 'schema' or a 'value', not both") as caught:
         constraint(response_format=both)
     assert caught.value.param == "response_format.value"
+    with pytest.raises(RequestError, match="the 'value' of a json_object must be an object"):
+        constraint(response_format={"type": "json_object", "value": "{}"})

@@ -135,6 +135,10 @@ def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | No
                 "a json_object takes a 'schema' or a 'value', not both",
                 param="response_format.value",
             )
+        if not isinstance(given["value"], dict):
+            raise RequestError(
+                "the 'value' of a json_object must be an object", param="response_format.value"
+            )
         given = {**given, "schema": given["value"]}
     if kind == "json_object" and given.get("schema") is None:
         return StructuredOutput("json_object")
