@@ -411,8 +411,8 @@ def parse_body(form: type[Body], body: Any) -> Body:
 
 
 def _with_whole_floats(form: type[Body], given: Mapping[str, Any]) -> Body:
-    """JSON has one kind of number, and some languages write the integer 16 as 16.0. Raises
-    `RequestError` if that is not what was wrong.
+    """JSON has one kind of number, and some languages write the integer 16 as 16.0. Top-level
+    fields alone are read so. Raises `RequestError` if that is not what was wrong.
     """
     whole = {
         name: int(v) if isinstance(v, float) and v.is_integer() and abs(v) <= 2**53 else v
