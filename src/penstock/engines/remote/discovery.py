@@ -122,8 +122,7 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
             hint = (
                 f"the key in {key} is not accepted"
                 if key
-                else "api_key_env names no variable that holds the key; a job with --attach"
-                " takes PENSTOCK_API_KEY"
+                else "api_key_env names no variable that holds the key, such as PENSTOCK_API_KEY"
             )
             way = f"; {_UNASKED}" if error.http_status == 403 else ""
             raise EngineStartError(f"{error} ({hint}{way})") from None
