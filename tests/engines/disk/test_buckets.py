@@ -1,5 +1,6 @@
 """Models in buckets: fsspec's memory file system stands for one."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_a_hub_describes_its_models_too(bucket: Any, monkeypatch: pytest.MonkeyP
     assert asked == ["hf://org/name@v1"]
     assert stated("org/name@v1", None).tasks == TASKS_OF["embed"]
     assert stated("org/name@v1", "generate").inputs == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [({"vocab_size": 7}, ()), ({"vision_config": {}}, ("text", "image"))],
+)
+def test_what_a_model_in_a_bucket_reads(
+    bucket: Any, config: dict[str, Any], inputs: tuple[str, ...]
+) -> None:
+    bucket.pipe("/bucket/m/config.json", json.dumps(config).encode())
+    sources.describe("memory://bucket/m")
+    assert stated("memory://bucket/m", "generate").inputs == inputs
 
 
 @pytest.mark.parametrize("source", ["memory://bucket/none", "nosuch://a/b", "demo", "/no/where"])

@@ -49,6 +49,8 @@ def stated(source: str, task: str | None) -> Stated:
             vocabulary, task = gguf_vocabulary(path), task or "generate"
         elif config := read_config(path):
             inputs = _inputs_of(path, config)
+            if "://" in source and "image" not in inputs:
+                inputs = ()  # a bucket may have a converted model, whose config.json says less
             vocabulary = config.get("text_config", config).get("vocab_size")
             task = task or task_of(path, config)
     except (OSError, AttributeError, EngineStartError):
