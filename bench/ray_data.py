@@ -84,7 +84,10 @@ def run_side(kind: str, side: str, url: str, rows: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     processor = PROCESSORS[kind](side, url)
     if kind == VLLM:  # it starts in each run, which the shorter one takes off the longer
-        print(json.dumps(seconds_of(processor, rows + FEW) - seconds_of(processor, FEW)))
+        seconds = seconds_of(processor, rows + FEW) - seconds_of(processor, FEW)
+        if seconds <= 0:
+            raise RuntimeError(f"{rows} rows are too few beside the start of vLLM: raise --rows")
+        print(json.dumps(seconds))
         return
     # A first request may start what others find running.
     seconds_of(processor, FEW)

@@ -1,3 +1,5 @@
+from msgspec.structs import replace
+
 from penstock.loadtest.client import Sample
 from penstock.loadtest.jobs import BARE, JOB, Findings
 from penstock.loadtest.report import (
@@ -52,6 +54,9 @@ def test_a_comparison_with_targets_has_their_goodput():
     sides = [[summary(run(2.0), targets)], [summary(run(1.0), targets)]]
     *_, goodput, failed = comparison_table(["x", "y"], sides)
     assert goodput == ["goodput, requests/s", "0.5", "1", "2.00", "2.00..2.00"]
+    none_kept = [replace(one, goodput=0.0) for one in sides[1]]
+    *_, goodput, failed = comparison_table(["x", "y"], [sides[0], none_kept])
+    assert goodput[:3] == ["goodput, requests/s", "0.5", "0"]
     assert failed[0] == "failed"
 
 

@@ -87,8 +87,9 @@ def processor(stage: StatefulStage, **fields: Any) -> Processor:
 
 def test_a_column_of_arrays_is_one_of_tensors() -> None:
     stage = StatefulStage(Vectors, map_batches_kwargs={"num_cpus": 1})
+    config = ProcessorConfig(ray_columns=True)
     made = Processor(
-        ProcessorConfig(),
+        config,
         [stage],
         lambda row: {"x": row["id"]},
         lambda row: {"id": row["id"], "vector": row["vector"], "text": "a"},
@@ -96,7 +97,7 @@ def test_a_column_of_arrays_is_one_of_tensors() -> None:
     rows = made(ray.data.range(3)).take_all()
     assert list(rows[0]) == ["id", "vector", "text"]
     assert [row["vector"].tolist() for row in rows] == [[row["id"], 1.0] for row in rows]
-    alone = Processor(ProcessorConfig(), [stage], made.preprocess, lambda row: {"v": row["vector"]})
+    alone = Processor(config, [stage], made.preprocess, lambda row: {"v": row["vector"]})
     assert alone(ray.data.range(2)).take_batch(2)["v"].shape == (2, 2)
 
 

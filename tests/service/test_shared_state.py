@@ -156,6 +156,7 @@ async def test_a_download_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
 
 async def test_a_place_of_files_that_there_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match="nope") as refused:
-        async with batch_service(tmp_path, files="nope://bucket/files"):
+        async with batch_service(tmp_path, files="nope://me:hunter2@bucket/files"):
             pass
     assert refused.value.field == "files"
+    assert "hunter2" not in str(refused.value)

@@ -291,4 +291,6 @@ def check_picture(path: str | None) -> None:
     """As `check_place`. Raises `ConfigError` for a name that is not one of an SVG file."""
     check_place(path)
     if path is not None and not path.lower().endswith(".svg"):
-        raise ConfigError("is drawn as SVG, so its name must end in .svg", field="picture")
+        raise ConfigError(
+            "is drawn as SVG, so its name must end in .svg", field="picture", value=path
+        )

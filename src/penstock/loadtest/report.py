@@ -111,9 +111,10 @@ def comparison_table(names: Sequence[str], runs: Sequence[Sequence[Summary]]) ->
     """The medians of both sides, and B over A with its spread."""
     rows = [["", f"A {names[0]}", f"B {names[1]}", "B / A", "LEAST..GREATEST"]]
     for (name, value), found in zip(_figures(runs[0][0]), ratios(*runs).values(), strict=True):
-        # No latency is 0: there is none, as of tokens that are not streamed.
         middles = [median(map(value, side)) for side in runs]
-        cells = [name, *(_number(middle) if middle else "-" for middle in middles)]
+        # No latency is 0: there is none, as of tokens that are not streamed.
+        lacking = 0.0 if name.endswith("ms") else None
+        cells = [name, *("-" if middle == lacking else _number(middle) for middle in middles)]
         if found is None:
             cells += ["-", "-"]
         else:

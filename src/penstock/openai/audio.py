@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.framing import DONE, data, error_events
-from penstock.openai.image_parts import data_in
+from penstock.openai.image_parts import content_of, is_data_uri
 from penstock.openai.requests import Count
 from penstock.openai.responses import TIMED_FORMATS
 from penstock.parsing import decode_json
@@ -105,13 +105,19 @@ class TranscriptionLine(TranscriptionFields, kw_only=True):
 
     def recording(self) -> bytes:
         """The recording. Raises `RequestError`."""
-        kind, comma, _ = self.file_url.partition(",")
-        if not (comma and kind.startswith("data:") and kind.endswith(";base64")):
+        if not is_data_uri(self.file_url):
             raise RequestError(
                 f"file_url must be a data URI (data:audio/wav;base64,…): '{self.file_url[:50]}'",
                 param="file_url",
             )
-        return data_in(self.file_url, "file_url")
+        try:
+            data = content_of(self.file_url)
+        except ValueError as error:
+            why = f"file_url: the data URI is no base64: {error}"
+            raise RequestError(why, param="file_url") from None
+        if not data:
+            raise RequestError("file_url: the data URI has no data", param="file_url")
+        return data
 
 
 class TranslationLine(TranscriptionLine, kw_only=True):

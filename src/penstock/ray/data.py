@@ -67,7 +67,7 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
         )
     return dataset.map_batches_internal(
         _end,
-        fn_kwargs={"ending": ending, "keep": keep},
+        fn_kwargs={"ending": ending, "tensors": config.ray_columns and not keep},
         batch_format="pyarrow",
         **processor.postprocess_map_kwargs,
     )
@@ -123,10 +123,10 @@ def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
     return _carried(beginning(batch.to_pylist()))
 
 
-def _end(batch: pa.Table, ending: Any, keep: bool) -> Any:
+def _end(batch: pa.Table, ending: Any, tensors: bool) -> Any:
     rows = ending(batch.column(COLUMN).to_pylist())
     try:
-        return block(rows) if keep else _with_tensors(rows)
+        return _with_tensors(rows) if tensors else block(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         # Ray converts values that Arrow cannot hold.
         return {

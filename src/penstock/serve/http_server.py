@@ -276,10 +276,12 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._await_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP, unless their request's answer has begun, and close."""
+        """Answer bytes that are no HTTP, unless their request's answer has begun, or one is still
+        to come for a request before it, and close.
+        """
         cycle = self.cycle
         between = cycle is None or (cycle.response_complete and not cycle.more_body)
-        if between or not cycle.response_started:
+        if (between or not cycle.response_started) and not getattr(self, "pipeline", None):
             self.transport.write(_NO_HTTP)
         self.transport.close()
 

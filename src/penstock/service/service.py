@@ -60,7 +60,8 @@ class BatchService:
             try:
                 filesystem(place)  # one that cannot be reached is told at once
             except InputError as error:
-                raise ConfigError(str(error), field="files", value=masked(place)) from None
+                why = str(error).replace(place, masked(place))
+                raise ConfigError(why, field="files", value=masked(place)) from None
         if self._has_state():
             await self.opened()
 

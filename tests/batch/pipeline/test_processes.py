@@ -66,6 +66,13 @@ async def test_what_an_endpoint_said_comes_with_the_error():
     assert (row["error"]["status"], row["error"]["body"]) == (422, "because")
 
 
+@pytest.mark.parametrize("own", [["text"], [0.1234567890123, None, 2**30 + 1], [{"a": 1}, [2]]])
+def test_a_list_of_ones_own_under_the_name_of_vectors_stays_one(own):
+    begun = Beginning(None, keep=True)([{"embeddings": own}])
+    (row,) = Ending(None, keep=True, ray_columns=True)(begun)
+    assert row["embeddings"] == own
+
+
 async def test_a_row_keeps_values_that_no_table_can_hold():
     (packed,) = Beginning(None, keep=True)([{"id": 2, "odd": {1, 2}}])
     assert unpack(packed).columns["odd"] == {1, 2}

@@ -227,6 +227,16 @@ def test_links_to_directories_are_followed_once(tmp_path):
     once = ["data/a.jsonl", "data/more/b.jsonl"]
     assert names(tmp_path, files.find(str(tmp_path / "data"))) == once
     assert names(tmp_path, files.find(str(tmp_path / "data/**/*.jsonl"))) == once
+    (tmp_path / "data" / "a").symlink_to(tmp_path / "data" / "z")
+    make(tmp_path, "data/z/c.jsonl")
+    found = ["data/a.jsonl", "data/more/b.jsonl", "data/z/c.jsonl"]  # not by its newer name
+    assert names(tmp_path, files.find(str(tmp_path / "data/**/*.jsonl"))) == found
+
+
+def test_a_slash_behind_two_stars_means_folders(tmp_path):
+    make(tmp_path, "data/a.jsonl", "data/more/b.jsonl", "data/more/README.md")
+    found = ["data/a.jsonl", "data/more/b.jsonl"]
+    assert names(tmp_path, files.find(f"{tmp_path}/data/**/")) == found
 
 
 def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
@@ -241,6 +251,8 @@ def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match="closed: Permission denied"):
         files.find(str(tmp_path))
+    # A pattern means what it finds.
+    assert names(tmp_path, files.find(f"{tmp_path}/**/*.jsonl")) == ["a.jsonl"]
 
 
 def test_whatever_a_file_system_raises_names_the_url(monkeypatch):

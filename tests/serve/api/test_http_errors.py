@@ -284,7 +284,7 @@ async def test_an_unknown_path_is_a_404(client: Any, path: str) -> None:
         ("/v1/v1/chat/completions", "Did you mean '/v1/chat/completions'?"),
         ("/v1/chat/completions/", "Did you mean '/v1/chat/completions'?"),
         ("/v1/images/generations", "'/v1/images/generations'. /docs lists those that exist"),
-        ("/sleep", "only `penstock serve --dev` has it"),
+        ("/sleep", "only a server with control routes (http.dev) has it"),
         ("/a%0Ab", r"there is no path '/a\nb'"),
     ],
 )

@@ -31,7 +31,6 @@ from penstock.batch.rows.row import (
     row_error,
 )
 from penstock.batch.stages.base import MAPPING, StatefulStage
-from penstock.batch.stages.ray_columns import with_arrays
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
 from penstock.errors import JobError, UserCodeError, text_of
@@ -128,7 +127,6 @@ class ProcessorRows(RowForm):
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
-        self._ray_columns = ray_columns
         self.made = OutputRows(keep=keep_errors, ray_columns=ray_columns)
         self._held = held
         self._opaque = False
@@ -187,7 +185,7 @@ class ProcessorRows(RowForm):
             if not isinstance(columns, MAPPING):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
             row.request = {**values, **columns}
-            row.nbytes += nbytes(columns)
+            row.nbytes = max(row.nbytes, nbytes(row.request))
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
@@ -249,8 +247,6 @@ class ProcessorRows(RowForm):
     def _end(self, row: Row, outcome: Outcome) -> Outcome:
         try:
             columns = row.request | outcome.parsed
-            if self._ray_columns:
-                columns = with_arrays(columns)
             made: Mapping[str, Any] = columns
             if self._postprocess is not None:
                 made = self._postprocess(columns)
@@ -373,8 +369,6 @@ class Ending:
         ]
 
     def _end(self, row: Carried) -> Carried:
-        if self._ray_columns:
-            row.columns = with_arrays(row.columns)
         if row.error is None and self._postprocess is not None:
             try:
                 row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))

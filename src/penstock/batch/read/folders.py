@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
 from penstock.errors import InputError
@@ -34,36 +34,41 @@ def is_apart(path: str, pattern: str) -> bool:
 
 def walk(directory: str) -> Iterator[str]:
     """The files in a directory and below, but in folders that hold no data."""
-    for folder, names in _folders(directory, ""):
+    for folder, names in _folders(directory, "", _raise):
         for name in sorted(names):
             yield os.path.join(folder, name)
 
 
 def globbed(pattern: str) -> list[str]:
-    """What a glob finds. `glob.glob` would go round and round where links lead back."""
+    """What a glob finds; it passes over folders that it may not list. `glob.glob` would go round
+    and round where links lead back.
+    """
     parts = pattern.split("/")
     if "**" not in parts:
         return glob.glob(pattern)
     place = parts.index("**")
-    top, rest = "/".join(parts[:place]), "/".join(parts[place + 1 :]) or "*"
+    top, rest = "/".join(parts[:place]), "/".join(parts[place + 1 :] or ["*"])
     tops = filter(os.path.isdir, glob.glob(top) if top else ["/" if place else "."])
     found = dict.fromkeys(
         path.removeprefix("" if top else "./")
         for start in tops
-        for folder, _ in _folders(start, pattern)
+        for folder, _ in _folders(start, pattern, None)
         for path in globbed(f"{glob.escape(folder)}/{rest}")
     )
     return list(found)
 
 
-def _folders(directory: str, pattern: str) -> Iterator[tuple[str, list[str]]]:
+def _folders(
+    directory: str, pattern: str, onerror: Callable[[OSError], None] | None
+) -> Iterator[tuple[str, list[str]]]:
     """The directory and those below with their files, but none apart from data that `pattern`
-    does not name.
+    does not name. A folder itself goes before a link to it.
     """
     known = {os.path.realpath(directory)}
-    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
+    for folder, folders, names in os.walk(directory, onerror=onerror, followlinks=True):
         yield folder, names
-        kept = sorted(n for n in folders if n == DELTA_LOG or not is_apart(f"{n}/", pattern))
+        kept = [n for n in folders if n == DELTA_LOG or not is_apart(f"{n}/", pattern)]
+        kept.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         folders.clear()
         for name in kept:
             real = os.path.realpath(os.path.join(folder, name))

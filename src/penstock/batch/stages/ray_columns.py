@@ -85,7 +85,7 @@ class RayColumns:
             "metrics": None,
             "logprobs": None,
             "prompt_logprobs": None,
-            **columns,
+            **_with_array(columns),
             "prompt": prompt,
             "prompt_token_ids": ids if prompt or given is not None else None,
             "params": str(dict(row.get("pooling_params") or {})),
@@ -93,8 +93,8 @@ class RayColumns:
         }
 
 
-def with_arrays(columns: dict[str, Any]) -> dict[str, Any]:
-    """A row's columns, with its vectors as the array that Ray has."""
+def _with_array(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The columns of a vector, or of one a token, as the array that Ray has."""
     vector = columns.get("embeddings")
     if not isinstance(vector, list):
         return columns

@@ -144,7 +144,8 @@ def _no_route(routes: Iterable[BaseRoute], scope: Scope) -> NoRouteError:
 
     shown = escaped(scope["path"][:200])
     if scope["path"] in _CONTROL_PATHS:
-        return NoRouteError(f"there is no path '{shown}': only `penstock serve --dev` has it")
+        why = "only a server with control routes (http.dev) has it"
+        return NoRouteError(f"there is no path '{shown}': {why}")
     paths = [one.path for one in routes if isinstance(one, Route)]
     near = get_close_matches(shown, paths, n=1, cutoff=0.8)
     hint = f" Did you mean '{near[0]}'?" if near else ""

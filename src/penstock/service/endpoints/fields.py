@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -36,9 +35,13 @@ async def first_known(exchange: Exchange, models: Iterable[str]) -> str:
     then needs no model, and any server may end it.
     """
     for name in models:
-        with contextlib.suppress(PenstockError):
+        try:
             await exchange.ingress.models.find(name)
-            return name
+        except RequestError:
+            continue
+        except PenstockError:
+            pass  # it is there, and does not answer just now
+        return name
     return ""
 
 

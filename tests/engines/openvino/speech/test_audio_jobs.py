@@ -77,14 +77,17 @@ async def test_lines_of_a_batch(ears, tmp_path):
         return {"custom_id": name, "method": "POST", "url": url, "body": {"model": "m", **body}}
 
     audio = recording(0.5)
-    asked = {"file_url": f"data:audio/wav;base64,{b64encode(audio).decode()}", "max_tokens": 8}
+    uri = f"data:audio/wav;base64,{b64encode(audio).decode()}"
+    asked = {"file_url": uri, "max_tokens": 8}
     verbose = {"response_format": "verbose_json", "language": "en"}
     given = [
         line("plain", **asked, language="en"),
         line("timed", **asked, **verbose),
         line("english", "translations", **asked, **verbose),
+        line("capitals", file_url=uri.replace("data:", "DATA:"), max_tokens=8),
         line("elsewhere", file_url="https://example.org/a.wav"),
-        line("percent", file_url="data:audio/wav,RIFF"),
+        line("no base64", file_url="data:audio/wav;base64,RIF~"),
+        line("empty", file_url="data:audio/wav;base64,"),
         line("upload", file="a.wav"),
         line("subtitles", **asked, response_format="srt"),
         line("stream", **asked, stream=True),
@@ -92,7 +95,7 @@ async def test_lines_of_a_batch(ears, tmp_path):
     ]
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in given))
     result = await penstock.arun(tmp_path / "in.jsonl", tmp_path / "out.jsonl", engine=ears)
-    assert (result.counts.ok, result.counts.rows) == (3, 9)
+    assert (result.counts.ok, result.counts.rows) == (4, 11)
     found = {row["custom_id"]: row["response"] for row in lines(tmp_path / "out.jsonl")}
     text = await text_of(ears, audio)
     assert found["plain"]["body"] == {"text": text}
@@ -100,10 +103,11 @@ async def test_lines_of_a_batch(ears, tmp_path):
     assert (timed["task"], timed["language"], timed["duration"]) == ("transcribe", "en", 0.5)
     assert timed["segments"]
     assert found["english"]["body"]["task"] == "translate"
+    assert found["capitals"]["status_code"] == 200
     wrong = {name: one for name, one in found.items() if one["status_code"] != 200}
     assert {one["status_code"] for one in wrong.values()} == {400}
     assert [one["body"]["error"]["param"] for one in wrong.values()] == [
-        *("file_url", "file_url", "file", "response_format", "stream"),
+        *("file_url", "file_url", "file_url", "file", "response_format", "stream"),
         wrong["no sound"]["body"]["error"]["param"],
     ]
 
