@@ -212,12 +212,10 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
             raise as_error("a choice without a message", where, body, "gave no answer")
         for call in choice.message.tool_calls or () if choice.message else ():
             call.index = None  # whole calls differ by their place; some servers send 0 for each
+        delta, kept = delta_of(choice, index, ToolCalls()), parsed.kv_transfer_params
         deltas.append(
             msgspec.structs.replace(
-                delta_of(choice, index, ToolCalls()),
-                finish_reason=reason,
-                usage=usage,
-                kv_transfer_params=parsed.kv_transfer_params,
+                delta, finish_reason=reason, usage=usage, kv_transfer_params=kept
             )
         )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
@@ -430,9 +428,8 @@ def _classifications(body: bytes, where: str, count: int) -> Classifications:
     items = []
     for one in parsed.data:
         likeliest = max(range(len(one.probs)), key=one.probs.__getitem__, default=0)
-        items.append(
-            Classification(one.label if one.label is not None else str(likeliest), one.probs)
-        )
+        label = one.label if one.label is not None else str(likeliest)
+        items.append(Classification(label, one.probs))
     return Classifications(items, parsed.usage.neutral())
 
 
