@@ -435,7 +435,7 @@ def test_decisions_a_filter_and_a_calibration(folder):
     assert {row["filter"] for row in kept} == {True}
     wrong = penstock("run", "in.jsonl", "-o", "x.jsonl", *SIMULATED, "--choices", "a", cwd=folder)
     assert wrong.returncode == 2
-    assert b"questions[0] ('choice') has one option" in wrong.stderr
+    assert b"choices: has one option" in wrong.stderr
     assert b"Examples:" in penstock("calibrate", "--help", cwd=folder).stdout
 
 
