@@ -50,18 +50,14 @@ def main() -> int:
     names = ["bare", "penstock"]
     names += ["sentence-transformers"] if find_spec("sentence_transformers") else []
     names += ["onnxruntime"] if args.onnx and find_spec("onnxruntime") else []
-    with tempfile.TemporaryDirectory() as folder:
-        converted = str(_converted(args.model))
-        where = {"sentence-transformers": args.model, "onnxruntime": args.onnx}
-        sides = [
-            Contestant(
-                name,
-                partial(_run, name, where.get(name) or converted, args.rows, args.model, folder),
-            )
-            for name in names
-        ]
-        title = f"{args.rows} texts, {Path(args.model).name}"
-        comparison = harness.compare(title, "rows/s", sides, args.rounds, warmups=0)
+    converted = str(_converted(args.model))
+    where = {"sentence-transformers": args.model, "onnxruntime": args.onnx}
+    sides = [
+        Contestant(name, partial(_run, name, where.get(name) or converted, args.rows, args.model))
+        for name in names
+    ]
+    title = f"{args.rows} texts, {Path(args.model).name}"
+    comparison = harness.compare(title, "rows/s", sides, args.rounds, warmups=0)
     ratio = comparison.ratio("penstock", "bare").median
     bars = [Bar("penstock.run over the bare pipeline", ratio, LEAST, at_least=True)]
     for name in names[2:]:
@@ -77,9 +73,10 @@ def _converted(model: str) -> Path:
     return find_model(model, None, None).path
 
 
-def _run(side: str, model: str, rows: int, source: str, folder: str) -> float:
+def _run(side: str, model: str, rows: int, source: str) -> float:
     command = [sys.executable, "-W", "ignore", __file__, "side", side, model, str(rows), source]
-    usage = harness.command(command, cwd=folder)
+    with tempfile.TemporaryDirectory() as folder:  # in one that is known a job goes on
+        usage = harness.command(command, cwd=folder)
     return rows / float(json.loads(usage.output.splitlines()[-1]))
 
 
