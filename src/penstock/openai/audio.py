@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.framing import DONE, data, error_events
-from penstock.openai.image_parts import content_of, is_data_uri
+from penstock.openai.image_parts import bytes_in, is_data_uri
 from penstock.openai.requests import Count
 from penstock.openai.responses import TIMED_FORMATS
 from penstock.parsing import decode_json
@@ -110,14 +110,7 @@ class TranscriptionLine(TranscriptionFields, kw_only=True):
                 f"file_url must be a data URI (data:audio/wav;base64,…): '{self.file_url[:50]}'",
                 param="file_url",
             )
-        try:
-            data = content_of(self.file_url)
-        except ValueError as error:
-            why = f"file_url: the data URI is no base64: {error}"
-            raise RequestError(why, param="file_url") from None
-        if not data:
-            raise RequestError("file_url: the data URI has no data", param="file_url")
-        return data
+        return bytes_in(self.file_url, "file_url")
 
 
 class TranslationLine(TranscriptionLine, kw_only=True):

@@ -66,15 +66,21 @@ def _is_base64(head: str) -> bool:
     return head.rpartition(";")[2].strip().lower() == "base64"
 
 
-def data_in(uri: str, param: str) -> bytes:
-    """The bytes of an image in a data URI. Raises `RequestError` for `param` if it is damaged."""
-    head, _, body = uri.partition(",")
-    if not body:
-        raise RequestError(f"{param}: the data URI has no data", param=param)
+def bytes_in(uri: str, param: str) -> bytes:
+    """The bytes in a data URI. Raises `RequestError` for `param` if it has none or is damaged."""
     try:
         data = content_of(uri)
     except ValueError as error:
         raise RequestError(f"{param}: the data URI is no base64: {error}", param=param) from None
+    if not data:
+        raise RequestError(f"{param}: the data URI has no data", param=param)
+    return data
+
+
+def data_in(uri: str, param: str) -> bytes:
+    """The bytes of an image in a data URI. Raises `RequestError` for `param` if it is damaged."""
+    data = bytes_in(uri, param)
+    head = uri.partition(",")[0]
     if not _is_base64(head) and kind_of(data) == UNKNOWN_KIND:
         raise RequestError(
             f"{param}: the data URI '{head[:50]},…' is not marked as base64, and holds no"
