@@ -205,9 +205,7 @@ def gguf_vocabulary(path: Path) -> int | None:
 def _gguf_field(path: Path, end: str) -> int | None:
     """A number in the file's header, or the length of a list there, by the end of its name."""
     with _gguf_header(path) as (file, _, fields):
-        for _ in range(fields):
-            name = file.read(_number(file, "Q")).decode(errors="replace")
-            value = _gguf_value(file, _number(file, "I"))
+        for name, value in _gguf_fields(file, fields):
             if name.endswith(end):
                 return int(value)
     return None
@@ -230,13 +228,20 @@ def _gguf_header(path: Path) -> Iterator[tuple[BinaryIO, int, int]]:
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
 
 
+def _gguf_fields(file: BinaryIO, fields: int) -> Iterator[tuple[str, Any]]:
+    """The names and values of the header's fields; the reader then stands behind them."""
+    for _ in range(fields):
+        name = file.read(_number(file, "Q")).decode(errors="replace")
+        yield name, _gguf_value(file, _number(file, "I"))
+
+
 _GGUF_WEIGHTS = {
-    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 8: ("Q8_0", 32, 34)},
-    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24)},
-    **{10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144)},
-    **{13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210)},
+    **{0: (1, 4), 1: (1, 2), 30: (1, 2), 8: (32, 34)},  # F32, F16, BF16, Q8_0
+    **{2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24)},  # Q4_0, Q4_1, Q5_0, Q5_1
+    **{10: (256, 84), 11: (256, 110), 12: (256, 144)},  # Q2_K, Q3_K, Q4_K
+    **{13: (256, 176), 14: (256, 210)},  # Q5_K, Q6_K
 }
-"""Types of weights by their number: the name, the numbers in a block, and its bytes."""
+"""Types of weights by their number: the numbers in a block, and its bytes."""
 
 
 def check_gguf(path: Path) -> None:
@@ -245,15 +250,13 @@ def check_gguf(path: Path) -> None:
     """
     with _gguf_header(path) as (file, tensors, fields):
         alignment, end = 32, 0
-        for _ in range(fields):
-            name = file.read(_number(file, "Q"))
-            value = _gguf_value(file, _number(file, "I"))
-            if name == b"general.alignment":
+        for name, value in _gguf_fields(file, fields):
+            if name == "general.alignment":
                 alignment = max(1, int(value))
         for _ in range(tensors):
             file.seek(_number(file, "Q"), os.SEEK_CUR)
             size = math.prod(_number(file, "Q") for _ in range(_number(file, "I")))
-            _, block, nbytes = _GGUF_WEIGHTS.get(_number(file, "I"), ("", 1, 0))
+            block, nbytes = _GGUF_WEIGHTS.get(_number(file, "I"), (1, 0))
             end = max(end, _number(file, "Q") + -(-size // block) * nbytes)
         needed = -(-file.tell() // alignment) * alignment + end if tensors else 0
     found = path.stat().st_size
