@@ -25,7 +25,7 @@ from penstock.errors import (
 from penstock.types import ChatRequest, CompletionRequest, Delta, Message, StructuredOutput, Usage
 
 CUTS = 24
-KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
+_KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 _AGAIN = (
     "That answer cannot be used: {why}. Answer again, with nothing but JSON that follows the"
     " schema."
@@ -133,14 +133,17 @@ class Repair:
             request = msgspec.structs.replace(request, sampling=wider)
 
 
+def cut(given: str | list[int]) -> str | list[int]:
+    """The first three quarters of a text, or of its token ids, which is too long."""
+    return given[: int(len(given) * _KEPT_EACH_CUT)]
+
+
 def shortened(request: Request) -> Request:
     """The request with its prompt, or the longest text of its conversation, cut to three quarters.
     The end goes: what is asked often comes first.
     """
     if isinstance(request, CompletionRequest):
-        return msgspec.structs.replace(
-            request, prompt=request.prompt[: int(len(request.prompt) * KEPT_EACH_CUT)]
-        )
+        return msgspec.structs.replace(request, prompt=cut(request.prompt))
     messages = request.messages
     lengths = [
         len(text) if isinstance(text := message.get("content"), str) else 0 for message in messages
@@ -149,9 +152,9 @@ def shortened(request: Request) -> Request:
     if not lengths[longest]:
         return request
     text = messages[longest]["content"]
-    cut = {**messages[longest], "content": text[: int(len(text) * KEPT_EACH_CUT)]}
+    shorter = {**messages[longest], "content": cut(text)}
     return msgspec.structs.replace(
-        request, messages=[*messages[:longest], cut, *messages[longest + 1 :]]
+        request, messages=[*messages[:longest], shorter, *messages[longest + 1 :]]
     )
 
 

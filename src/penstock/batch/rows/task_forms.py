@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import check_column
-from penstock.batch.rows.repair import CUTS, KEPT_EACH_CUT
+from penstock.batch.rows.repair import CUTS, cut
 from penstock.batch.rows.requests import (
     END_COLUMNS,
     FLAT_OBJECTS,
@@ -150,8 +150,7 @@ async def embedded(
             if not cuts:
                 raise
         cuts -= 1
-        text = request.inputs[0]
-        request = msgspec.structs.replace(request, inputs=[text[: int(len(text) * KEPT_EACH_CUT)]])
+        request = msgspec.structs.replace(request, inputs=[cut(request.inputs[0])])
 
 
 def pack(vector: list[float], vector_type: str) -> bytes:
