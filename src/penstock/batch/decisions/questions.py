@@ -28,7 +28,6 @@ from penstock.types import (
     Question,
     ScoreQuestion,
 )
-from penstock.validation import mismatch
 
 FILTER = "filter"
 """The name of the question that a filter asks."""
@@ -165,6 +164,8 @@ def question_of(given: Any, place: int) -> Question:
     try:
         question: Question = msgspec.convert({**fields, "type": kind}, _KINDS[kind])
     except (msgspec.ValidationError, TypeError):
+        from penstock.validation import mismatch  # imported only for an error
+
         raise ConfigError(f"{called}: {mismatch(_KINDS[kind], fields)}", field="decide") from None
     return question
 
