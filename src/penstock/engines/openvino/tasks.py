@@ -375,16 +375,19 @@ class Embedding(Task):
             if self._pooling == kinds.LAST_TOKEN
             else states.mean(axis=0)
         )
-        made = put_through(self._layers, vector[None])
-        numbers: list[float] = shortened(made, self._options.embedding_normalize, None)[0].tolist()
-        return numbers
+        return self._put_through(vector[None])[0]
 
     def _finished(self, pooled: Any) -> Any:
         """The vectors of texts, of those that the pipeline gives."""
-        if not self._layers:
-            return pooled
-        made = put_through(self._layers, np.asarray(pooled, np.float32))
-        return shortened(made, self._options.embedding_normalize, None).tolist()
+        return self._put_through(np.asarray(pooled, np.float32)) if self._layers else pooled
+
+    def _put_through(self, pooled: Any) -> list[list[float]]:
+        """The vectors of texts, of pooled ones that nothing has normalized."""
+        made = put_through(self._layers, pooled)
+        vectors: list[list[float]] = shortened(
+            made, self._options.embedding_normalize, None
+        ).tolist()
+        return vectors
 
     def _answer(self, vectors: list[Any], call: _Embedded) -> Embeddings:
         usage = Usage(sum(call.lengths))
