@@ -153,9 +153,8 @@ class FileStore:
     ) -> tuple[list[StoredFile], bool]:
         """Files behind `after`, by the time of their making, and whether there are more."""
         where, parameters = owned(owner)
-        where = f"purpose <> ? AND COALESCE(expires_at, ?) > ?{where}"
-        now = int(time.time())
-        values: tuple[Any, ...] = (_INPUT, now + 1, now, *parameters)
+        where = f"purpose <> ? AND (expires_at IS NULL OR expires_at > ?){where}"
+        values: tuple[Any, ...] = (_INPUT, int(time.time()), *parameters)
         if purpose is not None:
             where, values = f"{where} AND purpose = ?", (*values, purpose)
         rows = await self._state.run(

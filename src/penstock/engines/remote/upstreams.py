@@ -85,10 +85,8 @@ class Upstream(Member):
         """
         known = self._endpoints.get(path)
         if known is None:
-            base, path_there = (
-                self.options.base_url,
-                OTHER_PATHS.get(self.dialect, {}).get(path, path),
-            )
+            base = self.options.base_url
+            path_there = OTHER_PATHS.get(self.dialect, {}).get(path, path)
             if path_there.startswith("//"):
                 root, mark, query = base.partition("?")
                 base = root.rstrip("/").removesuffix("/v1") + mark + query
