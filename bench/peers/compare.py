@@ -87,7 +87,7 @@ class Peer:
 _LENGTHS = "--input-tokens 64 --output-tokens 64 --ignore-eos"
 _SHARED = "--workload shared-prefix --prefixes 4 --input-tokens 2000 --output-tokens 32"
 _FEW = "--rows 8 --tokens 4"
-_RAY = "{here} ray_serve.py --peer-python {python} --clients 64 --requests 256"
+_RAY = "{here} ray_serve.py --peer-python {python} --clients 64 --requests 1024"
 _RAY_DATA = "{here} ray_data.py --peer-python {python} --kinds"
 PEERS = {
     "llama_cpp": Peer(
