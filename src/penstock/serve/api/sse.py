@@ -7,11 +7,10 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.engines.tasks import Batches, mapped
+from penstock.engines.tasks import Batches
 from penstock.errors import ClientGoneError, PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
@@ -115,36 +114,6 @@ async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
     except BaseExceptionGroup as failures:
         raise _first_of(failures) from None
     return [task.result() for task in tasks]
-
-
-async def merge(requests: Sequence[Batches], n: int) -> Batches:
-    """One stream of several requests' deltas, `n` answers each, which it numbers through."""
-    queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
-
-    async def forward(number: int, request: Batches) -> None:
-        async for batch in mapped(
-            request, lambda delta: replace(delta, index=number * n + delta.index)
-        ):
-            queue.put_nowait(batch)
-
-    async def run() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, request in enumerate(requests):
-                    group.create_task(forward(number, request))
-        finally:
-            queue.put_nowait(None)
-
-    running = asyncio.create_task(run())
-    try:
-        while (batch := await queue.get()) is not None:
-            yield batch
-        await running
-    except BaseExceptionGroup as failures:
-        raise _first_of(failures) from None
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
