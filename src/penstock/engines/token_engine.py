@@ -260,9 +260,7 @@ class TokenEngine(LLMEngine):
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
         request = with_seed(request) if self.deterministic else request
-        sampling, only_prompt = request.sampling, False
-        if request.echo or sampling.prompt_logprobs is not None:
-            sampling, only_prompt = prompt_sampling(request)
+        sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = request.prompt_token_ids or request.prompt
