@@ -127,12 +127,11 @@ class FileStore:
         )
         used, most = int(found.fetchone()["total"]), self._settings.max_bytes
         if used + more > most:
-            full = RequestError(
+            raise RequestError(
                 f"the server keeps {used} bytes of files and of parts of uploads, and may keep"
-                f" {most}: delete some files, or cancel uploads"
+                f" {most}: delete some files, or cancel uploads",
+                status=507,
             )
-            full.status = 507
-            raise full
 
     async def get(self, owner: str | None, id: str, *, param: str = "file_id") -> StoredFile:
         """The file that the client's `param` names."""

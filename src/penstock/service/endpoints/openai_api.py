@@ -159,9 +159,7 @@ def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
     else:
         start, end = max(size - int(last), 0), size
     if start >= end:
-        wrong = RequestError(f"the file has {size} bytes, and none of this range")
-        wrong.status = 416
-        raise wrong
+        raise RequestError(f"the file has {size} bytes, and none of this range", status=416)
     return start, end
 
 
