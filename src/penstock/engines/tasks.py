@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
+from penstock.engines.side_by_side import end_all
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -285,9 +286,7 @@ async def merged(streams: Sequence[Batches], n: int = 1) -> Batches:
             else:
                 yield item
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
 
 
 class Mailbox:

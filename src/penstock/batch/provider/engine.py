@@ -32,6 +32,7 @@ from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.row import Outcome, Row
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
     ConfigError,
@@ -125,10 +126,7 @@ class BatchApiEngine(LLMEngine):
     async def stop(self) -> None:
         ledger, self._ledger = self._ledger, None
         self.loop = None
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(list(self._tasks.values()))
         for gathering in self._gathering.values():
             gathering.file.close()
         self._gathering.clear()

@@ -22,6 +22,7 @@ from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
+from penstock.engines.side_by_side import end_all
 from penstock.engines.supervisor import supervisor_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
@@ -208,9 +209,7 @@ class Group:
 
     async def stop(self) -> None:
         """End the calls that go on, for which nobody waits any more."""
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        await end_all(self._calls)
 
     def _send(self) -> None:
         if self._waiting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -10,8 +9,9 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.engines.side_by_side import all_of
 from penstock.engines.tasks import Batches
-from penstock.errors import ClientGoneError, PenstockError
+from penstock.errors import ClientGoneError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.serve.api.errors import error_response
@@ -108,18 +108,4 @@ async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answe
 async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
     if len(requests) == 1:
         return [await Answers.of(requests[0])]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(Answers.of(request)) for request in requests]
-    except BaseExceptionGroup as failures:
-        raise _first_of(failures) from None
-    return [task.result() for task in tasks]
-
-
-def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure for the client: a `PenstockError`, if there is one."""
-    expected, _ = failures.split(PenstockError)
-    first: BaseException = expected or failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
+    return await all_of(map(Answers.of, requests))

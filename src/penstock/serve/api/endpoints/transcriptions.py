@@ -10,6 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
 from penstock.engines.media.audio import CONTENT_TYPES, audio_file, check_form, window_listener
+from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches
 from penstock.errors import ContentTypeError, MissingExtraError, RequestError, UnsupportedError
 from penstock.openai.audio import (
@@ -132,8 +133,7 @@ async def _streamed(handle: ModelHandle, request: TranscriptionRequest) -> Batch
         text = "" if heard else result.text
         yield [Delta(text=text, finish_reason="stop", usage=result.usage)]
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end_all([running])
 
 
 async def _form(exchange: Exchange) -> FormData:
