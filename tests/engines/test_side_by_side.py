@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from penstock.engines.side_by_side import all_of, end_all
+from penstock.engines.side_by_side import all_of, begin, end_all
 
 
 async def test_results_come_in_the_order_of_the_work():
@@ -65,3 +65,14 @@ async def test_ending_is_silent_about_what_the_tasks_raise():
     await asyncio.sleep(0)
     await end_all([task])
     assert isinstance(task.exception(), ValueError)
+
+
+async def test_a_task_is_among_those_that_run_until_it_has_ended():
+    done = asyncio.Event()
+    running: set[asyncio.Task[object]] = set()
+    begin(done.wait(), running)
+    (task,) = running
+    done.set()
+    await task
+    await asyncio.sleep(0)
+    assert not running

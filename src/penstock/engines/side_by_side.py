@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,6 +19,12 @@ async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
     except BaseException:
         await end_all(tasks)
         raise
+
+
+def begin(work: Coroutine[Any, Any, Any], among: set[asyncio.Task[Any]]) -> None:
+    """Do the work in a task, which is `among` these until it has ended."""
+    among.add(task := asyncio.create_task(work))
+    task.add_done_callback(among.discard)
 
 
 async def end_all(tasks: Collection[asyncio.Future[Any]]) -> None:

@@ -22,7 +22,7 @@ from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
-from penstock.engines.side_by_side import end_all
+from penstock.engines.side_by_side import begin, end_all
 from penstock.engines.supervisor import supervisor_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
@@ -214,9 +214,7 @@ class Group:
     def _send(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            call = asyncio.create_task(self._ask(waiting))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            begin(self._ask(waiting), self._calls)
 
     async def _ask(self, waiting: list[tuple[Any, asyncio.Future[Any]]]) -> None:
         try:
