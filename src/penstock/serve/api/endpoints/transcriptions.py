@@ -50,27 +50,12 @@ _MOST_FIELDS = 40
 
 async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
-    form = await _form(exchange)
-    try:
-        return await _answer(exchange, _body(form, TranscriptionBody))
-    finally:
-        await form.close()
+    return await _answer(exchange, TranscriptionBody)
 
 
 async def translations(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file in English, whatever its language."""
-    form = await _form(exchange)
-    try:
-        return await _answer(exchange, _body(form, TranslationBody))
-    finally:
-        await form.close()
-
-
-def _body(form: FormData, kind: type[TranscriptionBody]) -> TranscriptionBody:
-    body = parse_body(kind, as_values(form.multi_items()))
-    if not isinstance(body.file, UploadFile):
-        raise RequestError("file is missing", param="file")
-    return body
+    return await _answer(exchange, TranslationBody)
 
 
 async def speech(exchange: Exchange, body: SpeechBody) -> Response:
@@ -88,9 +73,16 @@ async def speech(exchange: Exchange, body: SpeechBody) -> Response:
     return Response(file, media_type=CONTENT_TYPES[body.response_format])
 
 
-async def _answer(exchange: Exchange, body: TranscriptionBody) -> Response:
-    target = await exchange.target(body.model)
-    request = body.request(await body.file.read(), request_id=exchange.answer_id)
+async def _answer(exchange: Exchange, kind: type[TranscriptionBody]) -> Response:
+    form = await _form(exchange)
+    try:
+        body = parse_body(kind, as_values(form.multi_items()))
+        if not isinstance(body.file, UploadFile):
+            raise RequestError("file is missing", param="file")
+        target = await exchange.target(body.model)
+        request = body.request(await body.file.read(), request_id=exchange.answer_id)
+    finally:
+        await form.close()
     if body.stream:
         if request.timestamps:
             raise UnsupportedError(
