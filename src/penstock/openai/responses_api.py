@@ -305,13 +305,6 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def pending_response(
-    body: ResponseBody, status: str, *, id: str, created: int, model: str
-) -> dict[str, Any]:
-    """Body of a response without an answer: queued, in progress or failed."""
-    return response_object(body, id, created, model, status, [], None)
-
-
 def response_body(
     answers: Answers, body: ResponseBody, *, id: str, created: int, model: str
 ) -> dict[str, Any]:

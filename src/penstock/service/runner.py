@@ -399,7 +399,7 @@ class Runner:
             if tally != run.batch.counts:
                 with contextlib.suppress(PenstockError):
                     run.batch = await self._batches.change(
-                        run.batch.id, partial(_with_counts, tally)
+                        run.batch.id, partial(replace, counts=tally)
                     )
 
     async def _look_after(self) -> None:
@@ -466,10 +466,6 @@ def tally_of(counts: Counts, total: int) -> Tally:
         cancelled=unanswered[BatchCancelledError.kind],
         expired=unanswered[BatchExpiredError.kind],
     )
-
-
-def _with_counts(tally: Tally, batch: Batch) -> Batch:
-    return replace(batch, counts=tally)
 
 
 def _fault_of(run: Run, error: Exception) -> Fault:

@@ -20,7 +20,7 @@ from penstock.openai.responses_api import (
     item_list,
     item_page,
     items_of,
-    pending_response,
+    response_object,
 )
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
@@ -63,7 +63,7 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     turn = Turn(
         id=f"resp_{exchange.answer_id}",
         owner=owner,
-        body=pending_response(body, "queued", **about),
+        body=response_object(body, **about, status="queued", output=[], usage=None),
         input=given,
         previous=body.previous_response_id,
         conversation=conversation,
