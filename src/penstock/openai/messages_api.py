@@ -291,10 +291,7 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
         signed = {"thinking": thought, "signature": _signature(thought)}
         content.insert(0, {"type": "thinking", **signed})
     ending = _ending(answers.reasons.get(0), answers.stops.get(0))
-    made = _message(id, model, content, ending, answers.usage)
-    if answers.kv_transfer_params:
-        made["kv_transfer_params"] = answers.kv_transfer_params
-    return made
+    return _message(id, model, content, ending, answers.usage) | answers.transfer
 
 
 def model_info(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -325,9 +325,7 @@ def response_body(
         place = item_id("ctc" if custom else "fc", id, len(output))
         output.append(call_item(place, call.id, call.name, call.arguments, status, custom=custom))
     made = response_object(body, id, created, model, status, output, answers.usage, reason)
-    if answers.kv_transfer_params:
-        made["kv_transfer_params"] = answers.kv_transfer_params
-    return made
+    return made | answers.transfer
 
 
 def status_of(reason: str | None) -> str:
