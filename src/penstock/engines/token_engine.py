@@ -36,7 +36,7 @@ from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.table import forms_of
 from penstock.openai.parsers.text import CallForm, Offered, Thinking
-from penstock.openai.tools import call_constraint, check_tools, strict_calls
+from penstock.openai.tools import call_constraint, check_tools, content_text, strict_calls
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -393,10 +393,7 @@ def echoed(request: ChatRequest) -> str:
 
 def _last(request: ChatRequest) -> str:
     """The text of the last message."""
-    content = request.messages[-1].get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(str(part.get("text", "")) for part in content)
+    return content_text(request.messages[-1].get("content"))
 
 
 def without_answer(delta: Delta) -> Delta:

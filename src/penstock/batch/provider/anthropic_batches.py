@@ -27,6 +27,7 @@ from penstock.errors import ConfigError, RequestError, UnsupportedError, Upstrea
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers
 from penstock.openai.responses import usage_in
+from penstock.openai.tools import content_text
 from penstock.types import (
     ChatRequest,
     Delta,
@@ -136,11 +137,9 @@ def _as_list(content: Any) -> list[Any]:
 
 
 def _text(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    if any(part.get("type") != "text" for part in content):
+    if isinstance(content, list) and any(part.get("type") != "text" for part in content):
         raise UnsupportedError("Anthropic's API takes only text here", param="messages")
-    return "".join(str(part.get("text", "")) for part in content)
+    return content_text(content)
 
 
 def _block(part: dict[str, Any]) -> dict[str, Any]:
