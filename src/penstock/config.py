@@ -419,13 +419,16 @@ def _counterpart(name: str, where: str, path: str) -> str:
     )
 
 
-def import_object(path: str, where: str) -> Any:
-    """The object at the import path "package.module:name" (or "package.module.name").
+def import_object(path: Any, where: str) -> Any:
+    """The object at the import path "package.module:name" (or "package.module.name"); what is no
+    text is taken for the object itself.
 
     A name of Ray's libraries for language models is that of its counterpart here. Raises
     `ConfigError` naming the field `where` if the object is missing. An error inside the module
     itself propagates.
     """
+    if not isinstance(path, str):
+        return path
     module, separator, name = path.partition(":")
     if not separator:
         module, _, name = path.rpartition(".")

@@ -1,8 +1,7 @@
 """Every error that Penstock raises on purpose, as one tree.
 
 PenstockError
-├── ConfigError              a configuration value is wrong; names field and nearest valid value
-│   │                        (also a ValueError)
+├── ConfigError              a configuration value is wrong (also a ValueError)
 │   └── UnknownStageError    a processor has no stage of that name
 ├── MissingExtraError        an optional package is missing (also an ImportError)
 ├── InputError               a data set cannot be read
@@ -159,14 +158,16 @@ class UserCodeError(PenstockError):
 
 
 class RequestError(PenstockError):
-    """The request is invalid: a parameter is wrong or out of range."""
+    """The request is invalid: a parameter is wrong or out of range, or `status` tells more."""
 
     status = 400
     kind = "invalid_request_error"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
         super().__init__(_bounded(message, _LONGEST_TEXT))
         self.param = _bounded(param, _LONGEST_PARAM) if param else param
+        if status != 400:  # else that of the class
+            self.status = status
 
 
 class ContextLengthError(RequestError):
@@ -414,8 +415,7 @@ class UpstreamError(EngineError):
     """Another server, called over HTTP, refused or failed.
 
     `http_status` is the status of its answer, None without an answer; `body` is the beginning of
-    that answer. `retry_after` is in seconds, None if the server named no time. `reached` is false
-    if no connection was made.
+    that answer. `reached` is false if no connection was made.
     """
 
     status = 502
@@ -423,7 +423,6 @@ class UpstreamError(EngineError):
     reached: bool = True
     http_status: int | None = None
     body: str = ""
-    retry_after: float | None = None
 
     def __init__(
         self,

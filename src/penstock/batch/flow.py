@@ -44,6 +44,7 @@ from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.parts import RowSet
 from penstock.batch.write.sinks import Sink
+from penstock.engines.side_by_side import end_all
 from penstock.errors import (
     EngineTimeoutError,
     JobError,
@@ -150,10 +151,7 @@ class Flow:
                 if alarm is not None:
                     alarm.cancel()
                 self._pipeline.end()
-                leaving = [intake, *self._tasks, *self._concluding]
-                for task in leaving:
-                    task.cancel()
-                await asyncio.gather(*leaving, return_exceptions=True)
+                await end_all([intake, *self._tasks, *self._concluding])
         if self._error is not None:
             raise self._error
         complete = self._all_read and not self._rows_inside

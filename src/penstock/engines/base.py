@@ -259,9 +259,8 @@ class LLMEngine(Tasks, Operations):
         """The token ids of a request's prompt; None if it has more, such as pictures."""
         raise self._unsupported("prompts as token ids")
 
-    def tell_cached_blocks(self) -> bool:
-        """Fill `cached_blocks` from the next start on. False where the engine cannot."""
-        return False
+    def tell_cached_blocks(self) -> None:
+        """Fill `cached_blocks` from the next start on, if the engine can."""
 
     # Adapters
     @classmethod

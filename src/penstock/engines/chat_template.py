@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from penstock.errors import ConfigError, RequestError
-from penstock.openai.tools import arguments_as_objects, has_tools, tools_as_text
+from penstock.openai.tools import arguments_as_objects, content_text, has_tools, tools_as_text
 from penstock.types import ChatRequest, Message
 
 _MOST_TRIED = 50
@@ -326,7 +326,7 @@ def _plain_content(message: Message) -> Message:
     if isinstance(content, list) and all(
         isinstance(p, dict) and p.get("type") == "text" for p in content
     ):
-        return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
+        return {**message, "content": content_text(content)}
     return message
 
 

@@ -158,6 +158,10 @@ class _Pool:
 class Quarantine:
     """The quarantine of one engine, for everybody who asks it. It does not start the engine again:
     after a death it lets nobody in until its supervisor, or whoever else starts it, calls `reopen`.
+
+    `wants_probe`: the engine has died of one request alone and answered nothing since. Then a probe
+    decides: if the engine answers it (`answered`), the request is at fault; if not (`absolve`),
+    nobody is.
     """
 
     def __init__(self, supervisor: Supervisor | None = None) -> None:
@@ -176,7 +180,7 @@ class Quarantine:
         self._answers = 0
         self._false_alarms = 0  # requests that were alone at a death, and were answered afterwards
         self._down = False
-        self._unproved = False
+        self.wants_probe = False
         self._changed = asyncio.Event()
 
     @property
@@ -189,22 +193,14 @@ class Quarantine:
         """How many requests are under suspicion now."""
         return sum(len(pool.visits) for pool in self._pools) + len(self._turn) + len(self._dead)
 
-    @property
-    def wants_probe(self) -> bool:
-        """Whether the engine has died of one request alone and answered nothing since. Then a probe
-        decides: if the engine answers it (`answered`), the request is at fault; if not (`absolve`),
-        nobody is.
-        """
-        return self._unproved
-
     def answered(self) -> None:
         """The engine has answered something."""
         self._answers += 1
-        self._unproved = False
+        self.wants_probe = False
 
     def absolve(self) -> None:
         """The engine dies by itself: what was held against single requests proves nothing."""
-        self._unproved = False
+        self.wants_probe = False
         for record in self._records.values():
             if not record.proved:
                 record.alone = record.deaths = 0
@@ -341,7 +337,7 @@ class Quarantine:
                 record.last = self._answers
                 false_alarms = min(self._false_alarms, _MOST_FALSE_ALARMS)
                 record.proved = record.alone >= PROOF + record.killed + false_alarms
-            self._unproved = True
+            self.wants_probe = True
         visit.lived = max(visit.lived, asyncio.get_running_loop().time() - visit.entered)
         self._examined = self._examined or visit.group is not None
         self.forget(visit)

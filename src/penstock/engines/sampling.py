@@ -101,9 +101,12 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
 def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
     """The sampling with what an echo needs, and whether the prompt alone is asked for.
 
-    A prompt alone (`max_tokens` 0) is asked for as one token more, which is dropped.
+    A prompt alone (`max_tokens` 0, where the prompt is wanted at all) is asked for as one token
+    more, which is dropped.
     """
     sampling = request.sampling
+    if not request.echo and sampling.prompt_logprobs is None:
+        return sampling, False
     if request.echo and sampling.logprobs is not None and sampling.prompt_logprobs is None:
         sampling = msgspec.structs.replace(sampling, prompt_logprobs=sampling.logprobs)
     alone = sampling.max_tokens == 0

@@ -26,6 +26,9 @@ from contextlib import aclosing
 from types import MethodType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from msgspec.structs import replace
+
+from penstock.engines.side_by_side import end_all
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -253,6 +256,37 @@ async def mapped(batches: Batches, change: Callable[[Delta], Delta]) -> Batches:
     async with aclosing(batches):
         async for batch in batches:
             yield [change(delta) for delta in batch]
+
+
+async def merged(streams: Sequence[Batches], n: int = 1) -> Batches:
+    """The batches of several streams as they come, of `n` answers each, which are numbered through.
+    The first failure ends all.
+    """
+    coming: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue()
+
+    async def read(number: int, batches: Batches) -> None:
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    coming.put_nowait([replace(d, index=number * n + d.index) for d in batch])
+        except Exception as error:
+            coming.put_nowait(error)
+        finally:
+            coming.put_nowait(None)
+
+    tasks = [asyncio.create_task(read(*numbered)) for numbered in enumerate(streams)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await coming.get()
+            if item is None:
+                left -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        await end_all(tasks)
 
 
 class Mailbox:

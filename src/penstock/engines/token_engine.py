@@ -7,7 +7,6 @@ Such an engine implements `continue_prompt`, and the tasks `tokenize` and `detok
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from penstock.engines.sampling import (
     prompt_sampling,
     with_seed,
 )
-from penstock.engines.tasks import Batches, mapped
+from penstock.engines.tasks import Batches, mapped, merged
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
 from penstock.openai.image_parts import Images, seen
 from penstock.openai.parsers.harmony import HarmonyCalls
@@ -37,7 +36,7 @@ from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
 from penstock.openai.parsers.table import forms_of
 from penstock.openai.parsers.text import CallForm, Offered, Thinking
-from penstock.openai.tools import call_constraint, check_tools, strict_calls
+from penstock.openai.tools import call_constraint, check_tools, content_text, strict_calls
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -261,9 +260,7 @@ class TokenEngine(LLMEngine):
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
         request = with_seed(request) if self.deterministic else request
-        sampling, only_prompt = request.sampling, False
-        if request.echo or sampling.prompt_logprobs is not None:
-            sampling, only_prompt = prompt_sampling(request)
+        sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = request.prompt_token_ids or request.prompt
@@ -299,42 +296,16 @@ class TokenEngine(LLMEngine):
             return self.continue_prompt(structs.replace(request, sampling=greedy))
         return self.continue_prompt(request) if n == 1 else self._fan_out(request, n)
 
-    async def _fan_out(self, request: GenerateRequest, n: int) -> Batches:
+    def _fan_out(self, request: GenerateRequest, n: int) -> Batches:
         """n requests with their own seeds, merged. The prefix cache shares the prompt."""
-        first_seed = (
-            request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
+        seed = request.sampling.seed
+        first = random.getrandbits(31) if seed is None else seed
+        samplings = (
+            structs.replace(request.sampling, seed=(first + index) % 2**31) for index in range(n)
         )
-        merged: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue()
-
-        async def one(index: int) -> None:
-            sampling = msgspec.structs.replace(request.sampling, seed=(first_seed + index) % 2**31)
-            try:
-                answer = self.continue_prompt(msgspec.structs.replace(request, sampling=sampling))
-                async with contextlib.aclosing(answer):
-                    async for batch in answer:
-                        merged.put_nowait(
-                            [msgspec.structs.replace(delta, index=index) for delta in batch]
-                        )
-            except Exception as error:
-                merged.put_nowait(error)
-            else:
-                merged.put_nowait(None)
-
-        tasks = [asyncio.create_task(one(index)) for index in range(n)]
-        try:
-            running = n
-            while running:
-                item = await merged.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, Exception):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return merged(
+            [self.continue_prompt(structs.replace(request, sampling=s)) for s in samplings]
+        )
 
     def _check_task(self, task: str) -> None:
         if task not in self.capabilities.tasks:
@@ -422,10 +393,7 @@ def echoed(request: ChatRequest) -> str:
 
 def _last(request: ChatRequest) -> str:
     """The text of the last message."""
-    content = request.messages[-1].get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(str(part.get("text", "")) for part in content)
+    return content_text(request.messages[-1].get("content"))
 
 
 def without_answer(delta: Delta) -> Delta:

@@ -324,8 +324,7 @@ class LLMConfig(Options, kw_only=True):
         _check_engine_kwargs(self.engine_kwargs)
         if self.engine_name not in ENGINE_NAMES:
             raise unknown_engine(self.engine_name, job=False)
-        if isinstance(self.server_cls, str):
-            import_object(self.server_cls, "server_cls")  # it may not be there at all
+        import_object(self.server_cls, "server_cls")  # it may not be there at all
         if self.accelerator_type is not None:
             force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
         self._check_accelerator()

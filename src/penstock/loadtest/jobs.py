@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -44,9 +43,6 @@ class Findings:
     ratio: Ratio | None
     context_length: int
     capped: bool
-
-    def tokens_per_s(self, name: str) -> float:
-        return self.tokens / median(self.seconds[name])
 
 
 def fitted(workload: Workload, context_length: int) -> Workload:

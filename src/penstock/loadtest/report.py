@@ -133,7 +133,7 @@ def batch_table(found: Findings) -> Rows:
     rows = [["", "ROWS", "TOKENS OUT", "SECONDS", "TOKENS OUT/S", "OVER BARE", "LEAST..GREATEST"]]
     for name, seconds in found.seconds.items():
         cells = [name, f"{found.rows:,}", f"{found.tokens:,}", f"{median(seconds):.2f}"]
-        cells.append(f"{found.tokens_per_s(name):,.0f}")
+        cells.append(f"{found.tokens / median(seconds):,.0f}")
         if name == JOB and found.ratio is not None:
             spread = f"{found.ratio.least:.2f}..{found.ratio.greatest:.2f}"
             cells += [f"{found.ratio.median:.2f}", spread]

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from penstock.errors import PenstockError, RequestError
-from penstock.openai.framing import DONE, data, error_events
+from penstock.errors import RequestError
+from penstock.openai.framing import DONE, Framer, data
 from penstock.openai.image_parts import bytes_in, is_data_uri
 from penstock.openai.requests import Count
 from penstock.openai.responses import TIMED_FORMATS
@@ -153,15 +153,12 @@ def _value(name: str, text: str) -> Any:
         return text
 
 
-class TranscriptFramer:
+class TranscriptFramer(Framer):
     """Writes a streamed transcription: an event for each window's text, then one with all."""
 
     def __init__(self) -> None:
         self._text = ""
         self._usage = Usage()
-
-    def open(self) -> bytes:
-        return b""
 
     def frame(self, delta: Delta) -> bytes:
         self._text += delta.text
@@ -180,6 +177,3 @@ class TranscriptFramer:
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         return data({"type": "transcript.text.done", "text": self._text, "usage": counts}) + DONE
-
-    def error(self, error: PenstockError) -> bytes:
-        return error_events(error)

@@ -33,6 +33,7 @@ class Framer(Protocol):
 
     def open(self) -> bytes:
         """What comes before the first delta."""
+        return b""
 
     def frame(self, delta: Delta) -> bytes:
         """The events of one delta; empty where it has nothing to show."""
@@ -42,6 +43,7 @@ class Framer(Protocol):
 
     def error(self, error: PenstockError) -> bytes:
         """The end of a stream that did not."""
+        return error_events(error)
 
 
 def data(body: Any) -> bytes:
@@ -88,7 +90,7 @@ class RunningUsage:
         return b'],"usage":%b}\n\n' % to_json(usage_body(total))
 
 
-class ChatFramer:
+class ChatFramer(Framer):
     """Chunks of `POST /v1/chat/completions` for `n` answers. `form` is that of the tools, where it
     is not the usual one; with `continuous_usage` each chunk has the usage so far, and with
     `token_ids` the ids of its tokens, the first one the prompt's as well.
@@ -150,9 +152,6 @@ class ChatFramer:
     def close(self) -> bytes:
         return _usage_chunk(self._head, self._usage) + DONE
 
-    def error(self, error: PenstockError) -> bytes:
-        return error_events(error)
-
     def _full(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
         if delta.reasoning:
@@ -179,7 +178,7 @@ class ChatFramer:
         return b'%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, logprobs, reason, tail)
 
 
-class CompletionFramer:
+class CompletionFramer(Framer):
     """Chunks of `POST /v1/completions`, for `n` answers to each prompt by index. With
     `continuous_usage` each chunk has the usage so far, and with `token_ids` the ids of its tokens,
     an answer's first one its prompt's as well.
@@ -203,9 +202,6 @@ class CompletionFramer:
         self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._usage = UsageTotal(n) if include_usage else None
         self._offsets: dict[int, TextOffsets] = {}
-
-    def open(self) -> bytes:
-        return b""
 
     def frame(self, delta: Delta) -> bytes:
         choice = b'%b{"index":%d,"text":' % (self._head, delta.index)
@@ -234,9 +230,6 @@ class CompletionFramer:
 
     def close(self) -> bytes:
         return _usage_chunk(self._head, self._usage) + DONE
-
-    def error(self, error: PenstockError) -> bytes:
-        return error_events(error)
 
 
 def _envelope(

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai.constraints import parse_response_format
-from penstock.openai.framing import event, merged_parts
+from penstock.openai.framing import Framer, event, merged_parts
 from penstock.openai.parameters.engine import EngineParameters, stated
 from penstock.openai.requests import Whole, begun_by_assistant, check_messages, with_effort
 from penstock.openai.responses import Answers, UsageTotal, reasoning_fields
@@ -291,10 +291,7 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
         signed = {"thinking": thought, "signature": _signature(thought)}
         content.insert(0, {"type": "thinking", **signed})
     ending = _ending(answers.reasons.get(0), answers.stops.get(0))
-    made = _message(id, model, content, ending, answers.usage)
-    if answers.kv_transfer_params:
-        made["kv_transfer_params"] = answers.kv_transfer_params
-    return made
+    return _message(id, model, content, ending, answers.usage) | answers.transfer
 
 
 def model_info(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,8 +349,10 @@ def message_error_events(error: PenstockError) -> bytes:
     return event("error", message_error(error))
 
 
-class MessageFramer:
-    """Events of a streamed `POST /v1/messages`."""
+class MessageFramer(Framer):
+    """Events of a streamed `POST /v1/messages`. A message starts with the prompt's usage, which
+    comes with the first delta.
+    """
 
     def __init__(self, *, id: str, model: str) -> None:
         self._id = id
@@ -365,9 +364,6 @@ class MessageFramer:
         self._begun = False
         self._reason: str | None = None
         self._stop: str | None = None
-
-    def open(self) -> bytes:
-        return b""  # the message starts with the prompt's usage, which comes with the first delta
 
     def frame(self, delta: Delta) -> bytes:
         self._total.add(delta)

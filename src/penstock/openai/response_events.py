@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.errors import PenstockError
-from penstock.openai.framing import event, merged_parts
+from penstock.openai.framing import Framer, event, merged_parts
 from penstock.openai.responses import UsageTotal, error_body, token_logprobs
 from penstock.openai.responses_api import (
     Item,
@@ -40,7 +40,7 @@ _SUMMARY = _Text(
 )
 
 
-class ResponseFramer:
+class ResponseFramer(Framer):
     """Writes the stream. Events are numbered as they are made: `open` comes before `frame`."""
 
     def __init__(self, body: ResponseBody, *, id: str, created: int, model: str) -> None:

@@ -122,6 +122,12 @@ class Answers(UsageTotal):
                     calls[part.number].arguments += part.arguments
         super().add(delta)
 
+    @property
+    def transfer(self) -> dict[str, Any]:
+        """The field of an answer's body for who fetches its KV cache, if there is one."""
+        params = self.kv_transfer_params
+        return {"kv_transfer_params": params} if params else {}
+
     def stop_reason(self, index: int) -> str | int | None:
         """vLLM's `stop_reason`: the stop string or the id that ended an answer, if any."""
         return self.stops.get(index, self.stop_tokens.get(index))
@@ -170,9 +176,7 @@ def chat_completion(
         body["prompt_token_ids"] = answers.prompt_token_ids
         for choice, (_, ids) in zip(choices, sorted(answers.token_ids.items()), strict=True):
             choice["token_ids"] = ids
-    if answers.kv_transfer_params:
-        body["kv_transfer_params"] = answers.kv_transfer_params
-    return body
+    return body | answers.transfer
 
 
 def completion(

@@ -305,13 +305,6 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def pending_response(
-    body: ResponseBody, status: str, *, id: str, created: int, model: str
-) -> dict[str, Any]:
-    """Body of a response without an answer: queued, in progress or failed."""
-    return response_object(body, id, created, model, status, [], None)
-
-
 def response_body(
     answers: Answers, body: ResponseBody, *, id: str, created: int, model: str
 ) -> dict[str, Any]:
@@ -332,9 +325,7 @@ def response_body(
         place = item_id("ctc" if custom else "fc", id, len(output))
         output.append(call_item(place, call.id, call.name, call.arguments, status, custom=custom))
     made = response_object(body, id, created, model, status, output, answers.usage, reason)
-    if answers.kv_transfer_params:
-        made["kv_transfer_params"] = answers.kv_transfer_params
-    return made
+    return made | answers.transfer
 
 
 def status_of(reason: str | None) -> str:

@@ -284,7 +284,7 @@ def _response(content: Any) -> Any:
     begin, end = "<tool_response>\n", "\n</tool_response>"
     if isinstance(content, list) and any(part.get("type") != "text" for part in content):
         return [*_parts(begin), *content, *_parts(end)]
-    return f"{begin}{_text(content)}{end}"
+    return f"{begin}{content_text(content)}{end}"
 
 
 def _with_prompt(messages: list[Message], tools: Sequence[Tool], system: bool) -> list[Message]:
@@ -310,7 +310,8 @@ def _parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}] if content else []
 
 
-def _text(content: Any) -> str:
+def content_text(content: Any) -> str:
+    """The texts of a message's content, which may be None or a list of parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content)
     return content or ""

@@ -103,8 +103,7 @@ def build_deployment(
 
 def _class_of(config: LLMConfig, deployment_cls: type | None) -> type:
     """The class of a model's replicas. Raises `ConfigError` for a server of Ray's own."""
-    cls: Any = deployment_cls or config.server_cls
-    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    cls: Any = import_object(deployment_cls or config.server_cls, "server_cls")
     if cls is not None and _is_rays(cls):
         raise ConfigError(
             f"{cls.__name__} derives from a server of ray.serve.llm",
@@ -190,8 +189,7 @@ def serve_options(config: LLMConfig, cls: Any = None) -> dict[str, Any]:
     """Options for `serve.deployment` of a class of servers (default: the configuration's). Raises
     `ConfigError` for an unknown routing policy.
     """
-    cls = cls or config.server_cls
-    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    cls = import_object(cls or config.server_cls, "server_cls")
     options: dict[str, Any] = (
         deployment_options(config) if cls is None else cls.get_deployment_options(config)
     )

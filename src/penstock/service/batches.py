@@ -193,9 +193,8 @@ class BatchStore:
             if batch.status not in RUNNING:
                 if api == "anthropic":
                     return batch
-                late = RequestError(f"the batch is {batch.status}, and cannot be cancelled")
-                late.status = 409
-                raise late
+                why = f"the batch is {batch.status}, and cannot be cancelled"
+                raise RequestError(why, status=409)
             if batch.status in ("cancelling", "finalizing"):
                 return batch
             return _store(db, replace(batch, status="cancelling", cancelling_at=int(time.time())))
@@ -208,9 +207,8 @@ class BatchStore:
         def pause(db: Connection) -> Batch:
             batch = batch_of(_row(db, owner, id, api))
             if batch.status not in ("validating", "in_progress"):
-                late = RequestError(f"the batch is {batch.status}, and cannot be paused or resumed")
-                late.status = 409
-                raise late
+                why = f"the batch is {batch.status}, and cannot be paused or resumed"
+                raise RequestError(why, status=409)
             return _store(db, replace(batch, paused=paused))
 
         return await self._state.run(pause)
@@ -221,9 +219,7 @@ class BatchStore:
         def delete(db: Connection) -> Batch:
             batch = batch_of(_row(db, owner, id, api))
             if batch.status in RUNNING:
-                early = RequestError("the batch has not ended: cancel it first")
-                early.status = 409
-                raise early
+                raise RequestError("the batch has not ended: cancel it first", status=409)
             db.execute("DELETE FROM penstock_batch WHERE id = ?", (id,))
             return batch
 

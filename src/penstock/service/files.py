@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -127,12 +128,11 @@ class FileStore:
         )
         used, most = int(found.fetchone()["total"]), self._settings.max_bytes
         if used + more > most:
-            full = RequestError(
+            raise RequestError(
                 f"the server keeps {used} bytes of files and of parts of uploads, and may keep"
-                f" {most}: delete some files, or cancel uploads"
+                f" {most}: delete some files, or cancel uploads",
+                status=507,
             )
-            full.status = 507
-            raise full
 
     async def get(self, owner: str | None, id: str, *, param: str = "file_id") -> StoredFile:
         """The file that the client's `param` names."""
@@ -179,15 +179,14 @@ class FileStore:
 
     async def sweep(self) -> None:
         """Delete the files that have expired, with their content."""
-
-        def find(db: Connection) -> list[str]:
-            rows = db.execute(
-                "SELECT id FROM penstock_file WHERE expires_at <= ?", (int(time.time()),)
-            ).fetchall()
-            return [row["id"] for row in rows]
-
-        if expired := await self._state.run(find):
+        if expired := await self._state.run(partial(_expired, "penstock_file")):
             await self.remove(expired)
+
+
+def _expired(table: str, db: Connection) -> list[str]:
+    """The ids of those whose time is over."""
+    sql = f"SELECT id FROM {table} WHERE expires_at <= ?"
+    return [row["id"] for row in db.execute(sql, (int(time.time()),)).fetchall()]
 
 
 UPLOAD_S = 3600
@@ -337,16 +336,9 @@ class UploadStore:
 
     async def sweep(self) -> None:
         """Forget uploads whose time is over, and their parts."""
-
-        def find(db: Connection) -> list[str]:
-            rows = db.execute(
-                "SELECT id FROM penstock_upload WHERE expires_at <= ?", (int(time.time()),)
-            ).fetchall()
-            return [row["id"] for row in rows]
-
         for path in await asyncio.to_thread(left_over, self._folder):
             path.unlink(missing_ok=True)  # the server died while it came
-        for id in await self._state.run(find):
+        for id in await self._state.run(partial(_expired, "penstock_upload")):
             await self._drop_parts(id)
             await self._state.run(
                 lambda db, id=id: db.execute(  # type: ignore[misc]

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from starlette.requests import ClientDisconnect
+from msgspec.structs import replace
 
 from penstock import private_files
-from penstock.errors import (
-    ClientGoneError,
-    ContentTypeError,
-    PenstockError,
-    RequestError,
-    SlowRequestError,
-    printable,
-)
+from penstock.errors import ContentTypeError, PenstockError, RequestError, printable
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
-from penstock.serve.api.limits import SLOWEST_BODY_BYTES_S, too_large
+from penstock.serve.api.limits import take_body, too_large
 from penstock.service.content import unavailable
 
 _MOST_FIELDS = 20
@@ -52,8 +44,9 @@ async def read_form(exchange: Exchange, folder: Path, file_field: str, most: int
     try:
         reader = _Reader(form, exchange.request.headers.get("content-type", ""), file_field, most)
         try:
+            limits = replace(exchange.limits, max_body_bytes=most)
             async with Interrupt(None, exchange.ingress.live):
-                await _feed(exchange, reader, most + _OVERHEAD)
+                await take_body(exchange.request, limits, reader.feed, _OVERHEAD)
             reader.finish()
         finally:
             reader.close()
@@ -61,27 +54,6 @@ async def read_form(exchange: Exchange, folder: Path, file_field: str, most: int
         form.close()
         raise
     return form
-
-
-async def _feed(exchange: Exchange, reader: _Reader, most: int) -> None:
-    patience_s, size = exchange.limits.body_timeout_s, 0
-    declared = exchange.request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > most:
-        raise too_large(most - _OVERHEAD)
-    began = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout(patience_s) as patience:
-            async for part in exchange.request.stream():
-                size += len(part)
-                if size > most:
-                    raise too_large(most - _OVERHEAD)
-                reader.feed(part)
-                if part:
-                    patience.reschedule(began + patience_s + size / SLOWEST_BODY_BYTES_S)
-    except ClientDisconnect:
-        raise ClientGoneError("the client closed the connection") from None
-    except TimeoutError:
-        raise SlowRequestError(f"the request body came too slowly: {size} bytes so far") from None
 
 
 class _Reader:

@@ -364,15 +364,11 @@ class Runner:
                 **{f"{status}_at": int(time.time())},
             )
 
-        run.batch = await self._batches.change(batch.id, end)
-        await self._clean_up(run)
+        await self._end(run, end)
 
     async def _fail(self, run: Run, faults: list[Fault]) -> None:
-        def fail(batch: Batch) -> Batch:
-            return replace(batch, status="failed", failed_at=int(time.time()), errors=faults)
-
-        run.batch = await self._batches.change(run.batch.id, fail)
-        await self._clean_up(run)
+        now = int(time.time())
+        await self._end(run, partial(replace, status="failed", failed_at=now, errors=faults))
 
     async def _end_unread(self, run: Run) -> None:
         """End a batch that is over, and whose input cannot be had, or its answers written."""
@@ -382,7 +378,10 @@ class Runner:
             counts = Tally(total=total, **{run.ends_as: total})
             return replace(batch, status=run.ends_as, counts=counts, **{f"{run.ends_as}_at": now})
 
-        run.batch = await self._batches.change(run.batch.id, end)
+        await self._end(run, end)
+
+    async def _end(self, run: Run, change: Callable[[Batch], Batch]) -> None:
+        run.batch = await self._batches.change(run.batch.id, change)
         await self._clean_up(run)
 
     async def _clean_up(self, run: Run) -> None:
@@ -399,7 +398,7 @@ class Runner:
             if tally != run.batch.counts:
                 with contextlib.suppress(PenstockError):
                     run.batch = await self._batches.change(
-                        run.batch.id, partial(_with_counts, tally)
+                        run.batch.id, partial(replace, counts=tally)
                     )
 
     async def _look_after(self) -> None:
@@ -466,10 +465,6 @@ def tally_of(counts: Counts, total: int) -> Tally:
         cancelled=unanswered[BatchCancelledError.kind],
         expired=unanswered[BatchExpiredError.kind],
     )
-
-
-def _with_counts(tally: Tally, batch: Batch) -> Batch:
-    return replace(batch, counts=tally)
 
 
 def _fault_of(run: Run, error: Exception) -> Fault:

@@ -22,6 +22,7 @@ import msgspec
 
 from penstock.batch.read.sources import in_daemon_thread
 from penstock.config import masked
+from penstock.engines.side_by_side import begin, end_all
 from penstock.errors import ConfigError
 from penstock.serve.config.settings import WebhookSettings
 from penstock.service.batches import Batch
@@ -88,15 +89,11 @@ class Webhooks:
             "data": {"id": batch.id},
         }
         for place in self._places:
-            task = asyncio.create_task(self._send(*place, event))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            begin(self._send(*place, event), self._sending)
 
     async def close(self) -> None:
         """End what is being sent."""
-        for task in self._sending:
-            task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await end_all(self._sending)
 
     async def _send(
         self, url: str, key: bytes, posts: asyncio.Semaphore, event: dict[str, Any]

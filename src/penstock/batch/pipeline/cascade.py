@@ -28,6 +28,7 @@ from penstock.batch.rows.intake import prepare
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.write.state_files import replace_file
 from penstock.engines.base import LLMEngine
+from penstock.engines.side_by_side import all_of
 from penstock.engines.supervisor import supervisor_of
 from penstock.errors import JobError, JobLimitError, PenstockError
 from penstock.types import Usage
@@ -173,14 +174,7 @@ class CascadeStep:
                 outcome.attempts = tries.count
                 return small, large, outcome
 
-        asked = [asyncio.create_task(both(row)) for row in rows]
-        try:
-            found = await asyncio.gather(*asked)
-        except JobError:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-            raise
+        found = await all_of(both(row) for row in rows)
         self.counts.large_calls += len(rows)
         form = self._form
         pairs = [each for each in found if each is not None]

@@ -15,8 +15,6 @@ from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
-    Coroutine,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -31,6 +29,7 @@ from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.stages.base import StatefulStage, workers
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens
+from penstock.engines.side_by_side import all_of
 from penstock.errors import (
     ConfigError,
     JobError,
@@ -88,7 +87,7 @@ class StagePool:
             if is_ctrl_c(error):
                 raise
             raise user_error(error, f"{fn.__name__} cannot be made") from error
-        await _all_or_none(worker.start() for worker in self._workers)
+        await all_of(worker.start() for worker in self._workers)
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
@@ -203,7 +202,7 @@ class StageChain:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[int, None]:
         try:
-            await _all_or_none(pool.start() for pool in self._pools)
+            await all_of(pool.start() for pool in self._pools)
             if len(self._pools) == 1:  # as many as it has room for come here
                 self._pools[0].places = None
             yield sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
@@ -250,20 +249,6 @@ class StageChain:
         self._ending = True
         for pool in self._pools:
             pool.end()
-
-
-async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Start all side by side. If one fails, the others have ended too when this raises, so nothing
-    starts later.
-    """
-    tasks = [asyncio.ensure_future(start) for start in starts]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 async def _called(instance: Any, method: str) -> None:

@@ -27,6 +27,7 @@ from penstock.errors import ConfigError, RequestError, UnsupportedError, Upstrea
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers
 from penstock.openai.responses import usage_in
+from penstock.openai.tools import content_text
 from penstock.types import (
     ChatRequest,
     Delta,
@@ -71,31 +72,30 @@ def message_body(request: ChatRequest, model: str) -> dict[str, Any]:
     if request.chat_template or request.chat_template_kwargs:
         raise UnsupportedError("Anthropic's API has no chat_template", param="chat_template")
     system, messages = _conversation(request.messages)
-    body: dict[str, Any] = {
+    structured = sampling.structured
+    if structured is not None and structured.kind != "json_schema":
+        raise UnsupportedError(
+            f"Anthropic's API takes a schema, and no {structured.kind}", param=structured.param
+        )
+    tools = [_tool(tool) for tool in request.tools or ()]
+    body = {
         "model": model,
         "max_tokens": sampling.max_tokens,
         "messages": messages,
+        "system": system or None,
+        "temperature": None if "temperature" in sampling.unset else sampling.temperature,
+        **{
+            name: value
+            for name in ("top_p", "top_k")
+            if (value := getattr(sampling, name)) != getattr(_PLAIN, name)
+        },
+        "stop_sequences": list(sampling.stop) or None,
+        "output_config": structured
+        and {"format": {"type": "json_schema", "schema": json.loads(structured.spec)}},
+        "tools": tools or None,
+        "tool_choice": _choice(request) if tools else None,
     }
-    if system:
-        body["system"] = system
-    if "temperature" not in sampling.unset:
-        body["temperature"] = sampling.temperature
-    for name in ("top_p", "top_k"):
-        if (value := getattr(sampling, name)) != getattr(_PLAIN, name):
-            body[name] = value
-    if sampling.stop:
-        body["stop_sequences"] = list(sampling.stop)
-    if (structured := sampling.structured) is not None:
-        if structured.kind != "json_schema":
-            raise UnsupportedError(
-                f"Anthropic's API takes a schema, and no {structured.kind}", param=structured.param
-            )
-        form = {"type": "json_schema", "schema": json.loads(structured.spec)}
-        body["output_config"] = {"format": form}
-    if request.tools:
-        body["tools"] = [_tool(tool) for tool in request.tools]
-        body["tool_choice"] = _choice(request)
-    return body
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _conversation(given: list[Message]) -> tuple[str, list[dict[str, Any]]]:
@@ -136,11 +136,9 @@ def _as_list(content: Any) -> list[Any]:
 
 
 def _text(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    if any(part.get("type") != "text" for part in content):
+    if isinstance(content, list) and any(part.get("type") != "text" for part in content):
         raise UnsupportedError("Anthropic's API takes only text here", param="messages")
-    return "".join(str(part.get("text", "")) for part in content)
+    return content_text(content)
 
 
 def _block(part: dict[str, Any]) -> dict[str, Any]:

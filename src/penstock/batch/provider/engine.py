@@ -32,6 +32,7 @@ from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.row import Outcome, Row
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
     ConfigError,
@@ -125,10 +126,7 @@ class BatchApiEngine(LLMEngine):
     async def stop(self) -> None:
         ledger, self._ledger = self._ledger, None
         self.loop = None
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(list(self._tasks.values()))
         for gathering in self._gathering.values():
             gathering.file.close()
         self._gathering.clear()
@@ -272,7 +270,8 @@ class BatchApiEngine(LLMEngine):
             hint = ""
             if batch.id is None and getattr(error, "http_status", None) == 404:
                 hint = f"Does base_url end where the API's paths begin, as {self._api.base_url}? "
-            batch.error = JobError(f"{error}. {hint}{self._resumes(batch)}")
+            held = "" if batch.id is None else f"The batch is {batch.id}. "
+            batch.error = JobError(f"{error}. {hint}{held}{_AGAIN}")
             self._fail(batch.lines, batch.error)
         finally:
             self._tasks.pop(batch.token, None)
@@ -377,9 +376,6 @@ class BatchApiEngine(LLMEngine):
             f"The batch {batch.id} ({len(batch.lines):,} lines) runs on. {_AGAIN} To cancel it:\n"
             f"  {self._api.cancel_command(batch.id)}"
         )
-
-    def _resumes(self, batch: Batch) -> str:
-        return _AGAIN if batch.id is None else f"The batch is {batch.id}. {_AGAIN}"
 
     def _running(self) -> Ledger:
         if self._ledger is None:

@@ -33,7 +33,7 @@ from penstock.openai.image_parts import (
 )
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
-from penstock.types import ChatRequest, Message, Sampling, Usage
+from penstock.types import ChatRequest, Message, Sampling
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -266,18 +266,9 @@ class ColumnRequests(EngineForm):
 
     def results(self, outcome: Outcome) -> list[Any]:
         """The values of the result columns."""
-        error, usage = outcome.error, outcome.usage
-        fields = outcome.parsed or {}
-        return [
-            outcome.response,
-            *map(fields.get, self.fields),
-            "ok" if error is None else "error",
-            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-            outcome.finish_reason,
-            usage_columns(usage),
-            outcome.attempts,
-            outcome.latency_ms,
-        ]
+        fields, end = outcome.parsed or {}, end_of(outcome)
+        end.insert(2, outcome.finish_reason)
+        return [outcome.response, *map(fields.get, self.fields), *end]
 
     def _conversation(
         self, values: Mapping[str, Any], images: Sequence[str] | None
@@ -336,24 +327,18 @@ def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
 def end_of(outcome: Outcome) -> list[Any]:
     """The values of `END_COLUMNS` for a row with this outcome."""
     error, usage = outcome.error, outcome.usage
-    return [
-        "ok" if error is None else "error",
-        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
-        usage_columns(usage),
-        outcome.attempts,
-        outcome.latency_ms,
-    ]
-
-
-def usage_columns(usage: Usage | None) -> dict[str, int] | None:
-    """The `USAGE_FIELDS` by name: written out, as every row of a job has them."""
-    if usage is None:
-        return None
-    return {
+    tokens = usage and {  # `USAGE_FIELDS`, written out: every row of a job has them
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "cached_tokens": usage.cached_tokens,
     }
+    return [
+        "ok" if error is None else "error",
+        None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+        tokens,
+        outcome.attempts,
+        outcome.latency_ms,
+    ]
 
 
 def end_types() -> list[pa.DataType]:

@@ -22,6 +22,7 @@ from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
+from penstock.engines.side_by_side import begin, end_all
 from penstock.engines.supervisor import supervisor_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
@@ -208,16 +209,12 @@ class Group:
 
     async def stop(self) -> None:
         """End the calls that go on, for which nobody waits any more."""
-        for call in self._calls:
-            call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        await end_all(self._calls)
 
     def _send(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            call = asyncio.create_task(self._ask(waiting))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            begin(self._ask(waiting), self._calls)
 
     async def _ask(self, waiting: list[tuple[Any, asyncio.Future[Any]]]) -> None:
         try:

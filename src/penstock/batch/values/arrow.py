@@ -25,7 +25,7 @@ from penstock.batch.values.nanoseconds import (
     time_of,
     total_nanoseconds,
 )
-from penstock.batch.values.plain import LEAVES, encodable, plain, text
+from penstock.batch.values.plain import LEAVES, NANOSECONDS, encodable, plain, text
 
 _NONE = type(None)
 _EXACT = 1 << 53
@@ -52,7 +52,6 @@ _SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({datetime.date}): pa.date32(),
 }
 FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError)
-_NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
 _EPOCH = datetime.datetime(1970, 1, 1)
 _DAY = 86_400_000
 
@@ -345,7 +344,7 @@ def _maker(kind: pa.DataType) -> Callable[[int], Any]:
     """What makes a Python value of the number that is a time: text where Python has none."""
     if pa.types.is_date(kind):
         return _date if pa.types.is_date32(kind) else lambda ticks: _date(ticks // _DAY)
-    scale = _NANOSECONDS[kind.unit]
+    scale = NANOSECONDS[kind.unit]
     if pa.types.is_timestamp(kind):
         zone = _zone(kind.tz)
         return lambda ticks: point_of(ticks * scale, zone)

@@ -344,22 +344,19 @@ def _numpy_time(numpy: Any, value: Any) -> Any:
     return point if isinstance(point, datetime.datetime) else str(value)
 
 
-_NANOSECONDS = {
-    "W": 604800 * 10**9,
-    "D": 86400 * 10**9,
-    "h": 3600 * 10**9,
-    "m": 60 * 10**9,
-    "s": 10**9,
+NANOSECONDS = {
+    **{"W": 604800 * 10**9, "D": 86400 * 10**9, "h": 3600 * 10**9, "m": 60 * 10**9},
+    **{"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1},
 }
-_NANOSECONDS |= {"ms": 10**6, "us": 1000, "ns": 1}
+"""Of each unit of time that NumPy or Arrow has."""
 _FINER = {"ps": 1000, "fs": 10**6, "as": 10**9}
 
 
 def _ticks(value: Any, unit: str, step: int) -> int | None:
     """The nanoseconds of a time, None if they are not whole."""
     count = int(value.astype("int64")) * step
-    if unit in _NANOSECONDS:
-        return count * _NANOSECONDS[unit]
+    if unit in NANOSECONDS:
+        return count * NANOSECONDS[unit]
     whole, rest = divmod(count, _FINER[unit])
     return whole if not rest else None
 

@@ -71,14 +71,14 @@ def _batches(
 
 def store_of(options: dict[str, Any], configured: StoreSettings | None) -> StoreSettings | None:
     """The store of the options; what they leave out is as configured."""
-    given: dict[str, Any] = {}
-    if options["store_path"] is not None:
+    path, days, size = (options[f"store_{name}"] for name in ("path", "days", "max_mb"))
+    stated: dict[str, Any] = {
         # Another process may open it, with another current folder.
-        given["path"] = str(Path(options["store_path"]).expanduser().absolute())
-    if options["store_days"] is not None:
-        given["ttl_s"] = options["store_days"] * 86400
-    if options["store_max_mb"] is not None:
-        given["max_bytes"] = max(int(options["store_max_mb"] * 2**20), 1)
+        "path": None if path is None else str(Path(path).expanduser().absolute()),
+        "ttl_s": None if days is None else days * 86400,
+        "max_bytes": None if size is None else max(int(size * 2**20), 1),
+    }
+    given = {name: value for name, value in stated.items() if value is not None}
     if not given:
         return configured
     if configured is not None:

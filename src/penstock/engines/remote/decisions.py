@@ -55,10 +55,8 @@ def decision_body(request: DecideRequest, own: bool) -> dict[str, Any]:
         "input": given if isinstance(given, str) else list(map(_item, given)),
         "questions": [_question(one, own) for one in request.questions],
     }
-    for name in ("chat_template", "chat_template_kwargs"):
-        if value := getattr(request, name):
-            body[name] = value
-    return body
+    optional = ("chat_template", "chat_template_kwargs")
+    return body | {name: value for name in optional if (value := getattr(request, name))}
 
 
 def read_decisions(request: DecideRequest, answer: DecisionAnswer, where: str) -> Decisions:

@@ -29,6 +29,7 @@ from penstock.engines.remote.requests import (
 from penstock.engines.remote.stream import AnswerStream, StreamReader, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.engines.sampling import check_sampling, check_vectors
+from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
     ConfigError,
@@ -131,8 +132,7 @@ class RemoteEngine(LLMEngine):
         self.loop = None
         learning, self._learning = self._learning, None
         if learning is not None:
-            learning.cancel()
-            await asyncio.gather(learning, return_exceptions=True)
+            await end_all([learning])
         if upstreams is not None:
             self._doubted = upstreams.doubted_path
             await upstreams.close()

@@ -91,49 +91,52 @@ def score_body(dialect: Dialect, query: str, documents: list[str]) -> dict[str, 
 
 def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
     """The body of `/chat/completions`. The server calls the length limit `max_tokens_field`."""
-    body: dict[str, Any] = {
+    sampling, tools = request.sampling, request.tools
+    return {
         "model": model,
         "messages": request.messages,
         **_common(request, max_tokens_field),
+        **_given(
+            logprobs=None if sampling.logprobs is None else True,
+            top_logprobs=sampling.logprobs or None,
+            tools=tools or None,
+            tool_choice=request.tool_choice or None,
+            **_template(request),
+            parallel_tool_calls=False if tools and not request.parallel_tool_calls else None,
+            echo=request.echo or None,
+        ),
+        **_prompt_end(request),
     }
-    if request.sampling.logprobs is not None:
-        body["logprobs"] = True
-        if request.sampling.logprobs:
-            body["top_logprobs"] = request.sampling.logprobs
-    optional = ("tools", "tool_choice", "chat_template", "chat_template_kwargs")
-    body |= {name: value for name in optional if (value := getattr(request, name))}
-    if not request.parallel_tool_calls and request.tools:
-        body["parallel_tool_calls"] = False
-    body |= _prompt_end(request)
-    if request.echo:
-        body["echo"] = True
-    return body
+
+
+def _template(request: ChatRequest) -> dict[str, Any]:
+    return {
+        "chat_template": request.chat_template or None,
+        "chat_template_kwargs": request.chat_template_kwargs or None,
+    }
 
 
 def _prompt_end(request: ChatRequest) -> dict[str, Any]:
     """How the prompt of a conversation ends, where that is not the usual way."""
-    end: dict[str, Any] = {}
-    if request.continue_final_message:
-        end["continue_final_message"] = True
-    if not request.add_generation_prompt:
-        end["add_generation_prompt"] = False
-    return end
+    return _given(
+        continue_final_message=request.continue_final_message or None,
+        add_generation_prompt=None if request.add_generation_prompt else False,
+    )
 
 
 def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
     """The body of `/completions`. OpenAI's API answers at most 16 tokens by default."""
-    body: dict[str, Any] = {
+    special = request.special_tokens or not isinstance(request.prompt, str)
+    return {
         "model": model,
         "prompt": request.prompt,
         **_common(request, "max_tokens"),
+        **_given(
+            logprobs=request.sampling.logprobs,
+            echo=request.echo or None,
+            add_special_tokens=None if special else False,
+        ),
     }
-    if request.sampling.logprobs is not None:
-        body["logprobs"] = request.sampling.logprobs
-    if request.echo:
-        body["echo"] = True
-    if not request.special_tokens and isinstance(request.prompt, str):
-        body["add_special_tokens"] = False
-    return body
 
 
 def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
@@ -194,19 +197,15 @@ def _transcription_form(request: TranscriptionRequest, dialect: Dialect) -> dict
 
 
 def _tokens_body(request: TokenizeRequest) -> dict[str, Any]:
-    body: dict[str, Any] = {"add_special_tokens": request.special_tokens}
-    if request.names:
-        body["return_token_strs"] = True
     chat = request.chat
+    body = _given(
+        add_special_tokens=request.special_tokens, return_token_strs=request.names or None
+    )
     if chat is None:
         return {"prompt": request.prompt, **body}
-    body["messages"] = chat.messages
-    for name in ("chat_template", "chat_template_kwargs"):
-        if value := getattr(chat, name):
-            body[name] = value
-    if chat.tools and chat.tool_choice != "none":
-        body["tools"] = chat.tools
-    return body | _prompt_end(chat)
+    tools = chat.tools if chat.tool_choice != "none" else None
+    more = _given(**_template(chat), tools=tools or None)
+    return {**body, "messages": chat.messages, **more, **_prompt_end(chat)}
 
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
@@ -219,19 +218,15 @@ def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> 
     # The server's model may have defaults of its own for what the request leaves out.
     stated = _OPENAIS if sampling.unset else _OPENAIS[:1]
     body |= {name: getattr(sampling, name) for name in stated if name not in sampling.unset}
-    if sampling.max_tokens is not None:
-        body[max_tokens_field] = sampling.max_tokens
-    if sampling.structured is not None:
-        body.update(_constraint(sampling.structured))
-    if request.n != 1:
-        body["n"] = request.n
-    if request.kv_transfer_params is not None:
-        body["kv_transfer_params"] = request.kv_transfer_params
-    if request.priority:
-        body["priority"] = request.priority
-    if request.stream:
-        body["stream"] = True
-    return body
+    form = {} if sampling.structured is None else _constraint(sampling.structured)
+    return body | _given(
+        **{max_tokens_field: sampling.max_tokens},
+        **form,
+        n=None if request.n == 1 else request.n,
+        kv_transfer_params=request.kv_transfer_params,
+        priority=request.priority or None,
+        stream=request.stream or None,
+    )
 
 
 def _constraint(structured: StructuredOutput) -> dict[str, Any]:

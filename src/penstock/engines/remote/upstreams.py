@@ -17,6 +17,7 @@ from penstock.balance.pool import Failover, Member, Pool
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.refusals import is_no_route, is_too_long
 from penstock.engines.remote.requests import OTHER_PATHS, Dialect, in_dialect, score_body
+from penstock.engines.side_by_side import begin, end_all
 from penstock.errors import (
     EngineDeadError,
     EngineStartError,
@@ -259,9 +260,7 @@ class Upstreams(Pool[Upstream]):
             return
         self._closed = True
         self._changed.set()
-        for probe in self._probes:
-            probe.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await end_all(self._probes)
         for one in self.members:
             one.limiter.leave(one.concurrency)
             await one.client.close()
@@ -300,9 +299,7 @@ class Upstreams(Pool[Upstream]):
         for one in self.members:
             if one.breaker.probe_due and not self._closed:
                 one.breaker.begin_probe()
-                probe = asyncio.create_task(self._probe(one))
-                self._probes.add(probe)
-                probe.add_done_callback(self._probes.discard)
+                begin(self._probe(one), self._probes)
 
     async def _probe(self, upstream: Upstream) -> None:
         well: bool | None = None

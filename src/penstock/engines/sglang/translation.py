@@ -33,25 +33,19 @@ def sampling_params(sampling: Sampling, max_tokens: int, special: bool = False) 
     params: dict[str, Any] = {
         "max_new_tokens": max_tokens,
         "no_stop_trim": True,
-        **{
-            _NAMES.get(name, name): value
-            for name in SAME_NAME
-            if (value := getattr(sampling, name)) is not None
-        },
+        **{_NAMES.get(name, name): getattr(sampling, name) for name in SAME_NAME},
         "top_k": sampling.top_k if sampling.top_k > 0 else -1,
+        "skip_special_tokens": False if special else None,
+        "stop": list(sampling.stop) or None,
+        "stop_token_ids": list(sampling.stop_token_ids) or None,
+        **_constraint(sampling.structured),
     }
-    if special:
-        params["skip_special_tokens"] = False
-    if sampling.stop:
-        params["stop"] = list(sampling.stop)
-    if sampling.stop_token_ids:
-        params["stop_token_ids"] = list(sampling.stop_token_ids)
-    if sampling.structured is not None:
-        params |= _constraint(sampling.structured)
-    return params
+    return {name: value for name, value in params.items() if value is not None}
 
 
-def _constraint(structured: StructuredOutput) -> dict[str, Any]:
+def _constraint(structured: StructuredOutput | None) -> dict[str, Any]:
+    if structured is None:
+        return {}
     if structured.kind == "regex":
         return {"regex": structured.spec}
     return {"json_schema": structured.spec if structured.kind == "json_schema" else _ANY_OBJECT}

@@ -205,9 +205,8 @@ class SimulatedEngine(TokenEngine):
             return list(self._rendered(request).encode())
         return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
 
-    def tell_cached_blocks(self) -> bool:
+    def tell_cached_blocks(self) -> None:
         self.cached_blocks = CachedBlocks()
-        return True
 
     async def metrics(self) -> dict[str, float]:
         return {

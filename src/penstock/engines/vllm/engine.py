@@ -267,10 +267,8 @@ class VLLMEngine(TokenEngine):
             raise self._fault(running, error, preparing=True) from None
         return prepared.token_ids
 
-    def tell_cached_blocks(self) -> bool:
-        if self.cached_blocks is None:
-            self.cached_blocks = CachedBlocks()
-        return True
+    def tell_cached_blocks(self) -> None:
+        self.cached_blocks = self.cached_blocks or CachedBlocks()
 
     async def metrics(self) -> dict[str, float]:
         return {} if self._running is None or self._counts is None else self._counts.now()
@@ -334,9 +332,7 @@ class VLLMEngine(TokenEngine):
             )
         request = msgspec.structs.replace(request, sampling=given)
         request = with_seed(request) if self.deterministic else request
-        sampling, only_prompt = request.sampling, False
-        if request.echo or given.prompt_logprobs is not None:
-            sampling, only_prompt = prompt_sampling(request)
+        sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_completion(request, sampling)
         if request.echo:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.engines.side_by_side import end_all
 from penstock.engines.vllm.options import BATCH_STATS, VLLMOptions, installed
 from penstock.errors import ConfigError, class_and_text
 from penstock.kv.base import Connector, Setup, Site, configured_connector
@@ -102,9 +103,7 @@ class KVEvents:
 
     async def close(self) -> None:
         """Stop reading, and clear the blocks."""
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await end_all(self._readers)
         self._context.destroy(linger=0)
         self._blocks.clear()
 

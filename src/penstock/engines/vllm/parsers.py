@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +190,9 @@ def _part(call: Any) -> ToolCallPart:
 def _body(request: ChatRequest) -> dict[str, Any]:
     """The request as a body of vLLM's HTTP API."""
     sampling = request.sampling
+    tools: Sequence[Mapping[str, Any]] | None = request.tools or None
+    if tools and request.tool_choice == "required":  # then vLLM joins the tools' tables
+        tools = with_one_table(tools)
     body: dict[str, Any] = {
         "messages": request.messages,
         "stream": True,
@@ -210,13 +213,10 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "add_generation_prompt": request.add_generation_prompt,
         "continue_final_message": request.continue_final_message,
         "reasoning_effort": request.chat_template_kwargs.get("reasoning_effort"),
+        "logprobs": None if sampling.logprobs is None else True,
+        "top_logprobs": sampling.logprobs,
+        "tools": tools,
+        "tool_choice": tools and (request.tool_choice or "auto"),
+        "structured_outputs": sampling.structured and constraint(sampling.structured),
     }
-    if sampling.logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-    if request.tools:
-        required = request.tool_choice == "required"  # then vLLM joins the tools' tables
-        tools = with_one_table(request.tools) if required else request.tools
-        body |= {"tools": tools, "tool_choice": request.tool_choice or "auto"}
-    if sampling.structured is not None:
-        body["structured_outputs"] = constraint(sampling.structured)
     return {name: value for name, value in body.items() if value is not None}

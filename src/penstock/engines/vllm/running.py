@@ -15,6 +15,7 @@ import msgspec
 
 from penstock.engines.base import Capabilities
 from penstock.engines.sampling import check_input_type, check_inputs, check_vectors
+from penstock.engines.side_by_side import all_of
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.front import Front, Starting
 from penstock.engines.vllm.kv_cache import KVEvents, local_endpoints, ranks, token_root
@@ -189,12 +190,7 @@ class Running:
                     last = output
             return last
 
-        try:
-            async with asyncio.TaskGroup() as group:  # ends the others where one fails
-                tasks = [group.create_task(one(*numbered)) for numbered in enumerate(texts)]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        results = [task.result() for task in tasks]
+        results = await all_of(one(*numbered) for numbered in enumerate(texts))
         return (
             [result.outputs.data.float().tolist() for result in results],
             Usage(prompt_tokens=sum(len(result.prompt_token_ids) for result in results)),

@@ -4,7 +4,6 @@ into requests for one token at each place where labels part.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.tokens import Encode, tokenized
 from penstock.engines.decisions.trie import Path, Shares, shares
+from penstock.engines.side_by_side import all_of
 from penstock.engines.tasks import Tasks, generated
 from penstock.errors import EngineError, RequestError
 from penstock.openai.responses import Answers
@@ -279,12 +279,7 @@ async def generated_shares(
         for one in left:
             found[one] = await ask(*asked[one])
 
-    workers = [asyncio.create_task(ask_on()) for _ in asked[1 : MOST_AT_ONCE + 1]]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
+    await all_of(ask_on() for _ in asked[1 : MOST_AT_ONCE + 1])
     known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
     for (number, place, _), values in zip(asked, found, strict=True):
         known[number].setdefault(place, []).extend(values)

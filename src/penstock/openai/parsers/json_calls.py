@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
+from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source, whole_call
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _HEAD = re.compile(
@@ -53,13 +53,17 @@ class Brackets:
         return at
 
 
-def stream_value(source: Source) -> Decision:
-    """The JSON object or list with which the text begins, as arguments. False if it is cut."""
+def stream_call(source: Source, name: str) -> Decision:
+    """A call whose arguments are the JSON object or list with which the text begins, as they come.
+    False if they are cut.
+    """
+    yield Piece("name", name)
     brackets = Brackets()
     while True:
         if at := brackets.follow(source.text):
             yield Piece("arguments", source.take(at))
         if brackets.complete:
+            yield Piece("whole", "")
             return True
         if not (yield from source.wait()):
             if source.text:  # half of an escape
@@ -80,9 +84,7 @@ def json_call(source: Source, offered: Offered) -> Decision:
             if not offered.has(name):
                 return False
             source.take(head.end())
-            yield Piece("name", name)
-            if (yield from stream_value(source)):
-                yield Piece("whole", "")
+            if (yield from stream_call(source, name)):
                 yield from _end_object(source)
             return True
         if (key := _KEY.match(source.text)) is not None:
@@ -96,9 +98,7 @@ def json_call(source: Source, offered: Offered) -> Decision:
             if call is None or not offered.has(call[0]):
                 return False
             source.take(at)
-            yield Piece("name", call[0])
-            yield Piece("arguments", call[1])
-            yield Piece("whole", "")
+            yield from whole_call(*call)
             return True
         if not (yield from source.wait()):
             return False
@@ -271,9 +271,7 @@ def _named_call(source: Source, offered: Offered) -> Decision:
     ):
         return False
     source.take(len(head))
-    yield Piece("name", name)
-    if (yield from stream_value(source)):
-        yield Piece("whole", "")
+    yield from stream_call(source, name)
     return True
 
 
@@ -334,9 +332,7 @@ def _call(source: Source, offered: Offered) -> Decision:
     if not offered.has(name):
         return False
     source.take(begin)
-    yield Piece("name", name)
-    if (yield from stream_value(source)):
-        yield Piece("whole", "")
+    if (yield from stream_call(source, name)):
         space = yield from source.skip()
         if (yield from source.begins(_FENCE)):
             source.take(len(_FENCE))

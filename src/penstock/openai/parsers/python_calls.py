@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from penstock.openai.parsers.json_calls import as_text
-from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
+from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source, whole_call
 
 _BEGIN = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
 _MAY_BEGIN = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*)?")
@@ -62,9 +62,7 @@ def _calls(source: Source, offered: Offered) -> Decision:
         return False
     source.take(end)
     for name, arguments in calls:
-        yield Piece("name", name)
-        yield Piece("arguments", arguments)
-        yield Piece("whole", "")
+        yield from whole_call(name, arguments)
     return True
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.openai.parsers.json_calls import as_text
-from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source
+from penstock.openai.parsers.text import Decision, Offered, Piece, Pieces, Source, whole_call
 
 
 class TagCalls(Struct, frozen=True):
@@ -94,9 +94,7 @@ class TagCalls(Struct, frozen=True):
         if close is None:
             return False
         source.take(close.end())
-        yield Piece("name", name)
-        yield Piece("arguments", json.dumps(arguments, ensure_ascii=False))
-        yield Piece("whole", "")
+        yield from whole_call(name, json.dumps(arguments, ensure_ascii=False))
         return True
 
 
@@ -174,9 +172,7 @@ class GemmaCalls(Struct, frozen=True):
         if not body.endswith("}"):
             return False
         source.take(at + len(mark))
-        yield Piece("name", head[1])
-        yield Piece("arguments", written)
-        yield Piece("whole", "")
+        yield from whole_call(head[1], written)
         return True
 
 

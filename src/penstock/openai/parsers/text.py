@@ -25,6 +25,11 @@ class Piece(NamedTuple):
     text: str
 
 
+def whole_call(name: str, arguments: str) -> tuple[Piece, Piece, Piece]:
+    """The pieces of a call of which all is known."""
+    return Piece("name", name), Piece("arguments", arguments), Piece("whole", "")
+
+
 Pieces = Generator[Piece | None, None, None]
 Decision = Generator[Piece | None, None, bool]
 

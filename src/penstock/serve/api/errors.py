@@ -62,18 +62,17 @@ def is_anthropic(scope: Scope) -> bool:
 def error_response(scope: Scope, error: PenstockError, request_id: str) -> Response:
     """The response to a request that failed with `error`."""
     body = message_error(error, request_id) if is_anthropic(scope) else error_body(error)
-    headers = {}
     wait = RETRY_AFTER_S if error.retry_after is None and error.status == 503 else error.retry_after
-    if wait is not None:
-        headers["retry-after"] = str(ceil(min(wait, LONGEST_RETRY_AFTER_S)) if wait >= 1.0 else 1)
-    if isinstance(error, RequestError) and not error.ends_connection:
-        headers["x-should-retry"] = "false"  # the SDKs of OpenAI and Anthropic obey it
-    if isinstance(error, MethodError):
-        headers["allow"] = error.allow
-    if error.ends_connection:
-        headers["connection"] = "close"
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
+    final = isinstance(error, RequestError) and not error.ends_connection
+    seconds = 1 if wait is None or wait < 1.0 else ceil(min(wait, LONGEST_RETRY_AFTER_S))
+    given = {
+        "retry-after": None if wait is None else str(seconds),
+        "x-should-retry": "false" if final else None,  # the SDKs of OpenAI and Anthropic obey it
+        "allow": error.allow if isinstance(error, MethodError) else None,
+        "connection": "close" if error.ends_connection else None,
+        "www-authenticate": "Bearer" if error.status == 401 else None,
+    }
+    headers = {name: value for name, value in given.items() if value is not None}
     return Response(msgspec.json.encode(body), error.status, headers, "application/json")
 
 

@@ -339,25 +339,24 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
     if not _access.isEnabledFor(logging.INFO):
         return
-    fields: dict[str, object] = {
+    first = exchange.first_token_at
+    of_model = {
+        "model": exchange.model,
+        "engine_seconds": round(exchange.engine_seconds, 6),
+        "prompt_tokens": exchange.usage.prompt_tokens,
+        "completion_tokens": exchange.usage.completion_tokens,
+    }
+    known = {
         "method": scope["method"],
         "path": scope["path"],
         "status": exchange.status,
         "seconds": round(exchange.ended - exchange.started, 6),
+        "answer_id": None if exchange.answer_id == exchange.id else exchange.answer_id,
+        **(of_model if exchange.model else {}),
+        "first_token_seconds": None if first is None else round(first - exchange.started, 6),
+        "error": exchange.error,
     }
-    if exchange.answer_id != exchange.id:
-        fields["answer_id"] = exchange.answer_id
-    if exchange.model:
-        fields |= {
-            "model": exchange.model,
-            "engine_seconds": round(exchange.engine_seconds, 6),
-            "prompt_tokens": exchange.usage.prompt_tokens,
-            "completion_tokens": exchange.usage.completion_tokens,
-        }
-    if exchange.first_token_at is not None:
-        fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
-    if exchange.error is not None:
-        fields["error"] = exchange.error
+    fields = {name: value for name, value in known.items() if value is not None}
     path = escaped(scope["path"])
     _access.info("%s %s %s", scope["method"], path, exchange.status, extra={"fields": fields})
 

@@ -200,7 +200,7 @@ def ingress_class(given: Any) -> Any:
     import path. Raises `ConfigError` for any other, and for one whose methods would be ignored.
     """
     where = "ingress_cls_config.ingress_cls"
-    cls = import_object(given, where) if isinstance(given, str) else given
+    cls = import_object(given, where)
     cls = getattr(cls, "undeployed", cls)
     if not isinstance(cls, type):
         raise ConfigError("must be a class", field=where, value=given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeVar
 
 import msgspec
@@ -64,28 +64,37 @@ def _body_fault(body: bytes, form: Any) -> str:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body's bytes. Raises as soon as they exceed the size limit, or arrive too slowly."""
+    """The body's bytes. Raises what `take_body` raises."""
+    parts: list[bytes] = []
+    await take_body(request, limits, parts.append)
+    return b"".join(parts)
+
+
+async def take_body(
+    request: Request, limits: Limits, take: Callable[[bytes], None], beside: int = 0
+) -> None:
+    """Give the body's parts to `take` as they come. Raises as soon as they exceed the size limit by
+    more than `beside` bytes, or arrive too slowly.
+    """
     most = limits.max_body_bytes
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > most:
+    if declared.isdecimal() and int(declared[:20]) > most + beside:
         raise too_large(most)
-    parts: list[bytes] = []
     size = 0
     began = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(limits.body_timeout_s) as patience:
             async for part in request.stream():
                 size += len(part)
-                if size > most:
+                if size > most + beside:
                     raise too_large(most)
-                parts.append(part)
+                take(part)
                 if part:
                     patience.reschedule(began + limits.body_timeout_s + size / SLOWEST_BODY_BYTES_S)
     except ClientDisconnect:
         raise ClientGoneError("the client closed the connection") from None
     except TimeoutError:
         raise SlowRequestError(f"the request body came too slowly: {size} bytes so far") from None
-    return b"".join(parts)
 
 
 def too_large(most: int) -> BodyTooLargeError:

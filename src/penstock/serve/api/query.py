@@ -72,3 +72,11 @@ def truth(text: str, name: str) -> bool:
     if value is None:
         raise RequestError(f"{name} must be true or false, not '{text[:50]}'", param=name)
     return value
+
+
+def is_ascending(given: QueryParams) -> bool:
+    """Whether a page is wanted oldest first. Raises `RequestError`."""
+    order = given.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError("order must be asc or desc", param="order")
+    return order == "asc"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.engines.tasks import Batches, mapped
-from penstock.errors import ClientGoneError, PenstockError
+from penstock.engines.side_by_side import all_of
+from penstock.engines.tasks import Batches
+from penstock.errors import ClientGoneError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.serve.api.errors import error_response
@@ -109,48 +108,4 @@ async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answe
 async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
     if len(requests) == 1:
         return [await Answers.of(requests[0])]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(Answers.of(request)) for request in requests]
-    except BaseExceptionGroup as failures:
-        raise _first_of(failures) from None
-    return [task.result() for task in tasks]
-
-
-async def merge(requests: Sequence[Batches], n: int) -> Batches:
-    """One stream of several requests' deltas, `n` answers each, which it numbers through."""
-    queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
-
-    async def forward(number: int, request: Batches) -> None:
-        async for batch in mapped(
-            request, lambda delta: replace(delta, index=number * n + delta.index)
-        ):
-            queue.put_nowait(batch)
-
-    async def run() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, request in enumerate(requests):
-                    group.create_task(forward(number, request))
-        finally:
-            queue.put_nowait(None)
-
-    running = asyncio.create_task(run())
-    try:
-        while (batch := await queue.get()) is not None:
-            yield batch
-        await running
-    except BaseExceptionGroup as failures:
-        raise _first_of(failures) from None
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-
-
-def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure for the client: a `PenstockError`, if there is one."""
-    expected, _ = failures.split(PenstockError)
-    first: BaseException = expected or failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
+    return await all_of(map(Answers.of, requests))

@@ -115,9 +115,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     options = {name: value for name, value in given.items() if value != unset[name]}
     if config.deployment_config.autoscaling_config is not None:
         options["autoscaling_config"] = asdict(config.deployment_config.autoscaling_config)
-    for name in ("health_check_period_s", "health_check_timeout_s"):
-        if given[name] is not None:  # the environment's default is not Ray Serve's
-            options[name] = given[name]
+    checks = ("health_check_period_s", "health_check_timeout_s")
+    # The environment's default is not Ray Serve's.
+    options |= {name: given[name] for name in checks if given[name] is not None}
     if not places_itself(config):
         options["placement_group_bundles"] = replica_bundles(config)
         options["placement_group_strategy"] = config.get_engine_config().placement_strategy

@@ -36,8 +36,8 @@ class IngressClsConfig(Items, kw_only=True):
     ingress_extra_kwargs: dict[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.ingress_cls, str):  # checked now rather than in the ingress
-            import_object(self.ingress_cls, "ingress_cls_config.ingress_cls")
+        # Checked now rather than in the ingress.
+        import_object(self.ingress_cls, "ingress_cls_config.ingress_cls")
 
 
 class IngressArgs(Options, kw_only=True):

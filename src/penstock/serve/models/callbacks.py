@@ -35,9 +35,7 @@ class Callbacks:
             return
         self._raises = given.raise_error_on_callback
         where = "callback_config.callback_class"
-        cls = given.callback_class
-        if isinstance(cls, str):
-            cls = import_object(cls, where)
+        cls = import_object(given.callback_class, where)
         if not isinstance(cls, type) or not any(hasattr(cls, hook) for hook in HOOKS):
             raise ConfigError(
                 f"must be a class with one of {', '.join(HOOKS)}", field=where, value=cls

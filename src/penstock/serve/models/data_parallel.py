@@ -20,6 +20,7 @@ from penstock.balance.policies.table import configured_policy
 from penstock.balance.pool import Member, Pool
 from penstock.cores import parted, usable_cores
 from penstock.engines.base import LLMEngine, Stated, able_together, counted_together
+from penstock.engines.side_by_side import all_of
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig, parallelism
@@ -155,13 +156,9 @@ class EngineGroup(LLMEngine):
         for rank, cores in zip(self.ranks, parts, strict=True):
             rank.cores, rank.sharing = cores, self.sharing
         try:
-            async with asyncio.TaskGroup() as starting:  # together: they may have to meet
-                for rank in self.ranks:
-                    starting.create_task(rank.start())
-        except BaseException as error:
+            await all_of(rank.start() for rank in self.ranks)  # they may have to meet
+        except BaseException:
             await self.stop()
-            if isinstance(error, ExceptionGroup):
-                raise error.exceptions[0] from None
             raise
         self.capabilities = able_together([rank.capabilities for rank in self.ranks])
 

@@ -219,7 +219,7 @@ class LocalModel(ModelHandle):
 def server_class(config: LLMConfig) -> type[LLMServer]:
     """The class of the server that a configuration names. Raises `ConfigError`."""
     given = config.server_cls
-    cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
+    cls = import_object(given, "server_cls") or LLMServer
     cls = getattr(cls, "own_server_cls", cls) or LLMServer  # that of a server in Ray's form
     if not isinstance(cls, type) or not issubclass(cls, LLMServer):
         raise ConfigError(
@@ -238,16 +238,13 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
 
 def has_own_server(config: LLMConfig) -> bool:
     """Whether a class of a user's serves the model, which may answer what its engine does not."""
-    cls = config.server_cls
-    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    cls = import_object(config.server_cls, "server_cls")
     return cls is not None and not cls.__module__.startswith("penstock.")
 
 
 def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:
     """A replica, behind its users' own server in Ray's form if it has one."""
-    cls = config.server_cls
-    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
-    around = getattr(cls, "around", None)
+    around = getattr(import_object(config.server_cls, "server_cls"), "around", None)
     return model if around is None else around(model)
 
 

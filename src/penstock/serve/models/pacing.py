@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any
 
+from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches
 from penstock.types import Delta, TokenLogprob, Usage
 
@@ -164,8 +165,7 @@ class DeltaStream:
                     else:
                         await self._wait(wait)
             finally:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
+                await end_all([ahead])
             if rest := buffer.take(clock(), everything=True):
                 yield rest
             if rest := self._rest():

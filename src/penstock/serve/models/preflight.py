@@ -73,8 +73,7 @@ def _check_generated(
     if isinstance(request, CompletionRequest):
         if request.prompt == []:
             raise RequestError("the prompt is empty", param="prompt")
-        if request.echo or sampling.prompt_logprobs is not None:
-            sampling, _ = prompt_sampling(request)
+        sampling, _ = prompt_sampling(request)
     if known is None:
         known = msgspec.structs.replace(_ABLE, extra=frozenset(sampling.extra))
         if stated.max_top_logprobs is not None:

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.balance.backoff import is_served
 from penstock.balance.policies.table import reads_caches
 from penstock.engines.base import LLMEngine
+from penstock.engines.side_by_side import begin
 from penstock.engines.tasks import TASKS, Batches, Task, generated
 from penstock.errors import (
     ClientGoneError,
@@ -406,9 +407,7 @@ class ReplicaServer:
         wanted = await self._desired.load()
         if wanted.version != self._state.version:
             self._state = wanted
-            task = asyncio.create_task(self._apply(wanted))
-            self._applying.add(task)
-            task.add_done_callback(self._applying.discard)
+            begin(self._apply(wanted), self._applying)
 
     async def _apply(self, wanted: DesiredState) -> None:
         try:

@@ -1,16 +1,16 @@
-"""What the routes read of a request: whose it is, pages, times."""
+"""What the routes have in common: whose a request is, pages, times."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from msgspec import Struct
 
 from penstock.errors import PenstockError, RequestError
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.query import whole_number
+from penstock.service.service import BatchService, Stores
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -23,6 +23,18 @@ class ExpiresAfter(Struct, forbid_unknown_fields=True):
 
     seconds: int
     anchor: str = "created_at"
+
+
+class ServiceRoutes:
+    """Routes of the batch service."""
+
+    def __init__(self, service: BatchService) -> None:
+        self._service = service
+
+    async def _named(self, exchange: Exchange) -> tuple[Stores, str]:
+        """The stores, and the id that the path names."""
+        (id,) = exchange.request.path_params.values()
+        return await self._service.opened(), id
 
 
 def sees(exchange: Exchange) -> str | None:
@@ -51,17 +63,6 @@ def page_limits(exchange: Exchange, *, usual: int, most: int) -> int:
     if limit > most:
         raise RequestError(f"limit must be at most {most}", param="limit")
     return limit
-
-
-def page_body(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """A page, as clients of OpenAI read it."""
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
 
 
 def checked_expiry(given: ExpiresAfter | None, param: str, longest_s: float) -> float | None:

@@ -32,9 +32,8 @@ from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_json, decode_body, read_body
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import RUNNING, Batch, Tally
-from penstock.service.endpoints.fields import first_known, page_limits, sees
+from penstock.service.endpoints.fields import ServiceRoutes, first_known, page_limits, sees
 from penstock.service.files import FileStore, new_id
-from penstock.service.service import BatchService
 
 URL = "/v1/messages"
 _WINDOW, _WINDOW_S = "24h", 86400
@@ -67,11 +66,8 @@ class MessageBatchForm(Struct, kw_only=True):
     requests: list[_ShownRequest]
 
 
-class MessageBatchRoutes:
+class MessageBatchRoutes(ServiceRoutes):
     """The routes of batches of messages."""
-
-    def __init__(self, service: BatchService) -> None:
-        self._service = service
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         one = "/v1/messages/batches/{batch_id}"
@@ -153,16 +149,14 @@ class MessageBatchRoutes:
 
     async def cancel(self, exchange: Exchange) -> Response:
         """Cancel a batch of messages. What was answered stays."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["batch_id"]
+        stores, id = await self._named(exchange)
         batch = await stores.batches.cancel(sees(exchange), id, "anthropic")
         stores.runner.cancel(id)
         return exchange.json(shown(batch, exchange))
 
     async def delete(self, exchange: Exchange) -> Response:
         """Delete a batch of messages that has ended, and its results."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["batch_id"]
+        stores, id = await self._named(exchange)
         batch = await stores.batches.delete(sees(exchange), id, "anthropic")
         ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
         await stores.files.remove([id for id in ids if id])
@@ -183,8 +177,7 @@ class MessageBatchRoutes:
         return StreamingResponse(lines, media_type="application/x-jsonl")
 
     async def _batch(self, exchange: Exchange) -> Batch:
-        stores = await self._service.opened()
-        id = exchange.request.path_params["batch_id"]
+        stores, id = await self._named(exchange)
         return await stores.batches.get(sees(exchange), id, "anthropic")
 
 

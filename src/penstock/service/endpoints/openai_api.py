@@ -11,22 +11,23 @@ from starlette.responses import Response, StreamingResponse
 
 from penstock.batch.rows.openai_lines import ENDPOINTS
 from penstock.errors import RequestError, nearest
+from penstock.openai.responses_api import item_list
 from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.query import is_ascending
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import Batch
 from penstock.service.endpoints.fields import (
     ExpiresAfter,
+    ServiceRoutes,
     check_metadata,
     checked_expiry,
     first_known,
-    page_body,
     page_limits,
     sees,
     window_seconds,
 )
 from penstock.service.files import LARGEST_PAGE, PURPOSES, FileStore, StoredFile, new_id
 from penstock.service.forms import Form, read_form
-from penstock.service.service import BatchService
 from penstock.service.validation import first_model
 
 _SECONDS, _ANCHOR = "expires_after[seconds]", "expires_after[anchor]"
@@ -44,11 +45,8 @@ UPLOADED_FILE: dict[str, Any] = {
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class FileRoutes:
+class FileRoutes(ServiceRoutes):
     """The routes of `/v1/files`, where each caller sees files of its own."""
-
-    def __init__(self, service: BatchService) -> None:
-        self._service = service
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         one = "/v1/files/{file_id}"
@@ -82,36 +80,31 @@ class FileRoutes:
     async def list(self, exchange: Exchange) -> Response:
         """The files of the caller."""
         query = exchange.request.query_params
-        order = query.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise RequestError("order must be asc or desc", param="order")
+        ascending = is_ascending(query)
         stores = await self._service.opened()
         files, has_more = await stores.files.page(
             sees(exchange),
             purpose=query.get("purpose") or None,
             limit=page_limits(exchange, usual=LARGEST_PAGE, most=LARGEST_PAGE),
-            ascending=order == "asc",
+            ascending=ascending,
             after=query.get("after", ""),
         )
-        return exchange.json(page_body([file.body() for file in files], has_more=has_more))
+        return exchange.json(item_list([file.body() for file in files], has_more=has_more))
 
     async def retrieve(self, exchange: Exchange) -> Response:
         """What is known of a file."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["file_id"]
+        stores, id = await self._named(exchange)
         return exchange.json((await stores.files.get(sees(exchange), id)).body())
 
     async def delete(self, exchange: Exchange) -> Response:
         """Delete a file. Batches that have begun with it go on."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["file_id"]
+        stores, id = await self._named(exchange)
         await stores.files.delete(sees(exchange), id)
         return exchange.json({"id": id, "object": "file", "deleted": True})
 
     async def content(self, exchange: Exchange) -> Response:
         """The content of a file, or the range of it that the `Range` header names."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["file_id"]
+        stores, id = await self._named(exchange)
         file = await stores.files.get(sees(exchange), id)
         start, end = 0, file.bytes
         headers = {"accept-ranges": "bytes", "x-content-type-options": "nosniff"}
@@ -166,9 +159,7 @@ def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
     else:
         start, end = max(size - int(last), 0), size
     if start >= end:
-        wrong = RequestError(f"the file has {size} bytes, and none of this range")
-        wrong.status = 416
-        raise wrong
+        raise RequestError(f"the file has {size} bytes, and none of this range", status=416)
     return start, end
 
 
@@ -197,11 +188,8 @@ class CompleteBody(Struct, kw_only=True):
     md5: str | None = None
 
 
-class UploadRoutes:
+class UploadRoutes(ServiceRoutes):
     """The routes of `/v1/uploads`, which make a file of its parts."""
-
-    def __init__(self, service: BatchService) -> None:
-        self._service = service
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         one = "/v1/uploads/{upload_id}"
@@ -232,25 +220,22 @@ class UploadRoutes:
 
     async def add_part(self, exchange: Exchange) -> Response:
         """Upload one part, of 64 MB at most."""
-        stores = await self._service.opened()
+        stores, id = await self._named(exchange)
         form = await read_form(exchange, self._service.incoming, "data", LARGEST_PART)
         try:
-            id = exchange.request.path_params["upload_id"]
             return exchange.json(await stores.uploads.add_part(sees(exchange), id, form.path))
         finally:
             form.close()
 
     async def complete(self, exchange: Exchange, body: CompleteBody) -> Response:
         """Make a file of the parts."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["upload_id"]
+        stores, id = await self._named(exchange)
         done = await stores.uploads.complete(sees(exchange), id, body.part_ids, body.md5)
         return exchange.json(done)
 
     async def cancel(self, exchange: Exchange) -> Response:
         """Forget an upload and its parts."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["upload_id"]
+        stores, id = await self._named(exchange)
         return exchange.json(await stores.uploads.cancel(sees(exchange), id))
 
 
@@ -268,11 +253,8 @@ class BatchBody(Struct, kw_only=True):
     output_expires_after: ExpiresAfter | None = None
 
 
-class BatchRoutes:
+class BatchRoutes(ServiceRoutes):
     """The routes of `/v1/batches`: OpenAI's, with pause and resume."""
-
-    def __init__(self, service: BatchService) -> None:
-        self._service = service
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         one = "/v1/batches/{batch_id}"
@@ -331,18 +313,16 @@ class BatchRoutes:
             limit=page_limits(exchange, usual=20, most=100),
             after=exchange.request.query_params.get("after", ""),
         )
-        return exchange.json(page_body([one.body() for one in batches], has_more=has_more))
+        return exchange.json(item_list([one.body() for one in batches], has_more=has_more))
 
     async def retrieve(self, exchange: Exchange) -> Response:
         """What is known of a batch."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["batch_id"]
+        stores, id = await self._named(exchange)
         return exchange.json((await stores.batches.get(sees(exchange), id, "openai")).body())
 
     async def cancel(self, exchange: Exchange) -> Response:
         """Cancel a batch. What was answered stays."""
-        stores = await self._service.opened()
-        id = exchange.request.path_params["batch_id"]
+        stores, id = await self._named(exchange)
         batch = await stores.batches.cancel(sees(exchange), id, "openai")
         stores.runner.cancel(id)
         return exchange.json(batch.body())
@@ -356,8 +336,7 @@ class BatchRoutes:
         return await self._pause(exchange, paused=False)
 
     async def _pause(self, exchange: Exchange, *, paused: bool) -> Response:
-        stores = await self._service.opened()
-        id = exchange.request.path_params["batch_id"]
+        stores, id = await self._named(exchange)
         batch = await stores.batches.pause(sees(exchange), id, "openai", paused=paused)
         stores.runner.pause(id, paused=paused)
         return exchange.json(batch.body())

@@ -159,7 +159,7 @@ def test_a_new_constraint_is_tried_by_one_request_at_a_time():
     queue = lane()
     queue.waiting.extend([request(0, [1], first), request(1, [2], second), request(2, [3])])
     assert admitted(queue) == [0, 2]
-    assert queue.trial().id == 0
+    assert queue.on_trial.id == 0
     queue.note_prefilled(queue.active[0])
     queue.waiting.append(request(3, [4], first))
     assert admitted(queue) == [1, 3]  # a proven constraint needs no trial
@@ -176,12 +176,12 @@ def test_requests_of_a_step_that_failed_are_tried_one_at_a_time():
     for _ in range(7):
         queue.note_step()
     assert admitted(queue) == []
-    assert queue.trial().id == 0
+    assert queue.on_trial.id == 0
     queue.note_step()
     assert admitted(queue) == [1]
     assert not suspects[0].suspect
     queue.remove(suspects[1])  # it has ended
-    assert queue.trial() is None
+    assert queue.on_trial is None
 
 
 def test_a_restarted_request_goes_on_from_its_tokens():

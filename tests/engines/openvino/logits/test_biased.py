@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from penstock.engines.openvino.logits.biased import BiasedPipeline, Handle, choose
+from penstock.engines.openvino.logits.model import LogitModel
 from penstock.types import Sampling
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], np.float32)
@@ -118,6 +119,7 @@ class Model:
     """Holds `room` tokens."""
 
     chunk = 4
+    make_room = LogitModel.make_room
 
     def __init__(self, room):
         self.room = room

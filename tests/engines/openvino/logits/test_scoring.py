@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.logits.model import TokenScore
+from penstock.engines.openvino.logits.model import LogitModel, TokenScore
 from penstock.engines.openvino.logits.scoring import Scoring, check_together
 from penstock.engines.openvino.logits.second_copy import needs_scores
 from penstock.errors import RequestError, UnsupportedError
@@ -220,6 +220,7 @@ class Model:
 
     chunk = 4
     outgrown = False
+    make_room = LogitModel.make_room
 
     @property
     def is_over(self):

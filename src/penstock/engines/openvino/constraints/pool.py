@@ -32,6 +32,7 @@ from penstock.engines.process import (
     decode_to_parent,
     encode,
 )
+from penstock.engines.side_by_side import begin
 from penstock.errors import OverloadedError, PenstockError, RequestError, by_kind
 from penstock.types import StructuredOutput
 
@@ -359,9 +360,7 @@ class Constraints:
         ):
             process = _Process(self)
             self._processes.append(process)
-            task = asyncio.create_task(self._start(process))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            begin(self._start(process), self._starting)
 
     async def _start(self, process: _Process) -> None:
         try:
@@ -400,9 +399,7 @@ class Constraints:
         """Remove a process that ended or was killed. Reaping it may take a while."""
         if process in self._processes:
             self._processes.remove(process)
-            task = asyncio.create_task(process.stop())
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            begin(process.stop(), self._ending)
             self.dispatch()
 
     def _remember(self, key: bytes, outcome: Outcome) -> None:

@@ -75,7 +75,8 @@ class Lane:
         self.prefix_caching = prefix_caching
         self._prefilling: dict[int, int] = {}
         self._proven: set[StructuredOutput] = set()
-        self._on_trial: Request | None = None
+        self.on_trial: Request | None = None
+        """The request with a new constraint, or after a step that failed."""
 
     @property
     def busy(self) -> bool:
@@ -152,7 +153,7 @@ class Lane:
             structured = request.sampling.structured
             untried = structured is not None and structured not in self._proven
             on_trial = untried or request.suspect
-            if fresh_block in self._prefilling or (on_trial and self._on_trial is not None):
+            if fresh_block in self._prefilling or (on_trial and self.on_trial is not None):
                 delayed.append(request)
                 continue
             cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
@@ -162,7 +163,7 @@ class Lane:
                 delayed.append(request)
                 break
             if on_trial:
-                self._on_trial = request
+                self.on_trial = request
             if self.prefix_caching:
                 if not request.admitted:  # later it finds what it computed itself
                     request.cached = cached
@@ -281,10 +282,6 @@ class Lane:
         self.index = PrefixIndex(self._cache_blocks)
         self.tainted = self.cancelled = False
 
-    def trial(self) -> Request | None:
-        """The request on trial: with a new constraint, or after a step that failed."""
-        return self._on_trial
-
     def note_step(self) -> None:
         """Count a step without a fault: enough of them clear the request on trial. Requests that
         were given up leave with their first token.
@@ -295,12 +292,12 @@ class Lane:
             request.handle.cancel()
             self.cancelled = True
             self._release(request)
-        tried = self._on_trial
+        tried = self.on_trial
         if tried is not None and tried.suspect and tried.prefilled:
             tried.harmless_steps += 1
             if tried.harmless_steps >= _HARMLESS:
                 tried.suspect = False
-                self._on_trial = None
+                self.on_trial = None
 
     def surplus(self, most: int) -> list[Request]:
         """The batch requests that leave the pipeline so that `most` are left, the last ones first.
@@ -312,7 +309,7 @@ class Lane:
         for request in reversed(self.active.values()):
             if self.batch_active - len(found) <= most:
                 break
-            if not request.batch or request.granted or request is self._on_trial:
+            if not request.batch or request.granted or request is self.on_trial:
                 continue
             if request.picture is not None:  # its pixels are gone
                 continue
@@ -372,7 +369,7 @@ class Lane:
         self.companions.leave()
         requests, leaving = list(self.active.values()), self.leaving
         running = [*requests, *leaving]
-        blamed = self.trial() or (running[0] if len(running) == 1 else None)
+        blamed = self.on_trial or (running[0] if len(running) == 1 else None)
         for request in running:
             constrained = request is blamed and request.sampling.structured is not None
             if self._in_prefill(request) and not constrained:
@@ -411,8 +408,8 @@ class Lane:
         return after
 
     def _release(self, request: Request, *, tried: bool = True) -> None:
-        if tried and self._on_trial is request:
-            self._on_trial = None
+        if tried and self.on_trial is request:
+            self.on_trial = None
         for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
             del self._prefilling[block]
 

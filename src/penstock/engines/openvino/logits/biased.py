@@ -95,6 +95,10 @@ class Handle:
         self._outputs.append(Output([], [], _REASONS.STOP))
         self._end(genai.GenerationStatus.FINISHED)
 
+    def give_up(self) -> None:
+        """Give up the KV cache: what was read is read again."""
+        self.reading, self.unread = None, self.prompt + self.ids
+
     def _end(self, status: Any) -> None:
         self._status, self.reading = status, None
 
@@ -131,20 +135,13 @@ class BiasedPipeline:
                 continue
             handle.reading.add(handle.unread[: model.chunk], silent=True)
             handle.unread = handle.unread[model.chunk :]
-            if model.is_over:
-                self._make_room(model)
-                if handle.reading is None:
-                    continue
+            model.make_room(self._handles)
+            if handle.reading is None:
+                continue
             if not handle.unread and handle.reading.after is not None:
                 logits = handle.reading.after
                 chosen = choose(logits, handle)
                 handle.end() if chosen is None else handle.take(chosen, logits)
-
-    def _make_room(self, model: LogitModel) -> None:
-        """Let those that came last give up their KV caches."""
-        for handle in reversed(self._handles):
-            if handle.reading is not None and model.is_over:
-                handle.reading, handle.unread = None, handle.prompt + handle.ids
 
 
 class _NoCache(Struct):

@@ -9,7 +9,7 @@ the most likely ones; positions that nobody asks for cost no vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Reversible, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -112,6 +112,14 @@ class LogitModel:
         reading.expected = tokens
         self._begun.add(reading)
         return reading
+
+    def make_room(self, users: Reversible[Any]) -> None:
+        """While this `is_over`, let those `users` of readings that came last give up their KV
+        caches.
+        """
+        for user in reversed(users) if self.is_over else ():
+            if user.reading is not None and self.is_over:
+                user.give_up()
 
     @property
     def is_over(self) -> bool:

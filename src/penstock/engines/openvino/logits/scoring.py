@@ -223,8 +223,7 @@ class Scoring:
                     is_full = scored.reading is None
                 while scored.reading is not None and budget > 0 and not scored.whole:
                     budget -= self._read(scored, scored.reading, budget)
-                    if model.is_over:
-                        self._make_room(model)
+                    model.make_room(self._scored.values())
             except Exception as error:
                 self.forget(scored.request)
                 failed(scored.request, error)
@@ -247,12 +246,6 @@ class Scoring:
             scored.answer += scores
         scored.read += len(ids)
         return len(ids)
-
-    def _make_room(self, model: LogitModel) -> None:
-        """Let those that came last give up their KV caches."""
-        for scored in reversed(self._scored.values()):
-            if scored.reading is not None and model.is_over:
-                scored.give_up()
 
 
 def check_together(request: Request, vocabulary: int) -> None:

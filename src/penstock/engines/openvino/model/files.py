@@ -77,12 +77,9 @@ def is_vision_config(config: dict[str, Any]) -> bool:
     return "vision_config" in config
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The model's `config.json`; an empty dict if there is none."""
-    try:
-        config = _read_json(path / "config.json")
-    except FileNotFoundError:
-        return {}
+def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
+    """The object in a file of the model's, its `config.json`; an empty dict if there is none."""
+    config = _read_json(path / name)
     return config if isinstance(config, dict) else {}
 
 
@@ -317,11 +314,7 @@ def instructions_of(
     Raises `EngineStartError` where the model's mean leaves instructions out, unless both options
     are "": then no text has one.
     """
-    try:
-        stated = _read_json(path / PROMPTS_CONFIG)
-    except FileNotFoundError:
-        stated = {}
-    stated = stated if isinstance(stated, dict) else {}
+    stated = read_config(path, PROMPTS_CONFIG)
     prompts = {
         name: text
         for name, text in (stated.get("prompts") or {}).items()
@@ -352,11 +345,7 @@ def longest_text(path: Path) -> int | None:
     """The most tokens of a text that an embedding model was made for, by the file of
     sentence-transformers; None without it.
     """
-    try:
-        stated = _read_json(path / LENGTH_CONFIG)
-    except FileNotFoundError:
-        return None
-    length = stated.get("max_seq_length") if isinstance(stated, dict) else None
+    length = read_config(path, LENGTH_CONFIG).get("max_seq_length")
     return length if isinstance(length, int) and length > 0 else None
 
 
@@ -372,11 +361,7 @@ _POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
 def _pooling(path: Path) -> dict[str, Any]:
     """What sentence-transformers states of the pooling; nothing without its file."""
     listed = (folder for name, folder in modules_of(path) if name == "Pooling")
-    try:
-        stated = _read_json(next(listed, path / "1_Pooling") / "config.json")
-    except FileNotFoundError:
-        return {}
-    return stated if isinstance(stated, dict) else {}
+    return read_config(next(listed, path / "1_Pooling"))
 
 
 def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
@@ -403,10 +388,7 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
 
 def modules_of(path: Path) -> list[tuple[str, Path]]:
     """The parts that sentence-transformers lists of a model: each one's class and its folder."""
-    try:
-        listed = _read_json(path / SENTENCE_TRANSFORMERS)
-    except FileNotFoundError:
-        return []
+    listed = _read_json(path / SENTENCE_TRANSFORMERS)
     return [
         (str(one.get("type")).rpartition(".")[2], path / str(one.get("path")))
         for one in (listed if isinstance(listed, list) else [])
@@ -437,7 +419,11 @@ def is_splade(path: Path) -> bool:
 
 
 def _read_json(file: Path) -> Any:
-    content = file.read_bytes()
+    """What a file holds; None without the file."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return None
     try:
         return json.loads(content)  # accepts the infinities that Hugging Face writes
     except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import generated, merged
 from penstock.openai.framing import ChatFramer, CompletionFramer
 from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
 from penstock.openai.requests import ChatBody, CompletionBody
@@ -14,7 +14,7 @@ from penstock.openai.responses import chat_completion, completion
 from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.serve.api.exchange import Exchange, check_template
 from penstock.serve.api.limits import within_limits
-from penstock.serve.api.sse import EventStream, collect, merge
+from penstock.serve.api.sse import EventStream, collect
 
 
 async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
@@ -59,7 +59,7 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
             continuous_usage=body.continuous_usage,
             token_ids=body.wants_token_ids,
         )
-        batches = running[0] if len(running) == 1 else merge(running, n)
+        batches = running[0] if len(running) == 1 else merged(running, n)
         return EventStream(exchange, batches, framer, n=n, prompts=len(requests))
     return exchange.json(completion(await collect(exchange, running), **about, best=body.best))
 

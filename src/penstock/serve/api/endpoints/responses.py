@@ -20,13 +20,13 @@ from penstock.openai.responses_api import (
     item_list,
     item_page,
     items_of,
-    pending_response,
+    response_object,
 )
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
 from penstock.serve.api.limits import within_limits
-from penstock.serve.api.query import truth, whole_number
+from penstock.serve.api.query import is_ascending, truth, whole_number
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
@@ -63,7 +63,7 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     turn = Turn(
         id=f"resp_{exchange.answer_id}",
         owner=owner,
-        body=pending_response(body, "queued", **about),
+        body=response_object(body, **about, status="queued", output=[], usage=None),
         input=given,
         previous=body.previous_response_id,
         conversation=conversation,
@@ -135,14 +135,11 @@ def opened(exchange: Exchange) -> tuple[ResponseStore, BackgroundRuns]:
 def page_of(exchange: Exchange, items: list[Item]) -> Response:
     """A page of the items, by the query's `limit`, `order` and `after`."""
     query = exchange.request.query_params
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise RequestError("order must be asc or desc", param="order")
     return exchange.json(
         item_page(
             items,
+            ascending=is_ascending(query),
             limit=whole_number(query.get("limit", "20"), "limit", least=1),
-            ascending=order == "asc",
             after=query.get("after", ""),
         )
     )

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from penstock.engines.decisions.checks import check_questions
+from penstock.engines.side_by_side import all_of
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
@@ -101,12 +102,7 @@ async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[
         async with slots:
             return await ask(request)
 
-    asked = [asyncio.ensure_future(one(request)) for request in requests]
-    try:
-        return await asyncio.gather(*asked)
-    finally:
-        for task in asked:
-            task.cancel()
+    return await all_of(map(one, requests))
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:

@@ -10,6 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
 from penstock.engines.media.audio import CONTENT_TYPES, audio_file, check_form, window_listener
+from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches
 from penstock.errors import ContentTypeError, MissingExtraError, RequestError, UnsupportedError
 from penstock.openai.audio import (
@@ -49,27 +50,12 @@ _MOST_FIELDS = 40
 
 async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
-    form = await _form(exchange)
-    try:
-        return await _answer(exchange, _body(form, TranscriptionBody))
-    finally:
-        await form.close()
+    return await _answer(exchange, TranscriptionBody)
 
 
 async def translations(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file in English, whatever its language."""
-    form = await _form(exchange)
-    try:
-        return await _answer(exchange, _body(form, TranslationBody))
-    finally:
-        await form.close()
-
-
-def _body(form: FormData, kind: type[TranscriptionBody]) -> TranscriptionBody:
-    body = parse_body(kind, as_values(form.multi_items()))
-    if not isinstance(body.file, UploadFile):
-        raise RequestError("file is missing", param="file")
-    return body
+    return await _answer(exchange, TranslationBody)
 
 
 async def speech(exchange: Exchange, body: SpeechBody) -> Response:
@@ -87,9 +73,16 @@ async def speech(exchange: Exchange, body: SpeechBody) -> Response:
     return Response(file, media_type=CONTENT_TYPES[body.response_format])
 
 
-async def _answer(exchange: Exchange, body: TranscriptionBody) -> Response:
-    target = await exchange.target(body.model)
-    request = body.request(await body.file.read(), request_id=exchange.answer_id)
+async def _answer(exchange: Exchange, kind: type[TranscriptionBody]) -> Response:
+    form = await _form(exchange)
+    try:
+        body = parse_body(kind, as_values(form.multi_items()))
+        if not isinstance(body.file, UploadFile):
+            raise RequestError("file is missing", param="file")
+        target = await exchange.target(body.model)
+        request = body.request(await body.file.read(), request_id=exchange.answer_id)
+    finally:
+        await form.close()
     if body.stream:
         if request.timestamps:
             raise UnsupportedError(
@@ -132,8 +125,7 @@ async def _streamed(handle: ModelHandle, request: TranscriptionRequest) -> Batch
         text = "" if heard else result.text
         yield [Delta(text=text, finish_reason="stop", usage=result.usage)]
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end_all([running])
 
 
 async def _form(exchange: Exchange) -> FormData:
