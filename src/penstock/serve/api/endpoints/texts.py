@@ -95,18 +95,20 @@ async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[
     """The answers to the requests, in their order. Only some are asked at a time, so that a long
     list leaves room in the queue; where one fails, the others end.
     """
-    slots = asyncio.Semaphore(_AT_ONCE)
+    answers: dict[int, T] = {}
+    left = iter(enumerate(requests))
 
-    async def one(request: R) -> T:
-        async with slots:
-            return await ask(request)
+    async def some() -> None:
+        for number, request in left:
+            answers[number] = await ask(request)
 
-    asked = [asyncio.ensure_future(one(request)) for request in requests]
+    asking = [asyncio.ensure_future(some()) for _ in requests[:_AT_ONCE]]
     try:
-        return await asyncio.gather(*asked)
+        await asyncio.gather(*asking)
     finally:
-        for task in asked:
+        for task in asking:
             task.cancel()
+    return [answers[number] for number in range(len(requests))]
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:
