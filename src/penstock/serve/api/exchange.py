@@ -48,6 +48,8 @@ RESPONSE_ID = "x-penstock-response-id"
 """Header from an ingress with a store to a replica: the response's id. Its input has all of the
 conversation.
 """
+_LOGGED_PATH = 1000
+"""Characters of a path that are logged: its sender chooses its length."""
 LAST_WORDS_S = 1.0
 """How long aborted requests may take to send their errors."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -339,9 +341,10 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
     if not _access.isEnabledFor(logging.INFO):
         return
+    path = scope["path"][:_LOGGED_PATH]
     fields: dict[str, object] = {
         "method": scope["method"],
-        "path": scope["path"],
+        "path": path,
         "status": exchange.status,
         "seconds": round(exchange.ended - exchange.started, 6),
     }
@@ -358,8 +361,8 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
     if exchange.error is not None:
         fields["error"] = exchange.error
-    path = escaped(scope["path"])
-    _access.info("%s %s %s", scope["method"], path, exchange.status, extra={"fields": fields})
+    line = (scope["method"], escaped(path), exchange.status)
+    _access.info("%s %s %s", *line, extra={"fields": fields})
 
 
 def check_loaded(exchange: Exchange, model: ModelHandle) -> None:
