@@ -28,7 +28,13 @@ from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
-from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
+from penstock.serve.api.limits import (
+    check_inflight,
+    check_json,
+    check_objects,
+    decode_body,
+    read_body,
+)
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.api.traffic import UNKNOWN_ENDPOINT, Traffic
 from penstock.serve.config.settings import HttpSettings
@@ -192,7 +198,9 @@ class Exchange:
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
-        return await self.read()
+        body = await self.read()
+        check_objects(body)
+        return body
 
     async def read(self) -> bytes:
         """Read the body. From now on the request counts against `max_inflight`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Sized
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +29,9 @@ from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
+MOST_OBJECTS = 50_000
+"""Objects of a JSON body, which take half a second; texts that look like some count as well."""
+_OBJECT = re.compile(rb'\{\s*["}]')
 
 
 def check_json(request: Request) -> None:
@@ -39,6 +44,15 @@ def check_json(request: Request) -> None:
         raise ContentTypeError(
             f"the content-encoding '{coding[:100]}' is not supported: send the body as it is"
         )
+
+
+def check_objects(body: bytes) -> None:
+    """Refuse a JSON body with so many objects (messages, parts, tools) that to look at each would
+    hold up other requests.
+    """
+    found = _OBJECT.finditer(body) if body.count(b"{") > MOST_OBJECTS else iter(())
+    if next(islice(found, MOST_OBJECTS, None), None) is not None:
+        raise RequestError(f"the request body has more than {MOST_OBJECTS:,} objects")
 
 
 def decode_body(body: bytes, form: Any) -> Any:
