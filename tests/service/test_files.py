@@ -105,6 +105,12 @@ async def test_what_is_no_upload(service):
             (b"--x\r\nbroken", {"content-type": "multipart/form-data; boundary=x"}, 400),
             (b"", {"content-type": "multipart/form-data; boundary=x"}, 400),
             (b"", {"content-type": "multipart/form-data"}, 415),
+            (b"", {"content-type": f"multipart/form-data; boundary={'x' * 257}"}, 415),
+            (
+                b"",
+                {"content-type": "multipart/form-data; boundary=x", "content-encoding": "gzip"},
+                415,
+            ),
         ):
             reply = await http.post("/v1/files", content=body, headers=headers)
             assert (reply.status_code, list(reply.json())) == (status, ["error"])

@@ -21,7 +21,7 @@ from penstock.errors import (
 )
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
-from penstock.serve.api.limits import SLOWEST_BODY_BYTES_S, too_large
+from penstock.serve.api.limits import SLOWEST_BODY_BYTES_S, check_coding, too_large
 from penstock.service.content import unavailable
 
 _MOST_FIELDS = 20
@@ -29,6 +29,8 @@ _LONGEST_FIELD = 1 << 16
 _OVERHEAD = 1 << 16
 """What a form may have beside its file."""
 _LONGEST_NAME = 255
+_LONGEST_BOUNDARY = 256
+"""What the parser takes; RFC 2046 allows 70 bytes."""
 
 
 class Form:
@@ -48,6 +50,7 @@ async def read_form(exchange: Exchange, folder: Path, file_field: str, most: int
     """The form of a request, its file, of at most `most` bytes, in `folder`. Raises
     `RequestError`.
     """
+    check_coding(exchange.request)
     form = Form(folder / f"incoming-{uuid4().hex}")
     try:
         reader = _Reader(form, exchange.request.headers.get("content-type", ""), file_field, most)
@@ -89,8 +92,12 @@ class _Reader:
         from python_multipart.multipart import MultipartParser, parse_options_header
 
         kind, options = parse_options_header(content_type.encode("latin-1"))
-        if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise ContentTypeError("the content type must be multipart/form-data")
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
+            raise ContentTypeError(
+                "the content type must be multipart/form-data, with a boundary of 1 to"
+                f" {_LONGEST_BOUNDARY} bytes"
+            )
         self._options = parse_options_header
         self._form = form
         self._file_field = file_field
@@ -104,7 +111,7 @@ class _Reader:
         self._value = b""
         self._ended = False
         self._parser: Any = MultipartParser(
-            options[b"boundary"],
+            boundary,
             {
                 "on_part_begin": self._begin,
                 "on_header_field": self._header_field,

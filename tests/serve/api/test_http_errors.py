@@ -399,14 +399,10 @@ async def test_a_form_that_is_none(client: Any) -> None:
         check_shape(
             await client.post("/v1/audio/transcriptions", content=content, headers=headers), 400
         )
-    check_shape(
-        await client.post(
-            "/v1/audio/transcriptions",
-            content=b"x",
-            headers={"content-type": "multipart/form-data"},
-        ),
-        400,
-    )
+    form = {"content-type": "multipart/form-data"}
+    for headers, status in ((form, 400), ({**form, "content-encoding": "gzip"}, 415)):
+        answer = await client.post("/v1/audio/transcriptions", content=b"x", headers=headers)
+        check_shape(answer, status)
 
 
 async def test_overload_says_when_to_come_back(served: Any, untouchable: Any) -> None:

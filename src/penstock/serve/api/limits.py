@@ -39,6 +39,11 @@ def check_json(request: Request) -> None:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
+    check_coding(request)
+
+
+def check_coding(request: Request) -> None:
+    """Refuse a body that is compressed."""
     coding = request.headers.get("content-encoding", "identity").lower()
     if coding != "identity":
         raise ContentTypeError(
