@@ -55,6 +55,10 @@ async def test_names_never_lead_elsewhere(service, name, shown):
     assert len(list((folder / "files").iterdir())) == 1
 
 
+def test_names_hold_no_control_characters():
+    assert forms.safe_name("a\0\r\n") == "a\\x00\\r\\n"
+
+
 async def test_pages_of_files(service):
     client = service.openai()
     ids = [(await upload(client, f"{number}.jsonl")).id for number in range(3)]

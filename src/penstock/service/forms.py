@@ -17,8 +17,8 @@ from penstock.errors import (
     PenstockError,
     RequestError,
     SlowRequestError,
-    printable,
 )
+from penstock.observability import escaped
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import SLOWEST_BODY_BYTES_S, check_coding, too_large
@@ -178,7 +178,7 @@ class _Reader:
             return
         if self._file is not None:
             raise RequestError(f"{self._name} stands twice in the form", param=self._name)
-        self._form.filename = _safe_name(options.get(b"filename", b"").decode(errors="replace"))
+        self._form.filename = safe_name(options.get(b"filename", b"").decode(errors="replace"))
         self._file = open(  # noqa: SIM115 (it is open from part to part)
             self._form.path, "wb", opener=private_files.opener
         )
@@ -206,9 +206,9 @@ def _bounded(value: bytes) -> bytes:
     return value
 
 
-def _safe_name(given: str) -> str:
+def safe_name(given: str) -> str:
     """A name to show: without folders and control characters. No path is made of it."""
-    return printable(given.replace("\\", "/").rpartition("/")[2])[:_LONGEST_NAME] or "file"
+    return escaped(given.replace("\\", "/").rpartition("/")[2])[:_LONGEST_NAME] or "file"
 
 
 def _broken() -> RequestError:

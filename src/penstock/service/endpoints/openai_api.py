@@ -25,7 +25,7 @@ from penstock.service.endpoints.fields import (
     window_seconds,
 )
 from penstock.service.files import LARGEST_PAGE, PURPOSES, FileStore, StoredFile, new_id
-from penstock.service.forms import Form, read_form
+from penstock.service.forms import Form, read_form, safe_name
 from penstock.service.service import BatchService
 from penstock.service.validation import first_model
 
@@ -223,7 +223,7 @@ class UploadRoutes:
         stores = await self._service.opened()
         upload = await stores.uploads.add(
             owner=exchange.owner,
-            filename=body.filename.replace("\\", "/").rpartition("/")[2][:255] or "file",
+            filename=safe_name(body.filename),
             purpose=checked_purpose(body.purpose),
             size=body.bytes,
             expires_in=checked_expiry(body.expires_after, "expires_after", settings.ttl_s),
