@@ -119,7 +119,7 @@ async def _answer_completion(model: Tasks, asked: Asked, to: Naming) -> Answered
 
 def _response(asked: ResponseBody, adapter: str | None) -> Asked:
     for name in _STORED:
-        if getattr(asked, name):
+        if getattr(asked, name) not in (None, False):
             raise RequestError(f"a line of a batch has no {name}: send all items", param=name)
     request = replace(asked.request(adapter=adapter), stream=False)
     return Asked([request], replace(asked, store=False, stream=False))
