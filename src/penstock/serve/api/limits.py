@@ -31,6 +31,7 @@ SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
 MOST_OBJECTS = 50_000
 """Objects of a JSON body, which take half a second; texts that look like some count as well."""
+_MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 _OBJECT = re.compile(rb'\{\s*["}]')
 
 
@@ -131,6 +132,21 @@ def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
             " server",
             param=param,
         )
+
+
+def check_metadata(given: dict[str, str] | None) -> None:
+    """Raise `RequestError` for more, or longer ones, than OpenAI takes."""
+    if given is None:
+        return
+    if len(given) > _MOST_METADATA:
+        raise RequestError(f"metadata has at most {_MOST_METADATA} keys", param="metadata")
+    for key, value in given.items():
+        if len(key) > _LONGEST_KEY or len(value) > _LONGEST_VALUE:
+            raise RequestError(
+                f"a key of metadata has at most {_LONGEST_KEY} characters, a value"
+                f" {_LONGEST_VALUE}",
+                param="metadata",
+            )
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:

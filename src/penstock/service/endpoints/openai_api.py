@@ -12,11 +12,11 @@ from starlette.responses import Response, StreamingResponse
 from penstock.batch.rows.openai_lines import ENDPOINTS
 from penstock.errors import RequestError, nearest
 from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.limits import check_metadata
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import Batch
 from penstock.service.endpoints.fields import (
     ExpiresAfter,
-    check_metadata,
     checked_expiry,
     first_known,
     page_body,

@@ -27,7 +27,7 @@ from penstock.openai.responses_api import (
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
-from penstock.serve.api.limits import within_limits
+from penstock.serve.api.limits import check_metadata, within_limits
 from penstock.serve.api.query import truth, whole_number
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.replicas.forward import forward
@@ -42,6 +42,7 @@ SWITCH_ON = "this server stores no responses; `penstock serve --store FILE` make
 async def create(exchange: Exchange, body: ResponseBody) -> Response:
     """Continue a conversation, in OpenAI's Responses form."""
     store, background = exchange.ingress.store, exchange.ingress.background
+    check_metadata(body.metadata)
     if store is None or background is None:
         return await _without_store(exchange, body)
     keep = body.store is not False
@@ -241,6 +242,7 @@ class ConversationItems(Struct, kw_only=True):
 async def create_conversation(exchange: Exchange, body: ConversationBody) -> Response:
     """Begin a conversation, with its first items if there are any."""
     store, _ = opened(exchange)
+    check_metadata(body.metadata)
     items = _checked(await _whole(store, exchange.owner, body.items or [], "items"))
     return exchange.json(await store.make_conversation(exchange.owner, body.metadata or {}, items))
 
@@ -254,6 +256,7 @@ async def retrieve_conversation(exchange: Exchange) -> Response:
 async def update_conversation(exchange: Exchange, body: ConversationUpdate) -> Response:
     """Replace the metadata of a conversation."""
     store, _ = opened(exchange)
+    check_metadata(body.metadata)
     return exchange.json(await store.conversation(exchange.owner, _id(exchange), body.metadata))
 
 
