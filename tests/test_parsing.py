@@ -61,6 +61,11 @@ def test_what_is_no_json_is_told(data, message):
         (b'{"a": 1, "b": 2, "a": 1}', "a"),
         (b'{"a": [{"b": {"c": "", "\\u0063": ""}}]}\n', "c"),
         (b'[{"a": 1}, {"a": 1}]', None),
+        # In time that grows with its length: it may come from a stranger.
+        (
+            b'{"": 1%s, "k199999": 1}' % b"".join(b', "k%d": 1' % n for n in range(200_000)),
+            "k199999",
+        ),
         (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, None),
     ],
 )

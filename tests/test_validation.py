@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
+from penstock import validation
 from penstock.validation import mismatch
 
 
@@ -85,3 +86,14 @@ def test_choices_come_with_it():
         "bag",
         ["big", "small"],
     )
+
+
+def test_long_values_are_not_searched_one_by_one(monkeypatch):
+    monkeypatch.setattr(validation, "_SEARCHED", 2)
+    wrong = [{}, {}, {}, {"weights": {"a": "b"}}]
+    assert str(mismatch(Outer, {"name": "x", "parts": wrong})) == (
+        "parts[3].weights.a must be a number, not 'b'"
+    )
+    weights = {"a": 1, "b": 2, "c": "d"}
+    found = mismatch(Outer, {"name": "x", "inner": {"weights": weights}})
+    assert str(found) == "inner.weights does not have the right form"

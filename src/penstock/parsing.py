@@ -162,9 +162,11 @@ class _RepeatedError(Exception):
 
 
 def _check_unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedError(next(name for name in names if names.count(name) > 1))
+    seen: set[str] = set()
+    for name, _ in pairs if len(dict(pairs)) < len(pairs) else ():
+        if name in seen:
+            raise _RepeatedError(name)
+        seen.add(name)
 
 
 _UNIQUE = json.JSONDecoder(object_pairs_hook=_check_unique, parse_int=len, parse_float=len).decode

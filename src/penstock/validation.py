@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import inspect
 
 _MOST_OF_FLOATS = sys.float_info.max
@@ -27,6 +30,9 @@ _KINDS: tuple[tuple[Any, str, Any], ...] = (
     (_LISTS, "a list", list | tuple | set | frozenset),
 )
 """msgspec's type of a field, its name for people, the values that it takes."""
+_PLACE = re.compile(r"at `\$\.?(.*)`$")
+_SEARCHED = 10_000
+"""Entries of an object or a list that are looked at one by one, which takes 0.2 s."""
 
 
 class Mismatch(NamedTuple):
@@ -48,11 +54,22 @@ class Mismatch(NamedTuple):
 
 def mismatch(form: Any, value: Any) -> Mismatch:
     """The first part of `value` that keeps msgspec from converting it to `form`. For errors only:
-    it is slow.
+    it is slow. In a large object without a wrong entry near its beginning, the part is the object.
     """
-    return _search(inspect.type_info(form), value, "") or Mismatch(
-        "", "does not have the right form", value
+    near = _near(form, value)
+    return _search(inspect.type_info(form), value, "", near) or Mismatch(
+        near.partition("[...]")[0], "does not have the right form", value
     )
+
+
+def _near(form: Any, value: Any) -> str:
+    """Where msgspec finds it, as far as it says so: keys of objects are "[...]"."""
+    try:
+        msgspec.convert(value, form, strict=True)
+    except (ValueError, TypeError) as error:
+        if found := _PLACE.search(str(error)):
+            return found[1]
+    return ""
 
 
 def _excerpt(value: Any) -> str:
@@ -66,17 +83,19 @@ def _excerpt(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _search(kind: Any, value: Any, place: str) -> Mismatch | None:
+def _search(kind: Any, value: Any, place: str, near: str) -> Mismatch | None:
     fitting = [part for part in _either(kind) if _is(part, value)]
     if not fitting:
         return Mismatch(place, f"must be {_name(kind)}", value, tuple(_choices(kind)))
     found = [
-        _broken_bound(part, value, place) or _search_inside(part, value, place) for part in fitting
+        _broken_bound(part, value, place) or _search_inside(part, value, place, near)
+        for part in fitting
     ]
     return None if None in found else found[0]
 
 
-def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
+def _search_inside(kind: Any, value: Any, place: str, near: str) -> Mismatch | None:
+    parts: Iterable[tuple[Any, Any, str]]
     if isinstance(kind, inspect.StructType) and isinstance(value, Mapping):
         for field in kind.fields:
             where = f"{place}.{field.encode_name}".lstrip(".")
@@ -95,17 +114,26 @@ def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
             if field.encode_name in value
         ]
     elif isinstance(kind, inspect.DictType):
-        parts = [(kind.value_type, item, f".{key}") for key, item in value.items()]
+        parts = (
+            (kind.value_type, item, f".{key}") for key, item in islice(value.items(), _SEARCHED)
+        )
     elif isinstance(kind, inspect.TupleType):
         parts = [
             (part, item, f"[{n}]")
             for n, (part, item) in enumerate(zip(kind.item_types, value, strict=False))
         ]
     elif isinstance(kind, _LISTS):
-        parts = [(kind.item_type, item, f"[{number}]") for number, item in enumerate(value)]
+        number = near.removeprefix(f"{place}[").partition("]")[0]
+        parts = (
+            [(kind.item_type, value[int(number)], f"[{number}]")]
+            if near.startswith(f"{place}[") and number.isdecimal()
+            else (
+                (kind.item_type, item, f"[{n}]") for n, item in enumerate(islice(value, _SEARCHED))
+            )
+        )
     else:
         return None
-    found = (_search(part, item, f"{place}{step}".lstrip(".")) for part, item, step in parts)
+    found = (_search(part, item, f"{place}{step}".lstrip("."), near) for part, item, step in parts)
     return next(filter(None, found), None)
 
 

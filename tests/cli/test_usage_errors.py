@@ -30,6 +30,8 @@ from penstock.errors import ConfigError, PenstockError
         ("run a -o c --fresh=1", "--fresh needs a value, or takes none and was given one"),
         ("run a -o c --order z", "--order must be 'input' or 'done'"),
         ("run a -o c --temperature hot", "--temperature must be a number, at least 0"),
+        ("run a -o c --temperature nan", "--temperature must be a number, at least 0"),
+        ("serve --max-body-mb inf", "--max-body-mb must be a number, more than 0"),
         ("run a -o c --top-p 0", "--top-p must be a number, more than 0 and at most 1"),
         ("run a -o c --seed x", "--seed must be a whole number"),
         ("run a -o c --max-tokens 0", "--max-tokens must be a whole number, at least 1"),

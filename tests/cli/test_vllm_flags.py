@@ -166,6 +166,9 @@ def test_flags_of_other_engines(told: Any) -> None:
         ("./tiny --runtime ray --uds a", "--uds", "local runtime"),
         ("./tiny --runtime ray --engine-app /e", "--engine-app", "local runtime"),
         ("./tiny --root-path llm", "root_path", "slash"),
+        ("./tiny --cors-origin https://ui.example/", "cors_origins", "no path"),
+        ("./tiny --cors-origin localhost:3000", "cors_origins", "no web origin"),
+        ("./tiny --allowed-host box:8000", "allowed_hosts", "no port"),
         ("models.yaml --max-model-len 5", "", "for a MODEL"),
     ],
 )

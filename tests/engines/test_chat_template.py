@@ -39,6 +39,13 @@ def test_special_tokens_and_variables_are_names():
     )
 
 
+@pytest.mark.parametrize("name", ["messages", "tools", "self"])
+def test_names_that_are_taken_are_refused(name):
+    with pytest.raises(RequestError) as refused:
+        ChatTemplate(CHATML).render(HELLO, variables={name: []})
+    assert refused.value.param == f"chat_template_kwargs.{name}"
+
+
 def test_an_override_replaces_the_models_template():
     assert ChatTemplate(CHATML).render(HELLO, override="{{ messages[0].content }}!") == "hello!"
 

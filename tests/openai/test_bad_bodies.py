@@ -17,7 +17,7 @@ from penstock.openai.audio import (
 from penstock.openai.extensions import ScoreBody, TokenizeBody
 from penstock.openai.image_parts import data_in
 from penstock.openai.messages_api import MessageBody
-from penstock.openai.requests import ChatBody, EmbeddingBody, parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.openai.responses_api import ResponseBody, input_messages
 from penstock.openai.tools import arguments_as_objects
 
@@ -97,6 +97,8 @@ def test_more_texts_than_a_request_may_have() -> None:
     error = refusal(EmbeddingBody, {"input": ["a"] * 2049})
     assert error.param == "input"
     assert "at most 2,048" in str(error)
+    with pytest.raises(RequestError, match="at most 65,536 go into a request"):
+        parse_body(CompletionBody, {"prompt": ["x"] * 65_537}).requests()
 
 
 @pytest.mark.parametrize(

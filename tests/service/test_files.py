@@ -55,6 +55,10 @@ async def test_names_never_lead_elsewhere(service, name, shown):
     assert len(list((folder / "files").iterdir())) == 1
 
 
+def test_names_hold_no_control_characters():
+    assert forms.safe_name("a\0\r\n") == "a\\x00\\r\\n"
+
+
 async def test_pages_of_files(service):
     client = service.openai()
     ids = [(await upload(client, f"{number}.jsonl")).id for number in range(3)]
@@ -105,6 +109,12 @@ async def test_what_is_no_upload(service):
             (b"--x\r\nbroken", {"content-type": "multipart/form-data; boundary=x"}, 400),
             (b"", {"content-type": "multipart/form-data; boundary=x"}, 400),
             (b"", {"content-type": "multipart/form-data"}, 415),
+            (b"", {"content-type": f"multipart/form-data; boundary={'x' * 257}"}, 415),
+            (
+                b"",
+                {"content-type": "multipart/form-data; boundary=x", "content-encoding": "gzip"},
+                415,
+            ),
         ):
             reply = await http.post("/v1/files", content=body, headers=headers)
             assert (reply.status_code, list(reply.json())) == (status, ["error"])

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from penstock.errors import ContextLengthError
+from penstock.batch.rows.openai_lines import OpenAILines
+from penstock.batch.rows.row import Row
+from penstock.errors import ContextLengthError, RequestError
 from penstock.serve.config.settings import HttpSettings, Limits
 from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import build_local_handles
@@ -59,6 +61,20 @@ def test_a_decision_in_a_line_has_the_bound_of_its_route():
     long = replace(question, instructions="Which? " * 3)  # which is read once for each option
     turns: Any = [{"role": "user", "content": "text"}]
     for asked in ("text", turns):
-        assert limit(DecideRequest(asked, (question,))).questions
+        assert limit(DecideRequest(asked, (question,)), 1).questions
         with pytest.raises(ContextLengthError):
-            limit(DecideRequest(asked, (long,)))
+            limit(DecideRequest(asked, (long,)), 1)
+
+
+def test_the_prompts_of_a_line_have_the_bound_of_their_route():
+    limit = limited(HttpSettings(limits=Limits(max_choices=3)))
+    lines = OpenAILines(model="m", created=0, limit=limit)
+
+    def line(prompts: int) -> Row:
+        body = {"model": "m", "prompt": ["x"] * prompts}
+        line = {"custom_id": str(prompts), "method": "POST", "url": "/v1/completions", "body": body}
+        return Row(prompts, line)
+
+    lines.prepare(line(3))
+    with pytest.raises(RequestError, match="at most 3 answers"):
+        lines.prepare(line(4))

@@ -105,6 +105,16 @@ async def test_a_lost_connection(postgres):
 
 
 @pytest.mark.slow
+async def test_an_id_that_no_text_can_hold_names_nothing(postgres):
+    state = PostgresState(postgres)
+    asked = ("SELECT 1 FROM penstock_file WHERE id = ?", ("file-\0",))
+    try:
+        assert await state.run(lambda db: db.execute(*asked).fetchone()) is None
+    finally:
+        state.close()
+
+
+@pytest.mark.slow
 async def test_leases_are_times_of_the_database(postgres, monkeypatch):
     state = PostgresState(postgres)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from penstock.cli.options import check_picture, check_place, json_object, with_options
+from penstock.cli.options import FiniteRange, check_picture, check_place, json_object, with_options
 from penstock.cli.process import interruptible, plain_table
 from penstock.errors import ConfigError
 from penstock.observability import say
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SHAPES = ("conversation", "code", "gsm8k", "shared-prefix", "stragglers", "duplicates")
 _LEVELS = "1,2,4,8,16,32"
 
-_POSITIVE = click.FloatRange(0, min_open=True)
+_POSITIVE = FiniteRange(0, min_open=True)
 _WORKLOAD = (
     click.option(
         "--workload",

@@ -4,6 +4,7 @@ the answers; and checks of their values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,15 @@ import click
 from penstock.errors import ConfigError, OutputError
 
 Command = Callable[..., Any]
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without infinities and NaN, which is within any bounds."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail("not finite", param, ctx)
+
 
 _LOADED = (
     click.option(
@@ -140,7 +150,7 @@ _ANSWERED = (
     ),
     click.option(
         "--threshold",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         help="The least probability of yes of a row that is kept.  [default: 0.5]",
     ),
     click.option(
@@ -150,14 +160,14 @@ _ANSWERED = (
     ),
     click.option(
         "--target-accuracy",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         help=(
             "Of a cascade: the share of rows that get the large model's decision.  [default: 0.95]"
         ),
     ),
     click.option(
         "--delta",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         help="Of a cascade: the risk that the target is missed.  [default: 0.05]",
     ),
     click.option(
@@ -170,12 +180,8 @@ _ANSWERED = (
         type=click.IntRange(1),
         help="Most tokens of an answer.  [default: the rest of the context]",
     ),
-    click.option(
-        "--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]"
-    ),
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True
-    ),
+    click.option("--temperature", type=FiniteRange(0), help="[default: 0, the likeliest token]"),
+    click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, show_default=True),
     click.option(
         "--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import json_object, what_is_asked, what_is_kept
+from penstock.cli.options import FiniteRange, json_object, what_is_asked, what_is_kept
 from penstock.cli.process import interruptible
 from penstock.errors import ConfigError
 from penstock.observability import say
@@ -88,7 +88,7 @@ _result_prefix = click.option(
 )
 @click.option(
     "--max-error-rate",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Stop when a larger share of rows has failed.",
 )
 @click.option(
@@ -105,7 +105,7 @@ _result_prefix = click.option(
 )
 @click.option(
     "--row-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="SECONDS",
     help="A row that takes longer becomes an error row.  [default: no limit]",
 )
@@ -122,7 +122,7 @@ _result_prefix = click.option(
 )
 @click.option(
     "--cache-days",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Age at which an answer in the cache expires.  [default: 30]",
 )
 @click.option(

@@ -67,6 +67,10 @@ def read_template(given: str) -> str:
     return text
 
 
+_TAKEN = frozenset({"messages", "tools", "self"})
+"""Names that no request can give a template."""
+
+
 def template_options(request: ChatRequest) -> dict[str, Any]:
     """What `ChatTemplate.render` takes for a request, beside its messages."""
     return {
@@ -157,6 +161,9 @@ class ChatTemplate:
             **self._variables,
             **(variables or {}),
         }
+        if taken := _TAKEN & names.keys():
+            place = f"chat_template_kwargs.{min(taken)}"
+            raise RequestError(f"{place}: the template has this name from elsewhere", param=place)
         source = override or self.source
         # Nearly every conversation has no calls and no null: it is looked at once, without a call.
         special, null, as_sent = bool(tools), False, True

@@ -251,6 +251,10 @@ class ChatBody(GenerationBody, kw_only=True):
         return tools, choice
 
 
+MOST_PROMPTS = 65_536
+"""Prompts of a request for completions, whatever a server allows: each becomes a request."""
+
+
 class CompletionBody(GenerationBody, kw_only=True):
     """Body of `POST /v1/completions`. `prompt` may hold several prompts: `requests` gives one
     request for each.
@@ -271,6 +275,11 @@ class CompletionBody(GenerationBody, kw_only=True):
         in OpenAI's API.
         """
         prompts = texts_or_ids(self.prompt, "prompt")
+        if len(prompts) > MOST_PROMPTS:
+            raise RequestError(
+                f"prompt has {len(prompts):,} texts: at most {MOST_PROMPTS:,} go into a request",
+                param="prompt",
+            )
         logprobs, n = self.logprobs, 1 if self.n is None else self.n
         if self.best is not None:
             assert self.best_of is not None

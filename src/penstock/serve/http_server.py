@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import re
 import signal
 import socket
 import termios
@@ -233,8 +234,8 @@ class _Uvicorn(uvicorn.Server):
 # Uvicorn chooses the class at import.
 class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """Uvicorn's connection. It closes unless a request's head is complete within `head_timeout_s`
-    of its start, and the first request begins within that time. It is aborted when its client takes
-    nothing of an answer for `write_timeout_s`.
+    of its start, and the first request begins within that time, or if a head is too large. It is
+    aborted when its client takes nothing of an answer for `write_timeout_s`.
     """
 
     def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
@@ -244,6 +245,7 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._write_timer: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._begun = False
+        self._unparsed = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timeout for the first request's head."""
@@ -269,20 +271,45 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def data_received(self, data: bytes) -> None:
         """Restart or cancel the timeout for a head, whichever the data calls for."""
         self._begun = True
+        self._unparsed += len(data)
+        if self.cycle is None or self.cycle.response_complete:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = b"".join((_UPGRADE.sub(b"x-grade", head), end, rest))
         super().data_received(data)
+        if _HAS_NO_BOUND and self._unparsed > _LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse(_TOO_LARGE)
         if self.cycle is not None and not self.cycle.response_complete:
             self._head_is_there()
         elif self._head_timer is None and not self.transport.is_closing():
             self._await_head()
 
+    def on_headers_complete(self) -> None:
+        """A head has ended. Only httptools calls this, and the next two."""
+        self._unparsed = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body has come."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has ended."""
+        self._unparsed = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP, unless their request's answer has begun, or one is still
-        to come for a request before it, and close.
+        """Refuse bytes that are no HTTP."""
+        self._refuse(_NO_HTTP)
+
+    def _refuse(self, answer: bytes) -> None:
+        """Answer, unless the request's answer has begun, or one is still to come for a request
+        before it, and close.
         """
         cycle = self.cycle
         between = cycle is None or (cycle.response_complete and not cycle.more_body)
         if (between or not cycle.response_started) and not getattr(self, "pipeline", None):
-            self.transport.write(_NO_HTTP)
+            self.transport.write(answer)
         self.transport.close()
 
     def _await_head(self) -> None:
@@ -330,14 +357,26 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.transport.abort()
 
 
-def _answer(error: PenstockError) -> bytes:
+def _answer(error: PenstockError, status: int | None = None) -> bytes:
     body = msgspec.json.encode(error_body(error))
+    status = status or error.status
     head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type:"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type:"
         f" application/json\r\ncontent-length: {len(body)}"
     )
     return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
 
 
+_UPGRADE = re.compile(rb"^upgrade(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
+"""The header by which a client offers another protocol beside its request, as Java's and `curl
+--http2` offer HTTP/2. A server may pass over it; httptools would drop the request's body.
+"""
+_LARGEST_HEAD = 1 << 16
+"""Bytes of a head, as in h11, and of what else is no body, such as trailers."""
+_HAS_NO_BOUND = hasattr(AutoHTTPProtocol, "on_body")
+"""Whether connections are httptools', which takes heads of any size; h11 refuses them itself."""
 _NO_HTTP = _answer(RequestError("the connection's bytes are no valid HTTP request"))
 _TOO_SLOW = _answer(SlowRequestError("the head of the request came too slowly"))
+_TOO_LARGE = _answer(
+    RequestError(f"the head of the request is larger than {_LARGEST_HEAD} bytes"), 431
+)

@@ -246,5 +246,7 @@ class _Marked:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
-        cursor: Cursor = self._connection.execute(sql.replace("?", "%s"), parameters)
+        # Its texts hold no NUL, and none of ours has this sign.
+        values = [v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in parameters]
+        cursor: Cursor = self._connection.execute(sql.replace("?", "%s"), values)
         return cursor

@@ -10,10 +10,11 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from penstock import private_files
-from penstock.errors import ContentTypeError, PenstockError, RequestError, printable
+from penstock.errors import ContentTypeError, PenstockError, RequestError
+from penstock.observability import escaped
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.interrupt import Interrupt
-from penstock.serve.api.limits import take_body, too_large
+from penstock.serve.api.limits import check_coding, take_body, too_large
 from penstock.service.content import unavailable
 
 _MOST_FIELDS = 20
@@ -21,6 +22,8 @@ _LONGEST_FIELD = 1 << 16
 _OVERHEAD = 1 << 16
 """What a form may have beside its file."""
 _LONGEST_NAME = 255
+_LONGEST_BOUNDARY = 256
+"""What the parser takes; RFC 2046 allows 70 bytes."""
 
 
 class Form:
@@ -40,6 +43,7 @@ async def read_form(exchange: Exchange, folder: Path, file_field: str, most: int
     """The form of a request, its file, of at most `most` bytes, in `folder`. Raises
     `RequestError`.
     """
+    check_coding(exchange.request)
     form = Form(folder / f"incoming-{uuid4().hex}")
     try:
         reader = _Reader(form, exchange.request.headers.get("content-type", ""), file_field, most)
@@ -61,8 +65,12 @@ class _Reader:
         from python_multipart.multipart import MultipartParser, parse_options_header
 
         kind, options = parse_options_header(content_type.encode("latin-1"))
-        if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise ContentTypeError("the content type must be multipart/form-data")
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
+            raise ContentTypeError(
+                "the content type must be multipart/form-data, with a boundary of 1 to"
+                f" {_LONGEST_BOUNDARY} bytes"
+            )
         self._options = parse_options_header
         self._form = form
         self._file_field = file_field
@@ -76,7 +84,7 @@ class _Reader:
         self._value = b""
         self._ended = False
         self._parser: Any = MultipartParser(
-            options[b"boundary"],
+            boundary,
             {
                 "on_part_begin": self._begin,
                 "on_header_field": self._header_field,
@@ -143,7 +151,7 @@ class _Reader:
             return
         if self._file is not None:
             raise RequestError(f"{self._name} stands twice in the form", param=self._name)
-        self._form.filename = _safe_name(options.get(b"filename", b"").decode(errors="replace"))
+        self._form.filename = safe_name(options.get(b"filename", b"").decode(errors="replace"))
         self._file = open(  # noqa: SIM115 (it is open from part to part)
             self._form.path, "wb", opener=private_files.opener
         )
@@ -171,9 +179,9 @@ def _bounded(value: bytes) -> bytes:
     return value
 
 
-def _safe_name(given: str) -> str:
+def safe_name(given: str) -> str:
     """A name to show: without folders and control characters. No path is made of it."""
-    return printable(given.replace("\\", "/").rpartition("/")[2])[:_LONGEST_NAME] or "file"
+    return escaped(given.replace("\\", "/").rpartition("/")[2])[:_LONGEST_NAME] or "file"
 
 
 def _broken() -> RequestError:

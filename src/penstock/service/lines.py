@@ -63,13 +63,13 @@ class ServedLines(OpenAILines):
         return outcome
 
 
-def limited(settings: HttpSettings) -> Callable[[Any], Any]:
-    """What keeps requests within the limits of a server, as its routes do. Raises
-    `RequestError`.
+def limited(settings: HttpSettings) -> Callable[[Any, int], Any]:
+    """What keeps a request within the limits of a server, as its routes do, and the number of its
+    like in the same line. Raises `RequestError`.
     """
     limits = settings.limits
 
-    def limit(request: Any) -> Any:
+    def limit(request: Any, together: int) -> Any:
         if isinstance(request, ChatRequest):
             if request.chat_template is not None and not settings.trust_request_chat_template:
                 raise RequestError(
@@ -77,7 +77,7 @@ def limited(settings: HttpSettings) -> Callable[[Any], Any]:
                 )
             return within_limits(request, limits)
         if isinstance(request, CompletionRequest):
-            return within_limits(request, limits)
+            return within_limits(request, limits, prompts=together)
         if isinstance(request, EmbeddingRequest | ClassifyRequest):
             check_texts(request.inputs, limits, "input")
         elif isinstance(request, RerankRequest):

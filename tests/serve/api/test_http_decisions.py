@@ -211,6 +211,7 @@ async def test_a_long_list_of_texts_asks_only_some_at_a_time() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert asked == 64
+    assert len(asyncio.all_tasks()) < 100
     go_on.set()
     assert await answers == list(range(1000))
 

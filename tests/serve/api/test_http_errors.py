@@ -322,6 +322,17 @@ async def test_the_body_limit_holds_with_and_without_a_declared_length(
         ).status_code == 200
 
 
+async def test_a_body_has_no_more_objects_than_can_be_looked_at(client: Any) -> None:
+    parts = [{"type": "text", "text": "{}" * 60_000}] + [{"type": "text", "text": ""}] * 60_000
+    for path in ("/v1/chat/completions", "/invocations"):
+        body: Any = {"model": "sim", "messages": [{"role": "user", "content": parts}]}
+        error = check_shape(await client.post(path, json=body), 400)
+        assert error["message"] == "the request body has more than 50,000 objects"
+    body = {"model": "sim", "messages": [{"role": "user", "content": "{ a" * 60_000}]}
+    error = check_shape(await client.post("/v1/chat/completions", json=body), 400)
+    assert error["code"] == "context_length_exceeded"
+
+
 async def test_limits_on_tokens_and_choices(ingress: Any, served: Any) -> None:
     from penstock.serve.config.settings import Limits
 
@@ -388,14 +399,10 @@ async def test_a_form_that_is_none(client: Any) -> None:
         check_shape(
             await client.post("/v1/audio/transcriptions", content=content, headers=headers), 400
         )
-    check_shape(
-        await client.post(
-            "/v1/audio/transcriptions",
-            content=b"x",
-            headers={"content-type": "multipart/form-data"},
-        ),
-        400,
-    )
+    form = {"content-type": "multipart/form-data"}
+    for headers, status in ((form, 400), ({**form, "content-encoding": "gzip"}, 415)):
+        answer = await client.post("/v1/audio/transcriptions", content=b"x", headers=headers)
+        check_shape(answer, status)
 
 
 async def test_overload_says_when_to_come_back(served: Any, untouchable: Any) -> None:

@@ -268,10 +268,17 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Any) -> None:
     file.write_text("# ours\none\n\n two \n")
     assert load_keys(str(file), "three, four,") == {"one", "two", "three", "four"}
     assert load_keys(None, "") == frozenset()
-    file.write_text("# none\n")
+    assert load_keys(None, "", ["four,five"]) == {"four,five"}
+    file.write_text("# none\n  # here either\n")
     for path in (file, tmp_path / "missing"):
         with pytest.raises(ConfigError):
             load_keys(str(path), "")
+
+
+@pytest.mark.parametrize(("listed", "typed"), [(" , ", []), ("", [""]), ("k", [" "])])
+def test_a_key_that_is_empty_opens_no_server(listed: str, typed: list[str]) -> None:
+    with pytest.raises(ConfigError, match="empty"):
+        load_keys(None, listed, typed)
 
 
 def test_settings_do_not_show_their_keys() -> None:

@@ -69,8 +69,12 @@ async def stored(make: Callable[..., Awaitable[Stored]]) -> Stored:
 
 @pytest.mark.parametrize(
     "more",
-    [{"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"background": True}],
-    ids=lambda more: next(iter(more)),
+    [
+        {"previous_response_id": "resp_1"},
+        {"previous_response_id": ""},
+        {"conversation": "conv_1"},
+        {"background": True},
+    ],
 )
 async def test_without_a_store_it_is_said_how_to_switch_it_on(
     client: httpx.AsyncClient, more: dict[str, Any]
@@ -145,6 +149,9 @@ async def test_ids_do_not_come_from_the_client(stored: Stored) -> None:
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
+        ({"previous_response_id": ""}, "previous_response_id"),
+        ({"conversation": {}}, "conversation"),
+        ({"metadata": {"a": "b" * 513}}, "metadata"),
         ({"conversation": {"name": "a"}}, "conversation.name"),
         ({"previous_response_id": "resp_1", "conversation": "conv_1"}, "previous_response_id"),
         ({"background": True, "store": False}, "background"),
@@ -394,6 +401,15 @@ async def test_pages_that_cannot_be(stored: Stored, query: dict[str, Any], param
 async def test_items_that_no_request_could_hold(stored: Stored) -> None:
     refused = await stored.client.post("/v1/conversations", json={"items": [{"type": "massage"}]})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "items[0]")
+    made = (await stored.client.post("/v1/conversations", json={})).json()["id"]
+    for path in ("/v1/conversations", f"/v1/conversations/{made}"):
+        many = {"metadata": {str(number): "" for number in range(17)}}
+        refused = await stored.client.post(path, json=many)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
+    item = {"role": "crowd", "content": "hi"}
+    refused = await stored.client.post("/v1/conversations", json={"items": [item]})
+    error = refused.json()["error"]
+    assert (error["param"], error["message"].partition(" must")[0]) == ("items", "items.role")
 
 
 async def test_only_background_responses_are_streamed_or_cancelled(stored: Stored) -> None:

@@ -247,6 +247,21 @@ def test_a_file_that_cannot_be_used_is_refused(opened: Open, tmp_path: Path) -> 
         opened()
 
 
+def test_another_programs_file_stays_as_it_is(opened: Open, tmp_path: Path) -> None:
+    opened().close()
+    file = tmp_path / "kept" / "store.db"
+    file.unlink()
+    db = sqlite3.connect(file)
+    db.execute("CREATE TABLE theirs (a)")
+    db.close()
+    for content in (file.read_bytes(), b"root:x:0:0\n"):
+        file.write_bytes(content)
+        file.chmod(0o644)
+        with pytest.raises(ConfigError, match="store"):
+            opened()
+        assert (file.read_bytes(), file.stat().st_mode & 0o777) == (content, 0o644)
+
+
 WRITER = """
 import asyncio, sys
 from penstock.serve.config.settings import StoreSettings

@@ -119,7 +119,7 @@ async def _answer_completion(model: Tasks, asked: Asked, to: Naming) -> Answered
 
 def _response(asked: ResponseBody, adapter: str | None) -> Asked:
     for name in _STORED:
-        if getattr(asked, name):
+        if getattr(asked, name) not in (None, False):
             raise RequestError(f"a line of a batch has no {name}: send all items", param=name)
     request = replace(asked.request(adapter=adapter), stream=False)
     return Asked([request], replace(asked, store=False, stream=False))
@@ -277,9 +277,9 @@ class OpenAILines(EngineForm):
 
     `model` names the job's model; `model:adapter` in a body asks for an adapter.
     Any other `model` in a body is answered by the job's model, and named in the answer as it was
-    asked for. `created` is the time that answers carry, in Unix seconds. `limit` gives a request
-    within the limits of its place; it may raise `RequestError`. Holds about 70 bytes for each
-    `custom_id` seen, unless they are known to be `unique`.
+    asked for. `created` is the time that answers carry, in Unix seconds. `limit` gives a request,
+    of so many in its line, within the limits of its place; it may raise `RequestError`. Holds about
+    70 bytes for each `custom_id` seen, unless they are known to be `unique`.
     """
 
     flat_columns = ("id", "custom_id", "response", "error")
@@ -290,7 +290,7 @@ class OpenAILines(EngineForm):
         *,
         model: str,
         created: int,
-        limit: Callable[[Any], Any] | None = None,
+        limit: Callable[[Any, int], Any] | None = None,
         unique: bool = False,
     ) -> None:
         self.every_row = not unique  # an id can repeat one from before the interruption
@@ -311,7 +311,8 @@ class OpenAILines(EngineForm):
             adapter = model[len(self._model) + 1 :]
         asked = read_line(url, body, adapter)
         if self._limit is not None:
-            asked = asked._replace(requests=[self._limit(one) for one in asked.requests])
+            count = len(asked.requests)
+            asked = asked._replace(requests=[self._limit(one, count) for one in asked.requests])
         row.request = _Request(url, model or self._model, asked, adapter)
         first = asked.requests[0]
         sampling = getattr(first, "sampling", None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from penstock.cli.options import json_object
+from penstock.cli.options import FiniteRange, json_object
 from penstock.cli.process import interruptible
 from penstock.cli.serve import vllm_flags
 from penstock.cli.serve.vllm_flags import (
@@ -121,7 +121,7 @@ DEFAULT_PORT = 8000
 )
 @click.option(
     "--max-body-mb",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Largest request body.  [default: 32]",
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
@@ -139,25 +139,25 @@ DEFAULT_PORT = 8000
 @click.option(
     "--head-timeout",
     "head_timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds for a request's head.  [default: 10]",
 )
 @click.option(
     "--body-timeout",
     "body_timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds for a request's body, and one more for each 8 KiB.  [default: 30]",
 )
 @click.option(
     "--write-timeout",
     "write_timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds in which a client must read some of its answer.  [default: 60]",
 )
 @click.option(
     "--drain-timeout",
     "drain_timeout_s",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help=(
         "Seconds that SIGTERM leaves to requests.  [default: the models'"
         " graceful_shutdown_timeout_s, 20]"
@@ -165,7 +165,7 @@ DEFAULT_PORT = 8000
 )
 @click.option(
     "--memory-budget-gb",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help=(
         "Limit for the estimated total size of loaded models; idle models are evicted."
         "  [default: no limit]"
@@ -182,12 +182,12 @@ DEFAULT_PORT = 8000
 )
 @click.option(
     "--store-days",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Days until what nobody used is deleted from the store.  [default: 30]",
 )
 @click.option(
     "--store-max-mb",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Most content in the store; the least recently used is evicted.  [default: 1024]",
 )
 @click.option("--no-console", is_flag=True, help="Leave out the console at /console.")

@@ -27,7 +27,7 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
             config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
         )
     return HttpSettings(
-        api_keys=load_keys(options["api_key_file"], ",".join((*options["keys"], env.api_keys()))),
+        api_keys=load_keys(options["api_key_file"], env.api_keys(), options["keys"]),
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
         dev=options["dev"] or args.http.dev,
         cors_origins=(*options["cors_origins"], *origins(options["allowed_origins"])),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import socket
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
 
@@ -27,9 +28,15 @@ _OWN_NAMES = frozenset({"localhost", _HOSTNAME, _HOSTNAME.partition(".")[0]})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def load_keys(file: str | None, listed: str) -> frozenset[str]:
-    """The keys in `file`, one a line (# starts a comment), and in `listed`, separated by commas."""
-    keys = [key.strip() for key in listed.split(",")]
+def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> frozenset[str]:
+    """The keys in `file`, one a line (# starts a comment), those in `listed`, separated by commas,
+    and those `typed`. Raises `ConfigError` for a key that is empty or cannot be sent, and for a
+    file or list without keys: an open server is not meant.
+    """
+    keys = [key for part in listed.split(",") if (key := part.strip())]
+    if (listed and not keys) or not all(map(str.strip, typed)):
+        raise ConfigError("a key is given, and is empty", field="api keys")
+    keys += map(str.strip, typed)
     if file is not None:
         try:
             lines = decode_text(read_file(file)).splitlines()
@@ -38,15 +45,14 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
             raise ConfigError(
                 f"{file}: the keys cannot be read: {why}", field="api_key_file", value=file
             ) from None
-        given = [line.strip() for line in lines if not line.startswith("#")]
-        if not any(given):
-            # The operator named a file of keys, so an open server is not meant.
+        given = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
+        if not given:
             raise ConfigError("the file holds no keys", field="api_key_file", value=file)
         keys += given
     for key in keys:
         if not key.isascii() or not key.isprintable():
             raise ConfigError("keys must be printable ASCII", field="api keys")
-    return frozenset(filter(None, keys))
+    return frozenset(keys)
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
@@ -142,6 +148,7 @@ def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(text)
+        found = ip_address(text)
     except ValueError:
         return None
+    return getattr(found, "ipv4_mapped", None) or found  # a socket of both kinds: ::ffff:127.0.0.1

@@ -28,7 +28,13 @@ from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
-from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
+from penstock.serve.api.limits import (
+    check_inflight,
+    check_json,
+    check_objects,
+    decode_body,
+    read_body,
+)
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.api.traffic import UNKNOWN_ENDPOINT, Traffic
 from penstock.serve.config.settings import HttpSettings
@@ -48,6 +54,8 @@ RESPONSE_ID = "x-penstock-response-id"
 """Header from an ingress with a store to a replica: the response's id. Its input has all of the
 conversation.
 """
+_LOGGED_PATH = 1000
+"""Characters of a path that are logged: its sender chooses its length."""
 LAST_WORDS_S = 1.0
 """How long aborted requests may take to send their errors."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -190,7 +198,9 @@ class Exchange:
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
-        return await self.read()
+        body = await self.read()
+        check_objects(body)
+        return body
 
     async def read(self) -> bytes:
         """Read the body. From now on the request counts against `max_inflight`."""
@@ -339,6 +349,7 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
     if not _access.isEnabledFor(logging.INFO):
         return
+    path = scope["path"][:_LOGGED_PATH]
     first = exchange.first_token_at
     of_model = {
         "model": exchange.model,
@@ -348,7 +359,7 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     }
     known = {
         "method": scope["method"],
-        "path": scope["path"],
+        "path": path,
         "status": exchange.status,
         "seconds": round(exchange.ended - exchange.started, 6),
         "answer_id": None if exchange.answer_id == exchange.id else exchange.answer_id,
@@ -357,8 +368,8 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         "error": exchange.error,
     }
     fields = {name: value for name, value in known.items() if value is not None}
-    path = escaped(scope["path"])
-    _access.info("%s %s %s", scope["method"], path, exchange.status, extra={"fields": fields})
+    line = (scope["method"], escaped(path), exchange.status)
+    _access.info("%s %s %s", *line, extra={"fields": fields})
 
 
 def check_loaded(exchange: Exchange, model: ModelHandle) -> None:

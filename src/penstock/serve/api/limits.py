@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sized
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +29,10 @@ from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
+MOST_OBJECTS = 50_000
+"""Objects of a JSON body, which take half a second; texts that look like some count as well."""
+_MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
+_OBJECT = re.compile(rb'\{\s*["}]')
 
 
 def check_json(request: Request) -> None:
@@ -34,11 +40,25 @@ def check_json(request: Request) -> None:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
+    check_coding(request)
+
+
+def check_coding(request: Request) -> None:
+    """Refuse a body that is compressed."""
     coding = request.headers.get("content-encoding", "identity").lower()
     if coding != "identity":
         raise ContentTypeError(
             f"the content-encoding '{coding[:100]}' is not supported: send the body as it is"
         )
+
+
+def check_objects(body: bytes) -> None:
+    """Refuse a JSON body with so many objects (messages, parts, tools) that to look at each would
+    hold up other requests.
+    """
+    found = _OBJECT.finditer(body) if body.count(b"{") > MOST_OBJECTS else iter(())
+    if next(islice(found, MOST_OBJECTS, None), None) is not None:
+        raise RequestError(f"the request body has more than {MOST_OBJECTS:,} objects")
 
 
 def decode_body(body: bytes, form: Any) -> Any:
@@ -121,6 +141,21 @@ def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
             " server",
             param=param,
         )
+
+
+def check_metadata(given: dict[str, str] | None) -> None:
+    """Raise `RequestError` for more, or longer ones, than OpenAI takes."""
+    if given is None:
+        return
+    if len(given) > _MOST_METADATA:
+        raise RequestError(f"metadata has at most {_MOST_METADATA} keys", param="metadata")
+    for key, value in given.items():
+        if len(key) > _LONGEST_KEY or len(value) > _LONGEST_VALUE:
+            raise RequestError(
+                f"a key of metadata has at most {_LONGEST_KEY} characters, a value"
+                f" {_LONGEST_VALUE}",
+                param="metadata",
+            )
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -10,6 +11,7 @@ from penstock.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -125,6 +127,20 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
             if path and (not path.startswith("/") or path.endswith("/")):
                 raise ConfigError(
                     "must begin with a slash, and not end with one", field=name, value=path
+                )
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"'{origin}' is no web origin, such as https://ui.example:8443 (no path), or *",
+                    field="cors_origins",
+                    value=origin,
+                )
+        for host in self.allowed_hosts:
+            if not host or {*host} & {*":/ "}:
+                raise ConfigError(
+                    f"'{host}' is no host name, such as box.example (no port), or *",
+                    field="allowed_hosts",
+                    value=host,
                 )
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -38,6 +39,8 @@ class Database:
         self._thread = ThreadPoolExecutor(1, "penstock-store")
         try:
             private_files.make_folder(path.parent)
+            if path.exists():
+                _check_ours(path, version)
             os.close(private_files.opener(path, os.O_RDWR | os.O_CREAT))
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
@@ -84,26 +87,31 @@ class Database:
             self._connection.row_factory = sqlite3.Row
             for pragma in PRAGMAS:
                 self._connection.execute(f"PRAGMA {pragma}")
-            found = self.run_now(lambda db: _make_tables(db, schema, version))
+            self.run_now(lambda db: _make_tables(db, schema, version))
         except sqlite3.Error as error:
             raise ConfigError(f"{self.path} cannot be used: {error}", field="store") from None
-        if found != version:
-            raise ConfigError(
-                f"{self.path} has version {found} of the tables; this Penstock reads version"
-                f" {version}",
-                field="store",
-            )
 
 
-def _make_tables(db: sqlite3.Connection, schema: str, version: int) -> int:
-    """Make the tables of a new file. Returns the version that the file has."""
+def _check_ours(path: Path, version: int) -> None:
+    """Raise `ConfigError` for another program's file, which then stays as it is."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", BUSY_S, uri=True)) as db:
+        found, tables = db.execute(
+            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+        ).fetchone()
+    if found != version and (found or tables):
+        raise ConfigError(
+            f"{path} has version {found} of the tables; this Penstock reads version {version}",
+            field="store",
+        )
+
+
+def _make_tables(db: sqlite3.Connection, schema: str, version: int) -> None:
+    """Make the tables of a new file."""
     (found,) = db.execute("PRAGMA user_version").fetchone()
     if found == 0:
         for statement in schema.split(";;"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {version}")
-        return version
-    return int(found)
 
 
 class Lives:

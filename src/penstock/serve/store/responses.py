@@ -136,7 +136,9 @@ class ResponseStore:
         def work(db: sqlite3.Connection) -> StoredResponse:
             stored = _stored(self._response(db, owner, id))
             if not stored.body.get("background"):
-                raise RequestError("only background responses can be cancelled", param="id")
+                raise RequestError(
+                    "only background responses can be cancelled", param="response_id"
+                )
             if stored.status in RUNNING:
                 stored.body["status"] = "cancelled"
                 self._end(db, id, stored.body, ())

@@ -15,7 +15,6 @@ from penstock.service.service import BatchService, Stores
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_WINDOW_S = 3650 * 86400
-_MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 
 class ExpiresAfter(Struct, forbid_unknown_fields=True):
@@ -89,18 +88,3 @@ def window_seconds(text: str) -> int:
             param="completion_window",
         )
     return seconds
-
-
-def check_metadata(given: dict[str, str] | None) -> None:
-    """Raise `RequestError` for more, or longer ones, than OpenAI takes."""
-    if given is None:
-        return
-    if len(given) > _MOST_METADATA:
-        raise RequestError(f"metadata has at most {_MOST_METADATA} keys", param="metadata")
-    for key, value in given.items():
-        if len(key) > _LONGEST_KEY or len(value) > _LONGEST_VALUE:
-            raise RequestError(
-                f"a key of metadata has at most {_LONGEST_KEY} characters, a value"
-                f" {_LONGEST_VALUE}",
-                param="metadata",
-            )

@@ -13,13 +13,13 @@ from penstock.batch.rows.openai_lines import ENDPOINTS
 from penstock.errors import RequestError, nearest
 from penstock.openai.responses_api import item_list
 from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.limits import check_metadata
 from penstock.serve.api.query import is_ascending
 from penstock.serve.api.routes import Endpoint
 from penstock.service.batches import Batch
 from penstock.service.endpoints.fields import (
     ExpiresAfter,
     ServiceRoutes,
-    check_metadata,
     checked_expiry,
     first_known,
     page_limits,
@@ -27,7 +27,7 @@ from penstock.service.endpoints.fields import (
     window_seconds,
 )
 from penstock.service.files import LARGEST_PAGE, PURPOSES, FileStore, StoredFile, new_id
-from penstock.service.forms import Form, read_form
+from penstock.service.forms import Form, read_form, safe_name
 from penstock.service.validation import first_model
 
 _SECONDS, _ANCHOR = "expires_after[seconds]", "expires_after[anchor]"
@@ -211,7 +211,7 @@ class UploadRoutes(ServiceRoutes):
         stores = await self._service.opened()
         upload = await stores.uploads.add(
             owner=exchange.owner,
-            filename=body.filename.replace("\\", "/").rpartition("/")[2][:255] or "file",
+            filename=safe_name(body.filename),
             purpose=checked_purpose(body.purpose),
             size=body.bytes,
             expires_in=checked_expiry(body.expires_after, "expires_after", settings.ttl_s),

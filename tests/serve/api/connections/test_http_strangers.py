@@ -329,15 +329,15 @@ class TestWebPages:
         given = {"host": "localhost:8000", "content-type": "application/json", **headers}
         return int((await client.post(path, content=BODY, headers=given)).status_code)
 
-    @pytest.fixture
-    async def client(self, ingress: Any) -> Any:
-        transport = httpx.ASGITransport(app=self.over_loopback(ingress.app))
+    @pytest.fixture(params=["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+    async def client(self, ingress: Any, request: Any) -> Any:
+        transport = httpx.ASGITransport(app=self.over_loopback(ingress.app, request.param))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as made:
             yield made
 
-    def over_loopback(self, app: Any) -> Any:
+    def over_loopback(self, app: Any, address: str = "127.0.0.1") -> Any:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-            await app({**scope, "server": ("127.0.0.1", 8000)}, receive, send)
+            await app({**scope, "server": (address, 8000)}, receive, send)
 
         return wrapped
 

@@ -4,6 +4,7 @@ the items of stored conversations.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from penstock.errors import NotStoredError, RequestError
+from penstock.openai.parameters.names import in_words_of
 from penstock.openai.responses_api import (
     REFERENCE,
     Item,
@@ -25,7 +27,7 @@ from penstock.openai.responses_api import (
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
-from penstock.serve.api.limits import within_limits
+from penstock.serve.api.limits import check_metadata, within_limits
 from penstock.serve.api.query import is_ascending, truth, whole_number
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.replicas.forward import forward
@@ -40,6 +42,7 @@ SWITCH_ON = "this server stores no responses; `penstock serve --store FILE` make
 async def create(exchange: Exchange, body: ResponseBody) -> Response:
     """Continue a conversation, in OpenAI's Responses form."""
     store, background = exchange.ingress.store, exchange.ingress.background
+    check_metadata(body.metadata)
     if store is None or background is None:
         return await _without_store(exchange, body)
     keep = body.store is not False
@@ -151,7 +154,7 @@ async def _without_store(exchange: Exchange, body: ResponseBody) -> Response:
         exchange.answer_id = id  # the ingress in front has a store
         return await generation.responses(exchange, body)
     for name in ("previous_response_id", "conversation", "background"):
-        if getattr(body, name):
+        if getattr(body, name) not in (None, False):
             raise RequestError(f"{name}: {SWITCH_ON}", param=name)
     return await generation.responses(exchange, replace(body, store=False))
 
@@ -159,7 +162,7 @@ async def _without_store(exchange: Exchange, body: ResponseBody) -> Response:
 def _check(body: ResponseBody, *, keep: bool) -> None:
     if body.background and not keep:
         raise RequestError("a background response must be stored", param="background")
-    if body.previous_response_id and body.conversation:
+    if body.previous_response_id is not None and body.conversation is not None:
         raise RequestError(
             "a response continues another one or a conversation, not both",
             param="previous_response_id",
@@ -194,9 +197,9 @@ async def _earlier(
     """The items that a request continues; the id of its conversation, if any, and the position of
     the last item there.
     """
-    if body.previous_response_id:
+    if body.previous_response_id is not None:
         return await store.items_before(owner, body.previous_response_id), None, 0
-    if not body.conversation:
+    if body.conversation is None:
         return [], None, 0
     given: Any = body.conversation
     id = given if isinstance(given, str) else given.get("id")
@@ -236,6 +239,7 @@ class ConversationItems(Struct, kw_only=True):
 async def create_conversation(exchange: Exchange, body: ConversationBody) -> Response:
     """Begin a conversation, with its first items if there are any."""
     store, _ = opened(exchange)
+    check_metadata(body.metadata)
     items = _checked(await _whole(store, exchange.owner, body.items or [], "items"))
     return exchange.json(await store.make_conversation(exchange.owner, body.metadata or {}, items))
 
@@ -249,6 +253,7 @@ async def retrieve_conversation(exchange: Exchange) -> Response:
 async def update_conversation(exchange: Exchange, body: ConversationUpdate) -> Response:
     """Replace the metadata of a conversation."""
     store, _ = opened(exchange)
+    check_metadata(body.metadata)
     return exchange.json(await store.conversation(exchange.owner, _id(exchange), body.metadata))
 
 
@@ -300,9 +305,12 @@ def _checked(items: list[Item]) -> list[Item]:
     """The items in their full form. Raises `RequestError` for those that no request could hold."""
     full = items_of(items)
     if full:
+        body = ResponseBody(input=full)
         try:
-            ResponseBody(input=full).request()
+            body.request()
         except RequestError as error:
-            param = error.param and error.param.replace("input[", "items[")
-            raise RequestError(str(error).replace("input[", "items["), param=param) from None
+            told = in_words_of(body, error)
+            param = told.param and told.param.replace("input", "items", 1)
+            why = re.sub(r"\binput(?=[.\[])", "items", str(told))
+            raise RequestError(why, param=param) from None
     return full

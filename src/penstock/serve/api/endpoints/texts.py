@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -96,13 +95,15 @@ async def each(ask: Callable[[R], Awaitable[T]], requests: Sequence[R]) -> list[
     """The answers to the requests, in their order. Only some are asked at a time, so that a long
     list leaves room in the queue; where one fails, the others end.
     """
-    slots = asyncio.Semaphore(_AT_ONCE)
+    answers: dict[int, T] = {}
+    left = iter(enumerate(requests))
 
-    async def one(request: R) -> T:
-        async with slots:
-            return await ask(request)
+    async def some() -> None:
+        for number, request in left:
+            answers[number] = await ask(request)
 
-    return await all_of(map(one, requests))
+    await all_of(some() for _ in requests[:_AT_ONCE])
+    return [answers[number] for number in range(len(requests))]
 
 
 async def score(exchange: Exchange, body: ScoreBody) -> Response:

@@ -23,7 +23,7 @@ from penstock.openai.audio import (
 from penstock.openai.requests import parse_body
 from penstock.openai.responses import TRANSCRIPT_FORMATS, transcription
 from penstock.serve.api.exchange import Exchange
-from penstock.serve.api.limits import check_texts
+from penstock.serve.api.limits import check_coding, check_texts
 from penstock.serve.api.sse import EventStream
 from penstock.serve.models.handle import ModelHandle
 from penstock.types import Delta, Transcription, TranscriptionRequest
@@ -135,6 +135,7 @@ async def _form(exchange: Exchange) -> FormData:
     request = exchange.request
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ContentTypeError("the content type must be multipart/form-data")
+    check_coding(request)
     body = await exchange.read()
 
     async def once() -> AsyncGenerator[bytes, None]:
