@@ -48,6 +48,38 @@ async def test_asynchronous_rows():
     assert [batch[0].values async for batch in source.arrive(1)] == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
+class Loader:
+    """As loaders of data are, some of which have a length by name only."""
+
+    def __len__(self):
+        raise TypeError("no length")
+
+    def __iter__(self):
+        return iter([{"n": 0}, {"n": 1}])
+
+
+class Broken:
+    def __iter__(self):
+        raise OSError("lost")
+
+
+class AsyncBroken:
+    def __aiter__(self):
+        raise OSError("lost")
+
+
+async def test_a_loader_without_a_length_is_read():
+    source = await open_source(Loader())
+    assert source.rows is None
+    assert [row.values for batch in source.batches() for row in batch] == [{"n": 0}, {"n": 1}]
+
+
+@pytest.mark.parametrize("rows", [Broken(), AsyncBroken()])
+async def test_rows_that_cannot_be_begun_are_told(rows):
+    with pytest.raises(InputError, match="reading the rows failed: OSError: lost"):
+        await open_source(rows)
+
+
 async def test_an_error_in_the_callers_code_says_so():
     def generate():
         yield {"n": 0}

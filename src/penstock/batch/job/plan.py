@@ -64,11 +64,12 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
-    (Mapping | _PATH, "a mapping or a path", ("schema",)),
+    (Mapping | _PATH, "a mapping, such as model_json_schema() gives, or a path", ("schema",)),
     (_PATH, "a path", ("dead_letter", "cache", "report", "audio_dir")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
     (bool, "true or false", ("deterministic", "incremental", "translate", "timestamps")),
+    (bool, "true or false", ("fresh", "retry_failed", "progress")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),

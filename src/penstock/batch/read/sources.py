@@ -117,9 +117,10 @@ class Rows(Stream):
 
     def __init__(self, rows: Iterable[Any]) -> None:
         if isinstance(rows, Sized):
-            self.rows = len(rows)
+            with contextlib.suppress(Exception):  # a loader may have a length by name only
+                self.rows = len(rows)
         self._all = rows if isinstance(rows, list | tuple) else None
-        super().__init__(_read(iter(rows)))
+        super().__init__(_read(rows))
 
     def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
         if self._all is None:
@@ -135,7 +136,7 @@ class Rows(Stream):
         return iter(lambda: list(islice(rows, BATCH_ROWS)), [])
 
 
-def _read(values: Iterator[Any]) -> Iterator[Row]:
+def _read(values: Iterable[Any]) -> Iterator[Row]:
     try:
         for index, value in enumerate(values):
             yield _row(index, value)
@@ -155,7 +156,10 @@ class AsyncRows(Source):
     @classmethod
     async def open(cls, rows: AsyncIterable[Any]) -> AsyncRows:
         """Take the first row, to know the columns."""
-        iterator = aiter(rows)
+        try:
+            iterator = aiter(rows)
+        except Exception as error:
+            raise unreadable(error) from error
         preview = [row async for row in _arriving(iterator, 0, limit=1)]
         return cls(iterator, preview)
 
