@@ -106,7 +106,7 @@ async def test_no_report_in_the_state_of_its_job(tmp_path, make_engine, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out.jsonl.penstock").mkdir()
     for output in ("out.jsonl", tmp_path / "out.jsonl"):
-        with pytest.raises(ConfigError, match="lies in the input or in the job's state"):
+        with pytest.raises(ConfigError, match="lies in, the job's state"):
             await ask(numbered(1), output, make_engine(), report="out.jsonl.penstock/part-x.html")
 
 
