@@ -75,6 +75,41 @@ def test_a_program_ends_in_the_middle_of_its_rows():
     assert (done.returncode, done.stdout, done.stderr) == (0, "{'n': 0}\n", "")
 
 
+OUTLIVING = """
+import threading
+import penstock
+from penstock.batch import Processor, ProcessorConfig, StatefulStage
+
+class Nothing:
+    async def process(self, row):
+        return {}
+
+def rows():
+    threading.main_thread().join()
+    yield {"n": 1}
+
+def work():
+    processor = Processor(ProcessorConfig(), [StatefulStage(Nothing)])
+    for options in ({"processor": processor}, {"prompt": "{n}", "engine": "simulated"}):
+        try:
+            penstock.run(rows(), f"FOLDER/{len(options)}.jsonl", progress=False, **options)
+        except penstock.PenstockError as error:
+            print(error)
+
+threading.Thread(target=work).start()
+"""
+
+
+def test_a_job_that_outlives_the_main_thread_says_what_to_do(tmp_path):
+    program = OUTLIVING.replace("FOLDER", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    told = "the program's main thread has ended, and Python starts no others then"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.partition(";")[0] for line in done.stdout.splitlines()] == [told, told]
+
+
 FORKED = """
 import os
 from penstock.batch import Processor, ProcessorConfig, StatefulStage

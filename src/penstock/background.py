@@ -10,10 +10,10 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, JobError
 
 T = TypeVar("T")
 
@@ -35,6 +35,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except ConfigError:
         work.close()
         raise
+    with while_program_lives():
+        return _run(work)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
     loop = _running_loop()
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
     tasks: list[asyncio.Task[T]] = []
@@ -61,6 +66,22 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             with contextlib.suppress(concurrent.futures.CancelledError, Exception):
                 future.result()
         raise
+
+
+@contextlib.contextmanager
+def while_program_lives() -> Iterator[None]:
+    """Inside, the `RuntimeError` by which Python starts no threads any more, once the main one has
+    ended, becomes a `JobError` that says so.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if threading.main_thread().is_alive():
+            raise
+        raise JobError(
+            "the program's main thread has ended, and Python starts no others then; let it wait for"
+            " the thread that runs this: join() it"
+        ) from error
 
 
 def check_may_wait() -> None:

@@ -42,6 +42,17 @@ async def test_a_job_reports_its_rows_and_errors(tmp_path, make_engine):
     assert "<th>prompt</th><td>{text}</td>" in found
 
 
+async def test_tokens_are_those_that_were_computed(tmp_path, make_engine):
+    path = tmp_path / "job.html"
+    rows = [{"text": "same"}] * 5 + numbered(3)
+    result = await ask(rows, None, make_engine(), report=path)
+    counts = result.counts
+    assert counts.deduplicated == 4
+    found = text(path)
+    assert f"<th>Tokens computed, of prompts</th><td>{counts.prompt_tokens}</td>" in found
+    assert f"<th>Tokens computed, of answers</th><td>{counts.completion_tokens}</td>" in found
+
+
 async def test_rows_cannot_act_in_it(tmp_path, make_engine):
     path = tmp_path / "job.html"
     rows = [{"text": "a", HOSTILE[:-2]: HOSTILE[:-2]}]
@@ -95,7 +106,7 @@ async def test_no_report_in_the_state_of_its_job(tmp_path, make_engine, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out.jsonl.penstock").mkdir()
     for output in ("out.jsonl", tmp_path / "out.jsonl"):
-        with pytest.raises(ConfigError, match="lies in the input or in the job's state"):
+        with pytest.raises(ConfigError, match="lies in, the job's state"):
             await ask(numbered(1), output, make_engine(), report="out.jsonl.penstock/part-x.html")
 
 

@@ -121,6 +121,15 @@ def test_bad_schemas_are_configuration_errors(tmp_path):
     assert load(None) is None
 
 
+def test_a_schema_in_openais_wrapping_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"OpenAI's form of one; give .* its 'schema'"):
+        load({"name": "ticket", "schema": TICKET, "strict": True})
+    path = tmp_path / "format.json"
+    path.write_text(json.dumps({"type": "json_schema", "json_schema": {"schema": TICKET}}))
+    with pytest.raises(ConfigError, match="give what stands in its 'json_schema'"):
+        load(path)
+
+
 def test_properties_keep_their_order():
     schema = Schema(
         {"type": "object", "properties": {"why": {"type": "string"}, "answer": {"type": "boolean"}}}

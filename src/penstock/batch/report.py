@@ -85,7 +85,8 @@ class Observed(Struct):
 
     `speed` has, for each `width` seconds of running, the rows that finished and the tokens that
     were generated; `seconds` is how long it ran before this run. `examples` are of failed rows, by
-    kind; `samples` a random draw of all rows.
+    kind; `samples` a random draw of all rows. `prompts_computed` are the tokens
+    of prompts, without those of rows that were answered from memory.
     """
 
     generation: int = 0
@@ -95,6 +96,7 @@ class Observed(Struct):
     latency_ms: Spread = field(default_factory=Spread)
     prompt_tokens: Spread = field(default_factory=Spread)
     completion_tokens: Spread = field(default_factory=Spread)
+    prompts_computed: int = 0
     finish_reasons: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -120,14 +122,16 @@ class Observer:
         )
         self._before = self.observed.seconds
         self._began = time.monotonic()
-        self._tokens = 0
+        self._tokens = 0, 0
 
     def note(self, row: Row, outcome: Outcome, counts: Counts) -> None:
         """A row is finished; `counts` has its tokens already."""
         seen = self.observed
         seen.rows += 1
-        self._note_speed(counts.completion_tokens - self._tokens)
-        self._tokens = counts.completion_tokens
+        prompts, answers = self._tokens
+        self._tokens = counts.prompt_tokens, counts.completion_tokens
+        seen.prompts_computed += counts.prompt_tokens - prompts
+        self._note_speed(counts.completion_tokens - answers)
         if outcome.usage is not None:
             seen.prompt_tokens.add(outcome.usage.prompt_tokens)
             seen.completion_tokens.add(outcome.usage.completion_tokens)
@@ -295,10 +299,9 @@ def _numbers(state: str, counts: Counts, seen: Observed) -> list[tuple[str, str]
         )
         if count
     ]
-    prompts, answers = seen.prompt_tokens, seen.completion_tokens
     rows += [
-        ("Tokens of the prompts", f"{prompts.total:,.0f}"),
-        ("Tokens of the answers", f"{answers.total:,.0f}"),
+        ("Tokens computed, of prompts", f"{seen.prompts_computed:,}"),
+        ("Tokens computed, of answers", f"{sum(tokens for _, tokens in seen.speed):,}"),
         ("Time", span(seen.seconds)),
     ]
     if seen.rows != counts.rows:

@@ -113,7 +113,7 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
     if schema is None:
         return None
     if isinstance(schema, Mapping):
-        return Schema(schema)
+        return _unwrapped(schema)
     try:
         value = decode_json(read_file(schema))
     except OSError as error:
@@ -124,7 +124,16 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
         raise ConfigError(f"{os.fspath(schema)} is no JSON: {error}", field="schema") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{os.fspath(schema)} holds no JSON object", field="schema")
-    return Schema(value)
+    return _unwrapped(value)
+
+
+def _unwrapped(schema: Mapping[str, Any]) -> Schema:
+    for name in ("json_schema", "schema"):  # as JSON Schema it would allow any answer
+        if isinstance(schema.get(name), Mapping):
+            raise ConfigError(
+                f"is OpenAI's form of one; give what stands in its '{name}'", field="schema"
+            )
+    return Schema(schema)
 
 
 def _quick_check(schema: Any) -> Check | None:

@@ -204,7 +204,9 @@ def _local_tail(job: str, lines: int, *, follow: bool) -> Iterator[str]:
         return  # it ran, and has ended
     output = _live(folder, job).output
     if not output.lower().endswith((".jsonl", ".ndjson", ".csv")) or not Path(output).is_file():
-        raise JobError(f"{job} does not run, and {output} cannot be shown line by line")
+        placed = Path(output).exists()
+        why = "cannot be shown line by line" if placed else "is there once the job is complete"
+        raise JobError(f"{job} does not run, and {output} {why}")
     with open(output, encoding="utf-8", errors="replace") as file:
         yield from (line.rstrip("\n") for line in deque(file, maxlen=lines))
 

@@ -141,6 +141,22 @@ def test_damage_is_a_miss(opened, tmp_path, place, caplog):
     assert again.get(digest(7)) == answer(7)
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_cache_that_cannot_be_used_is_one_warning(opened, tmp_path, monkeypatch, caplog, damaged):
+    (tmp_path / "cache").mkdir()
+    if damaged:
+        (tmp_path / "cache" / FILE).write_text("no database" * 100)
+        monkeypatch.setattr(os, "unlink", lambda path: os.stat(tmp_path / "absent"))
+    else:
+        (tmp_path / "cache" / FILE).mkdir()
+    database = opened()
+    for number in range(9):
+        assert database.get(digest(number)) is None
+        database.put(digest(number), answer(number))
+    database.close()
+    assert len(caplog.messages) == 1
+
+
 def test_a_changed_answer_is_a_miss(opened, tmp_path):
     database = opened()
     database.put(digest(1), answer(1))

@@ -200,6 +200,7 @@ async def test_an_engine_object_brings_its_own_model(make_engine, options):
         {"prompt": 5}, {"schema": 5}, {"stop": None}, {"limit": "5"}, {"engine_kwargs": ["a"]},
         {"seed": 1 << 64},
         {"temperature": float("nan")}, {"temperature": 9.0}, {"top_p": 0.0}, {"output": ""},
+        {"fresh": "no"}, {"retry_failed": 1}, {"progress": "no"}, {"choices": 5},
     ],
 )  # fmt: skip
 async def test_options_of_a_wrong_type_or_size_are_refused(tmp_path, options):
@@ -220,6 +221,24 @@ def test_the_callers_signal_handlers_are_kept():
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    class Names(list):
+        def __iter__(self):
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does to all that a script began
+            return super().__iter__()
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = penstock.run(
+            Names(numbered(3)), model="simulated", prompt="{text}", progress=False
+        )
+        assert result.counts.ok == 3
+    except KeyboardInterrupt:
+        pytest.fail("the job ended")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from penstock.batch.write.text import dicts_of
 from penstock.errors import (
     ConfigError,
     EngineError,
+    JobError,
     OutputError,
 )
 
@@ -309,3 +310,38 @@ async def test_a_deep_value_of_one_row_does_not_cost_the_others(tmp_path, make_e
     result = await ask(rows, tmp_path / name, make_engine())
     assert (result.counts.ok, result.counts.failed) == (2, 0)
     assert [row["text"] for row in result.rows()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dead_letter": "out/failed.jsonl"}, "dead_letter: .* lies in, the output"),
+        ({"report": "out/job.html"}, "report: .* lies in, the output"),
+        ({"cache": "out"}, "cache: .* lies in, the output"),
+        ({"cache": "out.penstock/answers"}, "cache: .* lies in, the job's state"),
+        ({"dead_letter": "out.penstock/f.jsonl"}, "dead_letter: .* lies in, the job's state"),
+        ({"dead_letter": "a\0.jsonl"}, "dead_letter: a path holds no zero byte"),
+        ({"output": "a\0.jsonl"}, "output: a path holds no zero byte"),
+    ],
+)
+async def test_what_a_job_has_beside_its_output_lies_apart(
+    tmp_path, make_engine, monkeypatch, options, message
+):
+    """In the output it would stand in the way at the end, in the state it would be swept."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.penstock").mkdir()
+    engine = make_engine()
+    with pytest.raises(ConfigError, match=message):
+        await ask(numbered(1), **{"output": "out/", "engine": engine, **options})
+    assert engine.starts == 0
+
+
+async def test_files_of_others_in_the_place_of_the_state_stay(tmp_path, make_engine):
+    output = tmp_path / "out.jsonl"
+    notes = tmp_path / "out.jsonl.penstock" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(JobError, match=r"holds notes\.txt and no manifest\.json.*move it away"):
+        await ask(numbered(1), output, make_engine())
+    assert notes.read_text() == "mine"

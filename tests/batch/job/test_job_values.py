@@ -378,3 +378,13 @@ async def test_tensors_become_parquet(tmp_path, make_engine):
         [4, 5, 6, 7],
     ]
     assert pq.read_schema(tmp_path / "none.parquet").field("tensor").type == tensors.type
+
+
+async def test_a_column_that_is_null_in_whole_parts_keeps_the_type_of_the_others(
+    tmp_path, make_engine
+):
+    source = [{"text": f"{n}", "score": None if n < 50 else n} for n in range(100)]
+    result = await ask(source, tmp_path / "out.parquet", make_engine())
+    column = result.table()["score"]
+    assert column.type == pa.int64()
+    assert column.to_pylist() == [None] * 50 + list(range(50, 100))

@@ -168,6 +168,60 @@ class Held:
         return {}
 
 
+class Bound:
+    """All of it belongs to one thread, as a connection to SQLite."""
+
+    def __init__(self, threads):
+        self.threads = threads
+        self.note()
+
+    def note(self):
+        self.threads.append(threading.current_thread())
+
+    def start(self):
+        self.note()
+
+    def process(self, row):
+        self.note()
+        return {}
+
+    def stop(self):
+        self.note()
+
+
+async def test_a_plain_worker_lives_in_one_thread():
+    threads: list[threading.Thread] = []
+    stage = StatefulStage(Bound, {"threads": threads})
+    await all_of(Processor(ProcessorConfig(), [stage])(numbers(100)))
+    assert len(threads) == 103
+    assert set(threads) != {threading.current_thread()}
+    assert len(set(threads)) == 1
+
+
+async def test_a_worker_stops_though_its_thread_is_stuck():
+    stopped, stuck, entered = threading.Event(), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Stuck:
+        def process(self, row):
+            loop.call_soon_threadsafe(entered.set)
+            stuck.wait()
+            return {}
+
+        def stop(self):
+            stopped.set()
+
+    stream = aiter(Processor(ProcessorConfig(), [StatefulStage(Stuck)])(numbers(1)))
+    taking = asyncio.ensure_future(anext(stream))
+    await entered.wait()
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await stream.aclose()
+    assert stopped.is_set()
+    stuck.set()
+
+
 async def test_two_processors_stream_into_each_other():
     """Row 0 is in the second while row 1,000 is in the first."""
     first_seen: list[int] = []

@@ -46,13 +46,14 @@ def test_directories_and_globs_are_sorted(tmp_path):
         ("absent.jsonl", "no such file"),
         ("*.jsonl", "no file matches"),
         ("empty", "no data files.*known extensions are .jsonl, .ndjson, .csv, .parquet"),
-        ("x.txt", r"unknown extension; known are .jsonl"),
+        ("x.txt", r"unknown extension; known are .jsonl.* takes a table or frame"),
+        ("x.json", r"unknown extension.* JSON lines are called \*\.jsonl, and jq"),
         ("x.parquet.gz", "unknown extension"),
         ("mixed", "several forms"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(tmp_path, pattern, message):
-    make(tmp_path, "x.txt", "x.parquet.gz", "mixed/a.jsonl", "mixed/b.csv")
+    make(tmp_path, "x.txt", "x.json", "x.parquet.gz", "mixed/a.jsonl", "mixed/b.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message) as caught:
         files.find(str(tmp_path / pattern))

@@ -1,7 +1,11 @@
+import asyncio
+import gc
+import threading
+
 import pytest
 
 from penstock.batch.read import open_source
-from penstock.batch.read.sources import AsyncRows, check_column
+from penstock.batch.read.sources import AsyncRows, check_column, read_ahead
 from penstock.errors import ConfigError, InputError
 
 
@@ -46,6 +50,71 @@ async def test_asynchronous_rows():
     assert isinstance(source, AsyncRows)
     assert source.first == {"n": 0}
     assert [batch[0].values async for batch in source.arrive(1)] == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+class Loader:
+    """As loaders of data are, some of which have a length by name only."""
+
+    def __len__(self):
+        raise TypeError("no length")
+
+    def __iter__(self):
+        return iter([{"n": 0}, {"n": 1}])
+
+
+class Broken:
+    def __iter__(self):
+        raise OSError("lost")
+
+
+class AsyncBroken:
+    def __aiter__(self):
+        raise OSError("lost")
+
+
+async def test_a_loader_without_a_length_is_read():
+    source = await open_source(Loader())
+    assert source.rows is None
+    assert [row.values for batch in source.batches() for row in batch] == [{"n": 0}, {"n": 1}]
+
+
+@pytest.mark.parametrize("rows", [Broken(), AsyncBroken()])
+async def test_rows_that_cannot_be_begun_are_told(rows):
+    with pytest.raises(InputError, match="reading the rows failed: OSError: lost"):
+        await open_source(rows)
+
+
+async def test_a_generator_runs_in_one_thread_which_ends_with_the_source():
+    threads = []
+
+    def generate():
+        for number in range(600):  # more than one reading takes
+            threads.append(threading.current_thread())
+            yield {"n": number}
+
+    source = await open_source(generate())
+    rows = [row async for batch in read_ahead(source) for row in batch]
+    assert len(rows) == 600
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.main_thread()
+    await source.close()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+
+
+async def test_the_thread_of_a_source_that_nobody_closes_ends_with_it():
+    threads = []
+
+    def generate():
+        threads.append(threading.current_thread())
+        yield {"n": 0}
+
+    source = await open_source(generate())
+    del source
+    await asyncio.sleep(0)  # the event loop lets go of what it gave
+    gc.collect()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
 
 
 async def test_an_error_in_the_callers_code_says_so():

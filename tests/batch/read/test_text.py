@@ -88,7 +88,7 @@ async def test_a_pipe_without_a_line_can_be_left(monkeypatch):
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    waiting = [thread for thread in threading.enumerate() if thread.name == "penstock-opener"]
+    waiting = [thread for thread in threading.enumerate() if thread.name == "penstock-reader"]
     # Else the end of the process would wait for the pipe.
     assert all(thread.daemon for thread in waiting)
     assert waiting

@@ -26,3 +26,11 @@ def test_nulls_take_the_type_of_other_parts_unread(kind):
 
 def test_nulls_alone_are_text():
     assert common_type([pa.null(), pa.null()]) == pa.string()
+
+
+def test_a_type_of_which_there_are_nulls_alone_does_not_count():
+    parts = [pa.nulls(2, pa.string()), pa.array([1, None])]
+    assert common_type([pa.string(), pa.int64()], lambda: parts) == pa.int64()
+    assert common_type([pa.string(), pa.int64()], lambda: [*parts, pa.array(["a"])]) == pa.string()
+    nulls = [pa.nulls(2, pa.string()), pa.nulls(1, pa.int64())]
+    assert common_type([pa.string(), pa.int64()], lambda: nulls) == pa.string()

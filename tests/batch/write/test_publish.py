@@ -102,6 +102,26 @@ def test_a_directory_is_replaced_file_by_file(made, tmp_path):
     }
 
 
+def test_a_place_on_another_file_system_that_is_full_is_named(made, tmp_path, monkeypatch):
+    def full(source, target):
+        with open(target, "w") as begun:
+            begun.write("n")
+        raise OSError(errno.ENOSPC, "full", os.fspath(source))
+
+    def far(source, target):
+        raise OSError(errno.EXDEV, "no")
+
+    monkeypatch.setattr(os, "link", far)
+    monkeypatch.setattr(os, "replace", far)
+    monkeypatch.setattr("shutil.copy2", full)
+    target = tmp_path / "out.jsonl"
+    with pytest.raises(OSError, match="full") as caught:
+        place(made / "final.jsonl", str(target), None)
+    assert caught.value.filename == str(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert (made / "final.jsonl").read_text() == "new"
+
+
 def test_what_comes_between_the_look_and_the_move_stays(made, tmp_path, monkeypatch):
     target = tmp_path / "out.jsonl"
     monkeypatch.setattr(

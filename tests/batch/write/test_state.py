@@ -290,7 +290,7 @@ async def test_state_of_another_version_and_without_manifest(source, tmp_path, m
     ):
         await ask(source, output, make_engine())
     remove(state / "manifest.json")
-    with pytest.raises(JobError, match=r"its manifest\.json is gone.*--fresh"):
+    with pytest.raises(JobError, match=r"holds .* and no manifest\.json.*--fresh"):
         await ask(source, output, make_engine())
     assert (await ask(source, output, make_engine(), fresh=True)).counts.ok == 300
 

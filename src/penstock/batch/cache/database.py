@@ -254,10 +254,13 @@ class AnswerDatabase:
                 _log.warning("The cache %s cannot be used fully: %s", self._path, error)
                 self._writes = False
         except sqlite3.DatabaseError as error:
-            _log.warning("The cache %s is damaged (%s), and begins anew", self._path, error)
+            if self._writes:
+                _log.warning("The cache %s is damaged (%s), and begins anew", self._path, error)
             self._begin_anew()
         except OSError as error:
-            _log.warning("The cache %s cannot be used: %s", self._path, error.strerror or error)
+            if self._writes:
+                _log.warning("The cache %s cannot be used: %s", self._path, error.strerror or error)
+            self._writes = False
         return otherwise
 
     def _begin_anew(self) -> None:
@@ -268,6 +271,7 @@ class AnswerDatabase:
         for end in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._path}{end}")
+        self._writes = self._writes and not os.path.lexists(self._path)
 
 
 def _key(digest: bytes) -> int:

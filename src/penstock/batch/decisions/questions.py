@@ -107,9 +107,17 @@ def _questions(
 ) -> tuple[Question, ...]:
     questions = [question_of(given, place) for place, given in enumerate(_listed(content))]
     if choices is not None:
-        labels = choices.split(",") if isinstance(choices, str) else list(choices)
-        options = tuple(Option(str(label).strip()) for label in labels)
+        labels = choices.split(",") if isinstance(choices, str) else choices
+        if not isinstance(labels, list | tuple) or not all(isinstance(a, str) for a in labels):
+            raise ConfigError(
+                f"must be text with commas, or a list of texts, not {choices!r}",
+                field="choices",
+                value=choices,
+            )
+        options = tuple(Option(label.strip()) for label in labels)
         asked = ChoiceQuestion(_WHICH, options, CHOICE)
+        if not _is_unicode(asked):
+            raise ConfigError("is no valid Unicode", field="choices", value=choices)
         try:
             check_questions([asked])
         except RequestError as error:
@@ -205,6 +213,10 @@ def _check(questions: Sequence[Question]) -> None:
     except RequestError as error:
         raise ConfigError(str(error), field="decide") from None
     for place, question in enumerate(questions):
+        if not _is_unicode(question):
+            raise ConfigError(
+                f"{named(place, question)} holds text that is no valid Unicode", field="decide"
+            )
         if not question.name:
             raise ConfigError(
                 f"{named(place, question)} has no name, which its columns are called by",
@@ -223,6 +235,14 @@ def _check(questions: Sequence[Question]) -> None:
                 f"{named(place, question)} has two options with the value '{min(twice)}'",
                 field="decide",
             )
+
+
+def _is_unicode(question: Question) -> bool:
+    try:
+        msgspec.json.encode(question)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:

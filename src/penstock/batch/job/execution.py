@@ -289,8 +289,13 @@ class Interrupts:
         self._task: asyncio.Task[Any] | None = None
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in numbers}
-            for number in numbers:
+            # What is ignored stays so, as SIGINT in a background job of a shell's script.
+            self._previous = {
+                number: handler
+                for number in numbers
+                if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+            }
+            for number in self._previous:
                 signal.signal(number, lambda number, _: self._pass_on(number))
 
     def __enter__(self) -> Interrupts:

@@ -369,7 +369,10 @@ class Job:
         jobs run there. A stop by signal is raised as `JobInterrupted`.
         """
         try:
-            return asyncio.run(work) if self.processor is None else background.run(work)
+            if self.processor is not None:
+                return background.run(work)
+            with background.while_program_lives():
+                return asyncio.run(work)
         except _Stopped as stopped:
             raise JobInterrupted(str(stopped), stopped.number) from None
 

@@ -32,6 +32,7 @@ from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.cascade import CascadeStep
 from penstock.batch.pipeline.pipeline import EngineStep, Pipeline, Step
 from penstock.batch.read import open_source
+from penstock.batch.read.files import is_url
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
@@ -64,11 +65,12 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (Integral, "a whole number", _WHOLE),
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
-    (Mapping | _PATH, "a mapping or a path", ("schema",)),
+    (Mapping | _PATH, "a mapping, such as model_json_schema() gives, or a path", ("schema",)),
     (_PATH, "a path", ("dead_letter", "cache", "report", "audio_dir")),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
     (bool, "true or false", ("deterministic", "incremental", "translate", "timestamps")),
+    (bool, "true or false", ("fresh", "retry_failed", "progress")),
 )
 _ALLOWED = {
     "runtime": ("local", "ray"),
@@ -168,6 +170,7 @@ async def _plan(
     asked: RowQuestions | None,
 ) -> Plan:
     if isinstance(output, Output):
+        _check_apart(job, output)
         for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
             if path is not None and source.reads(path):
                 raise ConfigError(
@@ -283,6 +286,23 @@ def _open_output(job: Job) -> Output | Literal["-"] | None:
     return Output(path, os.fspath(job.dead_letter) if job.dead_letter is not None else None)
 
 
+def _check_apart(job: Job, output: Output) -> None:
+    """Raise `ConfigError` for a place in the job's state, which is swept, or in its output, which
+    is put in its place at the end.
+    """
+    places = {"the job's state": os.path.realpath(output.folder)}
+    if not output.remote:
+        places["the output"] = os.path.realpath(output.path)
+    for name in ("dead_letter", "report", "cache", "audio_dir"):
+        path = getattr(job, name)
+        if path is None or is_url(os.fspath(path)):
+            continue
+        real = os.path.realpath(path)
+        for what, place in places.items():
+            if f"{real}/".startswith(f"{place}/"):
+                raise ConfigError(f"{os.fspath(path)} is, or lies in, {what}", field=name)
+
+
 def _sampling(job: Job, schema: structured.Schema | None) -> Sampling:
     given = {name: getattr(job, name) for name in SAMPLING if hasattr(job, name)}
     given["temperature"] = 0.0 if job.temperature is None else job.temperature
@@ -312,6 +332,9 @@ def _check_options(job: Job) -> None:
             _require(isinstance(value, kind) and not is_flag, name, value, meant)
             if kind is str:
                 _require_unicode(name, value)
+    for name in ("output", "dead_letter", "cache", "report", "audio_dir"):
+        if "\0" in os.fspath(getattr(job, name) or ""):
+            raise ConfigError("a path holds no zero byte", field=name, value=getattr(job, name))
     _require(
         job.processor is None or hasattr(job.processor, "stages"),
         *("processor", job.processor, "a Processor"),

@@ -50,6 +50,11 @@ class Offload:
         self._judged = self._quick = 0
         self._seconds = 0.0
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call waits or runs."""
+        return not self._pending
+
     def run(self, call: Callable[..., T], *args: Any) -> T:
         """What the call returns or raises, made in place: only where it may be."""
         began = time.perf_counter()

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.pipeline.offload import Offload, ends_task, is_ctrl_c, user_error
+from penstock.batch.pipeline.offload import Offload, ends_task, user_error
 from penstock.batch.pipeline.pipeline import Asked, Tries
 from penstock.batch.pipeline.processor_rows import failure, unpack_row
 from penstock.batch.rows.row import Outcome, Row
@@ -77,14 +77,16 @@ class StagePool:
         """
         fn, kwargs = self._stage.fn, self._stage.fn_constructor_kwargs
         assert fn is not None
+        self._workers = [_Worker(fn) for _ in range(self._count)]
         try:
-            self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
+            for worker in self._workers:
+                await worker.make(kwargs)
         except TypeError as error:
             raise ConfigError(
                 f"{fn.__name__} cannot be made: {text_of(error)}", field=self.name
             ) from error
         except BaseException as error:
-            if is_ctrl_c(error):
+            if ends_task(error):
                 raise
             raise user_error(error, f"{fn.__name__} cannot be made") from error
         await all_of(worker.start() for worker in self._workers)
@@ -133,35 +135,41 @@ class StagePool:
 
 
 class _Worker:
-    """One instance of a stage's class. Plain methods run in a thread of the worker's own.
+    """One instance of a stage's class. If `process` is a plain method, one thread of the worker's
+    own makes the instance and calls its plain methods: what they open may belong to that thread, as
+    a connection to SQLite does.
 
     `busy` rows are inside, at most `most` should be; `taken` is how many have come so far.
     """
 
-    def __init__(self, instance: Any) -> None:
-        self.instance = instance
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.instance: Any = None
         self.busy = 0
         self.taken = 0
         self.most = 1
-        self.process: Callable[[dict[str, Any]], Awaitable[Any]] = instance.process
-        self._offload: Offload | None = None
-        if not inspect.iscoroutinefunction(instance.process):
-            offload = self._offload = Offload()
-            self.process = lambda row: offload.submit(partial(instance.process, row))
+        self.process: Callable[[dict[str, Any]], Awaitable[Any]]
+        self._fn = fn
+        is_plain = not inspect.iscoroutinefunction(getattr(fn, "process", None))
+        self._thread = Offload(in_place=False) if is_plain else None
+
+    async def make(self, kwargs: Mapping[str, Any]) -> None:
+        self.instance = await self._call(partial(self._fn, **kwargs))
+        process = self.process = self.instance.process
+        if not inspect.iscoroutinefunction(process):
+            thread = self._thread = self._thread or Offload(in_place=False)
+            self.process = lambda row: thread.submit(partial(process, row))
 
     async def start(self) -> None:
         try:
-            await _called(self.instance, "start")
+            await self._method("start")
         except BaseException as error:
             if ends_task(error):
                 raise
             raise user_error(error, f"{type(self.instance).__name__} cannot be started") from error
 
     async def stop(self) -> None:
-        if self._offload is not None:
-            self._offload.close()
         try:
-            await _called(self.instance, "stop")
+            await self._method("stop")
         except BaseException as error:
             if ends_task(error):
                 raise
@@ -169,6 +177,22 @@ class _Worker:
                 "%s could not be stopped: %s", type(self.instance).__name__, class_and_text(error)
             )
             _log.debug("where that arose", exc_info=True)
+        finally:
+            if self._thread is not None:
+                self._thread.close()
+
+    async def _method(self, name: str) -> None:
+        method = getattr(self.instance, name, None)
+        if method is not None:
+            result = await self._call(method)
+            if inspect.isawaitable(result):
+                await result
+
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        # A busy thread has a row that nobody waits for any more.
+        if self._thread is None or not self._thread.idle:
+            return call()
+        return await self._thread.submit(call)
 
 
 class StageChain:
@@ -249,14 +273,6 @@ class StageChain:
         self._ending = True
         for pool in self._pools:
             pool.end()
-
-
-async def _called(instance: Any, method: str) -> None:
-    call = getattr(instance, method, None)
-    if call is not None:
-        result = call()
-        if inspect.isawaitable(result):
-            await result
 
 
 def _room_taken(worker: _Worker) -> tuple[float, int]:

@@ -42,7 +42,7 @@ async def open_source(source: Any) -> Source:
 
         return await in_daemon_thread(lambda: arrow.from_object(source))
     if isinstance(source, Iterable):
-        return await in_daemon_thread(lambda: Rows(source))
+        return await Rows.open(source)
     raise InputError(
         f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts"
     )

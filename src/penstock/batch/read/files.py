@@ -134,7 +134,12 @@ class DataFile:
     def form(self) -> Form:
         form = form_of(self.path)
         if form is None:
-            raise InputError(f"{self.path}: unknown extension; known are {KNOWN}")
+            way = (
+                "JSON lines are called *.jsonl, and jq -c '.[]' makes them of an array"
+                if _name(self.path).lower().endswith(".json")
+                else "in Python, penstock.run takes a table or frame that another library read"
+            )
+            raise InputError(f"{self.path}: unknown extension; known are {KNOWN}. {way}")
         return form
 
     def open(self) -> BinaryIO:

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -22,6 +23,7 @@ from collections.abc import (
     Sized,
 )
 from itertools import chain, islice
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from penstock.batch.pipeline.offload import ends_task
@@ -54,7 +56,7 @@ class Source:
     `schema` is the Arrow schema where the data has one. `rows` is their number where it is known
     without reading. `first` is the first good row. `json_values` says that rows hold only what JSON
     has. `fingerprint` tells one data set from another; None for streams, whose rows are compared as
-    they come again.
+    they come again. `reader` is the one thread that may read; None: any may.
     """
 
     name: str = "rows"
@@ -64,6 +66,7 @@ class Source:
     first: dict[str, Any] | None = None
     fingerprint: dict[str, Any] | None = None
     json_values: bool = False
+    reader: ReaderThread | None = None
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         """Rows from number `start` on, in lists of bounded size.
@@ -86,6 +89,9 @@ class Source:
 
     async def close(self) -> None:
         """Let go of what looking at the first rows has begun, where nobody read on."""
+        if self.reader is not None:
+            self.reader.end()
+            self.reader = None
 
 
 class Stream(Source):
@@ -117,9 +123,25 @@ class Rows(Stream):
 
     def __init__(self, rows: Iterable[Any]) -> None:
         if isinstance(rows, Sized):
-            self.rows = len(rows)
+            with contextlib.suppress(Exception):  # a loader may have a length by name only
+                self.rows = len(rows)
         self._all = rows if isinstance(rows, list | tuple) else None
-        super().__init__(_read(iter(rows)))
+        super().__init__(_read(rows))
+
+    @classmethod
+    async def open(cls, rows: Iterable[Any]) -> Rows:
+        """Take the first row. One thread takes them all: a generator may hold what only the thread
+        can use that made it, such as a connection to SQLite.
+        """
+        reader = ReaderThread()
+        try:
+            made = await in_daemon_thread(lambda: cls(rows), reader)
+        except BaseException:
+            reader.end()
+            raise
+        made.reader = reader
+        weakref.finalize(made, reader.end)
+        return made
 
     def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
         if self._all is None:
@@ -135,7 +157,7 @@ class Rows(Stream):
         return iter(lambda: list(islice(rows, BATCH_ROWS)), [])
 
 
-def _read(values: Iterator[Any]) -> Iterator[Row]:
+def _read(values: Iterable[Any]) -> Iterator[Row]:
     try:
         for index, value in enumerate(values):
             yield _row(index, value)
@@ -155,7 +177,10 @@ class AsyncRows(Source):
     @classmethod
     async def open(cls, rows: AsyncIterable[Any]) -> AsyncRows:
         """Take the first row, to know the columns."""
-        iterator = aiter(rows)
+        try:
+            iterator = aiter(rows)
+        except Exception as error:
+            raise unreadable(error) from error
         preview = [row async for row in _arriving(iterator, 0, limit=1)]
         return cls(iterator, preview)
 
@@ -299,7 +324,7 @@ async def read_ahead(
 async def _in_thread(
     source: Source, start: int, columns: Sequence[str] | None
 ) -> AsyncGenerator[list[Row], None]:
-    reader = _Reader(source.batches(start, columns), asyncio.get_running_loop())
+    reader = _Reader(source.batches(start, columns), asyncio.get_running_loop(), source.reader)
     try:
         while (batch := await reader.get()) is not None:
             yield batch
@@ -315,7 +340,12 @@ class _Reader:
     sees either the row or the waiting.
     """
 
-    def __init__(self, batches: Iterator[list[Row]], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        batches: Iterator[list[Row]],
+        loop: asyncio.AbstractEventLoop,
+        thread: ReaderThread | None,
+    ) -> None:
         self._batches = batches
         self._loop = loop
         self._queue: deque[tuple[list[Row], int]] = deque()
@@ -327,8 +357,7 @@ class _Reader:
         self._error: Exception | None = None
         self._finished = False
         self._stopped = False
-        # A daemon, as it may wait for ever on a pipe that nobody writes to.
-        threading.Thread(target=self._read, name="penstock-reader", daemon=True).start()
+        _do(self._read, thread)
 
     async def get(self) -> list[Row] | None:
         """The next rows, or None after the last. Raises what reading raised."""
@@ -399,10 +428,38 @@ class _Reader:
             self._loop.call_soon_threadsafe(self._news.set)
 
 
-async def in_daemon_thread(call: Callable[[], T]) -> T:
-    """What `call` returns or raises. It runs in a daemon thread, for which nobody waits once this
-    is cancelled. `asyncio.to_thread` will not do for a pipe: the end of the event loop waits for
-    its threads.
+class ReaderThread:
+    """A daemon thread that makes calls one after the other, until `end`."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name="penstock-reader", daemon=True).start()
+
+    def call(self, work: Callable[[], None]) -> None:
+        self._calls.put(work)
+
+    def end(self) -> None:
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (work := self._calls.get()) is not None:
+            work()
+            del work  # it holds rows
+
+
+def _do(work: Callable[[], None], thread: ReaderThread | None) -> None:
+    """Begin it in this thread, or in one of its own."""
+    if thread is not None:
+        thread.call(work)
+    else:
+        # A daemon, as it may wait for ever on a pipe that nobody writes to.
+        threading.Thread(target=work, name="penstock-reader", daemon=True).start()
+
+
+async def in_daemon_thread(call: Callable[[], T], thread: ReaderThread | None = None) -> T:
+    """What `call` returns or raises. It runs in a daemon thread, this one or one of its own, for
+    which nobody waits once this is cancelled. `asyncio.to_thread` will not do for a pipe: the end
+    of the event loop waits for its threads.
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()  # whoever leaves does not cancel it
@@ -415,7 +472,7 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
             fits = isinstance(error, Exception) and not isinstance(error, StopIteration)
             future.set_exception(error if fits else unreadable(error))
 
-    threading.Thread(target=work, name="penstock-opener", daemon=True).start()
+    _do(work, thread)
     return await asyncio.wrap_future(future)
 
 

@@ -51,11 +51,12 @@ KNOWN = (
 class StageWorker(Protocol):
     """What a stage's `fn` makes: one worker, which lives in one event loop.
 
-    `start` and `stop` may be left out. `process` may be a plain method: it is then run in a thread,
-    one row of a worker at a time. A worker may set `most_in_flight`, the rows that it wants at a
-    time (default: the stage's `batch_size`), and `ending`, which is set when a job ends and nothing
-    is to be tried again. Where each worker has a process to itself (on Ray), a class with
-    `shares_rates` true is made with `processes` too: how many keep to a rate together.
+    `start` and `stop` may be left out. `process` may be a plain method: a thread of the worker's
+    own then makes it and calls its plain methods, one row at a time. A worker may set
+    `most_in_flight`, the rows that it wants at a time (default: the stage's `batch_size`), and
+    `ending`, which is set when a job ends and nothing is to be tried again. Where each worker has a
+    process to itself (on Ray), a class with `shares_rates` true is made with `processes` too: how
+    many keep to a rate together.
     """
 
     async def start(self) -> None:

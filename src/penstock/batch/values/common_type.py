@@ -81,7 +81,8 @@ def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
     """The first type that takes all these types and holds all of `values` as they are; text if none
-    does. A column that is null everywhere is text.
+    does. A type of which there are nulls alone does not count. A column that is null everywhere is
+    text.
     """
     kinds = list(dict.fromkeys(kinds))
     # Nulls fit any type, so that there may be no need to look at the values.
@@ -89,6 +90,9 @@ def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> p
     for tried in _candidates(kinds):
         if len(kinds) == 1 or all(converted(batch, tried) is not None for batch in values()):
             return pa.string() if tried == pa.null() else tried
+    used = {batch.type for batch in values() if batch.null_count < len(batch)}
+    if 0 < len(used & set(kinds)) < len(kinds):
+        return common_type([kind for kind in kinds if kind in used], values)
     return pa.large_string() if any(map(pa.types.is_large_string, kinds)) else pa.string()
 
 

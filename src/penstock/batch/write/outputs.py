@@ -370,10 +370,14 @@ def _replace(made: Path, target: str) -> None:
             raise
         copy = Path(f"{target}.penstock-tmp")  # on the target's file system, with the same times
         copy.unlink(missing_ok=True)
-        shutil.copy2(made, copy)
-        with open(copy, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(copy, target)
+        try:
+            shutil.copy2(made, copy)
+            with open(copy, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(copy, target)
+        except OSError as failed:  # `copy2` names the file that it reads
+            copy.unlink(missing_ok=True)
+            raise OSError(failed.errno, failed.strerror, target) from error
         made.unlink()
 
 

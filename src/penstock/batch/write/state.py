@@ -18,7 +18,7 @@ from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
 from penstock.batch.write.state_files import LOCK_FILE, Lock, checksum_of, remove, writing
-from penstock.errors import JobError, OutputError
+from penstock.errors import JobError, OutputError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -340,10 +340,12 @@ def _check_new(output: Output) -> None:
             f"{letters} exists and has no dead letters of this job; --fresh replaces it"
         )
     kept = output.folder.iterdir() if output.folder.is_dir() else ()
-    if any(path.name.startswith(("rows-", "parts-", "part-", "base-")) for path in kept):
+    begun = (LOCK_FILE, f"{manifests.FILE}.tmp")  # a job that was killed at once leaves these
+    held = next((path.name for path in kept if path.name not in begun), None)
+    if held is not None:
         raise JobError(
-            f"{output.folder} holds results, but its {manifests.FILE} is gone, so it cannot be told"
-            " of which job; --fresh discards them"
+            f"{output.folder} holds {printable(held)} and no {manifests.FILE}, so it cannot be told"
+            " of which job that is; move it away, or --fresh discards it"
         )
 
 
