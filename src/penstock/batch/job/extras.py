@@ -18,6 +18,7 @@ from penstock.batch.read.files import is_url
 from penstock.batch.read.sources import Source
 from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
+from penstock.batch.write.places import check_place
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 
@@ -122,10 +123,7 @@ def _report_place(report: str | os.PathLike[str] | None, source: Source, output:
     path = os.fspath(report)
     if is_url(path) or not path.lower().endswith((".html", ".htm")):
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        why = "it is a directory" if os.path.isdir(path) else f"there is no directory {folder}"
-        raise ConfigError(f"cannot be written: {why}", field="report", value=path)
+    check_place(path, "report", replaced=True)
     state = output.folder.resolve() if isinstance(output, Output) else None
     if source.reads(path) or state in Path(path).resolve().parents:
         raise ConfigError(f"{path} lies in the input or in the job's state", field="report")

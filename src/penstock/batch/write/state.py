@@ -18,7 +18,7 @@ from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
 from penstock.batch.write.state_files import LOCK_FILE, Lock, checksum_of, remove, writing
-from penstock.errors import JobError, OutputError
+from penstock.errors import ConfigError, JobError, OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class State:
         `fresh` discards what is there; `retry_failed` strikes out the failed rows, which then run
         again. `incremental` takes a changed input, and keeps what was answered of the earlier one;
         `earlier` is the fingerprint of one with which the input begins.
-        The rows of damaged parts run again too, and the log says so. Raises `OutputError`
-        for an output of other origin, `JobMismatchError` for another job's, `JobError` if another
-        process holds it or if more is damaged.
+        The rows of damaged parts run again too, and the log says so. Raises `ConfigError`
+        for an output of other origin, `JobMismatchError` for another job's, `OutputError` for one
+        that was changed, `JobError` if another process holds it or if more is damaged.
         """
         folder = output.folder
         job = manifests.normal(job)
@@ -354,15 +354,17 @@ def _check_renewable(output: Output, manifest: Manifest, job: Mapping[str, Any],
 
 
 def _check_new(output: Output) -> None:
-    """Raise `OutputError` or `JobError` if a new job would write over files or results."""
+    """Raise `ConfigError` or `JobError` if a new job would write over files or results."""
     if output.exists():
-        raise OutputError(
-            f"{output.path} exists and is not the output of this job; --fresh replaces it"
+        raise ConfigError(
+            f"{output.path} exists and is not the output of this job; --fresh replaces it",
+            field="output",
         )
     letters = output.dead_letter
     if letters is not None and os.path.lexists(letters):
-        raise OutputError(
-            f"{letters} exists and has no dead letters of this job; --fresh replaces it"
+        raise ConfigError(
+            f"{letters} exists and has no dead letters of this job; --fresh replaces it",
+            field="dead_letter",
         )
     kept = output.folder.iterdir() if output.folder.is_dir() else ()
     if any(path.name.startswith(("rows-", "parts-", "part-", "base-")) for path in kept):
@@ -399,7 +401,7 @@ def _begin(
     """The manifest of a new job, in a state directory that holds nothing else.
 
     What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
-    Raises `OutputError` if it cannot be.
+    Raises `ConfigError` if it cannot be.
     """
     if fresh:
         output.check_replaceable()
