@@ -202,6 +202,20 @@ async def test_a_new_row_with_an_old_key_is_refused(source, tmp_path, make_engin
     assert (await ask(source, output, engine, **INCREMENTAL)).counts.kept == 300
 
 
+async def test_rows_that_cannot_be_read_have_no_key(tmp_path, make_engine):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    half = r'{"id": "\ud83d", "text": "a"}'
+    source.write_text(f"{LINE}\n{half}\n{half}\n")
+    engine = make_engine()
+    result = await ask(source, output, engine, **INCREMENTAL)
+    assert (engine.asked, result.counts.errors) == (["a"], {"input_error": 2})
+    assert [row["id"] for row in result.rows()] == [1, "\ufffd", "\ufffd"]
+    source.write_text(f"{half}\n{LINE}\n{half}\n")
+    result = await ask(source, output, engine, **INCREMENTAL)
+    assert (engine.asked, result.counts.kept) == (["a"], 1)
+    assert [row["text"] for row in result.rows()] == ["a"] * 3
+
+
 async def test_a_run_after_the_old_rows_is_interrupted(source, tmp_path, make_engine):
     output = tmp_path / "out.jsonl"
     await ask(source, output, make_engine(), **INCREMENTAL)

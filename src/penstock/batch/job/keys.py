@@ -80,7 +80,7 @@ class RowKeys:
         async with contextlib.aclosing(read_ahead(source, start, limit, (self.column,))) as batches:
             async for batch in batches:
                 for row in batch:
-                    if row.values is None:
+                    if row.values is None or row.fault is not None:
                         numbers.append(0)  # it becomes an error row without any answer
                         continue
                     value = row.values.get(self.column)
@@ -106,7 +106,7 @@ class RowKeys:
 
     def mark(self, row: Row) -> None:
         """Set the row's `key`; a row that cannot be read has none."""
-        if row.values is None:
+        if row.values is None or row.fault is not None:
             return
         if self._whole:
             row.key = _number((row.values.get(self.column), json_line(row.values)))
