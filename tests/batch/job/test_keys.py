@@ -141,6 +141,7 @@ def the_keys_are_damaged(folder, rows):
         (a_part_is_damaged, {}, ["text 300"]),
         (the_keys_are_damaged, {}, ["text 300"]),
         (lambda *_: None, {"order": "done"}, ["text 300"]),
+        (lambda *_: None, {"on_error": {"*": "skip"}}, ["text 300"]),
         (lambda *_: None, {"limit": 200}, []),
     ],
 )
@@ -148,14 +149,14 @@ async def test_what_changes_more_is_compared_row_by_row(
     source, tmp_path, make_engine, change, more, asked
 ):
     output, rows = tmp_path / "out.jsonl", numbered(301)
-    await ask(source, output, make_engine(), **INCREMENTAL)
+    await ask(source, output, make_engine(fails), max_attempts=1, **INCREMENTAL)
     change(tmp_path, rows)
     source.write_text(text_of(rows, "jsonl"))
-    engine = make_engine()
-    result = await ask(source, output, engine, **INCREMENTAL, **more)
+    engine = make_engine(fails)
+    result = await ask(source, output, engine, max_attempts=1, **INCREMENTAL, **more)
     assert (engine.asked, generation(output)) == (asked, 1)
     assert result.counts.kept == result.counts.rows - len(asked)
-    fresh = await ask(source, tmp_path / "fresh.jsonl", make_engine(), **more)
+    fresh = await ask(source, tmp_path / "fresh.jsonl", make_engine(fails), max_attempts=1, **more)
     assert in_order(result) == in_order(fresh)
 
 

@@ -73,7 +73,7 @@ def _keys(
         raise ConfigError(
             "has no meaning for two models, whose sample is of one input", field="incremental"
         )
-    return RowKeys(job.key, whole=form.concludes)
+    return RowKeys(job.key, whole=form.concludes, on_error=job.on_error)
 
 
 def _cache(

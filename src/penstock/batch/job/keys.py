@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penstock.batch.read.sources import (
     Source,
@@ -30,12 +31,15 @@ FILE = "keys.bin"
 
 
 class _Head(Struct, frozen=True):
-    """What the numbers of a file are of: a data set, as it was read, and the column of its keys."""
+    """What the numbers of a file are of: a data set and the column of its keys; and by what else
+    its rows became those of the output, beside what the job's manifest has.
+    """
 
     column: str
     input: dict[str, Any]
     columns: tuple[str, ...]
     schema: str | None
+    on_error: Any
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
@@ -48,13 +52,17 @@ class RowKeys:
     another row; otherwise only what is asked counts.
 
     `earlier` is the fingerprint of the input of an earlier run, where this one's begins with all
-    its rows. `check` before anything else. Eight bytes are held for each row.
+    its rows, and `on_error` was the same. `check` before anything else. Eight bytes are held for
+    each row.
     """
 
-    def __init__(self, column: str, *, whole: bool) -> None:
+    def __init__(
+        self, column: str, *, whole: bool, on_error: str | Mapping[str, str] | None = None
+    ) -> None:
         self.column = column
         self.earlier: Mapping[str, Any] | None = None
         self._whole = whole
+        self._on_error = dict(on_error) if isinstance(on_error, Mapping) else on_error
         self._numbers = array("Q")
         self._head: _Head | None = None
         self._stored: tuple[_Head, int] | None = None
@@ -71,6 +79,7 @@ class RowKeys:
             normal(source.fingerprint or {}),
             tuple(source.columns),
             None if schema is None else schema.remove_metadata().to_string(),
+            self._on_error,
         )
         if folder is not None:
             await in_daemon_thread(lambda: self._take_up(source, head, folder))
@@ -128,7 +137,7 @@ class RowKeys:
         if source.begins_with(known.input, sound_end=not numbers or numbers[-1] != 0):
             self._numbers = numbers
             self._stored = known, len(numbers)
-            if (known.columns, known.schema) == (head.columns, head.schema):
+            if known == replace(head, input=known.input):
                 self.earlier = known.input
 
 

@@ -232,10 +232,12 @@ class State:
         manifest.result = {}
         manifest.status = "running"
         manifest.save(self.output.folder)
-        self.journal = self._journal()
-        self.journal.load()
-        self.journal.mend()
-        self.taken_over = len(self.journal.done)
+        if goes_on:
+            self.taken_over = len(self.journal.done)
+        else:
+            self.journal = self._journal()
+            self.journal.load()
+            self.journal.mend()
         return True
 
     def _has_grown(self, job: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
