@@ -234,3 +234,15 @@ async def test_a_run_after_the_old_rows_is_interrupted(source, tmp_path, make_en
     assert (third.asked, result.counts.kept) == (["text 400"], 399)
     fresh = await ask(source, tmp_path / "fresh.jsonl", make_engine())
     assert settled(result.rows()) == settled(fresh.rows())
+
+
+async def test_kept_failures_follow_the_on_error_of_the_run(tmp_path, make_engine):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    for count, on_error in ((20, "keep"), (30, "skip"), (40, "keep"), (50, {"*": "skip"})):
+        source.write_text(text_of(numbered(count), "jsonl"))
+        engine = make_engine(fails)
+        options = {**INCREMENTAL, "max_attempts": 1, "on_error": on_error}
+        result = await ask(source, output, engine, **options)
+        assert len(engine.asked) == (count if count == 20 else 10)
+        left = count if on_error == "keep" else count - count // 10
+        assert (result.counts.failed, len(lines(output))) == (count // 10, left)
