@@ -148,9 +148,9 @@ class Output:
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
-            check_place(self.path, "output", replaced=True, directory=self.form == "dataset")
+            check_place(self.path, "output", replaced=True, directory=True)
         if self.dead_letter is not None:
-            check_place(self.dead_letter, "dead_letter", replaced=True)
+            check_place(self.dead_letter, "dead_letter", replaced=True, directory=True)
         try:
             if not private_files.make_folder(self.folder):
                 private_files.close_to_others(self.folder)

@@ -10,7 +10,7 @@ from penstock.errors import ConfigError
 def check_place(path: str, field: str, *, replaced: bool = False, directory: bool = False) -> None:
     """Raise `ConfigError` for the option `field` if nothing could be written at the local `path`.
     `replaced`: a new file takes the place of one that is there, else that is written over.
-    `directory`: there may be one.
+    `directory`: that there is one is not looked at.
     """
     folder = os.path.dirname(path.rstrip("/")) or "."
     if not directory and os.path.isdir(path):
