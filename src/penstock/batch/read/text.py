@@ -211,15 +211,17 @@ class Csv(FileSource):
         self.first = first_of(preview)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        return batched(itertools.islice(self._read(), start, None))
+        return batched(self._read(start))
 
-    def _read(self) -> Iterator[Row]:
-        index = itertools.count()
+    def _read(self, start: int) -> Iterator[Row]:
+        numbers = itertools.count()
         for file in self._files:
             with file.open() as stream:
                 records = _records(stream, file.path)
                 header = _header(records, file.path)
                 for line, fields, fault in records:
+                    if (index := next(numbers)) < start:
+                        continue
                     values: dict[str, Any] | None = None
                     if len(fields) > len(header):
                         fault = f"{len(fields)} fields where the header has {len(header)}"
@@ -227,7 +229,7 @@ class Csv(FileSource):
                         values = dict(itertools.zip_longest(header, fields))
                     if fault is not None:
                         fault = f"{file.path}:{line}: {fault}"
-                    yield Row(next(index), values, fault, sum(map(len, fields)))
+                    yield Row(index, values, fault, sum(map(len, fields)))
             file.check_unchanged()
 
 
