@@ -1,7 +1,8 @@
-"""What a job costs whose input has grown by one row in a hundred, beside a whole run: processor
-time of this process and of the engine's, which other work on the machine hardly changes.
+"""What a job costs whose input has grown by one row in a hundred, beside a whole run, and then with
+its first row changed, so that all rows are compared: processor time of this process and of the
+engine's, which other work on the machine hardly changes.
 
-Both run on one engine that is loaded already: the load is the same for both.
+All run on one engine that is loaded already: the load is the same for all.
 """
 
 from __future__ import annotations
@@ -39,17 +40,21 @@ def main() -> int:
 
 
 async def _measured(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {"all rows": [], "1 % more rows": []}
+    more = args.rows // 100
+    runs = (
+        ("all rows", args.rows, "text 0", 0),
+        ("1 % more rows", args.rows + more, "text 0", args.rows),
+        ("the first row changed", args.rows + more, "other text", args.rows + more - 1),
+    )
+    times: dict[str, list[float]] = {name: [] for name, *_ in runs}
     engine = engine_for(args.model, args.engine, args.engine_kwargs)
     await engine.start()
     try:
         for number in range(args.rounds):
             source, output = folder / f"in-{number}.jsonl", folder / f"out-{number}.jsonl"
-            for name, more in (("all rows", 0), ("1 % more rows", args.rows // 100)):
-                lines = (
-                    f'{{"id": {row}, "text": "text {row}"}}\n' for row in range(args.rows + more)
-                )
-                source.write_text("".join(lines))
+            for name, rows, first, kept in runs:
+                lines = (f'{{"id": {row}, "text": "text {row}"}}\n' for row in range(1, rows))
+                source.write_text(f'{{"id": 0, "text": "{first}"}}\n{"".join(lines)}')
                 began = _processor_seconds()
                 result = await penstock.arun(
                     source,
@@ -62,7 +67,7 @@ async def _measured(args: argparse.Namespace, folder: Path) -> dict[str, list[fl
                     progress=False,
                 )
                 times[name].append(_processor_seconds() - began)
-                if result.counts.kept != (args.rows if more else 0):
+                if result.counts.kept != kept:
                     raise RuntimeError(f"{result.counts.kept} rows were kept")
     finally:
         await engine.stop()

@@ -174,21 +174,24 @@ def test_killed_in_a_cascade(source, tmp_path, seed):
     assert settled(output) == settled(whole)
 
 
+@pytest.mark.parametrize("first", [0, 10])
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_while_a_grown_input_is_taken(source, uninterrupted, tmp_path, seed):
-    """Only new rows run, whenever it was killed: the others keep the times that they had."""
+def test_killed_while_a_grown_input_is_taken(source, uninterrupted, tmp_path, seed, first):
+    """Only new rows run, whenever it was killed: the others keep the times that they had. The new
+    ones come at the end, or there and before the `first` old one.
+    """
     expected, calls = uninterrupted
     grown, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     given = source.read_text().splitlines(keepends=True)
     options = {"incremental": True, "key": "id"}
-    grown.write_text("".join(given[10:150]))
+    grown.write_text("".join(given[first:150]))
     drive(0, str(grown), str(output), **options)
-    first = {row["id"]: row for row in map(json.loads, output.read_text().splitlines())}
+    before = {row["id"]: row for row in map(json.loads, output.read_text().splitlines())}
     grown.write_text("".join(given))
     draw = random.Random(seed)
     for _ in range(4):
         drive(draw.randint(1, calls), str(grown), str(output), **options)
     drive(0, str(grown), str(output), **options)
     for row in map(json.loads, output.read_text().splitlines()):
-        assert row == first.get(row["id"], row)
+        assert row == before.get(row["id"], row)
     assert settled(output) == expected

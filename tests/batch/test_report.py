@@ -91,7 +91,7 @@ async def test_it_covers_all_runs_of_a_job(tmp_path, make_engine):
     [
         ("job.txt", "must be a local path ending in .html"),
         ("s3://bucket/job.html", "must be a local path"),
-        ("no/such/job.html", "report: cannot be written: there is no directory no/such"),
+        ("no/such/job.html", "cannot be written: there is no directory no/such"),
         (3, "report: must be a path"),
     ],
 )

@@ -154,6 +154,17 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
         (("in.jsonl", "-o", "out.txt", *SIMULATED), 2, "unknown extension; known are .jsonl"),
         (("in.jsonl", "-o", "absent/out.jsonl", *SIMULATED), 2, "there is no directory absent"),
         (("in.jsonl", "-o", "in.txt/out.jsonl", *SIMULATED), 2, "there is no directory in.txt"),
+        (("in.jsonl", "-o", "other.jsonl", *SIMULATED), 2, "other.jsonl exists and is not the"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--cache", "in.txt/a"), 2, "cannot be made"),
+        (
+            (
+                *("in.jsonl", "-o", "o.jsonl", "--prompt", "{text}", "--engine", "remote"),
+                *("--model", "m", "--engine-kwargs"),
+                '{"base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY"}',
+            ),
+            2,
+            "api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
         (("broken.parquet", "-o", "out.jsonl", *SIMULATED), 2, "not a readable Parquet file"),
         (
             ("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{txet}"),
@@ -192,6 +203,7 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
 )
 def test_mistakes_are_told_in_a_line(folder, args, code, message):
     (folder / "in.txt").touch()
+    (folder / "other.jsonl").touch()
     (folder / "broken.parquet").write_text("PAR1")
     done = penstock("run", *args, cwd=folder)
     text = done.stderr.decode()

@@ -42,6 +42,12 @@ def test_scores_of_another_form_are_refused_before_any_row_is_asked(run, tmp_pat
     assert "is of the form 'choice', not 'exact'" in str(ended.exception)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_any_row_is_asked(run, tmp_path):
+    ended = run(None, "-o", str(tmp_path))
+    assert isinstance(ended.exception, ConfigError)
+    assert f"output: {tmp_path} cannot be written: it is a directory" in str(ended.exception)
+
+
 def test_json_has_the_mean_and_its_interval(run):
     ended = run(Evaluation("exact", [1.0, 0.0]), "--json")
     found = json.loads(ended.output)

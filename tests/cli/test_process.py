@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from penstock.cli import process
 from penstock.cli.explain import explain
 from penstock.cli.process import DECIMAL, size
+from penstock.errors import (
+    ConfigError,
+    EngineStartError,
+    InputError,
+    MissingExtraError,
+    OutputError,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +61,30 @@ penstock.cli.main()
         [sys.executable, "-I", "-S", "-c", code, source], capture_output=True, text=True
     )
     assert (told.stdout, told.stderr) == ("False\n", "")
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("wrong"), 2),
+        (InputError("cannot be read"), 2),
+        (MissingExtraError("s3fs", "s3"), 2),
+        (caused(EngineStartError("no key"), ConfigError("no key")), 2),
+        (caused(OutputError("no space"), ConfigError("other")), 1),
+        (EngineStartError("no memory"), 1),
+        (ZeroDivisionError("a fault"), 1),
+    ],
+)
+def test_mistakes_have_an_exit_code_of_their_own(monkeypatch, capsys, error, code):
+    class Command:
+        def main(self, **_):
+            raise error
+
+    monkeypatch.setattr("penstock.cli.commands.cli", Command())
+    assert process._code_of_command() == code
+    assert str(error) in capsys.readouterr().err

@@ -66,10 +66,10 @@ def test_a_near_option_is_named():
         ("calibrate --labels a --labels b", "labels: give each as QUESTION=COLUMN"),
         ("calibrate --labels =b", "labels: give each as QUESTION=COLUMN"),
         ("calibrate --labels choice=a --labels choice=b", "the question 'choice' has two columns"),
-        ("calibrate --labels a -o none/c.json", "its directory does not exist"),
+        ("calibrate --labels a -o none/c.json", "there is no directory none"),
         ("calibrate --labels a --picture .", "it is a directory"),
         ("calibrate --labels a --picture a.png", "picture: is drawn as SVG"),
-        ("eval --form choice --expected a -o none/e.json", "its directory does not exist"),
+        ("eval --form choice --expected a -o none/e.json", "there is no directory none"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_work(line, why, monkeypatch):

@@ -41,3 +41,20 @@ def test_content_that_breaks_off_is_no_content():
         with pytest.raises(OSError, match="broke off 90 bytes before its end"):
             content_at(url, 30, 10**6)
         sender.join()
+
+
+def test_an_answer_that_is_no_http_is_an_oserror():
+    def answer(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"nonsense\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = threading.Thread(target=answer, args=(listener,))
+        sender.start()
+        with pytest.raises(OSError, match="nonsense"):
+            content_at(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png", 30, 10**6)
+        sender.join()
+    with pytest.raises(OSError, match="control characters"):
+        content_at("http://127.0.0.1/a b", 30, 10**6)

@@ -465,8 +465,7 @@ class Flow:
                         else ""
                     )
                 )
-            if action == "skip":
-                outcome.skipped = True
+            outcome.skipped = action == "skip"  # an earlier run may have had another policy
             counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
         elif outcome.skipped:
             counts.left_out += 1

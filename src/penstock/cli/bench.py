@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from penstock.cli.options import FiniteRange, check_picture, check_place, json_object, with_options
+from penstock.cli.options import FiniteRange, check_places, json_object, with_options
 from penstock.cli.process import interruptible, plain_table
 from penstock.errors import ConfigError
 from penstock.observability import say
@@ -142,8 +142,7 @@ def serve(targets: tuple[str, ...], **options: Any) -> None:
     mode = _mode(targets, options)
     plan, targets_of, loads = _plan(options)
     served = _serve_options(targets, options)
-    check_place(None if options["as_json"] == "-" else options["as_json"])
-    check_picture(options["picture"])
+    check_places(json=options["as_json"], picture=options["picture"])
     key, timeout = options["api_key"], options["timeout"]
     for target in filter(is_address, targets):
         Server(target, api_key=key)  # refuses a wrong address now
@@ -183,7 +182,7 @@ def batch(model: str, rows: int, rounds: int, as_json: str | None, **options: An
     from penstock.loadtest.jobs import compared
     from penstock.loadtest.report import batch_table
 
-    check_place(None if as_json == "-" else as_json)
+    check_places(json=as_json)
     workload = _workload(options)
     with interruptible():
         found = compared(model, workload, rows, rounds, say)

@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from penstock.cli.options import (
-    check_picture,
-    check_place,
+    check_places,
     json_object,
     what_is_input,
     what_is_loaded,
@@ -74,7 +73,7 @@ def evaluate(
 
     from penstock.batch.evaluation import aevaluate, compared, load
 
-    check_place(output)
+    check_places(output=output)
     before = load(against, form) if against is not None else None
     options = {name: value for name, value in options.items() if value is not None}
     options["engine_kwargs"] = json_object(engine_kwargs, "engine_kwargs")
@@ -149,8 +148,7 @@ def calibrate(
     from penstock.batch.decisions.calibrate import acalibrate
 
     given = _by_question(labels)
-    check_place(output)
-    check_picture(picture)
+    check_places(output=output, picture=picture)
     kwargs = json_object(engine_kwargs, "engine_kwargs")
     with interruptible():
         fits = asyncio.run(acalibrate(source, given, engine_kwargs=kwargs, **options))

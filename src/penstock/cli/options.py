@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from penstock.errors import ConfigError, OutputError
+from penstock.errors import ConfigError
 
 Command = Callable[..., Any]
 
@@ -278,25 +278,17 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     return value
 
 
-def check_place(path: str | None) -> None:
-    """Raise `OutputError` now for a file that could not be written after all the work."""
-    import os
+def check_places(*, json: str | None = None, **places: str | None) -> None:
+    """Raise `ConfigError` now for a file that could not be written after all the work, by the names
+    of options; a `picture` must be an SVG file by its name. "-" is standard output as `json`.
+    """
+    from penstock.batch.write.places import check_place
 
-    if path is None:
-        return
-    if os.path.isdir(path):
-        raise OutputError(f"{path} cannot be written: it is a directory")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise OutputError(f"{path} cannot be written: its directory does not exist")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise OutputError(f"{path} cannot be written: permission denied")
-
-
-def check_picture(path: str | None) -> None:
-    """As `check_place`. Raises `ConfigError` for a name that is not one of an SVG file."""
-    check_place(path)
-    if path is not None and not path.lower().endswith(".svg"):
+    for field, path in {"json": None if json == "-" else json, **places}.items():
+        if path is not None:
+            check_place(path, field)
+    picture = places.get("picture")
+    if picture is not None and not picture.lower().endswith(".svg"):
         raise ConfigError(
-            "is drawn as SVG, so its name must end in .svg", field="picture", value=path
+            "is drawn as SVG, so its name must end in .svg", field="picture", value=picture
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import click
 
 from penstock.cli import leave
-from penstock.errors import PenstockError
+from penstock.errors import EngineStartError, MissingExtraError, PenstockError
 from penstock.observability import say
 
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
@@ -58,8 +58,15 @@ def _code_of_command() -> int | str | None:
         if debug:
             raise
         say(f"penstock: {_fault(error)}")
-        wrong_request = isinstance(error, PenstockError) and error.status < 500
-        return 2 if wrong_request else 1
+        wrong = error.__cause__ if isinstance(error, EngineStartError) else None
+        return 2 if _is_mistake(error) or _is_mistake(wrong) else 1
+
+
+def _is_mistake(error: BaseException | None) -> bool:
+    """Whether what was given is wrong, or cannot be done by what is installed here."""
+    return isinstance(error, MissingExtraError) or (
+        isinstance(error, PenstockError) and error.status < 500
+    )
 
 
 def _say_usage(error: click.UsageError) -> None:

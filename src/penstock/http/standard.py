@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
+
+from penstock.errors import text_of
 
 
 def opened(request: Request | str, timeout_s: float) -> Any:
@@ -17,7 +20,8 @@ def opened(request: Request | str, timeout_s: float) -> Any:
 
 def content_at(url: str, timeout_s: float, most: int) -> bytes:
     """Up to `most` bytes of what stands at an URL. The call ends in time, however slowly a server
-    sends. Raises `OSError` for a refusal and for a body that breaks off, and what `urlopen` raises.
+    sends. Raises `OSError`, also for a refusal and for a body that breaks off, and `ValueError` for
+    what is no URL.
     """
     end, content = time.monotonic() + timeout_s, bytearray()
     try:
@@ -32,6 +36,8 @@ def content_at(url: str, timeout_s: float, most: int) -> bytes:
     except HTTPError as error:
         with error:  # it holds the connection
             raise OSError(f"the server answered {error.code}") from None
+    except HTTPException as error:
+        raise OSError(text_of(error) or type(error).__name__) from None
 
 
 def is_this_machine(host: str) -> bool:

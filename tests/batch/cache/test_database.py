@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from penstock.batch.cache.database import FILE, AnswerDatabase, RemoteAnswers
 from penstock.batch.rows.row import Outcome
-from penstock.errors import OutputError
+from penstock.errors import ConfigError
 from penstock.types import Usage
 
 GIB = 1 << 30
@@ -169,7 +169,7 @@ def test_a_changed_answer_is_a_miss(opened, tmp_path):
 
 def test_a_place_that_cannot_be_made_is_refused(opened, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cache: .*file"):
+    with pytest.raises(ConfigError, match=r"cache: .*file/cache cannot be made"):
         opened("file/cache")
 
 

@@ -10,7 +10,7 @@ import pytest
 import penstock
 from penstock.batch.rows.task_forms import pack, unpack
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, UnsupportedError
+from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.types import Embeddings, Usage
 
 TEXTS = ["one", "two", "a text that is longer than the others", "two"]
@@ -170,6 +170,22 @@ class TestFaults:
         found = pq.read_table(path)
         assert found["status"].to_pylist() == ["ok", "error", "ok"]
         assert why in found["error"][1].as_py()["message"]
+
+    @pytest.mark.parametrize("refuses", [True, False])
+    def test_dimensions_that_the_model_has_not_end_the_job(self, tmp_path, monkeypatch, refuses):
+        async def embeddings(engine, request):
+            if refuses:
+                raise RequestError("its vectors have 2 dimensions", param="dimensions")
+            return Embeddings([[0.5, 0.5]], Usage(1))
+
+        path = tmp_path / "v.jsonl"
+        with monkeypatch.context() as patch:
+            patch.setattr(SimulatedEngine, "embeddings", embeddings)
+            with pytest.raises(ConfigError, match=r"^dimensions: .*2") as refused:
+                embed(table(), path, dimensions=4)
+        assert refused.value.field == "dimensions"
+        assert not path.exists()
+        assert embed(table(), path, dimensions=3).counts.rows == 4  # nothing was begun
 
     def test_truncate_cuts_it(self):
         source = table(["x" * 99])

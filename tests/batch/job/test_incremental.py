@@ -89,7 +89,7 @@ async def test_answers_are_kept_over_several_inputs(tmp_path, make_engine):
         assert [row["id"] for row in lines(output)] == list(range(count))
     assert result.counts.kept == 60  # what left the output has left the answers too
     generations = {path.name.split("-")[1] for path in tmp_path.glob("*.penstock/kept-*")}
-    assert generations == {"3"}
+    assert generations == {"1"}
 
 
 async def test_an_interrupted_run_goes_on_also_with_a_third_input(tmp_path, make_engine):
@@ -227,11 +227,11 @@ async def test_a_damaged_answer_is_computed_again(tmp_path, make_engine):
     await ask(source, output, make_engine(), **INCREMENTAL)
     kept = sorted(tmp_path.glob("*.penstock/kept-*"))[0]
     kept.write_bytes(kept.read_bytes().replace(b"TEXT 7", b"TEXT 8", 1))
-    write(source, numbered(101))
+    write(source, numbered(101)[1:])
     engine = make_engine()
     result = await ask(source, output, engine, **INCREMENTAL)
-    assert (sorted(engine.asked), result.counts.kept) == (["text 100", "text 7"], 99)
-    assert lines(output)[7]["response"] == "TEXT 7"
+    assert (sorted(engine.asked), result.counts.kept) == (["text 100", "text 7"], 98)
+    assert lines(output)[6]["response"] == "TEXT 7"
 
 
 @pytest.mark.parametrize(

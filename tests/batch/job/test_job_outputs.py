@@ -159,7 +159,7 @@ async def test_a_fresh_job_leaves_the_parquet_of_others(tmp_path, make_engine, m
     other = f"{path.rstrip('/')}/part-00000-0badcafe.snappy.parquet"
     fs.pipe_file(other, b"somebody's")
     engine = make_engine()
-    with pytest.raises(OutputError, match=r"holds part-00000-0badcafe.* give another directory"):
+    with pytest.raises(ConfigError, match=r"holds part-00000-0badcafe.* give another directory"):
         await ask([{"text": "a"}], folder, engine, fresh=True)
     assert (engine.starts, fs.cat_file(other)) == (0, b"somebody's")
     fs.rm_file(other)
@@ -265,7 +265,7 @@ async def test_a_search_for_a_column_leaves_the_event_loop_free(tmp_path, make_e
 
 async def test_a_file_in_the_place_of_a_directory(source, tmp_path, make_engine):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(OutputError, match="is to be a directory, and a file stands there"):
+    with pytest.raises(ConfigError, match="is to be a directory, and a file stands there"):
         await ask(source, f"{tmp_path}/out/", make_engine(), fresh=True)
     assert (tmp_path / "out").read_text() == "mine"
 

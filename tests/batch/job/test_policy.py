@@ -5,7 +5,7 @@ import pytest
 
 from jobs import ask, lines, numbered
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError, OutputError
+from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError
 from penstock.types import Delta, Usage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -152,7 +152,7 @@ async def test_dead_letters_take_no_other_file(make_engine, tmp_path):
         (
             source,
             other,
-            OutputError,
+            ConfigError,
             "other.jsonl exists and has no dead letters of this job; --fresh replaces it",
         ),
     ):

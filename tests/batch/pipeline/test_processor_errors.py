@@ -53,7 +53,7 @@ async def test_errors_in_functions_name_their_stage(options, stage, kind, messag
 async def test_a_failing_row_spoils_no_other():
     rows = numbers(100)
     rows[40]["x"] = "poison"
-    rows[60] = {"id": 60}
+    rows[60]["x"] = None
     config = ProcessorConfig(should_continue_on_error=True)
     found = await all_of(adding(1, 1, config=config)(rows))
     assert [row["id"] for row in found] == list(range(100))
@@ -164,6 +164,15 @@ def test_a_source_that_wants_to_end_everything_ends_the_run(after, ending, arriv
 
     with pytest.raises(InputError, match=f"reading the rows failed: {ending.__name__}: "):
         adding(1)(rows_that_arrive() if arriving else rows()).take_all()
+
+
+async def test_a_row_without_a_column_that_a_stage_needs_reaches_no_worker():
+    kept = adding(1, 2, config=ProcessorConfig(should_continue_on_error=True))
+    short, whole = await all_of(kept([{"id": 0}, {"id": 1, "x": 1}]))
+    assert whole["x"] == 4
+    assert short["error"]["type"] == "invalid_request_error"
+    stage = short["error"]["stage"]
+    assert short["error"]["message"] == f"the row has no column 'x', which {stage} needs"
 
 
 class Wrong:

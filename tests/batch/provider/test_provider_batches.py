@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 import penstock
+from penstock.batch.provider.anthropic_batches import message_body
 from penstock.batch.provider.ledger import Ledger
 from penstock.errors import ConfigError, JobError, OutputError, PenstockError
+from penstock.types import ChatRequest, Sampling
 from provider_batches import Provider
 
 QUICK = {"gather_s": 0.05, "first_poll_s": 0.02, "longest_poll_s": 0.05, "patience_s": 5.0}
@@ -420,3 +422,21 @@ async def test_texts_become_vectors(provider: Provider, tmp_path: Path) -> None:
     await run(provider, "openai-batch", tmp_path, **given)
     assert [row["embedding"] for row in read(tmp_path)] == [[1.0, 2.0]] * 6
     assert sorted(provider.paid) == sorted(f"['row {n}']" for n in range(6))
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ("https://example.com/a.png", {"type": "url", "url": "https://example.com/a.png"}),
+        ("DATA:;Base64,iVBORw0K%0A", ("image/png", "iVBORw0K")),
+        ("data:image/jpeg;base64,iVBORw0K", ("image/png", "iVBORw0K")),
+        ("data:image/avif;a=b;base64,aGk", ("image/avif", "aGk=")),
+    ],
+)
+def test_images_for_anthropic(url: str, source: Any) -> None:
+    if isinstance(source, tuple):
+        source = {"type": "base64", "media_type": source[0], "data": source[1]}
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    request = ChatRequest([{"role": "user", "content": content}], Sampling(max_tokens=1))
+    (message,) = message_body(request, "m")["messages"]
+    assert message["content"] == [{"type": "image", "source": source}]

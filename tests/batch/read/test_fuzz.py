@@ -103,11 +103,11 @@ def read(path):
     assert [row.index for row in found] == list(range(len(found)))
     assert half == list(range(len(found) // 2, len(found)))
     for row in found:
-        if row.values is None:
+        if row.fault is not None:
             assert path.name in row.fault
-        else:
-            assert row.fault is None
+        if row.fault is None or row.values is not None:
             assert isinstance(row.values, dict)
+            str(row.values).encode()  # all of it is Unicode
 
 
 def fuzz(examples):

@@ -28,12 +28,31 @@ async def test_json_lines_with_damage(tmp_path):
     assert source.columns == ("a", "b")
     found = rows(source)
     assert [row.index for row in found] == [0, 1, 2, 3, 4]
-    assert [row.values for row in found] == [{"a": 1}, None, None, None, {"a": 2, "b": 3}]
+    mended = {"a": "\ufffd"}
+    assert [row.values for row in found] == [{"a": 1}, None, mended, None, {"a": 2, "b": 3}]
     assert [row.fault.removeprefix(str(path)) for row in found[1:4]] == [
         ":3: malformed JSON: it ends too early",
         ":4: malformed JSON: invalid UTF-8",
         ":5: not a JSON object",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        (rb'{"a": "\ud83d!", "\udc00": ["\ud800\ud800"]}', {"a": "�!", "�": ["��"]}),
+        (b'{"a": "\xff", "b": {"c": 1}}', {"a": "�", "b": {"c": 1}}),
+        (rb'{"a": "\ud83d", "b": 1e999}', None),
+        (rb'{"a": "\ud83d"', None),
+        (rb'["\ud83d"]', None),
+        (rb'{"a": "\ud83d", "b": %b}' % (b"[" * 300 + b"]" * 300), None),
+    ],
+)
+async def test_what_is_no_unicode_takes_no_other_values_along(tmp_path, line, values):
+    (tmp_path / "in.jsonl").write_bytes(b'{"a": "sound"}\n' + line + b"\n")
+    _, found = rows(await open_source(tmp_path / "in.jsonl"))
+    assert found.values == values
+    assert f"{tmp_path}/in.jsonl:2: malformed JSON: " in found.fault
 
 
 async def test_reading_can_begin_at_any_row(tmp_path):
@@ -158,7 +177,7 @@ async def test_csv_with_damage(tmp_path):
         {"id": "1", "text": "two\nlines"},
         None,
         {"id": "3", "text": None},
-        None,
+        {"id": "4", "text": "\ufffd"},
         {"id": "5", "text": 'e "q"'},
     ]
     faults = [row.fault.removeprefix(str(path)) for row in rows if row.fault]

@@ -30,7 +30,7 @@ from penstock import env, private_files
 from penstock.batch.read.files import filesystem
 from penstock.batch.rows.row import Outcome
 from penstock.batch.write.state_files import checksum
-from penstock.errors import OutputError
+from penstock.errors import ConfigError
 
 FILE = "answers.sqlite"
 _AT_ONCE = 256
@@ -70,7 +70,7 @@ class AnswerDatabase:
     """The answers in `folder`, made if there is none: at most `most_bytes`, the oldest go first,
     and none older than `seconds`.
 
-    Raises `OutputError` if the folder cannot be made; nothing else raises.
+    Raises `ConfigError` if the folder cannot be made; nothing else raises.
     """
 
     def __init__(self, folder: Path, *, most_bytes: int, seconds: float) -> None:
@@ -84,7 +84,8 @@ class AnswerDatabase:
         try:
             private_files.make_folder(folder)
         except OSError as error:
-            raise OutputError(f"cache: {folder}: {error.strerror or error}") from error
+            why = f"{folder} cannot be made: {error.strerror or error}"
+            raise ConfigError(why, field="cache") from error
         self._guarded(self._open, None)
         self.trim()
 

@@ -57,8 +57,9 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     began = time.perf_counter()
     output = plan.output
     if isinstance(output, Output):
-        if plan.extras.keys is not None:
-            await plan.extras.keys.check(plan.source, plan.limit)
+        keys = plan.extras.keys
+        if keys is not None:
+            await keys.check(plan.source, plan.limit, None if plan.fresh else output.folder)
         tables = plan.form.tables(plan.source) if output.columnar else None
         if tables is not None:
             tables.check_storable()
@@ -68,7 +69,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
             keep_order=plan.keep_order,
             fresh=plan.fresh,
             retry_failed=plan.retry_failed,
-            incremental=plan.extras.keys is not None,
+            incremental=keys is not None,
+            earlier=None if keys is None else keys.earlier,
         )
         with contextlib.closing(state):
             if state.complete:
@@ -85,6 +87,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
                         plan.extras.report, plan.identity, counts, output.folder, generation
                     )
                 return RunResult(counts, output.path, already_complete=True)
+            if keys is not None:
+                keys.save(output.folder)
             result = await _durable(plan, output, tables, state, interrupts)
     else:
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
@@ -109,7 +113,8 @@ async def _durable(
         rows=done,
         errors=dict(journal.errors),
         left_out=journal.left_out,
-        resumed=done,
+        resumed=done - state.taken_over,
+        kept=state.taken_over,
         total=plan.total,
     )
 
@@ -125,10 +130,10 @@ async def _durable(
         memory = AnswerCache(output.folder, in_memory=plan.most_rows, key=state.manifest.key)
         answers = files.enter_context(contextlib.closing(memory))
         kept = None
-        if plan.extras.keys is not None and journal.kept_files():
+        if plan.extras.keys is not None and (earlier := journal.earlier_files()):
             kept = await asyncio.to_thread(
                 Kept,
-                journal.kept_files(),
+                earlier,
                 journal.key,
                 output.folder / INDEX,
                 failed=not plan.retry_failed,

@@ -4,27 +4,23 @@ by a key column) or shared with other jobs, and a report.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
 
 from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
 from penstock.batch.job.forms import check_unset
+from penstock.batch.job.keys import RowKeys
 from penstock.batch.read.files import is_url
-from penstock.batch.read.sources import Source, check_column, every_column, read_ahead
-from penstock.batch.rows.row import Row, RowForm
-from penstock.batch.values.plain import json_line
+from penstock.batch.read.sources import Source
+from penstock.batch.rows.row import RowForm
 from penstock.batch.write.outputs import Output
+from penstock.batch.write.places import check_place
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, InputError
+from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job
@@ -77,7 +73,7 @@ def _keys(
         raise ConfigError(
             "has no meaning for two models, whose sample is of one input", field="incremental"
         )
-    return RowKeys(job.key, whole=form.concludes)
+    return RowKeys(job.key, whole=form.concludes, on_error=job.on_error)
 
 
 def _cache(
@@ -127,73 +123,8 @@ def _report_place(report: str | os.PathLike[str] | None, source: Source, output:
     path = os.fspath(report)
     if is_url(path) or not path.lower().endswith((".html", ".htm")):
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path) or not os.path.isdir(folder):
-        why = "it is a directory" if os.path.isdir(path) else f"there is no directory {folder}"
-        raise ConfigError(f"cannot be written: {why}", field="report", value=path)
+    check_place(path, "report", replaced=True)
     state = output.folder.resolve() if isinstance(output, Output) else None
     if source.reads(path) or state in Path(path).resolve().parents:
         raise ConfigError(f"{path} lies in the input or in the job's state", field="report")
     return path
-
-
-_encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
-
-
-class RowKeys:
-    """The keys of rows: the values of `column`. `whole`: a row with any other value changed is
-    another row; otherwise only what is asked counts.
-    """
-
-    def __init__(self, column: str, *, whole: bool) -> None:
-        self.column = column
-        self._whole = whole
-
-    async def check(self, source: Source, limit: int | None) -> None:
-        """Read all keys. Raises `ConfigError` if there is no such column, `InputError` for a key
-        that is null or stands in two rows, by its row. Holds about 100 bytes a row meanwhile.
-        """
-        check_column(self.column, await every_column(source, (self.column,)), "key")
-        seen: dict[int, int] = {}
-        async with contextlib.aclosing(read_ahead(source, 0, limit, (self.column,))) as batches:
-            async for batch in batches:
-                for row in batch:
-                    if row.values is None:
-                        continue  # it cannot be read, and becomes an error row without any answer
-                    value = row.values.get(self.column)
-                    if _is_null(value):
-                        raise InputError(
-                            f"row {row.index} has no key: its column '{self.column}' is"
-                            f" {'empty' if value == '' else 'null'}"
-                        )
-                    first = seen.setdefault(_number(value), row.index)
-                    if first != row.index:
-                        raise InputError(
-                            f"rows {first} and {row.index} have the same key: column"
-                            f" '{self.column}' is {_shown(value)} in both"
-                        )
-
-    def mark(self, row: Row) -> None:
-        """Set the row's `key`; a row that cannot be read has none."""
-        values = row.values
-        if values is not None:
-            value = values.get(self.column)
-            row.key = _number((value, json_line(values)) if self._whole else value)
-
-
-def _is_null(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def _number(value: Any) -> int:
-    """56 bits that stand for a value. Those of a number are not those of its text."""
-    try:
-        data = _encode(value)
-    except (TypeError, ValueError, OverflowError):  # it holds half a character, or is very large
-        data = repr(value).encode(errors="backslashreplace")
-    return int.from_bytes(blake2b(data, digest_size=7).digest(), "little")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

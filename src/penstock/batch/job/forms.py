@@ -20,7 +20,6 @@ from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read.sources import Source, every_column
 from penstock.batch.rows.cascaded import CascadedAnswers
 from penstock.batch.rows.decisions import ColumnDecisions
-from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests, EngineForm, Template
 from penstock.batch.rows.row import RowForm
@@ -70,18 +69,21 @@ async def engine_rows(
         and job.audio is None
         and job.speak is None
         and asked is None
-        and (source.first is None or are_lines(source.first))
     ):
-        check_unset(
-            job,
-            _ROW_OPTIONS | SAMPLING,
-            "has no meaning for OpenAI batch lines, whose bodies say what is asked",
-        )
-        if isinstance(output, Output) and output.form != "jsonl":
-            raise ConfigError(
-                "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
+        # Late: the forms of all endpoints come with it.
+        from penstock.batch.rows.openai_lines import OpenAILines, are_lines
+
+        if source.first is None or are_lines(source.first):
+            check_unset(
+                job,
+                _ROW_OPTIONS | SAMPLING,
+                "has no meaning for OpenAI batch lines, whose bodies say what is asked",
             )
-        return OpenAILines(model=engines[0].model_source, created=0), None
+            if isinstance(output, Output) and output.form != "jsonl":
+                raise ConfigError(
+                    "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
+                )
+            return OpenAILines(model=engines[0].model_source, created=0), None
     common: dict[str, Any] = {
         "prefix": job.result_prefix,
         "values_for": _values_for(source, output),

@@ -27,11 +27,13 @@ from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.disk.sources import adapter_path
 from penstock.engines.supervisor import Supervisor, supervisor_of
 from penstock.errors import (
+    ConfigError,
     EngineDeadError,
     EngineError,
     JobError,
     PenstockError,
     QuarantinedError,
+    RequestError,
     class_and_text,
 )
 from penstock.types import ChatRequest
@@ -98,7 +100,8 @@ class Pipeline:
     async def outcome(self, row: Row) -> Outcome | None:
         """The row's outcome, good or bad; None if the job ends before it has had its attempts.
 
-        Raises `JobError` if there is no use in going on.
+        Raises `JobError` if there is no use in going on, `ConfigError` for an option of the job
+        that this engine refuses.
         """
         tries = Tries()
         began = time.perf_counter_ns()
@@ -110,6 +113,8 @@ class Pipeline:
         except PenstockError as error:
             if self.ending and error.retryable:
                 return None  # it gets its attempts when the job resumes
+            if isinstance(error, RequestError) and error.param in self._form.job_params:
+                raise ConfigError(str(error), field=error.param) from error
             outcome = self._form.failure(row, error, tries.stage, tries.count)
         finally:
             self._counts.engine_calls += tries.count

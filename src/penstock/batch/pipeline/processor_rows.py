@@ -177,7 +177,7 @@ class ProcessorRows(RowForm):
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
-        if row.values is None or row.earlier is not None:
+        if row.values is None or row.fault is not None or row.earlier is not None:
             return
         try:
             values = dict(row.values)  # which may be changed, too

@@ -34,6 +34,7 @@ from penstock.errors import (
     ConfigError,
     JobError,
     PenstockError,
+    RequestError,
     UserCodeError,
     class_and_text,
     text_of,
@@ -64,6 +65,9 @@ class StagePool:
         self._count = workers({"concurrency": concurrency} | stage.map_batches_kwargs, name)
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
+        # Penstock's own raise for themselves, and some take one column or another.
+        own = stage.fn.__module__.startswith("penstock.")
+        self._needed = frozenset(() if own else stage.get_required_input_keys())
         self.capacity = 0
         self.places: asyncio.Semaphore | None = None
         """Bounds the rows inside to `capacity`. None before the start, and where the caller keeps
@@ -110,6 +114,9 @@ class StagePool:
 
     async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
         """The columns that the stage adds to the row. Raises `PenstockError`."""
+        if not self._needed <= row.keys():
+            missing = min(self._needed - row.keys())
+            raise RequestError(f"the row has no column '{missing}', which {self.name} needs")
         if self.places is not None:
             await self.places.acquire()
         worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)

@@ -6,6 +6,7 @@ that of servers which have it. Its lines are bodies of the Messages API
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Collection
 from datetime import datetime
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from penstock.batch.provider.ledger import Batch
 from penstock.errors import ConfigError, RequestError, UnsupportedError, UpstreamError
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers
+from penstock.openai.image_parts import UNKNOWN_KIND, data_in, is_data_uri, kind_of
 from penstock.openai.responses import usage_in
 from penstock.openai.tools import content_text
 from penstock.types import (
@@ -148,13 +150,18 @@ def _block(part: dict[str, Any]) -> dict[str, Any]:
     if kind == "image_url":
         image = part.get("image_url")
         url = str(image.get("url") if isinstance(image, dict) else image)
-        head, comma, data = url.partition(";base64,")
-        if comma and head.startswith("data:"):
-            source = {"type": "base64", "media_type": head.removeprefix("data:"), "data": data}
-        else:
-            source = {"type": "url", "url": url}
-        return {"type": "image", "source": source}
+        return {"type": "image", "source": _source(url)}
     raise UnsupportedError(f"Anthropic's API takes no {kind}", param="messages")
+
+
+def _source(url: str) -> dict[str, Any]:
+    if not is_data_uri(url):
+        return {"type": "url", "url": url}
+    data = data_in(url, "messages")
+    kind = kind_of(data)
+    if kind == UNKNOWN_KIND:
+        kind = url[5:].partition(",")[0].partition(";")[0]
+    return {"type": "base64", "media_type": kind, "data": b64encode(data).decode()}
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:

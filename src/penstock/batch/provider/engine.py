@@ -113,7 +113,7 @@ class BatchApiEngine(LLMEngine):
         try:
             await self._api.open()
         except ConfigError as error:
-            raise EngineStartError(str(error)) from None
+            raise EngineStartError(str(error)) from error
         self.capabilities: Capabilities = self._api.capabilities
         ledger = Ledger(*self._state)
         ledger.open()

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -142,6 +142,16 @@ class DataFile:
             raise InputError(f"{self.path}: unknown extension; known are {KNOWN}. {way}")
         return form
 
+    def ends_line(self, size: int) -> bool:
+        """Whether the first `size` bytes are lines of plain text, the last one with its end."""
+        if is_url(self.path) or self.form not in ("jsonl", "csv") or size <= 0:
+            return False
+        if self.path.lower().endswith(COMPRESSED):
+            return False
+        with reading(self.path), self.open_stored() as content:
+            content.seek(size - 1)
+            return content.read(1) == b"\n"
+
     def open(self) -> BinaryIO:
         """Open for reading, decompressed. Raises `InputError`."""
         with reading(self.path):
@@ -271,16 +281,30 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any] | None:
     Of URLs, and of more than 1 GiB in all, not the content counts but the time of change, and the
     head and tail of the first 64 files.
     """
-    digest = blake2b(digest_size=16)
     sizes = [file.size() for file in files]
+    digest = _digest(files, sizes)
+    if digest is None:
+        return None
+    return {
+        "input": printable(os.path.basename(_name(pattern).rstrip("/")) or pattern),
+        "input files": len(files),
+        "input bytes": sum(size or 0 for size in sizes),
+        "input digest": digest,
+    }
+
+
+def _digest(files: Sequence[DataFile], sizes: Sequence[int | None]) -> str | None:
+    """That of a fingerprint, of so many first bytes of each file."""
+    digest = blake2b(digest_size=16)
     total = sum(size or 0 for size in sizes)
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
         name = os.path.basename(_name(file.path))
         digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
-        if total <= _HASHED_BYTES and not is_url(file.path):
+        if total <= _HASHED_BYTES and size is not None and not is_url(file.path):
             with reading(file.path), file.open_stored() as content:
-                while block := content.read(1 << 20):
+                while block := content.read(min(size, 1 << 20)):
                     digest.update(block)
+                    size -= len(block)
             continue
         changed = file.changed()
         if size is None and not changed:
@@ -288,12 +312,7 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any] | None:
         digest.update(f"{changed}\0".encode())
         if size is not None and number < _SAMPLED_FILES:
             digest.update(file.sample(size))
-    return {
-        "input": printable(os.path.basename(_name(pattern).rstrip("/")) or pattern),
-        "input files": len(files),
-        "input bytes": total,
-        "input digest": digest.hexdigest(),
-    }
+    return digest.hexdigest()
 
 
 class FileSource(Source):
@@ -303,6 +322,26 @@ class FileSource(Source):
         self.name = name
         self._files = files
         self.fingerprint = fingerprint(name, files)
+
+    def begins_with(self, known: Mapping[str, Any], *, sound_end: bool) -> bool:
+        if known == self.fingerprint:
+            return True
+        files = self._files[: known.get("input files", 0)]
+        sizes = [file.size() or 0 for file in files]
+        more = sum(sizes) - known.get("input bytes", 0)
+        if not files or self.fingerprint is None or more < 0:
+            return False
+        if more:  # the last of these files has grown, by whole lines if by any
+            last = files[-1]
+            sizes[-1] -= more
+            if not (sound_end and last.ends_line(sizes[-1])):
+                return False
+        beginning = {
+            "input files": len(files),
+            "input bytes": sum(sizes),
+            "input digest": _digest(files, sizes),
+        }
+        return known == {**self.fingerprint, **beginning}
 
     def reads(self, path: str) -> bool:
         """Whether writing to `path` touches the files, or gives `find` more to find."""

@@ -83,6 +83,12 @@ class Source:
         """
         return self.columns
 
+    def begins_with(self, known: Mapping[str, Any], *, sound_end: bool) -> bool:
+        """Whether the data of this fingerprint are the first rows of these. `sound_end`: its last
+        row could be read.
+        """
+        return known == self.fingerprint
+
     def reads(self, path: str) -> bool:
         """Whether the file at `path` is part of this data."""
         return False

@@ -1,6 +1,7 @@
 """Rows from JSON lines and CSV, read as streams: as they come, in bounded memory, in UTF-8 only.
 
-A damaged line or record becomes a faulty row that names its file and line.
+A damaged line or record becomes a faulty row that names its file and line. It has its values where
+only some text in it is no Unicode.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import codecs
 import csv
 import io
 import itertools
+import json
 import re
 import sys
 import threading
@@ -37,6 +39,7 @@ MAX_LINE = 1 << 27
 _BLOCK = 1 << 18
 _OLD_LINE_END = re.compile(rb"\r[^\n]")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
+_LONE = re.compile("[\ud800-\udfff]")
 _PREVIEW_ROWS = 64
 _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
@@ -117,7 +120,7 @@ def _parsed(blocks: Iterable[_Block], start: int = 0) -> Iterator[Row]:
                     yield Row(index, None, f"{path}:{number}: {TOO_DEEP}", len(line))
                 except ValueError:
                     fault = f"{path}:{number}: malformed JSON: {json_fault(line)}"
-                    yield Row(index, None, fault, len(line))
+                    yield Row(index, _mended(line), fault, len(line))
                 else:
                     size = len(line)
                     if not isinstance(values, dict):
@@ -131,6 +134,18 @@ def _parsed(blocks: Iterable[_Block], start: int = 0) -> Iterator[Row]:
                     else:
                         yield Row(index, values, None, size)
             index += 1
+
+
+def _mended(line: bytes) -> dict[str, Any] | None:
+    """The object of a line, with U+FFFD for what is no Unicode; None if more is wrong with it."""
+    if len(line) > _BLOCK:
+        return None
+    try:
+        text = json.dumps(json.loads(line.decode(errors="replace")), ensure_ascii=False)
+        values = msgspec.json.decode(_LONE.sub("\ufffd", text))
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and not is_too_deep(values) else None
 
 
 def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
@@ -196,22 +211,25 @@ class Csv(FileSource):
         self.first = first_of(preview)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        return batched(itertools.islice(self._read(), start, None))
+        return batched(self._read(start))
 
-    def _read(self) -> Iterator[Row]:
-        index = itertools.count()
+    def _read(self, start: int) -> Iterator[Row]:
+        numbers = itertools.count()
         for file in self._files:
             with file.open() as stream:
                 records = _records(stream, file.path)
                 header = _header(records, file.path)
                 for line, fields, fault in records:
-                    if fault is None and len(fields) > len(header):
-                        fault = f"{len(fields)} fields where the header has {len(header)}"
-                    if fault is not None:
-                        yield Row(next(index), None, f"{file.path}:{line}: {fault}")
+                    if (index := next(numbers)) < start:
                         continue
-                    values: dict[str, Any] = dict(itertools.zip_longest(header, fields))
-                    yield Row(next(index), values, None, sum(map(len, fields)))
+                    values: dict[str, Any] | None = None
+                    if len(fields) > len(header):
+                        fault = f"{len(fields)} fields where the header has {len(header)}"
+                    elif fields:
+                        values = dict(itertools.zip_longest(header, fields))
+                    if fault is not None:
+                        fault = f"{file.path}:{line}: {fault}"
+                    yield Row(index, values, fault, sum(map(len, fields)))
             file.check_unchanged()
 
 
@@ -265,8 +283,11 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                         fault += f"; lines {begin} to {last}, with all rows there, are lost to it"
                     yield begin, [], fault
                     continue
-                if fields:
-                    yield reader.line_num, fields, None if _is_sound(fields) else "invalid UTF-8"
+                if fields and _is_sound(fields):
+                    yield reader.line_num, fields, None
+                elif fields:
+                    mended = [_LONE.sub("\ufffd", field) for field in fields]
+                    yield reader.line_num, mended, "invalid UTF-8"
 
 
 class _TooLongError(Exception):

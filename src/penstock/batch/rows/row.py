@@ -64,14 +64,14 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 class Row(Struct, eq=False):
     """One row of a data set.
 
-    `values` is None, and `fault` says why, where the row could not be read. `batch` and `offset`
-    point to the row's Arrow form where it has one, so that columns pass through without a change of
-    type. `request`, `digest` and `prefix` are set when the row's request has been made: `digest`
-    names the request (16 bytes), `prefix` sorts rows that share the start of a prompt next to each
-    other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
-    row failed in the processor that it comes from. `longest` is how many tokens its answer may
-    have, 0 where no limit is set. `images` are the URIs of its images, where those were loaded.
-    `key` stands for its key column in an incremental job, 0 in others.
+    `fault` says why the row could not be read; `values` is None then, or holds what could. `batch`
+    and `offset` point to the row's Arrow form where it has one, so that columns pass through
+    without a change of type. `request`, `digest` and `prefix` are set when the row's request has
+    been made: `digest` names the request (16 bytes), `prefix` sorts rows that share the start of a
+    prompt next to each other. `failure` is why it could not be made, where that was found out
+    ahead, `earlier` why the row failed in the processor that it comes from. `longest` is how many
+    tokens its answer may have, 0 where no limit is set. `images` are the URIs of its images, where
+    those were loaded. `key` stands for its key column in an incremental job, 0 in others.
     """
 
     index: int
@@ -147,8 +147,9 @@ class RowForm(ABC):
     result columns, objects taken apart. `preparing` names the stage of rows that cannot be
     prepared. `concludes`: a row's outcome is more than that of its request. `by_length`: rows of
     about equal length are asked together. `json_ready`: output rows hold what `values.for_json`
-    makes. `kind` is the form's name in a job's identity. `created` is when the job began, in Unix
-    seconds.
+    makes. `job_params` are parameters that all rows have alike: where an engine refuses one, it
+    does so for the job. `kind` is the form's name in a job's identity. `created` is when the job
+    began, in Unix seconds.
     """
 
     columns: tuple[str, ...] | None = None
@@ -158,6 +159,7 @@ class RowForm(ABC):
     concludes: bool = False
     by_length: bool = False
     json_ready: bool = True
+    job_params: tuple[str, ...] = ()
     kind: str = "columns"
     created: int = 0
 

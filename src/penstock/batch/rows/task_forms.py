@@ -57,6 +57,7 @@ class ColumnVectors(ColumnRequests):
     """
 
     kind = "embeddings"
+    job_params = ("dimensions",)
     by_length = True
 
     def __init__(
@@ -102,8 +103,10 @@ class ColumnVectors(ColumnRequests):
         for vector in vectors:
             self._width = self._width or len(vector)
             if len(vector) != self._width:
-                wanted = "dimensions asks for" if self._asked.dimensions else "others have"
-                raise RequestError(f"the vector has {len(vector)} numbers; {wanted} {self._width}")
+                param = "dimensions" if self._asked.dimensions else None
+                wanted = f"{param} asks for" if param else "others have"
+                why = f"the vector has {len(vector)} numbers; {wanted} {self._width}"
+                raise RequestError(why, param=param)
         packed = b"".join(pack(vector, self._type) for vector in vectors)
         several = len(vectors) if self._kind == "multi" else None
         return Outcome(response=b64encode(packed).decode(), usage=found.usage, parsed=several)
@@ -182,6 +185,7 @@ class ColumnTranscripts(ColumnRequests):
     """
 
     kind = "transcripts"
+    job_params = ("language",)
 
     def __init__(
         self, *, audio: str, asked: TranscriptionRequest, prefix: str = "", **options: Any
@@ -262,6 +266,7 @@ class ColumnSpeech(ColumnRequests):
     """
 
     kind = "speech"
+    job_params = ("voice",)
 
     def __init__(
         self,

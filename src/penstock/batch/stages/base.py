@@ -100,8 +100,8 @@ class StatefulStage:
         self.map_batches_kwargs = dict(map_batches_kwargs or {})
 
     def get_required_input_keys(self) -> dict[str, str]:
-        """The columns that every row must have, each with its meaning. It is `process` that raises
-        for one without.
+        """The columns that every row must have, each with its meaning. One without becomes an error
+        row; for a worker of Penstock's own it is `process` that raises.
         """
         return dict(self._required)
 

@@ -8,7 +8,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote
@@ -18,7 +17,6 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
-from penstock.http.standard import content_at
 from penstock.openai.image_parts import IMAGE_PARTS, content_of, given_in, is_data_uri, part_with
 from penstock.openai.requests import check_messages
 
@@ -70,7 +68,7 @@ class Loader:
             raise RequestError(
                 f"{what} {_short(source)} was not loaded within {self._timeout:g} s", param=what
             ) from None
-        except (OSError, ValueError, HTTPException) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
             raise RequestError(
                 f"{what} {_short(source)} cannot be loaded: {reason}", param=what
@@ -88,6 +86,8 @@ class Loader:
         if is_data_uri(source):
             return content_of(source)
         if source.startswith(("http://", "https://")):
+            from penstock.http.standard import content_at  # late: most jobs read no URL
+
             return content_at(source, self._timeout, self._most + 1)
         if source.startswith("file://"):
             source = unquote(source.removeprefix("file://"))

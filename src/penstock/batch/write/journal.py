@@ -85,8 +85,8 @@ class Journal:
     anything else.
 
     `write` is `os.write`, for tests to fail. `key` is the job's own, `check` raises if the job's
-    lock is lost. `keeps`: the records of rows stay when a part has them. Writing raises
-    `OutputError`.
+    lock is lost. `keeps`: the records of rows stay when a part has them, and the parts when the job
+    is complete. Writing raises `OutputError`.
     """
 
     def __init__(
@@ -176,6 +176,11 @@ class Journal:
             self.load()
             self.damage = damage
         self.sweep({part.file for part in sound})
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all committed parts are there as they were written."""
+        return not (self._list.damaged_files(self._list.read()) or self._list.lost)
 
     def check_parts(self) -> None:
         """Raises `JobError` if a committed part is damaged."""
@@ -289,6 +294,13 @@ class Journal:
         ]
         return [(path, path.with_name(f"rows{path.name[4:]}")) for _, path in sorted(found)]
 
+    def earlier_files(self) -> list[tuple[Path, Path]]:
+        """Of `kept_files` those that may have answers which are in no part: not this generation's
+        own, unless parts of it were damaged.
+        """
+        own = f"kept-{self.generation}-"
+        return [file for file in self.kept_files() if self.damage or own not in file[0].name]
+
     def answer_files(self) -> list[tuple[Path, Path]]:
         """As `kept_files`, and then those that are not shelved yet."""
         return [*self.kept_files(), *((path, path) for path in self._rows_files())]
@@ -312,13 +324,15 @@ class Journal:
 
     def sweep(self, parts: set[str] | None = None) -> None:
         """Remove what earlier runs left and nobody needs: of a complete job all but the list of
-        parts and its own kept rows, else all but `parts` and what is journaled or kept.
+        parts and, of an incremental one, these and its own kept rows; else all but `parts` and what
+        is journaled or kept.
         """
         needed = {self._list.path.name}
         kept = [path.name for path, _ in self.kept_files()]
         if parts is None:
             # What is complete has copied what it needs of earlier ones.
             needed.update(name for name in kept if name.startswith(f"kept-{self.generation}-"))
+            needed.update(part.file for part in self._list.read() if self._keeps)
         else:
             rows = (path.name for path in self._rows_files())
             needed |= {*parts, *kept, "answers.bin", BATCHES, *rows}

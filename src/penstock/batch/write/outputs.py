@@ -22,6 +22,7 @@ from penstock.batch.read.folders import STATE_END
 from penstock.batch.write import text
 from penstock.batch.write.manifest import Stamp
 from penstock.batch.write.parts import Segment
+from penstock.batch.write.places import check_place
 from penstock.batch.write.state_files import checksum_of, remove, sync_folder, writing
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
 
@@ -123,21 +124,23 @@ class Output:
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
     def check_replaceable(self) -> None:
-        """Raise `OutputError` for a directory with Parquet files that no job wrote: the new ones
+        """Raise `ConfigError` for a directory with Parquet files that no job wrote: the new ones
         beside them would be a mix, and to remove them is not for a job to do.
         """
         if self.form != "dataset":
             return
         other = next((name for name, *_ in self.stamp() if not _PART.fullmatch(name)), None)
         if other == "":
-            raise OutputError(
+            raise ConfigError(
                 f"{self.path} is to be a directory, and a file stands there; remove it, or give"
-                " another directory"
+                " another directory",
+                field="output",
             )
         if other is not None:
-            raise OutputError(
+            raise ConfigError(
                 f"{self.path} holds {other}, which is not the output of a job and not replaced;"
-                " remove it, or give another directory"
+                " remove it, or give another directory",
+                field="output",
             )
 
     def prepare(self) -> None:
@@ -145,9 +148,9 @@ class Output:
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
-            _check_place(self.path, "output")
+            check_place(self.path, "output", replaced=True, directory=True)
         if self.dead_letter is not None:
-            _check_place(self.dead_letter, "dead_letter")
+            check_place(self.dead_letter, "dead_letter", replaced=True, directory=True)
         try:
             if not private_files.make_folder(self.folder):
                 private_files.close_to_others(self.folder)
@@ -262,16 +265,6 @@ class Output:
         else:
             fs.put_file(str(made), path)
         remove(made)
-
-
-def _check_place(path: str, field: str) -> None:
-    parent = os.path.dirname(path.rstrip("/")) or "."
-    if not os.path.isdir(parent):
-        raise ConfigError(f"{path}: there is no directory {parent}", field=field, value=path)
-    if not os.access(parent, os.W_OK):
-        closed = os.statvfs(parent).f_flag & os.ST_RDONLY
-        why = f"{parent} is read-only" if closed else f"no permission to write in {parent}"
-        raise ConfigError(f"{path}: {why}", field=field, value=path)
 
 
 def _link(source: str, target: Path) -> None:

@@ -18,7 +18,7 @@ from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
 from penstock.batch.write.state_files import LOCK_FILE, Lock, checksum_of, remove, writing
-from penstock.errors import JobError, OutputError, printable
+from penstock.errors import ConfigError, JobError, OutputError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 class State:
     """A job's manifest and journal, held by this process until `close`.
 
-    Made by `open`. `complete` says that there is nothing to do.
+    Made by `open`. `complete` says that there is nothing to do. `taken_over` are the rows of an
+    earlier input that this run goes on after.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class State:
         self.manifest = manifest
         self.keep_order = keep_order
         self.incremental = incremental
+        self.taken_over = 0
         self._lock = lock
         self.journal = self._journal()
 
@@ -55,14 +57,16 @@ class State:
         fresh: bool,
         retry_failed: bool,
         incremental: bool = False,
+        earlier: Mapping[str, Any] | None = None,
     ) -> State:
         """Take up the job in the output's state directory, or begin it.
 
         `fresh` discards what is there; `retry_failed` strikes out the failed rows, which then run
-        again. `incremental` takes a changed input, and keeps what was answered of the earlier one.
-        The rows of damaged parts run again too, and the log says so. Raises `OutputError`
-        for an output of other origin, `JobMismatchError` for another job's, `JobError` if another
-        process holds it or if more is damaged.
+        again. `incremental` takes a changed input, and keeps what was answered of the earlier one;
+        `earlier` is the fingerprint of one with which the input begins.
+        The rows of damaged parts run again too, and the log says so. Raises `ConfigError`
+        for an output of other origin, `JobMismatchError` for another job's, `OutputError` for one
+        that was changed, `JobError` if another process holds it or if more is damaged.
         """
         folder = output.folder
         job = manifests.normal(job)
@@ -83,7 +87,7 @@ class State:
                         # be the same.
                         begun = _begin(output, job, fresh=fresh, before=state.manifest)
                         state = cls(output, begun, lock, **order)
-                renewed = incremental and state._renew(job, failed_again=retry_failed)
+                renewed = incremental and state._renew(job, earlier, failed_again=retry_failed)
                 state.manifest.require(job, output.path)
                 if state.complete:
                     if not output.exists():
@@ -201,9 +205,11 @@ class State:
             keeps=self.incremental,
         )
 
-    def _renew(self, job: Mapping[str, Any], *, failed_again: bool) -> bool:
-        """Begin the next generation for another input, with nothing done and all answers kept.
-        Returns whether it was needed.
+    def _renew(
+        self, job: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, failed_again: bool
+    ) -> bool:
+        """Go on after the rows of the earlier input, where this one's begin with these. Else begin
+        the next generation, with nothing done and all answers kept. Returns whether it was needed.
 
         Raises `JobMismatchError` where more than the input differs.
         """
@@ -213,9 +219,11 @@ class State:
             return False
         _check_renewable(self.output, manifest, job, self.journal.rows)
         self._check_place()
-        self.journal.shelve()
+        goes_on = not failed_again and self._has_grown(job, earlier)
+        if not goes_on:
+            self.journal.shelve()
+            manifest.generation += 1
         manifest.job = dict(job)
-        manifest.generation += 1
         manifest.published = {
             which: manifest.known(which) or []
             for which in {**manifest.published, **manifest.placing}
@@ -224,10 +232,29 @@ class State:
         manifest.result = {}
         manifest.status = "running"
         manifest.save(self.output.folder)
-        self.journal = self._journal()
-        self.journal.load()
-        self.journal.mend()
+        if goes_on:
+            self.taken_over = len(self.journal.done)
+        else:
+            self.journal = self._journal()
+            self.journal.load()
+            self.journal.mend()
         return True
+
+    def _has_grown(self, job: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
+        """Whether the job is complete, nothing but more rows has come at the end of its input, and
+        the parts of its output are sound. `earlier`: what the input begins with.
+        """
+        before = self.manifest.job
+        free = {name for name in {**before, **job} if name.startswith("input") or name == "limit"}
+        journal, limit = self.journal, job.get("limit")
+        if not self.complete or set(self.manifest.differences(job)) - free:
+            return False
+        if earlier != {name: before[name] for name in before if name.startswith("input")}:
+            return False
+        journal.load()
+        done = len(journal.done)
+        whole = done == self.manifest.result["rows"] and (limit is None or done <= limit)
+        return whole and journal.is_sound
 
     @property
     def _has_failed(self) -> bool:
@@ -329,15 +356,17 @@ def _check_renewable(output: Output, manifest: Manifest, job: Mapping[str, Any],
 
 
 def _check_new(output: Output) -> None:
-    """Raise `OutputError` or `JobError` if a new job would write over files or results."""
+    """Raise `ConfigError` or `JobError` if a new job would write over files or results."""
     if output.exists():
-        raise OutputError(
-            f"{output.path} exists and is not the output of this job; --fresh replaces it"
+        raise ConfigError(
+            f"{output.path} exists and is not the output of this job; --fresh replaces it",
+            field="output",
         )
     letters = output.dead_letter
     if letters is not None and os.path.lexists(letters):
-        raise OutputError(
-            f"{letters} exists and has no dead letters of this job; --fresh replaces it"
+        raise ConfigError(
+            f"{letters} exists and has no dead letters of this job; --fresh replaces it",
+            field="dead_letter",
         )
     kept = output.folder.iterdir() if output.folder.is_dir() else ()
     begun = (LOCK_FILE, f"{manifests.FILE}.tmp")  # a job that was killed at once leaves these
@@ -376,7 +405,7 @@ def _begin(
     """The manifest of a new job, in a state directory that holds nothing else.
 
     What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
-    Raises `OutputError` if it cannot be.
+    Raises `ConfigError` if it cannot be.
     """
     if fresh:
         output.check_replaceable()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from http.client import HTTPException
 
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import RequestError
@@ -71,7 +70,7 @@ async def _file(image: str | bytes, options: OpenVINOOptions) -> bytes:
         raise RequestError(
             f"the image {shown} was not loaded within {options.image_timeout_s:g} s", param=_PARAM
         ) from None
-    except (OSError, ValueError, HTTPException) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise RequestError(f"the image {shown} cannot be loaded: {reason}", param=_PARAM) from None
     return data

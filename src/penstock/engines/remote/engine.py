@@ -103,7 +103,7 @@ class RemoteEngine(LLMEngine):
                 for number, server in enumerate(self._servers)
             ]
         except ConfigError as error:
-            raise EngineStartError(str(error)) from None
+            raise EngineStartError(str(error)) from error
         upstreams = Upstreams(
             members,
             make_policy(self.options.routing),
