@@ -7,12 +7,15 @@ literals, bounds, unions.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import operator
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import inspect
 
 _MOST_OF_FLOATS = sys.float_info.max
@@ -27,6 +30,9 @@ _KINDS: tuple[tuple[Any, str, Any], ...] = (
     (_LISTS, "a list", list | tuple | set | frozenset),
 )
 """msgspec's type of a field, its name for people, the values that it takes."""
+
+
+_READ: dict[Any, Any] = {inspect.BoolType: bool, inspect.IntType: int, inspect.FloatType: float}
 
 
 class Mismatch(NamedTuple):
@@ -53,6 +59,32 @@ def mismatch(form: Any, value: Any) -> Mismatch:
     return _search(inspect.type_info(form), value, "") or Mismatch(
         "", "does not have the right form", value
     )
+
+
+def loosened(form: Any, value: Any) -> Any:
+    """`value` with numbers and booleans where `form` has them and `value` has their texts ("64",
+    "true"), 64.0 for an integer, or 0 and 1 for a boolean. What cannot be read so stays.
+    """
+    return _loosened(inspect.type_info(form), value)
+
+
+def _loosened(kind: Any, value: Any) -> Any:
+    parts = _either(kind)
+    for part in parts:
+        if isinstance(part, inspect.StructType) and isinstance(value, Mapping):
+            types = {field.encode_name: field.type for field in part.fields}
+            return {n: _loosened(types[n], v) if n in types else v for n, v in value.items()}
+        if isinstance(part, inspect.DictType) and isinstance(value, Mapping):
+            return {name: _loosened(part.value_type, inner) for name, inner in value.items()}
+        if isinstance(part, _LISTS) and isinstance(value, list | tuple):
+            return [_loosened(part.item_type, inner) for inner in value]
+    if not any(_is(part, value) for part in parts):
+        for part in parts:
+            with contextlib.suppress(KeyError, msgspec.ValidationError):
+                read = msgspec.convert(value, _READ[type(part)], strict=False)
+                if math.isfinite(read):
+                    return read
+    return value
 
 
 def _excerpt(value: Any) -> str:
