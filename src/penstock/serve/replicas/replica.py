@@ -341,7 +341,8 @@ class ReplicaServer:
     @property
     def info(self) -> ReplicaInfo:
         host, port = self._socket.getsockname()[:2]
-        return ReplicaInfo(self.id, host, port, self.model.card().context_length)
+        reads = self._is_own or self.server.engine.reads_headers
+        return ReplicaInfo(self.id, host, port, self.model.card().context_length, reads)
 
     @property
     def ongoing(self) -> int:
