@@ -341,7 +341,7 @@ class ReplicaServer:
     @property
     def info(self) -> ReplicaInfo:
         host, port = self._socket.getsockname()[:2]
-        reads = self._is_own or self.server.engine.reads_headers
+        reads = self._is_own or self.server.engine.in_rays_form
         return ReplicaInfo(self.id, host, port, self.model.card().context_length, reads)
 
     @property
