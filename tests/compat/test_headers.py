@@ -12,6 +12,7 @@ pytest.importorskip("pydantic")
 from penstock.serve import LLMServer, OpenAiIngress
 from penstock.serve.compat.forms import RawRequestInfo
 from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.handle import CLIENT_HEADER
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.openai_api_models import ChatCompletionResponse
 from replica_cluster import config
@@ -55,6 +56,18 @@ async def test_a_server_in_the_ingresss_process(keys):
         assert (await client.post("/v1/chat/completions", json=CHAT, headers=GIVEN)).is_success
     assert Reading.seen["x-team"] == "blue"
     assert Reading.seen.get("authorization") == (None if keys else "Bearer secret")
+    await model.stop()
+
+
+async def test_a_client_passes_on_no_headers_of_another_one():
+    model: Any = build_local_handles([config(server_cls=Reading)])["m"]
+    app: Any = OpenAiIngress({"m": model})
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        forged = {"x-user": "me", f"{CLIENT_HEADER}x-user": "admin"}
+        assert (await client.post("/v1/chat/completions", json=CHAT, headers=forged)).is_success
+    assert Reading.seen["x-user"] == "me"
     await model.stop()
 
 

@@ -14,6 +14,7 @@ from penstock.serve import LLMServer, OpenAiIngress as OwnIngress
 from penstock.serve.api.ingress import made_ingress
 from penstock.serve.compat import server as server_module
 from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.handle import CLIENT_HEADER
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
 from penstock.serve.replicas.runtime import InMemoryStore
@@ -124,9 +125,11 @@ async def test_it_gets_the_clients_headers_but_no_key_of_the_ingress(pair, keys)
     server, model = pair
     ingress = OwnIngress({"m": model}, settings=HttpSettings(api_keys=frozenset(keys)))
     given = {"x-team": "blue", "authorization": "Bearer secret", "x-request-id": "mine"}
+    given[f"{CLIENT_HEADER}x-user"] = "forged"
     async with client_of(ingress) as client:
         assert (await client.post("/v1/chat/completions", json=CHAT, headers=given)).is_success
     assert server.headers["x-team"] == "blue"
+    assert "x-user" not in server.headers
     assert server.headers["x-request-id"].startswith("mine")
     assert server.headers.get("authorization") == (None if keys else "Bearer secret")
 

@@ -80,7 +80,9 @@ class IngressState:
         self.traffic: Traffic | None = None
         """The requests as they pass, if there is a console that shows them."""
         self.is_replica = False
-        """Whether other ingresses are in front, which store for it."""
+        """Whether ingresses or servers of ours are in front, which store for it, and which pass on
+        the headers of clients.
+        """
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
         """Gives headers for every reply."""
         self.draining = False
@@ -250,10 +252,12 @@ class Exchange:
 
     def client_headers(self) -> dict[str, str]:
         """The client's headers, without a key that was meant for the ingress."""
-        given, cut = self.request.headers, len(CLIENT_HEADER)
-        passed = {name[cut:]: one for name, one in given.items() if name.startswith(CLIENT_HEADER)}
-        checked = KEY_HEADERS if self.ingress.settings.api_keys else ()
-        return passed or {name: one for name, one in given.items() if name not in checked}
+        given, settings = self.request.headers.items(), self.ingress.settings
+        if self.ingress.is_replica:
+            cut = len(CLIENT_HEADER)
+            return {name[cut:]: one for name, one in given if name.startswith(CLIENT_HEADER)}
+        checked = KEY_HEADERS if settings.api_keys or settings.admin_keys else ()
+        return {name: one for name, one in given if name not in checked}
 
     async def find(self, model: str) -> Target:
         """As `target`, whatever the request's class."""
