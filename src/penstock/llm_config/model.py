@@ -219,7 +219,7 @@ class DeploymentConfig(Items, kw_only=True):
     request_router_config: Any = None
     gang_scheduling_config: Any = None
     backpressure_config: Any = None
-    rolling_update_percentage: float | None = None
+    rolling_update_percentage: Annotated[float, Meta(gt=0, le=1)] | None = None
     max_surge_percent: Annotated[int, Meta(ge=0)] | None = None
     version: str | None = None
     placement_group_bundles: Any = None
