@@ -40,9 +40,9 @@ def test_determinism_where_it_cannot_be_had(given, told):
 
 
 def test_an_engine_is_told_no_task():
-    same = {"task_type": "embed", "engine_kwargs": {"task_type": "embed", "seed": 1}}
-    assert vLLMEngineProcessorConfig(model_source="m", **same).engine_kwargs == {"seed": 1}
-    assert same["engine_kwargs"] == {"task_type": "embed", "seed": 1}
+    given = {"task_type": "embed", "seed": 1}
+    made = vLLMEngineProcessorConfig(model_source="m", task_type="embed", engine_kwargs=given)
+    assert (made.engine_kwargs, given) == ({"seed": 1}, {"task_type": "embed", "seed": 1})
     with pytest.raises(ConfigError, match=r"engine_kwargs.task_type: .* which is 'generate'"):
         vLLMEngineProcessorConfig(model_source="m", engine_kwargs={"task_type": "embed"})
     with pytest.raises(ConfigError, match=r"engine_kwargs.task: "):
