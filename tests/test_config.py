@@ -231,6 +231,15 @@ def test_wrong_types_name_the_value():
         parse_options(DeploymentConfig, {"max_ongoing_requests": "x"}, "deployment")
 
 
+def test_a_fault_beside_a_number_as_text_is_the_one_that_is_told():
+    given = {"max_ongoing_requests": "8", "autoscaling_config": {"min_replicas": "-1"}}
+    with pytest.raises(ConfigError, match=r"autoscaling_config.min_replicas: must be at least 0"):
+        parse_options(DeploymentConfig, given)
+    given["autoscaling_config"] = {"min_replicas": "2", "max_replicas": "1"}
+    with pytest.raises(ConfigError, match=r"min_replicas \(2\) is more than max_replicas"):
+        parse_options(DeploymentConfig, given)
+
+
 def test_import_paths():
     assert import_object("penstock.errors:ConfigError", "here") is ConfigError
     assert import_object("penstock.errors.ConfigError", "here") is ConfigError

@@ -5,7 +5,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from penstock import validation
-from penstock.validation import mismatch
+from penstock.validation import loosened, mismatch
 
 
 class Inner(Struct):
@@ -77,6 +77,24 @@ def test_misfits(value, told):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(value, Outer, strict=True)
     assert str(mismatch(Outer, value)) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ({"name": "x", "count": "3"}, {"name": "x", "count": 3}),
+        ({"name": "x", "count": 3.0}, {"name": "x", "count": 3}),
+        ({"name": "1", "share": "0.5"}, {"name": "1", "share": 0.5}),
+        ({"name": "x", "flag": "false"}, {"name": "x", "flag": False}),
+        ({"name": "x", "flag": 1}, {"name": "x", "flag": True}),
+        ({"parts": [{"weights": {"a": "2"}}]}, {"parts": [{"weights": {"a": 2.0}}]}),
+        ({"other": "3", "share": "nan"}, {"other": "3", "share": "nan"}),
+        ({"count": "x", "share": "inf", "flag": 2}, {"count": "x", "share": "inf", "flag": 2}),
+        ({"count": True, "share": [1]}, {"count": True, "share": [1]}),
+    ],
+)
+def test_texts_are_read_where_numbers_are_meant(value, read):
+    assert loosened(Outer, value) == read
 
 
 def test_choices_come_with_it():

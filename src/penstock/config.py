@@ -4,6 +4,7 @@ errors name fields.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -47,12 +48,14 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     _check_keys(options, given, where)
     _check_plain(given, where)
     try:
-        return msgspec.convert(given, options, strict=True)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):  # of a check of ours: it is a ValueError
-            raise error.__cause__ from None
-        from penstock.validation import mismatch  # imported only for an error
+        return _convert(given, options)
+    except msgspec.ValidationError:
+        from penstock.validation import loosened, mismatch  # imported only for an error
 
+        if issubclass(options, Options):
+            given = loosened(options, given)
+            with contextlib.suppress(msgspec.ValidationError):
+                return _convert(given, options)
         place, why, value, choices = mismatch(options, given)
         field = _dotted_path(where, place)
         if choices and isinstance(value, str):
@@ -62,6 +65,16 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
         raise ConfigError(
             f"{why}, got {masked(value, place)!r}", field=field, value=value
         ) from None
+
+
+def _convert(given: Mapping[str, Any], options: type[T]) -> T:
+    """Raises `ConfigError` for a check of ours, `msgspec.ValidationError` for a wrong type."""
+    try:
+        return msgspec.convert(given, options, strict=True)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):  # it is a ValueError
+            raise error.__cause__ from None
+        raise
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -160,7 +173,8 @@ class _Checked(msgspec.StructMeta):
 
 class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     """Base of options that users write, in Python or in a file. A wrong or unknown
-    option raises `ConfigError`.
+    option raises `ConfigError`. A number may be a text ("64"), as a variable of the environment
+    is; so may true and false.
 
     A field may be assigned: the whole is checked again, and a wrong value changes nothing.
     `model_copy`, `model_dump`, `model_validate`, these two with JSON, `parse_yaml` and `from_file`
@@ -189,6 +203,14 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     def read_fields(cls, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The fields as they are parsed, of those that a user gave; a class may read more forms."""
         return dict(given)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """A field of a user's own Pydantic model may hold such options, or a mapping of them."""
+        from pydantic_core import core_schema as schema
+
+        written = schema.plain_serializer_function_ser_schema(cls.model_dump)
+        return schema.no_info_plain_validator_function(cls.model_validate, serialization=written)
 
     @classmethod
     def model_validate(cls, obj: Any) -> Self:
@@ -273,85 +295,14 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
     def _given(self) -> list[str]:
         found = []
         for part in msgspec.structs.fields(self):
-            if getattr(self, part.name) != _default(part):
+            if getattr(self, part.name) != default_of(part):
                 found.append(part.name)
         return found
 
 
-def _default(part: msgspec.structs.FieldInfo) -> Any:
+def default_of(part: msgspec.structs.FieldInfo) -> Any:
+    """What a field has that is not given."""
     return part.default_factory() if callable(part.default_factory) else part.default
-
-
-class Items(Options, kw_only=True):
-    """Options that are a dict to Ray's users: its fields are items, too.
-
-    A field that is None is missing; `in` and iteration have those that differ from their defaults.
-    """
-
-    def __getitem__(self, name: str) -> Any:
-        value = getattr(self, name) if name in self.__struct_fields__ else None
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self, name, value)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self, **other}
-
-    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return {**other, **self}
-
-    def copy(self) -> dict[str, Any]:
-        """The items as a dict."""
-        return dict(self)
-
-    def keys(self) -> list[str]:
-        return [name for name in self._given() if getattr(self, name) is not None]
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in self.keys()]
-
-    def values(self) -> list[Any]:
-        return [getattr(self, name) for name in self.keys()]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            return default
-
-    def __delitem__(self, name: str) -> None:
-        if name not in self:
-            raise KeyError(name)
-        part = next(one for one in msgspec.structs.fields(self) if one.name == name)
-        setattr(self, name, _default(part))
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """What the field has, which is its default from then on. Raises `KeyError` as a dict's."""
-        if name not in self and default:
-            return default[0]
-        value = getattr(self, name, None)
-        del self[name]
-        return value
-
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        if self.get(name) is None:
-            setattr(self, name, default)
-        return getattr(self, name)
-
-    def update(self, other: Any = (), **more: Any) -> None:
-        self._assign({**dict(other), **more})
 
 
 def _dumped(value: Any, how: dict[str, Any]) -> Any:

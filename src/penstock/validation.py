@@ -7,7 +7,9 @@ literals, bounds, unions.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import operator
 import re
 import sys
@@ -33,6 +35,9 @@ _KINDS: tuple[tuple[Any, str, Any], ...] = (
 _PLACE = re.compile(r"at `\$\.?(.*)`$")
 _SEARCHED = 10_000
 """Entries of an object or a list that are looked at one by one, which takes 0.2 s."""
+
+
+_READ: dict[Any, Any] = {inspect.BoolType: bool, inspect.IntType: int, inspect.FloatType: float}
 
 
 class Mismatch(NamedTuple):
@@ -70,6 +75,32 @@ def _near(form: Any, value: Any) -> str:
         if found := _PLACE.search(str(error)):
             return found[1]
     return ""
+
+
+def loosened(form: Any, value: Any) -> Any:
+    """`value` with numbers and booleans where `form` has them and `value` has their texts ("64",
+    "true"), 64.0 for an integer, or 0 and 1 for a boolean. What cannot be read so stays.
+    """
+    return _loosened(inspect.type_info(form), value)
+
+
+def _loosened(kind: Any, value: Any) -> Any:
+    parts = _either(kind)
+    for part in parts:
+        if isinstance(part, inspect.StructType) and isinstance(value, Mapping):
+            types = {field.encode_name: field.type for field in part.fields}
+            return {n: _loosened(types[n], v) if n in types else v for n, v in value.items()}
+        if isinstance(part, inspect.DictType) and isinstance(value, Mapping):
+            return {name: _loosened(part.value_type, inner) for name, inner in value.items()}
+        if isinstance(part, _LISTS) and isinstance(value, list | tuple):
+            return [_loosened(part.item_type, inner) for inner in value]
+    if not any(_is(part, value) for part in parts):
+        for part in parts:
+            with contextlib.suppress(KeyError, msgspec.ValidationError):
+                read = msgspec.convert(value, _READ[type(part)], strict=False)
+                if math.isfinite(read):
+                    return read
+    return value
 
 
 def _excerpt(value: Any) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from penstock.errors import ConfigError, EngineStartError
 from penstock.serve.callbacks import CallbackBase, CallbackConfig, CallbackCtx, CloudDownloader
+from penstock.serve.models.data_parallel import EngineGroup
 from penstock.serve.models.server import LLMServer
 from scripted_server import Scripted, config
 
@@ -74,6 +75,43 @@ async def test_errors_count_unless_they_are_said_not_to(started, caplog):
     server = await started(callback_kwargs={"fail": "download"}, raise_error_on_callback=False)
     assert Noting.noted[-1][0] == "after"
     assert "no space" in caplog.text
+    await server.stop()
+
+
+class Fetching(CallbackBase):
+    """Brings the model itself, and may change options."""
+
+    async def on_before_node_init(self):
+        self.ctx.run_init_node = False
+        engine = self.llm_config.get_engine_config()
+        engine.hf_model_id = self.kwargs["path"]
+        self.llm_config.update_engine_kwargs(**self.kwargs.get("options", {}))
+        assert self.llm_config.get_engine_config().actual_hf_model_id == self.kwargs["path"]
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+async def test_a_hook_says_where_the_model_lies(ranks):
+    engines = [Scripted() for _ in range(ranks or 1)]
+    for one in engines:
+        one.go_on.set()
+    engine = EngineGroup(engines) if ranks else engines[0]
+    given = {"callback_class": Fetching, "callback_kwargs": {"path": "/here"}}
+    server = LLMServer(config(callback_config=given), engine=engine)
+    await server.start()
+    assert [one.model_source for one in engines] == ["/here"] * len(engines)
+    await server.stop()
+
+
+async def test_a_hook_that_changes_options_of_a_made_engine_is_told():
+    given = {"path": "/here", "options": {"max_model_len": 9}}
+    engine = Scripted()
+    engine.go_on.set()
+    server = LLMServer(
+        config(callback_config={"callback_class": Fetching, "callback_kwargs": given}),
+        engine=engine,
+    )
+    with pytest.raises(EngineStartError, match="Set them in the configuration"):
+        await server.start()
     await server.stop()
 
 

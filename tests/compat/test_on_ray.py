@@ -128,7 +128,7 @@ def test_a_server_is_deployed_by_its_class() -> None:
 
 
 class Brief(LLMServer):
-    """A server of a user's own, whose answers have two tokens."""
+    """A server of a user's own, whose answers have two tokens, or as many as a header says."""
 
     async def __init__(self, llm_config, **kwargs):
         await super().__init__(llm_config, **kwargs)
@@ -136,7 +136,8 @@ class Brief(LLMServer):
 
     async def chat(self, request, raw_request_info=None):
         self.count += 1
-        request.max_tokens = 2
+        headers = raw_request_info.headers if raw_request_info else {}
+        request.max_tokens = int(headers.get("x-most", 2))
         return await super().chat(request, raw_request_info)
 
     async def counted(self):
@@ -169,6 +170,8 @@ def test_a_server_of_ones_own_behind_the_ingress(proxy: str) -> None:
             assert reply.status_code == 200
             if not stream:
                 assert reply.json()["usage"]["completion_tokens"] == 2
+        reply = client.post("/v1/chat/completions", json=CHAT, headers={"x-most": "3"})
+        assert reply.json()["usage"]["completion_tokens"] == 3
 
 
 class Telling(PDDecodeServer):

@@ -14,6 +14,7 @@ from penstock.serve import LLMServer, OpenAiIngress as OwnIngress
 from penstock.serve.api.ingress import made_ingress
 from penstock.serve.compat import server as server_module
 from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.handle import CLIENT_HEADER
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
 from penstock.serve.replicas.runtime import InMemoryStore
@@ -57,7 +58,8 @@ class Brief(LLMServer):
         self.seen = []
 
     async def chat(self, request, raw_request_info=None):
-        self.seen.append(raw_request_info.headers["x-request-id"])
+        self.headers = raw_request_info.headers
+        self.seen.append(self.headers["x-request-id"])
         request.max_tokens = 2
         return await super().chat(request, raw_request_info)
 
@@ -116,6 +118,27 @@ async def test_a_clients_request_goes_through_it(pair):
         assert reply.json()["usage"]["output_tokens"] == 2
         assert len(server.seen) == 3
         assert (await client.post("/v1/completions", json={"model": "m", "prompt": "a"})).is_success
+
+
+@pytest.mark.parametrize("keys", [(), ("secret",)])
+async def test_it_gets_the_clients_headers_but_no_key_of_the_ingress(pair, keys):
+    server, model = pair
+    ingress = OwnIngress({"m": model}, settings=HttpSettings(api_keys=frozenset(keys)))
+    given = {"x-team": "blue", "authorization": "Bearer secret", "x-request-id": "mine"}
+    given[f"{CLIENT_HEADER}x-user"] = "forged"
+    async with client_of(ingress) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT, headers=given)).is_success
+    assert server.headers["x-team"] == "blue"
+    assert "x-user" not in server.headers
+    assert server.headers["x-request-id"].startswith("mine")
+    assert server.headers.get("authorization") == (None if keys else "Bearer secret")
+
+
+async def test_a_replica_without_such_a_server_gets_none(monkeypatch):
+    monkeypatch.setattr(server_module, "hosts", Loopback)
+    server: Any = await LLMServer(config())
+    assert not server._host.info.reads_headers
+    await server.stop()
 
 
 async def test_an_operators_call_goes_through_it(pair):

@@ -108,7 +108,7 @@ def test_assignments_are_checked_and_normalised():
         8,
         {"min_size": 2, "max_size": 4},
     )
-    wrongs: list[Any] = [0, (3, 2), (0, 1), "2"]
+    wrongs: list[Any] = [0, (3, 2), (0, 1), "two", "0"]
     for wrong in wrongs:
         with pytest.raises(ValueError, match="concurrency"):
             processor.concurrency = wrong

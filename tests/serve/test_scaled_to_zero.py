@@ -20,7 +20,7 @@ from penstock.serve.models.server import LLMServer
 from penstock.serve.replicas.model import RemoteModel
 from penstock.types import Classification, Classifications, CompletionRequest
 from replica_cluster import KEY, Make, config
-from waking import BEYOND, BROKEN, CHAT, CONTROLS, GETS, MALFORMED, NO_MODELS
+from waking import BEYOND, BROKEN, CHAT, CONTROLS, DAMAGED, GETS, MALFORMED, NO_MODELS
 
 ZERO = {"deployment_config": {"autoscaling_config": {"min_replicas": 0}}}
 
@@ -122,6 +122,18 @@ async def test_nothing_wakes_it_that_its_engine_is_known_to_refuse(zero, refused
     reply = await zero.client.post("/v1/chat/completions", json={**CHAT, **refused})
     assert reply.json()["error"]["param"] == list(refused)[-1]
     assert (reply.status_code, zero.woken) == (400, 0)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "vllm"])
+async def test_no_constraint_wakes_it_that_no_engine_can_read(cluster, engine):
+    source = {"model_id": "m", "model_source": "demo"}
+    made = await cluster(0, config(**ZERO, llm_engine=engine, model_loading_config=source))
+    for kind, spec in DAMAGED:
+        asked = {"type": kind, "pattern" if kind == "regex" else kind: spec}
+        for given in ({"response_format": asked}, {"structured_outputs": {kind: spec}}):
+            reply = await made.client.post("/v1/chat/completions", json={**CHAT, **given})
+            assert (reply.status_code, made.obtained) == (400, 0), (spec, reply.text)
+            assert reply.json()["error"]["param"].startswith(next(iter(given)))
 
 
 @pytest.mark.parametrize(("path", "body", "param"), BEYOND)

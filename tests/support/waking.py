@@ -42,6 +42,11 @@ BEYOND: list[tuple[str, dict[str, Any], str]] = [
     ("/detokenize", {"tokens": [5, 300]}, "tokens"),
 ]
 """Token ids beyond the simulated engine's vocabulary, and the parameter that has them."""
+DAMAGED = [
+    *(("regex", one) for one in ("[a", "(a", "a)", "*a", "a|+", "a{3,1}", "(?:a", r"\d{2}(")),
+    *(("grammar", one) for one in ("", "root")),
+]
+"""Constraints that no engine can read, by their kinds."""
 BROKEN = [b"", b"{", b"[]", b'{"model": 3}', b'{"model": "m", "messages": "\xff"}']
 CONTROL_BODIES: dict[str, dict[str, Any]] = {
     "/collective_rpc": {"options": {"method": "a"}},

@@ -150,6 +150,10 @@ class LLMEngine(Tasks, Operations):
     """The CPU cores for its processes, None for all; its owner may set it before the start. vLLM
     places its own.
     """
+    in_rays_form: bool = False
+    """Whether it is a user's own, which reads the headers of requests, and its configuration when
+    it starts.
+    """
     served: bool = False
     """Whether a server has it too: then rows of jobs are of the batch class."""
     beside: Beside | None = None

@@ -7,7 +7,7 @@ A bundle maps a resource ("CPU", "GPU", "memory" in bytes, or a custom one) to a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
@@ -128,16 +128,12 @@ def worker_bundles(
     return bundles
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class EngineConfig:
-    """What of an `LLMConfig` its engine needs, with the names of Ray Serve LLM's.
+    """What of an `LLMConfig` its engine needs, with the names of Ray Serve LLM's."""
 
-    `hf_model_id` is the directory or hub id that is loaded, None where `mirror_config` names a
-    bucket.
-    """
-
+    llm_config: LLMConfig = field(repr=False)
     model_id: str
-    hf_model_id: str | None
     mirror_config: CloudMirrorConfig | None
     engine: str
     accelerator_type: str | None
@@ -148,11 +144,10 @@ class EngineConfig:
 
     @classmethod
     def from_llm_config(cls, llm_config: LLMConfig) -> EngineConfig:
-        mirror = llm_config.model_loading_config.mirror
         return cls(
+            llm_config=llm_config,
             model_id=llm_config.model_id,
-            hf_model_id=None if mirror is not None else llm_config.model_source,
-            mirror_config=mirror,
+            mirror_config=llm_config.model_loading_config.mirror,
             engine=llm_config.engine_name,
             accelerator_type=llm_config.accelerator_type,
             accelerator_kind=llm_config.accelerator_kind,
@@ -160,6 +155,18 @@ class EngineConfig:
             runtime_env=llm_config.runtime_env,
             engine_kwargs=llm_config.engine_kwargs,
         )
+
+    @property
+    def hf_model_id(self) -> str | None:
+        """The directory or hub id that is loaded, None where a bucket has it. A callback may set
+        it, before the engine starts.
+        """
+        mirrored = self.llm_config.model_loading_config.mirror is not None
+        return None if mirrored else self.llm_config.model_source
+
+    @hf_model_id.setter
+    def hf_model_id(self, source: str) -> None:
+        self.llm_config.model_loading_config.model_source = source
 
     @property
     def actual_hf_model_id(self) -> str:

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import Items, Options, import_object, parse_options
+from penstock.config import Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
@@ -20,10 +20,12 @@ from penstock.llm_config.engine_config import (
     kind_of,
     kind_of_bundles,
 )
+from penstock.llm_config.items import Items
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
+Above = Annotated[float, Meta(gt=0)]
 Bundle = dict[str, Annotated[float, Meta(ge=0)]]
 
 DEFAULT_START_TIMEOUT_S = 600.0
@@ -137,7 +139,7 @@ class LoraConfig(Options, kw_only=True):
     seconds (30; None for no limit) and has `max_download_tries` tries (3).
     """
 
-    dynamic_lora_loading_path: str | None = None
+    dynamic_lora_loading_path: Annotated[str, Meta(min_length=1)] | None = None
     adapters: dict[str, str] = field(default_factory=dict)
     max_num_adapters_per_replica: Positive = 16
     download_timeout_s: Seconds | None = field(default_factory=env.adapter_timeout_s)
@@ -158,19 +160,19 @@ class AutoscalingConfig(Items, kw_only=True):
     min_replicas: Count = 1
     initial_replicas: Count | None = None
     max_replicas: Positive | None = None
-    target_ongoing_requests: Annotated[float, Meta(gt=0)] | None = None
-    target_num_ongoing_requests_per_replica: Annotated[float, Meta(gt=0)] | None = None
-    metrics_interval_s: Seconds | None = None
+    target_ongoing_requests: Above | None = None
+    target_num_ongoing_requests_per_replica: Above | None = None
+    metrics_interval_s: Above | None = None
     look_back_period_s: Seconds | None = None
-    smoothing_factor: float | None = None
-    upscale_smoothing_factor: float | None = None
-    downscale_smoothing_factor: float | None = None
-    upscaling_factor: float | None = None
-    downscaling_factor: float | None = None
+    smoothing_factor: Above | None = None
+    upscale_smoothing_factor: Above | None = None
+    downscale_smoothing_factor: Above | None = None
+    upscaling_factor: Above | None = None
+    downscaling_factor: Above | None = None
     upscale_delay_s: Seconds = 30.0
     downscale_delay_s: Seconds = 600.0
     downscale_to_zero_delay_s: Seconds | None = None
-    aggregation_function: str | None = None
+    aggregation_function: Literal["mean", "max", "min"] | None = None
     policy: Any = None
 
     def __post_init__(self) -> None:
@@ -210,14 +212,14 @@ class DeploymentConfig(Items, kw_only=True):
     user_config: Any = None
     graceful_shutdown_wait_loop_s: Seconds | None = None
     graceful_shutdown_timeout_s: Seconds = 20.0
-    health_check_period_s: Seconds | None = field(default_factory=env.health_check_period_s)
-    health_check_timeout_s: Seconds | None = field(default_factory=env.health_check_timeout_s)
+    health_check_period_s: Above | None = field(default_factory=env.health_check_period_s)
+    health_check_timeout_s: Above | None = field(default_factory=env.health_check_timeout_s)
     max_constructor_retry_count: Positive | None = None
     logging_config: Any = None
     request_router_config: Any = None
     gang_scheduling_config: Any = None
     backpressure_config: Any = None
-    rolling_update_percentage: float | None = None
+    rolling_update_percentage: Annotated[float, Meta(gt=0, le=1)] | None = None
     max_surge_percent: Annotated[int, Meta(ge=0)] | None = None
     version: str | None = None
     placement_group_bundles: Any = None
@@ -265,6 +267,14 @@ class CallbackConfig(Options, kw_only=True):
     callback_class: Any = None
     callback_kwargs: dict[str, Any] = field(default_factory=dict)
     raise_error_on_callback: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.callback_class, str | type | None):
+            raise ConfigError(
+                "must be a class or its import path",
+                field="callback_config.callback_class",
+                value=self.callback_class,
+            )
 
 
 KNOWN_EXPERIMENTS = frozenset(

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import ray.util
 from ray import serve
 from ray.serve._private.utils import ensure_serialization_context
@@ -174,11 +175,14 @@ class RayReplica(ReplicaServer):
     mark: str
 
     async def record_replica_metadata(self) -> dict[str, Any]:
-        """The replica's address and context length, for every handle's router."""
-        info = self.info
-        return {
-            METADATA: {"host": info.host, "port": info.port, "context_length": info.context_length}
-        }
+        """The replica's `ReplicaInfo`, for every handle's router. An older version of ours does not
+        know `reads_headers`.
+        """
+        fields = msgspec.structs.asdict(self.info)
+        del fields["id"]
+        if not fields["reads_headers"]:
+            del fields["reads_headers"]
+        return {METADATA: fields}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The number of running and queued requests."""

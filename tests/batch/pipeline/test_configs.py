@@ -13,6 +13,7 @@ from penstock.batch import (
     PrepareMultimodalStageConfig,
     ProcessorConfig,
     ServeDeploymentProcessorConfig,
+    SGLangEngineProcessorConfig,
     build_processor,
     vLLMEngineProcessorConfig,
 )
@@ -36,6 +37,21 @@ from penstock.errors import ConfigError
 def test_determinism_where_it_cannot_be_had(given, told):
     with pytest.raises(ConfigError, match=told):
         build_processor(OpenVINOEngineProcessorConfig(deterministic=True, **given))
+
+
+def test_an_engine_is_told_no_task():
+    given = {"task_type": "embed", "seed": 1}
+    made = vLLMEngineProcessorConfig(model_source="m", task_type="embed", engine_kwargs=given)
+    assert (made.engine_kwargs, given) == ({"seed": 1}, {"task_type": "embed", "seed": 1})
+    with pytest.raises(ConfigError, match=r"engine_kwargs.task_type: .* which is 'generate'"):
+        vLLMEngineProcessorConfig(model_source="m", engine_kwargs={"task_type": "embed"})
+    with pytest.raises(ConfigError, match=r"engine_kwargs.task: "):
+        SGLangEngineProcessorConfig(model_source="m", engine_kwargs={"task": "embed"})
+
+
+def test_a_dtype_is_a_class():
+    with pytest.raises(ConfigError, match=r"dtype_mapping.Chat: must be a class"):
+        ServeDeploymentProcessorConfig(deployment_name="d", dtype_mapping={"Chat": "Chat"})
 
 
 def test_defaults_are_those_that_users_know():

@@ -15,7 +15,13 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.serve.models.data_parallel import EngineGroup
 from penstock.serve.models.preflight import check_before_load
-from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Sampling,
+    StructuredOutput,
+)
 
 SMALL = Stated(vocabulary=10, tasks=frozenset({"completions", "tokenize"}))
 
@@ -40,6 +46,25 @@ def test_ids_beyond_the_vocabulary_are_refused(task, request_, param):
         check_before_load(request_, task, stated=SMALL)
     assert caught.value.param == param
     check_before_load(request_, task)  # where nothing is stated, anything may be right
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        *(("regex", one) for one in ("[^]", "[](]", "[a[b](]", "[\\d-x]", "\\e", "a**", "(?<n>a)")),
+        *(
+            ("regex", one)
+            for one in ("(?=a)b", "\\p{L}", "(?x)a # (", "a{,5}", "[[:alpha:]]", "^*")
+        ),
+        ("regex", f"({'a' * 5000}"),  # reading it may take its time
+        ("regex", "(" * 1000 + ")" * 1000),
+        ("grammar", 'root ::= "a"'),
+        ("grammar", 'start: "a"'),
+    ],
+)
+def test_a_constraint_that_some_engine_may_read_is_left_to_the_engine(kind, spec):
+    sampling = Sampling(structured=StructuredOutput(kind, spec))
+    check_before_load(CompletionRequest("a", sampling), "completions")
 
 
 def test_tasks_that_the_model_lacks_are_refused():

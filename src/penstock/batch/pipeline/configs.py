@@ -213,6 +213,8 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
     """
 
     engine_name: ClassVar[str]
+    task_key: ClassVar[str] = ""
+    """What `task_type` is called in `engine_kwargs`, where Ray notes it."""
 
     model_source: str | None = None
     engine: Any = None
@@ -257,6 +259,7 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
                 raise ConfigError(
                     f"say in model_source of which model '{self.engine}' is made", field=name
                 )
+        self._check_task()
         older = parse_options(Experimental, self.experimental, "experimental")
         if self.max_tasks_in_flight_per_actor is None:
             most = older.max_tasks_in_flight_per_actor
@@ -265,6 +268,18 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
             parse_options(
                 PlacementGroupConfig, self.placement_group_config, "placement_group_config"
             )
+
+    def _check_task(self) -> None:
+        """The task belongs to the processor, so it is no option of its engine."""
+        options = dict(self.engine_kwargs)
+        task = options.pop(self.task_key, None)
+        if task not in (None, self.task_type):
+            raise ConfigError(
+                f"the processor's task_type says what it does, which is '{self.task_type}'",
+                field=f"engine_kwargs.{self.task_key}",
+                value=task,
+            )
+        force_setattr(self, "engine_kwargs", options)
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
@@ -277,12 +292,14 @@ class vLLMEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
     """A processor that asks a model on vLLM."""
 
     engine_name = "vllm"
+    task_key = "task_type"
 
 
 class SGLangEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
     """A processor that asks a model on SGLang."""
 
     engine_name = "sglang"
+    task_key = "task"
 
 
 class ServeDeploymentProcessorConfig(ProcessorConfig, kw_only=True):
@@ -301,6 +318,12 @@ class ServeDeploymentProcessorConfig(ProcessorConfig, kw_only=True):
     dtype_mapping: dict[str, Any] | None = None
     rows_per_call: Positive = 1
     request_timeout_s: Annotated[float, Meta(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        ProcessorConfig.__post_init__(self)
+        for name, kind in (self.dtype_mapping or {}).items():
+            if not callable(kind):
+                raise ConfigError("must be a class", field=f"dtype_mapping.{name}", value=kind)
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -23,6 +23,8 @@ from penstock.parsing import decode_text, read_file
 from penstock.serve.config.settings import HttpSettings
 
 Rank = Literal["admin", "user", "stranger"]
+KEY_HEADERS = ("authorization", "x-api-key")
+"""The headers in which a caller's key may stand."""
 _HOSTNAME = socket.gethostname().lower()
 _OWN_NAMES = frozenset({"localhost", _HOSTNAME, _HOSTNAME.partition(".")[0]})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -25,7 +25,7 @@ from penstock.llm_config.batch import CLASS_HEADER
 from penstock.observability import Span, escaped, gather_queue_times
 from penstock.openai.parameters.names import in_words_of
 from penstock.openai.requests import parse_body
-from penstock.serve.api.auth import Rank, owner_of
+from penstock.serve.api.auth import KEY_HEADERS, Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import (
@@ -38,7 +38,14 @@ from penstock.serve.api.limits import (
 from penstock.serve.api.metrics import Metrics
 from penstock.serve.api.traffic import UNKNOWN_ENDPOINT, Traffic
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.handle import SESSION_HEADER, ModelHandle, ModelNames, Target
+from penstock.serve.models.handle import (
+    CLIENT_HEADER,
+    CLIENT_HEADERS,
+    SESSION_HEADER,
+    ModelHandle,
+    ModelNames,
+    Target,
+)
 from penstock.types import Usage
 
 if TYPE_CHECKING:
@@ -81,7 +88,9 @@ class IngressState:
         self.traffic: Traffic | None = None
         """The requests as they pass, if there is a console that shows them."""
         self.is_replica = False
-        """Whether other ingresses are in front, which store for it."""
+        """Whether ingresses or servers of ours are in front, which store for it, and which pass on
+        the headers of clients.
+        """
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
         """Gives headers for every reply."""
         self.draining = False
@@ -238,6 +247,7 @@ class Exchange:
         Raises `ModelNotFoundError`, and `RequestError` for an unknown class.
         """
         found = await self.find(model)
+        CLIENT_HEADERS.set(self.client_headers)  # of this request's task
         if session := self.request.headers.get(SESSION_HEADER):
             found = found._replace(handle=found.handle.for_session(session))
         given = self.request.headers.get(CLASS_HEADER)
@@ -249,6 +259,15 @@ class Exchange:
                 param=CLASS_HEADER,
             )
         return found._replace(handle=found.handle.for_batch())
+
+    def client_headers(self) -> dict[str, str]:
+        """The client's headers, without a key that was meant for the ingress."""
+        given, settings = self.request.headers.items(), self.ingress.settings
+        if self.ingress.is_replica:
+            cut = len(CLIENT_HEADER)
+            return {name[cut:]: one for name, one in given if name.startswith(CLIENT_HEADER)}
+        checked = KEY_HEADERS if settings.api_keys or settings.admin_keys else ()
+        return {name: one for name, one in given if name not in checked}
 
     async def find(self, model: str) -> Target:
         """As `target`, whatever the request's class."""

@@ -35,6 +35,7 @@ class FormEngine(LLMEngine):
     """
 
     name: ClassVar[str] = "custom"
+    in_rays_form = True
 
     def __init__(self, config: LLMConfig, cls: Any) -> None:
         super().__init__(config.model_source, engine_kwargs=config.engine_kwargs)

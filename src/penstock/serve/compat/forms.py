@@ -22,6 +22,7 @@ from penstock.engines.remote.requests import chat_body, completion_body, task_bo
 from penstock.engines.remote.stream import EventReader, StreamReader
 from penstock.engines.tasks import Batches
 from penstock.errors import EngineError, PenstockError, RequestError, by_kind
+from penstock.serve.models.handle import CLIENT_HEADER, CLIENT_HEADERS
 from penstock.types import ChatRequest, CompletionRequest
 
 METHODS: Mapping[str, str] = {
@@ -43,7 +44,9 @@ _PASSED_ON = ("x-session-id", "traceparent", "tracestate")
 
 @dataclass
 class RawRequestInfo:
-    """The headers of an HTTP request, as Ray's servers get them beside the request."""
+    """The headers of an HTTP request, as Ray's servers get them beside the request: without the
+    key of an ingress that has checked it.
+    """
 
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -86,6 +89,7 @@ def headers_of(raw: Any, request_id: str | None) -> list[tuple[str, str]]:
     """The headers for the HTTP API of a request with these, as `RawRequestInfo` or nothing."""
     given = {name.lower(): value for name, value in (raw.headers if raw else {}).items()}
     headers = [(name, given[name]) for name in _PASSED_ON if name in given]
+    headers += [(CLIENT_HEADER + name, value or "") for name, value in given.items()]
     if id := request_id or given.get("x-request-id"):
         headers.append(("x-request-id", id))
     return headers
@@ -120,7 +124,8 @@ def asked(owner: Any, task: str, request: Any, model: str) -> Any:
     """What the method of `owner`, a server or an engine in Ray's form, gives for a neutral request:
     see `items`.
     """
-    raw = RawRequestInfo({"x-request-id": getattr(request, "request_id", "")})
+    id = getattr(request, "request_id", "")
+    raw = RawRequestInfo({**CLIENT_HEADERS.get()(), "x-request-id": id})
     given = request_for(task, request, model)
     return getattr(owner, METHOD_OF.get(task, task))(given, raw)
 

@@ -299,7 +299,9 @@ class LLMServer(metaclass=_Awaited):
                 limits=msgspec.structs.replace(settings.limits, max_inflight=None),
                 dev=False,
             )
-            self._app = IngressApp(IngressState(self._names(model), inner))
+            state = IngressState(self._names(model), inner)
+            state.is_replica = True
+            self._app = IngressApp(state)
         return self._app
 
     def _started(self) -> LocalModel:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from math import ceil
 
-from penstock.errors import ConfigError, nearest
 from penstock.llm_config.model import AutoscalingConfig
 
 INTERVAL_S = 1.0
@@ -25,7 +24,7 @@ class Autoscaler:
 
     The formula, the factors and the delays are those of Ray Serve: a decision must hold for
     `upscale_delay_s` or `downscale_delay_s` without a break. The last replica goes only when there
-    was no request for `downscale_to_zero_delay_s`. Raises `ConfigError`.
+    was no request for `downscale_to_zero_delay_s`.
     """
 
     def __init__(self, scaling: AutoscalingConfig, target: float, fewest: int, most: int) -> None:
@@ -35,15 +34,7 @@ class Autoscaler:
         both = scaling.smoothing_factor or 1.0
         self._up = scaling.upscaling_factor or scaling.upscale_smoothing_factor or both
         self._down = scaling.downscaling_factor or scaling.downscale_smoothing_factor or both
-        named = scaling.aggregation_function or "mean"
-        if named not in _AGGREGATED:
-            raise ConfigError(
-                "unknown aggregation function",
-                field="deployment_config.autoscaling_config.aggregation_function",
-                value=named,
-                hint=nearest(named, _AGGREGATED),
-            )
-        self._aggregate = _AGGREGATED[named]
+        self._aggregate = _AGGREGATED[scaling.aggregation_function or "mean"]
         self._seen: deque[tuple[float, int]] = deque()
         self._grows: bool | None = None
         self._since = 0.0

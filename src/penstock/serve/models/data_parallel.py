@@ -154,7 +154,7 @@ class EngineGroup(LLMEngine):
     async def start(self) -> None:
         parts = parted(self.cores or usable_cores(), len(self.ranks))
         for rank, cores in zip(self.ranks, parts, strict=True):
-            rank.cores, rank.sharing = cores, self.sharing
+            rank.cores, rank.sharing, rank.model_source = cores, self.sharing, self.model_source
         try:
             await all_of(rank.start() for rank in self.ranks)  # they may have to meet
         except BaseException:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -24,6 +25,12 @@ from penstock.types import ChatRequest, CompletionRequest
 
 SESSION_HEADER = "x-session-id"
 """The header of a request with the name of its session, for policies that read it."""
+CLIENT_HEADER = "x-penstock-client-"
+"""How headers begin that pass on a client's, for users' own servers and engines."""
+CLIENT_HEADERS: ContextVar[Callable[[], dict[str, str]]] = ContextVar(
+    "client_headers", default=dict
+)
+"""Gives the headers of the HTTP request under way, if it is one."""
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
 

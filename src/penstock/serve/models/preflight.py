@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from penstock.engines.base import Capabilities, Stated
 from penstock.engines.sampling import check_id_range, check_sampling, check_vectors, prompt_sampling
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.image_parts import seen
-from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
+from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, StructuredOutput
 
 _ABLE = Capabilities(
     tasks=frozenset(),
@@ -23,6 +25,15 @@ _ABLE = Capabilities(
 )
 _NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
 """Tasks that an engine does that has another one."""
+_DAMAGE = (
+    *("unterminated character set", "missing ), unterminated subpattern"),
+    *("unbalanced parenthesis", "nothing to repeat", "min repeat greater than max repeat"),
+)
+"""What is wrong with a regular expression, in Python's words, that is wrong in every dialect."""
+_OF_A_DIALECT = re.compile(r"\[\^?\]|\[[^\]]*\[")
+"""Classes of characters that end here or there, depending on the dialect."""
+_LONGEST_TRIED = 4096
+"""Characters; the engine reads longer ones."""
 
 
 def check_before_load(
@@ -81,6 +92,40 @@ def _check_generated(
         if sampling.structured is not None:
             known = msgspec.structs.replace(known, structured=frozenset({sampling.structured.kind}))
     check_sampling(sampling, request.n, known, engine)
+    if sampling.structured is not None:
+        _check_readable(sampling.structured)
+
+
+def _check_readable(structured: StructuredOutput) -> None:
+    """Raise `RequestError` for a regular expression or a grammar that no engine can read, whatever
+    its dialect. What one engine cannot hold an answer to, it says itself.
+    """
+    spec = structured.spec
+    if structured.kind == "grammar" and ":" not in spec:
+        raise RequestError("the grammar has no rule", param=structured.param)
+    if structured.kind != "regex" or len(spec) > _LONGEST_TRIED or _OF_A_DIALECT.search(spec):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what later versions of Python may read otherwise
+            re.compile(spec)
+    except re.error as error:
+        if error.msg in _DAMAGE and not _is_rusts(spec):
+            raise RequestError(
+                f"not a valid regular expression: {error}", param=structured.param
+            ) from None
+    except (OverflowError, RecursionError):
+        pass
+
+
+def _is_rusts(pattern: str) -> bool:
+    import jsonschema_rs  # only for one that Python cannot read
+
+    try:
+        jsonschema_rs.validator_for({"pattern": pattern})
+    except ValueError:
+        return False
+    return True
 
 
 def _ids_of(request: Any) -> Iterator[tuple[str, Sequence[int]]]:

@@ -88,6 +88,7 @@ class LLMServer(Tasks, ControlPlane):
         self.engine.served = True
         self._stream_interval_s = llm_config.stream_batching_interval_s
         self._callbacks = Callbacks(llm_config)
+        self._made_of = llm_config.model_source, dict(llm_config.engine_kwargs)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         policy = Policy(
             restart_delays_s=RESTART_DELAYS_S,
@@ -373,6 +374,19 @@ class LLMServer(Tasks, ControlPlane):
             for part in mirror.extra_files if mirror is not None else ():
                 await asyncio.to_thread(copy_files, part.bucket_uri, part.destination_path)
         await self._callbacks.run("on_after_node_init")
+        self._take_changes()
+
+    def _take_changes(self) -> None:
+        """What callbacks have changed. Raises `ConfigError` for what comes too late."""
+        source, options = self._made_of
+        if self.llm_config.model_source != source:
+            self.engine.model_source = self.llm_config.model_source
+        if self.llm_config.engine_kwargs != options and not self.engine.in_rays_form:
+            raise ConfigError(
+                "a callback has changed them, but the engine has read them already",
+                field="engine_kwargs",
+                hint="Set them in the configuration.",
+            )
 
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests

@@ -210,7 +210,10 @@ class Forwarded(Response):
         async with exchange.interrupt() as interrupt:
             asked = clock()
             method = scope["method"]
-            async with self._pool.forward(path, headers, self._body, self._route, method) as reply:
+            forwarded = self._pool.forward(
+                *(path, headers, self._body, self._route, method), client=exchange.client_headers
+            )
+            async with forwarded as reply:
                 exchange.first_token_at = clock()
                 while not reply.done:
                     part = b"".join(await reply.parts())

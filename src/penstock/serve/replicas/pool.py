@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 
 import msgspec
@@ -22,6 +22,7 @@ from penstock.errors import (
     by_kind,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve.models.handle import CLIENT_HEADER
 from penstock.serve.replicas.client import Address, Headers, Reply
 from penstock.serve.replicas.messages import (
     BLOCKS_HEADER,
@@ -171,12 +172,18 @@ class ReplicaPool(Pool[_Replica]):
         body: bytes,
         route: RouteRequest,
         method: str = "POST",
+        *,
+        client: Callable[[], Mapping[str, str]] = dict,
     ) -> AbstractAsyncContextManager[Reply]:
-        """Put a client's request to a replica; see `_ask`."""
+        """Put a client's request to a replica; see `_ask`. `client` gives the client's headers."""
         headers = self._with_own(headers, route)
-        return self._ask(
-            lambda address: address.connected().ask(method, path, headers, body), route
-        )
+
+        def put(replica: _Replica) -> Awaitable[Reply]:
+            more = client().items() if replica.info.reads_headers else ()
+            sent = [*headers, *((CLIENT_HEADER + name, value) for name, value in more)]
+            return replica.address.connected().ask(method, path, sent, body)
+
+        return self._ask(put, route)
 
     def call(
         self, task: str, body: bytes, route: RouteRequest, *, id: str = "", whole: bool = False
@@ -184,7 +191,7 @@ class ReplicaPool(Pool[_Replica]):
         """Call a task of the model; see `_ask`. `id` is the request's, `whole` as in `Call`."""
         blocks = route.blocks if self._kv_aware is not None else ()
         call = Call(self._key, task, len(body), id, blocks, whole)
-        return self._ask(lambda address: address.connected().call(call, body), route)
+        return self._ask(lambda replica: replica.address.connected().call(call, body), route)
 
     def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
@@ -194,7 +201,7 @@ class ReplicaPool(Pool[_Replica]):
 
     @asynccontextmanager
     async def _ask(
-        self, put: Callable[[Address], Awaitable[Reply]], route: RouteRequest
+        self, put: Callable[[_Replica], Awaitable[Reply]], route: RouteRequest
     ) -> AsyncIterator[Reply]:
         """Let a replica answer. The reply's head is here when the context begins.
 
@@ -207,7 +214,7 @@ class ReplicaPool(Pool[_Replica]):
             replica.running += 1
             try:
                 try:
-                    reply = await put(replica.address)
+                    reply = await put(replica)
                 except ReplicaLostError:
                     self._leave(replica)
                     lost += 1

@@ -342,7 +342,8 @@ class ReplicaServer:
     @property
     def info(self) -> ReplicaInfo:
         host, port = self._socket.getsockname()[:2]
-        return ReplicaInfo(self.id, host, port, self.model.card().context_length)
+        reads = self._is_own or self.server.engine.in_rays_form
+        return ReplicaInfo(self.id, host, port, self.model.card().context_length, reads)
 
     @property
     def ongoing(self) -> int:

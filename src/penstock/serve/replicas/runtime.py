@@ -19,12 +19,15 @@ from penstock.serve.models.control import ControlPlane
 
 
 class ReplicaInfo(Struct, frozen=True):
-    """A running replica and where its server listens. `context_length` is in tokens."""
+    """A running replica and where its server listens. `context_length` is in tokens.
+    `reads_headers`: a user's own server or engine gets the headers of clients.
+    """
 
     id: str
     host: str
     port: int
     context_length: int | None = None
+    reads_headers: bool = False
 
 
 class Replicas(Protocol):
