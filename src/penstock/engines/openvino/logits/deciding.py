@@ -14,9 +14,10 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from heapq import nsmallest
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,6 +32,10 @@ from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import PenstockError, context_overflow
 from penstock.types import Question, Usage
+
+if TYPE_CHECKING:
+    from penstock.engines.openvino.lanes.vision import Vision
+    from penstock.engines.openvino.logits.merging import Merged
 
 Want = tuple[int, Path]
 """A branch, and a place in its trie whose log probabilities are wanted."""
@@ -119,21 +124,29 @@ def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
 
 
 _DONE = object()
+_WAIT_SECONDS = 0.002
 _QUESTIONS = list[Question]
 
 
 class Deciding:
     """Requests for decisions. `alone`: no two are read together, so that an answer depends on its
-    request alone.
+    request alone. `vision` is that of a model that sees.
     """
 
     def __init__(
-        self, logits: Logits, tokenizer: Tokenizer, context_length: int, alone: bool
+        self,
+        logits: Logits,
+        tokenizer: Tokenizer,
+        context_length: int,
+        alone: bool,
+        vision: Vision | None = None,
     ) -> None:
         self._logits = logits
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._alone = alone
+        self._vision = vision
+        self._thread = ThreadPoolExecutor(1, "penstock-deciding")
         self._ids = TextIds(tokenizer.encode)
         self._arrived: list[Call] = []
         self._tokenizing: deque[_Tokenizing] = deque()
@@ -168,7 +181,7 @@ class Deciding:
             with contextlib.suppress(Exception):  # because of one, which fails by itself below
                 self._ids(each, special)
         left = [
-            _Tokenizing(number, tokenizing(texts, questions, self._ids))
+            _Tokenizing(number, texts, tokenizing(texts, questions, self._ids))
             for number, texts, questions in asked
         ]
         for one in left:
@@ -186,7 +199,7 @@ class Deciding:
                 self._check(end.value)
             except PenstockError as error:
                 return [failure_of(one.number, error)]
-            self._waiting.append(_Pending(one.number, end.value))
+            self._waiting.append(_Pending(one.number, end.value, one.texts))
         except Exception as error:
             return [failure_of(one.number, error)]
         else:
@@ -235,7 +248,7 @@ class Deciding:
                 _read_together(model, done)
             else:
                 if large.steps is None:
-                    large.steps = large.in_chunks(model)
+                    large.steps = self._steps(large, model)
                 if next(large.steps, _DONE) is not _DONE:
                     return []
             answers: list[Reply | Failed] = [one.reply() for one in done]
@@ -244,6 +257,23 @@ class Deciding:
         self._waiting = deque(one for one in self._waiting if one not in done)
         self._note_idle()
         return answers
+
+    def _steps(self, one: _Pending, model: LogitModel) -> Iterator[None]:
+        """Read a large request, or one with images: these are looked at first, in a thread."""
+        if one.texts.images:
+            looking = self._thread.submit(self._look, one.texts, model)
+            while not looking.done():
+                wait((looking,), _WAIT_SECONDS)
+                yield
+            one.head = looking.result()
+            # Nobody reads the ids: they are as many as the tokens.
+            one.read = msgspec.structs.replace(one.read, ids=[0] * len(one.head))
+            self._check(one.read)
+        yield from one.in_chunks(model)
+
+    def _look(self, texts: RequestTexts, model: LogitModel) -> Merged:
+        assert self._vision is not None
+        return model.merging(*self._vision.tagged(texts.head, texts.image_mark, texts.images))
 
     def _small(self, model: LogitModel) -> list[_Pending]:
         """The first small request that waits, and those nearest to it in length, as many as are
@@ -266,7 +296,7 @@ class Deciding:
 
     @staticmethod
     def _is_small(one: _Pending, model: LogitModel) -> bool:
-        return model.takes_trees and one.size <= model.chunk
+        return model.takes_trees and one.size <= model.chunk and not one.texts.images
 
     def _note_idle(self) -> None:
         """Let the second copy of the model be given back in a while, if nobody waits."""
@@ -278,17 +308,21 @@ class _Tokenizing(NamedTuple):
     """One request whose texts take several turns to encode."""
 
     number: int
+    texts: RequestTexts
     steps: Generator[None, None, TokenizedHead]
 
 
 class _Pending:
     """One request until its answer, and the log probabilities read so far: by branch, and by place
-    in the branch's trie. `steps` is its reading under way, if that takes several chunks.
+    in the branch's trie. `steps` is its reading under way, if that takes several chunks. `head` is
+    that of a text with images, once those were looked at.
     """
 
-    def __init__(self, number: int, read: TokenizedHead) -> None:
+    def __init__(self, number: int, read: TokenizedHead, texts: RequestTexts) -> None:
         self.number = number
         self.read = read
+        self.texts = texts
+        self.head: Merged | None = None
         self.size = read.size
         self.steps: Iterator[None] | None = None
         self._known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
@@ -296,7 +330,12 @@ class _Pending:
     def in_chunks(self, model: LogitModel) -> Iterator[None]:
         """Read the head, and the branches behind it; a chunk each time."""
         reading = model.begin()
-        yield from _in_chunks(reading, self.read.ids, model.chunk)
+        if self.head is None:
+            yield from _in_chunks(reading, self.read.ids, model.chunk)
+        else:
+            for start in range(0, len(self.head), model.chunk):
+                reading.see(self.head[start : start + model.chunk])
+                yield
         head = reading.mark()
         size = model.chunk if model.takes_trees else 0
         for together in _side_by_side(groups(self.read, size), model.batch // max(size, 1)):
@@ -337,7 +376,7 @@ class _Pending:
             shares(branch.trie, known)
             for branch, known in zip(self.read.branches, self._known, strict=True)
         ]
-        return Reply(self.number, (each, Usage(self.size)))
+        return Reply(self.number, (each, Usage(self.read.size)))
 
     def _parting(self, want: Want) -> tuple[int, ...]:
         number, place = want

@@ -10,19 +10,23 @@ the most likely ones; positions that nobody asks for cost no vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from penstock.engines.openvino.logits.merging import Merged, Merging
 
 _CHUNK_NUMBERS = 1 << 23
 """Positions times vocabulary that one inference works on: 32 MiB of logits."""
@@ -33,6 +37,8 @@ _LARGEST_BATCH = 2048
 _GROWTH = 256
 """Tokens by which a sequence can grow before another one has to give up its cache for it."""
 _ATTENTION, _KEYS_AND_VALUES, _MASK = "ScaledDotProductAttention", (1, 2), 3
+_SEEING_INPUTS = {"inputs_embeds", "attention_mask", "position_ids", "beam_idx"}
+"""What the language model of a vision-language model may read."""
 _HIDDEN = -1e9
 """In a mask, added to the score of a token that another one must not see."""
 EXACT: dict[str, Any] = {
@@ -70,17 +76,19 @@ class LogitModel:
     where one does.
 
     `chunk`: the tokens that one sequence reads at once. `batch`: those of trees side by side, with
-    what fills the shorter ones up.
+    what fills the shorter ones up. `planes`: how many positions a token has, 0 for its place alone.
     """
 
     def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
         core = ov.Core()
         model = core.read_model(path)
+        self.planes = 0
         self.takes_trees = _take_mask(model)
         if self.takes_trees and not exact:
             _keep_attention_apart(model)
         self.vocabulary = _extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
+        self._folder = Path(path).parent
         # As many tokens as the pipeline's own KV cache may take the memory for.
         self._room = options.kv_cache_memory_bytes // max(_bytes_a_token(model), 1)
         self._begun: WeakSet[Reading] = WeakSet()
@@ -95,8 +103,39 @@ class LogitModel:
             # Others are of GenAI's pipeline.
             **{name: value for name, value in options.properties.items() if name in known},
         }
+        self._properties = properties
         self._compiled = core.compile_model(model, "CPU", properties)
         self._short: Any = None
+        if "inputs_embeds" in self.inputs:
+            self._take_embeddings(core, model)
+
+    def _take_embeddings(self, core: Any, model: Any) -> None:
+        """Prepare for a model that reads embeddings, as its other files make them."""
+        given = {name for name in self.inputs if not name.startswith("penstock_")}
+        if unknown := sorted(given - _SEEING_INPUTS):
+            raise UnsupportedError(
+                f"no decisions are made by this vision-language model, which reads"
+                f" {' and '.join(unknown)}: ask it for an answer with a json_schema"
+            )
+        self._width = model.input("inputs_embeds").get_partial_shape()[-1].get_length()
+        if len(shape := model.input("position_ids").get_partial_shape()) == 3:
+            self.planes = shape[0].get_length()
+        self._words = core.compile_model(
+            core.read_model(self._folder / TEXT_EMBEDDINGS), "CPU", self._properties
+        )
+        self._scale = read_config(self._folder).get("scale_emb", 1)
+
+    def embedded(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What a vision-language model reads of token ids: shape [rows, tokens, width]."""
+        found: np.ndarray[Any, Any] = self._words(ids)[0] * np.float32(self._scale)
+        return found
+
+    @cached_property
+    def merging(self) -> Merging:
+        """Makes what a vision-language model reads of texts with images. Loaded at first use."""
+        from penstock.engines.openvino.logits.merging import Merging
+
+        return Merging(self._folder, self._properties, self._width, self.planes)
 
     def begin(self) -> Reading:
         """A new sequence, without tokens yet."""
@@ -140,8 +179,17 @@ class Reading:
     def __init__(self, model: LogitModel, request: Any) -> None:
         self._model = model
         self._request = request
-        self.length = self.expected = 0
+        self.length = self.expected = self._ahead = 0
         self.after: np.ndarray[Any, Any] | None = None
+
+    def see(self, head: Merged) -> None:
+        """Read at most `LogitModel.chunk` more tokens of a text with images."""
+        size = len(head)
+        mask = _causal_mask(1, self.length, size)
+        positions = head.positions[:, None] if self._model.planes else head.positions
+        self._infer(head.embeddings[None], positions, mask, [size - 1], [0], 0)
+        self._go_on(size)
+        self._ahead = head.ahead
 
     def add(self, ids: Sequence[int], top: int = 0, silent: bool = False) -> list[TokenScore]:
         """Read at most `LogitModel.chunk` more tokens and return the score of each, with `top`
@@ -156,13 +204,12 @@ class Reading:
         size = len(ids)
         first = size - 1 if silent else 0
         following = [*ids[first + 1 :], 0]
-        positions = np.arange(self.length, self.length + size)[None]
+        positions = self._positions(np.arange(size)[None])
         mask = _causal_mask(1, self.length, size)
         rows = list(range(first, size))
         self._infer(np.array([ids], np.int64), positions, mask, rows, following, top)
-        self.length += size
+        self._go_on(size)
         get = self._request.get_tensor
-        self.after = get("penstock_after").data.reshape(-1).copy()
         chosen = get("penstock_chosen").data.reshape(-1)[: len(following) - 1].tolist()
         ranks = get("penstock_ranks").data.reshape(-1).tolist()
         values = get("penstock_top_values").data.tolist()
@@ -189,17 +236,27 @@ class Reading:
             length = len(tree.ids)
             ids[number, :length] = tree.ids
             depths = _hide(tree.parents, mask[number, 0, :length, self.length :])
-            positions[number, :length] = self.length + depths
+            positions[number, :length] = depths
             rows += [number * size + place for place in tree.wanted]
             wanted += tree.wanted.values()
         widest = max(map(len, wanted))
         following = [[*tokens, *[0] * (widest - len(tokens))] for tokens in wanted]
-        self._infer(ids, positions, mask, rows, [0] * len(rows), 0, following)
+        self._infer(ids, self._positions(positions), mask, rows, [0] * len(rows), 0, following)
         found = iter(self._request.get_tensor("penstock_wanted_logprobs").data.tolist())
         return [
             {place: next(found)[: len(tokens)] for place, tokens in tree.wanted.items()}
             for tree in trees
         ]
+
+    def _go_on(self, size: int) -> None:
+        self.length += size
+        self.after = self._request.get_tensor("penstock_after").data.reshape(-1).copy()
+
+    def _positions(self, behind: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Positions of tokens by their places `behind` the sequence, shape [rows, tokens]."""
+        positions = behind + (self.length + self._ahead)
+        planes = self._model.planes
+        return np.repeat(positions[None], planes, 0) if planes else positions
 
     def _infer(
         self,
@@ -213,8 +270,11 @@ class Reading:
     ) -> None:
         # All go on from the one sequence; where there is none, each begins by itself.
         beams = np.zeros(len(ids)) if self.length else np.arange(len(ids))
+        if "inputs_embeds" in self._model.inputs and ids.dtype == np.int64:
+            ids = self._model.embedded(ids)
         feed: dict[str, Any] = {
             "input_ids": ids,
+            "inputs_embeds": ids,
             "attention_mask": np.ones((len(ids), mask.shape[-1]), np.int64),
             "position_ids": positions,
             "beam_idx": beams.astype(np.int32),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.logits.second_copy import IDLE_SECONDS, is_biased, needs_scores
+from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import saved_ir
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
@@ -73,7 +74,8 @@ class Logits:
                 f" {self._options.device}"
             )
         directory = saved_ir(self._path) if self._path.suffix == ".gguf" else self._path
-        return LogitModel(str(directory / "openvino_model.xml"), self._options, self._exact)
+        name = LANGUAGE_MODEL if sees(directory) else "openvino_model.xml"
+        return LogitModel(str(directory / name), self._options, self._exact)
 
     def rest(self) -> None:
         """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""
