@@ -36,7 +36,7 @@ def converted(path, cache, exact=True):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PENSTOCK_CACHE_DIR", str(cache))
         files = find_model(str(path), "generate", None)
-    return LogitModel(f"{files.path}/openvino_model.xml", OpenVINOOptions(), exact)
+    return LogitModel(f"{files.path}/openvino_model.xml", OpenVINOOptions(), exact, grows=exact)
 
 
 @pytest.fixture(scope="module")

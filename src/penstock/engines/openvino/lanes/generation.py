@@ -91,7 +91,7 @@ class Generation:
             self._vision = Vision(read_config(Path(path)), options.max_image_pixels)
         self.special_tokens = self._tokenizer.special_tokens
         exact = options.deterministic
-        self._deciding_logits = self._logits if exact else Logits(path, options, exact=False)
+        self._deciding_logits = Logits(path, options, exact, grows=False)
         self._deciding = Deciding(
             self._deciding_logits, self._tokenizer, context_length, exact, self._vision
         )

@@ -15,7 +15,6 @@ import contextlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from heapq import nsmallest
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +26,7 @@ from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenizing
 from penstock.engines.decisions.trie import Path, shares
 from penstock.engines.openvino.logits.model import LogitModel, Reading, Tree, log_softmax
 from penstock.engines.openvino.logits.scoring import Logits
+from penstock.engines.openvino.logits.together import beginning, begins, side_by_side
 from penstock.engines.openvino.options import failure_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply
@@ -82,21 +82,22 @@ class TokenTree:
         self.wants.setdefault(self.grow(path, after), []).append((number, place))
 
 
-def whole(read: TokenizedHead) -> TokenTree:
-    """A request as one tree, its head included."""
+def whole(read: TokenizedHead, begun: int = 0) -> TokenTree:
+    """A request as one tree, its head included but for the first `begun` tokens."""
     tree = TokenTree()
-    tree.ids += read.ids  # branches begin behind them, so nobody looks for their places
-    tree.parents += range(-1, len(read.ids) - 1)
-    head = len(read.ids) - 1
+    tree.ids += read.ids[begun:]  # branches begin behind them, so nobody looks for their places
+    head = len(tree.ids) - 1
+    tree.parents += range(-1, head)
     for number, branch in enumerate(read.branches):
         for place in branch.trie.parting:
             tree.want(number, place, [*branch.stem, *place], head)
     return tree
 
 
-def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
-    """The branches of a request as trees of at most `most` tokens. A stem that is longer leads a
-    tree of its labels, so it is read once; of a longer label all is the lead.
+def groups(read: TokenizedHead, most: int, asked: int) -> Iterator[TokenTree]:
+    """The branches of a request as trees of at most `most` tokens, and `asked` places that are
+    wanted. A stem that is longer leads a tree of its labels, so it is read once; of a longer label
+    all is the lead.
     """
     tree = TokenTree()
     for number, branch in enumerate(read.branches):
@@ -104,12 +105,12 @@ def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
         for place in branch.trie.parting:
             path = [*branch.stem, *place]
             if len(path) <= most:
-                if len(tree) + tree.new_tokens(path) > most:
+                if len(tree) + tree.new_tokens(path) > most or len(tree.wants) == asked:
                     yield tree
                     tree = TokenTree()
                 tree.want(number, place, path)
             elif len(place) <= most:
-                if len(labels) + labels.new_tokens(place) > most:
+                if len(labels) + labels.new_tokens(place) > most or len(labels.wants) == asked:
                     yield labels
                     labels = TokenTree(branch.stem)
                 labels.want(number, place, place)
@@ -125,6 +126,8 @@ def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
 
 _DONE = object()
 _WAIT_SECONDS = 0.002
+_WINDOW = 512
+"""Requests that are looked at for those to be read together."""
 _QUESTIONS = list[Question]
 
 
@@ -152,6 +155,8 @@ class Deciding:
         self._tokenizing: deque[_Tokenizing] = deque()
         self._waiting: deque[_Pending] = deque()
         self._large_next = False
+        self._shared: list[int] = []
+        """What the small requests begin with that are read now."""
 
     @property
     def busy(self) -> bool:
@@ -237,15 +242,14 @@ class Deciding:
             return failed
         if model is None:
             return []
-        large = next((one for one in self._waiting if not self._is_small(one, model)), None)
-        done = self._small(model)
+        done, large, begun = self._next(model)
         if large is not None and (self._large_next or not done):
             done, self._large_next = [large], False
         else:
             large, self._large_next = None, True
         try:
             if large is None:
-                _read_together(model, done)
+                _read_together(model, done, begun)
             else:
                 if large.steps is None:
                     large.steps = self._steps(large, model)
@@ -254,7 +258,8 @@ class Deciding:
             answers: list[Reply | Failed] = [one.reply() for one in done]
         except Exception as error:
             answers = [failure_of(one.number, error) for one in done]
-        self._waiting = deque(one for one in self._waiting if one not in done)
+        read = {one.number for one in done}
+        self._waiting = deque(one for one in self._waiting if one.number not in read)
         self._note_idle()
         return answers
 
@@ -275,28 +280,28 @@ class Deciding:
         assert self._vision is not None
         return model.merging(*self._vision.tagged(texts.head, texts.image_mark, texts.images))
 
-    def _small(self, model: LogitModel) -> list[_Pending]:
-        """The first small request that waits, and those nearest to it in length, as many as are
-        read at once; each is filled up to the longest.
+    def _next(self, model: LogitModel) -> tuple[list[_Pending], _Pending | None, list[int]]:
+        """The small requests that are read together, the first large one, and what the small ones
+        begin with.
         """
-        small = [one for one in self._waiting if self._is_small(one, model)]
-        if not small or self._alone:
-            return small[:1]
-        first = small[0].size
-        most = model.batch // first
-        near = nsmallest(most, small, key=lambda one: abs(one.size - first))
-        found: list[_Pending] = []
-        longest = 0
-        for one in near:
-            longest = max(longest, one.size)
-            if found and longest * (len(found) + 1) > model.batch:
-                break
-            found.append(one)
-        return found
-
-    @staticmethod
-    def _is_small(one: _Pending, model: LogitModel) -> bool:
-        return model.takes_trees and one.size <= model.chunk and not one.texts.images
+        window = list(islice(self._waiting, _WINDOW))
+        trees = [one for one in window if one.is_tree(model)]
+        if trees and not self._alone:
+            heads = [one.read.ids for one in trees]
+            self._shared = beginning(heads, self._shared, model.batch)
+        large: _Pending | None = None
+        small: dict[int, list[_Pending]] = {}
+        for one in window:
+            begun = len(self._shared) if begins(one.read.ids, self._shared) else 0
+            if one.is_tree(model) and one.size - begun <= model.chunk:
+                small.setdefault(begun, []).append(one)
+            elif large is None:
+                large = one
+        if not small:
+            return [], large, []
+        begun, first = next(iter(small.items()))
+        group = first[:1] if self._alone else side_by_side(first, model, begun)
+        return group, large, self._shared[:begun]
 
     def _note_idle(self) -> None:
         """Let the second copy of the model be given back in a while, if nobody waits."""
@@ -324,8 +329,14 @@ class _Pending:
         self.texts = texts
         self.head: Merged | None = None
         self.size = read.size
+        self.asks = sum(len(branch.trie.parting) for branch in read.branches)
         self.steps: Iterator[None] | None = None
         self._known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
+
+    def is_tree(self, model: LogitModel) -> bool:
+        """Whether all of it may be read at once, if it is small enough."""
+        begun = self.steps is not None or self.texts.images
+        return model.takes_trees and not begun and self.asks <= model.asked
 
     def in_chunks(self, model: LogitModel) -> Iterator[None]:
         """Read the head, and the branches behind it; a chunk each time."""
@@ -338,7 +349,8 @@ class _Pending:
                 yield
         head = reading.mark()
         size = model.chunk if model.takes_trees else 0
-        for together in _side_by_side(groups(self.read, size), model.batch // max(size, 1)):
+        rows = min(model.batch // max(size, 1), model.rows(reading.length + model.chunk))
+        for together in _side_by_side(groups(self.read, size, model.asked), rows, model.asked):
             lead = together[0].lead
             yield from _in_chunks(reading, lead, model.chunk)
             trees = [self.tree(tree) for tree in together]
@@ -383,22 +395,24 @@ class _Pending:
         return self.read.branches[number].trie.parting[place]
 
 
-def _read_together(model: LogitModel, requests: list[_Pending]) -> None:
-    """Read small requests whole, side by side."""
-    trees = [whole(one.read) for one in requests]
-    found = model.trees([one.tree(tree) for one, tree in zip(requests, trees, strict=True)])
+def _read_together(model: LogitModel, requests: list[_Pending], begun: list[int]) -> None:
+    """Read small requests whole, side by side, behind what all have `begun` with."""
+    trees = [whole(one.read, len(begun)) for one in requests]
+    asked = [one.tree(tree) for one, tree in zip(requests, trees, strict=True)]
+    found = model.trees(asked, begun)
     for one, tree, values in zip(requests, trees, found, strict=True):
         one.take(tree, values)
 
 
-def _side_by_side(trees: Iterator[TokenTree], most: int) -> Iterator[list[TokenTree]]:
-    """At most `most` trees at once. One that has something of its own before it is read alone, and
-    so is one without tokens.
+def _side_by_side(trees: Iterator[TokenTree], most: int, asked: int) -> Iterator[list[TokenTree]]:
+    """At most `most` trees at once, with `asked` places that are wanted. One that has something of
+    its own before it is read alone, and so is one without tokens.
     """
     found: list[TokenTree] = []
     for tree in trees:
         alone = bool(tree.lead) or not tree.ids
-        if found and (alone or len(found) == most):
+        places = sum(len(one.wants) for one in (*found, tree))
+        if found and (alone or len(found) == most or places > asked):
             yield found
             found = []
         found.append(tree)

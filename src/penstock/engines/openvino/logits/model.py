@@ -12,15 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
 import openvino as ov
-from openvino import opset13 as ops
 
+from penstock.engines.openvino.logits.graph import (
+    bytes_a_token,
+    extend,
+    keep_attention_apart,
+    take_mask,
+)
 from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import UnsupportedError
@@ -28,15 +32,14 @@ from penstock.errors import UnsupportedError
 if TYPE_CHECKING:
     from penstock.engines.openvino.logits.merging import Merged, Merging
 
-_CHUNK_NUMBERS = 1 << 23
-"""Positions times vocabulary that one inference works on: 32 MiB of logits."""
-_LARGEST_CHUNK = 256
+_LOGITS = 1 << 23
+"""Numbers, 32 MiB, that one inference may make: of each position asked for, the vocabulary."""
+_CHUNK = 256
 _BATCH_WORK = 1 << 32
 """Tokens times bytes of weights that a batch works on: a small model reads more at once."""
 _LARGEST_BATCH = 2048
 _GROWTH = 256
 """Tokens by which a sequence can grow before another one has to give up its cache for it."""
-_ATTENTION, _KEYS_AND_VALUES, _MASK = "ScaledDotProductAttention", (1, 2), 3
 _SEEING_INPUTS = {"inputs_embeds", "attention_mask", "position_ids", "beam_idx"}
 """What the language model of a vision-language model may read."""
 _HIDDEN = -1e9
@@ -72,30 +75,34 @@ class Tree(NamedTuple):
 class LogitModel:
     """One model, compiled to give log probabilities. Raises `UnsupportedError` for a graph whose
     last layer is not found. `takes_trees`: it reads token trees, and not just sequences. `exact`:
-    in f32; else in the device's own precision, and faster where many tokens follow others, slower
-    where one does.
+    in f32; else in the device's own precision. `grows`: it is fast where one token follows others;
+    else where many do.
 
     `chunk`: the tokens that one sequence reads at once. `batch`: those of trees side by side, with
-    what fills the shorter ones up. `planes`: how many positions a token has, 0 for its place alone.
+    what fills the shorter ones up. `asked`: the positions of all these that may be asked for, as
+    each makes as many numbers as there are tokens to choose from. `planes`: how many positions a
+    token has, 0 for its place alone.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
+    def __init__(
+        self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
+    ) -> None:
         core = ov.Core()
         model = core.read_model(path)
         self.planes = 0
-        self.takes_trees = _take_mask(model)
-        if self.takes_trees and not exact:
-            _keep_attention_apart(model)
-        self.vocabulary = _extend(model)
+        self.takes_trees = take_mask(model)
+        if self.takes_trees and not grows:
+            keep_attention_apart(model)
+        self.vocabulary = extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
         self._folder = Path(path).parent
         # As many tokens as the pipeline's own KV cache may take the memory for.
-        self._room = options.kv_cache_memory_bytes // max(_bytes_a_token(model), 1)
+        self._room = options.kv_cache_memory_bytes // max(bytes_a_token(model), 1)
         self._begun: WeakSet[Reading] = WeakSet()
-        most = _CHUNK_NUMBERS // self.vocabulary
-        self.chunk = max(1, min(_LARGEST_CHUNK, most))
+        self.chunk = _CHUNK
+        self.asked = max(1, min(_LARGEST_BATCH, _LOGITS // self.vocabulary))
         weights = Path(path).with_suffix(".bin").stat().st_size
-        self.batch = max(self.chunk, min(_LARGEST_BATCH, most, _BATCH_WORK // max(weights, 1)))
+        self.batch = max(self.chunk, min(_LARGEST_BATCH, _BATCH_WORK // max(weights, 1)))
         known = set(core.get_property("CPU", "SUPPORTED_PROPERTIES"))
         properties = {
             **options.device_properties(),
@@ -105,7 +112,9 @@ class LogitModel:
         }
         self._properties = properties
         self._compiled = core.compile_model(model, "CPU", properties)
-        self._short: Any = None
+        self._short: Reading | None = None
+        self._begun_with: Sequence[int] = ()
+        self._mark: Mark | None = None
         if "inputs_embeds" in self.inputs:
             self._take_embeddings(core, model)
 
@@ -161,12 +170,25 @@ class LogitModel:
     def _held(self) -> int:
         return sum(max(one.length, one.expected) for one in self._begun)
 
-    def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
-        """Read trees side by side, nothing before them. Returns what each wants, by its places."""
-        if self._short is None:
-            self._short = self._compiled.create_infer_request()
-        self._short.reset_state()
-        return Reading(self, self._short).trees(trees)
+    def rows(self, length: int) -> int:
+        """How many sequences of this length have KV caches at once."""
+        return max(1, self._room // length)
+
+    def trees(
+        self, trees: Sequence[Tree], before: Sequence[int] = ()
+    ) -> list[dict[int, list[float]]]:
+        """Read trees side by side, all behind the tokens `before`: if these were the same the last
+        time, they are not read again. Returns what each tree wants, by its places.
+        """
+        short = self._short = self._short or self.begin()
+        if self._mark is not None and before == self._begun_with:
+            short.back(self._mark)
+        else:
+            short.reset()
+            for start in range(0, len(before), self.chunk):
+                short.add(before[start : start + self.chunk], silent=True)
+            self._begun_with, self._mark = before, short.mark() if before else None
+        return short.trees(trees)
 
 
 class Reading:
@@ -287,6 +309,11 @@ class Reading:
         }
         self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
 
+    def reset(self) -> None:
+        """Forget all that was read."""
+        self._request.reset_state()
+        self.length, self.after = 0, None
+
     def mark(self) -> Mark:
         """Where the reading is, to go `back` there."""
         states = [state.state.data.copy() for state in self._request.query_state()]
@@ -312,7 +339,7 @@ def _causal_mask(rows: int, length: int, size: int) -> np.ndarray[Any, Any]:
     sees all before it.
     """
     mask = np.zeros((rows, 1, size, length + size), np.float32)
-    mask[..., length:] = _triangle(size + -size % _LARGEST_CHUNK)[:size, :size]
+    mask[..., length:] = _triangle(size + -size % _CHUNK)[:size, :size]
     return mask
 
 
@@ -350,129 +377,3 @@ def score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
     pairs = list(zip(best.tolist(), logprobs[best].tolist(), strict=True))
     rank = 1 + int((logprobs > logprobs[token]).sum())
     return TokenScore(token, float(logprobs[token]), rank, pairs)
-
-
-def _take_mask(model: Any) -> bool:
-    """Let the attention mask be an input, which may hold a tree.
-
-    Returns False, and changes nothing, for a graph whose layers do not share one mask.
-    """
-    layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
-    if not layers or any(
-        one.get_input_size() <= _MASK or one.get_attributes().get("causal") for one in layers
-    ):
-        return False
-    if len({one.input_value(_MASK).get_node().get_friendly_name() for one in layers}) > 1:
-        return False
-    mask = ops.parameter([-1, 1, -1, -1], np.float32, name="penstock_mask")
-    mask.output(0).set_names({"penstock_mask"})
-    for one in layers:
-        one.input(_MASK).replace_source_output(mask.output(0))
-    model.add_parameters([mask])
-    return True
-
-
-def _keep_attention_apart(model: Any) -> None:
-    """Keep the runtime from joining attention and KV cache to one operation: that one is made for
-    one new token, and takes several times as long where many follow what is cached.
-
-    A multiplication by 1, an input that the compiler does not know, stands between them. It also
-    repeats the cached heads for those that share them: in a GGUF model's graph, what does that is
-    right just where it is joined. Changes nothing in a graph of another form.
-    """
-    layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
-    caches = [_cache(layer, place) for layer in layers for place in _KEYS_AND_VALUES]
-    if not caches or None in caches:
-        return
-    one = ops.parameter([], np.float32, name="penstock_one")
-    one.output(0).set_names({"penstock_one"})
-    model.add_parameters([one])
-    for layer in layers:
-        for place in _KEYS_AND_VALUES:
-            cache = _cache(layer, place)
-            _, heads, _, width = layer.input_value(place).get_partial_shape()
-            shared = heads.get_length() // cache.get_partial_shape()[1].get_length()
-            times = ops.multiply(ops.constant(np.ones((1, 1, shared, 1, 1), np.float32)), one)
-            each = ops.unsqueeze(cache, ops.constant(2, np.int64))
-            apart = ops.multiply(each, ops.convert_like(times, each))
-            shape = ops.constant([0, heads.get_length(), -1, width.get_length()], np.int64)
-            layer.input(place).replace_source_output(ops.reshape(apart, shape, True).output(0))
-
-
-def _cache(layer: Any, place: int) -> Any:
-    """The cached keys or values of an attention, shape [rows, heads, tokens, width], before each
-    head is repeated for those that share it; None where they are not found.
-    """
-    found = layer.input_value(place)
-    _, heads, _, width = found.get_partial_shape()
-    while (kind := found.get_node().get_type_name()) in ("Reshape", "Broadcast", "Unsqueeze"):
-        if kind == "Unsqueeze" and str(found.get_partial_shape()[2]) != "1":
-            return None  # the heads are not repeated one by one
-        found = found.get_node().input_value(0)
-    shape = found.get_partial_shape()
-    if kind != "Concat" or len(shape) != 4:
-        return None
-    is_known = all(size.is_static for size in (heads, width, shape[1], shape[3]))
-    return found if is_known and shape[3] == width else None
-
-
-def _bytes_a_token(model: Any) -> int:
-    """What one token takes in the KV cache, in f32."""
-    states = [one for one in model.get_ops() if one.get_type_name() == "ReadValue"]
-    shapes = [state.get_output_partial_shape(0) for state in states]
-    return sum(4 * prod(size.get_length() for size in shape if size.is_static) for shape in shapes)
-
-
-def _extend(model: Any) -> int:
-    """Let the graph end in log probabilities of chosen rows. Returns the vocabulary's size."""
-    result = model.output("logits").get_node()
-    head = result.input_value(0).get_node()
-    while head.get_type_name() != "MatMul":
-        if head.get_type_name() not in ("Convert", "Multiply", "Divide", "Tanh", "Add"):
-            raise UnsupportedError("log probabilities cannot be read from this model's graph")
-        data = [
-            value.get_node()
-            for value in head.input_values()
-            if value.get_node().get_type_name() != "Constant"
-        ]
-        head = data[0]
-    rows = ops.parameter([-1], np.int64, name="penstock_rows")
-    following = ops.parameter([-1, 1], np.int64, name="penstock_following")
-    top = ops.parameter([], np.int64, name="penstock_top")
-    wanted = ops.parameter([-1, -1], np.int64, name="penstock_wanted")
-    for parameter in (rows, following, top, wanted):
-        parameter.output(0).set_names({parameter.get_friendly_name()})
-    axis = ops.constant(1, np.int64)
-    hidden = head.input_value(0)
-    width = hidden.get_partial_shape()[-1]
-    if width.is_dynamic:
-        raise UnsupportedError("log probabilities cannot be read from this model's graph")
-    flat = ops.reshape(hidden, ops.constant([1, -1, width.get_length()], np.int64), False)
-    head.input(0).replace_source_output(ops.gather(flat, rows, axis).output(0))
-    logits = ops.squeeze(ops.convert(result.input_value(0), np.float32), ops.constant(0, np.int64))
-    logprobs = ops.log_softmax(logits, -1)
-    best = ops.topk(logprobs, top, -1, "max", "value", index_element_type="i64")
-    chosen = ops.gather_elements(logprobs, following, 1)
-    better = ops.convert(ops.greater(logprobs, chosen), np.int32)
-    outputs = {
-        "penstock_chosen": chosen.output(0),
-        "penstock_wanted_logprobs": ops.gather_elements(logprobs, wanted, 1).output(0),
-        "penstock_ranks": ops.add(
-            ops.reduce_sum(better, np.array([1])), ops.constant(1, np.int32)
-        ).output(0),
-        "penstock_top_values": best.output(0),
-        "penstock_top_ids": best.output(1),
-        "penstock_after": ops.gather(
-            logits, ops.constant([-1], np.int64), ops.constant(0, np.int64)
-        ).output(0),
-    }
-    size = result.input_value(0).get_partial_shape()[-1]
-    if size.is_dynamic:
-        raise UnsupportedError("log probabilities cannot be read from this model's graph")
-    model.add_parameters([rows, following, top, wanted])
-    model.remove_result(result)
-    for name, output in outputs.items():
-        output.set_names({name})
-        model.add_outputs([output])
-    model.validate_nodes_and_infer_types()
-    return int(size.get_length())

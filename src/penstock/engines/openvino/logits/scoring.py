@@ -33,14 +33,16 @@ _LOADING_WAIT_SECONDS = 0.002
 
 class Logits:
     """The model that gives log probabilities: loaded when it is first needed, and given back when
-    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it. `exact`: in
-    f32; else in the device's own precision.
+    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it. `exact` and
+    `grows` are those of `LogitModel`.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
+    def __init__(
+        self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
+    ) -> None:
         self._path = Path(path)
         self._options = options
-        self._exact = exact
+        self._exact, self._grows = exact, grows
         self._lock = threading.Lock()
         self._loading: Future[LogitModel] | None = None
         self._timer: threading.Timer | None = None
@@ -75,7 +77,7 @@ class Logits:
             )
         directory = saved_ir(self._path) if self._path.suffix == ".gguf" else self._path
         name = LANGUAGE_MODEL if sees(directory) else "openvino_model.xml"
-        return LogitModel(str(directory / name), self._options, self._exact)
+        return LogitModel(str(directory / name), self._options, self._exact, self._grows)
 
     def rest(self) -> None:
         """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""
@@ -224,7 +226,7 @@ class Scoring:
                     scored.reading = model.begin_if_fits(scored.size)
                     is_full = scored.reading is None
                 while scored.reading is not None and budget > 0 and not scored.whole:
-                    budget -= self._read(scored, scored.reading, budget)
+                    budget -= self._read(scored, scored.reading, model, budget)
                     if model.is_over:
                         self._make_room(model)
             except Exception as error:
@@ -238,17 +240,20 @@ class Scoring:
                 done.append(scored)
         return done
 
-    def _read(self, scored: Scored, reading: Reading, most: int) -> int:
+    def _read(self, scored: Scored, reading: Reading, model: LogitModel, most: int) -> int:
+        """Read at most so many tokens. Returns their cost, in tokens without a score."""
         sampling, start = scored.request.sampling, scored.read
-        in_prompt, ids = start < scored.prompt_size, scored.unread(most)
+        in_prompt = start < scored.prompt_size
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
-        scores = reading.add(ids, top or 0, silent=top is None or start < scored.known)
+        silent = top is None or start < scored.known
+        ids = scored.unread(most if silent else min(most, model.asked))
+        scores = reading.add(ids, top or 0, silent)
         if in_prompt:
             scored.prompt += scores
         else:
             scored.answer += scores
         scored.read += len(ids)
-        return len(ids)
+        return len(ids) if silent else len(ids) * max(1, model.chunk // model.asked)
 
     def _make_room(self, model: LogitModel) -> None:
         """Let those that came last give up their KV caches."""
