@@ -2,27 +2,27 @@
 
 import hashlib
 
-import numpy as np
-import openvino as ov
 import openvino_genai as genai
 import pytest
 
 from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.model import EXACT, LogitModel, log_softmax
-from penstock.engines.openvino.model.files import LANGUAGE_MODEL
+from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import AS_IS, Tokenizer
+from penstock.engines.process import Submit
 from penstock.errors import ContextLengthError, RequestError
-from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion
-from vision_models import bomb, image_file, image_part, picture, vision_model
+from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion, Sampling
+from vision_models import bomb, image_file, image_part, vision_model
 
 QUESTIONS = (
     ChoiceQuestion("Which?", tuple(map(Option, ("a cat", "a dog", "a red ball")))),
     PredicateQuestion("Is it red?"),
 )
 HEADS = (
-    ("USER: <ov_genai_image_0>what is it? ASSISTANT:", (1,)),
-    ("USER: <ov_genai_image_0> and <ov_genai_image_1>: what? ASSISTANT:", (2, 3)),
+    ("USER: <image>\nwhat is it? ASSISTANT:", (1,)),
+    ("USER: <image>\n and <image>\n: what? ASSISTANT:", (2, 3)),
 )
 
 
@@ -55,23 +55,23 @@ def generated(pipeline, text, images):
     return found.generated_ids[0], found.generated_log_probs[0]
 
 
-def images(*seeds):
-    return [ov.Tensor(np.array(picture(seed, (90, 70)))) for seed in seeds]
-
-
 @pytest.mark.parametrize(("text", "seeds"), HEADS)
 @pytest.mark.parametrize("chunk", [256, 7])
-def test_what_is_read_is_what_the_pipeline_reads(model, pipeline, text, seeds, chunk):
-    tail = "a ball that"
-    ids = Tokenizer(pipeline.get_tokenizer()).encode([tail], special_tokens=False)[0]
-    for behind in ("", tail):
-        expected = generated(pipeline, text + behind, images(*seeds))
-        head = model.merging(text, images(*seeds))
+def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, seeds, chunk):
+    vision = Vision(read_config(path), 1 << 26)
+    tokenizer = Tokenizer(pipeline.get_tokenizer())
+    files = tuple(image_file(seed, size=(90, 70)) for seed in seeds)
+    for behind in ("", "a ball that"):
+        asked = (1, text + behind, Sampling(), None, False, False)
+        submit = Submit(*asked, images=files, image_mark="<image>")
+        prompt, tensors = vision.prompt(submit, tokenizer)[0], vision._decoded(files)
+        expected = generated(pipeline, prompt, tensors)
+        head = model.merging(*vision.tagged(text, "<image>", files))
         reading = model.begin()
         for start in range(0, len(head), chunk):
             reading.see(head[start : start + chunk])
         if behind:
-            reading.add(ids, silent=True)
+            reading.add(tokenizer.encode([behind], special_tokens=False)[0], silent=True)
         logprobs = log_softmax(reading.after)
         assert int(logprobs.argmax()) == expected[0]
         assert logprobs.max() == pytest.approx(expected[1], abs=1e-4)
