@@ -48,13 +48,12 @@ def test_one_that_asks_for_more_is_read_alone():
 
 def test_the_beginning_is_kept_until_another_is_worth_it():
     heads = [[*LONG, 1, 5], [*LONG, 1, 6], [*LONG, 2]]
-    assert beginning(heads, [], 100) == LONG
-    assert beginning(heads, [], 9) == LONG[:9]
-    assert beginning(heads[:2], LONG, 100) == LONG
-    assert beginning([[*LONG, 3]], LONG, 100) == LONG
-    assert beginning([[7, 8], [*LONG, 3]], LONG, 100) == LONG
+    assert beginning(heads, []) == LONG
+    assert beginning(heads[:2], LONG) == LONG
+    assert beginning([[*LONG, 3]], LONG) == LONG
+    assert beginning([[7, 8], [*LONG, 3]], LONG) == LONG
     longer = [*LONG, *range(8)]
-    assert beginning([[*longer, 1], [*longer, 2]], LONG, 100) == longer
-    assert beginning([LONG, LONG], [], 100) == LONG[:-1]  # a token is left to read
+    assert beginning([[*longer, 1], [*longer, 2]], LONG) == longer
+    assert beginning([LONG, LONG], []) == LONG[:-1]  # a token is left to read
     assert not begins(LONG, LONG)
     assert begins(LONG, LONG[:-1])

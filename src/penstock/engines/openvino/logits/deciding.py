@@ -157,6 +157,8 @@ class Deciding:
         self._large_next = False
         self._shared: list[int] = []
         """What the small requests begin with that are read now."""
+        self._last: list[int] = []
+        """The head of the request that was read last."""
 
     @property
     def busy(self) -> bool:
@@ -249,7 +251,9 @@ class Deciding:
             large, self._large_next = None, True
         try:
             if large is None:
-                _read_together(model, done, begun)
+                if begun and not model.go_behind(begun):
+                    return []
+                _read_together(model, done, len(begun))
             else:
                 if large.steps is None:
                     large.steps = self._steps(large, model)
@@ -258,6 +262,7 @@ class Deciding:
             answers: list[Reply | Failed] = [one.reply() for one in done]
         except Exception as error:
             answers = [failure_of(one.number, error) for one in done]
+        self._last = done[0].read.ids
         read = {one.number for one in done}
         self._waiting = deque(one for one in self._waiting if one.number not in read)
         self._note_idle()
@@ -288,7 +293,9 @@ class Deciding:
         trees = [one for one in window if one.is_tree(model)]
         if trees and not self._alone:
             heads = [one.read.ids for one in trees]
-            self._shared = beginning(heads, self._shared, model.batch)
+            self._shared = beginning(
+                heads if len(heads) > 1 else [*heads, self._last], self._shared
+            )
         large: _Pending | None = None
         small: dict[int, list[_Pending]] = {}
         for one in window:
@@ -395,11 +402,11 @@ class _Pending:
         return self.read.branches[number].trie.parting[place]
 
 
-def _read_together(model: LogitModel, requests: list[_Pending], begun: list[int]) -> None:
-    """Read small requests whole, side by side, behind what all have `begun` with."""
-    trees = [whole(one.read, len(begun)) for one in requests]
+def _read_together(model: LogitModel, requests: list[_Pending], begun: int) -> None:
+    """Read small requests whole, side by side, but for the first `begun` tokens of each."""
+    trees = [whole(one.read, begun) for one in requests]
     asked = [one.tree(tree) for one, tree in zip(requests, trees, strict=True)]
-    found = model.trees(asked, begun)
+    found = model.trees(asked, behind=begun > 0)
     for one, tree, values in zip(requests, trees, found, strict=True):
         one.take(tree, values)
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakSet, proxy
 
 import numpy as np
 import openvino as ov
@@ -113,7 +113,8 @@ class LogitModel:
         self._properties = properties
         self._compiled = core.compile_model(model, "CPU", properties)
         self._short: Reading | None = None
-        self._begun_with: Sequence[int] = ()
+        self._behind: Reading | None = None
+        self._before: Sequence[int] = ()
         self._mark: Mark | None = None
         if "inputs_embeds" in self.inputs:
             self._take_embeddings(core, model)
@@ -174,21 +175,33 @@ class LogitModel:
         """How many sequences of this length have KV caches at once."""
         return max(1, self._room // length)
 
-    def trees(
-        self, trees: Sequence[Tree], before: Sequence[int] = ()
-    ) -> list[dict[int, list[float]]]:
-        """Read trees side by side, all behind the tokens `before`: if these were the same the last
-        time, they are not read again. Returns what each tree wants, by its places.
+    def go_behind(self, before: Sequence[int]) -> bool:
+        """Read the next chunk of the tokens that trees are behind. Returns whether all of them are
+        read: they stay so until others are named.
         """
-        short = self._short = self._short or self.begin()
-        if self._mark is not None and before == self._begun_with:
-            short.back(self._mark)
-        else:
-            short.reset()
-            for start in range(0, len(before), self.chunk):
-                short.add(before[start : start + self.chunk], silent=True)
-            self._begun_with, self._mark = before, short.mark() if before else None
-        return short.trees(trees)
+        if before != self._before or self._behind is None:
+            self._behind, self._before, self._mark = self._new(), before, None
+        if self._mark is None:
+            start = self._behind.length
+            self._behind.add(before[start : start + self.chunk], silent=True)
+            if self._behind.length == len(before):
+                self._mark = self._behind.mark()
+        return self._mark is not None
+
+    def trees(self, trees: Sequence[Tree], behind: bool = False) -> list[dict[int, list[float]]]:
+        """Read trees side by side, nothing before them, or `behind` what was read by `go_behind`.
+        Returns what each wants, by its places.
+        """
+        if behind and self._behind is not None:
+            self._behind.back(self._mark)
+            return self._behind.trees(trees)
+        self._short = self._short or self._new()
+        self._short.back(None)
+        return self._short.trees(trees)
+
+    def _new(self) -> Reading:
+        """One for here. Without a proxy the two would hold each other, and outlive their use."""
+        return Reading(proxy(self), self._compiled.create_infer_request())
 
 
 class Reading:
@@ -309,18 +322,17 @@ class Reading:
         }
         self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
 
-    def reset(self) -> None:
-        """Forget all that was read."""
-        self._request.reset_state()
-        self.length, self.after = 0, None
-
     def mark(self) -> Mark:
         """Where the reading is, to go `back` there."""
         states = [state.state.data.copy() for state in self._request.query_state()]
         return Mark(self.length, self.after, states)
 
-    def back(self, mark: Mark) -> None:
-        """Forget what was read after the mark."""
+    def back(self, mark: Mark | None) -> None:
+        """Forget what was read after the mark, or all without one."""
+        if mark is None:
+            self._request.reset_state()
+            self.length, self.after = 0, None
+            return
         for state, data in zip(self._request.query_state(), mark.states, strict=True):
             state.state = ov.Tensor(data)
         self.length, self.after = mark.length, mark.after

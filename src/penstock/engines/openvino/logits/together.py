@@ -27,13 +27,13 @@ def begins(ids: list[int], shared: list[int]) -> bool:
     return len(ids) > len(shared) and ids[: len(shared)] == shared
 
 
-def beginning(heads: Sequence[list[int]], kept: list[int], most: int) -> list[int]:
-    """The tokens, at most so many, that are read once for requests with these heads: what all begin
-    with if that is worth a change, else those `kept` so far.
+def beginning(heads: Sequence[list[int]], kept: list[int]) -> list[int]:
+    """The tokens that are read once for requests with these heads: what all begin with if that is
+    worth a change, else those `kept` so far.
     """
     low, high = min(heads), max(heads)
     same = sum(takewhile(bool, (a == b for a, b in zip(low, high, strict=False))))
-    same = min(same, min(map(len, heads)) - 1, most) if len(heads) > 1 else 0
+    same = min(same, min(map(len, heads)) - 1) if len(heads) > 1 else 0
     known = len(kept) if begins(heads[0], kept) else 0
     return heads[0][:same] if same >= known + _WORTH else kept
 
