@@ -10,10 +10,10 @@ tokens, as the text has them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import openvino as ov
@@ -22,10 +22,8 @@ from openvino import opset13 as ops
 
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL
 
-import_module("openvino_tokenizers")  # with it OpenVINO reads tokenizers
-
 _TOKENIZER = "openvino_tokenizer.xml"
-_OWN = {Path(name).stem for name in (LANGUAGE_MODEL, _TOKENIZER)}
+_OWN = {LANGUAGE_MODEL, LANGUAGE_MODEL.replace(".xml", ".bin"), _TOKENIZER}
 """Files that are written here: no link of that name may lead to the model's own."""
 _CLS = genai.TextEmbeddingPipeline.PoolingType.CLS
 
@@ -62,7 +60,7 @@ class Merging:
         with TemporaryDirectory(prefix="penstock-") as folder:
             target = Path(folder)
             for file in path.iterdir():
-                if file.stem not in _OWN:
+                if file.name not in _OWN:
                     (target / file.name).symlink_to(file.absolute())
             ov.save_model(self._echo(), target / LANGUAGE_MODEL, compress_to_fp16=False)
             _write_tokenizer(path / _TOKENIZER, target / _TOKENIZER)
@@ -104,13 +102,19 @@ def _input(name: str, shape: list[int], kind: Any) -> Any:
 
 
 def _write_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer without the tokens that it adds by itself: each of them is left empty."""
-    model = ov.Core().read_model(source)
-    for node in model.get_ops():
-        if node.get_type_name() == "CombineSegments":
-            for place in range(1, node.get_input_size() - 1, 3):
-                end = node.input_value(place)
-                if end.get_node().get_type_name() == "Constant":
-                    nothing = ops.constant(np.zeros(end.get_shape(), np.int32))
-                    node.input(place).replace_source_output(nothing.output(0))
-    ov.save_model(model, target, compress_to_fp16=False)
+    """The tokenizer without the tokens that it adds by itself. They are segments with constants for
+    their begin, end and ids: each of them ends where it begins.
+    """
+    graph = ElementTree.parse(source)
+    layers = {layer.attrib["id"]: layer.attrib["type"] for layer in graph.iterfind("layers/layer")}
+    into = {
+        int(edge.attrib["to-port"]): edge.attrib
+        for edge in graph.iterfind("edges/edge")
+        if layers[edge.attrib["to-layer"]] == "CombineSegments"
+    }
+    for place in range(1, max(into, default=0), 3):
+        if layers[into[place]["from-layer"]] == "Const":
+            into[place].update(
+                (name, into[place - 1][name]) for name in ("from-layer", "from-port")
+            )
+    graph.write(target)
