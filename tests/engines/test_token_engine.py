@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema_rs import Draft202012Validator
 
@@ -11,8 +12,17 @@ from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import ConfigError, UnsupportedError
-from penstock.types import ChatRequest, Delta, Sampling, StructuredOutput, Usage
+from penstock.types import (
+    ChatRequest,
+    DecideRequest,
+    Delta,
+    PredicateQuestion,
+    Sampling,
+    StructuredOutput,
+    Usage,
+)
 from transcripts import TOOLS
+from vision_models import image_file, image_part
 
 THINKS = (
     "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{{ tools }}"
@@ -214,3 +224,12 @@ async def test_tools_that_stand_in_the_prompt_as_text_are_called_in_its_form():
     answer = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
     engine = scripted("{% for m in messages %}{{ m['content'] }}{% endfor %}[TOOL_CALLS]", answer)
     assert (await asked(engine, tools=TOOLS))[2] == [("now", "{}")]
+
+
+async def test_an_engine_that_sees_need_not_decide_about_images():
+    engine = SimulatedEngine()
+    engine.capabilities = msgspec.structs.replace(engine.capabilities, inputs=("text", "image"))
+    parts = [image_part(image_file(1)), {"type": "text", "text": "x"}]
+    request = DecideRequest([{"role": "user", "content": parts}], (PredicateQuestion("Red?"),))
+    with pytest.raises(UnsupportedError, match="makes no decisions about images"):
+        await engine.decide(request)

@@ -201,17 +201,11 @@ class TokenEngine(LLMEngine):
 
     def _rendered(self, request: ChatRequest) -> str:
         """The prompt of a conversation. Raises `RequestError`."""
-        messages = self._texts(request.messages, "counts no tokens of images")
-        return self.template.render(messages, **template_options(request))
-
-    def _texts(self, messages: list[Message], lacks: str) -> list[Message]:
-        """Messages without images. Raises `UnsupportedError`, which says what the engine `lacks`,
-        for those with some.
-        """
-        messages, images = seen(messages, self.capabilities.inputs, self.name)
+        messages, images = seen(request.messages, self.capabilities.inputs, self.name)
         if images:
-            raise UnsupportedError(f"the {self.name} engine {lacks}", param="messages")
-        return messages
+            why = f"the {self.name} engine counts no tokens of images"
+            raise UnsupportedError(why, param="messages")
+        return self.template.render(messages, **template_options(request))
 
     async def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         """The tokens of a text, with their names if those are wanted."""
@@ -237,18 +231,33 @@ class TokenEngine(LLMEngine):
         self._check_task("decide")
         self._check_adapter(request.adapter)
         check_questions(request.questions)
+        files: tuple[bytes, ...] = ()
+        if not isinstance(request.input, str):
+            messages, images = seen(request.input, self.capabilities.inputs, self.name)
+            request = msgspec.structs.replace(request, input=messages)
+            files = await self._files(images) if images else ()
 
         def rendered(messages: list[Message], continued: bool) -> str:
             return self.template.render(
-                self._texts(messages, "makes no decisions about images"),
+                messages,
                 override=request.chat_template,
                 variables=request.chat_template_kwargs,
                 continue_final_message=continued,
             )
 
         texts = asked(request, rendered if "chat" in self.capabilities.tasks else None)
+        if files:
+            whole = "".join([texts.head, *(branch.text for branch in texts.branches)])
+            mark = self.template.mark_of(whole, len(files), request.chat_template)
+            texts = msgspec.structs.replace(texts, images=files, image_mark=mark)
         shares, usage = await self.label_shares(texts, request)
         return decisions(request.questions, texts.branches, shares, usage)
+
+    async def _files(self, images: Images) -> tuple[bytes, ...]:
+        """The files of images. Raises `RequestError` for those that are not taken."""
+        raise UnsupportedError(
+            f"the {self.name} engine makes no decisions about images", param="messages"
+        )
 
     async def _tokens(self, request: TokenizeRequest) -> Tokens:
         text = request.prompt

@@ -42,7 +42,6 @@ from penstock.errors import (
     by_kind,
     class_and_text,
 )
-from penstock.openai.image_parts import Images
 from penstock.types import (
     DecideRequest,
     EmbeddingRequest,
@@ -228,10 +227,6 @@ class WorkerEngine(TokenEngine):
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
         """A constraint as the worker takes it. Raises `RequestError` for a dangerous one."""
         return structured
-
-    async def _files(self, images: Images) -> tuple[bytes, ...]:
-        """The files of images. Raises `RequestError` for those that are not taken."""
-        raise self._unsupported("images")
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:

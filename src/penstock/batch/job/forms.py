@@ -177,7 +177,7 @@ def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
     if cascade and job.adapter is not None:
         raise ConfigError("has no meaning for two models", field="adapter")
     if asked is not None:
-        meaningless = {*_GENERATES, "image"} - ({"seed"} if cascade else set())
+        meaningless = _GENERATES - ({"seed"} if cascade else set())
         check_unset(job, meaningless, "has no meaning for decisions, which generate nothing")
     return asked
 

@@ -222,6 +222,9 @@ class ColumnRequests(EngineForm):
 
     def check_engine(self, engine: LLMEngine) -> None:
         check_sampling(self.sampling, 1, engine.capabilities, engine.name)
+        self._check_images(engine)
+
+    def _check_images(self, engine: LLMEngine) -> None:
         inputs = engine.capabilities.inputs
         if self._image is not None and inputs and "image" not in inputs:
             raise UnsupportedError(

@@ -37,12 +37,15 @@ class Branch(Struct, frozen=True, array_like=True):
 
 class RequestTexts(Struct, frozen=True):
     """A request as texts. `special_tokens`: the tokenizer must add its own (such as one that begins
-    a text) to the head; a chat template has written them already.
+    a text) to the head; a chat template has written them already. `images` are files; each stands
+    where the head has an `image_mark`.
     """
 
     head: str
     branches: list[Branch]
     special_tokens: bool
+    images: tuple[bytes, ...] = ()
+    image_mark: str = ""
 
 
 Render = Callable[[list[Message], bool], str]

@@ -98,7 +98,6 @@ def _load(load: Load) -> tuple[Any, Ready]:
         # Their pipeline takes no token ids, and the graph of the second copy would.
         capabilities = replace(
             capabilities,
-            tasks=capabilities.tasks - {"decide"},
             max_top_logprobs=-1,
             adapters=False,
             prompt_logprobs=False,

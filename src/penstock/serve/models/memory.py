@@ -234,9 +234,11 @@ def memory_estimate(config: LLMConfig) -> int:
 
 def copy_estimate(config: LLMConfig) -> int:
     """About how many bytes the copies take that an engine reads log probabilities from: one in 32
-    bits, and for decisions one in 16. The files have 16 or fewer.
+    bits, and for decisions one in 16, or in 32 if it is deterministic. The files have 16 or fewer.
     """
-    return 3 * (model_size(config).weights or 0)
+    exact = config.deterministic or config.engine_kwargs.get("deterministic")
+    copies = 4 if exact else 3
+    return copies * (model_size(config).weights or 0)
 
 
 def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:

@@ -10,10 +10,11 @@ import pytest_asyncio
 
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.batch.decisions.questions import questions_of
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import ConfigError, UnsupportedError
 from penstock.testing import answer
-from penstock.types import ChatRequest, Sampling
+from penstock.types import ChatRequest, DecideRequest, Sampling
 from vision_models import bomb, image_file, image_part, picture, vision_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -74,6 +75,24 @@ async def test_rows_with_and_without_images_and_bad_ones_go_together(engine):
     assert found[7]["response"] == await alone(engine, "What is 7?", one)
     assert found[6]["response"] == found[1]["response"]
     assert result.counts.deduplicated == 1
+
+
+async def test_a_column_of_images_decided_upon(engine):
+    files = [image_file(1), image_file(2), image_file(1), b"no image"]
+    rows = [{"id": 0, "photo": file} for file in files]
+    result = await penstock.arun(
+        rows, engine=engine, prompt="Which?", image="photo", choices="cat,dog", limit=4
+    )
+    found = [row["choice_probabilities"] for row in result.rows()]
+    assert found[0] == found[2] != found[1]
+    assert found[3] is None
+    assert result.counts.deduplicated == 1
+    request = DecideRequest(
+        [{"role": "user", "content": [image_part(files[1]), *_text("Which?")]}],
+        questions_of(None, "cat,dog"),
+    )
+    (decision,) = (await engine.decide(request)).items
+    assert list(found[1].values()) == decision.probabilities
 
 
 async def test_equal_texts_about_other_images_are_other_requests(engine):
@@ -145,7 +164,6 @@ async def test_a_processor_prepares_images(engine):
         ({"image": "photo", "messages": "chat"}, "conversations hold their own images"),
         ({"image": "photo"}, "goes with a prompt"),
         ({"image": "foto", "prompt": "{id}"}, "no column 'foto'"),
-        ({"image": "photo", "prompt": "{id}", "choices": "a,b"}, "has no meaning for decisions"),
     ],
 )
 async def test_an_image_column_that_has_no_meaning_is_refused(options, words):

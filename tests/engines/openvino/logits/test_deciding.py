@@ -115,7 +115,7 @@ def test_the_devices_precision_changes_little(model, tokenizer, times):
     request = DecideRequest(TEXT * times, QUESTIONS)
     expected = directly(model, tokenized(asked(request, render), QUESTIONS, tokenizer.encode))
     path = str(model_path("openvino") / "openvino_model.xml")
-    coarse = LogitModel(path, OpenVINOOptions(), exact=False)
+    coarse = LogitModel(path, OpenVINOOptions(), exact=False, grows=False)
     answers, _ = run(Deciding(Loaded(coarse), tokenizer, 4096, alone=False), request)
     for found, one in zip(answers[0].value[0], expected, strict=True):
         assert found.probabilities == pytest.approx(one.probabilities, abs=0.05)
@@ -167,7 +167,7 @@ def test_a_stem_that_is_longer_than_a_chunk_is_read_once(model, tokenizer):
     request = DecideRequest(TEXT, (ChoiceQuestion("Which? " * 60, options),))
     read = tokenized(asked(request, render), request.questions, tokenizer.encode)
     assert len(read.branches[0].stem) > model.chunk
-    (group,) = groups(read, model.chunk)
+    (group,) = groups(read, model.chunk, model.asked)
     assert group.lead == read.branches[0].stem
     assert sum(map(len, group.wants.values())) == len(read.branches[0].trie.parting) > 1
     answers, _ = run(Deciding(Loaded(model), tokenizer, 4096, alone=False), request)
@@ -180,8 +180,9 @@ def test_branches_that_begin_alike_share_tokens(tokenizer):
     tree = whole(read)
     assert len(tree) < read.size
     assert all(parent < place for place, parent in enumerate(tree.parents))
-    for group in groups(read, 64):
+    for group in groups(read, 64, 3):
         assert len(group) <= 64
+        assert len(group.wants) <= 3
 
 
 def test_a_request_with_long_texts_is_tokenized_in_steps(model, tokenizer, monkeypatch):
@@ -201,13 +202,82 @@ def test_a_request_with_long_texts_is_tokenized_in_steps(model, tokenizer, monke
 @pytest.mark.parametrize("exact", [True, False])
 def test_an_answer_does_not_depend_on_what_is_read_beside_it(tokenizer, exact):
     path = str(model_path("openvino") / "openvino_model.xml")
-    loaded = Loaded(LogitModel(path, OpenVINOOptions(), exact))
+    loaded = Loaded(LogitModel(path, OpenVINOOptions(), exact, grows=False))
     requests = [DecideRequest(TEXT + "again " * number, QUESTIONS[3:]) for number in range(12)]
     together, turns = run(Deciding(loaded, tokenizer, 4096, alone=False), *requests)
     alone, more = run(Deciding(loaded, tokenizer, 4096, alone=True), *requests)
     assert turns < more
     for number in range(12):
         check(together[number], alone[number].value[0])
+
+
+class Noting:
+    """Notes what small requests were read behind, and how many at once."""
+
+    def __init__(self, model, monkeypatch):
+        self.read: list[tuple[int, int]] = []
+        trees = model.trees
+
+        def noted(them, behind):
+            self.read.append((len(model._before) if behind else 0, len(them)))
+            return trees(them, behind)
+
+        monkeypatch.setattr(model, "trees", noted)
+
+
+def test_what_all_begin_with_is_read_once(model, tokenizer, monkeypatch):
+    system = {
+        "role": "system",
+        "content": "Sort the tickets of a shop by what they are about. " * 40,
+    }
+    requests = [
+        DecideRequest([system, {"role": "user", "content": f"{number} {TEXT}"}], QUESTIONS[:2])
+        for number in range(7)
+    ]
+    reads = [tokenized(asked(one, render), one.questions, tokenizer.encode) for one in requests]
+    assert min(read.size for read in reads) > model.chunk
+    noting = Noting(model, monkeypatch)
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=False)
+    for number, most in ((0, 4), (6, 1)):  # six of them, then one
+        answers, turns = run(deciding, *requests[number : number + 6])
+        assert turns <= most  # a chunk each
+        for place, found in answers.items():
+            check(found, directly(model, reads[number + place]))
+    (begun, count), (again, one) = noting.read
+    assert begun == again > model.chunk
+    assert (count, one) == (6, 1)
+    others = [DecideRequest(f"{number} {TEXT}", QUESTIONS[:1]) for number in range(2)]
+    answers, _ = run(deciding, *others, requests[0])
+    for number, request in enumerate((*others, requests[0])):
+        read = tokenized(asked(request, render), request.questions, tokenizer.encode)
+        check(answers[number], directly(model, read))
+
+
+def test_requests_that_come_one_by_one_share_what_they_begin_with(model, tokenizer, monkeypatch):
+    noting = Noting(model, monkeypatch)
+    deciding = Deciding(Loaded(model), tokenizer, 4096, alone=False)
+    for number in range(3):
+        request = DecideRequest(f"{TEXT * 3}{number}", QUESTIONS[:1])
+        answers, _ = run(deciding, request)
+        read = tokenized(asked(request, render), request.questions, tokenizer.encode)
+        check(answers[0], directly(model, read))
+    (none, _), (begun, _), (again, _) = noting.read
+    assert none == 0 < begun == again < read.size
+
+
+def test_no_more_places_are_asked_at_once_than_a_large_vocabulary_allows(
+    model, tokenizer, monkeypatch
+):
+    requests = [DecideRequest(f"{TEXT}{number}", QUESTIONS[1:2]) for number in range(5)]
+    requests.append(DecideRequest(TEXT, QUESTIONS))
+    reads = [tokenized(asked(one, render), one.questions, tokenizer.encode) for one in requests]
+    expected = [directly(model, read) for read in reads]
+    monkeypatch.setattr(model, "asked", 3)
+    noting = Noting(model, monkeypatch)
+    answers, _ = run(Deciding(Loaded(model), tokenizer, 4096, alone=False), *requests)
+    assert [count for _, count in noting.read] == [3, 2]
+    for number, one in enumerate(expected):
+        check(answers[number], one)
 
 
 def test_a_request_that_is_given_up_is_not_answered(model, tokenizer):

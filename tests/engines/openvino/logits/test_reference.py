@@ -7,12 +7,16 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from make_vision_model import write_vision_model
 
 from gguf_in_torch import hugging_face_form
 from penstock.demo import model_path, tickets_path
-from penstock.engines.openvino.logits.model import LogitModel, Tree
+from penstock.engines.openvino.lanes.vision import Vision
+from penstock.engines.openvino.logits.model import LogitModel, Tree, log_softmax
+from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.model.source import find_model
 from penstock.engines.openvino.options import OpenVINOOptions
+from vision_models import image_file, picture
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]
 IDS = np.random.default_rng(3).integers(5, 1000, 300).tolist()
@@ -32,11 +36,11 @@ def reference(ids, path=None):
     return torch.log_softmax(logits, -1).numpy()
 
 
-def converted(path, cache, exact=True):
+def converted(path, cache, exact=True, name="openvino_model.xml"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PENSTOCK_CACHE_DIR", str(cache))
         files = find_model(str(path), "generate", None)
-    return LogitModel(f"{files.path}/openvino_model.xml", OpenVINOOptions(), exact)
+    return LogitModel(f"{files.path}/{name}", OpenVINOOptions(), exact, grows=exact)
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +95,21 @@ def test_smollm2_in_f32_and_in_the_precision_of_the_device(smollm2, cache, tmp_p
     coarse = converted(tmp_path, cache, exact=False).begin().add(ids)
     apart = [abs(score.logprob - one) for score, one in zip(coarse, expected, strict=True)]
     assert np.mean(apart) < 0.05
+
+
+def test_a_text_with_an_image(cache, tmp_path):
+    torch, transformers = import_module("torch"), import_module("transformers")
+    model = write_vision_model(tmp_path)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    text = "USER: <image>\nwhat is in the picture? ASSISTANT:"
+    inputs = processor.tokenizer(text.replace("<image>", "<image>" * 16), return_tensors="pt")
+    pixels = processor.image_processor(picture(1, (56, 56)), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        logits = model.half().float()(**inputs, pixel_values=pixels).logits[0].double()
+    expected = torch.log_softmax(logits, -1)[-1].numpy()
+    read = converted(tmp_path, cache, name=LANGUAGE_MODEL)
+    vision = Vision(read_config(tmp_path), 1 << 26)
+    reading = read.begin()
+    reading.see(read.merging(*vision.tagged(text, "<image>", (image_file(1, size=(56, 56)),))))
+    assert reading.length == inputs.input_ids.shape[1]
+    assert log_softmax(reading.after) == pytest.approx(expected, abs=1e-3)

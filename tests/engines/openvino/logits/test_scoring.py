@@ -218,7 +218,7 @@ async def test_the_parameter_that_was_given_is_named(given, param):
 class Model:
     """Begins as many sequences as it has room for, and reads four tokens a turn."""
 
-    chunk = 4
+    chunk = asked = 4
     outgrown = False
     make_room = LogitModel.make_room
 

@@ -91,8 +91,10 @@ class Generation:
             self._vision = Vision(read_config(Path(path)), options.max_image_pixels)
         self.special_tokens = self._tokenizer.special_tokens
         exact = options.deterministic
-        self._deciding_logits = self._logits if exact else Logits(path, options, exact=False)
-        self._deciding = Deciding(self._deciding_logits, self._tokenizer, context_length, exact)
+        self._deciding_logits = Logits(path, options, exact, grows=False)
+        self._deciding = Deciding(
+            self._deciding_logits, self._tokenizer, context_length, exact, self._vision
+        )
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         end = self._tokenizer.end
         self._stop_ids = set(pipeline.get_config().stop_token_ids) | ({end} if end >= 0 else set())

@@ -12,7 +12,7 @@ dropped as soon as the pipeline has made embeddings of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from hashlib import blake2b
 from itertools import count, repeat
@@ -39,6 +39,8 @@ _MERGED_PATCH = 28
 
 _END_LINES = frozenset({"llava", "llava_next"})
 """Types of models for which GenAI writes a line end behind each image, as their templates do."""
+_TAGGED = _END_LINES | {"qwen2_vl", "qwen2_5_vl"}
+"""Types of models for which a numbered tag and the model's own mark give the same prompt."""
 
 Size = tuple[int, int]
 
@@ -71,7 +73,7 @@ class Vision:
         self._ahead = 0
         self._tokens_by_size: dict[Size, int] = {}
         self._usual_tokens = _usual_tokens(config)
-        self._ends_lines = config.get("model_type") in _END_LINES
+        self._type = config.get("model_type")
 
     # Prompts
     def prompt(self, submit: Submit, tokenizer: Tokenizer) -> tuple[str, list[int], Picture | None]:
@@ -91,20 +93,41 @@ class Vision:
         if not submit.images:
             return given, tokenizer.encode([given], submit.special_tokens)[0], None
         sizes = self._images.check_pixels(submit.images, self._max_pixels)
-        pieces = counted = given.split(submit.image_mark)
-        if self._ends_lines:  # GenAI puts a line end behind the image, which is here already
-            pieces = [pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])]
+        counted = given.split(submit.image_mark)
+        pieces = self._pieces(counted)
         # The empty text before an image at the beginning has the special tokens.
         first = tokenizer.encode([counted[0]], submit.special_tokens)
         ids, *others = first + tokenizer.encode(counted[1:], special_tokens=False)
         for data, size, more in zip(submit.images, sizes, others, strict=True):
             digest = blake2b(data, digest_size=7).digest()
             ids = ids + [-1 - int.from_bytes(digest, "little")] * self._tokens(size) + more
-        marks: Iterable[str] = repeat(submit.image_mark)
-        if submit.image_mark == IMAGE_TAG:  # GenAI numbers them
-            marks = (f"<ov_genai_image_{number}>" for number in count())
+        marks = _numbered() if submit.image_mark == IMAGE_TAG else repeat(submit.image_mark)
         given = pieces[0] + "".join(map("".join, zip(marks, pieces[1:], strict=False)))
         return given, ids, Picture(submit.images, sizes)
+
+    def tagged(self, text: str, mark: str, files: Sequence[bytes]) -> tuple[str, list[ov.Tensor]]:
+        """A text whose images have numbered tags, which every model of GenAI's takes, and the
+        pixels of these. Raises `RequestError`; `UnsupportedError` for a model whose own `mark` is
+        not the same as the tag.
+        """
+        if mark != IMAGE_TAG and self._type not in _TAGGED:
+            raise UnsupportedError(
+                f"no decisions are made about images by a model of the type '{self._type}', but by"
+                f" those of {', '.join(sorted(_TAGGED))}: ask it for an answer with a json_schema",
+                param="messages",
+            )
+        self._images.check_pixels(files, self._max_pixels)
+        first, *pieces = self._pieces(text.split(mark))
+        tagged = first + "".join(map("".join, zip(_numbered(), pieces, strict=False)))
+        return tagged, self._decoded(files)
+
+    def _pieces(self, pieces: list[str]) -> list[str]:
+        """The texts around images. GenAI may put a line end behind an image, which is there
+        already.
+        """
+        if self._type not in _END_LINES:
+            return pieces
+        return [pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])]
 
     def _tokens(self, size: Size) -> int:
         if (known := self._tokens_by_size.get(size)) is not None:
@@ -179,6 +202,10 @@ class Vision:
 
     def _decoded(self, files: Sequence[bytes]) -> list[ov.Tensor]:
         return [ov.Tensor(np.array(self._images.decoded(data))) for data in files]
+
+
+def _numbered() -> Iterator[str]:
+    return (f"<ov_genai_image_{number}>" for number in count())
 
 
 def _usual_tokens(config: Mapping[str, Any]) -> int:

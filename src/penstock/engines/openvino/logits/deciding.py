@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from heapq import nsmallest
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,11 +26,16 @@ from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenizing
 from penstock.engines.decisions.trie import Path, shares
 from penstock.engines.openvino.logits.model import LogitModel, Reading, Tree, log_softmax
 from penstock.engines.openvino.logits.scoring import Logits
+from penstock.engines.openvino.logits.together import beginning, begins, side_by_side
 from penstock.engines.openvino.options import failure_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import PenstockError, context_overflow
 from penstock.types import Question, Usage
+
+if TYPE_CHECKING:
+    from penstock.engines.openvino.lanes.vision import Vision
+    from penstock.engines.openvino.logits.merging import Merged
 
 Want = tuple[int, Path]
 """A branch, and a place in its trie whose log probabilities are wanted."""
@@ -77,21 +82,22 @@ class TokenTree:
         self.wants.setdefault(self.grow(path, after), []).append((number, place))
 
 
-def whole(read: TokenizedHead) -> TokenTree:
-    """A request as one tree, its head included."""
+def whole(read: TokenizedHead, begun: int = 0) -> TokenTree:
+    """A request as one tree, its head included but for the first `begun` tokens."""
     tree = TokenTree()
-    tree.ids += read.ids  # branches begin behind them, so nobody looks for their places
-    tree.parents += range(-1, len(read.ids) - 1)
-    head = len(read.ids) - 1
+    tree.ids += read.ids[begun:]  # branches begin behind them, so nobody looks for their places
+    head = len(tree.ids) - 1
+    tree.parents += range(-1, head)
     for number, branch in enumerate(read.branches):
         for place in branch.trie.parting:
             tree.want(number, place, [*branch.stem, *place], head)
     return tree
 
 
-def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
-    """The branches of a request as trees of at most `most` tokens. A stem that is longer leads a
-    tree of its labels, so it is read once; of a longer label all is the lead.
+def groups(read: TokenizedHead, most: int, asked: int) -> Iterator[TokenTree]:
+    """The branches of a request as trees of at most `most` tokens, and `asked` places that are
+    wanted. A stem that is longer leads a tree of its labels, so it is read once; of a longer label
+    all is the lead.
     """
     tree = TokenTree()
     for number, branch in enumerate(read.branches):
@@ -99,12 +105,12 @@ def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
         for place in branch.trie.parting:
             path = [*branch.stem, *place]
             if len(path) <= most:
-                if len(tree) + tree.new_tokens(path) > most:
+                if len(tree) + tree.new_tokens(path) > most or len(tree.wants) == asked:
                     yield tree
                     tree = TokenTree()
                 tree.want(number, place, path)
             elif len(place) <= most:
-                if len(labels) + labels.new_tokens(place) > most:
+                if len(labels) + labels.new_tokens(place) > most or len(labels.wants) == asked:
                     yield labels
                     labels = TokenTree(branch.stem)
                 labels.want(number, place, place)
@@ -119,26 +125,40 @@ def groups(read: TokenizedHead, most: int) -> Iterator[TokenTree]:
 
 
 _DONE = object()
+_WAIT_SECONDS = 0.002
+_WINDOW = 512
+"""Requests that are looked at for those to be read together."""
 _QUESTIONS = list[Question]
 
 
 class Deciding:
     """Requests for decisions. `alone`: no two are read together, so that an answer depends on its
-    request alone.
+    request alone. `vision` is that of a model that sees.
     """
 
     def __init__(
-        self, logits: Logits, tokenizer: Tokenizer, context_length: int, alone: bool
+        self,
+        logits: Logits,
+        tokenizer: Tokenizer,
+        context_length: int,
+        alone: bool,
+        vision: Vision | None = None,
     ) -> None:
         self._logits = logits
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._alone = alone
+        self._vision = vision
+        self._thread = ThreadPoolExecutor(1, "penstock-deciding")
         self._ids = TextIds(tokenizer.encode)
         self._arrived: list[Call] = []
         self._tokenizing: deque[_Tokenizing] = deque()
         self._waiting: deque[_Pending] = deque()
         self._large_next = False
+        self._shared: list[int] = []
+        """What the small requests begin with that are read now."""
+        self._last: list[int] = []
+        """The head of the request that was read last."""
 
     @property
     def busy(self) -> bool:
@@ -168,7 +188,7 @@ class Deciding:
             with contextlib.suppress(Exception):  # because of one, which fails by itself below
                 self._ids(each, special)
         left = [
-            _Tokenizing(number, tokenizing(texts, questions, self._ids))
+            _Tokenizing(number, texts, tokenizing(texts, questions, self._ids))
             for number, texts, questions in asked
         ]
         for one in left:
@@ -186,7 +206,7 @@ class Deciding:
                 self._check(end.value)
             except PenstockError as error:
                 return [failure_of(one.number, error)]
-            self._waiting.append(_Pending(one.number, end.value))
+            self._waiting.append(_Pending(one.number, end.value, one.texts))
         except Exception as error:
             return [failure_of(one.number, error)]
         else:
@@ -224,49 +244,71 @@ class Deciding:
             return failed
         if model is None:
             return []
-        large = next((one for one in self._waiting if not self._is_small(one, model)), None)
-        done = self._small(model)
+        done, large, begun = self._next(model)
         if large is not None and (self._large_next or not done):
             done, self._large_next = [large], False
         else:
             large, self._large_next = None, True
         try:
             if large is None:
-                _read_together(model, done)
+                if begun and not model.go_behind(begun):
+                    return []
+                _read_together(model, done, len(begun))
             else:
                 if large.steps is None:
-                    large.steps = large.in_chunks(model)
+                    large.steps = self._steps(large, model)
                 if next(large.steps, _DONE) is not _DONE:
                     return []
             answers: list[Reply | Failed] = [one.reply() for one in done]
         except Exception as error:
             answers = [failure_of(one.number, error) for one in done]
-        self._waiting = deque(one for one in self._waiting if one not in done)
+        self._last = done[0].read.ids
+        read = {one.number for one in done}
+        self._waiting = deque(one for one in self._waiting if one.number not in read)
         self._note_idle()
         return answers
 
-    def _small(self, model: LogitModel) -> list[_Pending]:
-        """The first small request that waits, and those nearest to it in length, as many as are
-        read at once; each is filled up to the longest.
-        """
-        small = [one for one in self._waiting if self._is_small(one, model)]
-        if not small or self._alone:
-            return small[:1]
-        first = small[0].size
-        most = model.batch // first
-        near = nsmallest(most, small, key=lambda one: abs(one.size - first))
-        found: list[_Pending] = []
-        longest = 0
-        for one in near:
-            longest = max(longest, one.size)
-            if found and longest * (len(found) + 1) > model.batch:
-                break
-            found.append(one)
-        return found
+    def _steps(self, one: _Pending, model: LogitModel) -> Iterator[None]:
+        """Read a large request, or one with images: these are looked at first, in a thread."""
+        if one.texts.images:
+            looking = self._thread.submit(self._look, one.texts, model)
+            while not looking.done():
+                wait((looking,), _WAIT_SECONDS)
+                yield
+            one.head = looking.result()
+            # Nobody reads the ids: they are as many as the tokens.
+            one.read = msgspec.structs.replace(one.read, ids=[0] * len(one.head))
+            self._check(one.read)
+        yield from one.in_chunks(model)
 
-    @staticmethod
-    def _is_small(one: _Pending, model: LogitModel) -> bool:
-        return model.takes_trees and one.size <= model.chunk
+    def _look(self, texts: RequestTexts, model: LogitModel) -> Merged:
+        assert self._vision is not None
+        return model.merging(*self._vision.tagged(texts.head, texts.image_mark, texts.images))
+
+    def _next(self, model: LogitModel) -> tuple[list[_Pending], _Pending | None, list[int]]:
+        """The small requests that are read together, the first large one, and what the small ones
+        begin with.
+        """
+        window = list(islice(self._waiting, _WINDOW))
+        trees = [one for one in window if one.is_tree(model)]
+        if trees and not self._alone:
+            heads = [one.read.ids for one in trees]
+            self._shared = beginning(
+                heads if len(heads) > 1 else [*heads, self._last], self._shared
+            )
+        large: _Pending | None = None
+        small: dict[int, list[_Pending]] = {}
+        for one in window:
+            begun = len(self._shared) if begins(one.read.ids, self._shared) else 0
+            if one.is_tree(model) and one.size - begun <= model.chunk:
+                small.setdefault(begun, []).append(one)
+            elif large is None:
+                large = one
+        if not small:
+            return [], large, []
+        begun, first = next(iter(small.items()))
+        group = first[:1] if self._alone else side_by_side(first, model, begun)
+        return group, large, self._shared[:begun]
 
     def _note_idle(self) -> None:
         """Let the second copy of the model be given back in a while, if nobody waits."""
@@ -278,28 +320,44 @@ class _Tokenizing(NamedTuple):
     """One request whose texts take several turns to encode."""
 
     number: int
+    texts: RequestTexts
     steps: Generator[None, None, TokenizedHead]
 
 
 class _Pending:
     """One request until its answer, and the log probabilities read so far: by branch, and by place
-    in the branch's trie. `steps` is its reading under way, if that takes several chunks.
+    in the branch's trie. `steps` is its reading under way, if that takes several chunks. `head` is
+    that of a text with images, once those were looked at.
     """
 
-    def __init__(self, number: int, read: TokenizedHead) -> None:
+    def __init__(self, number: int, read: TokenizedHead, texts: RequestTexts) -> None:
         self.number = number
         self.read = read
+        self.texts = texts
+        self.head: Merged | None = None
         self.size = read.size
+        self.asks = sum(len(branch.trie.parting) for branch in read.branches)
         self.steps: Iterator[None] | None = None
         self._known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
+
+    def is_tree(self, model: LogitModel) -> bool:
+        """Whether all of it may be read at once, if it is small enough."""
+        begun = self.steps is not None or self.texts.images
+        return model.takes_trees and not begun and self.asks <= model.asked
 
     def in_chunks(self, model: LogitModel) -> Iterator[None]:
         """Read the head, and the branches behind it; a chunk each time."""
         reading = model.begin()
-        yield from _in_chunks(reading, self.read.ids, model.chunk)
+        if self.head is None:
+            yield from _in_chunks(reading, self.read.ids, model.chunk)
+        else:
+            for start in range(0, len(self.head), model.chunk):
+                reading.see(self.head[start : start + model.chunk])
+                yield
         head = reading.mark()
         size = model.chunk if model.takes_trees else 0
-        for together in _side_by_side(groups(self.read, size), model.batch // max(size, 1)):
+        rows = min(model.batch // max(size, 1), model.rows(reading.length + model.chunk))
+        for together in _side_by_side(groups(self.read, size, model.asked), rows, model.asked):
             lead = together[0].lead
             yield from _in_chunks(reading, lead, model.chunk)
             trees = [self.tree(tree) for tree in together]
@@ -337,29 +395,31 @@ class _Pending:
             shares(branch.trie, known)
             for branch, known in zip(self.read.branches, self._known, strict=True)
         ]
-        return Reply(self.number, (each, Usage(self.size)))
+        return Reply(self.number, (each, Usage(self.read.size)))
 
     def _parting(self, want: Want) -> tuple[int, ...]:
         number, place = want
         return self.read.branches[number].trie.parting[place]
 
 
-def _read_together(model: LogitModel, requests: list[_Pending]) -> None:
-    """Read small requests whole, side by side."""
-    trees = [whole(one.read) for one in requests]
-    found = model.trees([one.tree(tree) for one, tree in zip(requests, trees, strict=True)])
+def _read_together(model: LogitModel, requests: list[_Pending], begun: int) -> None:
+    """Read small requests whole, side by side, but for the first `begun` tokens of each."""
+    trees = [whole(one.read, begun) for one in requests]
+    asked = [one.tree(tree) for one, tree in zip(requests, trees, strict=True)]
+    found = model.trees(asked, behind=begun > 0)
     for one, tree, values in zip(requests, trees, found, strict=True):
         one.take(tree, values)
 
 
-def _side_by_side(trees: Iterator[TokenTree], most: int) -> Iterator[list[TokenTree]]:
-    """At most `most` trees at once. One that has something of its own before it is read alone, and
-    so is one without tokens.
+def _side_by_side(trees: Iterator[TokenTree], most: int, asked: int) -> Iterator[list[TokenTree]]:
+    """At most `most` trees at once, with `asked` places that are wanted. One that has something of
+    its own before it is read alone, and so is one without tokens.
     """
     found: list[TokenTree] = []
     for tree in trees:
         alone = bool(tree.lead) or not tree.ids
-        if found and (alone or len(found) == most):
+        places = sum(len(one.wants) for one in (*found, tree))
+        if found and (alone or len(found) == most or places > asked):
             yield found
             found = []
         found.append(tree)

@@ -10,29 +10,38 @@ the most likely ones; positions that nobody asks for cost no vocabulary.
 from __future__ import annotations
 
 from collections.abc import Reversible, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet, proxy
 
 import numpy as np
 import openvino as ov
-from openvino import opset13 as ops
 
+from penstock.engines.openvino.logits.graph import (
+    bytes_a_token,
+    extend,
+    keep_attention_apart,
+    take_mask,
+)
+from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import UnsupportedError
 
-_CHUNK_NUMBERS = 1 << 23
-"""Positions times vocabulary that one inference works on: 32 MiB of logits."""
-_LARGEST_CHUNK = 256
+if TYPE_CHECKING:
+    from penstock.engines.openvino.logits.merging import Merged, Merging
+
+_LOGITS = 1 << 23
+"""Numbers, 32 MiB, that one inference may make: of each position asked for, the vocabulary."""
+_CHUNK = 256
 _BATCH_WORK = 1 << 32
 """Tokens times bytes of weights that a batch works on: a small model reads more at once."""
 _LARGEST_BATCH = 2048
 _GROWTH = 256
 """Tokens by which a sequence can grow before another one has to give up its cache for it."""
-_ATTENTION, _KEYS_AND_VALUES, _MASK = "ScaledDotProductAttention", (1, 2), 3
+_SEEING_INPUTS = {"inputs_embeds", "attention_mask", "position_ids", "beam_idx"}
+"""What the language model of a vision-language model may read."""
 _HIDDEN = -1e9
 """In a mask, added to the score of a token that another one must not see."""
 EXACT: dict[str, Any] = {
@@ -66,28 +75,34 @@ class Tree(NamedTuple):
 class LogitModel:
     """One model, compiled to give log probabilities. Raises `UnsupportedError` for a graph whose
     last layer is not found. `takes_trees`: it reads token trees, and not just sequences. `exact`:
-    in f32; else in the device's own precision, and faster where many tokens follow others, slower
-    where one does.
+    in f32; else in the device's own precision. `grows`: it is fast where one token follows others;
+    else where many do.
 
     `chunk`: the tokens that one sequence reads at once. `batch`: those of trees side by side, with
-    what fills the shorter ones up.
+    what fills the shorter ones up. `asked`: the positions of all these that may be asked for, as
+    each makes as many numbers as there are tokens to choose from. `planes`: how many positions a
+    token has, 0 for its place alone.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
+    def __init__(
+        self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
+    ) -> None:
         core = ov.Core()
         model = core.read_model(path)
-        self.takes_trees = _take_mask(model)
-        if self.takes_trees and not exact:
-            _keep_attention_apart(model)
-        self.vocabulary = _extend(model)
+        self.planes = 0
+        self.takes_trees = take_mask(model)
+        if self.takes_trees and not grows:
+            keep_attention_apart(model)
+        self.vocabulary = extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
+        self._folder = Path(path).parent
         # As many tokens as the pipeline's own KV cache may take the memory for.
-        self._room = options.kv_cache_memory_bytes // max(_bytes_a_token(model), 1)
+        self._room = options.kv_cache_memory_bytes // max(bytes_a_token(model), 1)
         self._begun: WeakSet[Reading] = WeakSet()
-        most = _CHUNK_NUMBERS // self.vocabulary
-        self.chunk = max(1, min(_LARGEST_CHUNK, most))
+        self.chunk = _CHUNK
+        self.asked = max(1, min(_LARGEST_BATCH, _LOGITS // self.vocabulary))
         weights = Path(path).with_suffix(".bin").stat().st_size
-        self.batch = max(self.chunk, min(_LARGEST_BATCH, most, _BATCH_WORK // max(weights, 1)))
+        self.batch = max(self.chunk, min(_LARGEST_BATCH, _BATCH_WORK // max(weights, 1)))
         known = set(core.get_property("CPU", "SUPPORTED_PROPERTIES"))
         properties = {
             **options.device_properties(),
@@ -95,8 +110,42 @@ class LogitModel:
             # Others are of GenAI's pipeline.
             **{name: value for name, value in options.properties.items() if name in known},
         }
+        self._properties = properties
         self._compiled = core.compile_model(model, "CPU", properties)
-        self._short: Any = None
+        self._short: Reading | None = None
+        self._behind: Reading | None = None
+        self._before: Sequence[int] = ()
+        self._mark: Mark | None = None
+        if "inputs_embeds" in self.inputs:
+            self._take_embeddings(core, model)
+
+    def _take_embeddings(self, core: Any, model: Any) -> None:
+        """Prepare for a model that reads embeddings, as its other files make them."""
+        given = {name for name in self.inputs if not name.startswith("penstock_")}
+        if unknown := sorted(given - _SEEING_INPUTS):
+            raise UnsupportedError(
+                f"no decisions are made by this vision-language model, which reads"
+                f" {' and '.join(unknown)}: ask it for an answer with a json_schema"
+            )
+        self._width = model.input("inputs_embeds").get_partial_shape()[-1].get_length()
+        if len(shape := model.input("position_ids").get_partial_shape()) == 3:
+            self.planes = shape[0].get_length()
+        self._words = core.compile_model(
+            core.read_model(self._folder / TEXT_EMBEDDINGS), "CPU", self._properties
+        )
+        self._scale = read_config(self._folder).get("scale_emb", 1)
+
+    def embedded(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What a vision-language model reads of token ids: shape [rows, tokens, width]."""
+        found: np.ndarray[Any, Any] = self._words(ids)[0] * np.float32(self._scale)
+        return found
+
+    @cached_property
+    def merging(self) -> Merging:
+        """Makes what a vision-language model reads of texts with images. Loaded at first use."""
+        from penstock.engines.openvino.logits.merging import Merging
+
+        return Merging(self._folder, self._properties, self._width, self.planes)
 
     def begin(self) -> Reading:
         """A new sequence, without tokens yet."""
@@ -130,12 +179,37 @@ class LogitModel:
     def _held(self) -> int:
         return sum(max(one.length, one.expected) for one in self._begun)
 
-    def trees(self, trees: Sequence[Tree]) -> list[dict[int, list[float]]]:
-        """Read trees side by side, nothing before them. Returns what each wants, by its places."""
-        if self._short is None:
-            self._short = self._compiled.create_infer_request()
-        self._short.reset_state()
-        return Reading(self, self._short).trees(trees)
+    def rows(self, length: int) -> int:
+        """How many sequences of this length have KV caches at once."""
+        return max(1, self._room // length)
+
+    def go_behind(self, before: Sequence[int]) -> bool:
+        """Read the next chunk of the tokens that trees are behind. Returns whether all of them are
+        read: they stay so until others are named.
+        """
+        if before != self._before or self._behind is None:
+            self._behind, self._before, self._mark = self._new(), before, None
+        if self._mark is None:
+            start = self._behind.length
+            self._behind.add(before[start : start + self.chunk], silent=True)
+            if self._behind.length == len(before):
+                self._mark = self._behind.mark()
+        return self._mark is not None
+
+    def trees(self, trees: Sequence[Tree], behind: bool = False) -> list[dict[int, list[float]]]:
+        """Read trees side by side, nothing before them, or `behind` what was read by `go_behind`.
+        Returns what each wants, by its places.
+        """
+        if behind and self._behind is not None:
+            self._behind.back(self._mark)
+            return self._behind.trees(trees)
+        self._short = self._short or self._new()
+        self._short.back(None)
+        return self._short.trees(trees)
+
+    def _new(self) -> Reading:
+        """One for here. Without a proxy the two would hold each other, and outlive their use."""
+        return Reading(proxy(self), self._compiled.create_infer_request())
 
 
 class Reading:
@@ -148,8 +222,17 @@ class Reading:
     def __init__(self, model: LogitModel, request: Any) -> None:
         self._model = model
         self._request = request
-        self.length = self.expected = 0
+        self.length = self.expected = self._ahead = 0
         self.after: np.ndarray[Any, Any] | None = None
+
+    def see(self, head: Merged) -> None:
+        """Read at most `LogitModel.chunk` more tokens of a text with images."""
+        size = len(head)
+        mask = _causal_mask(1, self.length, size)
+        positions = head.positions[:, None] if self._model.planes else head.positions
+        self._infer(head.embeddings[None], positions, mask, [size - 1], [0], 0)
+        self._go_on(size)
+        self._ahead = head.ahead
 
     def add(self, ids: Sequence[int], top: int = 0, silent: bool = False) -> list[TokenScore]:
         """Read at most `LogitModel.chunk` more tokens and return the score of each, with `top`
@@ -164,13 +247,12 @@ class Reading:
         size = len(ids)
         first = size - 1 if silent else 0
         following = [*ids[first + 1 :], 0]
-        positions = np.arange(self.length, self.length + size)[None]
+        positions = self._positions(np.arange(size)[None])
         mask = _causal_mask(1, self.length, size)
         rows = list(range(first, size))
         self._infer(np.array([ids], np.int64), positions, mask, rows, following, top)
-        self.length += size
+        self._go_on(size)
         get = self._request.get_tensor
-        self.after = get("penstock_after").data.reshape(-1).copy()
         chosen = get("penstock_chosen").data.reshape(-1)[: len(following) - 1].tolist()
         ranks = get("penstock_ranks").data.reshape(-1).tolist()
         values = get("penstock_top_values").data.tolist()
@@ -197,17 +279,27 @@ class Reading:
             length = len(tree.ids)
             ids[number, :length] = tree.ids
             depths = _hide(tree.parents, mask[number, 0, :length, self.length :])
-            positions[number, :length] = self.length + depths
+            positions[number, :length] = depths
             rows += [number * size + place for place in tree.wanted]
             wanted += tree.wanted.values()
         widest = max(map(len, wanted))
         following = [[*tokens, *[0] * (widest - len(tokens))] for tokens in wanted]
-        self._infer(ids, positions, mask, rows, [0] * len(rows), 0, following)
+        self._infer(ids, self._positions(positions), mask, rows, [0] * len(rows), 0, following)
         found = iter(self._request.get_tensor("penstock_wanted_logprobs").data.tolist())
         return [
             {place: next(found)[: len(tokens)] for place, tokens in tree.wanted.items()}
             for tree in trees
         ]
+
+    def _go_on(self, size: int) -> None:
+        self.length += size
+        self.after = self._request.get_tensor("penstock_after").data.reshape(-1).copy()
+
+    def _positions(self, behind: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Positions of tokens by their places `behind` the sequence, shape [rows, tokens]."""
+        positions = behind + (self.length + self._ahead)
+        planes = self._model.planes
+        return np.repeat(positions[None], planes, 0) if planes else positions
 
     def _infer(
         self,
@@ -221,8 +313,11 @@ class Reading:
     ) -> None:
         # All go on from the one sequence; where there is none, each begins by itself.
         beams = np.zeros(len(ids)) if self.length else np.arange(len(ids))
+        if "inputs_embeds" in self._model.inputs and ids.dtype == np.int64:
+            ids = self._model.embedded(ids)
         feed: dict[str, Any] = {
             "input_ids": ids,
+            "inputs_embeds": ids,
             "attention_mask": np.ones((len(ids), mask.shape[-1]), np.int64),
             "position_ids": positions,
             "beam_idx": beams.astype(np.int32),
@@ -240,8 +335,12 @@ class Reading:
         states = [state.state.data.copy() for state in self._request.query_state()]
         return Mark(self.length, self.after, states)
 
-    def back(self, mark: Mark) -> None:
-        """Forget what was read after the mark."""
+    def back(self, mark: Mark | None) -> None:
+        """Forget what was read after the mark, or all without one."""
+        if mark is None:
+            self._request.reset_state()
+            self.length, self.after = 0, None
+            return
         for state, data in zip(self._request.query_state(), mark.states, strict=True):
             state.state = ov.Tensor(data)
         self.length, self.after = mark.length, mark.after
@@ -260,7 +359,7 @@ def _causal_mask(rows: int, length: int, size: int) -> np.ndarray[Any, Any]:
     sees all before it.
     """
     mask = np.zeros((rows, 1, size, length + size), np.float32)
-    mask[..., length:] = _triangle(size + -size % _LARGEST_CHUNK)[:size, :size]
+    mask[..., length:] = _triangle(size + -size % _CHUNK)[:size, :size]
     return mask
 
 
@@ -298,129 +397,3 @@ def score(logits: np.ndarray[Any, Any], token: int, top: int) -> TokenScore:
     pairs = list(zip(best.tolist(), logprobs[best].tolist(), strict=True))
     rank = 1 + int((logprobs > logprobs[token]).sum())
     return TokenScore(token, float(logprobs[token]), rank, pairs)
-
-
-def _take_mask(model: Any) -> bool:
-    """Let the attention mask be an input, which may hold a tree.
-
-    Returns False, and changes nothing, for a graph whose layers do not share one mask.
-    """
-    layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
-    if not layers or any(
-        one.get_input_size() <= _MASK or one.get_attributes().get("causal") for one in layers
-    ):
-        return False
-    if len({one.input_value(_MASK).get_node().get_friendly_name() for one in layers}) > 1:
-        return False
-    mask = ops.parameter([-1, 1, -1, -1], np.float32, name="penstock_mask")
-    mask.output(0).set_names({"penstock_mask"})
-    for one in layers:
-        one.input(_MASK).replace_source_output(mask.output(0))
-    model.add_parameters([mask])
-    return True
-
-
-def _keep_attention_apart(model: Any) -> None:
-    """Keep the runtime from joining attention and KV cache to one operation: that one is made for
-    one new token, and takes several times as long where many follow what is cached.
-
-    A multiplication by 1, an input that the compiler does not know, stands between them. It also
-    repeats the cached heads for those that share them: in a GGUF model's graph, what does that is
-    right just where it is joined. Changes nothing in a graph of another form.
-    """
-    layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
-    caches = [_cache(layer, place) for layer in layers for place in _KEYS_AND_VALUES]
-    if not caches or None in caches:
-        return
-    one = ops.parameter([], np.float32, name="penstock_one")
-    one.output(0).set_names({"penstock_one"})
-    model.add_parameters([one])
-    for layer in layers:
-        for place in _KEYS_AND_VALUES:
-            cache = _cache(layer, place)
-            _, heads, _, width = layer.input_value(place).get_partial_shape()
-            shared = heads.get_length() // cache.get_partial_shape()[1].get_length()
-            times = ops.multiply(ops.constant(np.ones((1, 1, shared, 1, 1), np.float32)), one)
-            each = ops.unsqueeze(cache, ops.constant(2, np.int64))
-            apart = ops.multiply(each, ops.convert_like(times, each))
-            shape = ops.constant([0, heads.get_length(), -1, width.get_length()], np.int64)
-            layer.input(place).replace_source_output(ops.reshape(apart, shape, True).output(0))
-
-
-def _cache(layer: Any, place: int) -> Any:
-    """The cached keys or values of an attention, shape [rows, heads, tokens, width], before each
-    head is repeated for those that share it; None where they are not found.
-    """
-    found = layer.input_value(place)
-    _, heads, _, width = found.get_partial_shape()
-    while (kind := found.get_node().get_type_name()) in ("Reshape", "Broadcast", "Unsqueeze"):
-        if kind == "Unsqueeze" and str(found.get_partial_shape()[2]) != "1":
-            return None  # the heads are not repeated one by one
-        found = found.get_node().input_value(0)
-    shape = found.get_partial_shape()
-    if kind != "Concat" or len(shape) != 4:
-        return None
-    is_known = all(size.is_static for size in (heads, width, shape[1], shape[3]))
-    return found if is_known and shape[3] == width else None
-
-
-def _bytes_a_token(model: Any) -> int:
-    """What one token takes in the KV cache, in f32."""
-    states = [one for one in model.get_ops() if one.get_type_name() == "ReadValue"]
-    shapes = [state.get_output_partial_shape(0) for state in states]
-    return sum(4 * prod(size.get_length() for size in shape if size.is_static) for shape in shapes)
-
-
-def _extend(model: Any) -> int:
-    """Let the graph end in log probabilities of chosen rows. Returns the vocabulary's size."""
-    result = model.output("logits").get_node()
-    head = result.input_value(0).get_node()
-    while head.get_type_name() != "MatMul":
-        if head.get_type_name() not in ("Convert", "Multiply", "Divide", "Tanh", "Add"):
-            raise UnsupportedError("log probabilities cannot be read from this model's graph")
-        data = [
-            value.get_node()
-            for value in head.input_values()
-            if value.get_node().get_type_name() != "Constant"
-        ]
-        head = data[0]
-    rows = ops.parameter([-1], np.int64, name="penstock_rows")
-    following = ops.parameter([-1, 1], np.int64, name="penstock_following")
-    top = ops.parameter([], np.int64, name="penstock_top")
-    wanted = ops.parameter([-1, -1], np.int64, name="penstock_wanted")
-    for parameter in (rows, following, top, wanted):
-        parameter.output(0).set_names({parameter.get_friendly_name()})
-    axis = ops.constant(1, np.int64)
-    hidden = head.input_value(0)
-    width = hidden.get_partial_shape()[-1]
-    if width.is_dynamic:
-        raise UnsupportedError("log probabilities cannot be read from this model's graph")
-    flat = ops.reshape(hidden, ops.constant([1, -1, width.get_length()], np.int64), False)
-    head.input(0).replace_source_output(ops.gather(flat, rows, axis).output(0))
-    logits = ops.squeeze(ops.convert(result.input_value(0), np.float32), ops.constant(0, np.int64))
-    logprobs = ops.log_softmax(logits, -1)
-    best = ops.topk(logprobs, top, -1, "max", "value", index_element_type="i64")
-    chosen = ops.gather_elements(logprobs, following, 1)
-    better = ops.convert(ops.greater(logprobs, chosen), np.int32)
-    outputs = {
-        "penstock_chosen": chosen.output(0),
-        "penstock_wanted_logprobs": ops.gather_elements(logprobs, wanted, 1).output(0),
-        "penstock_ranks": ops.add(
-            ops.reduce_sum(better, np.array([1])), ops.constant(1, np.int32)
-        ).output(0),
-        "penstock_top_values": best.output(0),
-        "penstock_top_ids": best.output(1),
-        "penstock_after": ops.gather(
-            logits, ops.constant([-1], np.int64), ops.constant(0, np.int64)
-        ).output(0),
-    }
-    size = result.input_value(0).get_partial_shape()[-1]
-    if size.is_dynamic:
-        raise UnsupportedError("log probabilities cannot be read from this model's graph")
-    model.add_parameters([rows, following, top, wanted])
-    model.remove_result(result)
-    for name, output in outputs.items():
-        output.set_names({name})
-        model.add_outputs([output])
-    model.validate_nodes_and_infer_types()
-    return int(size.get_length())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from penstock.engines.openvino.logits.model import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.logits.second_copy import IDLE_SECONDS, is_biased, needs_scores
+from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import saved_ir
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
@@ -32,14 +33,16 @@ _LOADING_WAIT_SECONDS = 0.002
 
 class Logits:
     """The model that gives log probabilities: loaded when it is first needed, and given back when
-    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it. `exact`: in
-    f32; else in the device's own precision.
+    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it. `exact` and
+    `grows` are those of `LogitModel`.
     """
 
-    def __init__(self, path: str, options: OpenVINOOptions, exact: bool = True) -> None:
+    def __init__(
+        self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
+    ) -> None:
         self._path = Path(path)
         self._options = options
-        self._exact = exact
+        self._exact, self._grows = exact, grows
         self._lock = threading.Lock()
         self._loading: Future[LogitModel] | None = None
         self._timer: threading.Timer | None = None
@@ -73,7 +76,8 @@ class Logits:
                 f" {self._options.device}"
             )
         directory = saved_ir(self._path) if self._path.suffix == ".gguf" else self._path
-        return LogitModel(str(directory / "openvino_model.xml"), self._options, self._exact)
+        name = LANGUAGE_MODEL if sees(directory) else "openvino_model.xml"
+        return LogitModel(str(directory / name), self._options, self._exact, self._grows)
 
     def rest(self) -> None:
         """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""
@@ -222,7 +226,7 @@ class Scoring:
                     scored.reading = model.begin_if_fits(scored.size)
                     is_full = scored.reading is None
                 while scored.reading is not None and budget > 0 and not scored.whole:
-                    budget -= self._read(scored, scored.reading, budget)
+                    budget -= self._read(scored, scored.reading, model, budget)
                     model.make_room(self._scored.values())
             except Exception as error:
                 self.forget(scored.request)
@@ -235,17 +239,20 @@ class Scoring:
                 done.append(scored)
         return done
 
-    def _read(self, scored: Scored, reading: Reading, most: int) -> int:
+    def _read(self, scored: Scored, reading: Reading, model: LogitModel, most: int) -> int:
+        """Read at most so many tokens. Returns their cost, in tokens without a score."""
         sampling, start = scored.request.sampling, scored.read
-        in_prompt, ids = start < scored.prompt_size, scored.unread(most)
+        in_prompt = start < scored.prompt_size
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
-        scores = reading.add(ids, top or 0, silent=top is None or start < scored.known)
+        silent = top is None or start < scored.known
+        ids = scored.unread(most if silent else min(most, model.asked))
+        scores = reading.add(ids, top or 0, silent)
         if in_prompt:
             scored.prompt += scores
         else:
             scored.answer += scores
         scored.read += len(ids)
-        return len(ids)
+        return len(ids) if silent else len(ids) * max(1, model.chunk // model.asked)
 
 
 def check_together(request: Request, vocabulary: int) -> None:

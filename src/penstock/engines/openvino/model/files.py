@@ -50,8 +50,9 @@ def onnx_file(path: Path) -> Path | None:
 
 
 LANGUAGE_MODEL = "openvino_language_model.xml"
+TEXT_EMBEDDINGS = "openvino_text_embeddings_model.xml"
 _VISION = (
-    *("openvino_vision_embeddings_model.xml", "openvino_text_embeddings_model.xml"),
+    *("openvino_vision_embeddings_model.xml", TEXT_EMBEDDINGS),
     *("config.json", "preprocessor_config.json"),
 )
 
