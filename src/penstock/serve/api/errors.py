@@ -64,7 +64,7 @@ def error_response(scope: Scope, error: PenstockError, request_id: str) -> Respo
     body = message_error(error, request_id) if is_anthropic(scope) else error_body(error)
     wait = RETRY_AFTER_S if error.retry_after is None and error.status == 503 else error.retry_after
     final = isinstance(error, RequestError) and not error.ends_connection
-    seconds = 1 if wait is None or wait < 1.0 else ceil(min(wait, LONGEST_RETRY_AFTER_S))
+    seconds = ceil(min(wait, LONGEST_RETRY_AFTER_S)) if wait and wait >= 1.0 else 1  # not for nan
     given = {
         "retry-after": None if wait is None else str(seconds),
         "x-should-retry": "false" if final else None,  # the SDKs of OpenAI and Anthropic obey it
