@@ -293,11 +293,8 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         return set(self._given())
 
     def _given(self) -> list[str]:
-        found = []
-        for part in msgspec.structs.fields(self):
-            if getattr(self, part.name) != default_of(part):
-                found.append(part.name)
-        return found
+        parts = msgspec.structs.fields(self)
+        return [part.name for part in parts if getattr(self, part.name) != default_of(part)]
 
 
 def default_of(part: msgspec.structs.FieldInfo) -> Any:

@@ -5,7 +5,8 @@ import pytest
 from penstock.engines.beams import Beams, beams_of
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.requests import ChatBody, CompletionBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling, StructuredOutput
 

@@ -17,7 +17,8 @@ from penstock.openai.audio import (
 from penstock.openai.extensions import ScoreBody, TokenizeBody
 from penstock.openai.image_parts import data_in
 from penstock.openai.messages_api import MessageBody
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody, input_messages
 from penstock.openai.tools import arguments_as_objects
 

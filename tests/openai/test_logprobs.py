@@ -3,7 +3,8 @@
 from typing import Any
 
 from penstock.openai.framing import CompletionFramer
-from penstock.openai.requests import CompletionBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import CompletionBody
 from penstock.openai.responses import (
     Answers,
     chat_completion,

@@ -3,7 +3,8 @@
 import pytest
 
 from penstock.errors import RequestError
-from penstock.openai.requests import ChatBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 
 from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer
-from penstock.openai.requests import ChatBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import Answers, chat_completion
 from penstock.openai.responses_api import ResponseBody, response_body

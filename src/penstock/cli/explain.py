@@ -54,10 +54,12 @@ def _lines(found: Explanation) -> list[str]:
     lines = []
     for model in found.models:
         side = "" if model.role == "both" else f" ({model.role})"
-        lines += [f"{model.model}{side}: {model.source} on {model.engine}, by {model.server}"]
-        lines += [f"  {name:<12}{value}" for name, value in _rows(model, found.runtime)]
-        lines += [f"  warning: {warning}" for warning in model.warnings]
-        lines += [""]
+        lines += [
+            f"{model.model}{side}: {model.source} on {model.engine}, by {model.server}",
+            *(f"  {name:<12}{value}" for name, value in _rows(model, found.runtime)),
+            *(f"  warning: {warning}" for warning in model.warnings),
+            "",
+        ]
     least, most = _amounts(found.least), _amounts(found.most)
     return [
         *lines,
@@ -95,9 +97,11 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
         ("adapters", f"{model.adapters} at once" if model.adapters else ""),
         ("needs", f"{_amounts(model.needs)} a replica ({kept})"),
         *(_bundle_rows(model) if runtime == "ray" else ()),
+        *(
+            ("port", f"{one.what}: {'a free one' if one.port is None else one.port}")
+            for one in model.ports
+        ),
     ]
-    for port in model.ports:
-        rows.append(("port", f"{port.what}: {'a free one' if port.port is None else port.port}"))
     return [(name, value) for name, value in rows if value]
 
 

@@ -30,9 +30,10 @@ def run_tables(found: Summary, targets: Targets) -> list[Rows]:
             *(f"{found.output_tokens:,}", f"{found.output_tokens_per_s:,.0f}"),
         ],
     ]
-    latencies = [["MILLISECONDS", "MEAN", "P50", "P90", "P99", "MAX"]]
-    for name, attribute in _LATENCIES:
-        latencies.append([name, *_cells(getattr(found, attribute))])
+    latencies = [
+        ["MILLISECONDS", "MEAN", "P50", "P90", "P99", "MAX"],
+        *([name, *_cells(getattr(found, attribute))] for name, attribute in _LATENCIES),
+    ]
     tables = [counts, latencies]
     if found.goodput is not None:
         tables.append(
@@ -42,10 +43,11 @@ def run_tables(found: Summary, targets: Targets) -> list[Rows]:
             ]
         )
     if found.errors:
-        errors = [["ERROR", "REQUESTS", "FIRST OF THEM"]]
-        for kind, number in found.errors.items():
-            errors.append([kind, f"{number:,}", found.examples[kind] or "-"])
-        tables.append(errors)
+        errors = (
+            [kind, f"{number:,}", found.examples[kind] or "-"]
+            for kind, number in found.errors.items()
+        )
+        tables.append([["ERROR", "REQUESTS", "FIRST OF THEM"], *errors])
     return tables
 
 
@@ -69,17 +71,14 @@ def sweep_table(levels: Sequence[tuple[str, Summary]], knee: int) -> Rows:
         + ["CPU", ""]
     ]
     for number, (load, found) in enumerate(levels):
-        cells = [load, f"{found.requests_per_s:.2f}", f"{found.output_tokens_per_s:,.0f}"]
-        for spread, name in (
-            (found.ttft_ms, "p50"),
-            (found.ttft_ms, "p99"),
-            (found.e2e_ms, "p50"),
-        ):
-            cells.append("-" if spread is None else f"{getattr(spread, name):.1f}")
-        cells.append(f"{found.failed:,}")
-        if found.goodput is not None:
-            cells.append(f"{found.goodput:.2f}")
-        cells += [f"{found.generator_cpu:.0%}", "<- knee" if number == knee else ""]
+        spreads = ((found.ttft_ms, "p50"), (found.ttft_ms, "p99"), (found.e2e_ms, "p50"))
+        cells = [
+            *(load, f"{found.requests_per_s:.2f}", f"{found.output_tokens_per_s:,.0f}"),
+            *("-" if one is None else f"{getattr(one, name):.1f}" for one, name in spreads),
+            f"{found.failed:,}",
+            *([] if found.goodput is None else [f"{found.goodput:.2f}"]),
+            *(f"{found.generator_cpu:.0%}", "<- knee" if number == knee else ""),
+        ]
         rows.append(cells)
     return rows
 

@@ -85,9 +85,7 @@ def summary(run: Run, targets: Targets | None = None) -> Summary:
     failed = [sample for sample in run.samples if sample.error is not None]
     tokens = sum(map(_tokens, whole))
     pieces = sum(sample.pieces for sample in run.samples)
-    good = None
-    if targets:
-        good = sum(_keeps(sample, targets) for sample in answered)
+    good = sum(_keeps(sample, targets) for sample in answered) if targets else None
     return Summary(
         requests=len(run.samples),
         failed=len(failed),

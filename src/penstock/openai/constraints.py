@@ -59,9 +59,11 @@ def one_constraint(
     found = [] if by_format is None else [(format_name, by_format)]
     if structured_outputs is not None:
         found += _structured(structured_outputs)
-    for name, value in (guided or {}).items():
-        if value is not None:
-            found.append((name, _constraint(name.removeprefix("guided_"), value, name, name)))
+    found += [
+        (name, _constraint(name.removeprefix("guided_"), value, name, name))
+        for name, value in (guided or {}).items()
+        if value is not None
+    ]
     if len(found) > 1:
         names = [name for name, _ in found]
         raise RequestError(

@@ -257,12 +257,14 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
     best = sorted(enumerate(scores.scores), key=lambda pair: (-pair[1], pair[0]))[
         : body.top_n or None
     ]
-    results: list[dict[str, Any]] = [
-        {"index": index, "relevance_score": score} for index, score in best
+    results = [
+        {
+            "index": index,
+            "relevance_score": score,
+            **({"document": {"text": texts[index]}} if body.return_documents else {}),
+        }
+        for index, score in best
     ]
-    if body.return_documents:
-        for result in results:
-            result["document"] = {"text": texts[result["index"]]}
     return {"id": id, "model": model, "results": results, "usage": prompt_usage(scores.usage)}
 
 

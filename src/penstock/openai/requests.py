@@ -9,17 +9,14 @@ extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.constraints import GUIDED, StructuredOutputs, one_constraint
 from penstock.openai.parameters.engine import EngineParameters, stated, unset
-from penstock.openai.parameters.inside import check_inside
-from penstock.openai.parameters.table import check_only, is_known
 from penstock.openai.responses import BestOf
 from penstock.openai.tool_forms import ToolForm, of_functions, plain_messages, plain_tools
 from penstock.openai.tools import check_tools
@@ -32,7 +29,6 @@ from penstock.types import (
 )
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-Body = TypeVar("Body", bound=Struct)
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer of 64 bits, which every engine can hold; JSON allows thousands of digits."""
@@ -394,59 +390,6 @@ def input_texts(given: str | list[str]) -> list[str]:
 def with_effort(variables: dict[str, Any], effort: str | None) -> dict[str, Any]:
     """A chat template's variables, with `reasoning_effort` where it is given and not among them."""
     return variables if effort is None else {"reasoning_effort": effort, **variables}
-
-
-def parse_body(form: type[Body], body: Any) -> Body:
-    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter, for
-    a parameter of another server's API too (`penstock.openai.parameters.table`).
-
-    Null counts as absent, for unknown names too: clients with typed bodies send the fields of
-    every server's API.
-    """
-    if not isinstance(body, Mapping):
-        raise RequestError("the request body must be a JSON object")
-    known = _names(form)
-    given = {name: value for name, value in body.items() if value is not None or known.get(name)}
-    for name in [name for name in given if name not in known]:
-        if not is_known(form, name, given.pop(name)):
-            raise RequestError(f"unknown parameter '{name}'. {_hint(form, name)}", param=str(name))
-    try:
-        checked = msgspec.convert(given, form, strict=True)
-    except msgspec.ValidationError:
-        checked = _with_whole_floats(form, given)
-    check_only(checked)
-    check_inside(form, given)
-    return checked
-
-
-def _with_whole_floats(form: type[Body], given: Mapping[str, Any]) -> Body:
-    """JSON has one kind of number, and some languages write the integer 16 as 16.0. Top-level
-    fields alone are read so. Raises `RequestError` if that is not what was wrong.
-    """
-    whole = {
-        name: int(v) if isinstance(v, float) and v.is_integer() and abs(v) <= 2**53 else v
-        for name, v in given.items()
-    }
-    try:
-        return msgspec.convert(whole, form, strict=True)
-    except msgspec.ValidationError:
-        from penstock.validation import mismatch  # imported only for an error
-
-        found = mismatch(form, whole)
-        raise RequestError(str(found), param=found.place or None) from None
-
-
-def _hint(form: type[Struct], name: Any) -> str:
-    """The parameter that was meant: another API's name for one of the form's, or the nearest."""
-    names = getattr(form, "names", None)
-    own = names.get(name) if isinstance(names, Mapping) else None
-    return f"Did you mean '{own}'?" if own else nearest(str(name), _names(form))
-
-
-@cache
-def _names(form: type[Struct]) -> dict[str, bool]:
-    """Field name → whether it is required. Cached, because inspecting a form takes milliseconds."""
-    return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
 
 
 def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:

@@ -127,11 +127,12 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
     front = args.listen_address if args.front == "replica" else None
     if args.front == "replica" and front is None:
         raise ConfigError("the replica is the front of a port, and none is given", field="listen")
-    deployments: dict[str, Application] = {}
-    for config in args.llm_configs:
-        deployments[config.model_id] = build_deployment(
+    deployments: dict[str, Application] = {
+        config.model_id: build_deployment(
             config, settings=args.http, mark=mark, replica_host=replica_host, front=front
         )
+        for config in args.llm_configs
+    }
     cards = {
         config.model_id: ModelCard(
             id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name}

@@ -87,9 +87,7 @@ class Batch(Struct, frozen=True, kw_only=True):
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""
-        errors = None
-        if self.errors:
-            errors = {"object": "list", "data": msgspec.to_builtins(self.errors)}
+        errors = {"object": "list", "data": msgspec.to_builtins(self.errors)}
         times = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling")
         counts = self.counts
         return {
@@ -97,7 +95,7 @@ class Batch(Struct, frozen=True, kw_only=True):
             "object": "batch",
             "endpoint": self.endpoint,
             "model": self.model or None,
-            "errors": errors,
+            "errors": errors if self.errors else None,
             "input_file_id": self.input_file_id,
             "completion_window": self.completion_window,
             "status": self.status,

@@ -7,7 +7,7 @@ from aiohttp import web
 from penstock.engines.remote.decisions import DecisionAnswer, decision_body, read_decisions
 from penstock.errors import RequestError, UnsupportedError, UpstreamError
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
-from penstock.openai.requests import parse_body
+from penstock.openai.parameters.body import parse_body
 from penstock.types import (
     ChoiceQuestion,
     DecideRequest,

@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.requests import ChatBody, CompletionBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.testing import answer
 from penstock.types import ChatRequest, Sampling, StructuredOutput
 

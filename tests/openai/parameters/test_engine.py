@@ -7,8 +7,9 @@ import pytest
 from penstock.batch.stages.tasks import sampling_of
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.parameters.body import parse_body
 from penstock.openai.parameters.engine import DEFAULTS, MODEL_DEFAULTS, with_model_defaults
-from penstock.openai.requests import ChatBody, CompletionBody, parse_body
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.testing import answer
 from penstock.types import Sampling

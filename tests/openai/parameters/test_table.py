@@ -7,8 +7,8 @@ import parameters
 import pytest
 
 from penstock.errors import RequestError
+from penstock.openai.parameters.body import parse_body
 from penstock.openai.parameters.table import HARMLESS, ONLY, REFUSED, of_form, verdict
-from penstock.openai.requests import parse_body
 
 TAKEN = json.loads(parameters.SNAPSHOT.read_text())
 FORMS = {endpoint: parameters.form_of(endpoint) for endpoint in TAKEN["endpoints"]}

@@ -262,34 +262,34 @@ def described(found: Forecast) -> str:
     """The forecast for a person, a line a finding."""
     whole = "" if found.rows == found.read else f", {found.read:,} of them read"
     least = "at least " if found.rows is None else ""
-    lines = [f"{least}{counted(found.rows or found.read, 'row')}{whole}"]
-    lines += [
-        f"  {number:,} × {kind}: error rows, never asked"
-        for kind, number in sorted(found.unreadable.items())
-    ]
-    if found.kept:
-        lines.append(f"  {found.kept:,} have their answers already, which are kept")
-    if found.duplicates:
-        lines.append(f"  {found.duplicates:,} with the request of another row, asked once")
-    if found.over_long:
-        lines.append(
-            f"  about {found.over_long:,} too long for the model's context of"
-            f" {found.context_length:,} tokens (longest prompt seen: {found.longest_prompt:,})"
-        )
-    if found.prompt_tokens is not None:
-        out = f", {found.completion_tokens:,} out" if found.completion_tokens is not None else ""
-        lines.append(f"about {found.prompt_tokens:,} tokens in{out}")
-    if found.seconds is not None:
-        speed = f"{found.rows_per_second:,.1f} rows/s"
-        if found.tokens_per_second is not None:
-            speed += f", {found.tokens_per_second:,.0f} tokens/s"
-        tried = counted(found.tried, "row")
-        lines.append(f"about {span(found.seconds)} ({speed}, as {tried} showed)")
-    lines += [
-        f"  {number:,} × {kind} among the rows tried"
-        for kind, number in sorted(found.failed.items())
-    ]
-    return "\n".join(lines)
+    out = "" if found.completion_tokens is None else f", {found.completion_tokens:,} out"
+    rate = found.tokens_per_second
+    tokens = "" if rate is None else f", {rate:,.0f} tokens/s"
+    lines = (
+        f"{least}{counted(found.rows or found.read, 'row')}{whole}",
+        *(
+            f"  {number:,} × {kind}: error rows, never asked"
+            for kind, number in sorted(found.unreadable.items())
+        ),
+        f"  {found.kept:,} have their answers already, which are kept" if found.kept else "",
+        f"  {found.duplicates:,} with the request of another row, asked once"
+        if found.duplicates
+        else "",
+        f"  about {found.over_long:,} too long for the model's context of"
+        f" {found.context_length:,} tokens (longest prompt seen: {found.longest_prompt:,})"
+        if found.over_long
+        else "",
+        "" if found.prompt_tokens is None else f"about {found.prompt_tokens:,} tokens in{out}",
+        ""
+        if found.seconds is None
+        else f"about {span(found.seconds)} ({found.rows_per_second:,.1f} rows/s{tokens}, as"
+        f" {counted(found.tried, 'row')} showed)",
+        *(
+            f"  {number:,} × {kind} among the rows tried"
+            for kind, number in sorted(found.failed.items())
+        ),
+    )
+    return "\n".join(filter(None, lines))
 
 
 async def prompt_length(pipeline: Pipeline, row: Row) -> PromptLength | None:

@@ -305,9 +305,11 @@ def _check_apart(job: Job, output: Output) -> None:
 
 def _sampling(job: Job, schema: structured.Schema | None) -> Sampling:
     given = {name: getattr(job, name) for name in SAMPLING if hasattr(job, name)}
-    given["temperature"] = 0.0 if job.temperature is None else job.temperature
-    given["stop"] = (job.stop,) if isinstance(job.stop, str) else tuple(job.stop)
-    given["stop_token_ids"] = tuple(job.stop_token_ids)
+    given |= {
+        "temperature": 0.0 if job.temperature is None else job.temperature,
+        "stop": (job.stop,) if isinstance(job.stop, str) else tuple(job.stop),
+        "stop_token_ids": tuple(job.stop_token_ids),
+    }
     plain = Sampling(**given)
     try:  # what no engine can follow; what one engine lacks shows when it has started
         check_sampling(plain, 1, Capabilities(frozenset(), 0, 0), "")

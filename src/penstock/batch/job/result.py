@@ -211,19 +211,19 @@ class Progress:
         counts = self._counts
         seconds = max(time.monotonic() - self._began, 1e-9)
         rate = (counts.rows - self._rows_before) / seconds
-        parts = [f"{rate:,.0f} rows/s", f"{counts.completion_tokens / seconds:,.0f} tokens/s"]
-        rows = f"{counts.rows:,} rows"
-        if counts.total is not None:
-            rows = f"{counts.rows:,}/{counts.total:,} rows"
-            if rate > 0:
-                parts.append(f"{span((counts.total - counts.rows) / rate)} left")
-        if counts.failed:
-            parts.append(f"{counts.failed:,} errors")
-        if counts.pauses.is_now:
-            parts.append(f"a pause of {span(counts.pauses.last_s)} for {counts.pauses.server}")
-        if counts.pauses.given_up:
-            parts.append(f"{counts.pauses.given_up:,} given up after refusals")
-        return " · ".join([rows, *parts])
+        pauses, left = counts.pauses, (counts.total or 0) - counts.rows
+        parts = (
+            f"{counts.rows:,} rows"
+            if counts.total is None
+            else f"{counts.rows:,}/{counts.total:,} rows",
+            f"{rate:,.0f} rows/s",
+            f"{counts.completion_tokens / seconds:,.0f} tokens/s",
+            f"{span(left / rate)} left" if counts.total is not None and rate > 0 else "",
+            f"{counts.failed:,} errors" if counts.failed else "",
+            f"a pause of {span(pauses.last_s)} for {pauses.server}" if pauses.is_now else "",
+            f"{pauses.given_up:,} given up after refusals" if pauses.given_up else "",
+        )
+        return " · ".join(filter(None, parts))
 
 
 def summary(result: RunResult) -> str:
@@ -234,7 +234,6 @@ def summary(result: RunResult) -> str:
             f"Complete already: {_rows(counts)} in {result.output}. Nothing to do; --fresh computes"
             " it again."
         )
-    lines = [_rows(counts)]
     taken = [
         f"{number:,} {what}"
         for number, what in (
@@ -245,28 +244,24 @@ def summary(result: RunResult) -> str:
         )
         if number
     ]
-    if taken:
-        lines[0] += f" ({', '.join(taken)})"
-    lines += [f"  {number:,} × {kind}" for kind, number in sorted(counts.errors.items())]
-    lines.append(
+    saved = 1 - counts.large_calls / max(counts.rows - counts.resumed, 1)
+    pauses, output = counts.pauses, result.output
+    lines = (
+        f"{_rows(counts)} ({', '.join(taken)})" if taken else _rows(counts),
+        *(f"  {number:,} × {kind}" for kind, number in sorted(counts.errors.items())),
         f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached),"
         f" {counts.completion_tokens:,} out, {span(counts.seconds)},"
-        f" {counts.tokens_per_second:,.0f} tokens/s"
+        f" {counts.tokens_per_second:,.0f} tokens/s",
+        f"Large model: asked {counts.large_calls:,} times, {max(saved, 0):.0%} saved"
+        if counts.large_calls
+        else "",
+        f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for {pauses.server}"
+        if pauses.count
+        else "",
+        f"Given up after a server's refusals: {pauses.given_up:,}" if pauses.given_up else "",
+        f"Output: {output}" if output not in (None, "-") else "",
     )
-    if counts.large_calls:
-        saved = 1 - counts.large_calls / max(counts.rows - counts.resumed, 1)
-        lines.append(f"Large model: asked {counts.large_calls:,} times, {max(saved, 0):.0%} saved")
-    pauses = counts.pauses
-    if pauses.count:
-        lines.append(
-            f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for"
-            f" {pauses.server}"
-        )
-    if pauses.given_up:
-        lines.append(f"Given up after a server's refusals: {pauses.given_up:,}")
-    if result.output not in (None, "-"):
-        lines.append(f"Output: {result.output}")
-    return "\n".join(lines)
+    return "\n".join(filter(None, lines))
 
 
 def ending(

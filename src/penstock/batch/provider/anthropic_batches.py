@@ -180,14 +180,12 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     function = tool.get("function") or {}
-    made = {
+    optional = {name: function.get(name) for name in ("description", "strict")}
+    return {
         "name": function.get("name"),
         "input_schema": function.get("parameters") or {"type": "object"},
+        **{name: value for name, value in optional.items() if value is not None},
     }
-    for name in ("description", "strict"):
-        if function.get(name) is not None:
-            made[name] = function[name]
-    return made
 
 
 def _choice(request: ChatRequest) -> dict[str, Any]:

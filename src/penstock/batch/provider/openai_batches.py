@@ -21,6 +21,7 @@ from penstock.batch.provider.engine import BatchApiEngine
 from penstock.batch.provider.ledger import Batch
 from penstock.engines.remote import answers
 from penstock.engines.remote.requests import PATHS, chat_body, completion_body, task_body
+from penstock.engines.remote.results import read_task
 from penstock.errors import UpstreamError
 from penstock.http.client import multipart
 from penstock.http.complaints import complaint_in
@@ -134,7 +135,7 @@ class OpenAIBatches(BatchApi):
     def result(self, task: str, request: Any, body: bytes) -> Any:
         if task in ("chat", "completions"):
             return answers.whole(body, self.shown, request.n)
-        return answers.read_task(task, request, body, self.shown)
+        return read_task(task, request, body, self.shown)
 
     def cancel_command(self, id: str) -> str:
         return (

@@ -52,9 +52,8 @@ class AnswerCache:
         self._limit = in_memory or _IN_MEMORY
         self._recent: dict[bytes, bytes] = {}
         self._bytes = 0
-        self._spill: _Spill | None = None
-        if (folder / _Spill.FILE).exists():
-            self._spill = _Spill(folder, key)
+        spilled = (folder / _Spill.FILE).exists()
+        self._spill: _Spill | None = _Spill(folder, key) if spilled else None
 
     def get(self, digest: bytes) -> Outcome | None:
         """The answer to the request with this digest, if there is one: the caller's own object."""

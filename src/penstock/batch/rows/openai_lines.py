@@ -45,8 +45,9 @@ from penstock.openai.extensions import (
     score_list,
 )
 from penstock.openai.messages_api import MessageBody, message_body, message_error
+from penstock.openai.parameters.body import parse_body
 from penstock.openai.parameters.names import in_words_of
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest, Decisions, Usage
 

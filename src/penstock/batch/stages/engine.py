@@ -296,9 +296,11 @@ def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
     found = Answers(deltas)
     outcome = _outcome_of(found, deltas)
     for index, output in zip(sorted(found.reasons), outcome.parsed, strict=True):
-        output["generated_text"] = found.texts[index]
-        output["logprobs"] = logprobs_by_id(found.logprobs.get(index))
-        output["prompt_logprobs"] = logprobs_by_id(found.prompt_logprobs.get(index))
+        output |= {
+            "generated_text": found.texts[index],
+            "logprobs": logprobs_by_id(found.logprobs.get(index)),
+            "prompt_logprobs": logprobs_by_id(found.prompt_logprobs.get(index)),
+        }
     return outcome
 
 

@@ -27,7 +27,8 @@ from penstock.engines.supervisor import supervisor_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
 from penstock.openai import responses
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 
 METHODS = ("chat", "completions", "embeddings")
 MOST_IN_FLIGHT = 256
@@ -59,9 +60,8 @@ class DeploymentRequests:
         self.most_in_flight = most or MOST_IN_FLIGHT
         self._rows_per_call = rows_per_call
         self._groups: dict[str, Group] = {}
-        self._more: dict[str, Any] = {}
-        if ray_columns:
-            self._more = {"batch_uuid": uuid.uuid4().hex, "__inference_error__": ""}
+        more = {"batch_uuid": uuid.uuid4().hex, "__inference_error__": ""}
+        self._more = more if ray_columns else {}
         self._names = (deployment_name, app_name)
         self._types = dict(dtype_mapping or {})
         self._timeout = request_timeout_s

@@ -126,19 +126,18 @@ class Pipelines:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        properties = options.device_properties()
-        if options.kv_cache_precision:
-            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
-        if options.prompt_lookup:
-            properties["prompt_lookup"] = True
+        given = {
+            "KV_CACHE_PRECISION": options.kv_cache_precision,
+            "prompt_lookup": options.prompt_lookup or None,
+            "adapters": adapters,
+        }
+        properties = {name: value for name, value in given.items() if value is not None}
         if options.draft_model:
             # The pipeline takes the draft model over: nothing else may hold it.
             properties["draft_model"] = genai.draft_model(
                 str(Path(options.draft_model).expanduser()), options.draft_device or options.device
             )
-        if adapters is not None:
-            properties["adapters"] = adapters
-        properties.update(options.properties)
+        properties = options.device_properties() | properties | options.properties
         if options.tokenizer is not None:
             tokenizer = genai.Tokenizer(str(Path(options.tokenizer).expanduser()))
             return genai.ContinuousBatchingPipeline(

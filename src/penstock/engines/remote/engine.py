@@ -26,6 +26,7 @@ from penstock.engines.remote.requests import (
     in_dialect,
     task_body,
 )
+from penstock.engines.remote.results import read_task
 from penstock.engines.remote.stream import AnswerStream, StreamReader, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.engines.sampling import check_sampling, check_vectors
@@ -180,12 +181,12 @@ class RemoteEngine(LLMEngine):
         if task == "embeddings":
             check_vectors(request.vectors, self.capabilities, self.name)
         if task == "tokenizer_info":
-            read = partial(answers.read_task, task, None)
+            read = partial(read_task, task, None)
             return await self._call(task, path, lambda _: None, read)
         if task == "transcriptions":
             file = request.audio
             path = path if request.task == "transcribe" else "/audio/translations"
-        read = partial(answers.read_task, task, request)
+        read = partial(read_task, task, request)
         return await self._call(task, path, body, read, request, file=file)
 
     # How

@@ -23,8 +23,8 @@ from penstock.errors import (
 )
 from penstock.llm_config.batch import CLASS_HEADER
 from penstock.observability import Span, escaped, gather_queue_times
+from penstock.openai.parameters.body import parse_body
 from penstock.openai.parameters.names import in_words_of
-from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import KEY_HEADERS, Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt

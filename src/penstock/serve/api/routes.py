@@ -26,7 +26,8 @@ from penstock.openai.extensions import (
     TokenizeBody,
 )
 from penstock.openai.messages_api import CountBody, MessageBody
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (

@@ -17,8 +17,8 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from penstock.engines.remote.answers import read_task
 from penstock.engines.remote.requests import chat_body, completion_body, task_body
+from penstock.engines.remote.results import read_task
 from penstock.engines.remote.stream import EventReader, StreamReader
 from penstock.engines.tasks import Batches
 from penstock.errors import EngineError, PenstockError, RequestError, by_kind

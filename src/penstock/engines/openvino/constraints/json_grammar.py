@@ -329,8 +329,8 @@ class _Values:
         try:
             if patterns and names is True:
                 value = self._rule(next(iter(patterns.values())), depth)
-                for pattern in patterns:
-                    options.append(f"{self._strings.matching(parse(pattern))} {_COLON} {value}")
+                keys = (self._strings.matching(parse(pattern)) for pattern in patterns)
+                options += [f"{key} {_COLON} {value}" for key in keys]
             elif names is not True and not patterns and not given:
                 key = self.body({"allOf": [{"type": "string"}, names]}, depth)
                 options.append(f"{key} {_COLON} {self._rule(others, depth)}")

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 import penstock
 from penstock.config import masked
 from penstock.errors import RequestError, UnsupportedError, by_kind
-from penstock.openai.requests import parse_body
+from penstock.openai.parameters.body import parse_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import decode_body
 

@@ -173,10 +173,11 @@ async def _whole(
     store: ResponseStore, owner: str, items: list[Item], field: str = "input"
 ) -> list[Item]:
     """The items of a request's field, each that refers to a stored one replaced by that."""
-    wanted: dict[str, str] = {}
-    for number, item in enumerate(items):
-        if item.get("type") == REFERENCE:
-            wanted[f"{field}[{number}]"] = str(item.get("id"))
+    wanted = {
+        f"{field}[{number}]": str(item.get("id"))
+        for number, item in enumerate(items)
+        if item.get("type") == REFERENCE
+    }
     if not wanted:
         return items
     if len(wanted) > MOST_REFERENCES:

@@ -20,7 +20,7 @@ from penstock.openai.audio import (
     TranslationBody,
     as_values,
 )
-from penstock.openai.requests import parse_body
+from penstock.openai.parameters.body import parse_body
 from penstock.openai.responses import TRANSCRIPT_FORMATS, transcription
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import check_coding, check_texts
