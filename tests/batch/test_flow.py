@@ -115,6 +115,36 @@ async def test_many_error_rows_cannot_block_the_window(make_engine, monkeypatch,
 
 
 # Equal requests
+async def test_rows_that_fail_leave_others_their_turn(make_engine, monkeypatch):
+    received, most = 0, 0
+    read_ahead, receive = flow.read_ahead, flow.Flow._receive
+
+    async def all_at_once(*given):
+        for batch in [batch async for batch in read_ahead(*given)]:
+            yield batch
+
+    def counted(self, row):
+        nonlocal received, most
+        received += 1
+        most = max(most, received)
+        receive(self, row)
+
+    async def others():
+        nonlocal received
+        while True:
+            received = 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(flow, "read_ahead", all_at_once)
+    monkeypatch.setattr(flow.Flow, "_receive", counted)
+    beside = asyncio.create_task(others())
+    source = [*numbered(1), *({"id": number} for number in range(1, 2001))]
+    result = await ask(source, make_engine())
+    beside.cancel()
+    assert result.counts.failed == 2000
+    assert most <= 256
+
+
 async def test_equal_requests_are_computed_once(make_engine):
     engine = make_engine()
     result = await ask(rows(*(f"text {number % 7}" for number in range(700))), engine)

@@ -6,8 +6,11 @@ from hypothesis import given, strategies as st
 
 from penstock.engines.base import Capabilities
 from penstock.engines.sampling import (
+    LONGEST_BAD_WORD,
     LONGEST_STOP,
+    MAX_BAD_WORDS,
     MAX_STOPS,
+    MOST_IDS,
     StopStrings,
     check_json_schema,
     check_sampling,
@@ -19,7 +22,11 @@ from penstock.errors import RequestError
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 ANY = Capabilities(
-    tasks=frozenset({"chat"}), context_length=100, max_concurrency=1, max_top_logprobs=5
+    tasks=frozenset({"chat"}),
+    context_length=100,
+    max_concurrency=1,
+    max_top_logprobs=5,
+    logit_bias=True,
 )
 NAN, INF = float("nan"), float("inf")
 
@@ -38,7 +45,9 @@ NAN, INF = float("nan"), float("inf")
         ("max_tokens", [0, 2**70, True]),
         ("min_tokens", [-1, 2**64]),
         ("stop", [("",), ("a" * (LONGEST_STOP + 1),), ("a",) * (MAX_STOPS + 1), (1,)]),
-        ("stop_token_ids", [(-1,), (2**31,), (True,), ("1",), (1.0,)]),
+        ("stop_token_ids", [(-1,), (2**31,), (True,), ("1",), (1.0,), (1,) * (MOST_IDS + 1)]),
+        ("allowed_token_ids", [(1,) * (MOST_IDS + 1)]),
+        ("bad_words", [("",), ("a" * (LONGEST_BAD_WORD + 1),), ("a",) * (MAX_BAD_WORDS + 1)]),
     ],
 )
 def test_values_that_no_engine_can_take_are_refused_by_name(name, values):

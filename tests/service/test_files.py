@@ -130,6 +130,16 @@ async def test_what_is_no_upload(service):
     assert not list((service.service.folder / "incoming").iterdir())
 
 
+async def test_files_that_come_at_once_have_the_limit_too(service):
+    client = service.openai()
+    sent = [upload(client, content=b"x" * 99_999) for _ in range(6)]
+    made = await asyncio.gather(*sent, return_exceptions=True)
+    refused = [one for one in made if isinstance(one, openai.APIStatusError)]
+    assert {one.status_code for one in refused} == {507}
+    assert (len(made), len(refused)) == (6, 4)
+    assert len(list((service.service.folder / "files").iterdir())) == 2
+
+
 async def test_all_files_together_have_a_limit(service):
     client = service.openai()
     await upload(client, content=b"x" * 99_999)

@@ -27,6 +27,10 @@ from penstock.types import (
 MAX_N = 128
 MAX_STOPS, LONGEST_STOP = 128, 4096
 """Stop strings of a request, and the characters of each: all are looked for at every token."""
+MAX_BAD_WORDS, LONGEST_BAD_WORD = 4096, 256
+"""Bad words of a request, and the characters of each, likewise."""
+MOST_IDS = 1 << 18
+"""Token ids in one list of a request: no vocabulary has more."""
 LONGEST_CONSTRAINT = 262_144
 """Characters of a JSON schema or a regular expression."""
 _DEEPEST_SCHEMA = 200
@@ -76,7 +80,10 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
     if not 1 <= n <= MAX_N:
         raise _out_of_range("n", n, f"between 1 and {MAX_N}")
     if sampling.stop:
-        _check_stops(sampling.stop)
+        _check_texts("stop strings", sampling.stop, MAX_STOPS, LONGEST_STOP, "stop")
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        if (count := len(getattr(sampling, name))) > MOST_IDS:
+            raise RequestError(f"{name} has {count:,} ids; {MOST_IDS:,} are taken", param=name)
     if sampling.stop_token_ids and not all(
         type(i) is int and 0 <= i < 2**31 for i in sampling.stop_token_ids
     ):
@@ -188,17 +195,14 @@ def most_new_tokens(
     return min(max_tokens or room, room)
 
 
-def _check_stops(stops: tuple[str, ...]) -> None:
-    if len(stops) > MAX_STOPS:
-        raise RequestError(
-            f"at most {MAX_STOPS} stop strings may be given, not {len(stops)}", param="stop"
-        )
-    if not all(type(stop) is str and stop for stop in stops):
-        raise RequestError("stop strings must be texts, and not empty", param="stop")
-    if max(map(len, stops)) > LONGEST_STOP:
-        raise RequestError(
-            f"stop strings must have at most {LONGEST_STOP} characters", param="stop"
-        )
+def _check_texts(what: str, texts: tuple[str, ...], most: int, longest: int, param: str) -> None:
+    """Errors call the texts `what`: at most so many, and none longer than so many characters."""
+    if len(texts) > most:
+        raise RequestError(f"at most {most} {what} may be given, not {len(texts)}", param=param)
+    if not all(type(text) is str and text for text in texts):
+        raise RequestError(f"{what} must be texts, and not empty", param=param)
+    if max(map(len, texts)) > longest:
+        raise RequestError(f"{what} must have at most {longest} characters", param=param)
 
 
 def _check_logprobs(sampling: Sampling, capabilities: Capabilities, engine: str) -> None:
@@ -239,8 +243,9 @@ def _check_bias(sampling: Sampling, capabilities: Capabilities, engine: str) -> 
         raise RequestError("the values of logit_bias go from -100 to 100", param="logit_bias")
     if sampling.allowed_token_ids:
         check_token_ids(sampling.allowed_token_ids, "allowed_token_ids")
-    if not all(type(word) is str and word for word in sampling.bad_words):
-        raise RequestError("bad_words must be texts, and not empty", param="bad_words")
+    if sampling.bad_words:
+        words = sampling.bad_words
+        _check_texts("bad_words", words, MAX_BAD_WORDS, LONGEST_BAD_WORD, "bad_words")
 
 
 def _check_structured(

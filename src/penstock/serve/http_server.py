@@ -273,8 +273,9 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._begun = True
         self._unparsed += len(data)
         if self.cycle is None or self.cycle.response_complete:
-            head, end, rest = data.partition(b"\r\n\r\n")
-            data = b"".join((_UPGRADE.sub(b"x-grade", head), end, rest))
+            end = data.find(b"\r\n\r\n")
+            if offer := _UPGRADE.search(data, 0, len(data) if end < 0 else end):
+                data = data[: offer.start()] + b"\nx-grade" + data[offer.end() :]
         super().data_received(data)
         if _HAS_NO_BOUND and self._unparsed > _LARGEST_HEAD and not self.transport.is_closing():
             self._refuse(_TOO_LARGE)
@@ -367,7 +368,7 @@ def _answer(error: PenstockError, status: int | None = None) -> bytes:
     return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
 
 
-_UPGRADE = re.compile(rb"^upgrade(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
+_UPGRADE = re.compile(rb"\n(?i:upgrade)(?=[ \t]*:)")
 """The header by which a client offers another protocol beside its request, as Java's and `curl
 --http2` offer HTTP/2. A server may pass over it; httptools would drop the request's body.
 """

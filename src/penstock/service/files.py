@@ -98,11 +98,14 @@ class FileStore:
             created_at=now,
             expires_at=now + int(expires_in or self._settings.ttl_s),
         )
-        if purpose != "batch_output":
-            await self.check_room(file.bytes - replaces)
+        more = file.bytes - replaces if purpose != "batch_output" else None
+        if more is not None:
+            await self.check_room(more)
         await self.content.put(file.id, made)
 
         def insert(db: Connection) -> None:
+            if more is not None:  # others may have come meanwhile
+                self.require_room(db, more)
             db.execute("DELETE FROM penstock_file WHERE id = ?", (file.id,))
             db.execute(
                 "INSERT INTO penstock_file (id, owner, purpose, filename, bytes, created_at,"
@@ -113,7 +116,11 @@ class FileStore:
                 ),
             )
 
-        await self._state.run(insert)
+        try:
+            await self._state.run(insert)
+        except RequestError:
+            await self.content.delete(file.id)
+            raise
         return file
 
     async def check_room(self, more: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +29,8 @@ def parse_body(form: type[Body], body: Any) -> Body:
     given = {name: value for name, value in body.items() if value is not None or known.get(name)}
     for name in [name for name in given if name not in known]:
         if not is_known(form, name, given.pop(name)):
-            raise RequestError(f"unknown parameter '{name}'. {_hint(form, name)}", param=str(name))
+            hint = _hint(form, str(name)[:200])
+            raise RequestError(f"unknown parameter '{name}'. {hint}", param=str(name))
     try:
         checked = msgspec.convert(given, form, strict=True)
     except msgspec.ValidationError:
@@ -56,11 +57,14 @@ def _with_whole_floats(form: type[Body], given: Mapping[str, Any]) -> Body:
         raise RequestError(str(found), param=found.place or None) from None
 
 
-def _hint(form: type[Struct], name: Any) -> str:
-    """The parameter that was meant: another API's name for one of the form's, or the nearest."""
+@lru_cache(maxsize=1024)
+def _hint(form: type[Struct], name: str) -> str:
+    """The parameter that was meant: another API's name for one of the form's, or the nearest.
+    Cached, as all lines of a batch may have the same mistake.
+    """
     names = getattr(form, "names", None)
     own = names.get(name) if isinstance(names, Mapping) else None
-    return f"Did you mean '{own}'?" if own else nearest(str(name), _names(form))
+    return f"Did you mean '{own}'?" if own else nearest(name, _names(form))
 
 
 @cache

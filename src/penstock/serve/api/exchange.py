@@ -29,9 +29,9 @@ from penstock.serve.api.auth import KEY_HEADERS, Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import (
+    check_extent,
     check_inflight,
     check_json,
-    check_objects,
     decode_body,
     read_body,
 )
@@ -208,7 +208,7 @@ class Exchange:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
-        check_objects(body)
+        check_extent(body)
         return body
 
     async def read(self) -> bytes:

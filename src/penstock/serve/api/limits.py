@@ -29,10 +29,13 @@ from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
-MOST_OBJECTS = 50_000
-"""Objects of a JSON body, which take half a second; texts that look like some count as well."""
+MOST_PARTS = 50_000
+"""Objects and lists of a JSON body, which take half a second, as do the values between so many
+commas. Those in texts count as well: a prompt of the most characters has fewer commas.
+"""
+MOST_COMMAS = 2_500_000
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
-_OBJECT = re.compile(rb'\{\s*["}]')
+_PARTS = re.compile(rb'\{\s*["}]|\[\s*[][{"0-9-]')
 
 
 def check_json(request: Request) -> None:
@@ -52,13 +55,15 @@ def check_coding(request: Request) -> None:
         )
 
 
-def check_objects(body: bytes) -> None:
-    """Refuse a JSON body with so many objects (messages, parts, tools) that to look at each would
-    hold up other requests.
+def check_extent(body: bytes) -> None:
+    """Refuse a JSON body with so many objects and lists (messages, parts, tools, prompts), or with
+    so many values, that to look at each would hold up other requests.
     """
-    found = _OBJECT.finditer(body) if body.count(b"{") > MOST_OBJECTS else iter(())
-    if next(islice(found, MOST_OBJECTS, None), None) is not None:
-        raise RequestError(f"the request body has more than {MOST_OBJECTS:,} objects")
+    may_have = body.count(b"{") + body.count(b"[") > MOST_PARTS
+    if may_have and next(islice(_PARTS.finditer(body), MOST_PARTS, None), None) is not None:
+        raise RequestError(f"the request body has more than {MOST_PARTS:,} objects and lists")
+    if body.count(b",") > MOST_COMMAS:
+        raise RequestError(f"the request body has more than {MOST_COMMAS:,} commas")
 
 
 def decode_body(body: bytes, form: Any) -> Any:
@@ -162,6 +167,7 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
     """The request with a bounded answer. `prompts` is the number of its like in the same call."""
     if isinstance(request, ChatRequest):
         check_texts(texts_of(request), limits, "messages")
+        check_texts([msgspec.json.encode(request.tools or ())], limits, "tools")
     elif isinstance(request.prompt, str):
         check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:

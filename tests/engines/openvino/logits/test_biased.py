@@ -31,6 +31,7 @@ def chosen(one):
     [
         ({}, 1),
         ({"logit_bias": ((2, 1.5),)}, 2),
+        ({"logit_bias": ((2, 0.75), (2, 0.75))}, 2),
         ({"logit_bias": ((1, -100.0),)}, 2),
         ({"allowed_token_ids": (0, 3)}, 0),
         ({"bad_words": [[1]]}, 2),

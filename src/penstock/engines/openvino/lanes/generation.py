@@ -418,11 +418,9 @@ class Generation:
             stops = self._deltas.stop_ids_of(request)
             if request.sampling.ignore_eos:
                 stops = set(request.sampling.stop_token_ids)
-            words = [
-                ids
-                for word in request.sampling.bad_words
-                for ids in self._tokenizer.encode([word, f" {word.lstrip()}"], special_tokens=False)
-            ]
+            bad = request.sampling.bad_words
+            forms = [form for word in bad for form in (word, f" {word.lstrip()}")]
+            words = self._tokenizer.encode(forms, special_tokens=False)
             request.handle = lane.pipeline.add(
                 Handle(request.prompt, request.sampling, request.max_new_tokens, stops, words)
             )

@@ -49,6 +49,9 @@ class Handle:
         self.max_new_tokens = max_new_tokens
         self.stops = stops
         self.bad_words = bad_words
+        self.allowed = np.array(sampling.allowed_token_ids, dtype=np.int64)
+        self.biased = np.array([token for token, _ in sampling.logit_bias], dtype=np.int64)
+        self.bias = np.array([value for _, value in sampling.logit_bias])
         self.ids: list[int] = []
         self.reading: Reading | None = None
         seed = sampling.seed  # any whole number, as the pipeline takes it
@@ -165,16 +168,14 @@ def choose(logits: Row, handle: Handle) -> int | None:
 
 def _biased(logits: Row, handle: Handle) -> Row:
     sampling = handle.sampling
-    if sampling.allowed_token_ids:
+    if len(handle.allowed):
         allowed = np.full_like(logits, -np.inf)
-        ids = np.array(sampling.allowed_token_ids)
-        allowed[ids] = logits[ids]
+        allowed[handle.allowed] = logits[handle.allowed]
         logits = allowed
     for word in filter(None, handle.bad_words):
         if not word[:-1] or handle.ids[-len(word) + 1 :] == word[:-1]:
             logits[word[-1]] = -np.inf
-    for token, value in sampling.logit_bias:
-        logits[token] += value
+    np.add.at(logits, handle.biased, handle.bias)  # an id may stand there twice, as 4 and 04
     if len(handle.ids) < sampling.min_tokens:
         logits[list(handle.stops)] = -np.inf
     return logits
