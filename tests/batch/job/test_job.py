@@ -329,6 +329,15 @@ async def test_a_prompt_without_a_column_is_warned_of_once(make_engine, caplog, 
     assert [record.message for record in caplog.records] == [told] * warned
 
 
+@pytest.mark.parametrize("system", ["You know {text}.", "You know {this}."])
+async def test_a_system_message_that_looks_like_a_template_is_warned_of(
+    make_engine, caplog, system
+):
+    await ask([{"text": "a"}, {"text": "b"}], None, make_engine(), system=system)
+    told = "Only the prompt is a template: the system message stays as it is, {text} included."
+    assert [record.message for record in caplog.records] == [told] * ("{text}" in system)
+
+
 class TestHelp:
     """`help(penstock.run)` explains each parameter, within 80 columns."""
 
