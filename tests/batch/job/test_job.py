@@ -211,6 +211,11 @@ async def test_options_of_a_wrong_type_or_size_are_refused(tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
+async def test_an_unknown_engine_is_told_by_the_name_of_the_option():
+    with pytest.raises(ConfigError, match=r"^engine: unknown engine 'vlm'\. Did you mean 'vllm'"):
+        await penstock.arun(numbered(1), prompt="{text}", engine="vlm")
+
+
 def test_the_callers_signal_handlers_are_kept():
     def mine(number, frame):
         pass
