@@ -26,8 +26,9 @@ def unknown_engine(name: str, *, job: bool) -> ConfigError:
         message = f"'{name}' answers in batches, and only jobs: `penstock run --engine {name}`"
         return ConfigError(message, field="llm_engine", value=name)
     known = {*ENGINE_NAMES, *(PROVIDERS if job else ())}
+    field = "engine" if job else "llm_engine"
     return ConfigError(
-        f"unknown engine '{name}'", field="llm_engine", value=name, hint=nearest(name, known)
+        f"unknown engine '{name}'", field=field, value=name, hint=nearest(name, known)
     )
 
 

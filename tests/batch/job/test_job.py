@@ -210,6 +210,11 @@ async def test_options_of_a_wrong_type_or_size_are_refused(tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
+async def test_an_unknown_engine_is_told_by_the_name_of_the_option():
+    with pytest.raises(ConfigError, match=r"^engine: unknown engine 'vlm'\. Did you mean 'vllm'"):
+        await penstock.arun(numbered(1), prompt="{text}", engine="vlm")
+
+
 def test_the_callers_signal_handlers_are_kept():
     def mine(number, frame):
         pass
@@ -326,6 +331,15 @@ async def test_a_prompt_without_a_column_is_warned_of_once(make_engine, caplog, 
     hint = " A column is in single braces; '{{' is a brace."
     told += hint if "{{" in given["prompt"] else ""
     assert [record.message for record in caplog.records] == [told] * warned
+
+
+@pytest.mark.parametrize("system", ["You know {text}.", "You know {this}."])
+async def test_a_system_message_that_looks_like_a_template_is_warned_of(
+    make_engine, caplog, system
+):
+    await ask([{"text": "a"}, {"text": "b"}], None, make_engine(), system=system)
+    told = "Only the prompt is a template: the system message stays as it is, {text} included."
+    assert [record.message for record in caplog.records] == [told] * ("{text}" in system)
 
 
 class TestHelp:

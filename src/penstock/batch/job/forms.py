@@ -119,6 +119,10 @@ async def engine_rows(
         known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
         known += " A column is in single braces; '{{' is a brace." if "{{" in job.prompt else ""
         _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
+    named = [column for column in source.columns if f"{{{column}}}" in (job.system or "")]
+    if named:
+        what = f"the system message stays as it is, {{{printable(named[0])}}} included"
+        _log.warning("Only the prompt is a template: %s.", what)
     await _check_data(form, source, output)
     return form, constant
 

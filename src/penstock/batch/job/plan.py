@@ -222,7 +222,9 @@ def _cascade(
 ) -> CascadeStep:
     if source.fingerprint is None:
         raise ConfigError(
-            "two models need an input that can be read twice, for a sample of it", field="source"
+            "two models need an input that can be read twice, for a sample of it: files, a table or"
+            " a frame",
+            field="source",
         )
     assert isinstance(form, ColumnDecisions | CascadedAnswers)
     return CascadeStep(
