@@ -11,9 +11,10 @@ import pytest
 from penstock.openai.audio import SpeechBody
 from penstock.openai.decisions.openai_form import DecisionBody
 from penstock.openai.decisions.system_one import SystemOneBody
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ClassifyBody, RerankBody, ScoreBody, TokenizeBody
 from penstock.openai.messages_api import MessageBody
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.openai.responses_api import ResponseBody, items_of
 from penstock.serve.api.endpoints.responses import ConversationBody
 

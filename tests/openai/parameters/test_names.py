@@ -1,10 +1,11 @@
 import pytest
 
 from penstock.errors import ContextLengthError, RequestError
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ClassifyBody
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.parameters.names import in_words_of
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 from penstock.openai.responses_api import ResponseBody
 
 ASK = [{"role": "user", "content": "hi"}]

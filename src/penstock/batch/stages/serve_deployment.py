@@ -26,7 +26,8 @@ from penstock.engines.supervisor import supervisor_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
 from penstock.openai import responses
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.openai.embeddings_api import EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody, parse_body
 
 METHODS = ("chat", "completions", "embeddings")
 MOST_IN_FLIGHT = 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Sized
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -112,6 +113,12 @@ def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
             " server",
             param=param,
         )
+
+
+def check_embedded(inputs: Iterable[Any], limits: Limits) -> None:
+    """Refuse texts and conversations to embed that are longer than any model's context."""
+    each = (texts_of(one) if isinstance(one, ChatRequest) else [one] for one in inputs)
+    check_texts(chain.from_iterable(each), limits, "input")
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
