@@ -81,7 +81,7 @@ FORMS = {
     "/v1/chat/completions": "requests:ChatBody",
     "/v1/completions": "requests:CompletionBody",
     "/v1/decisions": "decisions.openai_form:DecisionBody",
-    "/v1/embeddings": "requests:EmbeddingBody",
+    "/v1/embeddings": "embeddings_api:EmbeddingBody",
     "/v1/audio/speech": "audio:SpeechBody",
     "/v1/audio/transcriptions": "audio:TranscriptionBody",
     "/v1/audio/translations": "audio:TranslationBody",

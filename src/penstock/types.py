@@ -151,15 +151,15 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
-    """Texts to embed, or token ids as the model reads them: none are added. `dimensions` None gives
-    the model's own width. `input_type` puts the model's instruction for queries or for documents
-    before each text. `truncate` allows to embed only the beginning of an input that is too long;
-    an engine that cannot do so refuses the input as without it. `vectors`: one vector for each text
-    ("dense"), one for each token that the model reads, special ones included ("multi"), or weights
-    of the vocabulary's tokens ("sparse"), which have no `dimensions` to choose.
+    """Texts to embed, token ids as the model reads them (none are added), or conversations, which
+    may have images. `dimensions` None gives the model's own width. `input_type` puts the model's
+    instruction for queries or for documents before each. `truncate` allows to embed only the
+    beginning of a text that is too long; an engine that cannot do so refuses it as without it.
+    `vectors`: one for each input ("dense"), one for each token that the model reads, special ones
+    included ("multi"), or weights of the vocabulary's tokens ("sparse"), without `dimensions`.
     """
 
-    inputs: Sequence[str | list[int]]
+    inputs: Sequence[str | list[int] | ChatRequest]
     dimensions: int | None = None
     request_id: str = ""
     input_type: Literal["query", "document"] | None = None

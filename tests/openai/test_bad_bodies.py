@@ -14,11 +14,12 @@ from penstock.openai.audio import (
     TranslationBody,
     as_values,
 )
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ScoreBody, TokenizeBody
 from penstock.openai.image_parts import data_in
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.parameters.body import parse_body
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody, input_messages
 from penstock.openai.tools import arguments_as_objects
 

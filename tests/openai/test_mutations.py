@@ -11,10 +11,11 @@ import pytest
 from penstock.openai.audio import SpeechBody
 from penstock.openai.decisions.openai_form import DecisionBody
 from penstock.openai.decisions.system_one import SystemOneBody
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ClassifyBody, RerankBody, ScoreBody, TokenizeBody
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.parameters.body import parse_body
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody, items_of
 from penstock.serve.api.endpoints.responses import ConversationBody
 

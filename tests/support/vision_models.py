@@ -1,6 +1,7 @@
-"""A tiny vision-language model with random weights, converted already, and images for it.
+"""Tiny models that see, with random weights, converted already, and images for them.
 
-`tools/make_vision_model.py` made `vision_model.zip`.
+`tools/make_vision_model.py` made `vision_model.zip`, `tools/make_image_embedding_model.py` made
+`image_embedding_model.zip`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ _ARCHIVE = Path(__file__).with_name("vision_model.zip")
 
 
 def vision_model(folder: Path) -> Path:
-    """The directory of the model, made in `folder`."""
+    """The directory of a vision-language model, made in `folder`."""
     path = folder / "vision"
     with zipfile.ZipFile(_ARCHIVE) as archive:
+        archive.extractall(path)
+    return path
+
+
+def image_embedding_model(folder: Path) -> Path:
+    """The directory of a model that embeds images and texts, made in `folder`."""
+    path = folder / "image-embedding"
+    with zipfile.ZipFile(_ARCHIVE.with_name("image_embedding_model.zip")) as archive:
         archive.extractall(path)
     return path
 

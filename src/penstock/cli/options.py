@@ -141,7 +141,10 @@ _ANSWERED = (
     click.option(
         "--image",
         metavar="COLUMN",
-        help="A column of images before each prompt: bytes, paths or data URIs, PDFs too.",
+        help=(
+            "A column of images before each prompt, or text to embed: bytes, paths or data URIs,"
+            " PDFs too."
+        ),
     ),
     click.option(
         "--filter",

@@ -24,6 +24,7 @@ Examples:
   penstock run tickets.jsonl -o decided.jsonl --prompt '{ticket}' --decide questions.yaml \\
     --cascade ./large-model --target-accuracy 0.95
   penstock run articles.parquet -o vectors.parquet --model ./minilm --embed body
+  penstock run photos.parquet -o vectors.parquet --model ./qwen3-vl-emb --embed title --image photo
   penstock run all.parquet -o labels.parquet --prompt '{text}' --incremental --key id
   penstock run in.jsonl -o out.jsonl --prompt '{text}' --cache ~/answers --report job.html
   penstock run photos.parquet -o seen.jsonl --model ./llava-ir --image photo --prompt 'Describe it.'

@@ -129,11 +129,21 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
     check_id_range(token_ids, 2**31, param)
 
 
-def check_inputs(inputs: Sequence[object]) -> None:
-    """Raise `RequestError` unless each of what is to be embedded is a text or token ids."""
+def check_inputs(inputs: Sequence[object], name: str, *, sees: bool = False) -> None:
+    """Raise `RequestError` unless each of what is to be embedded is a text or token ids, or, for an
+    engine (its `name`) that `sees`, a conversation.
+    """
     for number, one in enumerate([inputs] if isinstance(inputs, str) else inputs):
         if isinstance(one, list | tuple):
             check_token_ids(one, f"input[{number}]")
+        elif isinstance(one, ChatRequest):
+            if not sees:
+                raise UnsupportedError(
+                    f"input[{number}]: the {name} engine makes vectors of texts with this model,"
+                    " not of images and conversations: give an embedding model that sees on the"
+                    " embedded engine",
+                    param=f"input[{number}]",
+                )
         elif not isinstance(one, str) or isinstance(inputs, str):
             raise RequestError(
                 f"input[{number}] must be a text or a list of token ids", param=f"input[{number}]"

@@ -233,16 +233,15 @@ class WorkerEngine(TokenEngine):
             case "embeddings":
                 self._check_task(task)
                 check_vectors(request.vectors, self.capabilities, self.name)
-                check_inputs(request.inputs)
-                return msgspec.convert(
-                    await self._call("embed", *self._embed_arguments(request)), Embeddings
-                )
+                check_inputs(request.inputs, self.name, sees="image" in self.capabilities.inputs)
+                arguments = await self._embed_arguments(request)
+                return msgspec.convert(await self._call("embed", *arguments), Embeddings)
             case "tokenize" | "detokenize":
                 return await self._call(task, request)
         return await super().answer(task, request)
 
-    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
-        """The arguments of the worker's `embed`. Raises `UnsupportedError`."""
+    async def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        """The arguments of the worker's `embed`. Raises `RequestError`."""
         check_input_type(request, self.name)
         return request.inputs, request.dimensions
 

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.requests import (
-    EmbeddingBody,
     TokenId,
     begins_turn,
     check_messages,

@@ -23,7 +23,6 @@ from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    EmbeddingRequest,
     Message,
     Sampling,
 )
@@ -341,42 +340,6 @@ def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[s
             param=param,
         )
     return several
-
-
-MOST_INPUTS = 2048
-"""Texts of a request for embeddings, as at OpenAI."""
-
-
-class EmbeddingBody(Struct, kw_only=True):
-    """Body of `POST /v1/embeddings`: one text or many, or token ids, which the model reads as they
-    are.
-    """
-
-    model: str = ""
-    input: TextsOrIds
-    dimensions: Count | None = None
-    names: ClassVar = {"messages": "input", "prompt": "input"}
-    encoding_format: Literal["float", "base64"] = "float"
-    input_type: Literal["query", "document"] | None = None
-    truncate_prompt_tokens: Literal[-1] | None = None
-    user: str | None = None
-
-    def request(self, *, request_id: str = "") -> EmbeddingRequest:
-        inputs = texts_or_ids(self.input, "input") if self.input else []
-        if len(inputs) > MOST_INPUTS:
-            raise RequestError(
-                f"input has {len(inputs):,} texts: at most {MOST_INPUTS:,} go into a request",
-                param="input",
-            )
-        if not inputs or not all(inputs):
-            raise RequestError("input must not be empty", param="input")
-        return EmbeddingRequest(
-            inputs,
-            self.dimensions,
-            request_id,
-            input_type=self.input_type,
-            truncate=self.truncate_prompt_tokens is not None,
-        )
 
 
 def input_texts(given: str | list[str]) -> list[str]:

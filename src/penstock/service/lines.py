@@ -31,7 +31,7 @@ from penstock.errors import (
 )
 from penstock.openai.responses import usage_in
 from penstock.openai.responses_api import response_usage
-from penstock.serve.api.limits import check_asked, check_texts, within_limits
+from penstock.serve.api.limits import check_asked, check_embedded, check_texts, within_limits
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle, ModelNames, Target
 from penstock.types import (
@@ -69,16 +69,24 @@ def limited(settings: HttpSettings) -> Callable[[Any, int], Any]:
     """
     limits = settings.limits
 
+    def check_template(chat: ChatRequest) -> None:
+        if chat.chat_template is not None and not settings.trust_request_chat_template:
+            raise RequestError(
+                "this server takes no chat templates from requests", param="chat_template"
+            )
+
     def limit(request: Any, together: int) -> Any:
         if isinstance(request, ChatRequest):
-            if request.chat_template is not None and not settings.trust_request_chat_template:
-                raise RequestError(
-                    "this server takes no chat templates from requests", param="chat_template"
-                )
+            check_template(request)
             return within_limits(request, limits)
         if isinstance(request, CompletionRequest):
             return within_limits(request, limits, prompts=together)
-        if isinstance(request, EmbeddingRequest | ClassifyRequest):
+        if isinstance(request, EmbeddingRequest):
+            for one in request.inputs:
+                if isinstance(one, ChatRequest):
+                    check_template(one)
+            check_embedded(request.inputs, limits)
+        elif isinstance(request, ClassifyRequest):
             check_texts(request.inputs, limits, "input")
         elif isinstance(request, RerankRequest):
             check_texts((request.query, *request.documents), limits, "documents")

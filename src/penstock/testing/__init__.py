@@ -27,12 +27,14 @@ from penstock.testing.asking import (
     noise,
 )
 from penstock.testing.contract import EngineContract
+from penstock.testing.image_vectors import ImageVectorContract
 
 __all__ = [
     "GREEDY",
     "PATIENCE",
     "EngineContract",
     "Generates",
+    "ImageVectorContract",
     "SpeechContract",
     "TranscriptionContract",
     "answer",

@@ -33,6 +33,7 @@ from penstock.types import (
     ChoiceQuestion,
     CompletionRequest,
     DecideRequest,
+    EmbeddingRequest,
     Option,
     PredicateQuestion,
     Question,
@@ -249,6 +250,15 @@ class Images(Asked):
             pytest.skip("it sees, or leaves that to a server")
         with pytest.raises(RequestError, match=r"image|multimodal"):
             await answer(engine, image_request(self.prompt, [noise(1)]))
+
+    async def test_an_engine_that_makes_vectors_of_texts_refuses_images_by_its_name(
+        self, engine: LLMEngine
+    ) -> None:
+        if "embeddings" not in engine.capabilities.tasks:
+            pytest.skip("no embeddings")
+        chat = image_request(self.prompt, [noise(1)])
+        with pytest.raises(UnsupportedError, match=f"the {engine.name} engine .* not of images"):
+            await engine.embeddings(EmbeddingRequest([chat]))
 
 
 def _needs_images(engine: LLMEngine) -> None:

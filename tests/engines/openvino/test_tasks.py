@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.tasks import Embedding, Rerank
+from penstock.engines.openvino.rerank import Rerank
+from penstock.engines.openvino.tasks import Embedding
 from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import (
     ContextLengthError,

@@ -1,11 +1,12 @@
 import pytest
 
 from penstock.errors import ContextLengthError, RequestError
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ClassifyBody
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.parameters.body import parse_body
 from penstock.openai.parameters.names import in_words_of
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody
 
 ASK = [{"role": "user", "content": "hi"}]

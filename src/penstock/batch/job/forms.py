@@ -144,7 +144,7 @@ def _without_answers(job: Job, common: dict[str, Any]) -> ColumnRequests | None:
 def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
     """The form of rows whose texts become vectors."""
     assert job.embed is not None
-    meaningless = (_ROW_OPTIONS | SAMPLING) - {*EMBEDS, "on_length", "result_prefix"}
+    meaningless = (_ROW_OPTIONS | SAMPLING) - {*EMBEDS, "image", "on_length", "result_prefix"}
     check_unset(job, meaningless, "has no meaning beside `embed`")
     if job.on_length not in ("keep", "truncate"):
         raise ConfigError(
@@ -154,8 +154,10 @@ def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
         )
     if job.vectors == "sparse" and job.dimensions is not None:
         raise ConfigError("sparse vectors have none to choose: leave it out", field="dimensions")
+    images_alone = job.image == job.embed
     return ColumnVectors(
-        template=_template(job.embed, "embed"),
+        template=Template("") if images_alone else _template(job.embed, "embed"),
+        image=job.image,
         dimensions=job.dimensions,
         input_type=job.input_type,
         truncate=job.on_length == "truncate",

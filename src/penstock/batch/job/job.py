@@ -102,7 +102,8 @@ class Job:
 
     What to embed, in the place of an answer:
         embed: the column of texts, or text with `{column}` in it. Each becomes
-            a vector, in the column `embedding`.
+            a vector, in the column `embedding`. With `image`, the images before
+            the text too; name that column here as well for images alone.
         dimensions: how many numbers a vector has. Default: as many as the model
             makes.
         input_type: "query" or "document" puts the model's instruction for these
@@ -135,7 +136,7 @@ class Job:
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of
             messages or as JSON text.
-        image: with a prompt, a column of images that stand before its text:
+        image: with a prompt or `embed`, a column of images before its text:
             bytes, a path, a data URI, a mapping with `bytes` or `path`, an
             image of Pillow's, or a list of these. A PDF is an image for each
             page. The model must be one that sees.

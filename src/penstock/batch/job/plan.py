@@ -358,8 +358,11 @@ def _check_options(job: Job) -> None:
         raise ConfigError(
             "a processor runs on Ray when it is called on a Ray data set", field="runtime"
         )
-    if job.image is not None and (job.messages is not None or job.prompt is None):
-        raise ConfigError("goes with a prompt; conversations hold their own images", field="image")
+    if job.image is not None and (job.messages is not None or not (job.prompt or job.embed)):
+        raise ConfigError(
+            "goes with a prompt or with `embed`; conversations hold their own images",
+            field="image",
+        )
     if job.prompt is not None and job.messages is not None:
         raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 

@@ -77,7 +77,7 @@ class ColumnDecisions(ColumnRequests):
             raise UnsupportedError(
                 f"the {engine.name} engine gives no probabilities of options with this model"
             )
-        self._check_images(engine)
+        self.check_sees(engine)
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         return self.outcome(*await self.answered(engine, row))

@@ -35,6 +35,7 @@ from penstock.openai import responses
 from penstock.openai.audio import TranscriptionLine, TranslationLine
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import (
     ClassifyBody,
     RerankBody,
@@ -47,7 +48,7 @@ from penstock.openai.extensions import (
 from penstock.openai.messages_api import MessageBody, message_body, message_error
 from penstock.openai.parameters.body import parse_body
 from penstock.openai.parameters.names import in_words_of
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest, Decisions, Usage
 

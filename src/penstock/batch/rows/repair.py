@@ -4,7 +4,7 @@ in its form.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -144,18 +144,33 @@ def shortened(request: Request) -> Request:
     """
     if isinstance(request, CompletionRequest):
         return msgspec.structs.replace(request, prompt=cut(request.prompt))
-    messages = request.messages
-    lengths = [
-        len(text) if isinstance(text := message.get("content"), str) else 0 for message in messages
+    texts = [
+        (len(text), number, at)
+        for number, message in enumerate(request.messages)
+        for at, text in _texts_in(message)
     ]
-    longest = max(range(len(messages)), key=lengths.__getitem__)
-    if not lengths[longest]:
+    length, number, at = max(texts, default=(0, 0, 0))
+    if not length:
         return request
-    text = messages[longest]["content"]
-    shorter = {**messages[longest], "content": cut(text)}
-    return msgspec.structs.replace(
-        request, messages=[*messages[:longest], shorter, *messages[longest + 1 :]]
-    )
+    messages = [*request.messages]
+    content = messages[number]["content"]
+    if isinstance(content, str):
+        content = cut(content)
+    else:
+        shorter = {**content[at], "text": cut(content[at]["text"])}
+        content = [*content[:at], shorter, *content[at + 1 :]]
+    messages[number] = {**messages[number], "content": content}
+    return msgspec.structs.replace(request, messages=messages)
+
+
+def _texts_in(message: Message) -> Iterator[tuple[int, str]]:
+    """The texts of a message, with their places among its parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        yield 0, content
+    for at, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(text := part.get("text"), str):
+            yield at, text
 
 
 def invalid_json(why: str, finish_reason: str | None, usage: Usage | None) -> RowError:

@@ -222,14 +222,15 @@ class ColumnRequests(EngineForm):
 
     def check_engine(self, engine: LLMEngine) -> None:
         check_sampling(self.sampling, 1, engine.capabilities, engine.name)
-        self._check_images(engine)
+        self.check_sees(engine)
 
-    def _check_images(self, engine: LLMEngine) -> None:
+    def check_sees(self, engine: LLMEngine) -> None:
+        """Raise `UnsupportedError` if rows have images and the engine reads texts alone."""
         inputs = engine.capabilities.inputs
         if self._image is not None and inputs and "image" not in inputs:
             raise UnsupportedError(
                 f"the {engine.name} engine reads texts with '{engine.model_source}', which is no"
-                " vision-language model, and no images",
+                " model that sees, and no images",
                 param="image",
             )
 

@@ -1,5 +1,5 @@
-"""The forms of jobs that embed, speak or hear: each row's text becomes a vector or a recording, or
-its recording a text.
+"""The forms of jobs that embed, speak or hear: each row's text, with its images, becomes a vector,
+its text a recording, or its recording a text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.read.sources import check_column
-from penstock.batch.rows.repair import CUTS, cut
+from penstock.batch.rows.repair import CUTS, cut, shortened
 from penstock.batch.rows.requests import (
     END_COLUMNS,
     FLAT_OBJECTS,
@@ -33,6 +33,7 @@ from penstock.engines.media.audio import audio_file
 from penstock.engines.sampling import check_vectors
 from penstock.errors import ContextLengthError, PenstockError, RequestError
 from penstock.types import (
+    ChatRequest,
     EmbeddingRequest,
     Embeddings,
     SpeechRequest,
@@ -48,7 +49,7 @@ _CODES = {"float32": "f", "float16": "e", "int8": "b"}
 
 
 class ColumnVectors(ColumnRequests):
-    """Vectors of texts, in the column `embedding`.
+    """Vectors of texts, or of images and texts, in the column `embedding`.
 
     `vector_type` is the type of their numbers. For "int8", each vector is scaled so that its
     largest number is 127 or -127, which keeps cosines. `dimensions`, `input_type`, `truncate` and
@@ -83,13 +84,18 @@ class ColumnVectors(ColumnRequests):
 
     def prepare(self, row: Row) -> None:
         super().prepare(row)
-        text = row.request.messages[-1]["content"]
-        row.request = msgspec.structs.replace(self._asked, inputs=[text])
+        (message,) = row.request.messages
+        given: Any = message["content"]
+        if isinstance(given, list):  # images, and behind them the text
+            parts = given if given[-1]["text"] else given[:-1]
+            given = ChatRequest([{"role": "user", "content": parts}])
+        row.request = msgspec.structs.replace(self._asked, inputs=[given])
         row.shareable = True
 
     def check_engine(self, engine: LLMEngine) -> None:
         check_task(engine, "embeddings", "makes no vectors", "an embedding model")
         check_vectors(self._kind, engine.capabilities, engine.name)
+        self.check_sees(engine)
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)
@@ -141,8 +147,8 @@ class ColumnVectors(ColumnRequests):
 async def embedded(
     engine: LLMEngine, request: EmbeddingRequest
 ) -> tuple[Embeddings, EmbeddingRequest]:
-    """The vector of the request's one text, and the request that got it: if `truncate` is set and
-    the engine cannot cut, the text is made shorter here until it fits. Raises what the engine
+    """The vector of the request's one input, and the request that got it: if `truncate` is set and
+    the engine cannot cut, its text is made shorter here until it fits. Raises what the engine
     raises.
     """
     cuts = CUTS if request.truncate else 0
@@ -150,10 +156,12 @@ async def embedded(
         try:
             return await engine.embeddings(request), request
         except ContextLengthError:
-            if not cuts:
+            (given,) = request.inputs
+            shorter = shortened(given) if isinstance(given, ChatRequest) else cut(given)
+            if not cuts or shorter is given:
                 raise
         cuts -= 1
-        request = msgspec.structs.replace(request, inputs=[cut(request.inputs[0])])
+        request = msgspec.structs.replace(request, inputs=[shorter])
 
 
 def pack(vector: list[float], vector_type: str) -> bytes:

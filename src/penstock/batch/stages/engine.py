@@ -23,6 +23,7 @@ from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.constraints import parse_response_format
+from penstock.openai.image_parts import images_in
 from penstock.openai.requests import begun_by_assistant
 from penstock.openai.responses import Answers, ToolCall, token_logprobs, tool_call_list
 from penstock.types import (
@@ -118,7 +119,8 @@ class EngineRequests:
         else:
             read_columns = (*tasks.COLUMNS[self._task], "prompt", "tokenized_prompt", "messages")
             asked = self._task, {name: row.get(name) for name in read_columns}
-            act = partial(tasks.request(self._task, row, truncate=self.repair.truncate), engine)
+            cuts, chat = self.repair.truncate, self._seen(row)
+            act = partial(tasks.request(self._task, row, truncate=cuts, chat=chat), engine)
             columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
             if self._more is not None:
                 columns = await self._more.of_vector(engine, row, columns)
@@ -151,21 +153,13 @@ class EngineRequests:
         # Only a conversation can be shortened without harm to its template, or gone on with.
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
-            variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
-            messages = conversation(row)
-            continues = begun_by_assistant(messages)
-            return ChatRequest(
-                messages=messages,
+            return self._conversation(
+                row,
                 sampling=sampling,
                 n=n,
                 tools=tools,
                 tool_choice=row.get("tool_choice"),
-                chat_template=self._template,
-                chat_template_kwargs=variables,
                 adapter=adapter,
-                stream=False,
-                continue_final_message=continues,
-                add_generation_prompt=not continues,
             )
         given = row.get("tokenized_prompt")
         prompt = row.get("prompt") if given is None else token_ids(given)
@@ -176,6 +170,27 @@ class EngineRequests:
         return CompletionRequest(
             prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not filled
         )
+
+    def _conversation(self, row: Mapping[str, Any], **others: Any) -> ChatRequest:
+        messages = conversation(row)
+        continues = begun_by_assistant(messages)
+        return ChatRequest(
+            messages=messages,
+            chat_template=self._template,
+            chat_template_kwargs={**self._variables, **(row.get("chat_template_kwargs") or {})},
+            stream=False,
+            continue_final_message=continues,
+            add_generation_prompt=not continues,
+            **others,
+        )
+
+    def _seen(self, row: Mapping[str, Any]) -> ChatRequest | None:
+        """The conversation of a row to embed, if it has one that only a model that sees takes."""
+        if self._task != "embed" or row.get("messages") is None:
+            return None
+        chat = self._conversation(row)
+        sees = "image" in self._supervisor.engine.capabilities.inputs
+        return chat if sees or images_in(chat.messages) else None
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """The LoRA adapter that the row's `model` names, and its place; None for the base model."""

@@ -27,8 +27,9 @@ from penstock.engines.supervisor import supervisor_of
 from penstock.engines.tasks import Tasks
 from penstock.errors import EngineTimeoutError, RequestError, UserCodeError, nearest
 from penstock.openai import responses
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.parameters.body import parse_body
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 
 METHODS = ("chat", "completions", "embeddings")
 MOST_IN_FLIGHT = 256

@@ -102,15 +102,19 @@ def check_columns(row: Mapping[str, Any]) -> None:
         )
 
 
-def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask:
-    """What asks an engine; `truncate` may shorten a text to embed. Raises `RequestError`."""
+def request(
+    task: str, row: Mapping[str, Any], *, truncate: bool = False, chat: ChatRequest | None = None
+) -> Ask:
+    """What asks an engine; `truncate` may shorten a text to embed, and `chat` is a conversation to
+    embed in its place. Raises `RequestError`.
+    """
     if task == "embed":
-        return _embed(row, truncate)
+        return _embed(row, truncate, chat)
     made = {"classify": _classify, "decide": _decide, "score": _score}
     return {**made, "transcribe": _transcribe, "speak": _speak}[task](row)
 
 
-def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
+def _embed(row: Mapping[str, Any], truncate: bool, chat: ChatRequest | None) -> Ask:
     given: Any = row.get("tokenized_prompt")
     params = _pooling(row, "task", "dimensions", "input_type")
     task = params.get("task") or "embed"
@@ -119,8 +123,9 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
             f"pooling_params.task must be one of {', '.join(EMBED_TASKS)}, not {task!r}",
             param="pooling_params.task",
         )
+    asked = chat or (text_in(row, "prompt") if given is None else token_ids(given))
     request = EmbeddingRequest(
-        [text_in(row, "prompt") if given is None else token_ids(given)],
+        [asked],
         params.get("dimensions"),
         input_type=params.get("input_type"),
         truncate=truncate,
@@ -130,7 +135,7 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     async def ask(engine: LLMEngine) -> dict[str, Any]:
         found, asked = await embedded(engine, request)
         return {
-            "prompt": asked.inputs[0] if given is None else row.get("prompt"),
+            "prompt": text if isinstance(text := asked.inputs[0], str) else row.get("prompt"),
             "embeddings": msgspec.to_builtins(found.of(request.vectors)[0]),
             "num_input_tokens": found.usage.prompt_tokens,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import msgspec
 from penstock.config import parse_options
 from penstock.cores import usable_cores
 from penstock.engines.base import Stated
-from penstock.engines.chat_template import read_template
+from penstock.engines.chat_template import read_template, template_options
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import adapter_rank, describe
@@ -22,7 +22,12 @@ from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
 from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
-from penstock.engines.openvino.model.files import MODEL_KINDS, sees
+from penstock.engines.openvino.model.files import (
+    MODEL_KINDS,
+    instruction_for,
+    instructions_of,
+    sees,
+)
 from penstock.engines.openvino.model.source import check_tokenizer, find_model
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
@@ -37,9 +42,10 @@ from penstock.engines.process import Call
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
-from penstock.openai.image_parts import Images
+from penstock.errors import EngineDeadError, EngineStartError, RequestError, UnsupportedError
+from penstock.openai.image_parts import Images, seen
 from penstock.types import (
+    ChatRequest,
     DecideRequest,
     EmbeddingRequest,
     Scores,
@@ -51,10 +57,11 @@ from penstock.types import (
     Usage,
 )
 
+_TEMPLATES = ("chat_template", "default_chat_template_kwargs")
 _OF_TASK = {
     "generate": (
         *("prompt_lookup", "draft_model", "cache_eviction", "sparse_attention"),
-        *("chat_template", "default_chat_template_kwargs"),
+        *_TEMPLATES,
         *("tool_call_parser", "reasoning_parser"),
     ),
     "embed": (
@@ -97,6 +104,7 @@ class OpenVINOEngine(WorkerEngine):
         self.beside: SecondCopy = SecondCopy(self._release_logits)
         self._asleep = False
         self._constraints: Constraints | None = None
+        self._instructions: dict[str | None, str] = {None: ""}
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +155,16 @@ class OpenVINOEngine(WorkerEngine):
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         refused = [name for task, names in _OF_TASK.items() if task != files.task for name in names]
-        if sees(files.path):
+        if sees(files.path) and files.task == "embed":
+            self.model_kind = "an embedding model that sees"
+            refused = [name for name in refused if name not in _TEMPLATES]
+            self._instructions = instructions_of(
+                files.path,
+                self.options.query_instruction,
+                self.options.document_instruction,
+                "last_token",
+            )
+        elif sees(files.path):
             self.model_kind = "a vision-language model"
             refused += _NOT_SEEING
         else:
@@ -249,9 +266,33 @@ class OpenVINOEngine(WorkerEngine):
             Usage(sum(part.usage.prompt_tokens for part in parts)),
         )
 
-    def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+    async def _embed_arguments(self, request: EmbeddingRequest) -> tuple[Any, ...]:
+        inputs: Sequence[Any] = request.inputs
+        if "image" in self.capabilities.inputs:
+            instruction = instruction_for(self._instructions, request.input_type)
+            inputs = [await self._prompt_of(one, instruction) for one in inputs]
         cut = request.truncate
-        return request.inputs, request.dimensions, request.input_type, cut, request.vectors
+        return inputs, request.dimensions, request.input_type, cut, request.vectors
+
+    async def _prompt_of(
+        self, given: str | list[int] | ChatRequest, instruction: str
+    ) -> tuple[str, tuple[bytes, ...], str]:
+        """The prompt that a model which sees embeds, its images' files, and the mark of each."""
+        if isinstance(given, list):
+            raise UnsupportedError(
+                "an embedding model that sees takes texts and images, no token ids", param="input"
+            )
+        chat = given if isinstance(given, ChatRequest) else ChatRequest([])
+        if isinstance(given, str) and given:
+            chat = ChatRequest([{"role": "user", "content": given}])
+        if not chat.messages:
+            raise RequestError("an input is empty", param="input")
+        messages, images = seen(chat.messages, self.capabilities.inputs, self.name)
+        if instruction and messages[0].get("role") != "system":
+            messages = [{"role": "system", "content": instruction}, *messages]
+        text = self.template.render(messages, **template_options(chat))
+        mark = self.template.mark_of(text, len(images), chat.chat_template)
+        return text, await self._files(images), mark
 
     async def _release_logits(self) -> None:
         await self._call("release_logits")

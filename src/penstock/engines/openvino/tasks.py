@@ -1,5 +1,5 @@
-"""Models that do not generate text, inside the worker process: embedding and rerank, and what is
-common to them and to those of speech.
+"""Models that do not generate text, inside the worker process: those that embed texts, and what is
+common to all.
 
 They have the face of `Generation` towards the worker. `Embedding` and `Rerank` have something to
 step: calls of speech are answered at once.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,19 @@ from penstock.engines.base import Capabilities
 from penstock.engines.openvino.model.files import (
     MODEL_KINDS,
     TASKS_OF,
+    Pooling,
+    instruction_for,
     instructions_of,
-    lacks_token_types,
     pooling_of,
+    sees,
 )
 from penstock.engines.openvino.options import Load, OpenVINOOptions, failure_of, reason_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.openvino.states import TokenModel, put_through, shortened, sparse, text_layers
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.engines.sampling import check_id_range
-from penstock.errors import (
-    EngineError,
-    EngineStartError,
-    RequestError,
-    UnsupportedError,
-    context_overflow,
-)
-from penstock.types import Embeddings, Scores, SparseVector, Tokens, Usage
+from penstock.errors import EngineError, RequestError, UnsupportedError, context_overflow
+from penstock.types import Embeddings, SparseVector, Tokens, Usage
 
 _CALLS_AT_ONCE = 8
 """They are answered one after the other: enough of them that there is always a next one."""
@@ -45,7 +41,7 @@ _BATCH_TOKENS = 1024
 in calls of 8,192 tokens, which leave the processor's caches.
 """
 _BATCH_CHARACTERS = 1 << 20
-_NO_LIMIT = 2**30
+NO_LIMIT = 2**30
 """Tokenizers cut long texts without a limit. A power of two survives their 32-bit float."""
 _POOLING = {
     "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
@@ -56,7 +52,7 @@ _POOLING = {
 
 def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
-    model = _kind_of(load.task)(load.path, load.options, load.context_length)
+    model = _kind_of(load)(load.path, load.options, load.context_length)
     at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
     capabilities = Capabilities(
         TASKS_OF[load.task],
@@ -65,8 +61,9 @@ def load_task(load: Load) -> tuple[Task, Ready]:
         batch_in_flight=2 * at_once if load.task == "embed" else 0,
         vocabulary=model.vocabulary,
         vectors=model.vectors,
+        inputs=model.inputs,
     )
-    return model, Ready(capabilities, None, model.special_tokens())
+    return model, Ready(capabilities, model.chat_template, model.special_tokens())
 
 
 class Task:
@@ -76,6 +73,8 @@ class Task:
     pause = 0.0
     vocabulary = 0
     vectors: tuple[str, ...] = ("dense",)
+    inputs: tuple[str, ...] = ("text",)
+    chat_template: str | None = None
 
     @property
     def busy(self) -> bool:
@@ -122,7 +121,7 @@ class Task:
 
     def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
         given = self._tokenizer.encode(
-            [text], add_special_tokens=special_tokens, max_length=_NO_LIMIT
+            [text], add_special_tokens=special_tokens, max_length=NO_LIMIT
         )
         ids = list(map(int, given.input_ids.data[0]))
         return Tokens(ids, self._token_texts(ids) if names else None)
@@ -156,7 +155,7 @@ _MOST_NUMBERS = 1 << 22
 """Of the vectors of tokens in one answer, but for that to a single text."""
 
 
-class _Embedded:
+class Embedded:
     """A call of `embed`, with the vectors that are there. `vectors` is None once it has ended."""
 
     def __init__(self, call: Call, inputs: list[Any], lengths: list[int]) -> None:
@@ -190,20 +189,27 @@ class Embedding(Task):
 
     kind = MODEL_KINDS["embed"]
 
+    pooling: Pooling = "mean"
+    """Where the model's files state none."""
+
     def _start(self) -> None:
-        self._waiting: list[_Embedded] = []
-        self._round: deque[list[tuple[_Embedded, int]]] = deque()
+        self._waiting: list[Embedded] = []
+        self._round: deque[list[tuple[Embedded, int]]] = deque()
         path, options = Path(self._path), self._options
-        pooling = options.embedding_pooling or pooling_of(path)
-        self._instructions = instructions_of(
-            path, options.query_instruction, options.document_instruction, pooling
-        )
+        pooling = options.embedding_pooling or pooling_of(path, self.pooling)
         config = genai.TextEmbeddingPipeline.Config()
         config.pooling_type = _POOLING[pooling]
         self._layers = text_layers(path)
         config.normalize = self._options.embedding_normalize and not self._layers
         config.max_length = self._context_length
         self._pooling = config.pooling_type
+        self._instructions = instructions_of(
+            path, options.query_instruction, options.document_instruction, pooling
+        )
+        self._load(config)
+
+    def _load(self, config: Any) -> None:
+        """Make the pipeline, and set `_width` and `vectors`."""
         device = self._options.device
         self._model = TokenModel(Path(self._path), device, self._properties)
         self.vectors = self._model.kinds
@@ -246,7 +252,7 @@ class Embedding(Task):
                 failed.append(failure_of(call.id, error))
         try:
             given = [one for _, inputs in sound for one in inputs if isinstance(one, str)]
-            counts = iter(_token_counts(self._tokenizer, given))
+            counts = iter(token_counts(self._tokenizer, given))
         except Exception as error:
             return [Failed(call.id, EngineError.kind, reason_of(error)) for call in calls]
         for call, inputs in sound:
@@ -257,7 +263,7 @@ class Embedding(Task):
                 lengths = [min(length, longest) for length in lengths]
             try:
                 self._check(inputs, call, lengths)
-                self._waiting.append(_Embedded(call, inputs, lengths))
+                self._waiting.append(Embedded(call, inputs, lengths))
             except Exception as error:
                 failed.append(failure_of(call.id, error))
         return failed
@@ -270,35 +276,30 @@ class Embedding(Task):
                 call for call in self._waiting if call.vectors is not None and call.more
             ]
             lengths = [call.lengths[place] for call, place in texts]
-            for indexes in _groups(lengths, self._batch_tokens):
+            for indexes in groups(lengths, self._batch_tokens):
                 self._round.append([texts[index] for index in indexes])
         group = [(call, at) for call, at in self._round.popleft() if call.vectors is not None]
         answers: list[Reply | Failed] = []
         try:
             vectors = self._vectors(group)
         except Exception as error:
-            for call in {id(call): call for call, _ in group}.values():
-                call.vectors = None
-                answers.append(Failed(call.id, EngineError.kind, reason_of(error)))
-            return [], answers
+            vectors = [error] * len(group)
         for (call, at), vector in zip(group, vectors, strict=True):
-            assert call.vectors is not None
+            if call.vectors is None:  # it failed a moment ago
+                continue
             call.vectors[at] = vector
             call.left -= 1
-            if not call.left:
+            if isinstance(vector, Exception):
+                answers.append(failure_of(call.id, vector))
+                call.vectors = None
+            elif not call.left:
                 answers.append(Reply(call.id, self._answer(call.vectors, call)))
                 call.vectors = None
         return [], answers
 
     def _instructed(self, inputs: list[Any], input_type: str | None) -> list[Any]:
         """The inputs, each text behind the instruction of its type."""
-        if input_type not in self._instructions:
-            raise RequestError(
-                f"this model states no instruction for the input_type '{input_type}': set"
-                f' {input_type}_instruction in engine_kwargs ("" for none)',
-                param="input_type",
-            )
-        instruction = self._instructions[input_type]
+        instruction = instruction_for(self._instructions, input_type)
         if not instruction:
             return inputs
         if input_type is not None and not all(isinstance(one, str) for one in inputs):
@@ -325,7 +326,7 @@ class Embedding(Task):
                 param="input",
             )
         for ids in inputs:
-            if not isinstance(ids, str):
+            if isinstance(ids, list):
                 self.vocabulary = self.vocabulary or self._ids()
                 check_id_range(ids, self.vocabulary, "input")
 
@@ -333,8 +334,8 @@ class Embedding(Task):
         """How many token ids there are."""
         return int(1 + max(self._tokenizer.get_vocab().values()))
 
-    def _vectors(self, group: list[tuple[_Embedded, int]]) -> list[Any]:
-        """What the model makes of each input: numbers, or for a "multi" call a matrix."""
+    def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
+        """What the model makes of each input: numbers, for a "multi" call a matrix; or an error."""
         given = [(call.kind, call.inputs[at]) for call, at in group]
         piped = [kind == "dense" and isinstance(one, str) for kind, one in given]
         texts = [one for (_, one), is_piped in zip(given, piped, strict=True) if is_piped]
@@ -389,7 +390,7 @@ class Embedding(Task):
         ).tolist()
         return vectors
 
-    def _answer(self, vectors: list[Any], call: _Embedded) -> Embeddings:
+    def _answer(self, vectors: list[Any], call: Embedded) -> Embeddings:
         usage = Usage(sum(call.lengths))
         if call.kind == "sparse":
             return Embeddings([], usage, sparse=vectors)
@@ -401,71 +402,13 @@ class Embedding(Task):
         return Embeddings(vectors, usage)
 
 
-class Rerank(Task):
-    """The relevance of documents to a query."""
+def _kind_of(load: Load) -> type[Task]:
+    """The class of a model. Those in modules of their own are built on this one."""
+    task = load.task
+    if task == "embed" and sees(Path(load.path)):
+        from penstock.engines.openvino.image_vectors import ImageEmbedding
 
-    kind = MODEL_KINDS["score"]
-
-    def _start(self) -> None:
-        if lacks_token_types(Path(self._path)):
-            raise EngineStartError(
-                f"the tokenizer in '{self._path}' writes no token_type_ids, which this rerank model"
-                " reads: put token_type_ids into model_input_names of tokenizer_config.json and"
-                " convert it again"
-            )
-        self._running: deque[tuple[Call, Generator[None, None, Scores]]] = deque()
-        self._pairs = genai.Tokenizer(self._path, add_second_input=True)
-        config = genai.TextRerankPipeline.Config()
-        config.top_n = _NO_LIMIT
-        config.max_length = self._context_length
-        self._pipeline = genai.TextRerankPipeline(
-            self._path, self._options.device, config, **self._properties
-        )
-        self._pipeline.rerank("a", ["b"])  # shows at the start whether the model works
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._running)
-
-    def abort(self, request_id: int) -> None:
-        self._running = deque(one for one in self._running if one[0].id != request_id)
-
-    def begin_rerank(self, call: Call) -> None:
-        """Take a call of `rerank(query, documents)`. Calls take turns, a run of the model each."""
-        self._running.append((call, self._scores(*call.args)))
-
-    def step(self) -> tuple[list[Any], list[Reply | Failed]]:
-        """Run the model once, and answer the call if it is complete."""
-        call, scores = self._running.popleft()
-        try:
-            next(scores)
-        except StopIteration as end:
-            return [], [Reply(call.id, end.value)]
-        except Exception as error:
-            return [], [failure_of(call.id, error)]
-        self._running.append((call, scores))
-        return [], []
-
-    def _scores(self, query: str, documents: list[str]) -> Generator[None, None, Scores]:
-        """Scores from 0 to 1, in the documents' order."""
-        if not documents:
-            raise RequestError("there are no documents to score", param="documents")
-        lengths = _token_counts(self._pairs, documents, query)
-        self._check_lengths(lengths, "documents")
-        scores = [0.0] * len(documents)
-        for number, group in enumerate(_groups(lengths, self._batch_tokens)):
-            if number:
-                yield
-            for place, score in self._pipeline.rerank(query, [documents[i] for i in group]):
-                scores[group[place]] = score
-        return Scores(scores, Usage(sum(lengths)))
-
-
-_TASKS: dict[str, type[Task]] = {"embed": Embedding, "score": Rerank}
-
-
-def _kind_of(task: str) -> type[Task]:
-    """The class of a task's models. Those of speech are built on this module."""
+        return ImageEmbedding
     if task == "transcribe":
         from penstock.engines.openvino.speech import Hearing
 
@@ -474,22 +417,26 @@ def _kind_of(task: str) -> type[Task]:
         from penstock.engines.openvino.speech import Speaking
 
         return Speaking
-    return _TASKS[task]
+    if task == "score":
+        from penstock.engines.openvino.rerank import Rerank
+
+        return Rerank
+    return Embedding
 
 
-def _token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None) -> list[int]:
+def token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None) -> list[int]:
     """Tokens of each text, special ones included; of each pair if there is a query."""
     counts = [0] * len(texts)
-    for group in _groups([len(text) + len(query or "") for text in texts], _BATCH_CHARACTERS):
+    for group in groups([len(text) + len(query or "") for text in texts], _BATCH_CHARACTERS):
         chosen = [texts[i] for i in group]
         prompts = (chosen,) if query is None else ([query], chosen)
-        mask = tokenizer.encode(*prompts, max_length=_NO_LIMIT).attention_mask.data
+        mask = tokenizer.encode(*prompts, max_length=NO_LIMIT).attention_mask.data
         for index, count in zip(group, mask.sum(axis=1).tolist(), strict=True):
             counts[index] = count
     return counts
 
 
-def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+def groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indexes in groups of similar size, which saves padding; each within the budget, or single."""
     group: list[int] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):

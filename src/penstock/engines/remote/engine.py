@@ -29,7 +29,7 @@ from penstock.engines.remote.requests import (
 from penstock.engines.remote.results import read_task
 from penstock.engines.remote.stream import AnswerStream, StreamReader, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
-from penstock.engines.sampling import check_sampling, check_vectors
+from penstock.engines.sampling import check_inputs, check_sampling, check_vectors
 from penstock.engines.side_by_side import end_all
 from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
@@ -179,6 +179,7 @@ class RemoteEngine(LLMEngine):
 
         path, file = PATHS[task], None
         if task == "embeddings":
+            check_inputs(request.inputs, self.name)
             check_vectors(request.vectors, self.capabilities, self.name)
         if task == "tokenizer_info":
             read = partial(read_task, task, None)

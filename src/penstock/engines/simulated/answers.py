@@ -23,6 +23,7 @@ from penstock.engines.sampling import check_id_range
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import context_overflow
 from penstock.types import (
+    ChatRequest,
     DecideRequest,
     EmbeddingRequest,
     Embeddings,
@@ -100,13 +101,12 @@ def prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob
 def embeddings(request: EmbeddingRequest, seed: int, context: int) -> Embeddings:
     """A vector for each input, drawn from its bytes, which are its tokens, and the seed."""
     width = request.dimensions or _EMBEDDING_WIDTH
-    for one in request.inputs:
+    given = [one for one in request.inputs if not isinstance(one, ChatRequest)]
+    for one in given:
         if not isinstance(one, str):
             check_id_range(one, 256, "input")
     before = f"{request.input_type}: " if request.input_type is not None else ""
-    inputs = [
-        (before + one).encode() if isinstance(one, str) else bytes(one) for one in request.inputs
-    ]
+    inputs = [(before + one).encode() if isinstance(one, str) else bytes(one) for one in given]
     for index, size in enumerate(map(len, inputs)):
         if size > context and not request.truncate:
             raise context_overflow(context, size, what=f"input[{index}]", param="input")

@@ -18,7 +18,13 @@ from penstock.engines.base import Capabilities, Stated
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens, shown_prompt
+from penstock.engines.sampling import (
+    StopStrings,
+    check_id_range,
+    check_inputs,
+    most_new_tokens,
+    shown_prompt,
+)
 from penstock.engines.simulated.answers import (
     answer_bytes,
     embeddings,
@@ -169,6 +175,8 @@ class SimulatedEngine(TokenEngine):
                 check_id_range(request, _VOCABULARY, "tokens")
                 return bytes(request).decode(errors="replace")
             case "embeddings" | "score" | "rerank":
+                if task == "embeddings":
+                    check_inputs(request.inputs, self.name)
                 await self.check_health()
                 return (
                     embeddings(request, self.options.seed, self.options.max_model_len)

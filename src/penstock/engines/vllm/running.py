@@ -116,7 +116,7 @@ class Running:
         match task:
             case "embeddings":
                 check_input_type(request, "vllm")
-                check_inputs(request.inputs)
+                check_inputs(request.inputs, "vllm")
                 check_vectors(request.vectors, self.capabilities, "vllm")
                 multi = request.vectors == "multi"
                 made, usage = await self._pooled(

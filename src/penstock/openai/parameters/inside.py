@@ -203,6 +203,7 @@ _CLAUDES_TOOL = Shape(
     },
     kind="custom",
 )
+_EMBEDDED = Shape({**_MESSAGE.keys, "text": None, "image": None}, _MESSAGE.harmless, _MESSAGE.only)
 INSIDE: Mapping[str, Mapping[str, Shape]] = {
     "ChatBody": {
         "messages": _MESSAGE,
@@ -213,6 +214,7 @@ INSIDE: Mapping[str, Mapping[str, Shape]] = {
         "response_format": _FORMAT,
     },
     "CompletionBody": {"response_format": _FORMAT},
+    "EmbeddingBody": {"messages": _MESSAGE, "input": _EMBEDDED},
     "TokenizeBody": {"messages": _MESSAGE, "tools": _TOOL},
     "ResponseBody": {
         "input": _ITEM,
@@ -246,6 +248,9 @@ def check_inside(form: type[Struct], body: Mapping[str, Any]) -> None:
     for name, shape in of_form(INSIDE, form).items():
         if isinstance(given := body.get(name), (list, Mapping)):
             _check(shape, given, name)
+        for number, one in enumerate(given if isinstance(given, list) else ()):
+            if isinstance(one, list):  # a conversation among several
+                _check(shape, one, f"{name}[{number}]")
 
 
 def _check(shape: Shape, given: Any, place: str) -> None:

@@ -96,6 +96,13 @@ _POOLING: dict[str, tuple[Any, ...]] = {
     "truncation_side": _NOTHING,
     "use_activation": (),  # false asks for raw numbers
 }
+_VECTORS: dict[str, tuple[Any, ...]] = {
+    **_POOLING,
+    "add_special_tokens": (True,),
+    "media_io_kwargs": _NOTHING,
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+}
 _TEXTS: dict[str, tuple[Any, ...]] = {
     **_POOLING,
     "add_generation_prompt": (False,),
@@ -105,11 +112,6 @@ _TEXTS: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "media_io_kwargs": _NOTHING,
     "messages": _NOTHING,
-}
-_VECTORS: dict[str, tuple[Any, ...]] = {
-    **_TEXTS,
-    "embed_dtype": ("float32",),
-    "endianness": ("native", "little"),
 }
 _PAIRS: dict[str, tuple[Any, ...]] = {
     **_POOLING,

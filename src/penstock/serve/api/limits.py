@@ -6,7 +6,7 @@ import asyncio
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sized
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -161,6 +161,12 @@ def check_metadata(given: dict[str, str] | None) -> None:
                 f" {_LONGEST_VALUE}",
                 param="metadata",
             )
+
+
+def check_embedded(inputs: Iterable[Any], limits: Limits) -> None:
+    """Refuse texts and conversations to embed that are longer than any model's context."""
+    each = (texts_of(one) if isinstance(one, ChatRequest) else [one] for one in inputs)
+    check_texts(chain.from_iterable(each), limits, "input")
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:

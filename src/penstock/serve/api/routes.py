@@ -17,6 +17,7 @@ from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.audio import SpeechBody
 from penstock.openai.decisions.openai_form import DecisionBody
 from penstock.openai.decisions.system_one import SystemOneBody
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -27,7 +28,7 @@ from penstock.openai.extensions import (
 )
 from penstock.openai.messages_api import CountBody, MessageBody
 from penstock.openai.parameters.body import parse_body
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (

@@ -15,8 +15,9 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.errors import PenstockError
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import DetokenizeBody, ScoreBody, TokenizeBody
-from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
+from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses import error_body
 
 if TYPE_CHECKING:

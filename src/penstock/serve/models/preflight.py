@@ -10,7 +10,13 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities, Stated
-from penstock.engines.sampling import check_id_range, check_sampling, check_vectors, prompt_sampling
+from penstock.engines.sampling import (
+    check_id_range,
+    check_inputs,
+    check_sampling,
+    check_vectors,
+    prompt_sampling,
+)
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.image_parts import seen
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, StructuredOutput
@@ -61,6 +67,8 @@ def check_before_load(
     inputs = stated.inputs if known is None else known.inputs
     if isinstance(request, ChatRequest) and inputs:
         seen(request.messages, inputs, engine)
+    if isinstance(request, EmbeddingRequest) and inputs:
+        check_inputs(request.inputs, engine, sees="image" in inputs)
     if isinstance(request, (ChatRequest, CompletionRequest)):
         _check_generated(request, known, stated, engine)
 
@@ -139,7 +147,7 @@ def _ids_of(request: Any) -> Iterator[tuple[str, Sequence[int]]]:
         yield "logit_bias", [token for token, _ in sampling.logit_bias]
     elif isinstance(request, EmbeddingRequest):
         for one in request.inputs:
-            if not isinstance(one, str):
+            if isinstance(one, list):
                 yield "input", one
     elif isinstance(request, list):
         yield "tokens", request

@@ -173,7 +173,7 @@ async def test_an_image_column_that_has_no_meaning_is_refused(options, words):
 
 
 async def test_a_text_model_refuses_a_column_of_images_at_once():
-    with pytest.raises(UnsupportedError, match="no vision-language model"):
+    with pytest.raises(UnsupportedError, match="no model that sees"):
         await penstock.arun(
             [{"id": 1, "photo": b"x"}], engine="simulated", prompt="{id}", image="photo"
         )

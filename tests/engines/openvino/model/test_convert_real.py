@@ -6,11 +6,13 @@ import io
 import json
 import wave
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytest_asyncio
+from make_image_embedding_model import IMAGE, PROMPTS, write_image_embedding_model
 from make_vision_model import write_vision_model
 
 from penstock.engines.openvino.engine import OpenVINOEngine
@@ -357,3 +359,41 @@ async def test_vision_language_model(engine, tmp_path):
                 0, inputs.input_ids.shape[1] :
             ]
         assert [token for delta in chat for token in delta.token_ids] == wanted.tolist()
+
+
+async def test_image_embedding_model(engine, tmp_path):
+    import torch
+    import transformers
+
+    source = tmp_path / "embedder"
+    if tuple(map(int, version("transformers").split(".")[:2])) > (5, 0):
+        write_image_embedding_model(source)
+        with pytest.raises(EngineStartError, match=r"Maximum required is 5\.0"):
+            await engine(source)
+        pytest.skip("optimum-intel converts it with transformers up to 5.0")
+    write_image_embedding_model(source)
+    model = transformers.AutoModel.from_pretrained(source)  # with frequencies of 32 bits
+    started = await engine(source)
+    assert started.capabilities.inputs == ("text", "image")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    reader = transformers.AutoImageProcessor.from_pretrained(source, use_fast=False)
+    sides = [(64, 64), (96, 32), (128, 96)]
+    for seed, size in enumerate([None, *sides]):
+        parts = [{"type": "text", "text": "a cat"}]
+        shown, seen = "", {}
+        if size is not None:
+            parts.insert(0, image_part(image_file(seed, size=size)))
+            seen = reader(picture(seed, size), return_tensors="pt")
+            shown = IMAGE.replace("<|image_pad|>", "<|image_pad|>" * (size[0] * size[1] // 32**2))
+        text = (
+            f"<|im_start|>system\n{PROMPTS['document']}<|im_end|>\n"
+            f"<|im_start|>user\n{shown}a cat<|im_end|>\n<|im_start|>assistant\n"
+        )
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**inputs, **seen).last_hidden_state
+        wanted = torch.nn.functional.normalize(states[0, -1], dim=0)
+        chat = ChatRequest([{"role": "user", "content": parts}])
+        found = await started.embeddings(EmbeddingRequest([chat]))
+        assert found.vectors[0] == pytest.approx(wanted.tolist(), abs=1e-4)
+        assert found.usage == Usage(inputs.input_ids.shape[1])

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from penstock.errors import EngineStartError
+from penstock.errors import EngineStartError, RequestError
 from penstock.parsing import json_fault
 
 FALLBACK_CONTEXT = 4096
@@ -78,6 +78,11 @@ def is_vision_config(config: dict[str, Any]) -> bool:
     return "vision_config" in config
 
 
+def embeds_images(config: dict[str, Any]) -> bool:
+    """Whether OpenVINO GenAI may make vectors of images with such a model."""
+    return config.get("model_type") == "qwen3_vl"
+
+
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     """The object in a file of the model's, its `config.json`; an empty dict if there is none."""
     config = _read_json(path / name)
@@ -125,7 +130,7 @@ def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
         kind = "encoder-decoder"
     elif task == "score" and architecture.endswith("ForCausalLM"):
         kind = "generative rerank"
-    elif task == "embed" and is_vision_config(config):
+    elif task == "embed" and is_vision_config(config) and not embeds_images(config):
         kind = "image embedding"
     if kind:
         raise EngineStartError(
@@ -342,6 +347,17 @@ def instructions_of(
     return found
 
 
+def instruction_for(instructions: Mapping[str | None, str], input_type: str | None) -> str:
+    """The instruction for an input of this type. Raises `RequestError` where none is stated."""
+    if input_type not in instructions:
+        raise RequestError(
+            f"this model states no instruction for the input_type '{input_type}': set"
+            f' {input_type}_instruction in engine_kwargs ("" for none)',
+            param="input_type",
+        )
+    return instructions[input_type]
+
+
 def longest_text(path: Path) -> int | None:
     """The most tokens of a text that an embedding model was made for, by the file of
     sentence-transformers; None without it.
@@ -365,16 +381,19 @@ def _pooling(path: Path) -> dict[str, Any]:
     return read_config(next(listed, path / "1_Pooling"))
 
 
-def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
-    """The pooling of an embedding model, from the file of sentence-transformers; the mean without
-    that file.
+Pooling = Literal["mean", "cls", "last_token"]
+
+
+def pooling_of(path: Path, otherwise: Pooling = "mean") -> Pooling:
+    """The pooling of an embedding model, from the file of sentence-transformers; `otherwise`
+    without that file.
 
     Raises `EngineStartError` for an unknown pooling: the wrong one would silently give poor
     vectors.
     """
     modes = _pooling(path)
     if not modes:
-        return "mean"
+        return otherwise
     given = modes.get("pooling_mode") or [
         name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
     ]

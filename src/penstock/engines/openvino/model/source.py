@@ -38,6 +38,7 @@ from penstock.engines.openvino.model.files import (
     check_kind,
     check_labels,
     context_length_of,
+    embeds_images,
     gguf_context_length,
     is_ir,
     is_splade,
@@ -149,7 +150,8 @@ def find_model(
     if not is_ir(path):
         path = convert(source, task, weight_format, quantization)
     config = read_config(path)
-    if task not in (None, "generate") and sees(path):
+    embeds = task == "embed" and embeds_images(config)
+    if task not in (None, "generate") and not embeds and sees(path):
         raise EngineStartError(f"'{source}' is a vision-language model, and no model for {task}")
     task = task or task_of(path, config)
     if task == "score":
@@ -329,8 +331,11 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
-        if seeing:
+        if is_vision_config(config):
             keep_image_settings(directory, partial)
+            if task == "embed":
+                module = "penstock.engines.openvino.model.vision_ir"
+                _run(source, ["-m", module, str(partial)], log, stage)
         _keep_beside(directory, partial)
     before, after = weight_bytes(directory), weight_bytes(target)
     say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")

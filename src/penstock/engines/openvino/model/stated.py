@@ -59,7 +59,7 @@ def stated(source: str, task: str | None) -> Stated:
         vocabulary if isinstance(vocabulary, int) else None,
         None if task is None else TASKS_OF.get(task),
         MAX_TOP_LOGPROBS if task == "generate" else None,
-        inputs if task == "generate" else (),
+        inputs if task in ("generate", "embed") else (),
     )
 
 

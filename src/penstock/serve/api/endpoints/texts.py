@@ -13,6 +13,7 @@ from penstock.engines.side_by_side import all_of
 from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.decisions.openai_form import DecisionBody, decision_object
 from penstock.openai.decisions.system_one import SystemOneBody, systemone_object
+from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -27,10 +28,9 @@ from penstock.openai.extensions import (
     score_list,
 )
 from penstock.openai.messages_api import CountBody
-from penstock.openai.requests import EmbeddingBody
 from penstock.openai.responses import embedding_list
 from penstock.serve.api.exchange import Exchange, check_loaded, check_template
-from penstock.serve.api.limits import check_asked, check_texts, texts_of
+from penstock.serve.api.limits import check_asked, check_embedded, check_texts, texts_of
 from penstock.serve.models.handle import ModelHandle, Target
 from penstock.types import (
     ClassifyRequest,
@@ -50,10 +50,11 @@ _AT_ONCE = 64
 
 
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
-    """Embed texts, one vector each."""
+    """Embed texts and images, one vector for each input."""
     target = await exchange.target(body.model)
+    check_template(body.chat_template, exchange)
     request = body.request(request_id=exchange.answer_id)
-    check_texts(request.inputs, exchange.limits, "input")
+    check_embedded(request.inputs, exchange.limits)
     result = await exchange.wait(target.handle.embeddings(request))
     exchange.usage = result.usage
     return exchange.json(
@@ -155,8 +156,9 @@ async def pooling(exchange: Exchange, body: PoolingBody) -> Response:
     """
     target = await exchange.target(body.model)
     body.check_task()
+    check_template(body.chat_template, exchange)
     request = body.request(request_id=exchange.answer_id)
-    check_texts(request.inputs, exchange.limits, "input")
+    check_embedded(request.inputs, exchange.limits)
     vectors, usage = await exchange.wait(_pooled(target.handle, request, body.task))
     exchange.usage = usage
     base64 = body.encoding_format == "base64"
@@ -193,7 +195,7 @@ async def _pooled(
         raise RequestError("classes have no dimensions to choose", param="dimensions")
     texts = [one for one in request.inputs if isinstance(one, str)]
     if len(texts) != len(request.inputs):
-        raise RequestError("classes are found for texts, not for token ids", param="input")
+        raise RequestError("classes are found for texts alone", param="input")
     classes = await model.classify(ClassifyRequest(texts, request.request_id))
     return [one.probabilities for one in classes.items], classes.usage
 

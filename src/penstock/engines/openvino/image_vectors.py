@@ -1,0 +1,216 @@
+"""Models that embed images and texts in one space, inside the worker process (Qwen3-VL-Embedding).
+
+The parent makes a prompt of each input by the model's chat template. Texts go through the model
+together, a prompt with images alone: GenAI's pipeline would show its images to all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+from openvino import opset13 as ops
+
+from penstock import lazy
+from penstock.engines.chat_template import IMAGE_TAG
+from penstock.engines.openvino.model.files import Pooling, read_config
+from penstock.engines.openvino.options import failure_of, reason_of
+from penstock.engines.openvino.pipeline import own_template
+from penstock.engines.openvino.tasks import Embedded, Embedding
+from penstock.engines.process import Call, Failed
+from penstock.errors import EngineStartError, PenstockError, RequestError
+
+_LONGEST = 200
+"""The most that an image may be longer than it is wide, or wider than it is long."""
+_AROUND = 2
+"""Tokens before and behind those of an image."""
+_VISION_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+class Prompt(NamedTuple):
+    """A text with the tags that GenAI replaces by images, their files, and the tokens of all."""
+
+    text: str
+    files: Sequence[bytes]
+    tokens: int
+
+
+class ImageEmbedding(Embedding):
+    """A model that embeds texts and images. Inputs are prompts: a text with a mark for each image,
+    the images' files, and the mark.
+    """
+
+    kind = "an embedding model that sees"
+    inputs = ("text", "image")
+    pooling: Pooling = "last_token"
+
+    def _load(self, config: Any) -> None:
+        self._images = lazy.require(
+            "penstock.engines.media.images", needed_by="An embedding model that sees"
+        )
+        self._images.Image.MAX_IMAGE_PIXELS = None  # `max_image_pixels` is checked
+        path = Path(self._path)
+        self.chat_template = own_template(self._tokenizer)
+        if (self._options.chat_template or self.chat_template) is None:
+            raise EngineStartError(
+                f"'{path}' has no chat template, which makes a prompt of texts and images: give"
+                " one as chat_template"
+            )
+        stated = read_config(path)
+        self._patches = Patches.of(json.loads((path / "preprocessor_config.json").read_bytes()))
+        self._vision_ids = {stated[name] for name in _VISION_IDS if name in stated}
+        self._end = _end_of(self._tokenizer)
+        with adding_no_tokens(path) as plain:
+            self._pipeline = genai.EmbeddingPipeline(
+                plain, self._options.device, text_embedding_config=config, **self._properties
+            )
+        try:
+            self._width = len(self._embedded(["a"])[0])
+        except RuntimeError as error:
+            raise EngineStartError(
+                f"the graph of '{path}' takes no texts without images ({reason_of(error)}): convert"
+                " the model with `penstock models convert`"
+            ) from None
+        width = stated.get("text_config", {}).get("hidden_size", self._width)
+        if not self._layers and self._width != width:
+            raise EngineStartError(
+                f"'{path}' generates text: its numbers for a token are no vector but"
+                f" {self._width:,} logits; convert the model with the task 'embed'"
+            )
+
+    def begin_embeddings(self, calls: Sequence[Call]) -> list[Failed]:
+        failed: list[Failed] = []
+        for call in calls:
+            try:
+                prompts = [self._prompt(*given) for given in call.args[0]]
+                lengths = [prompt.tokens for prompt in prompts]
+                self._check(prompts, call, lengths)
+                self._waiting.append(Embedded(call, prompts, lengths))
+            except Exception as error:
+                failed.append(failure_of(call.id, error))
+        return failed
+
+    def _prompt(self, text: str, files: Sequence[bytes], mark: str) -> Prompt:
+        pieces = text.split(mark) if files else [text]
+        encoded = [
+            self._tokenizer.encode([piece], add_special_tokens=not number).input_ids.data[0]
+            for number, piece in enumerate(pieces)
+        ]
+        if any(not self._vision_ids.isdisjoint(ids.tolist()) for ids in encoded):
+            # GenAI would read beyond the images.
+            raise RequestError(
+                "a text holds a token that stands for an image: leave it out", param="input"
+            )
+        sizes = self._images.check_pixels(files, self._options.max_image_pixels)
+        if mark == IMAGE_TAG:  # GenAI numbers them
+            tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]
+            text = "".join(a + b for a, b in zip(pieces, [*tags, ""], strict=True))
+        seen = sum(self._patches.tokens(size) + _AROUND for size in sizes)
+        tokens = sum(map(len, encoded)) + seen
+        return Prompt(text + self._end, files, tokens)
+
+    def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
+        prompts: list[Prompt] = [call.inputs[at] for call, at in group]
+        texts = [prompt.text for prompt in prompts if not prompt.files]
+        found = iter(self._embedded(texts) if texts else ())
+        return [self._shown(one) if one.files else next(found) for one in prompts]
+
+    def _shown(self, prompt: Prompt) -> Any:
+        """The vector of a prompt with images, or why there is none."""
+        try:
+            tensors = [ov.Tensor(np.array(self._images.decoded(data))) for data in prompt.files]
+            return self._embedded([prompt.text], tensors)[0]
+        except PenstockError as error:
+            return error
+        except Exception as error:
+            return RequestError(f"the images cannot be embedded: {reason_of(error)}", param="image")
+
+    def _embedded(
+        self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()
+    ) -> list[list[float]]:
+        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
+        vectors: list[list[float]] = np.asarray(self._finished(found)).tolist()
+        return vectors
+
+
+def _end_of(tokenizer: Any) -> str:
+    """The text of the tokens that the tokenizer adds behind each text. Raises `EngineStartError`
+    for one that adds some before it.
+    """
+    plain, whole = (
+        tokenizer.encode(["a"], add_special_tokens=adds).input_ids.data[0].tolist()
+        for adds in (False, True)
+    )
+    if whole[: len(plain)] != plain:
+        raise EngineStartError("the tokenizer adds tokens before a text, which GenAI does not take")
+    return str(tokenizer.decode(whole[len(plain) :], skip_special_tokens=False))
+
+
+@contextmanager
+def adding_no_tokens(path: Path) -> Iterator[Path]:
+    """A directory of links to the model's files, but with a tokenizer that adds no tokens: to those
+    that one adds, GenAI 2026.4.1 adds them once more.
+    """
+    import_module("openvino_tokenizers")  # which knows the operations of tokenizers
+    with TemporaryDirectory() as name:
+        for file in path.iterdir():
+            if file.stem != "openvino_tokenizer":
+                Path(name, file.name).symlink_to(file.resolve())
+        model = ov.Core().read_model(path / "openvino_tokenizer.xml")
+        for node in model.get_ordered_ops():
+            if node.get_type_name() != "CombineSegments":
+                continue
+            for at in range(0, node.get_input_size() - 1, 3):  # begin, end and ids of a segment
+                if node.input_value(at + 2).get_node().get_type_name() == "Constant":
+                    none = ops.constant(0, ov.Type.i32)
+                    node.input(at + 1).replace_source_output(none.output(0))
+        ov.save_model(model, Path(name, "openvino_tokenizer.xml"), compress_to_fp16=False)
+        yield Path(name)
+
+
+class Patches(NamedTuple):
+    """How a model cuts an image into squares of `side` pixels, each a token, after scaling it to
+    between `least` and `most` pixels. The rule is that of Qwen2-VL.
+    """
+
+    side: int
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Patches:
+        """Those that a `preprocessor_config.json` states."""
+        size = settings.get("size") or {}
+        least, most = settings.get("min_pixels"), settings.get("max_pixels")
+        if least is None and most is None:
+            least, most = size.get("shortest_edge"), size.get("longest_edge")
+        side = settings.get("patch_size", 14) * settings.get("merge_size", 2)
+        return cls(side, least or 56 * 56, most or 14 * 14 * 65536)
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """Those of an image of this width and height. Raises `RequestError` for one too narrow."""
+        long, short = max(size), min(size)
+        area = long * short
+        across = [math.floor(pixels / self.side + 0.5) for pixels in size]
+        scaled = math.prod(across) * self.side**2
+        if scaled > self.most:
+            factor = math.sqrt(area / self.most)
+            across = [math.floor(pixels / factor / self.side) for pixels in size]
+        elif scaled < self.least:
+            factor = math.sqrt(self.least / area)
+            across = [math.ceil(pixels * factor / self.side) for pixels in size]
+        if long // short > _LONGEST or not all(across):
+            raise RequestError(
+                f"an image of {size[0]} × {size[1]} pixels is too narrow for this model",
+                param="image",
+            )
+        return math.prod(across)
