@@ -1,6 +1,6 @@
-"""A tiny vision-language model with random weights, converted already, and images for it.
+"""Tiny vision-language models with random weights, converted already, and images for them.
 
-`tools/make_vision_model.py` made `vision_model.zip`.
+`tools/make_vision_model.py` made `vision_model.zip`, a LLaVA, and `qwen_model.zip`, a Qwen2-VL.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from PIL import Image
 
 from penstock.openai.image_parts import data_uri
 
-_ARCHIVE = Path(__file__).with_name("vision_model.zip")
 
-
-def vision_model(folder: Path) -> Path:
+def vision_model(folder: Path, name: str = "vision") -> Path:
     """The directory of the model, made in `folder`."""
-    path = folder / "vision"
-    with zipfile.ZipFile(_ARCHIVE) as archive:
+    path = folder / name
+    with zipfile.ZipFile(Path(__file__).with_name(f"{name}_model.zip")) as archive:
         archive.extractall(path)
     return path
 
