@@ -1,7 +1,7 @@
 """Tiny models that see, with random weights, converted already, and images for them.
 
-`tools/make_vision_model.py` made `vision_model.zip`, `tools/make_image_embedding_model.py` made
-`image_embedding_model.zip`.
+`tools/make_vision_model.py` made `vision_model.zip`, a LLaVA, and `qwen_model.zip`, a Qwen2-VL;
+`tools/make_image_embedding_model.py` made `image_embedding_model.zip`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,18 @@ from PIL import Image
 
 from penstock.openai.image_parts import data_uri
 
-_ARCHIVE = Path(__file__).with_name("vision_model.zip")
 
-
-def vision_model(folder: Path) -> Path:
-    """The directory of a vision-language model, made in `folder`."""
-    path = folder / "vision"
-    with zipfile.ZipFile(_ARCHIVE) as archive:
+def vision_model(folder: Path, name: str = "vision") -> Path:
+    """The directory of the model, made in `folder`."""
+    path = folder / name
+    with zipfile.ZipFile(Path(__file__).with_name(f"{name}_model.zip")) as archive:
         archive.extractall(path)
     return path
 
 
 def image_embedding_model(folder: Path) -> Path:
     """The directory of a model that embeds images and texts, made in `folder`."""
-    path = folder / "image-embedding"
-    with zipfile.ZipFile(_ARCHIVE.with_name("image_embedding_model.zip")) as archive:
-        archive.extractall(path)
-    return path
+    return vision_model(folder, "image_embedding")
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

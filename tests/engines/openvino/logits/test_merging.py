@@ -2,18 +2,22 @@
 
 import hashlib
 
+import numpy as np
+import openvino as ov
 import openvino_genai as genai
 import pytest
+from openvino import opset13 as ops
 
+from penstock.engines.chat_template import IMAGE_TAG
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.merging import _write_tokenizer
-from penstock.engines.openvino.logits.model import EXACT, LogitModel, log_softmax
+from penstock.engines.openvino.logits.model import EXACT, LogitModel, Tree, log_softmax
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import AS_IS, Tokenizer
 from penstock.engines.process import Submit
-from penstock.errors import ContextLengthError, RequestError
+from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion, Sampling
 from vision_models import bomb, image_file, image_part, vision_model
 from word_models import write_tokenizer
@@ -22,15 +26,14 @@ QUESTIONS = (
     ChoiceQuestion("Which?", tuple(map(Option, ("a cat", "a dog", "a red ball")))),
     PredicateQuestion("Is it red?"),
 )
-HEADS = (
-    ("USER: <image>\nwhat is it? ASSISTANT:", (1,)),
-    ("USER: <image>\n and <image>\n: what? ASSISTANT:", (2, 3)),
-)
+HEADS = (("USER: {}\nwhat is it? ASSISTANT:", (1,)), ("USER: {}\n and {}\n: what?", (2, 3)))
+MARKS = {"vision": "<image>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
+TOKENS = {"vision": 16 + 1, "qwen": 2 + 2}  # with a line end, and with those around them
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return vision_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=MARKS)
+def path(request, tmp_path_factory):
+    return vision_model(tmp_path_factory.mktemp("model"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +63,29 @@ def generated(pipeline, text, images):
 @pytest.mark.parametrize(("text", "seeds"), HEADS)
 @pytest.mark.parametrize("chunk", [256, 7])
 def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, seeds, chunk):
-    vision = Vision(read_config(path), 1 << 26)
-    tokenizer = Tokenizer(pipeline.get_tokenizer())
+    vision, mark = Vision(read_config(path), 1 << 26), MARKS[path.name]
+    tokenizer, text = Tokenizer(pipeline.get_tokenizer()), text.format(mark, mark)
     files = tuple(image_file(seed, size=(90, 70)) for seed in seeds)
     for behind in ("", "a ball that"):
         asked = (1, text + behind, Sampling(), None, False, False)
-        submit = Submit(*asked, images=files, image_mark="<image>")
+        submit = Submit(*asked, images=files, image_mark=mark)
         prompt, tensors = vision.prompt(submit, tokenizer)[0], vision._decoded(files)
         expected = generated(pipeline, prompt, tensors)
-        head = model.merging(*vision.tagged(text, "<image>", files))
+        head = model.merging(*vision.tagged(text, mark, files))
         reading = model.begin()
         for start in range(0, len(head), chunk):
             reading.see(head[start : start + chunk])
         if behind:
-            reading.add(tokenizer.encode([behind], special_tokens=False)[0], silent=True)
+            ids = tokenizer.encode([behind], special_tokens=False)[0]
+            whole = reading.mark()
+            reading.add(ids, silent=True)
         logprobs = log_softmax(reading.after)
         assert int(logprobs.argmax()) == expected[0]
         assert logprobs.max() == pytest.approx(expected[1], abs=1e-4)
+    reading.back(whole)
+    end = len(ids) - 1
+    (found,) = reading.trees([Tree(ids, range(-1, end), {end: [expected[0]]})])
+    assert found[end] == pytest.approx([expected[1]], abs=1e-4)
 
 
 def test_the_tokenizer_adds_no_tokens(tmp_path):
@@ -108,6 +117,20 @@ def test_the_models_own_files_stay_as_they_are(path):
     assert digests() == before
 
 
+def test_models_that_show_images_otherwise_are_refused(path, tmp_path):
+    other = Vision({"model_type": "internvl_chat"}, 1 << 26)
+    with pytest.raises(UnsupportedError, match="of the type 'internvl_chat', but by"):
+        other.tagged("<image>?", "<image>", (image_file(1),))
+    text, tensors = other.tagged(f"{IMAGE_TAG}?", IMAGE_TAG, (image_file(1),))
+    assert (text, len(tensors)) == ("<ov_genai_image_0>?", 1)
+    graph = ov.Core().read_model(path / LANGUAGE_MODEL)
+    graph.add_parameters([ops.parameter([-1, -1], np.int64, name="token_type_ids")])
+    graph.inputs[-1].set_names({"token_type_ids"})
+    ov.save_model(graph, tmp_path / LANGUAGE_MODEL)
+    with pytest.raises(UnsupportedError, match="reads token_type_ids: ask it"):
+        LogitModel(str(tmp_path / LANGUAGE_MODEL), OpenVINOOptions())
+
+
 @pytest.fixture(scope="module")
 def engine_options():
     return {"deterministic": True, "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
@@ -123,7 +146,7 @@ async def test_decisions_depend_on_the_image(path, engine_options):
         ]
         assert first.items == again.items
         assert first.usage == again.usage == other.usage
-        assert first.usage.prompt_tokens == none.usage.prompt_tokens + 16 + 1  # and a line end
+        assert first.usage.prompt_tokens == none.usage.prompt_tokens + TOKENS[path.name]
         assert first.items != other.items
         for found in (*first.items, *none.items):
             assert sum(found.probabilities) == pytest.approx(1, abs=1e-6)
@@ -133,8 +156,9 @@ async def test_decisions_depend_on_the_image(path, engine_options):
             await engine.decide(_about(b"no image"))
         with pytest.raises(RequestError, match="cannot be decoded"):
             await engine.decide(_about(image_file(1)[:900]))
-        with pytest.raises(RequestError, match="the texts hold '<image>'"):
-            await engine.decide(_about(image_file(1), asked=(PredicateQuestion("An <image>?"),)))
+        marked = (PredicateQuestion(f"An {MARKS[path.name]}?"),)
+        with pytest.raises(RequestError, match="which stands for an image"):
+            await engine.decide(_about(image_file(1), asked=marked))
         long = (PredicateQuestion("what " * 2100),)
         with pytest.raises(ContextLengthError, match="input with a question"):
             await engine.decide(_about(image_file(1), asked=long))
