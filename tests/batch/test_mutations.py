@@ -18,7 +18,7 @@ from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.write import sinks
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.state import State
-from penstock.errors import JobError, OutputError, PenstockError
+from penstock.errors import ConfigError, JobError, OutputError, PenstockError
 
 ROWS = 300
 FORMS = ("jsonl", "csv", "parquet")
@@ -160,7 +160,7 @@ def attempt(stages, tmp_path, stage, form, seed):
     refusal = None
     try:
         asyncio.run(run(source, output, retry_failed=stage == "failed"))
-    except (JobError, OutputError) as error:
+    except (ConfigError, JobError, OutputError) as error:
         refusal = str(error)
     if refusal is None:
         assert asyncio.run(run(source, output)).already_complete, done
