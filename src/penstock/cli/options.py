@@ -141,7 +141,7 @@ _ANSWERED = (
     click.option(
         "--image",
         metavar="COLUMN",
-        help="A column of images before each prompt: bytes, paths or data URIs, PDFs too.",
+        help="A column of images before each prompt: bytes, paths or data URIs; PDFs, videos too.",
     ),
     click.option(
         "--filter",

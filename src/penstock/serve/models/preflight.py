@@ -12,7 +12,7 @@ import msgspec
 from penstock.engines.base import Capabilities, Stated
 from penstock.engines.sampling import check_id_range, check_sampling, check_vectors, prompt_sampling
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.image_parts import seen
+from penstock.openai.media_parts import seen
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, StructuredOutput
 
 _ABLE = Capabilities(

@@ -60,7 +60,7 @@ def generated(pipeline, text, images):
 @pytest.mark.parametrize(("text", "seeds"), HEADS)
 @pytest.mark.parametrize("chunk", [256, 7])
 def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, seeds, chunk):
-    vision = Vision(read_config(path), 1 << 26)
+    vision = Vision(read_config(path), OpenVINOOptions())
     tokenizer = Tokenizer(pipeline.get_tokenizer())
     files = tuple(image_file(seed, size=(90, 70)) for seed in seeds)
     for behind in ("", "a ball that"):
