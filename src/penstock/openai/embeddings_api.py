@@ -7,6 +7,7 @@ parts of one message in `input`, Jina objects with a `text` or an `image`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from msgspec import Struct, field
@@ -115,7 +116,7 @@ def _is_turn(item: Any) -> bool:
 
 
 _PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "image": part_with,
+    "image": partial(part_with, medium="image"),
     "text": lambda text: {"type": "text", "text": text},
 }
 
