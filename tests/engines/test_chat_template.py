@@ -3,7 +3,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from penstock.engines.chat_template import IMAGE_TAG, ChatTemplate, read_template
+from penstock.engines.chat_template import TAGS, ChatTemplate, read_template
 from penstock.errors import ConfigError, RequestError
 
 CHATML = (
@@ -314,7 +314,7 @@ class TestImages:
     def shown(self, source):
         template = ChatTemplate(source, images=True)
         text = template.render(self.MESSAGES)
-        return text, template.mark_of(text, 1)
+        return text, template.mark_of(text, "image", 1)
 
     def test_a_template_of_lists_gets_texts_as_lists(self):
         lists = (
@@ -333,11 +333,28 @@ class TestImages:
 
     def test_a_template_of_texts_gets_a_tag(self):
         texts = "{% for m in messages %}{{ m['content'] }};{% endfor %}"
-        assert self.shown(texts) == (f"{IMAGE_TAG}\nWhat?;A cat.;", IMAGE_TAG)
+        assert self.shown(texts) == (f"{TAGS['image']}\nWhat?;A cat.;", TAGS["image"])
+
+    def test_videos_have_marks_of_their_own(self):
+        both = (
+            "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}"
+            "{{ p['text'] }}{% else %}<|{{ p['type'] }}_pad|>{% endif %}{% endfor %};{% endfor %}"
+        )
+        content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "What?"}]
+        for source, marks in (
+            (both, {"video": "<|video_pad|>", "image": "<|image_pad|>"}),
+            ("{% for m in messages %}{{ m['content'] }};{% endfor %}", TAGS),
+        ):
+            template = ChatTemplate(source, images=True)
+            text = template.render([{"role": "user", "content": content}])
+            assert "".join(text.split()) == f"{marks['video']}{marks['image']}What?;"
+            assert {kind: template.mark_of(text, kind, 1) for kind in marks} == marks
+            with pytest.raises(RequestError, match="no video: the texts hold"):
+                template.mark_of(text, "video", 0)
 
     def test_another_number_of_marks_than_images_is_refused(self):
         template = ChatTemplate(None, images=True)
         with pytest.raises(RequestError, match="2 images: the texts hold"):
-            template.mark_of(IMAGE_TAG * 3, 2)
+            template.mark_of(TAGS["image"] * 3, "image", 2)
         with pytest.raises(RequestError, match="1 image: the model's chat template does not show"):
-            template.mark_of("What?", 1)
+            template.mark_of("What?", "image", 1)

@@ -29,6 +29,7 @@ DECIDE = {
         *("cache_eviction", "sparse_attention"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
         *("max_images", "max_image_bytes", "max_image_pixels", "image_urls"),
+        *("video_frames", "max_video_pixels"),
         *("max_audio_bytes", "max_audio_seconds", "word_timestamps", "voices"),
         *("weight_format", "conversion", "query_instruction", "document_instruction"),
         *("tool_call_parser", "reasoning_parser"),

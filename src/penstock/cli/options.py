@@ -143,7 +143,7 @@ _ANSWERED = (
         metavar="COLUMN",
         help=(
             "A column of images before each prompt, or text to embed: bytes, paths or data URIs,"
-            " PDFs too."
+            " PDFs too; before a prompt, videos too."
         ),
     ),
     click.option(

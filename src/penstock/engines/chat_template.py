@@ -36,7 +36,8 @@ CHANGED = (
     "the model's chat template changes or drops the text of the last message, so no answer can"
     " continue it"
 )
-IMAGE_TAG = "<ov_genai_image_tag>"  # in texts for templates that know no images
+TAGS = {"image": "<ov_genai_image_tag>", "video": "<ov_genai_video_tag>"}
+"""In texts for templates that know no images."""
 PLAIN_ROLES = frozenset({"system", "user", "assistant"})
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands behind the text that the answer continues, to find its place in the prompt."""
@@ -85,7 +86,7 @@ def template_options(request: ChatRequest) -> dict[str, Any]:
 class ChatTemplate:
     """One model's template. `source` None: the model has none, and line ends join the contents.
     `variables` are further names for it, where a request does not give them. `images`: the model
-    sees, so contents may have parts `{"type": "image"}`.
+    sees, so contents may have parts `{"type": "image"}` and, if it does videos, "video".
     """
 
     def __init__(
@@ -122,19 +123,19 @@ class ChatTemplate:
         system = _shows(source, self._names, _SYSTEM_TURN, "SYSTEM")
         return tools_as_text(messages, tools, system=system), None
 
-    def mark_of(self, prompt: str, images: int, override: str | None = None) -> str:
-        """What stands for each image in a prompt with so many. Raises `RequestError` where the
-        template (or `override`) shows another number of them.
+    def mark_of(self, prompt: str, medium: str, many: int, override: str | None = None) -> str:
+        """What stands for each image (or video) in a prompt with so many. Raises `RequestError`
+        where the template (or `override`) shows another number of them.
         """
-        mark = _image_form(override or self.source, self._names).mark
+        mark = _media_form(override or self.source, self._names).marks[medium]
         count = prompt.count(mark) if mark else 0
-        if count != images:
+        if count != many:
             why = (
-                f"the texts hold '{mark}', which stands for an image"
-                if count > images
+                f"the texts hold '{mark}', which stands for one"
+                if count > many
                 else "the model's chat template does not show each of them"
             )
-            number = f"{images or 'no'} image{'s'[: images > 1]}"
+            number = f"{many or 'no'} {medium}{'s'[: many > 1]}"
             raise RequestError(f"the messages have {number}: {why}", param="messages")
         return mark
 
@@ -174,7 +175,7 @@ class ChatTemplate:
             fitted, tools = self.fitted(messages, tools, override)
             as_sent = fitted is messages
             messages = arguments_as_objects(fitted)
-        shape = _image_form(source, self._names).shape if self._images else _plain_content
+        shape = _media_form(source, self._names).shape if self._images else _plain_content
         plain = list(map(shape, messages))
         if null or special:
             empty = None if _takes_null(source, self._names) else ""
@@ -337,33 +338,38 @@ def _plain_content(message: Message) -> Message:
     return message
 
 
-class _ImageForm(NamedTuple):
-    """How a template takes the contents of messages, and what it writes for an image."""
+class _MediaForm(NamedTuple):
+    """How a template takes the contents of messages, and what it writes for an image, a video."""
 
     shape: Callable[[Message], Message]
-    mark: str
+    marks: Mapping[str, str]
 
 
-_IMAGE = {"type": "image"}
 _PROBE = {"type": "text", "text": "CONTENT"}
 
 
 @lru_cache(maxsize=64)
-def _image_form(source: str, names: _Names) -> _ImageForm:
+def _media_form(source: str, names: _Names) -> _MediaForm:
     """Finds the form by trying: some templates take lists of parts alone, some only texts, in which
-    the tag that OpenVINO GenAI knows for all models stands for an image.
+    the tags that OpenVINO GenAI knows for all models stand for images and videos.
     """
 
     def shown(content: Any) -> str:
         return _tried(source, names, [{"role": "user", "content": content}]) or ""
 
-    text, one = shown([_PROBE]), shown([_IMAGE, _PROBE])
+    def mark(medium: str) -> str:
+        one = shown([{"type": medium}, _PROBE])
+        found = one[at : len(one) - len(text) + at] if at >= 0 else ""
+        whole = text[:at] + found + text[at:] == one and "'type'" not in one
+        return found.strip() if whole else ""
+
+    text = shown([_PROBE])
     at = text.find(_PROBE["text"])
-    mark = one[at : len(one) - len(text) + at] if at >= 0 else ""
-    if not mark.strip() or text[:at] + mark + text[at:] != one or "'type'" in one:
-        return _ImageForm(_tagged_content, IMAGE_TAG)
+    marks = {medium: mark(medium) for medium in TAGS}
+    if not marks["image"]:
+        return _MediaForm(_tagged_content, TAGS)
     takes_texts = _PROBE["text"] in shown(_PROBE["text"])
-    return _ImageForm(_plain_content if takes_texts else _listed_content, mark.strip())
+    return _MediaForm(_plain_content if takes_texts else _listed_content, marks)
 
 
 def _listed_content(message: Message) -> Message:
@@ -375,11 +381,15 @@ def _listed_content(message: Message) -> Message:
 
 
 def _tagged_content(message: Message) -> Message:
-    """Parts as one text, in which a tag stands for an image."""
+    """Parts as one text, in which a tag stands for an image or a video."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    texts = [f"{IMAGE_TAG}\n" if p == _IMAGE else str(p.get("text", "")) for p in content]
+    tags = (TAGS.get(part["type"]) for part in content)
+    texts = [
+        f"{tag}\n" if tag else str(part.get("text", ""))
+        for tag, part in zip(tags, content, strict=True)
+    ]
     return {**message, "content": "".join(texts)}
 
 

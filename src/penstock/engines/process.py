@@ -32,6 +32,7 @@ from penstock.cores import Cores, pin
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import Beams
 from penstock.errors import EngineDeadError, PenstockError, RequestError
+from penstock.openai.media_parts import Videos
 from penstock.types import Delta, Sampling
 
 LENGTH_BYTES = 4
@@ -46,9 +47,10 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """A prompt to continue: text or token ids. `marks`, `batch`, `image_mark` and `beams` are as in
-    `GenerateRequest`; `at` is when it was asked, in seconds of the machine's monotonic clock;
-    `images` holds the bytes of files.
+    """A prompt to continue: text or token ids. `marks`, `batch`, `image_mark`, `video_mark` and
+    `beams` are as in `GenerateRequest`; `at` is when it was asked, in seconds of the machine's
+    monotonic clock; `images` holds the bytes of files, `videos` for each its file, or those of its
+    frames.
     """
 
     id: int
@@ -61,7 +63,9 @@ class Submit(Struct, tag="submit", array_like=True):
     batch: bool = False
     at: float = 0.0
     images: tuple[bytes, ...] = ()
+    videos: Videos = ()
     image_mark: str = ""
+    video_mark: str = ""
     beams: Beams | None = None
 
 

@@ -30,7 +30,8 @@ from penstock.engines.sampling import (
 )
 from penstock.engines.tasks import Batches, mapped, merged
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
-from penstock.openai.image_parts import Images, seen
+from penstock.openai.image_parts import Images
+from penstock.openai.media_parts import Videos, seen
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader
@@ -57,9 +58,9 @@ from penstock.types import (
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
     BOS) to a text; `kv_transfer_params` are for the engine's KV connector. Special tokens that are
-    part of one of `marks` stay in the answer's text. `batch` is as in `ChatRequest`. `images` are
-    URIs or the bytes of files; each stands where the prompt has an `image_mark`. With `beams` its
-    answers come whole, together, each under its `Delta.index`.
+    part of one of `marks` stay in the answer's text. `batch` is as in `ChatRequest`. `images` and
+    `videos` are URIs or the bytes of files; each stands where the prompt has an `image_mark` or a
+    `video_mark`. With `beams` its answers come whole, together, each under its `Delta.index`.
     """
 
     prompt: str | list[int]
@@ -71,7 +72,9 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     marks: tuple[str, ...] = ()
     batch: bool = False
     images: Images = ()
+    videos: Images = ()
     image_mark: str = ""
+    video_mark: str = ""
     beams: Beams | None = None
 
 
@@ -117,8 +120,10 @@ class TokenEngine(LLMEngine):
             thinking = None
         text = ""
         images: Images = ()
+        videos: Images = ()
+        inputs = self.capabilities.inputs
         if not request.prompt_token_ids or thinking is not None:
-            messages, images = seen(request.messages, self.capabilities.inputs, self.name)
+            messages, images, videos = seen(request.messages, inputs, self.name)
             text = self.template.render(messages, **template_options(request))
         if request.prompt_token_ids:
             check_token_ids(request.prompt_token_ids, "prompt_token_ids")
@@ -139,8 +144,12 @@ class TokenEngine(LLMEngine):
             ),
             batch=request.batch,
             images=images,
-            image_mark=self.template.mark_of(text, len(images), request.chat_template)
-            if images or "image" in self.capabilities.inputs
+            videos=videos,
+            image_mark=self.template.mark_of(text, "image", len(images), request.chat_template)
+            if "image" in inputs
+            else "",
+            video_mark=self.template.mark_of(text, "video", len(videos), request.chat_template)
+            if "video" in inputs
             else "",
         )
         answers = self._answers(single, request.n)
@@ -201,8 +210,8 @@ class TokenEngine(LLMEngine):
 
     def _rendered(self, request: ChatRequest) -> str:
         """The prompt of a conversation. Raises `RequestError`."""
-        messages, images = seen(request.messages, self.capabilities.inputs, self.name)
-        if images:
+        messages, images, videos = seen(request.messages, self.capabilities.inputs, self.name)
+        if images or videos:
             why = f"the {self.name} engine counts no tokens of images"
             raise UnsupportedError(why, param="messages")
         return self.template.render(messages, **template_options(request))
@@ -233,9 +242,12 @@ class TokenEngine(LLMEngine):
         check_questions(request.questions)
         files: tuple[bytes, ...] = ()
         if not isinstance(request.input, str):
-            messages, images = seen(request.input, self.capabilities.inputs, self.name)
+            messages, images, videos = seen(request.input, self.capabilities.inputs, self.name)
+            if videos:
+                why = f"the {self.name} engine makes no decisions about videos"
+                raise UnsupportedError(why, param="messages")
             request = msgspec.structs.replace(request, input=messages)
-            files = await self._files(images) if images else ()
+            files = (await self._files(images, ()))[0] if images else ()
 
         def rendered(messages: list[Message], continued: bool) -> str:
             return self.template.render(
@@ -248,13 +260,15 @@ class TokenEngine(LLMEngine):
         texts = asked(request, rendered if "chat" in self.capabilities.tasks else None)
         if files:
             whole = "".join([texts.head, *(branch.text for branch in texts.branches)])
-            mark = self.template.mark_of(whole, len(files), request.chat_template)
+            mark = self.template.mark_of(whole, "image", len(files), request.chat_template)
             texts = msgspec.structs.replace(texts, images=files, image_mark=mark)
         shares, usage = await self.label_shares(texts, request)
         return decisions(request.questions, texts.branches, shares, usage)
 
-    async def _files(self, images: Images) -> tuple[bytes, ...]:
-        """The files of images. Raises `RequestError` for those that are not taken."""
+    async def _files(self, images: Images, videos: Images) -> tuple[tuple[bytes, ...], Videos]:
+        """The files of images and of videos, as in `Submit`. Raises `RequestError` for those that
+        are not taken.
+        """
         raise UnsupportedError(
             f"the {self.name} engine makes no decisions about images", param="messages"
         )

@@ -194,7 +194,11 @@ class WorkerEngine(TokenEngine):
             sampling = msgspec.structs.replace(
                 sampling, structured=await self._constraint(sampling.structured)
             )
-        images = await self._files(request.images) if request.images else ()
+        images, videos = (
+            await self._files(request.images, request.videos)
+            if request.images or request.videos
+            else ((), ())
+        )
         number = next(self._ids)
         mailbox = self._mailboxes[number] = Mailbox()
         finished = False
@@ -211,7 +215,9 @@ class WorkerEngine(TokenEngine):
                     request.batch,
                     time.monotonic(),
                     images,
+                    videos,
                     request.image_mark,
+                    request.video_mark,
                     request.beams,
                 )
             )

@@ -6,19 +6,18 @@ from __future__ import annotations
 
 from base64 import b64encode
 from binascii import a2b_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import blake2b
 from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from penstock.errors import RequestError, UnsupportedError
-from penstock.types import Message
+from penstock.errors import RequestError
 
 Images = tuple[str | bytes, ...]
 """The images of a request, each a URI or the bytes of a file."""
 IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
-_MEDIA = ("image", "audio", "video", "file", "embeds", "thinking", "tool_reference")
+VIDEO_PARTS = ("video_url", "video")
 UNKNOWN_KIND = "application/octet-stream"
 _BEGINNINGS = (
     (b"\x89PNG", "image/png"),
@@ -29,11 +28,18 @@ _BEGINNINGS = (
     (b"II*\0", "image/tiff"),
     (b"MM\0*", "image/tiff"),
     (b"%PDF-", "application/pdf"),
+    (b"\x1aE\xdf\xa3", "video/webm"),
 )
+_STILL = (b"hei", b"hev", b"mif", b"msf", b"avi")
+"""Brands of images in the container of MP4."""
 
 
 def kind_of(data: bytes) -> str:
     """The media type of a file by its first bytes; `UNKNOWN_KIND` if it is unknown."""
+    if data[4:8] == b"ftyp" and data[8:11] not in _STILL:
+        return "video/mp4"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "video/x-msvideo"
     known = (kind for beginning, kind in _BEGINNINGS if data.startswith(beginning))
     return next(known, UNKNOWN_KIND)
 
@@ -90,17 +96,20 @@ def data_in(uri: str, param: str) -> bytes:
     return data
 
 
-def part_with(uri: str) -> dict[str, Any]:
-    """The part of a message with this image."""
-    return {"type": "image_url", "image_url": {"url": uri}}
+def part_with(uri: str, medium: str = "") -> dict[str, Any]:
+    """The part of a message with this image or video; by default, a data URI tells which."""
+    name = f"{medium or ('video' if uri[:11].lower() == 'data:video/' else 'image')}_url"
+    return {"type": name, name: {"url": uri}}
 
 
 def given_in(part: Mapping[str, Any]) -> Any:
-    """What a part says of its image: text, bytes, a mapping, an image of Pillow's; None: nothing.
+    """What a part says of its image or video: text, bytes, a mapping, an image of Pillow's, a list
+    of frames; None: nothing.
 
     Columnar data gives every part every key; the empty ones were never there.
     """
-    given = next((part[name] for name in IMAGE_PARTS if part.get(name) is not None), None)
+    names = (*IMAGE_PARTS, *VIDEO_PARTS)
+    given = next((part[name] for name in names if part.get(name) is not None), None)
     return given["url"] if isinstance(given, Mapping) and "url" in given else given
 
 
@@ -157,63 +166,6 @@ def bitmap(image: Any) -> bytes:
     return file.getvalue()
 
 
-def images_in(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
-    """The parts of messages that hold images, in order."""
-    return [
-        part
-        for message in messages
-        if isinstance(content := message.get("content"), list)
-        for part in content
-        if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
-    ]
-
-
-def with_images(messages: Sequence[Message], uris: Sequence[str]) -> list[Message]:
-    """Messages whose image parts, in order, hold these URIs."""
-    left = iter(uris)
-    made: list[Message] = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            content = [
-                part_with(next(left))
-                if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
-                else part
-                for part in content
-            ]
-            message = {**message, "content": content}
-        made.append(message)
-    return made
-
-
 def name_of(uri: str) -> str:
     """A short name for an image: the same for the same content."""
     return blake2b(uri.encode(errors="replace"), digest_size=16).hexdigest()
-
-
-def seen(
-    messages: list[Message], inputs: Sequence[str], engine: str
-) -> tuple[list[Message], Images]:
-    """Messages as templates take them, and their images in order. Raises `UnsupportedError` for
-    what the engine does not read, of which a template would make words.
-    """
-    images: list[str | bytes] = []
-    shown: list[Message] = []
-    for number, message in enumerate(messages):
-        content = message.get("content")
-        for at, part in enumerate(content) if isinstance(content, list) else ():
-            kind = str(part.get("type"))
-            if not any(medium in kind for medium in _MEDIA):
-                continue
-            where = f"messages[{number}].content[{at}]"
-            if kind not in IMAGE_PARTS or "image" not in inputs:
-                reads = "texts and images" if "image" in inputs else "texts"
-                raise UnsupportedError(
-                    f"{where}: the {engine} engine reads {reads}, no '{kind}'",
-                    param=where,
-                )
-            images.append(image_at(part, where))
-            message = {**message, "content": [*message["content"]]}
-            message["content"][at] = {"type": "image"}
-        shown.append(message)
-    return (shown, tuple(images)) if images else (messages, ())

@@ -43,13 +43,16 @@ class UsageTotal:
     def usage(self) -> Usage:
         if len(self._usages) == 1:
             return self._usages[0][1]
-        prompts: dict[int, Usage] = {}
+        prompts: dict[int, tuple[int, Usage]] = {}
         for index, usage in self._usages:
-            prompts.setdefault(index // self._n if self._n else 0, usage)
+            prompt = index // self._n if self._n else 0
+            # The first answer's last one: an image's tokens are counted exactly only at the end.
+            if prompt not in prompts or prompts[prompt][0] == index:
+                prompts[prompt] = index, usage
         return Usage(
-            sum(usage.prompt_tokens for usage in prompts.values()),
+            sum(usage.prompt_tokens for _, usage in prompts.values()),
             sum(usage.completion_tokens for _, usage in self._usages),
-            sum(usage.cached_tokens for usage in prompts.values()),
+            sum(usage.cached_tokens for _, usage in prompts.values()),
             sum(usage.reasoning_tokens for _, usage in self._usages),
         )
 

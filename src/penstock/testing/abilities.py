@@ -1,4 +1,4 @@
-"""Contracts of abilities that an engine may declare: constraints, beams, images, decisions,
+"""Contracts of abilities that an engine may declare: constraints, beams, images, videos, decisions,
 hearing, speaking.
 """
 
@@ -25,6 +25,7 @@ from penstock.testing.asking import (
     answer,
     chat_request,
     deltas_of,
+    film,
     image_request,
     noise,
 )
@@ -259,6 +260,35 @@ class Images(Asked):
         chat = image_request(self.prompt, [noise(1)])
         with pytest.raises(UnsupportedError, match=f"the {engine.name} engine .* not of images"):
             await engine.embeddings(EmbeddingRequest([chat]))
+
+
+class Videos(Asked):
+    """Tests of videos in conversations."""
+
+    async def test_videos_are_seen_beside_images_and_texts(self, engine: LLMEngine) -> None:
+        if "video" not in engine.capabilities.inputs:
+            pytest.skip("no videos")
+        one, other, still = film(1, 2, 3, 4), film(4, 3, 2, 1), noise(5)
+        asked = [
+            chat_request(self.prompt),
+            *(image_request(self.prompt, [*shown]) for shown in ([one], [other], [one, still])),
+            *(image_request(self.prompt, [*shown]) for shown in ([one, other], [other, one])),
+        ]
+        alone = [await answer(engine, request) for request in asked]
+        assert len({result.texts[0] for result in alone}) == len(asked)
+        tokens = [result.usage.prompt_tokens for result in alone]
+        assert tokens[0] < tokens[1] == tokens[2] < tokens[3]
+        assert tokens[2] < tokens[4] == tokens[5]
+        together = await asyncio.gather(*(answer(engine, request) for request in asked * 3))
+        assert [result.texts for result in together] == [result.texts for result in alone] * 3
+
+    async def test_an_engine_that_sees_no_videos_refuses_them_by_its_name(
+        self, engine: LLMEngine
+    ) -> None:
+        if "text" not in engine.capabilities.inputs or "video" in engine.capabilities.inputs:
+            pytest.skip("it sees them, or leaves that to a server")
+        with pytest.raises(RequestError, match=r"video|multimodal"):
+            await answer(engine, image_request(self.prompt, [film(1, 2)]))
 
 
 def _needs_images(engine: LLMEngine) -> None:

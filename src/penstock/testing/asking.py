@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Deltas
-from penstock.openai.image_parts import data_uri, part_with
+from penstock.openai.image_parts import content_of, data_uri, part_with
+from penstock.openai.media_parts import frames_uri
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
@@ -32,7 +33,7 @@ def chat_request(text: str, sampling: Sampling = GREEDY, **fields: Any) -> ChatR
 def image_request(
     text: str, images: Sequence[str], sampling: Sampling = GREEDY, **fields: Any
 ) -> ChatRequest:
-    """A conversation of one user message: images, as data URIs, and a text."""
+    """A conversation of one user message: images or videos, as data URIs, and a text."""
     parts = [*map(part_with, images), {"type": "text", "text": text}]
     return ChatRequest([{"role": "user", "content": parts}], sampling, **fields)
 
@@ -53,6 +54,11 @@ def noise(seed: int, width: int = 64, height: int = 48) -> str:
         + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
+
+
+def film(*seeds: int) -> str:
+    """A video of such images as a data URI of its frames."""
+    return frames_uri(content_of(noise(seed)) for seed in seeds)
 
 
 class Generates(Protocol):

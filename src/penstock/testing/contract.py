@@ -19,7 +19,7 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.openai.responses import Answers
-from penstock.testing.abilities import BeamSearch, Constraints, Decisions, Images
+from penstock.testing.abilities import BeamSearch, Constraints, Decisions, Images, Videos
 from penstock.testing.asking import (
     GREEDY,
     answer,
@@ -44,7 +44,7 @@ from penstock.types import (
 
 
 @pytest.mark.asyncio(loop_scope="module")
-class EngineContract(Decisions, Images, BeamSearch, Constraints):
+class EngineContract(Decisions, Images, Videos, BeamSearch, Constraints):
     """Inherit, and provide a started engine as the module-scoped fixture `engine`.
 
     Greedy answers are compared with those of the same request among others, so start a real model

@@ -1,3 +1,4 @@
+import json
 import sys
 from base64 import b64encode
 from io import BytesIO
@@ -8,7 +9,8 @@ import pytest
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.row import Row
 from penstock.errors import MissingExtraError
-from penstock.openai.image_parts import content_of, data_in, data_uri
+from penstock.openai.image_parts import content_of, data_in, data_uri, part_with
+from penstock.openai.media_parts import frames_uri
 from vision_models import image_file, image_part, picture
 
 PNG, JPEG = image_file(1), image_file(2, "JPEG")
@@ -37,25 +39,25 @@ async def test_values_of_all_forms_become_data_uris(tmp_path):
         path.as_uri(),
     ]
     rows = await loaded([{"photo": form} for form in forms])
-    assert {row.images for row in rows} == {(data_uri(PNG),)}
+    assert all(row.images == [[data_uri(PNG)]] for row in rows)
     assert {row.failure for row in rows} == {None}
     assert rows[0].nbytes >= len(PNG)
 
 
 async def test_a_row_may_have_several_images_or_none():
     rows = await loaded([{"photo": [PNG, JPEG]}, {"photo": None}, {"photo": []}, {}])
-    assert rows[0].images == (data_uri(PNG), data_uri(JPEG))
-    assert not any(row.images for row in rows[1:])
+    assert rows[0].images == [[data_uri(PNG)], [data_uri(JPEG)]]
+    assert not any(uris for row in rows[1:] for uris in row.images or ())
 
 
 async def test_an_image_of_pillows_is_taken_as_it_is():
     (row,) = await loaded([{"photo": picture(1)}])
-    assert row.images[0].startswith("data:image/bmp;base64,")
+    assert row.images[0][0].startswith("data:image/bmp;base64,")
 
 
 async def test_a_url_is_left_to_the_engine():
     (row,) = await loaded([{"photo": "https://example.com/cat.png"}])
-    assert row.images == ("https://example.com/cat.png",)
+    assert row.images == [["https://example.com/cat.png"]]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ async def test_what_cannot_be_loaded_fails_its_row_alone(value, words):
     bad, good = await loaded([{"photo": value}, {"photo": PNG}])
     assert words in str(bad.failure)
     assert bad.failure.param == "photo"
-    assert good.images == (data_uri(PNG),)
+    assert good.images == [[data_uri(PNG)]]
 
 
 async def test_parts_of_conversations_are_loaded(tmp_path):
@@ -91,8 +93,35 @@ async def test_parts_of_conversations_are_loaded(tmp_path):
         None,
         "chat",
     )
-    assert row.images == (data_uri(PNG), data_uri(JPEG), data_uri(PNG))
+    assert row.images == [[data_uri(PNG)], [data_uri(JPEG)], [data_uri(PNG)]]
     assert text.images is None
+
+
+async def test_videos_and_frames_in_conversations(tmp_path):
+    video = b"\0\0\0\x18ftypisom"
+    path, frame = tmp_path / "a.mp4", tmp_path / "a.png"
+    path.write_bytes(video)
+    frame.write_bytes(PNG)
+    parts = [
+        {"type": "video", "video": str(path), "image": None},
+        {"type": "video_url", "video_url": {"url": data_uri(video)}},
+        {"type": "video", "video": [str(frame), JPEG]},
+        {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+        {"type": "video", "video": ["https://example.com/a.png"]},
+    ]
+    wanted = [[data_uri(video)]] * 2 + [[frames_uri([PNG, JPEG])], ["https://example.com/a.mp4"]]
+    written = json.dumps([{"role": "user", "content": parts[3:4]}])
+    rows = [{"chat": [{"role": "user", "content": parts[:4]}]}, {"chat": written}]
+    made = await loaded(rows, None, "chat")
+    assert [row.images for row in made] == [wanted, wanted[3:]]
+    (bad,) = await loaded([{"chat": [{"role": "user", "content": parts[4:]}]}], None, "chat")
+    assert "a frame of a video is no URL" in str(bad.failure)
+
+
+async def test_a_column_may_hold_videos():
+    video = b"\x1aE\xdf\xa3" + bytes(8)
+    (row,) = await loaded([{"photo": [video, PNG]}])
+    assert [part_with(uri)["type"] for (uri,) in row.images] == ["video_url", "image_url"]
 
 
 async def test_large_rows_go_on_before_all_are_loaded():
@@ -113,9 +142,10 @@ async def test_the_pages_of_a_pdf_are_images():
     file = BytesIO()
     document.save(file)
     (row,) = await loaded([{"photo": file.getvalue()}])
-    assert len(row.images) == 3
-    assert all(image.startswith("data:image/png;base64,") for image in row.images)
-    assert data_in(row.images[0], "x")[16:24] == (200).to_bytes(4, "big") + (100).to_bytes(4, "big")
+    (pages,) = row.images
+    assert len(pages) == 3
+    assert all(image.startswith("data:image/png;base64,") for image in pages)
+    assert data_in(pages[0], "x")[16:24] == (200).to_bytes(4, "big") + (100).to_bytes(4, "big")
     (damaged,) = await loaded([{"photo": file.getvalue()[:40]}])
     assert "the PDF cannot be read" in str(damaged.failure)
 
@@ -144,7 +174,7 @@ WRITTEN = b64encode(PNG).decode()
 async def test_forms_of_data_uris(uri):
     assert data_in(uri, "x") == content_of(uri) == PNG
     (row,) = await loaded([{"photo": uri}])
-    assert row.images == (uri,)
+    assert row.images == [[uri]]
 
 
 def test_a_data_uri_without_base64():

@@ -17,6 +17,7 @@ from penstock.batch.stages.media import Loader, PrepareMultimodalStage
 from penstock.engines.media.images import FORMS, decoded, prepared as prepared_image, written
 from penstock.errors import ConfigError, MissingExtraError, RequestError
 from penstock.openai.image_parts import bitmap
+from penstock.openai.media_parts import frames_uri
 
 
 def image(form="PNG", size=8):
@@ -88,6 +89,28 @@ async def test_images_from_everywhere_become_part_of_the_message(tmp_path, serve
         ]
         assert row["multimodal_data"] == {"image": [data]}
     assert len({str(row["multimodal_uuids"]) for row in found}) == 1
+
+
+async def test_videos_are_left_to_the_engine_to_decode(tmp_path):
+    video, frames = b"\0\0\0\x18ftypisom", [png(), image()]
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video)
+    uri = f"data:video/mp4;base64,{b64encode(video).decode()}"
+    by_path, by_uri, listed, cut = await prepared(
+        [
+            asked(str(path), "video"),
+            asked({"url": uri}, "video_url"),
+            asked(frames, "video"),
+            asked([image("JPEG", 64)[:-300]], "video"),
+        ]
+    )
+    for row in (by_path, by_uri):
+        assert row["messages"][0]["content"][1] == {"type": "video_url", "video_url": {"url": uri}}
+        assert row["multimodal_data"] == {"video": [video]}
+    assert by_path["multimodal_uuids"] == by_uri["multimodal_uuids"] != listed["multimodal_uuids"]
+    assert listed["multimodal_data"] == {"video": [frames]}
+    assert listed["messages"][0]["content"][1]["video_url"]["url"] == frames_uri(frames)
+    assert "cannot be decoded" in cut["error"]["message"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "F"])

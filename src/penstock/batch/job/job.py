@@ -139,7 +139,7 @@ class Job:
         image: with a prompt or `embed`, a column of images before its text:
             bytes, a path, a data URI, a mapping with `bytes` or `path`, an
             image of Pillow's, or a list of these. A PDF is an image for each
-            page. The model must be one that sees.
+            page; a video is one. The model must be one that sees.
         system: a system message before each.
         schema: a JSON Schema (mapping or path) that answers follow; its fields
             become columns.

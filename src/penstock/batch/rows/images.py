@@ -1,9 +1,10 @@
-"""The images of rows: a column's, and those in conversations. They are loaded off the event loop,
-and become data URIs in the row's request.
+"""The images and videos of rows: a column's, and those in conversations. They are loaded off the
+event loop, and become data URIs in the row's request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
@@ -15,14 +16,16 @@ from penstock.batch.rows.row import Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
 from penstock.openai.image_parts import (
+    VIDEO_PARTS,
     bitmap,
+    content_of,
     data_uri,
     given_in,
-    images_in,
     is_data_uri,
     is_pillow,
     kind_of,
 )
+from penstock.openai.media_parts import frames_uri, media_in
 from penstock.parsing import decode_json
 
 _SLOW_BYTES = 1 << 20
@@ -30,12 +33,13 @@ _URLS = ("http://", "https://")
 
 
 class RowImages:
-    """Loads the images of rows from `column`, or from the parts of the conversations in the column
-    `messages`.
+    """Loads the images and videos of rows from `column`, or from the parts of the conversations in
+    the column `messages`.
 
-    A value is one image or a list of them: bytes, a path, a data URI, a mapping with `bytes` or
-    `path` (as data sets of Hugging Face have it), or an image of Pillow's. Null is none. A PDF is
-    an image for each of its pages. A URL goes to the engine, which may load it.
+    A value is one of them or a list: bytes, a path, a data URI, a mapping with `bytes` or `path`
+    (as data sets of Hugging Face have it), or an image of Pillow's. Null is none. A PDF is an image
+    for each of its pages; a list in a video's part holds its frames. A URL goes to the engine,
+    which may load it.
     """
 
     def __init__(self, column: str | None, messages: str | None) -> None:
@@ -71,32 +75,39 @@ class RowImages:
         self._loader = self._working = None
 
     def _values(self, row: Row) -> Iterator[Any]:
-        """The value that stands for each image of a row."""
+        """The value that stands for each image or video of a row; a tuple holds frames."""
         value = (row.values or {}).get(self._column or self._messages or "")
         if self._column is not None:
             images: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
             yield from images
             return
         if isinstance(value, str):
-            if '"image' not in value and '"input_image' not in value:
+            if not any(f'"{kind}' in value for kind in ("image", "input_image", "video")):
                 return
             try:
                 value = decode_json(value)
             except ValueError:
                 return  # the form says so
         if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
-            yield from map(given_in, images_in(value))
+            for part in media_in(value):
+                given, frames = given_in(part), part["type"] in VIDEO_PARTS
+                yield tuple(given) if frames and isinstance(given, list) else given
 
     async def _load(self, row: Row, values: list[Any]) -> int:
         try:
-            row.images = tuple([uri for value in values for uri in await self._uris(value)])
+            row.images = [await self._uris(value) for value in values]
         except PenstockError as error:
-            row.failure, row.images = error, ()
-        return sum(map(len, row.images))
+            row.failure, row.images = error, []
+        return sum(len(uri) for uris in row.images for uri in uris)
 
     async def _uris(self, value: Any) -> list[str]:
         if value is None and self._column is not None:
             return []
+        if isinstance(value, tuple):
+            uris = [uri for frame in value for uri in await self._uris(frame)]
+            if not all(map(is_data_uri, uris)):
+                raise RequestError("a frame of a video is no URL, but an image", param="video")
+            return [await asyncio.to_thread(lambda: frames_uri(map(content_of, uris)))]
         if isinstance(value, str) and (is_data_uri(value) or value.startswith(_URLS)):
             return [value]
         if self._loader is None or self._working is None:

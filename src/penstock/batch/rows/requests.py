@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -23,14 +24,8 @@ from penstock.batch.values.plain import UnstorableError, plain_row, text as plai
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.openai.image_parts import (
-    IMAGE_PARTS,
-    given_in,
-    is_pillow,
-    name_of,
-    part_with,
-    with_images,
-)
+from penstock.openai.image_parts import given_in, is_pillow, name_of, part_with
+from penstock.openai.media_parts import MEDIA_PARTS, with_media
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling
@@ -77,9 +72,9 @@ class ColumnRequests(EngineForm):
     """Chat requests from a prompt template or a column of messages; answers become columns.
 
     `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for
-    all rows. `image` is a column of images, which stand before the text. `prefix` goes before the
-    name of each result column. `values_for`: the output that rows go to, where their values may be
-    other ones than those of JSON; a row with one that it cannot hold fails.
+    all rows. `image` is a column of images or videos, which stand before the text. `prefix` goes
+    before the name of each result column. `values_for`: the output that rows go to, where their
+    values may be other ones than those of JSON; a row with one that it cannot hold fails.
     """
 
     def __init__(
@@ -198,10 +193,10 @@ class ColumnRequests(EngineForm):
             if self._image is not None:
                 if self._image not in values:
                     raise RequestError(f"the row has no column '{self._image}'", param=self._image)
-                if row.images:
-                    content = [*row.images, text]
-                    parts = [*map(part_with, row.images), {"type": "text", "text": text}]
-                    text = f"{' '.join(map(name_of, row.images))} {text}"
+                if images := list(chain.from_iterable(row.images or ())):
+                    content = [*images, text]
+                    parts = [*map(part_with, images), {"type": "text", "text": text}]
+                    text = f"{' '.join(map(name_of, images))} {text}"
             messages = [*self._system, {"role": "user", "content": parts}]
         else:
             messages = content = self._conversation(values, row.images)
@@ -275,7 +270,7 @@ class ColumnRequests(EngineForm):
         return [outcome.response, *map(fields.get, self.fields), *end]
 
     def _conversation(
-        self, values: Mapping[str, Any], images: Sequence[str] | None
+        self, values: Mapping[str, Any], images: Sequence[Sequence[str]] | None
     ) -> list[Message]:
         try:
             value = values[self._messages or ""]
@@ -308,14 +303,14 @@ class ColumnRequests(EngineForm):
         check_messages(messages)
         for message in messages:
             if isinstance(message.get("content"), list) and any(
-                part["type"] not in ("text", *IMAGE_PARTS) for part in message["content"]
+                part["type"] not in ("text", *MEDIA_PARTS) for part in message["content"]
             ):
                 raise RequestError(
-                    f"column '{self._messages}' holds a message with other parts than texts and"
-                    " images"
+                    f"column '{self._messages}' holds a message with other parts than texts,"
+                    " images and videos"
                 )
         if images is not None:
-            messages = with_images(messages, images)
+            messages = with_media(messages, images)
         return messages if messages[0]["role"] == "system" else self._system + messages
 
 
@@ -356,7 +351,7 @@ def end_types() -> list[pa.DataType]:
 
 def conversation_text(messages: Sequence[Message]) -> str:
     """The contents of a conversation in order: those that begin alike sort together by it. The
-    name of an image stands for it.
+    name of an image or a video stands for it.
     """
     return "\n".join(
         [
@@ -368,7 +363,7 @@ def conversation_text(messages: Sequence[Message]) -> str:
 
 def _parts_text(content: Any) -> str:
     parts = content if isinstance(content, list) else ()
-    if not any(isinstance(p, dict) and p.get("type") in IMAGE_PARTS for p in parts):
+    if not any(isinstance(p, dict) and p.get("type") in MEDIA_PARTS for p in parts):
         return as_text(content)
     given = ((part.get("text"), given_in(part)) for part in parts)
     return " ".join(

@@ -70,8 +70,9 @@ class Row(Struct, eq=False):
     been made: `digest` names the request (16 bytes), `prefix` sorts rows that share the start of a
     prompt next to each other. `failure` is why it could not be made, where that was found out
     ahead, `earlier` why the row failed in the processor that it comes from. `longest` is how many
-    tokens its answer may have, 0 where no limit is set. `images` are the URIs of its images, where
-    those were loaded. `key` stands for its key column in an incremental job, 0 in others.
+    tokens its answer may have, 0 where no limit is set. `images` are the URIs of what it shows,
+    where that was loaded: for each value, such as a PDF, those that it has. `key` stands for its
+    key column in an incremental job, 0 in others.
     """
 
     index: int
@@ -86,7 +87,7 @@ class Row(Struct, eq=False):
     shareable: bool = False
     longest: int = 0
     failure: PenstockError | None = None
-    images: tuple[str, ...] | None = None
+    images: list[list[str]] | None = None
     earlier: RowError | None = None
     key: int = 0
 

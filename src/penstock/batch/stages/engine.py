@@ -23,7 +23,7 @@ from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.constraints import parse_response_format
-from penstock.openai.image_parts import images_in
+from penstock.openai.media_parts import media_in
 from penstock.openai.requests import begun_by_assistant
 from penstock.openai.responses import Answers, ToolCall, token_logprobs, tool_call_list
 from penstock.types import (
@@ -190,7 +190,7 @@ class EngineRequests:
             return None
         chat = self._conversation(row)
         sees = "image" in self._supervisor.engine.capabilities.inputs
-        return chat if sees or images_in(chat.messages) else None
+        return chat if sees or media_in(chat.messages) else None
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """The LoRA adapter that the row's `model` names, and its place; None for the base model."""

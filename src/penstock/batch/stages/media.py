@@ -1,5 +1,5 @@
-"""Loads what rows point to, images and recordings, by path, URL, data URI or as bytes, off the
-event loop; and the stage that puts images into the messages of a conversation.
+"""Loads what rows point to, images, videos and recordings, by path, URL, data URI or as bytes, off
+the event loop; and the stage that puts images and videos into the messages of a conversation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
-from penstock.openai.image_parts import IMAGE_PARTS, content_of, given_in, is_data_uri, part_with
+from penstock.openai.image_parts import (
+    VIDEO_PARTS,
+    content_of,
+    data_uri,
+    given_in,
+    is_data_uri,
+    name_of,
+    part_with,
+)
+from penstock.openai.media_parts import MEDIA_PARTS, frames_uri
 from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:
@@ -130,8 +139,9 @@ async def loaded(
 
 
 class PrepareMultimodal:
-    """Puts images into `messages`. For the row's user it also lists them in `multimodal_data`, and
-    what names their content in `multimodal_uuids`, as Ray's stage does: no later stage reads these.
+    """Puts images and videos into `messages`. For the row's user it also lists them in
+    `multimodal_data`, and what names their content in `multimodal_uuids`, as Ray's stage does: no
+    later stage reads these.
     """
 
     def __init__(
@@ -175,47 +185,69 @@ class PrepareMultimodal:
         ):
             raise RequestError("column 'messages' holds no list of messages", param="messages")
         check_messages(messages)
-        images: list[PreparedImage] = []
-        prepared = [await self._message(message, images) for message in messages]
+        data: dict[str, list[Any]] = {}
+        names: dict[str, list[str]] = {}
+        prepared = [await self._message(message, data, names) for message in messages]
         return {
             "messages": prepared,
-            "multimodal_data": {"image": [image.data for image in images]} if images else None,
-            "multimodal_uuids": {"image": [image.uuid for image in images]} if images else None,
+            "multimodal_data": data or None,
+            "multimodal_uuids": names or None,
         }
 
     async def _message(
-        self, message: dict[str, Any], images: list[PreparedImage]
+        self, message: dict[str, Any], data: dict[str, list[Any]], names: dict[str, list[str]]
     ) -> dict[str, Any]:
         content = message.get("content")
         if not isinstance(content, list):
             return message
-        parts = [await self._part(part, images) for part in content]
+        parts = [await self._part(part, data, names) for part in content]
         if self._join_texts and all(part.get("type") == "text" for part in parts):
             return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
         return {**message, "content": parts}
 
-    async def _part(self, part: Mapping[str, Any], images: list[PreparedImage]) -> dict[str, Any]:
-        if part.get("type") not in IMAGE_PARTS:
+    async def _part(
+        self, part: Mapping[str, Any], data: dict[str, list[Any]], names: dict[str, list[str]]
+    ) -> dict[str, Any]:
+        if part.get("type") not in MEDIA_PARTS:
             return {key: value for key, value in part.items() if value is not None}
-        assert self._loader is not None
         given = given_in(part)
+        if part["type"] in VIDEO_PARTS:
+            medium, (content, uri, name) = "video", await self._video(given)
+        else:
+            medium, (content, uri, name) = "image", await self._image(given)
+        data.setdefault(medium, []).append(content)
+        names.setdefault(medium, []).append(name)
+        return part_with(uri, medium)
+
+    async def _image(self, given: Any) -> PreparedImage:
+        assert self._loader is not None
         if self._images.is_image(given):
             work = partial(self._images.written, given)
         else:
             work = partial(self._images.prepared, await self._loader.load(given, "image"))
         image: PreparedImage = await self._decoding.submit(work)
-        images.append(image)
-        return part_with(image.uri)
+        return image
+
+    async def _video(self, given: Any) -> tuple[Any, str, str]:
+        """A video is left to the engine to decode; frames are images."""
+        assert self._loader is not None
+        if isinstance(given, list | tuple):
+            frames = [(await self._image(frame)).data for frame in given]
+            uri: str = await self._decoding.submit(partial(frames_uri, frames))
+            return frames, uri, name_of(uri)
+        content = await self._loader.load(given, "video")
+        uri = await self._decoding.submit(partial(data_uri, content))
+        return content, uri, name_of(uri)
 
 
 class PrepareMultimodalStage(StatefulStage):
-    """Loads the images of `messages` and puts them in as data URIs."""
+    """Loads the images and videos of `messages` and puts them in as data URIs."""
 
     fn = PrepareMultimodal
     _required: ClassVar[Mapping[str, str]] = {
         "messages": (
-            "The conversation, in OpenAI's form; images by path, URL, data URI, as bytes or"
-            " Pillow's."
+            "The conversation, in OpenAI's form; images and videos by path, URL, data URI, as bytes"
+            " or Pillow's."
         )
     }
     _shareable = True

@@ -1,1 +1,3 @@
-"""Images and speech: `images` decodes, `audio` joins what was heard, and writes speech."""
+"""Images, videos and speech: `images` and `videos` decode, `audio` joins what was heard, and writes
+speech.
+"""

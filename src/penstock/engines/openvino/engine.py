@@ -19,13 +19,15 @@ from penstock.engines.disk.sources import adapter_rank, describe
 from penstock.engines.media.audio import joined, pieces_of, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
-from penstock.engines.openvino.image_files import image_files
 from penstock.engines.openvino.logits.second_copy import SecondCopy, is_biased, needs_scores
+from penstock.engines.openvino.media_files import media_files
 from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import (
     MODEL_KINDS,
+    inputs_of,
     instruction_for,
     instructions_of,
+    read_config,
     sees,
 )
 from penstock.engines.openvino.model.source import check_tokenizer, find_model
@@ -43,7 +45,8 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError, UnsupportedError
-from penstock.openai.image_parts import Images, seen
+from penstock.openai.image_parts import Images
+from penstock.openai.media_parts import Videos, seen
 from penstock.types import (
     ChatRequest,
     DecideRequest,
@@ -138,7 +141,7 @@ class OpenVINOEngine(WorkerEngine):
         return "completions" in self.capabilities.tasks
 
     def stated_inputs(self) -> tuple[str, ...]:
-        return stated_inputs(self.model_source)
+        return stated_inputs(self.model_source, self.options.task)
 
     # Life
     async def _load_message(self) -> Load:
@@ -169,6 +172,8 @@ class OpenVINOEngine(WorkerEngine):
             refused += _NOT_SEEING
         else:
             refused.append("image_urls")
+        if "video" not in inputs_of(files.path, read_config(files.path), files.task):
+            refused.append("video_frames")
         for name in refused:
             if getattr(self.options, name) != getattr(_DEFAULTS, name):
                 raise EngineStartError(
@@ -211,8 +216,8 @@ class OpenVINOEngine(WorkerEngine):
             raise EngineDeadError(self._why_dead, suspects=False)
         return await self._constraints.grammar(structured)
 
-    async def _files(self, images: Images) -> tuple[bytes, ...]:
-        return await image_files(images, self.options)
+    async def _files(self, images: Images, videos: Images) -> tuple[tuple[bytes, ...], Videos]:
+        return await media_files(images, videos, self.options)
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:
@@ -287,12 +292,12 @@ class OpenVINOEngine(WorkerEngine):
             chat = ChatRequest([{"role": "user", "content": given}])
         if not chat.messages:
             raise RequestError("an input is empty", param="input")
-        messages, images = seen(chat.messages, self.capabilities.inputs, self.name)
+        messages, images, _ = seen(chat.messages, self.capabilities.inputs, self.name)
         if instruction and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": instruction}, *messages]
         text = self.template.render(messages, **template_options(chat))
-        mark = self.template.mark_of(text, len(images), chat.chat_template)
-        return text, await self._files(images), mark
+        mark = self.template.mark_of(text, "image", len(images), chat.chat_template)
+        return text, (await self._files(images, ()))[0], mark
 
     async def _release_logits(self) -> None:
         await self._call("release_logits")

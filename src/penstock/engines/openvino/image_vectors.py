@@ -21,7 +21,7 @@ import openvino_genai as genai
 from openvino import opset13 as ops
 
 from penstock import lazy
-from penstock.engines.chat_template import IMAGE_TAG
+from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.model.files import Pooling, read_config
 from penstock.engines.openvino.options import failure_of, reason_of
 from penstock.engines.openvino.pipeline import own_template
@@ -111,7 +111,7 @@ class ImageEmbedding(Embedding):
                 "a text holds a token that stands for an image: leave it out", param="input"
             )
         sizes = self._images.check_pixels(files, self._options.max_image_pixels)
-        if mark == IMAGE_TAG:  # GenAI numbers them
+        if mark == TAGS["image"]:  # GenAI numbers them
             tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]
             text = "".join(a + b for a, b in zip(pieces, [*tags, ""], strict=True))
         seen = sum(self._patches.tokens(size) + _AROUND for size in sizes)

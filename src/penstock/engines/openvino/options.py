@@ -133,8 +133,10 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     template in place of the model's own, or its text. `default_chat_template_kwargs`: names for
     the template that requests may override.
 
-    Of vision-language models: a request may have `max_images`, of `max_image_bytes` (files) and
-    `max_image_pixels` together. `image_urls`: images are also loaded from http and https, within
+    Of vision-language models: a request may have `max_images` images and videos, of
+    `max_image_bytes` (files) and `max_image_pixels` together. Of a video the model sees
+    `video_frames` frames, evenly spread; all frames of a request's videos may have
+    `max_video_pixels`. `image_urls`: images and videos are also loaded from http and https, within
     `image_timeout_s` seconds; else they come with their request.
 
     Of speech models: a recording may have `max_audio_bytes` (its file) and last
@@ -177,6 +179,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     max_images: Positive = 16
     max_image_bytes: Positive = 64 << 20
     max_image_pixels: Positive = 1 << 26
+    max_video_pixels: Positive = 1 << 34
+    video_frames: Positive = 8
     image_urls: bool = False
     image_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     max_audio_bytes: Positive = 64 << 20

@@ -21,6 +21,7 @@ from penstock.engines.beams import Beams
 from penstock.engines.openvino.model.draft import needs_whole_prompts
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf_ir import keeping
+from penstock.engines.openvino.model.vision_files import as_trained
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.engines.sampling import check_id_range
 from penstock.errors import ContextLengthError, UnsupportedError
@@ -144,7 +145,11 @@ class Pipelines:
                 self._path, tokenizer, scheduler, options.device, **properties
             )
         source: AbstractContextManager[tuple[str, dict[str, Any]]] = (
-            keeping(self._path) if self._keeps else nullcontext((self._path, {}))
+            keeping(self._path)
+            if self._keeps
+            else as_trained(self._path)
+            if self.sees
+            else nullcontext((self._path, {}))
         )
         with source as (path, saving):
             pipeline = genai.ContinuousBatchingPipeline(

@@ -18,7 +18,14 @@ from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import BEAM_PARAMETERS
-from penstock.engines.openvino.model.files import MAX_TOP_LOGPROBS, TASKS_OF, check_whole, is_ir
+from penstock.engines.openvino.model.files import (
+    MAX_TOP_LOGPROBS,
+    TASKS_OF,
+    check_whole,
+    inputs_of,
+    is_ir,
+    read_config,
+)
 from penstock.engines.openvino.options import (
     Load,
     OpenVINOOptions,
@@ -103,7 +110,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
             prompt_logprobs=False,
             logit_bias=False,
             extra=frozenset(),
-            inputs=("text", "image"),
+            inputs=inputs_of(path, read_config(path), load.task),
         )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from penstock.engines.base import Capabilities
 from penstock.engines.vllm.kv_cache import Counts, events_config, with_engine
 from penstock.engines.vllm.library import (
+    MULTIMODAL_REGISTRY,
     AsyncEngineArgs,
     AsyncLLM,
     CoreDead,
@@ -185,7 +186,7 @@ class Front:
             triggers=generates,
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
-            inputs=("text", "image") if model.is_multimodal_model else ("text",),
+            inputs=("text", *_media(model)),
             vocabulary=self.vocabulary,
             vectors=tuple(kind for task, kind in _VECTORS.items() if task in tasks) or ("dense",),
         )
@@ -276,3 +277,11 @@ def _reason(error: Exception) -> str:
             where = ".".join(str(part) for part in first["loc"])
             return f"{where}: {first['msg']}" if where else str(first["msg"])
     return one_line(error) or type(error).__name__
+
+
+def _media(model: Any) -> tuple[str, ...]:
+    """What messages to the model may hold beside texts, such as "image" and "video"."""
+    if not model.is_multimodal_model:
+        return ()
+    info = MULTIMODAL_REGISTRY.get_processing_info(model)
+    return tuple(info.get_supported_mm_limits())

@@ -26,6 +26,7 @@ try:
     )
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.lora.request import LoRARequest
+    from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.pooling_params import PoolingParams
     from vllm.reasoning import ReasoningParserManager
     from vllm.renderers import ChatParams
@@ -46,6 +47,7 @@ except ImportError as error:
     raise EngineStartError(f"the installed vLLM cannot be used: {error}{version_note()}") from error
 
 __all__ = [
+    "MULTIMODAL_REGISTRY",
     "AsyncEngineArgs",
     "AsyncLLM",
     "ChatCompletionRequest",

@@ -8,7 +8,7 @@ import openvino_genai as genai
 import pytest
 from openvino import opset13 as ops
 
-from penstock.engines.chat_template import IMAGE_TAG
+from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.merging import _write_tokenizer
@@ -63,7 +63,7 @@ def generated(pipeline, text, images):
 @pytest.mark.parametrize(("text", "seeds"), HEADS)
 @pytest.mark.parametrize("chunk", [256, 7])
 def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, seeds, chunk):
-    vision, mark = Vision(read_config(path), 1 << 26), MARKS[path.name]
+    vision, mark = Vision(read_config(path), OpenVINOOptions()), MARKS[path.name]
     tokenizer, text = Tokenizer(pipeline.get_tokenizer()), text.format(mark, mark)
     files = tuple(image_file(seed, size=(90, 70)) for seed in seeds)
     for behind in ("", "a ball that"):
@@ -118,10 +118,10 @@ def test_the_models_own_files_stay_as_they_are(path):
 
 
 def test_models_that_show_images_otherwise_are_refused(path, tmp_path):
-    other = Vision({"model_type": "internvl_chat"}, 1 << 26)
+    other = Vision({"model_type": "internvl_chat"}, OpenVINOOptions())
     with pytest.raises(UnsupportedError, match="of the type 'internvl_chat', but by"):
         other.tagged("<image>?", "<image>", (image_file(1),))
-    text, tensors = other.tagged(f"{IMAGE_TAG}?", IMAGE_TAG, (image_file(1),))
+    text, tensors = other.tagged(f"{TAGS['image']}?", TAGS["image"], (image_file(1),))
     assert (text, len(tensors)) == ("<ov_genai_image_0>?", 1)
     graph = ov.Core().read_model(path / LANGUAGE_MODEL)
     graph.add_parameters([ops.parameter([-1, -1], np.int64, name="token_type_ids")])

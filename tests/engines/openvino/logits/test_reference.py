@@ -108,7 +108,7 @@ def test_a_text_with_an_image(cache, tmp_path):
         logits = model.half().float()(**inputs, pixel_values=pixels).logits[0].double()
     expected = torch.log_softmax(logits, -1)[-1].numpy()
     read = converted(tmp_path, cache, name=LANGUAGE_MODEL)
-    vision = Vision(read_config(tmp_path), 1 << 26)
+    vision = Vision(read_config(tmp_path), OpenVINOOptions())
     reading = read.begin()
     reading.see(read.merging(*vision.tagged(text, "<image>", (image_file(1, size=(56, 56)),))))
     assert reading.length == inputs.input_ids.shape[1]

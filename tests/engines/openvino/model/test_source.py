@@ -230,10 +230,12 @@ class TestExporter:
     def test_image_settings_stand_where_the_engine_looks_for_them(self, tmp_path):
         (source := tmp_path / "source").mkdir()
         (target := tmp_path / "target").mkdir()
-        (source / "processor_config.json").write_text('{"image_processor": {"do_resize": true}}')
+        settings = {"image_processor": {"do_resize": True}, "video_processor": {"fps": 2}}
+        (source / "processor_config.json").write_text(json.dumps(settings))
         module.keep_image_settings(source, target)
-        settings = json.loads((target / "preprocessor_config.json").read_text())
-        assert settings == {"do_resize": True}
+        for name, medium in (("preprocessor", "image"), ("video_preprocessor", "video")):
+            kept = json.loads((target / f"{name}_config.json").read_text())
+            assert kept == settings[f"{medium}_processor"]
 
     @pytest.mark.parametrize(
         ("architecture", "config", "task", "kind"),

@@ -88,7 +88,7 @@ class Generation:
         self._vision: Vision | None = None
         if self._pipelines.sees:
             self.chat_template = lambda: self._pipelines.chat_template
-            self._vision = Vision(read_config(Path(path)), options.max_image_pixels)
+            self._vision = Vision(read_config(Path(path)), options)
         self.special_tokens = self._tokenizer.special_tokens
         exact = options.deterministic
         self._deciding_logits = Logits(path, options, exact, grows=False)
@@ -429,14 +429,13 @@ class Generation:
         config = generation_config(
             request.sampling, most, self._tokenizer.end, self._stop_ids, self.options, beams
         )
-        prompt: list[Any] = [request.text]
-        if request.text is None:
+        shown, text = request.picture, request.text
+        prompt: list[Any] = [text, *(() if shown is None else shown.tensors)]
+        if text is None:
             prompt = [ov.Tensor(np.array([request.prompt], dtype=np.int64))]
-        else:
-            config.apply_chat_template = not request.special_tokens  # see pipeline.AS_IS
-            if request.picture is not None:
-                prompt.append(request.picture.tensors)
-        request.handle = lane.pipeline.add_request(next(self._ids), *prompt, config)
+        config.apply_chat_template = text is not None and not request.special_tokens  # see AS_IS
+        more = {} if shown is None else shown.options
+        request.handle = lane.pipeline.add_request(next(self._ids), *prompt, config, **more)
         if self._vision is not None:
             self._vision.shown(request)
 

@@ -1,28 +1,32 @@
-"""What is special about a vision-language model in the worker process: its images are decoded, and
-its prompts are texts.
+"""What is special about a vision-language model in the worker process: its images and videos are
+decoded, and its prompts are texts.
 
 The pipeline of such a model takes no token ids. A prompt is kept as text for it, and as the token
-ids that are counted; in these the places of an image hold numbers that name its content, so that
-the prefix index tells images apart as the pipeline's cache does.
+ids that are counted; in these the places of an image or a video hold numbers that name its content,
+so that the prefix index tells them apart as the pipeline's cache does.
 
-Images are decoded in a thread beside the steps, a few at a time: their pixels are large, and are
+Files are decoded in a thread beside the steps, a few at a time: their pixels are large, and are
 dropped as soon as the pipeline has made embeddings of them.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from hashlib import blake2b
-from itertools import count, repeat
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
+import openvino_genai as genai
 
 from penstock import lazy
-from penstock.engines.chat_template import IMAGE_TAG
+from penstock.engines.chat_template import TAGS
+from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.process import Submit
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 
@@ -37,47 +41,72 @@ _WAIT_SECONDS = 0.002
 _MERGED_PATCH = 28
 """Pixels a side that become a token where images keep their size, as in Qwen2-VL."""
 
-_END_LINES = frozenset({"llava", "llava_next"})
+_END_LINES = frozenset({"llava", "llava_next", "llava_next_video"})
 """Types of models for which GenAI writes a line end behind each image, as their templates do."""
 _TAGGED = _END_LINES | {"qwen2_vl", "qwen2_5_vl"}
 """Types of models for which a numbered tag and the model's own mark give the same prompt."""
+_VIDEOS_FIRST = ("qwen",)
+"""Beginnings of types of models for which GenAI counts positions as if videos came first."""
 
-Size = tuple[int, int]
+_RESERVED = (
+    *("image_token_id", "image_token_index", "video_token_id", "video_token_index"),
+    "vision_start_token_id",
+)
+"""Names in `config.json` of the ids of tokens for which GenAI looks when it places an image."""
+
+Size = tuple[int, ...]
+"""The width and the height in pixels; of a video also the number of frames that are shown."""
+
+
+class _Shown:
+    """An image or a video: its file, or those of its frames, and a number that its content has."""
+
+    def __init__(self, files: Sequence[bytes], size: Size) -> None:
+        self.files = files
+        self.size = size
+        digest = blake2b(digest_size=7)
+        for file in files:
+            digest.update(file)
+        self.number = int.from_bytes(digest.digest(), "little")
 
 
 class Picture:
-    """What a request shows: the files of its images, and their pixels while those are `ahead`:
-    decoded, or about to be, and not yet in the pipeline.
+    """What a request shows: its images and videos, and their pixels while those are `ahead`:
+    decoded, or about to be, and not yet in the pipeline. `tensors` and `options` are what the
+    pipeline is given for them.
     """
 
-    def __init__(self, files: Sequence[bytes], sizes: list[Size]) -> None:
-        self.files = files
-        self.sizes = sizes
-        self.pixels = sum(width * height for width, height in sizes)
-        self.tensors: list[ov.Tensor] = []
+    def __init__(self, images: Sequence[_Shown], videos: Sequence[_Shown]) -> None:
+        self.images = images
+        self.videos = videos
+        self.sizes = [one.size for one in (*images, *videos)]
+        self.pixels = sum(map(math.prod, self.sizes))
+        self.tensors: list[list[ov.Tensor]] = []
+        self.options: dict[str, Any] = {}
         self.ahead = False
 
 
 class Vision:
-    """The images of all requests of one model. `config` is its `config.json`."""
+    """The images and videos of all requests of one model. `config` is its `config.json`."""
 
-    def __init__(self, config: Mapping[str, Any], max_pixels: int) -> None:
+    def __init__(self, config: Mapping[str, Any], options: OpenVINOOptions) -> None:
         self._images = lazy.require(
             "penstock.engines.media.images", needed_by="A vision-language model"
         )
         self._images.Image.MAX_IMAGE_PIXELS = None  # this process has a limit of its own
-        self._max_pixels = max_pixels
+        self._options = options
         self._thread = ThreadPoolExecutor(1, "penstock-images")
         self._waiting: deque[tuple[Lane, Request]] = deque()
-        self._decoding: dict[Future[list[ov.Tensor]], tuple[Lane, Request]] = {}
+        self._decoding: dict[Future[None], tuple[Lane, Request]] = {}
         self._ahead = 0
         self._tokens_by_size: dict[Size, int] = {}
         self._usual_tokens = _usual_tokens(config)
-        self._type = config.get("model_type")
+        self._type = str(config.get("model_type"))
+        self._reserved = {config.get(name) for name in _RESERVED}
 
     # Prompts
     def prompt(self, submit: Submit, tokenizer: Tokenizer) -> tuple[str, list[int], Picture | None]:
-        """A request's prompt as text, its token ids, and its images, not decoded yet. Raises
+        """A request's prompt as text, its token ids, and what it shows, not decoded yet. Raises
         `RequestError`.
         """
         given = submit.prompt
@@ -89,36 +118,72 @@ class Vision:
                     " text",
                     param="prompt",
                 )
+            self._check_text(given)
             return text, given, None
-        if not submit.images:
-            return given, tokenizer.encode([given], submit.special_tokens)[0], None
-        sizes = self._images.check_pixels(submit.images, self._max_pixels)
-        counted = given.split(submit.image_mark)
-        pieces = self._pieces(counted)
+        if not submit.images and not submit.videos:
+            ids = tokenizer.encode([given], submit.special_tokens)[0]
+            self._check_text(ids)
+            return given, ids, None
+        picture = self._picture(submit)
+        marks = [mark for mark in (submit.image_mark, submit.video_mark) if mark]
+        pieces = re.split(f"({'|'.join(map(re.escape, marks))})", given)
+        texts, shown = pieces[::2], pieces[1::2]
+        videos_first = sorted(shown, key=marks.index, reverse=True)
+        if self._type.startswith(_VIDEOS_FIRST) and shown != videos_first:
+            raise UnsupportedError(
+                "videos must stand before images in the messages to this model", param="messages"
+            )
         # The empty text before an image at the beginning has the special tokens.
-        first = tokenizer.encode([counted[0]], submit.special_tokens)
-        ids, *others = first + tokenizer.encode(counted[1:], special_tokens=False)
-        for data, size, more in zip(submit.images, sizes, others, strict=True):
-            digest = blake2b(data, digest_size=7).digest()
-            ids = ids + [-1 - int.from_bytes(digest, "little")] * self._tokens(size) + more
-        marks = _numbered() if submit.image_mark == IMAGE_TAG else repeat(submit.image_mark)
-        given = pieces[0] + "".join(map("".join, zip(marks, pieces[1:], strict=False)))
-        return given, ids, Picture(submit.images, sizes)
+        first = tokenizer.encode([texts[0]], submit.special_tokens)
+        ids, *others = first + tokenizer.encode(texts[1:], special_tokens=False)
+        self._check_text(chain(ids, *others))
+        left = {submit.image_mark: iter(picture.images), submit.video_mark: iter(picture.videos)}
+        for mark, more in zip(shown, others, strict=True):
+            one = next(left[mark])
+            ids = ids + [-1 - one.number] * self._tokens(one.size) + more
+        texts = self._pieces(texts)
+        numbers = {mark: count() for mark in marks}
+        for at, mark in enumerate(shown):
+            if mark in TAGS.values():  # GenAI numbers them
+                shown[at] = mark.replace("_tag", f"_{next(numbers[mark])}")
+        return "".join(chain(*zip(texts, [*shown, ""], strict=True))), ids, picture
+
+    def _picture(self, submit: Submit) -> Picture:
+        options = self._options
+        most = options.max_image_pixels
+        sizes = self._images.check_pixels(submit.images, most)
+        clips: list[Size] = []
+        if submit.videos:
+            self._videos = lazy.require("penstock.engines.media.videos", needed_by="A video")
+            most -= sum(map(math.prod, sizes))
+            clips = self._videos.check_frames(submit.videos, options.video_frames, most)
+        return Picture(
+            [_Shown((file,), size) for file, size in zip(submit.images, sizes, strict=True)],
+            [_Shown(files, size) for files, size in zip(submit.videos, clips, strict=True)],
+        )
+
+    def _check_text(self, ids: Iterable[int]) -> None:
+        """Raise `RequestError` for a token that GenAI would take for an image."""
+        if not self._reserved.isdisjoint(ids):
+            raise RequestError(
+                "the texts hold a token that stands for an image or a video", param="messages"
+            )
 
     def tagged(self, text: str, mark: str, files: Sequence[bytes]) -> tuple[str, list[ov.Tensor]]:
         """A text whose images have numbered tags, which every model of GenAI's takes, and the
         pixels of these. Raises `RequestError`; `UnsupportedError` for a model whose own `mark` is
         not the same as the tag.
         """
-        if mark != IMAGE_TAG and self._type not in _TAGGED:
+        if mark != TAGS["image"] and self._type not in _TAGGED:
             raise UnsupportedError(
                 f"no decisions are made about images by a model of the type '{self._type}', but by"
                 f" those of {', '.join(sorted(_TAGGED))}: ask it for an answer with a json_schema",
                 param="messages",
             )
-        self._images.check_pixels(files, self._max_pixels)
+        self._images.check_pixels(files, self._options.max_image_pixels)
         first, *pieces = self._pieces(text.split(mark))
-        tagged = first + "".join(map("".join, zip(_numbered(), pieces, strict=False)))
+        tags = (f"<ov_genai_image_{number}>" for number in count())
+        tagged = first + "".join(map("".join, zip(tags, pieces, strict=False)))
         return tagged, self._decoded(files)
 
     def _pieces(self, pieces: list[str]) -> list[str]:
@@ -132,7 +197,10 @@ class Vision:
     def _tokens(self, size: Size) -> int:
         if (known := self._tokens_by_size.get(size)) is not None:
             return known
-        width, height = size
+        width, height, *frames = size
+        if frames:  # pairs of them, or a quarter of the tokens of an image for each
+            usual = self._usual_tokens // 4 * frames[0]
+            return usual or width * height // _MERGED_PATCH**2 * -(-frames[0] // 2) + 2
         return self._usual_tokens or width * height // _MERGED_PATCH**2 + 2
 
     def learn(self, request: Request, prompt_tokens: int) -> None:
@@ -157,6 +225,7 @@ class Vision:
         """Give a request up, wherever it is."""
         self._waiting = deque(entry for entry in self._waiting if entry[1] is not request)
         for future in [f for f, (_, its) in self._decoding.items() if its is request]:
+            future.cancel()
             del self._decoding[future]
         self.shown(request)
 
@@ -172,11 +241,11 @@ class Vision:
             assert request.picture is not None
             error: PenstockError | None = None
             try:
-                request.picture.tensors = future.result()
+                future.result()
             except PenstockError as why:
                 error = why
             except Exception as why:
-                error = RequestError(f"an image cannot be decoded: {why}", param="image")
+                error = RequestError(f"an image or video cannot be decoded: {why}", param="image")
             done.append((lane, request, error))
         return done
 
@@ -184,7 +253,7 @@ class Vision:
         """The pipeline has the pixels, or nobody wants them any more."""
         picture = request.picture
         if picture is not None and picture.ahead:
-            picture.ahead, picture.tensors = False, []
+            picture.ahead, picture.tensors, picture.options = False, [], {}
             self._ahead -= picture.pixels
             self._go_on()
 
@@ -198,14 +267,31 @@ class Vision:
             self._waiting.popleft()
             picture.ahead = True
             self._ahead += picture.pixels
-            self._decoding[self._thread.submit(self._decoded, picture.files)] = (lane, request)
+            self._decoding[self._thread.submit(self._decode, picture)] = (lane, request)
+
+    def _decode(self, picture: Picture) -> None:
+        images = [file for one in picture.images for file in one.files]
+        tensors, options = [self._decoded(images)], dict[str, Any]()
+        if picture.videos:
+            each = self._options.max_video_pixels // len(picture.videos)
+            clips = [self._videos.clip_of(one.files, one.size[2], each) for one in picture.videos]
+            tensors.append([_tensor(clip.frames) for clip in clips])
+            options["videos_metadata"] = list(map(_metadata, clips))
+        picture.tensors, picture.options = tensors, options
 
     def _decoded(self, files: Sequence[bytes]) -> list[ov.Tensor]:
-        return [ov.Tensor(np.array(self._images.decoded(data))) for data in files]
+        return [_tensor(self._images.decoded(data)) for data in files]
 
 
-def _numbered() -> Iterator[str]:
-    return (f"<ov_genai_image_{number}>" for number in count())
+def _tensor(pixels: Any) -> ov.Tensor:
+    return ov.Tensor(np.array(pixels))
+
+
+def _metadata(clip: Any) -> genai.VideoMetadata:
+    """So that all frames are taken, at the times that they have in the whole video."""
+    made = genai.VideoMetadata()
+    made.fps, made.frames_indices = clip.rate, range(len(clip.frames))
+    return made
 
 
 def _usual_tokens(config: Mapping[str, Any]) -> int:

@@ -73,6 +73,18 @@ def sees(path: Path) -> bool:
     return True
 
 
+_VIDEO_MODELS = frozenset({"llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+"""Types of models with which OpenVINO GenAI sees videos as they were trained to."""
+
+
+def inputs_of(path: Path, config: dict[str, Any], task: str) -> tuple[str, ...]:
+    """What messages to a model may hold. Who embeds images embeds no videos."""
+    if not is_vision_config(config) and not (path / LANGUAGE_MODEL).is_file():
+        return ("text",)
+    watches = task == "generate" and config.get("model_type") in _VIDEO_MODELS
+    return ("text", "image", *(("video",) if watches else ()))
+
+
 def is_vision_config(config: dict[str, Any]) -> bool:
     """Whether a `config.json` is that of a vision-language model."""
     return "vision_config" in config

@@ -381,16 +381,18 @@ def _keep_beside(directory: Path, partial: Path) -> None:
 
 
 def keep_image_settings(directory: Path, target: Path) -> None:
-    """Give the converted model its `preprocessor_config.json`. Newer versions of transformers have
-    its content in `processor_config.json`, where the engine does not look for it.
+    """Give the converted model its `preprocessor_config.json`, and the one for videos. Newer
+    versions of transformers have their content in `processor_config.json`, where the engine does
+    not look.
     """
-    wanted = target / "preprocessor_config.json"
-    if (directory / wanted.name).is_file():
-        shutil.copy(directory / wanted.name, wanted)
-    elif not wanted.is_file() and (found := directory / "processor_config.json").is_file():
-        settings = json.loads(found.read_bytes()).get("image_processor")
-        if settings:
-            wanted.write_text(json.dumps(settings))
+    for medium, name in (("image", "preprocessor_config"), ("video", "video_preprocessor_config")):
+        wanted = target / f"{name}.json"
+        if (directory / wanted.name).is_file():
+            shutil.copy(directory / wanted.name, wanted)
+        elif not wanted.is_file() and (found := directory / "processor_config.json").is_file():
+            settings = json.loads(found.read_bytes()).get(f"{medium}_processor")
+            if settings:
+                wanted.write_text(json.dumps(settings))
 
 
 _TIED = """\

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.base import Stated
 from penstock.engines.disk.sources import description
 from penstock.engines.openvino.model.files import (
-    LANGUAGE_MODEL,
     MAX_TOP_LOGPROBS,
     TASKS_OF,
     context_length_of,
     gguf_context_length,
     gguf_vocabulary,
-    is_vision_config,
+    inputs_of,
     longest_text,
     read_config,
     task_of,
@@ -48,11 +44,11 @@ def stated(source: str, task: str | None) -> Stated:
             inputs = ("text",)
             vocabulary, task = gguf_vocabulary(path), task or "generate"
         elif config := read_config(path):
-            inputs = _inputs_of(path, config)
+            task = task or task_of(path, config)
+            inputs = inputs_of(path, config, task)
             if "://" in source and "image" not in inputs:
                 inputs = ()  # a bucket may have a converted model, whose config.json says less
             vocabulary = config.get("text_config", config).get("vocab_size")
-            task = task or task_of(path, config)
     except (OSError, AttributeError, EngineStartError):
         pass
     return Stated(
@@ -63,8 +59,8 @@ def stated(source: str, task: str | None) -> Stated:
     )
 
 
-def stated_inputs(source: str) -> tuple[str, ...]:
-    """What the local model reads, "text" and perhaps "image"; empty if that is not known."""
+def stated_inputs(source: str, task: str | None = None) -> tuple[str, ...]:
+    """What the local model reads, such as "text" and "image"; empty if that is not known."""
     path = path_of(source)
     if path.suffix == ".gguf":
         return ("text",)
@@ -72,9 +68,4 @@ def stated_inputs(source: str) -> tuple[str, ...]:
         config = read_config(path)
     except (OSError, EngineStartError):
         return ()
-    return _inputs_of(path, config) if config else ()
-
-
-def _inputs_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    seeing = is_vision_config(config) or (path / LANGUAGE_MODEL).is_file()
-    return ("text", "image") if seeing else ("text",)
+    return inputs_of(path, config, task or task_of(path, config)) if config else ()

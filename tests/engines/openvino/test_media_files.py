@@ -3,9 +3,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from penstock.engines.openvino.image_files import image_files
+from penstock.engines.openvino.media_files import media_files
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import RequestError
+from penstock.openai.image_parts import data_uri
+from penstock.openai.media_parts import frames_uri
 from vision_models import image_file
 
 
@@ -23,7 +25,30 @@ from vision_models import image_file
 )
 async def test_files_are_limited(options, images, words):
     with pytest.raises(RequestError, match=words):
-        await image_files(images, OpenVINOOptions(**options))
+        await media_files(tuple(images), (), OpenVINOOptions(**options))
+
+
+async def test_videos_and_their_frames():
+    video, frames = b"\0\0\0\x18ftypisom", (image_file(1), image_file(2))
+    given = (data_uri(video), frames_uri(frames), video)
+    found = await media_files((data_uri(frames[0]),), given, OpenVINOOptions())
+    assert found == (frames[:1], ((video,), frames, (video,)))
+
+
+@pytest.mark.parametrize(
+    ("options", "videos", "words"),
+    [
+        ({"max_images": 2}, (b"a", b"b"), "have 1 images and 2 videos, and max_images is 2"),
+        ({"max_image_bytes": 1999}, (bytes(2000),), "than the 1,999 bytes of max_image_bytes"),
+        ({}, ("/etc/passwd",), "the video '/etc/passwd' is no data URI: .* data:video/mp4;base64"),
+        ({}, ("https://a.example/b.mp4",), "image_urls: true"),
+        ({}, ("data:video/jpeg;base64,%",), "is no base64"),
+        ({}, ("data:video/jpeg;base64,",), "has no data"),
+    ],
+)
+async def test_videos_are_limited_together_with_images(options, videos, words):
+    with pytest.raises(RequestError, match=words):
+        await media_files((b"image",), videos, OpenVINOOptions(**options))
 
 
 async def test_a_url_is_loaded_where_it_is_allowed():
@@ -40,7 +65,8 @@ async def test_a_url_is_loaded_where_it_is_allowed():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         allowed = OpenVINOOptions(image_urls=True)
-        assert await image_files([f"{url}/cat.png"], allowed) == (b"cat",)
+        assert await media_files((f"{url}/cat.png",), (), allowed) == ((b"cat",), ())
+        assert await media_files((), (f"{url}/cat.png",), allowed) == ((), ((b"cat",),))
         with pytest.raises(RequestError, match="the server answered 404"):
-            await image_files([f"{url}/dog.png"], allowed)
+            await media_files((f"{url}/dog.png",), (), allowed)
         server.shutdown()
