@@ -142,8 +142,8 @@ _ANSWERED = (
         "--image",
         metavar="COLUMN",
         help=(
-            "A column of images before each prompt, or text to embed: bytes, paths or data URIs;"
-            " PDFs, videos too."
+            "A column of images before each prompt, or text to embed: bytes, paths or data URIs,"
+            " PDFs too; before a prompt, videos too."
         ),
     ),
     click.option(

@@ -72,6 +72,7 @@ def test_pixels_are_limited_before_anything_is_decoded(monkeypatch):
         (b"no video", r"no known form \(MP4, MOV, WebM"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "no known form"),
         (video_file(1)[:200], "damaged or cut off"),
+        (video_file(1, form="avi").replace(b"FMP4", b"zzzz"), "a coding that is unknown"),
         (b"\x1aE\xdf\xa3" + bytes(100), "damaged or cut off"),
         (bomb(), "more than .* pixels|1,600,000,000 pixels"),
     ],

@@ -132,8 +132,8 @@ def _limited(most: int) -> dict[str, str]:
 
 def _size(file: Any) -> tuple[int, int]:
     context = file.streams.video[0].codec_context
-    if not context.width * context.height:
-        raise _bad("its header states no size")
+    if context is None or not context.width * context.height:
+        raise _bad("its header states no size, or a coding that is unknown here")
     return context.width, context.height
 
 

@@ -24,8 +24,10 @@ from penstock.engines.openvino.media_files import media_files
 from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import (
     MODEL_KINDS,
+    inputs_of,
     instruction_for,
     instructions_of,
+    read_config,
     sees,
 )
 from penstock.engines.openvino.model.source import check_tokenizer, find_model
@@ -74,7 +76,6 @@ _OF_TASK = {
 }
 """Options that change answers, by the one task whose models take them."""
 _DEFAULTS = OpenVINOOptions()
-_SEEING = ("image_urls", "video_frames")
 _NOT_SEEING = ("tokenizer", "prompt_lookup", "draft_model", "cache_eviction", "sparse_attention")
 
 
@@ -140,7 +141,7 @@ class OpenVINOEngine(WorkerEngine):
         return "completions" in self.capabilities.tasks
 
     def stated_inputs(self) -> tuple[str, ...]:
-        return stated_inputs(self.model_source)
+        return stated_inputs(self.model_source, self.options.task)
 
     # Life
     async def _load_message(self) -> Load:
@@ -170,7 +171,9 @@ class OpenVINOEngine(WorkerEngine):
             self.model_kind = "a vision-language model"
             refused += _NOT_SEEING
         else:
-            refused += _SEEING
+            refused.append("image_urls")
+        if "video" not in inputs_of(files.path, read_config(files.path), files.task):
+            refused.append("video_frames")
         for name in refused:
             if getattr(self.options, name) != getattr(_DEFAULTS, name):
                 raise EngineStartError(
@@ -289,13 +292,12 @@ class OpenVINOEngine(WorkerEngine):
             chat = ChatRequest([{"role": "user", "content": given}])
         if not chat.messages:
             raise RequestError("an input is empty", param="input")
-        messages, images, videos = seen(chat.messages, self.capabilities.inputs, self.name)
+        messages, images, _ = seen(chat.messages, self.capabilities.inputs, self.name)
         if instruction and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": instruction}, *messages]
         text = self.template.render(messages, **template_options(chat))
         mark = self.template.mark_of(text, "image", len(images), chat.chat_template)
-        files, _ = await self._files(images, videos)  # no such model reads videos
-        return text, files, mark
+        return text, (await self._files(images, ()))[0], mark
 
     async def _release_logits(self) -> None:
         await self._call("release_logits")

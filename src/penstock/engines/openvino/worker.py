@@ -110,7 +110,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
             prompt_logprobs=False,
             logit_bias=False,
             extra=frozenset(),
-            inputs=inputs_of(path, read_config(path)),
+            inputs=inputs_of(path, read_config(path), load.task),
         )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 

@@ -159,7 +159,7 @@ async def test_bad_images_are_refused(engine, data, words):
 @pytest.mark.parametrize("text", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", IMAGE])
 async def test_a_text_that_stands_for_an_image_is_refused(engine, text):
     for given in (text, chat(image_part(image_file(1)), text), chat(text)):
-        with pytest.raises(RequestError, match="stands for (an image|one)"):
+        with pytest.raises(RequestError, match=r"stands for (an image|one)"):
             await vectors(engine, given)
     assert len(await vectors(engine, "a")) == 1
 

@@ -77,11 +77,12 @@ _VIDEO_MODELS = frozenset({"llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_
 """Types of models with which OpenVINO GenAI sees videos as they were trained to."""
 
 
-def inputs_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """What messages to a model that generates may hold."""
+def inputs_of(path: Path, config: dict[str, Any], task: str) -> tuple[str, ...]:
+    """What messages to a model may hold. Who embeds images embeds no videos."""
     if not is_vision_config(config) and not (path / LANGUAGE_MODEL).is_file():
         return ("text",)
-    return ("text", "image", *(("video",) if config.get("model_type") in _VIDEO_MODELS else ()))
+    watches = task == "generate" and config.get("model_type") in _VIDEO_MODELS
+    return ("text", "image", *(("video",) if watches else ()))
 
 
 def is_vision_config(config: dict[str, Any]) -> bool:

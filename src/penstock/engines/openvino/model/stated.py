@@ -44,11 +44,11 @@ def stated(source: str, task: str | None) -> Stated:
             inputs = ("text",)
             vocabulary, task = gguf_vocabulary(path), task or "generate"
         elif config := read_config(path):
-            inputs = inputs_of(path, config)
+            task = task or task_of(path, config)
+            inputs = inputs_of(path, config, task)
             if "://" in source and "image" not in inputs:
                 inputs = ()  # a bucket may have a converted model, whose config.json says less
             vocabulary = config.get("text_config", config).get("vocab_size")
-            task = task or task_of(path, config)
     except (OSError, AttributeError, EngineStartError):
         pass
     return Stated(
@@ -59,7 +59,7 @@ def stated(source: str, task: str | None) -> Stated:
     )
 
 
-def stated_inputs(source: str) -> tuple[str, ...]:
+def stated_inputs(source: str, task: str | None = None) -> tuple[str, ...]:
     """What the local model reads, such as "text" and "image"; empty if that is not known."""
     path = path_of(source)
     if path.suffix == ".gguf":
@@ -68,4 +68,4 @@ def stated_inputs(source: str) -> tuple[str, ...]:
         config = read_config(path)
     except (OSError, EngineStartError):
         return ()
-    return inputs_of(path, config) if config else ()
+    return inputs_of(path, config, task or task_of(path, config)) if config else ()
