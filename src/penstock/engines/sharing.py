@@ -308,6 +308,33 @@ class Controller:
         return now - self._seen > max(_QUIET_GAPS * self._gap, _QUIET_S)
 
 
+class Shared:
+    """What all step loops do that share their steps: before the first batch request they ask the
+    controller nothing and tell it nothing.
+    """
+
+    def __init__(self, config: BatchConfig) -> None:
+        self.controller = Controller(config)
+        self.pause = 0.0
+        """Seconds without a step, as only batch requests are there and must wait."""
+        self._on = False
+
+    def came(self, request: int, at: float, *, batch: bool) -> None:
+        """A request was submitted, which its caller asked at that time."""
+        if batch:
+            self._on = True
+        elif self._on:
+            self.controller.arrived(request, at)
+
+    def gone(self, request: int) -> None:
+        """A request has ended, or was given up."""
+        self.controller.gone(request)
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the controller, once there was batch work."""
+        return self.controller.metrics() if self._on else {}
+
+
 def _percentile(times: deque[float]) -> float:
     ordered = sorted(times)
     return ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)]

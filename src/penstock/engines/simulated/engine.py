@@ -150,7 +150,8 @@ class SimulatedEngine(TokenEngine):
                 pass
             yield [delta]
             return
-        self._shared.came(item)
+        now = asyncio.get_running_loop().time()
+        self._shared.came(id(item), now, batch=request.batch)
         self._shared.queue_of(item, self._waiting).append(item)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._step_loop())
@@ -405,7 +406,7 @@ class SimulatedEngine(TokenEngine):
                     self._forget(item)
 
     def _forget(self, item: Running) -> None:
-        self._shared.gone(item)
+        self._shared.gone(id(item))
         if item in self._running:
             del self._running[item]
         elif item in (waiting := self._shared.queue_of(item, self._waiting)):

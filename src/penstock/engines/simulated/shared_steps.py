@@ -6,12 +6,11 @@ A batch request that leaves a step keeps its tokens, and goes on where it was.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
 
 from penstock.engines.sampling import StopStrings
-from penstock.engines.sharing import Controller, Observed
+from penstock.engines.sharing import Observed, Shared
 from penstock.engines.simulated.answers import text_of_each
 from penstock.engines.tasks import Mailbox
 from penstock.engines.token_engine import GenerateRequest
@@ -49,29 +48,18 @@ class Running:
         self.mailbox = Mailbox()
 
 
-class SharedSteps:
-    """Lets requests of both classes into `slots`. Before the first batch request it decides
-    nothing.
-    """
+class SharedSteps(Shared):
+    """Lets requests of both classes into `slots`."""
 
     def __init__(self, config: BatchConfig, slots: int) -> None:
-        self.controller = Controller(config)
+        super().__init__(config)
         self.waiting: deque[Running] = deque()
         """Batch requests."""
-        self.pause = 0.0
         self._slots = slots
-        self._on = False
 
     def queue_of(self, item: Running, online: deque[Running]) -> deque[Running]:
         """The queue of a request's class."""
         return self.waiting if item.request.batch else online
-
-    def came(self, item: Running) -> None:
-        """A request has come just now."""
-        if item.request.batch:
-            self._on = True
-        elif self._on:
-            self.controller.arrived(id(item), asyncio.get_running_loop().time())
 
     def admitted(
         self, now: float, running: dict[Running, None], online: deque[Running]
@@ -111,12 +99,3 @@ class SharedSteps:
         for item in ready:
             if item.emitted:
                 self.controller.answered(id(item), ended)
-
-    def gone(self, item: Running) -> None:
-        """A request has ended, or was given up."""
-        if self._on:
-            self.controller.gone(id(item))
-
-    def metrics(self) -> dict[str, float]:
-        """Those of the controller, once there was batch work."""
-        return self.controller.metrics() if self._on else {}

@@ -140,7 +140,7 @@ class Generation:
                 else:
                     self._grammars.queue(lane, request)
                 self._requests[request.id] = request
-                self._shared.came(request, submit.at)
+                self._shared.came(request.id, submit.at, batch=request.batch)
             except PenstockError as error:
                 refused.append(Failed.of(submit.id, error))
             except Exception as error:
@@ -154,7 +154,7 @@ class Generation:
             self._deciding.abort(request_id)
             return
         self._scoring.forget(request)
-        self._shared.gone(request)
+        self._shared.gone(request.id)
         if self._vision is not None:
             self._vision.forget(request)
         if self._grammars.forget(request):
@@ -400,7 +400,7 @@ class Generation:
 
     def _forget(self, request: Request) -> None:
         self._requests.pop(request.id, None)
-        self._shared.gone(request)
+        self._shared.gone(request.id)
         self._scoring.forget(request)
         if self._vision is not None:
             self._vision.forget(request)

@@ -10,20 +10,17 @@ from time import monotonic
 
 from penstock.engines.openvino.lanes.lane import Lane
 from penstock.engines.openvino.lanes.request import Request
-from penstock.engines.sharing import ALL, Controller, Decision, Observed
+from penstock.engines.sharing import ALL, Decision, Observed, Shared
 from penstock.llm_config.batch import BatchConfig
 
 
-class SharedSteps:
+class SharedSteps(Shared):
     """Shares the steps of all lanes. `slots` and `step_tokens` are the limits of each."""
 
     def __init__(self, config: BatchConfig, slots: int, step_tokens: int) -> None:
-        self.controller = Controller(config)
-        self.pause = 0.0
-        """Seconds without a step, as only batch requests are there and must wait."""
+        super().__init__(config)
         self._slots = slots
         self._step_tokens = step_tokens
-        self._on = False
         self._decision = ALL
         self._lanes: Sequence[Lane] = ()
         self._began = 0.0
@@ -31,18 +28,6 @@ class SharedSteps:
         """Rows of this step, of the online class and of the batch class."""
         self._prompts: list[Request] = []
         """Those whose prompts are computed in this step."""
-
-    def came(self, request: Request, at: float) -> None:
-        """A request was submitted, which its caller asked at that time."""
-        if request.batch:
-            self._on = True
-        elif self._on:
-            self.controller.arrived(request.id, at)
-
-    def gone(self, request: Request) -> None:
-        """A request has ended, or was given up."""
-        if self._on:
-            self.controller.gone(request.id)
 
     def begin(self, lanes: Sequence[Lane]) -> Iterator[tuple[Lane, Request]]:
         """Decide on the next step. Gives the requests that must leave their lanes first."""
@@ -111,7 +96,3 @@ class SharedSteps:
         for request in self._prompts:
             if request.prefilled and not request.batch:
                 self.controller.answered(request.id, ended)
-
-    def metrics(self) -> dict[str, float]:
-        """Those of the controller, once there was batch work."""
-        return self.controller.metrics() if self._on else {}
