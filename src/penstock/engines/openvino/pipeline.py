@@ -389,7 +389,11 @@ class Tokenizer:
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
         """The text of each token by itself."""
-        return self.decode([[one] for one in ids], skip_special_tokens=False)
+        ids = list(ids)
+        known = list(dict.fromkeys(ids))  # a long text says the same ones again and again
+        texts = self.decode([[one] for one in known], skip_special_tokens=False)
+        named = dict(zip(known, texts, strict=True))
+        return [named[one] for one in ids]
 
     def shown(self, ids: list[int], marks: tuple[str, ...]) -> list[int]:
         """The tokens without the special ones that belong to none of `marks`, if there are any."""
