@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,14 @@ import pytest
 pytest.register_assert_rewrite("penstock.testing")
 
 MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / ".models")
+
+
+def pytest_configure() -> None:
+    """SIGINT as it is in an interactive program, whatever started the tests: the programs that they
+    start inherit it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
