@@ -127,12 +127,19 @@ class ImageEmbedding(Embedding):
     def _shown(self, prompt: Prompt) -> Any:
         """The vector of a prompt with images, or why there is none."""
         try:
-            tensors = [ov.Tensor(np.array(self._images.decoded(data))) for data in prompt.files]
-            return self._embedded([prompt.text], tensors)[0]
+            return self._embedded([prompt.text], list(map(self._scaled, prompt.files)))[0]
         except PenstockError as error:
             return error
         except Exception as error:
             return RequestError(f"the images cannot be embedded: {reason_of(error)}", param="image")
+
+    def _scaled(self, data: bytes) -> ov.Tensor:
+        """An image in the size that the model sees, scaled as transformers does it: GenAI leaves
+        pixels out where an image becomes smaller.
+        """
+        image = self._images.decoded(data)
+        bicubic = self._images.Image.Resampling.BICUBIC
+        return ov.Tensor(np.array(image.resize(self._patches.scaled(image.size), bicubic)))
 
     def _embedded(
         self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()
@@ -198,6 +205,10 @@ class Patches(NamedTuple):
 
     def tokens(self, size: tuple[int, int]) -> int:
         """Those of an image of this width and height. Raises `RequestError` for one too narrow."""
+        return math.prod(self.scaled(size)) // self.side**2
+
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The width and height that an image is scaled to. Raises `RequestError`."""
         long, short = max(size), min(size)
         area = long * short
         across = [math.floor(pixels / self.side + 0.5) for pixels in size]
@@ -213,4 +224,4 @@ class Patches(NamedTuple):
                 f"an image of {size[0]} × {size[1]} pixels is too narrow for this model",
                 param="image",
             )
-        return math.prod(across)
+        return across[0] * self.side, across[1] * self.side
