@@ -71,6 +71,7 @@ class Vision:
         self._ahead = 0
         self._tokens_by_size: dict[Size, int] = {}
         self._usual_tokens = _usual_tokens(config)
+        self._mark_ids = mark_ids(config)
         self._ends_lines = config.get("model_type") in _END_LINES
 
     # Prompts
@@ -89,14 +90,18 @@ class Vision:
                 )
             return text, given, None
         if not submit.images:
-            return given, tokenizer.encode([given], submit.special_tokens)[0], None
+            encoded = tokenizer.encode([given], submit.special_tokens)
+            check_marks(encoded, self._mark_ids)
+            return given, encoded[0], None
         sizes = self._images.check_pixels(submit.images, self._max_pixels)
         pieces = counted = given.split(submit.image_mark)
         if self._ends_lines:  # GenAI puts a line end behind the image, which is here already
             pieces = [pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])]
         # The empty text before an image at the beginning has the special tokens.
         first = tokenizer.encode([counted[0]], submit.special_tokens)
-        ids, *others = first + tokenizer.encode(counted[1:], special_tokens=False)
+        encoded = first + tokenizer.encode(counted[1:], special_tokens=False)
+        check_marks(encoded, self._mark_ids)
+        ids, *others = encoded
         for data, size, more in zip(submit.images, sizes, others, strict=True):
             digest = blake2b(data, digest_size=7).digest()
             ids = ids + [-1 - int.from_bytes(digest, "little")] * self._tokens(size) + more
@@ -179,6 +184,24 @@ class Vision:
 
     def _decoded(self, files: Sequence[bytes]) -> list[ov.Tensor]:
         return [ov.Tensor(np.array(self._images.decoded(data))) for data in files]
+
+
+_MARK_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def mark_ids(config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids of a model's tokens that stand for images, or around them, by its `config.json`."""
+    return frozenset(config[name] for name in _MARK_IDS if name in config)
+
+
+def check_marks(texts: Iterable[Iterable[int]], marks: frozenset[int]) -> None:
+    """Raise `RequestError` for a text (its token ids) that holds one of the `marks`: GenAI would
+    read beyond the images for it.
+    """
+    if not all(marks.isdisjoint(ids) for ids in texts):
+        raise RequestError(
+            "a text holds a token that stands for an image: leave it out", param="messages"
+        )
 
 
 def _usual_tokens(config: Mapping[str, Any]) -> int:
