@@ -88,13 +88,33 @@ def _write(
     table: pa.Table | None = first
     written = 0
     with open(path, "wb", opener=private_files.opener) as file:
-        with pq.ParquetWriter(file, first.schema) as writer:
+        coded = [path for field in first.schema for path in _coded(field, field.name)]
+        with pq.ParquetWriter(file, first.schema, use_dictionary=coded) as writer:
             while table is not None and written < most:
                 writer.write_table(table)
                 written += table.nbytes
                 table = next(others, None)
         to_disk(file)
     return table
+
+
+def _coded(field: pa.Field, path: str) -> Iterator[str]:
+    """The paths of the values that get a dictionary: all but those in lists of a fixed size, which
+    are vectors. No two of their numbers are equal, and to look for such takes most of the time.
+    """
+    kind = field.type
+    if pa.types.is_fixed_size_list(kind):
+        return
+    if pa.types.is_struct(kind):
+        for one in kind.fields:
+            yield from _coded(one, f"{path}.{one.name}")
+    elif pa.types.is_map(kind):
+        yield from _coded(kind.key_field, f"{path}.key_value.key")
+        yield from _coded(kind.item_field, f"{path}.key_value.value")
+    elif hasattr(kind, "value_field"):
+        yield from _coded(kind.value_field, f"{path}.list.element")
+    else:
+        yield path
 
 
 def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:

@@ -22,6 +22,7 @@ from openvino import opset13 as ops
 
 from penstock import lazy
 from penstock.engines.chat_template import TAGS
+from penstock.engines.openvino.lanes.vision import check_marks, mark_ids
 from penstock.engines.openvino.model.files import Pooling, read_config
 from penstock.engines.openvino.options import failure_of, reason_of
 from penstock.engines.openvino.pipeline import own_template
@@ -31,9 +32,9 @@ from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200
 """The most that an image may be longer than it is wide, or wider than it is long."""
+_NUMBERED = "<ov_genai_"
 _AROUND = 2
 """Tokens before and behind those of an image."""
-_VISION_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 class Prompt(NamedTuple):
@@ -67,7 +68,7 @@ class ImageEmbedding(Embedding):
             )
         stated = read_config(path)
         self._patches = Patches.of(json.loads((path / "preprocessor_config.json").read_bytes()))
-        self._vision_ids = {stated[name] for name in _VISION_IDS if name in stated}
+        self._mark_ids = mark_ids(stated)
         self._end = _end_of(self._tokenizer)
         with adding_no_tokens(path) as plain:
             self._pipeline = genai.EmbeddingPipeline(
@@ -101,15 +102,14 @@ class ImageEmbedding(Embedding):
 
     def _prompt(self, text: str, files: Sequence[bytes], mark: str) -> Prompt:
         pieces = text.split(mark) if files else [text]
+        encode = self._tokenizer.encode
         encoded = [
-            self._tokenizer.encode([piece], add_special_tokens=not number).input_ids.data[0]
+            encode([piece], add_special_tokens=not number).input_ids.data[0].tolist()
             for number, piece in enumerate(pieces)
         ]
-        if any(not self._vision_ids.isdisjoint(ids.tolist()) for ids in encoded):
-            # GenAI would read beyond the images.
-            raise RequestError(
-                "a text holds a token that stands for an image: leave it out", param="input"
-            )
+        check_marks(encoded, self._mark_ids)
+        if any(_NUMBERED in piece for piece in pieces):
+            raise RequestError(f"a text holds '{_NUMBERED}', GenAI's mark of an image", param="input")
         sizes = self._images.check_pixels(files, self._options.max_image_pixels)
         if mark == TAGS["image"]:  # GenAI numbers them
             tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]
@@ -127,12 +127,19 @@ class ImageEmbedding(Embedding):
     def _shown(self, prompt: Prompt) -> Any:
         """The vector of a prompt with images, or why there is none."""
         try:
-            tensors = [ov.Tensor(np.array(self._images.decoded(data))) for data in prompt.files]
-            return self._embedded([prompt.text], tensors)[0]
+            return self._embedded([prompt.text], list(map(self._scaled, prompt.files)))[0]
         except PenstockError as error:
             return error
         except Exception as error:
             return RequestError(f"the images cannot be embedded: {reason_of(error)}", param="image")
+
+    def _scaled(self, data: bytes) -> ov.Tensor:
+        """An image in the size that the model sees, scaled as transformers does it: GenAI leaves
+        pixels out where an image becomes smaller.
+        """
+        image = self._images.decoded(data)
+        bicubic = self._images.Image.Resampling.BICUBIC
+        return ov.Tensor(np.array(image.resize(self._patches.scaled(image.size), bicubic)))
 
     def _embedded(
         self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()
@@ -198,6 +205,10 @@ class Patches(NamedTuple):
 
     def tokens(self, size: tuple[int, int]) -> int:
         """Those of an image of this width and height. Raises `RequestError` for one too narrow."""
+        return math.prod(self.scaled(size)) // self.side**2
+
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The width and height that an image is scaled to. Raises `RequestError`."""
         long, short = max(size), min(size)
         area = long * short
         across = [math.floor(pixels / self.side + 0.5) for pixels in size]
@@ -213,4 +224,4 @@ class Patches(NamedTuple):
                 f"an image of {size[0]} × {size[1]} pixels is too narrow for this model",
                 param="image",
             )
-        return math.prod(across)
+        return across[0] * self.side, across[1] * self.side

@@ -108,7 +108,7 @@ class EmbeddingCompletionRequest(Request):
 
 
 class EmbeddingChatRequest(Request):
-    """Embeddings of a conversation, which the API refuses."""
+    """Embeddings of a conversation, for a model that sees."""
 
     form = EmbeddingBody
     messages: list[dict[str, Any]]

@@ -10,6 +10,7 @@ import openvino_genai as genai
 import pytest
 import pytest_asyncio
 from make_image_embedding_model import IMAGE, PROMPTS, SPECIAL
+from PIL import Image
 
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.image_vectors import adding_no_tokens
@@ -40,6 +41,10 @@ async def engine(model):
     await engine.start()
     yield engine
     await engine.stop()
+
+
+SCALED = {(48, 40): (64, 32), (300, 90): (224, 64), (20, 400): (32, 416)}
+SCALED |= {(1, 1): (32, 32), (199, 1): (480, 32)}
 
 
 class TestContract(ImageVectorContract):
@@ -78,6 +83,8 @@ async def vectors(engine, *inputs, **options):
 @pytest.mark.parametrize("size", SIZES)
 async def test_vectors_of_images_are_those_of_the_bare_pipeline(engine, bare, size):
     part, image = image_part(image_file(1, size=size)), picture(1, size)
+    # GenAI leaves pixels out where it makes an image smaller.
+    image = image.resize(SCALED.get(size, size), Image.Resampling.BICUBIC)
     alone, with_text = await vectors(engine, chat(part), chat(part, "a cat"))
     assert alone == pytest.approx(bare(turns(IMAGE), image).tolist(), abs=1e-5)
     assert with_text == pytest.approx(bare(turns(f"{IMAGE}a cat"), image).tolist(), abs=1e-5)
@@ -102,7 +109,7 @@ async def test_an_instruction_is_the_system_message_of_a_conversation_without_on
 
 
 async def test_a_conversation_may_end_otherwise(engine, bare):
-    part, image = image_part(image_file(1)), picture(1)
+    part, image = image_part(image_file(1, size=(64, 64))), picture(1, (64, 64))
     (plain,) = await vectors(engine, chat(part, add_generation_prompt=False))
     wanted = turns(IMAGE).removesuffix("<|im_start|>assistant\n")
     assert plain == pytest.approx(bare(wanted, image).tolist(), abs=1e-5)
@@ -156,10 +163,13 @@ async def test_bad_images_are_refused(engine, data, words):
     assert len(await vectors(engine, "a")) == 1
 
 
-@pytest.mark.parametrize("text", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", IMAGE])
+MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", IMAGE, "<ov_genai_image_0>")
+
+
+@pytest.mark.parametrize("text", MARKS)
 async def test_a_text_that_stands_for_an_image_is_refused(engine, text):
     for given in (text, chat(image_part(image_file(1)), text), chat(text)):
-        with pytest.raises(RequestError, match=r"stands for (an image|one)"):
+        with pytest.raises(RequestError, match=r"stands for (an image|one)|mark of an image"):
             await vectors(engine, given)
     assert len(await vectors(engine, "a")) == 1
 

@@ -377,14 +377,15 @@ async def test_image_embedding_model(engine, tmp_path):
     assert started.capabilities.inputs == ("text", "image")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     reader = transformers.AutoImageProcessor.from_pretrained(source, use_fast=False)
-    sides = [(64, 64), (96, 32), (128, 96)]
+    sides = [(64, 64), (128, 96), (50, 70), (300, 200)]
     for seed, size in enumerate([None, *sides]):
         parts = [{"type": "text", "text": "a cat"}]
         shown, seen = "", {}
         if size is not None:
             parts.insert(0, image_part(image_file(seed, size=size)))
             seen = reader(picture(seed, size), return_tensors="pt")
-            shown = IMAGE.replace("<|image_pad|>", "<|image_pad|>" * (size[0] * size[1] // 32**2))
+            patches = int(seen["image_grid_thw"].prod()) // 4
+            shown = IMAGE.replace("<|image_pad|>", "<|image_pad|>" * patches)
         text = (
             f"<|im_start|>system\n{PROMPTS['document']}<|im_end|>\n"
             f"<|im_start|>user\n{shown}a cat<|im_end|>\n<|im_start|>assistant\n"

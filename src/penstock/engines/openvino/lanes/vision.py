@@ -48,12 +48,6 @@ _TAGGED = _END_LINES | {"qwen2_vl", "qwen2_5_vl"}
 _VIDEOS_FIRST = ("qwen",)
 """Beginnings of types of models for which GenAI counts positions as if videos came first."""
 
-_RESERVED = (
-    *("image_token_id", "image_token_index", "video_token_id", "video_token_index"),
-    "vision_start_token_id",
-)
-"""Names in `config.json` of the ids of tokens for which GenAI looks when it places an image."""
-
 Size = tuple[int, ...]
 """The width and the height in pixels; of a video also the number of frames that are shown."""
 
@@ -102,7 +96,7 @@ class Vision:
         self._tokens_by_size: dict[Size, int] = {}
         self._usual_tokens = _usual_tokens(config)
         self._type = str(config.get("model_type"))
-        self._reserved = {config.get(name) for name in _RESERVED}
+        self._mark_ids = mark_ids(config)
 
     # Prompts
     def prompt(self, submit: Submit, tokenizer: Tokenizer) -> tuple[str, list[int], Picture | None]:
@@ -118,11 +112,11 @@ class Vision:
                     " text",
                     param="prompt",
                 )
-            self._check_text(given)
+            check_marks([given], self._mark_ids)
             return text, given, None
         if not submit.images and not submit.videos:
             ids = tokenizer.encode([given], submit.special_tokens)[0]
-            self._check_text(ids)
+            check_marks([ids], self._mark_ids)
             return given, ids, None
         picture = self._picture(submit)
         marks = [mark for mark in (submit.image_mark, submit.video_mark) if mark]
@@ -136,7 +130,7 @@ class Vision:
         # The empty text before an image at the beginning has the special tokens.
         first = tokenizer.encode([texts[0]], submit.special_tokens)
         ids, *others = first + tokenizer.encode(texts[1:], special_tokens=False)
-        self._check_text(chain(ids, *others))
+        check_marks([ids, *others], self._mark_ids)
         left = {submit.image_mark: iter(picture.images), submit.video_mark: iter(picture.videos)}
         for mark, more in zip(shown, others, strict=True):
             one = next(left[mark])
@@ -161,13 +155,6 @@ class Vision:
             [_Shown((file,), size) for file, size in zip(submit.images, sizes, strict=True)],
             [_Shown(files, size) for files, size in zip(submit.videos, clips, strict=True)],
         )
-
-    def _check_text(self, ids: Iterable[int]) -> None:
-        """Raise `RequestError` for a token that GenAI would take for an image."""
-        if not self._reserved.isdisjoint(ids):
-            raise RequestError(
-                "the texts hold a token that stands for an image or a video", param="messages"
-            )
 
     def tagged(self, text: str, mark: str, files: Sequence[bytes]) -> tuple[str, list[ov.Tensor]]:
         """A text whose images have numbered tags, which every model of GenAI's takes, and the
@@ -292,6 +279,28 @@ def _metadata(clip: Any) -> genai.VideoMetadata:
     made = genai.VideoMetadata()
     made.fps, made.frames_indices = clip.rate, range(len(clip.frames))
     return made
+
+
+_MARK_IDS = (
+    *("image_token_id", "image_token_index", "video_token_id", "video_token_index"),
+    *("vision_start_token_id", "vision_end_token_id"),
+)
+
+
+def mark_ids(config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids of a model's tokens that stand for images, or around them, by its `config.json`."""
+    return frozenset(config[name] for name in _MARK_IDS if name in config)
+
+
+def check_marks(texts: Iterable[Iterable[int]], marks: frozenset[int]) -> None:
+    """Raise `RequestError` for a text (its token ids) that holds one of the `marks`: GenAI would
+    read beyond the images for it.
+    """
+    if not all(marks.isdisjoint(ids) for ids in texts):
+        raise RequestError(
+            "a text holds a token that stands for an image or a video: leave it out",
+            param="messages",
+        )
 
 
 def _usual_tokens(config: Mapping[str, Any]) -> int:
