@@ -24,10 +24,8 @@ from penstock.engines.openvino.media_files import media_files
 from penstock.engines.openvino.model.draft import check_draft, needs_whole_prompts
 from penstock.engines.openvino.model.files import (
     MODEL_KINDS,
-    inputs_of,
     instruction_for,
     instructions_of,
-    read_config,
     sees,
 )
 from penstock.engines.openvino.model.source import check_tokenizer, find_model
@@ -172,7 +170,7 @@ class OpenVINOEngine(WorkerEngine):
             refused += _NOT_SEEING
         else:
             refused.append("image_urls")
-        if "video" not in inputs_of(files.path, read_config(files.path), files.task):
+        if "video" not in stated_inputs(str(files.path), files.task):
             refused.append("video_frames")
         for name in refused:
             if getattr(self.options, name) != getattr(_DEFAULTS, name):

@@ -109,7 +109,9 @@ class ImageEmbedding(Embedding):
         ]
         check_marks(encoded, self._mark_ids)
         if any(_NUMBERED in piece for piece in pieces):
-            raise RequestError(f"a text holds '{_NUMBERED}', GenAI's mark of an image", param="input")
+            raise RequestError(
+                f"a text holds '{_NUMBERED}', GenAI's mark of an image", param="input"
+            )
         sizes = self._images.check_pixels(files, self._options.max_image_pixels)
         if mark == TAGS["image"]:  # GenAI numbers them
             tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]

@@ -222,5 +222,6 @@ async def test_models_that_see_no_videos_say_so(tmp_path, model):
             await answer(still, asked(video_part(video_file(1)), TEXT))
     finally:
         await still.stop()
-    with pytest.raises(EngineStartError, match="takes no video_frames"):
-        await OpenVINOEngine("demo", engine_kwargs={"video_frames": 4}).start()
+    for source in ("demo", still.model_source):
+        with pytest.raises(EngineStartError, match="takes no video_frames"):
+            await OpenVINOEngine(source, engine_kwargs={"video_frames": 4}).start()
