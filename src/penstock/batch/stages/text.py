@@ -17,7 +17,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
-from penstock.errors import RequestError
+from penstock.errors import PenstockError, RequestError
 from penstock.openai.requests import begun_by_assistant, check_messages
 from penstock.types import TokenizeRequest
 
@@ -107,13 +107,20 @@ class Tokens(_OnEngine):
 
 
 class Texts(_OnEngine):
-    """The text of generated tokens, of each answer where there are several; without the thoughts
-    that a row has in `reasoning_content`, unless `whole`.
+    """The text of generated tokens, of each answer where there are several; without the special
+    tokens that have names (such as the end), and without the thoughts that a row has in
+    `reasoning_content`, unless `whole`.
     """
 
     def __init__(self, source: EngineSource, *, whole: bool = False) -> None:
         super().__init__(source)
         self._whole = whole
+        self._special: list[str] = []
+
+    async def start(self) -> None:
+        await super().start()
+        with contextlib.suppress(PenstockError):  # not every endpoint tells them
+            self._special = list((await self.engine.tokenizer_info()).special_tokens.values())
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         if row.get("generated_tokens") is None:
@@ -129,6 +136,8 @@ class Texts(_OnEngine):
 
     async def _text(self, output: Mapping[str, Any]) -> str:
         text = await self.engine.detokenize(list(output["generated_tokens"]))
+        for special in self._special:
+            text = text.replace(special, "")
         if self._whole or output.get("reasoning_content") is None:
             return text
         return without_reasoning(text)[1]
