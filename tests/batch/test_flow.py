@@ -7,6 +7,7 @@ import pytest
 
 import penstock
 from penstock.batch import flow
+from penstock.batch.read.sources import read_ahead
 from penstock.batch.rows.row import RowForm
 from penstock.errors import (
     ConfigError,
@@ -117,7 +118,7 @@ async def test_many_error_rows_cannot_block_the_window(make_engine, monkeypatch,
 # Equal requests
 async def test_rows_that_fail_leave_others_their_turn(make_engine, monkeypatch):
     received, most = 0, 0
-    read_ahead, receive = flow.read_ahead, flow.Flow._receive
+    receive = flow.Flow._receive
 
     async def all_at_once(*given):
         for batch in [batch async for batch in read_ahead(*given)]:
