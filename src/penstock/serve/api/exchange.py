@@ -208,7 +208,7 @@ class Exchange:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
-        check_extent(body)
+        check_extent(body, self.limits)
         return body
 
     async def read(self) -> bytes:

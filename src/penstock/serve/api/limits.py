@@ -6,7 +6,7 @@ import asyncio
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sized
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,13 +29,10 @@ from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
-MOST_PARTS = 50_000
-"""Objects and lists of a JSON body, which take half a second, as do the values between so many
-commas. Those in texts count as well: a prompt of the most characters has fewer commas.
-"""
-MOST_COMMAS = 2_500_000
+MOST_PARTS, MOST_VALUES = 50_000, 1_000_000
+"""Objects and lists of a JSON body, and its values, which are counted by their commas."""
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
-_PARTS = re.compile(rb'\{\s*["}]|\[\s*[][{"0-9-]')
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 def check_json(request: Request) -> None:
@@ -55,15 +52,19 @@ def check_coding(request: Request) -> None:
         )
 
 
-def check_extent(body: bytes) -> None:
-    """Refuse a JSON body with so many objects and lists (messages, parts, tools, prompts), or with
-    so many values, that to look at each would hold up other requests.
+def check_extent(body: bytes, limits: Limits) -> None:
+    """Refuse a JSON body with so many objects and lists (messages, parts, tools, prompts), or so
+    many values, that to look at each would hold up other requests. Those in texts do not count.
     """
-    may_have = body.count(b"{") + body.count(b"[") > MOST_PARTS
-    if may_have and next(islice(_PARTS.finditer(body), MOST_PARTS, None), None) is not None:
-        raise RequestError(f"the request body has more than {MOST_PARTS:,} objects and lists")
-    if body.count(b",") > MOST_COMMAS:
-        raise RequestError(f"the request body has more than {MOST_COMMAS:,} commas")
+    for marks, most, what in (
+        (b"{[", MOST_PARTS, "objects and lists"),
+        (b",", MOST_VALUES, "values"),
+    ):
+        raw = sum(body.count(mark) for mark in marks)
+        if raw > most + limits.max_prompt_chars or (
+            raw > most and sum(map(_TEXT.sub(b"", body).count, marks)) > most
+        ):
+            raise RequestError(f"the request body has more than {most:,} {what}")
 
 
 def decode_body(body: bytes, form: Any) -> Any:
