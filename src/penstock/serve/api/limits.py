@@ -6,7 +6,7 @@ import asyncio
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sized
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,11 +31,12 @@ SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
 MOST_PARTS = 50_000
 """Objects and lists of a JSON body, which take half a second, as do the values between so many
-commas. Those in texts count as well: a prompt of the most characters has fewer commas.
+commas. Commas in texts count as well: a prompt of the most characters has fewer.
 """
 MOST_COMMAS = 2_500_000
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
-_PARTS = re.compile(rb'\{\s*["}]|\[\s*[][{"0-9-]')
+_PART = re.compile(rb'(?:[^"{[]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[{[]', re.DOTALL)
+"""Texts and whatever else, up to where the next object or list begins."""
 
 
 def check_json(request: Request) -> None:
@@ -59,8 +60,11 @@ def check_extent(body: bytes) -> None:
     """Refuse a JSON body with so many objects and lists (messages, parts, tools, prompts), or with
     so many values, that to look at each would hold up other requests.
     """
-    may_have = body.count(b"{") + body.count(b"[") > MOST_PARTS
-    if may_have and next(islice(_PARTS.finditer(body), MOST_PARTS, None), None) is not None:
+    at, parts = 0, 0
+    if body.count(b"{") + body.count(b"[") > MOST_PARTS:  # those in texts too: look closer
+        while parts <= MOST_PARTS and (found := _PART.match(body, at)):
+            at, parts = found.end(), parts + 1
+    if parts > MOST_PARTS:
         raise RequestError(f"the request body has more than {MOST_PARTS:,} objects and lists")
     if body.count(b",") > MOST_COMMAS:
         raise RequestError(f"the request body has more than {MOST_COMMAS:,} commas")
