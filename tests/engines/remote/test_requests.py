@@ -178,7 +178,7 @@ async def test_what_cannot_be_sent_is_refused_here(script, value, stream):
         message = {"role": "user", "content": value}
         with pytest.raises(RequestError, match="a value that cannot be sent"):
             await answer(engine, ChatRequest([message], stream=stream))
-        with pytest.raises(RequestError, match="a value that cannot be sent"):
+        with pytest.raises(RequestError, match="cannot be sent|must be a text"):
             await engine.embeddings(EmbeddingRequest([value]))
     assert not script.asked
 
