@@ -113,8 +113,8 @@ def request_for(task: str, request: Any, model: str) -> Any:
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # a stream has its usage only then
     form = models.REQUESTS[method]
-    if method == "tokenize" and "messages" in body:
-        form = models.TokenizeChatRequest
+    if "messages" in body and method in models.OF_CHATS:
+        form = models.OF_CHATS[method]
     if id := getattr(request, "request_id", ""):
         body["request_id"] = id
     return form(**body)
