@@ -168,6 +168,7 @@ def test_flags_of_other_engines(told: Any) -> None:
         ("./tiny --root-path llm", "root_path", "slash"),
         ("./tiny --cors-origin https://ui.example/", "cors_origins", "no path"),
         ("./tiny --cors-origin localhost:3000", "cors_origins", "no web origin"),
+        ("./tiny --cors-origin https://*.ui.example", "cors_origins", "no web origin"),
         ("./tiny --allowed-host box:8000", "allowed_hosts", "no port"),
         ("models.yaml --max-model-len 5", "", "for a MODEL"),
     ],

@@ -115,6 +115,18 @@ async def test_a_hook_that_changes_options_of_a_made_engine_is_told():
     await server.stop()
 
 
+async def test_a_configuration_that_is_used_again_changes_no_engine():
+    engine, given = Scripted(), config()
+    engine.go_on.set()
+    server = LLMServer(given, engine=engine)
+    source = engine.model_source
+    given.model_loading_config.model_source = "/another"
+    given.update_engine_kwargs(max_model_len=9)
+    await server.start()
+    assert engine.model_source == source
+    await server.stop()
+
+
 async def test_hooks_are_called_by_name(caplog):
     one = Noting(llm_config=None, raise_error_on_callback=False, fail="before")
     await one.run_callback("on_before_node_init")

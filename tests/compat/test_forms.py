@@ -7,9 +7,10 @@ import io
 import pytest
 from starlette.requests import Request
 
-from penstock.errors import RequestError
+from penstock.errors import RequestError, UnsupportedError
 from penstock.openai.audio import as_values
-from penstock.serve.compat.forms import form_of
+from penstock.serve.compat.forms import form_of, request_for
+from penstock.types import ChatRequest, EmbeddingRequest
 
 
 async def read(kind, body):
@@ -57,3 +58,13 @@ def test_a_file_that_is_none():
     for file in (None, "text"):
         with pytest.raises(RequestError, match="file is missing"):
             form_of({"file": file})
+
+
+def test_a_conversation_to_embed_is_a_request_of_its_own_form():
+    chat = ChatRequest([{"role": "user", "content": "hi"}], add_generation_prompt=False)
+    made = request_for("embeddings", EmbeddingRequest([chat], dimensions=8), "m")
+    assert type(made).__name__ == "EmbeddingChatRequest"
+    assert made.messages == chat.messages
+    assert (made.dimensions, made.add_generation_prompt) == (8, False)
+    with pytest.raises(UnsupportedError, match="one conversation at a time"):
+        request_for("embeddings", EmbeddingRequest([chat, "a"]), "m")

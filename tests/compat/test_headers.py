@@ -73,9 +73,16 @@ async def test_a_client_passes_on_no_headers_of_another_one():
 
 async def test_an_engine_behind_a_handle():
     server: Any = await LLMServer(config(), engine_cls=ReadingEngine)
-    async for _ in await server.chat(CHAT, RawRequestInfo(dict(GIVEN))):
+    given = {**GIVEN, "x-user": "Zo\xeb", "x-sent": "Zoë".encode().decode("latin-1")}
+    raw = RawRequestInfo(given)
+    again = RawRequestInfo.from_starlette_request(raw.to_starlette_request())
+    assert again.headers == given
+    assert (
+        RawRequestInfo({"x-user": "中"}).to_starlette_request().headers.raw[0][1] == "中".encode()
+    )
+    async for _ in await server.chat(CHAT, raw):
         pass
-    assert GIVEN.items() <= ReadingEngine.seen.items()
+    assert given.items() <= ReadingEngine.seen.items()
     async for _ in await server.chat(CHAT):
         pass
     assert "x-team" not in ReadingEngine.seen

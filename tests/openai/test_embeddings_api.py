@@ -36,6 +36,12 @@ def test_each_form_names_its_conversations() -> None:
     ]
 
 
+def test_what_is_empty_or_null_was_not_given() -> None:
+    assert inputs(input="a", messages=[], chat_template="", chat_template_kwargs={}) == ["a"]
+    (turns,) = shown(input=[{"text": "a", "image": None, "content": None}])
+    assert turns == [{"role": "user", "content": [TEXT]}]
+
+
 def test_a_prompt_ends_where_the_answer_would_begin_unless_it_is_told_otherwise() -> None:
     turn = {"role": "user", "content": "a"}
     (chat,) = inputs(messages=[turn])
@@ -55,6 +61,9 @@ def test_a_prompt_ends_where_the_answer_would_begin_unless_it_is_told_otherwise(
         ({"messages": []}, "messages"),
         ({"messages": [{"content": "a"}]}, "messages"),
         ({"messages": [[]]}, "messages"),
+        ({"messages": [[{"role": "user", "content": "a"}, {}]]}, "messages"),
+        ({"input": [[{"role": "user", "content": "a"}, 5]]}, "input"),
+        ({"input": [[5, {"role": "user", "content": "a"}]]}, "input"),
         ({"messages": [{"role": "nobody", "content": "a"}]}, "messages[0]"),
         ({"messages": [[{"role": "user", "content": [{"type": "song"}]}]]}, None),
         ({"input": [{"role": "user", "content": "a"}, "a"]}, None),

@@ -57,6 +57,8 @@ async def test_names_never_lead_elsewhere(service, name, shown):
 
 def test_names_hold_no_control_characters():
     assert forms.safe_name("a\0\r\n") == "a\\x00\\r\\n"
+    for name in ("報告\u30009月.jsonl", "Shot at 9.41\u202fAM.png"):
+        assert forms.safe_name(f"C:\\{name}") == name
 
 
 async def test_pages_of_files(service):

@@ -73,14 +73,15 @@ class EmbeddingBody(Struct, kw_only=True):
         )
 
     def _inputs(self) -> Sequence[str | list[int] | ChatRequest]:
-        if (self.input is None) is (self.messages is None):
+        both = self.input is not None and self.messages
+        if both or self.input is self.messages is None:
             raise RequestError("give either input or messages", param="input")
-        name = "input" if self.messages is None else "messages"
-        given: Any = self.input if self.messages is None else self.messages
+        name = "messages" if self.input is None else "input"
+        given: Any = getattr(self, name)
         items: list[Any] = given if isinstance(given, list) else []
-        if items and all(map(_is_turn, items)):
+        if _is_turns(items):
             return [self._chat(items)]
-        if items and all(isinstance(item, list) and any(map(_is_turn, item)) for item in items):
+        if items and all(isinstance(item, list) and _is_turns(item) for item in items):
             return [self._chat(item, f"{name}[{at}]") for at, item in enumerate(items)]
         if name == "messages":
             raise RequestError("messages must be a conversation, or a list of them", param=name)
@@ -89,6 +90,8 @@ class EmbeddingBody(Struct, kw_only=True):
                 one if isinstance(one, str) else self._chat([_turn(one, at)], f"input[{at}]")
                 for at, one in enumerate(items)
             ]
+        if any(isinstance(item, list) and dict in map(type, item) for item in items):
+            raise RequestError("a list in input holds token ids or a conversation", param=name)
         for name in _OF_CHATS:
             if getattr(self, name):
                 raise RequestError(f"{name} goes with messages, not with texts", param=name)
@@ -111,8 +114,8 @@ class EmbeddingBody(Struct, kw_only=True):
         )
 
 
-def _is_turn(item: Any) -> bool:
-    return isinstance(item, dict) and "role" in item
+def _is_turns(items: list[Any]) -> bool:
+    return bool(items) and all(isinstance(item, dict) and "role" in item for item in items)
 
 
 _PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -124,12 +127,11 @@ _PARTS: dict[str, Callable[[str], dict[str, Any]]] = {
 def _turn(given: Any, place: int) -> Message:
     """The message with the content of an object in `input`."""
     content = None
-    if isinstance(given, dict) and given.keys() == {"content"}:
-        content = given["content"]
-    elif isinstance(given, dict) and given.keys() <= _PARTS.keys():
-        content = [_PARTS[name](value) for name, value in given.items() if value]
-        if not all(isinstance(value, str) for value in given.values()):
-            content = None
+    said = {n: v for n, v in given.items() if v is not None} if isinstance(given, dict) else {}
+    if said.keys() == {"content"}:
+        content = said["content"]
+    elif said.keys() <= _PARTS.keys() and all(isinstance(value, str) for value in said.values()):
+        content = [_PARTS[name](value) for name, value in said.items() if value]
     if not content:
         raise RequestError(
             f"input[{place}] must be a text, or an object with a content, a text or an image",

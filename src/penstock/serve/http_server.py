@@ -358,11 +358,10 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.transport.abort()
 
 
-def _answer(error: PenstockError, status: int | None = None) -> bytes:
+def _answer(error: PenstockError) -> bytes:
     body = msgspec.json.encode(error_body(error))
-    status = status or error.status
     head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type:"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type:"
         f" application/json\r\ncontent-length: {len(body)}"
     )
     return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
@@ -379,5 +378,5 @@ _HAS_NO_BOUND = hasattr(AutoHTTPProtocol, "on_body")
 _NO_HTTP = _answer(RequestError("the connection's bytes are no valid HTTP request"))
 _TOO_SLOW = _answer(SlowRequestError("the head of the request came too slowly"))
 _TOO_LARGE = _answer(
-    RequestError(f"the head of the request is larger than {_LARGEST_HEAD} bytes"), 431
+    RequestError(f"the head of the request is larger than {_LARGEST_HEAD} bytes", status=431)
 )

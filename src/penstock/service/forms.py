@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -181,7 +182,10 @@ def _bounded(value: bytes) -> bytes:
 
 def safe_name(given: str) -> str:
     """A name to show: without folders and control characters. No path is made of it."""
-    return escaped(given.replace("\\", "/").rpartition("/")[2])[:_LONGEST_NAME] or "file"
+    name = given.replace("\\", "/").rpartition("/")[2]
+    # Names have wide spaces, which Python does not call printable.
+    kept = "".join(c if category(c) == "Zs" else escaped(c) for c in name)
+    return kept[:_LONGEST_NAME] or "file"
 
 
 def _broken() -> RequestError:

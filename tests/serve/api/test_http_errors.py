@@ -323,7 +323,12 @@ async def test_the_body_limit_holds_with_and_without_a_declared_length(
 
 
 async def test_a_body_has_no_more_objects_than_can_be_looked_at(client: Any) -> None:
-    parts = [{"type": "text", "text": "{}" * 60_000}] + [{"type": "text", "text": ""}] * 60_000
+    cited = 'as he said.[1] {"a": [0, {}]}\\' * 60_000
+    kept = [{"type": "text", "text": cited}] + [{"type": "text", "text": ""}] * 49_990
+    many = [{"role": "user", "content": kept}]
+    answer = await client.post("/tokenize", json={"model": "sim", "messages": many})
+    assert answer.status_code == 200
+    parts = [*kept, *[{"type": "text", "text": ""}] * 20]
     for path in ("/v1/chat/completions", "/invocations"):
         body: Any = {"model": "sim", "messages": [{"role": "user", "content": parts}]}
         error = check_shape(await client.post(path, json=body), 400)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from typing import Any
 
 import httpx
 import pytest
 
 from penstock.llm_config import LLMConfig
+from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.local import build_local_handles
@@ -48,6 +51,25 @@ async def test_a_model_that_loads_on_demand_is_cold_until_it_is_called(local: An
     assert (await client.get("/v1/models/m")).json()["state"] == "cold"
     assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert (await client.get("/v1/models/m")).json()["state"] == "ready"
+
+
+async def test_a_model_holds_nothing_of_the_request_that_loaded_it(
+    local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Exchange]] = []
+    begin = Exchange.__init__
+
+    def init(exchange: Exchange, *args: Any) -> None:
+        begin(exchange, *args)
+        made.append(weakref.ref(exchange))
+
+    monkeypatch.setattr(Exchange, "__init__", init)
+    client = await local(config(deployment_config={"autoscaling_config": {"min_replicas": 0}}))
+    asking = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+    assert (await asking).status_code == 200
+    del asking
+    gc.collect()
+    assert [one() for one in made] == [None]
 
 
 async def test_the_control_routes_change_the_state(local: Any) -> None:

@@ -262,6 +262,25 @@ def test_another_programs_file_stays_as_it_is(opened: Open, tmp_path: Path) -> N
         assert (file.read_bytes(), file.stat().st_mode & 0o777) == (content, 0o644)
 
 
+KILLED = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN IMMEDIATE")
+db.execute("CREATE TABLE half (a)")
+db.executemany("INSERT INTO half VALUES (?)", ((n,) for n in range(20_000)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_file_whose_making_was_killed_is_made_anew(opened: Open, tmp_path: Path) -> None:
+    file = tmp_path / "kept" / "store.db"
+    file.parent.mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(file)], check=False)
+    assert file.with_name("store.db-journal").stat().st_size
+    opened()
+
+
 WRITER = """
 import asyncio, sys
 from penstock.serve.config.settings import StoreSettings

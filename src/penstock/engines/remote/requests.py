@@ -147,8 +147,14 @@ def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
         case "embeddings":
             # Of others, a text that is too long shows in their refusal.
             cuts = request.truncate and dialect == "penstock"
-            return _given(
-                input=request.inputs,
+            chats = [one for one in request.inputs if isinstance(one, ChatRequest)]
+            if chats and len(request.inputs) > 1:
+                raise UnsupportedError(
+                    "servers and engines of Ray's form make a vector of one conversation at a time",
+                    param="input",
+                )
+            given = _conversation(chats[0]) if chats else {"input": request.inputs}
+            return given | _given(
                 dimensions=request.dimensions,
                 input_type=request.input_type,
                 truncate_prompt_tokens=-1 if cuts else None,
@@ -204,8 +210,12 @@ def _tokens_body(request: TokenizeRequest) -> dict[str, Any]:
     if chat is None:
         return {"prompt": request.prompt, **body}
     tools = chat.tools if chat.tool_choice != "none" else None
-    more = _given(**_template(chat), tools=tools or None)
-    return {**body, "messages": chat.messages, **more, **_prompt_end(chat)}
+    return {**body, **_conversation(chat), **_given(tools=tools or None)}
+
+
+def _conversation(chat: ChatRequest) -> dict[str, Any]:
+    """What becomes the prompt of a conversation without tools."""
+    return {"messages": chat.messages, **_given(**_template(chat)), **_prompt_end(chat)}
 
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:

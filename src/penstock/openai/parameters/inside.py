@@ -249,7 +249,8 @@ def check_inside(form: type[Struct], body: Mapping[str, Any]) -> None:
         if isinstance(given := body.get(name), (list, Mapping)):
             _check(shape, given, name)
         for number, one in enumerate(given if isinstance(given, list) else ()):
-            if isinstance(one, list):  # a conversation among several
+            # A conversation among several; not the ids of a prompt, of which there are many.
+            if isinstance(one, list) and one and isinstance(one[0], Mapping):
                 _check(shape, one, f"{name}[{number}]")
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
+from weakref import ref
 
 import msgspec
 from starlette.requests import Request
@@ -247,7 +248,8 @@ class Exchange:
         Raises `ModelNotFoundError`, and `RequestError` for an unknown class.
         """
         found = await self.find(model)
-        CLIENT_HEADERS.set(self.client_headers)  # of this request's task
+        this = ref(self)  # an engine that is loaded now has this task's context for all its life
+        CLIENT_HEADERS.set(lambda: {} if (one := this()) is None else one.client_headers())
         if session := self.request.headers.get(SESSION_HEADER):
             found = found._replace(handle=found.handle.for_session(session))
         given = self.request.headers.get(CLASS_HEADER)

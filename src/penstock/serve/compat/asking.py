@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Scope
 
 from penstock.errors import PenstockError, by_kind
-from penstock.serve.compat.forms import METHODS, body_of, form_of, headers_of
+from penstock.serve.compat.forms import METHODS, body_of, form_of, headers_of, raw_headers
 from penstock.serve.compat.hosts import Hosts
 
 READ_AHEAD = 2
@@ -36,7 +36,7 @@ def scope_of(
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+        "headers": raw_headers(headers),
         "client": None,
         "server": None,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -58,13 +58,24 @@ class RawRequestInfo:
         """A request with these headers and nothing else."""
         from starlette.requests import Request
 
-        headers = [(k.lower().encode(), (v or "").encode()) for k, v in self.headers.items()]
         scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
-        return Request({**scope, "headers": headers})
+        return Request({**scope, "headers": raw_headers(self.headers.items())})
 
     @classmethod
     def to_starlette_request_optional(cls, raw_request_info: RawRequestInfo | None = None) -> Any:
         return None if raw_request_info is None else raw_request_info.to_starlette_request()
+
+
+def raw_headers(headers: Iterable[tuple[str, str | None]]) -> list[tuple[bytes, bytes]]:
+    """Headers as HTTP has them."""
+    return [(name.lower().encode(), _in_bytes(value or "")) for name, value in headers]
+
+
+def _in_bytes(value: str) -> bytes:
+    try:
+        return value.encode("latin-1")  # as they are read
+    except UnicodeEncodeError:
+        return value.encode()
 
 
 def is_neutral(request: Any) -> TypeGuard[msgspec.Struct | str | list[int]]:
@@ -113,8 +124,8 @@ def request_for(task: str, request: Any, model: str) -> Any:
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # a stream has its usage only then
     form = models.REQUESTS[method]
-    if method == "tokenize" and "messages" in body:
-        form = models.TokenizeChatRequest
+    if "messages" in body and method in models.OF_CHATS:
+        form = models.OF_CHATS[method]
     if id := getattr(request, "request_id", ""):
         body["request_id"] = id
     return form(**body)

@@ -405,3 +405,8 @@ REQUESTS: dict[str, type[Open]] = {
     "transcriptions": TranscriptionRequest,
 }
 """Method → the model of its request."""
+OF_CHATS: dict[str, type[Open]] = {
+    "embeddings": EmbeddingChatRequest,
+    "tokenize": TokenizeChatRequest,
+}
+"""The same of a request with a conversation, where that is another one."""

@@ -11,7 +11,7 @@ from penstock.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
-_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^*/\sA-Z]+")
 
 
 class Limits(Struct, frozen=True, kw_only=True):

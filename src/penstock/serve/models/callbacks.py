@@ -51,6 +51,11 @@ class Callbacks:
             ) from None
 
     @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self._object is not None
+
+    @property
     def run_init_node(self) -> bool:
         """Whether the node is to be prepared, which a hook may switch off."""
         return bool(getattr(getattr(self._object, "ctx", None), "run_init_node", True))

@@ -36,8 +36,10 @@ _DAMAGE = (
     *("unbalanced parenthesis", "nothing to repeat", "min repeat greater than max repeat"),
 )
 """What is wrong with a regular expression, in Python's words, that is wrong in every dialect."""
-_OF_A_DIALECT = re.compile(r"\[\^?\]|\[[^\]]*\[")
-"""Classes of characters that end here or there, depending on the dialect."""
+_UNTRIED = re.compile(r"\[\^?\]|\[[^\]]*\[|\(\?[a-zA-Z]*i")
+"""Classes of characters that end here or there, depending on the dialect; and letters of either
+case, for whose classes Python may take seconds.
+"""
 _LONGEST_TRIED = 4096
 """Characters; the engine reads longer ones."""
 
@@ -111,7 +113,7 @@ def _check_readable(structured: StructuredOutput) -> None:
     spec = structured.spec
     if structured.kind == "grammar" and ":" not in spec:
         raise RequestError("the grammar has no rule", param=structured.param)
-    if structured.kind != "regex" or len(spec) > _LONGEST_TRIED or _OF_A_DIALECT.search(spec):
+    if structured.kind != "regex" or len(spec) > _LONGEST_TRIED or _UNTRIED.search(spec):
         return
     try:
         with warnings.catch_warnings():

@@ -374,7 +374,8 @@ class LLMServer(Tasks, ControlPlane):
             for part in mirror.extra_files if mirror is not None else ():
                 await asyncio.to_thread(copy_files, part.bucket_uri, part.destination_path)
         await self._callbacks.run("on_after_node_init")
-        self._take_changes()
+        if self._callbacks.given:
+            self._take_changes()
 
     def _take_changes(self) -> None:
         """What callbacks have changed. Raises `ConfigError` for what comes too late."""

@@ -94,7 +94,7 @@ class Database:
 
 def _check_ours(path: Path, version: int) -> None:
     """Raise `ConfigError` for another program's file, which then stays as it is."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", BUSY_S, uri=True)) as db:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", BUSY_S, uri=True)) as db:
         found, tables = db.execute(
             "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
         ).fetchone()
