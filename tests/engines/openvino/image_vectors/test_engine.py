@@ -13,7 +13,11 @@ from make_image_embedding_model import IMAGE, PROMPTS, SPECIAL
 from PIL import Image
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.image_vectors import adding_no_tokens
+from penstock.engines.openvino.model.vision_files import (
+    TOKENIZER,
+    linked,
+    write_tokenizer_that_adds_none,
+)
 from penstock.errors import (
     ContextLengthError,
     EngineStartError,
@@ -53,7 +57,8 @@ class TestContract(ImageVectorContract):
 
 @pytest.fixture(scope="module")
 def bare(model):
-    with adding_no_tokens(model) as plain:
+    with linked(model, {TOKENIZER}) as plain:
+        write_tokenizer_that_adds_none(model, plain)
         assert genai.Tokenizer(plain).encode("a").input_ids.shape[1] == 1
         pipeline = genai.EmbeddingPipeline(
             plain, "CPU", INFERENCE_PRECISION_HINT="f32", INFERENCE_NUM_THREADS=2

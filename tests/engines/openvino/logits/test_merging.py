@@ -11,7 +11,6 @@ from openvino import opset13 as ops
 from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.lanes.vision import Vision
-from penstock.engines.openvino.logits.merging import _write_tokenizer
 from penstock.engines.openvino.logits.model import EXACT, LogitModel, Tree, log_softmax
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
@@ -20,7 +19,6 @@ from penstock.engines.process import Submit
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion, Sampling
 from vision_models import bomb, image_file, image_part, vision_model
-from word_models import write_tokenizer
 
 QUESTIONS = (
     ChoiceQuestion("Which?", tuple(map(Option, ("a cat", "a dog", "a red ball")))),
@@ -86,23 +84,6 @@ def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, se
     end = len(ids) - 1
     (found,) = reading.trees([Tree(ids, range(-1, end), {end: [expected[0]]})])
     assert found[end] == pytest.approx([expected[1]], abs=1e-4)
-
-
-def test_the_tokenizer_adds_no_tokens(tmp_path):
-    own, made = tmp_path / "own", tmp_path / "made"
-    own.mkdir()
-    made.mkdir()
-    write_tokenizer(own, token_types=False)
-    _write_tokenizer(own / "openvino_tokenizer.xml", made / "openvino_tokenizer.xml")
-    (made / "openvino_tokenizer.bin").symlink_to(own / "openvino_tokenizer.bin")
-
-    def ids(folder, special):
-        encoded = genai.Tokenizer(str(folder)).encode("good day", add_special_tokens=special)
-        return encoded.input_ids.data.tolist()
-
-    plain = ids(own, False)
-    assert ids(own, True) != plain
-    assert ids(made, True) == ids(made, False) == plain
 
 
 def test_the_models_own_files_stay_as_they_are(path):
