@@ -194,7 +194,7 @@ class Patches(NamedTuple):
         """The width and height that an image is scaled to. Raises `RequestError`."""
         long, short = max(size), min(size)
         area = long * short
-        across = [math.floor(pixels / self.side + 0.5) for pixels in size]
+        across = [round(pixels / self.side) for pixels in size]  # a half to the even one
         scaled = math.prod(across) * self.side**2
         if scaled > self.most:
             factor = math.sqrt(area / self.most)
