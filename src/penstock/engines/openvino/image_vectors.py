@@ -33,7 +33,6 @@ from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200
 """The most that an image may be longer than it is wide, or wider than it is long."""
-_NUMBERED = "<ov_genai_"
 _AROUND = 2
 """Tokens before and behind those of an image."""
 
@@ -110,11 +109,7 @@ class ImageEmbedding(Embedding):
             encode([piece], add_special_tokens=not number).input_ids.data[0].tolist()
             for number, piece in enumerate(pieces)
         ]
-        check_marks(encoded, self._mark_ids)
-        if any(_NUMBERED in piece for piece in pieces):
-            raise RequestError(
-                f"a text holds '{_NUMBERED}', GenAI's mark of an image", param="input"
-            )
+        check_marks(pieces, encoded, self._mark_ids)
         sizes = self._images.check_pixels(files, self._options.max_image_pixels)
         if mark == TAGS["image"]:  # GenAI numbers them
             tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]

@@ -174,7 +174,7 @@ MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", IMAGE, "<ov_genai
 @pytest.mark.parametrize("text", MARKS)
 async def test_a_text_that_stands_for_an_image_is_refused(engine, text):
     for given in (text, chat(image_part(image_file(1)), text), chat(text)):
-        with pytest.raises(RequestError, match=r"stands for (an image|one)|mark of an image"):
+        with pytest.raises(RequestError, match=r"stands for (an image|one)"):
             await vectors(engine, given)
     assert len(await vectors(engine, "a")) == 1
 

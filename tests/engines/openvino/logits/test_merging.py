@@ -27,6 +27,7 @@ QUESTIONS = (
 HEADS = (("USER: {}\nwhat is it? ASSISTANT:", (1,)), ("USER: {}\n and {}\n: what?", (2, 3)))
 MARKS = {"vision": "<image>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
 TOKENS = {"vision": 16 + 1, "qwen": 2 + 2}  # with a line end, and with those around them
+TOKENS_OF_IMAGES = {"vision": ("<ov_genai_image_0>",), "qwen": ("<|image_pad|>", "<|video_pad|>")}
 
 
 @pytest.fixture(scope="module", params=MARKS)
@@ -69,7 +70,7 @@ def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, se
         submit = Submit(*asked, images=files, image_mark=mark)
         prompt, tensors = vision.prompt(submit, tokenizer)[0], vision._decoded(files)
         expected = generated(pipeline, prompt, tensors)
-        head = model.merging(*vision.tagged(text, mark, files))
+        head = model.merging(*vision.tagged(text, mark, files, tokenizer))
         reading = model.begin()
         for start in range(0, len(head), chunk):
             reading.see(head[start : start + chunk])
@@ -100,9 +101,10 @@ def test_the_models_own_files_stay_as_they_are(path):
 
 def test_models_that_show_images_otherwise_are_refused(path, tmp_path):
     other = Vision({"model_type": "internvl_chat"}, OpenVINOOptions())
+    tokenizer = Tokenizer(genai.Tokenizer(str(path)))
     with pytest.raises(UnsupportedError, match="of the type 'internvl_chat', but by"):
-        other.tagged("<image>?", "<image>", (image_file(1),))
-    text, tensors = other.tagged(f"{TAGS['image']}?", TAGS["image"], (image_file(1),))
+        other.tagged("<image>?", "<image>", (image_file(1),), tokenizer)
+    text, tensors = other.tagged(f"{TAGS['image']}?", TAGS["image"], (image_file(1),), tokenizer)
     assert (text, len(tensors)) == ("<ov_genai_image_0>?", 1)
     graph = ov.Core().read_model(path / LANGUAGE_MODEL)
     graph.add_parameters([ops.parameter([-1, -1], np.int64, name="token_type_ids")])
@@ -140,6 +142,9 @@ async def test_decisions_depend_on_the_image(path, engine_options):
         marked = (PredicateQuestion(f"An {MARKS[path.name]}?"),)
         with pytest.raises(RequestError, match="which stands for one"):
             await engine.decide(_about(image_file(1), asked=marked))
+        for token in TOKENS_OF_IMAGES[path.name]:
+            with pytest.raises(RequestError, match="a token that stands for an image"):
+                await engine.decide(_about(image_file(1), text=f"Look at {token}"))
         long = (PredicateQuestion("what " * 2100),)
         with pytest.raises(ContextLengthError, match="input with a question"):
             await engine.decide(_about(image_file(1), asked=long))
@@ -148,6 +153,6 @@ async def test_decisions_depend_on_the_image(path, engine_options):
         await engine.stop()
 
 
-def _about(*files, asked=QUESTIONS):
-    parts = [*map(image_part, files), {"type": "text", "text": "Look."}]
+def _about(*files, asked=QUESTIONS, text="Look."):
+    parts = [*map(image_part, files), {"type": "text", "text": text}]
     return DecideRequest([{"role": "user", "content": parts}], asked)
