@@ -25,9 +25,9 @@ QUESTIONS = (
     PredicateQuestion("Is it red?"),
 )
 HEADS = (("USER: {}\nwhat is it? ASSISTANT:", (1,)), ("USER: {}\n and {}\n: what?", (2, 3)))
-MARKS = {"vision": "<image>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
-TOKENS = {"vision": 16 + 1, "qwen": 2 + 2}  # with a line end, and with those around them
-TOKENS_OF_IMAGES = {"vision": ("<ov_genai_image_0>",), "qwen": ("<|image_pad|>", "<|video_pad|>")}
+MARKS = {"vision": "<image>", "video": "<|vision_start|><|image_pad|><|vision_end|>"}
+TOKENS = {"vision": 16 + 1, "video": 6 + 2}  # with a line end, and with those around them
+TOKENS_OF_IMAGES = {"vision": ("<ov_genai_image_0>",), "video": ("<|image_pad|>", "<|video_pad|>")}
 
 
 @pytest.fixture(scope="module", params=MARKS)
