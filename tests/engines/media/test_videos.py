@@ -98,6 +98,8 @@ def test_a_frame_far_beyond_the_header_is_refused():
     sizes = ((48, 40), (2000, 1500), (48, 40))
     grows = of_images(*(image_file(1, "PNG", size) for size in sizes))
     assert clip_of([grows], 8, MANY).frames.shape == (3, 40, 48, 3)
+    with pytest.raises(RequestError, match="more than the 3,000,000 pixels of max_video_pixels"):
+        clip_of([grows], 8, 3_000_000)
     plain = BytesIO()
     Image.new("RGB", (4000, 3000)).save(plain, "PNG")
     bursts = of_images(image_file(1), plain.getvalue())

@@ -86,7 +86,11 @@ def clip_of(files: Sequence[bytes], frames: int, most: int) -> Clip:
         stream = file.streams.video[0]
         stream.codec_context.options = _limited(max(2 * width * height, _ANY_FRAME))
         chosen, shown = _chosen(count, frames), list[NDArray[np.uint8]]()
+        left = most
         for number, frame in enumerate(_each(file.decode(stream))):
+            left -= frame.width * frame.height
+            if left < 0:
+                raise _bad(f"its frames have more than the {most:,} pixels of max_video_pixels")
             if number in chosen:
                 plain = frame.to_ndarray(format="rgb24", width=width, height=height)
                 shown.append(np.rot90(plain, frame.rotation // 90))
