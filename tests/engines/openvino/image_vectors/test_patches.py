@@ -1,4 +1,4 @@
-"""The sizes that images are scaled to, as `smart_resize` of transformers 4.57 gives them."""
+"""The sizes that images are scaled to, as `smart_resize` of transformers gives them."""
 
 import pytest
 
