@@ -352,6 +352,25 @@ class TestImages:
             with pytest.raises(RequestError, match="no video: the texts hold"):
                 template.mark_of(text, "video", 0)
 
+    def test_a_template_of_one_mark_for_both_shows_images(self):
+        source = (
+            "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}"
+            "{{ p['text'] }}{% else %}<image>{% endif %}{% endfor %};{% endfor %}"
+        )
+        template = ChatTemplate(source, images=True)
+        text = template.render([{"role": "user", "content": [{"type": "image"}]}])
+        assert template.mark_of(text, "image", 1) == text.rstrip(";") == "<image>"
+        assert template.mark_of(text, "video", 0) == ""
+        with pytest.raises(RequestError, match="1 video: the model's chat template does not show"):
+            template.mark_of(text, "video", 1)
+
+    def test_a_part_that_tells_no_type_is_a_text(self):
+        template = ChatTemplate(
+            "{% for m in messages %}{{ m['content'] }}{% endfor %}", images=True
+        )
+        content = [{"type": "image"}, {"text": "What?"}]
+        assert template.render([{"role": "user", "content": content}]).endswith("\nWhat?")
+
     def test_another_number_of_marks_than_images_is_refused(self):
         template = ChatTemplate(None, images=True)
         with pytest.raises(RequestError, match="2 images: the texts hold"):

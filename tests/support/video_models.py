@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,17 +14,14 @@ import av
 import numpy as np
 
 from penstock.openai.image_parts import data_uri
+from vision_models import vision_model
 
-_ARCHIVE = Path(__file__).with_name("video_model.zip")
 CODERS = {"mp4": "mpeg4", "matroska": "mpeg4", "webm": "libvpx", "avi": "mpeg4", "gif": "gif"}
 
 
 def video_model(folder: Path) -> Path:
     """The directory of the model, made in `folder`."""
-    path = folder / "video"
-    with zipfile.ZipFile(_ARCHIVE) as archive:
-        archive.extractall(path)
-    return path
+    return vision_model(folder, "video")
 
 
 def shades(seed: int, frames: int) -> Sequence[int]:

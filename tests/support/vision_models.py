@@ -1,7 +1,7 @@
 """Tiny models that see, with random weights, converted already, and images for them.
 
-`tools/make_vision_model.py` made `vision_model.zip`, a LLaVA, and `qwen_model.zip`, a Qwen2-VL;
-`tools/make_image_embedding_model.py` made `image_embedding_model.zip`.
+They were made by `make_vision_model.py` (a LLaVA), `make_video_model.py` (a Qwen2-VL) and
+`make_image_embedding_model.py` (a Qwen3-VL-Embedding), in `tools/`.
 """
 
 from __future__ import annotations

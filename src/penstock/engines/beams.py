@@ -97,13 +97,13 @@ def beams_of(sampling: Sampling, n: int) -> Beams | None:
 
 def _check_alone(sampling: Sampling) -> None:
     """Refuse what chooses tokens in another way, or needs them as they come."""
-    others = (
-        "temperature" if sampling.temperature not in (0, 1) else "",
-        "top_k" if sampling.top_k > 0 else "",
-        "" if sampling.structured is None else sampling.structured.param,
-    )
     found = [name for name in _WITHOUT if getattr(sampling, name) != getattr(_UNCHANGED, name)]
-    found += filter(None, others)
+    if sampling.temperature not in (0, 1):
+        found.append("temperature")
+    if sampling.top_k > 0:
+        found.append("top_k")
+    if sampling.structured is not None:
+        found.append(sampling.structured.param)
     if found:
         raise UnsupportedError(
             f"{BEAM_SEARCH} does not go with {' and '.join(found)}: leave out one or the other",

@@ -368,6 +368,8 @@ def _media_form(source: str, names: _Names) -> _MediaForm:
     marks = {medium: mark(medium) for medium in TAGS}
     if not marks["image"]:
         return _MediaForm(_tagged_content, TAGS)
+    if marks["video"] == marks["image"]:  # it writes that for whatever is no text
+        marks["video"] = ""
     takes_texts = _PROBE["text"] in shown(_PROBE["text"])
     return _MediaForm(_plain_content if takes_texts else _listed_content, marks)
 
@@ -385,10 +387,9 @@ def _tagged_content(message: Message) -> Message:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    tags = (TAGS.get(part["type"]) for part in content)
     texts = [
-        f"{tag}\n" if tag else str(part.get("text", ""))
-        for tag, part in zip(tags, content, strict=True)
+        f"{TAGS[kind]}\n" if (kind := str(part.get("type"))) in TAGS else str(part.get("text", ""))
+        for part in content
     ]
     return {**message, "content": "".join(texts)}
 

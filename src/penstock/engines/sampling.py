@@ -29,8 +29,8 @@ MAX_STOPS, LONGEST_STOP = 128, 4096
 """Stop strings of a request, and the characters of each: all are looked for at every token."""
 MAX_BAD_WORDS, LONGEST_BAD_WORD = 4096, 256
 """Bad words of a request, and the characters of each, likewise."""
-MOST_IDS = 1 << 18
-"""Token ids in one list of a request: no vocabulary has more."""
+MOST_IDS = 1 << 20
+"""Token ids in one list of a request: no vocabulary has more. That of Gemma 3 has 262,208."""
 LONGEST_CONSTRAINT = 262_144
 """Characters of a JSON schema or a regular expression."""
 _DEEPEST_SCHEMA = 200

@@ -14,6 +14,7 @@ from penstock.testing.asking import PATIENCE, noise
 from penstock.types import ChatRequest, EmbeddingRequest, Embeddings
 
 
+@pytest.mark.asyncio(loop_scope="module")
 class ImageVectorContract:
     """What every engine that embeds images and texts keeps. A subclass's module has the fixture
     `engine` of `EngineContract`.

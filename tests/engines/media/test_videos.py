@@ -1,7 +1,11 @@
 import struct
+from fractions import Fraction
+from io import BytesIO
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from penstock.engines.media.videos import check_frames, clip_of
 from penstock.errors import RequestError
@@ -88,3 +92,31 @@ def test_a_header_that_lies_about_the_size_allocates_nothing():
     assert small != data
     with pytest.raises(RequestError, match="not usable"):
         clip_of([small], 2, 16 * 16 * 2)
+
+
+def test_a_frame_far_beyond_the_header_is_refused():
+    sizes = ((48, 40), (2000, 1500), (48, 40))
+    grows = of_images(*(image_file(1, "PNG", size) for size in sizes))
+    assert clip_of([grows], 8, MANY).frames.shape == (3, 40, 48, 3)
+    with pytest.raises(RequestError, match="more than the 3,000,000 pixels of max_video_pixels"):
+        clip_of([grows], 8, 3_000_000)
+    plain = BytesIO()
+    Image.new("RGB", (4000, 3000)).save(plain, "PNG")
+    bursts = of_images(image_file(1), plain.getvalue())
+    assert check_frames([[bursts]], 8, 1 << 26) == [(48, 40, 2)]
+    with pytest.raises(RequestError, match="cannot be decoded"):
+        clip_of([bursts], 8, MANY)
+
+
+def of_images(*files):
+    """An AVI whose header states the size 48 × 40."""
+    file = BytesIO()
+    with av.open(file, "w", format="avi") as out:
+        stream = out.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 40, "rgb24"
+        for number, data in enumerate(files):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.time_base = stream, number, Fraction(1, 10)
+            packet.dts, packet.is_keyframe = number, True
+            out.mux(packet)
+    return file.getvalue()

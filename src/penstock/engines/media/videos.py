@@ -25,6 +25,10 @@ _FORMS = {
 }
 _LISTED_RATE = 2.0
 """Frames a second of a list of frames, which tells none: that of Qwen's tools."""
+_ANY_FRAME = 1 << 23
+"""Pixels that a frame may have, whatever the header says: some recordings change their size. Larger
+frames may have twice the pixels of the header, as coders fill up their sides.
+"""
 
 
 class Clip(NamedTuple):
@@ -80,9 +84,13 @@ def clip_of(files: Sequence[bytes], frames: int, most: int) -> Clip:
         )
     with _opened(files[0], most) as file:
         stream = file.streams.video[0]
-        stream.codec_context.options = _limited(most)
+        stream.codec_context.options = _limited(max(2 * width * height, _ANY_FRAME))
         chosen, shown = _chosen(count, frames), list[NDArray[np.uint8]]()
+        left = most
         for number, frame in enumerate(_each(file.decode(stream))):
+            left -= frame.width * frame.height
+            if left < 0:
+                raise _bad(f"its frames have more than the {most:,} pixels of max_video_pixels")
             if number in chosen:
                 plain = frame.to_ndarray(format="rgb24", width=width, height=height)
                 shown.append(np.rot90(plain, frame.rotation // 90))

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
-from openvino import opset13 as ops
 
 from penstock import lazy
 from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.lanes.vision import check_marks, mark_ids
 from penstock.engines.openvino.model.files import Pooling, read_config
+from penstock.engines.openvino.model.vision_files import (
+    TOKENIZER,
+    linked,
+    write_tokenizer_that_adds_none,
+)
 from penstock.engines.openvino.options import failure_of, reason_of
 from penstock.engines.openvino.pipeline import own_template
 from penstock.engines.openvino.tasks import Embedded, Embedding
@@ -32,7 +33,6 @@ from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200
 """The most that an image may be longer than it is wide, or wider than it is long."""
-_NUMBERED = "<ov_genai_"
 _AROUND = 2
 """Tokens before and behind those of an image."""
 
@@ -70,7 +70,9 @@ class ImageEmbedding(Embedding):
         self._patches = Patches.of(json.loads((path / "preprocessor_config.json").read_bytes()))
         self._mark_ids = mark_ids(stated)
         self._end = _end_of(self._tokenizer)
-        with adding_no_tokens(path) as plain:
+        with linked(path, {TOKENIZER}) as plain:
+            # To the tokens that a tokenizer adds, GenAI 2026.4.1 adds them once more.
+            write_tokenizer_that_adds_none(path, plain)
             self._pipeline = genai.EmbeddingPipeline(
                 plain, self._options.device, text_embedding_config=config, **self._properties
             )
@@ -107,11 +109,7 @@ class ImageEmbedding(Embedding):
             encode([piece], add_special_tokens=not number).input_ids.data[0].tolist()
             for number, piece in enumerate(pieces)
         ]
-        check_marks(encoded, self._mark_ids)
-        if any(_NUMBERED in piece for piece in pieces):
-            raise RequestError(
-                f"a text holds '{_NUMBERED}', GenAI's mark of an image", param="input"
-            )
+        check_marks(pieces, encoded, self._mark_ids)
         sizes = self._images.check_pixels(files, self._options.max_image_pixels)
         if mark == TAGS["image"]:  # GenAI numbers them
             tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]
@@ -164,28 +162,6 @@ def _end_of(tokenizer: Any) -> str:
     return str(tokenizer.decode(whole[len(plain) :], skip_special_tokens=False))
 
 
-@contextmanager
-def adding_no_tokens(path: Path) -> Iterator[Path]:
-    """A directory of links to the model's files, but with a tokenizer that adds no tokens: to those
-    that one adds, GenAI 2026.4.1 adds them once more.
-    """
-    import_module("openvino_tokenizers")  # which knows the operations of tokenizers
-    with TemporaryDirectory() as name:
-        for file in path.iterdir():
-            if file.stem != "openvino_tokenizer":
-                Path(name, file.name).symlink_to(file.resolve())
-        model = ov.Core().read_model(path / "openvino_tokenizer.xml")
-        for node in model.get_ordered_ops():
-            if node.get_type_name() != "CombineSegments":
-                continue
-            for at in range(0, node.get_input_size() - 1, 3):  # begin, end and ids of a segment
-                if node.input_value(at + 2).get_node().get_type_name() == "Constant":
-                    none = ops.constant(0, ov.Type.i32)
-                    node.input(at + 1).replace_source_output(none.output(0))
-        ov.save_model(model, Path(name, "openvino_tokenizer.xml"), compress_to_fp16=False)
-        yield Path(name)
-
-
 class Patches(NamedTuple):
     """How a model cuts an image into squares of `side` pixels, each a token, after scaling it to
     between `least` and `most` pixels. The rule is that of Qwen2-VL.
@@ -213,7 +189,7 @@ class Patches(NamedTuple):
         """The width and height that an image is scaled to. Raises `RequestError`."""
         long, short = max(size), min(size)
         area = long * short
-        across = [math.floor(pixels / self.side + 0.5) for pixels in size]
+        across = [round(pixels / self.side) for pixels in size]  # a half to the even one
         scaled = math.prod(across) * self.side**2
         if scaled > self.most:
             factor = math.sqrt(area / self.most)

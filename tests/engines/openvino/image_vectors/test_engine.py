@@ -13,7 +13,11 @@ from make_image_embedding_model import IMAGE, PROMPTS, SPECIAL
 from PIL import Image
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.image_vectors import adding_no_tokens
+from penstock.engines.openvino.model.vision_files import (
+    TOKENIZER,
+    linked,
+    write_tokenizer_that_adds_none,
+)
 from penstock.errors import (
     ContextLengthError,
     EngineStartError,
@@ -53,7 +57,8 @@ class TestContract(ImageVectorContract):
 
 @pytest.fixture(scope="module")
 def bare(model):
-    with adding_no_tokens(model) as plain:
+    with linked(model, {TOKENIZER}) as plain:
+        write_tokenizer_that_adds_none(model, plain)
         assert genai.Tokenizer(plain).encode("a").input_ids.shape[1] == 1
         pipeline = genai.EmbeddingPipeline(
             plain, "CPU", INFERENCE_PRECISION_HINT="f32", INFERENCE_NUM_THREADS=2
@@ -169,7 +174,7 @@ MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", IMAGE, "<ov_genai
 @pytest.mark.parametrize("text", MARKS)
 async def test_a_text_that_stands_for_an_image_is_refused(engine, text):
     for given in (text, chat(image_part(image_file(1)), text), chat(text)):
-        with pytest.raises(RequestError, match=r"stands for (an image|one)|mark of an image"):
+        with pytest.raises(RequestError, match=r"stands for (an image|one)"):
             await vectors(engine, given)
     assert len(await vectors(engine, "a")) == 1
 

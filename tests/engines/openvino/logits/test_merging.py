@@ -11,7 +11,6 @@ from openvino import opset13 as ops
 from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.lanes.vision import Vision
-from penstock.engines.openvino.logits.merging import _write_tokenizer
 from penstock.engines.openvino.logits.model import EXACT, LogitModel, Tree, log_softmax
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
@@ -20,15 +19,15 @@ from penstock.engines.process import Submit
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion, Sampling
 from vision_models import bomb, image_file, image_part, vision_model
-from word_models import write_tokenizer
 
 QUESTIONS = (
     ChoiceQuestion("Which?", tuple(map(Option, ("a cat", "a dog", "a red ball")))),
     PredicateQuestion("Is it red?"),
 )
 HEADS = (("USER: {}\nwhat is it? ASSISTANT:", (1,)), ("USER: {}\n and {}\n: what?", (2, 3)))
-MARKS = {"vision": "<image>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
-TOKENS = {"vision": 16 + 1, "qwen": 2 + 2}  # with a line end, and with those around them
+MARKS = {"vision": "<image>", "video": "<|vision_start|><|image_pad|><|vision_end|>"}
+TOKENS = {"vision": 16 + 1, "video": 6 + 2}  # with a line end, and with those around them
+TOKENS_OF_IMAGES = {"vision": ("<ov_genai_image_0>",), "video": ("<|image_pad|>", "<|video_pad|>")}
 
 
 @pytest.fixture(scope="module", params=MARKS)
@@ -71,7 +70,7 @@ def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, se
         submit = Submit(*asked, images=files, image_mark=mark)
         prompt, tensors = vision.prompt(submit, tokenizer)[0], vision._decoded(files)
         expected = generated(pipeline, prompt, tensors)
-        head = model.merging(*vision.tagged(text, mark, files))
+        head = model.merging(*vision.tagged(text, mark, files, tokenizer))
         reading = model.begin()
         for start in range(0, len(head), chunk):
             reading.see(head[start : start + chunk])
@@ -88,23 +87,6 @@ def test_what_is_read_is_what_the_pipeline_reads(path, model, pipeline, text, se
     assert found[end] == pytest.approx([expected[1]], abs=1e-4)
 
 
-def test_the_tokenizer_adds_no_tokens(tmp_path):
-    own, made = tmp_path / "own", tmp_path / "made"
-    own.mkdir()
-    made.mkdir()
-    write_tokenizer(own, token_types=False)
-    _write_tokenizer(own / "openvino_tokenizer.xml", made / "openvino_tokenizer.xml")
-    (made / "openvino_tokenizer.bin").symlink_to(own / "openvino_tokenizer.bin")
-
-    def ids(folder, special):
-        encoded = genai.Tokenizer(str(folder)).encode("good day", add_special_tokens=special)
-        return encoded.input_ids.data.tolist()
-
-    plain = ids(own, False)
-    assert ids(own, True) != plain
-    assert ids(made, True) == ids(made, False) == plain
-
-
 def test_the_models_own_files_stay_as_they_are(path):
     def digests():
         return {
@@ -119,9 +101,10 @@ def test_the_models_own_files_stay_as_they_are(path):
 
 def test_models_that_show_images_otherwise_are_refused(path, tmp_path):
     other = Vision({"model_type": "internvl_chat"}, OpenVINOOptions())
+    tokenizer = Tokenizer(genai.Tokenizer(str(path)))
     with pytest.raises(UnsupportedError, match="of the type 'internvl_chat', but by"):
-        other.tagged("<image>?", "<image>", (image_file(1),))
-    text, tensors = other.tagged(f"{TAGS['image']}?", TAGS["image"], (image_file(1),))
+        other.tagged("<image>?", "<image>", (image_file(1),), tokenizer)
+    text, tensors = other.tagged(f"{TAGS['image']}?", TAGS["image"], (image_file(1),), tokenizer)
     assert (text, len(tensors)) == ("<ov_genai_image_0>?", 1)
     graph = ov.Core().read_model(path / LANGUAGE_MODEL)
     graph.add_parameters([ops.parameter([-1, -1], np.int64, name="token_type_ids")])
@@ -159,6 +142,9 @@ async def test_decisions_depend_on_the_image(path, engine_options):
         marked = (PredicateQuestion(f"An {MARKS[path.name]}?"),)
         with pytest.raises(RequestError, match="which stands for one"):
             await engine.decide(_about(image_file(1), asked=marked))
+        for token in TOKENS_OF_IMAGES[path.name]:
+            with pytest.raises(RequestError, match="a token that stands for an image"):
+                await engine.decide(_about(image_file(1), text=f"Look at {token}"))
         long = (PredicateQuestion("what " * 2100),)
         with pytest.raises(ContextLengthError, match="input with a question"):
             await engine.decide(_about(image_file(1), asked=long))
@@ -167,6 +153,6 @@ async def test_decisions_depend_on_the_image(path, engine_options):
         await engine.stop()
 
 
-def _about(*files, asked=QUESTIONS):
-    parts = [*map(image_part, files), {"type": "text", "text": "Look."}]
+def _about(*files, asked=QUESTIONS, text="Look."):
+    parts = [*map(image_part, files), {"type": "text", "text": text}]
     return DecideRequest([{"role": "user", "content": parts}], asked)

@@ -112,11 +112,11 @@ class Vision:
                     " text",
                     param="prompt",
                 )
-            check_marks([given], self._mark_ids)
+            check_marks([text], [given], self._mark_ids)
             return text, given, None
         if not submit.images and not submit.videos:
             ids = tokenizer.encode([given], submit.special_tokens)[0]
-            check_marks([ids], self._mark_ids)
+            check_marks([given], [ids], self._mark_ids)
             return given, ids, None
         picture = self._picture(submit)
         marks = [mark for mark in (submit.image_mark, submit.video_mark) if mark]
@@ -130,7 +130,7 @@ class Vision:
         # The empty text before an image at the beginning has the special tokens.
         first = tokenizer.encode([texts[0]], submit.special_tokens)
         ids, *others = first + tokenizer.encode(texts[1:], special_tokens=False)
-        check_marks([ids, *others], self._mark_ids)
+        check_marks(texts, [ids, *others], self._mark_ids)
         left = {submit.image_mark: iter(picture.images), submit.video_mark: iter(picture.videos)}
         for mark, more in zip(shown, others, strict=True):
             one = next(left[mark])
@@ -156,7 +156,9 @@ class Vision:
             [_Shown(files, size) for files, size in zip(submit.videos, clips, strict=True)],
         )
 
-    def tagged(self, text: str, mark: str, files: Sequence[bytes]) -> tuple[str, list[ov.Tensor]]:
+    def tagged(
+        self, text: str, mark: str, files: Sequence[bytes], tokenizer: Tokenizer
+    ) -> tuple[str, list[ov.Tensor]]:
         """A text whose images have numbered tags, which every model of GenAI's takes, and the
         pixels of these. Raises `RequestError`; `UnsupportedError` for a model whose own `mark` is
         not the same as the tag.
@@ -168,7 +170,9 @@ class Vision:
                 param="messages",
             )
         self._images.check_pixels(files, self._options.max_image_pixels)
-        first, *pieces = self._pieces(text.split(mark))
+        texts = text.split(mark)
+        check_marks(texts, tokenizer.encode(texts, special_tokens=False), self._mark_ids)
+        first, *pieces = self._pieces(texts)
         tags = (f"<ov_genai_image_{number}>" for number in count())
         tagged = first + "".join(map("".join, zip(tags, pieces, strict=False)))
         return tagged, self._decoded(files)
@@ -281,6 +285,7 @@ def _metadata(clip: Any) -> genai.VideoMetadata:
     return made
 
 
+_NUMBERED = re.compile(r"<ov_genai_(image|video)_\d+>")
 _MARK_IDS = (
     *("image_token_id", "image_token_index", "video_token_id", "video_token_index"),
     *("vision_start_token_id", "vision_end_token_id"),
@@ -292,11 +297,13 @@ def mark_ids(config: Mapping[str, Any]) -> frozenset[int]:
     return frozenset(config[name] for name in _MARK_IDS if name in config)
 
 
-def check_marks(texts: Iterable[Iterable[int]], marks: frozenset[int]) -> None:
-    """Raise `RequestError` for a text (its token ids) that holds one of the `marks`: GenAI would
-    read beyond the images for it.
+def check_marks(
+    texts: Iterable[str], encoded: Iterable[Iterable[int]], marks: frozenset[int]
+) -> None:
+    """Raise `RequestError` for a text (`encoded`: its token ids) that holds one of the `marks`, or
+    a tag that GenAI replaces by an image or a video: it would read beyond those, or show one twice.
     """
-    if not all(marks.isdisjoint(ids) for ids in texts):
+    if any(map(_NUMBERED.search, texts)) or not all(map(marks.isdisjoint, encoded)):
         raise RequestError(
             "a text holds a token that stands for an image or a video: leave it out",
             param="messages",

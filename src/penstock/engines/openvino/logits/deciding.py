@@ -283,7 +283,8 @@ class Deciding:
 
     def _look(self, texts: RequestTexts, model: LogitModel) -> Merged:
         assert self._vision is not None
-        return model.merging(*self._vision.tagged(texts.head, texts.image_mark, texts.images))
+        shown = texts.head, texts.image_mark, texts.images
+        return model.merging(*self._vision.tagged(*shown, self._tokenizer))
 
     def _next(self, model: LogitModel) -> tuple[list[_Pending], _Pending | None, list[int]]:
         """The small requests that are read together, the first large one, and what the small ones

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import openvino as ov
@@ -21,10 +19,13 @@ import openvino_genai as genai
 from openvino import opset13 as ops
 
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL
+from penstock.engines.openvino.model.vision_files import (
+    TOKENIZER,
+    linked,
+    write_tokenizer_that_adds_none,
+)
 
-_TOKENIZER = "openvino_tokenizer.xml"
-_OWN = {LANGUAGE_MODEL, LANGUAGE_MODEL.replace(".xml", ".bin"), _TOKENIZER}
-"""Files that are written here: no link of that name may lead to the model's own."""
+_OWN = {LANGUAGE_MODEL, LANGUAGE_MODEL.replace(".xml", ".bin"), TOKENIZER}
 _CLS = genai.TextEmbeddingPipeline.PoolingType.CLS
 
 
@@ -57,13 +58,9 @@ class Merging:
     ) -> None:
         self._width = width
         self._planes = planes
-        with TemporaryDirectory(prefix="penstock-") as folder:
-            target = Path(folder)
-            for file in path.iterdir():
-                if file.name not in _OWN:
-                    (target / file.name).symlink_to(file.absolute())
+        with linked(path, _OWN) as target:
             ov.save_model(self._echo(), target / LANGUAGE_MODEL, compress_to_fp16=False)
-            _write_tokenizer(path / _TOKENIZER, target / _TOKENIZER)
+            write_tokenizer_that_adds_none(path, target)
             self._pipeline = genai.EmbeddingPipeline(
                 target, "CPU", pooling_type=_CLS, normalize=False, **properties
             )
@@ -99,22 +96,3 @@ def _input(name: str, shape: list[int], kind: Any) -> Any:
     made = ops.parameter(shape, kind, name=name)
     made.output(0).set_names({name})
     return made
-
-
-def _write_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer without the tokens that it adds by itself. They are segments with constants for
-    their begin, end and ids: each of them ends where it begins.
-    """
-    graph = ElementTree.parse(source)
-    layers = {layer.attrib["id"]: layer.attrib["type"] for layer in graph.iterfind("layers/layer")}
-    into = {
-        int(edge.attrib["to-port"]): edge.attrib
-        for edge in graph.iterfind("edges/edge")
-        if layers[edge.attrib["to-layer"]] == "CombineSegments"
-    }
-    for place in range(1, max(into, default=0), 3):
-        if layers[into[place]["from-layer"]] == "Const":
-            into[place].update(
-                (name, into[place - 1][name]) for name in ("from-layer", "from-port")
-            )
-    graph.write(target)
