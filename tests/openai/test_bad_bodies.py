@@ -16,7 +16,7 @@ from penstock.openai.audio import (
 )
 from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ScoreBody, TokenizeBody
-from penstock.openai.image_parts import data_in
+from penstock.openai.media.images import data_in
 from penstock.openai.messages_api import MessageBody
 from penstock.openai.parameters.body import parse_body
 from penstock.openai.requests import ChatBody, CompletionBody

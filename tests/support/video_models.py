@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
-from penstock.openai.image_parts import data_uri
+from penstock.openai.media.images import data_uri
 from vision_models import vision_model
 
 CODERS = {"mp4": "mpeg4", "matroska": "mpeg4", "webm": "libvpx", "avi": "mpeg4", "gif": "gif"}

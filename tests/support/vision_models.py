@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from penstock.openai.image_parts import data_uri
+from penstock.openai.media.images import data_uri
 
 
 def vision_model(folder: Path, name: str = "vision") -> Path:

@@ -32,7 +32,7 @@ from penstock.cores import Cores, pin
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import Beams
 from penstock.errors import EngineDeadError, PenstockError, RequestError
-from penstock.openai.media_parts import Videos
+from penstock.openai.media.parts import Videos
 from penstock.types import Delta, Sampling
 
 LENGTH_BYTES = 4

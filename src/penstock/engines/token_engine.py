@@ -30,8 +30,8 @@ from penstock.engines.sampling import (
 )
 from penstock.engines.tasks import Batches, mapped, merged
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
-from penstock.openai.image_parts import Images
-from penstock.openai.media_parts import Videos, seen
+from penstock.openai.media.images import Images
+from penstock.openai.media.parts import Videos, seen
 from penstock.openai.parsers.harmony import HarmonyCalls
 from penstock.openai.parsers.json_calls import JsonCalls
 from penstock.openai.parsers.reader import AnswerReader

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from penstock.errors import RequestError
 from penstock.openai.framing import DONE, Framer, data
-from penstock.openai.image_parts import bytes_in, is_data_uri
+from penstock.openai.media.images import bytes_in, is_data_uri
 from penstock.openai.requests import Count
 from penstock.openai.responses import TIMED_FORMATS
 from penstock.parsing import decode_json

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from msgspec import Struct, field
 
 from penstock.errors import RequestError
-from penstock.openai.image_parts import part_with
+from penstock.openai.media.images import part_with
 from penstock.openai.requests import (
     Count,
     TokenId,

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Deltas
-from penstock.openai.image_parts import content_of, data_uri, part_with
-from penstock.openai.media_parts import frames_uri
+from penstock.openai.media.images import content_of, data_uri, part_with
+from penstock.openai.media.parts import frames_uri
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,

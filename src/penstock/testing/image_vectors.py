@@ -9,7 +9,7 @@ import pytest
 
 from penstock.engines.base import LLMEngine
 from penstock.errors import RequestError
-from penstock.openai.image_parts import part_with
+from penstock.openai.media.images import part_with
 from penstock.testing.asking import PATIENCE, noise
 from penstock.types import ChatRequest, EmbeddingRequest, Embeddings
 

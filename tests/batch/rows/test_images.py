@@ -9,8 +9,8 @@ import pytest
 from penstock.batch.rows.images import RowImages
 from penstock.batch.rows.row import Row
 from penstock.errors import MissingExtraError
-from penstock.openai.image_parts import content_of, data_in, data_uri, part_with
-from penstock.openai.media_parts import frames_uri
+from penstock.openai.media.images import content_of, data_in, data_uri, part_with
+from penstock.openai.media.parts import frames_uri
 from vision_models import image_file, image_part, picture
 
 PNG, JPEG = image_file(1), image_file(2, "JPEG")

@@ -16,8 +16,8 @@ from penstock.batch.rows.row import nbytes
 from penstock.batch.stages.media import Loader, PrepareMultimodalStage
 from penstock.engines.media.images import FORMS, decoded, prepared as prepared_image, written
 from penstock.errors import ConfigError, MissingExtraError, RequestError
-from penstock.openai.image_parts import bitmap
-from penstock.openai.media_parts import frames_uri
+from penstock.openai.media.images import bitmap
+from penstock.openai.media.parts import frames_uri
 
 
 def image(form="PNG", size=8):

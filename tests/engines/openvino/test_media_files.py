@@ -6,8 +6,8 @@ import pytest
 from penstock.engines.openvino.media_files import media_files
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import RequestError
-from penstock.openai.image_parts import data_uri
-from penstock.openai.media_parts import frames_uri
+from penstock.openai.media.images import data_uri
+from penstock.openai.media.parts import frames_uri
 from vision_models import image_file
 
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.llm_config import LLMConfig
-from penstock.openai.image_parts import data_uri
+from penstock.openai.media.images import data_uri
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.local import build_local_handles

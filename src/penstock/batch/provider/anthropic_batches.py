@@ -27,7 +27,7 @@ from penstock.batch.provider.ledger import Batch
 from penstock.errors import ConfigError, RequestError, UnsupportedError, UpstreamError
 from penstock.http.complaints import complaint_in
 from penstock.http.endpoint import Headers
-from penstock.openai.image_parts import UNKNOWN_KIND, data_in, is_data_uri, kind_of
+from penstock.openai.media.images import UNKNOWN_KIND, data_in, is_data_uri, kind_of
 from penstock.openai.responses import usage_in
 from penstock.openai.tools import content_text
 from penstock.types import (

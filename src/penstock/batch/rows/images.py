@@ -15,7 +15,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.media import Loader, loaded
 from penstock.errors import PenstockError, RequestError
-from penstock.openai.image_parts import (
+from penstock.openai.media.images import (
     VIDEO_PARTS,
     bitmap,
     content_of,
@@ -25,7 +25,7 @@ from penstock.openai.image_parts import (
     is_pillow,
     kind_of,
 )
-from penstock.openai.media_parts import frames_uri, media_in
+from penstock.openai.media.parts import frames_uri, media_in
 from penstock.parsing import decode_json
 
 _SLOW_BYTES = 1 << 20

@@ -24,8 +24,8 @@ from penstock.batch.values.plain import UnstorableError, plain_row, text as plai
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, UnsupportedError
-from penstock.openai.image_parts import given_in, is_pillow, name_of, part_with
-from penstock.openai.media_parts import MEDIA_PARTS, with_media
+from penstock.openai.media.images import given_in, is_pillow, name_of, part_with
+from penstock.openai.media.parts import MEDIA_PARTS, with_media
 from penstock.openai.requests import check_messages
 from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling

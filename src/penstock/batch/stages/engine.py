@@ -23,7 +23,7 @@ from penstock.engines.registry import EngineSource
 from penstock.engines.supervisor import Supervisor
 from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.constraints import parse_response_format
-from penstock.openai.media_parts import media_in
+from penstock.openai.media.parts import media_in
 from penstock.openai.requests import begun_by_assistant
 from penstock.openai.responses import Answers, ToolCall, token_logprobs, tool_call_list
 from penstock.types import (

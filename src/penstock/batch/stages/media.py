@@ -17,7 +17,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Row
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import RequestError
-from penstock.openai.image_parts import (
+from penstock.openai.media.images import (
     VIDEO_PARTS,
     content_of,
     data_uri,
@@ -26,7 +26,7 @@ from penstock.openai.image_parts import (
     name_of,
     part_with,
 )
-from penstock.openai.media_parts import MEDIA_PARTS, frames_uri
+from penstock.openai.media.parts import MEDIA_PARTS, frames_uri
 from penstock.openai.requests import check_messages
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from penstock.errors import RequestError, text_of
-from penstock.openai.image_parts import of_8_bits
+from penstock.openai.media.images import of_8_bits
 
 FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 """What engines take. Pillow knows more, some of which run programs."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from penstock.engines.media.images import check_pixels, decoded as decoded_image
 from penstock.errors import RequestError, text_of
-from penstock.openai.image_parts import kind_of
+from penstock.openai.media.images import kind_of
 
 _FORMS = {
     **{"video/mp4": "mp4", "video/webm": "matroska"},

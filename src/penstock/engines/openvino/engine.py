@@ -43,8 +43,8 @@ from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError, UnsupportedError
-from penstock.openai.image_parts import Images
-from penstock.openai.media_parts import Videos, seen
+from penstock.openai.media.images import Images
+from penstock.openai.media.parts import Videos, seen
 from penstock.types import (
     ChatRequest,
     DecideRequest,

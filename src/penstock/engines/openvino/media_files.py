@@ -9,8 +9,8 @@ import asyncio
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import RequestError
 from penstock.http.standard import content_at
-from penstock.openai.image_parts import Images, data_in, is_data_uri
-from penstock.openai.media_parts import Videos, files_in
+from penstock.openai.media.images import Images, data_in, is_data_uri
+from penstock.openai.media.parts import Videos, files_in
 
 _PARAM = "messages"
 _LARGE = 1 << 18

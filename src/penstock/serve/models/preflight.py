@@ -18,7 +18,7 @@ from penstock.engines.sampling import (
     prompt_sampling,
 )
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.media_parts import seen
+from penstock.openai.media.parts import seen
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, StructuredOutput
 
 _ABLE = Capabilities(

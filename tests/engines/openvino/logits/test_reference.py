@@ -6,6 +6,7 @@ import json
 from importlib import import_module
 
 import numpy as np
+import openvino_genai as genai
 import pytest
 from make_vision_model import write_vision_model
 
@@ -16,6 +17,7 @@ from penstock.engines.openvino.logits.model import LogitModel, Tree, log_softmax
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.model.source import find_model
 from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.pipeline import Tokenizer
 from vision_models import image_file, picture
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]
@@ -109,7 +111,8 @@ def test_a_text_with_an_image(cache, tmp_path):
     expected = torch.log_softmax(logits, -1)[-1].numpy()
     read = converted(tmp_path, cache, name=LANGUAGE_MODEL)
     vision = Vision(read_config(tmp_path), OpenVINOOptions())
-    reading = read.begin()
-    reading.see(read.merging(*vision.tagged(text, "<image>", (image_file(1, size=(56, 56)),))))
+    reading, files = read.begin(), (image_file(1, size=(56, 56)),)
+    tokenizer = Tokenizer(genai.Tokenizer(str(read._folder)))
+    reading.see(read.merging(*vision.tagged(text, "<image>", files, tokenizer)))
     assert reading.length == inputs.input_ids.shape[1]
     assert log_softmax(reading.after) == pytest.approx(expected, abs=1e-3)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.image_parts import (
+from penstock.openai.media.images import (
     IMAGE_PARTS,
     VIDEO_PARTS,
     Images,

@@ -1,8 +1,8 @@
 import pytest
 
 from penstock.errors import RequestError, UnsupportedError
-from penstock.openai.image_parts import data_uri, kind_of
-from penstock.openai.media_parts import files_in, frames_uri, seen, video_at, with_media
+from penstock.openai.media.images import data_uri, kind_of
+from penstock.openai.media.parts import files_in, frames_uri, seen, video_at, with_media
 from vision_models import image_file, picture
 
 VIDEO = b"\0\0\0\x18ftypisom"

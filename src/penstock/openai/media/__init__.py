@@ -1,0 +1,1 @@
+"""Images and videos in messages: the forms in which clients send them."""
