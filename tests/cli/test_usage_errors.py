@@ -31,6 +31,7 @@ from penstock.errors import ConfigError, PenstockError
         ("run a -o c --order z", "--order must be 'input' or 'done'"),
         ("run a -o c --temperature hot", "--temperature must be a number, at least 0"),
         ("run a -o c --temperature nan", "--temperature must be a number, at least 0"),
+        ("serve --max-body-mb 1e308", "--max-body-mb must be a number, more than 0"),
         ("serve --max-body-mb inf", "--max-body-mb must be a number, more than 0"),
         ("run a -o c --top-p 0", "--top-p must be a number, more than 0 and at most 1"),
         ("run a -o c --seed x", "--seed must be a whole number"),

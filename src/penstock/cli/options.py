@@ -16,11 +16,13 @@ Command = Callable[..., Any]
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers without infinities and NaN, which is within any bounds."""
+    """A range of numbers without infinities and NaN, which is within any bounds; their bytes are
+    finite too where they are GiB.
+    """
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         number = super().convert(value, param, ctx)
-        return number if math.isfinite(number) else self.fail("not finite", param, ctx)
+        return number if math.isfinite(number * 2**30) else self.fail("not finite", param, ctx)
 
 
 _LOADED = (

@@ -1,5 +1,6 @@
 import json
 
+import pyarrow as pa
 import pytest
 
 from penstock.batch.decisions.questions import (
@@ -59,6 +60,7 @@ def test_choices_and_a_filter_are_questions_too():
     assert option_names(found.questions[0]) == ["a", "b"]
     assert found.threshold == 0.5
     assert read(choices=["a", "b"]).threshold is None
+    assert read(choices=pa.array(["a", "b"])) == read(choices=["a", "b"])
     assert read(keep="Is it?", threshold=0.8).threshold == 0.8
     assert read() is None
 

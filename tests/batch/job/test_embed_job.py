@@ -60,11 +60,12 @@ class TestVectors:
         assert unpack(pack([0.0, 0.0], "int8"), "int8").tolist() == [0, 0]
 
     def test_vectors_get_no_dictionary_and_other_columns_do(self, tmp_path):
-        embed(table(), tmp_path / "v.parquet", dimensions=4)
+        words = pa.array([["a", "b"]] * table().num_rows, pa.list_(pa.string(), 2))
+        embed(table().append_column("words", words), tmp_path / "v.parquet", dimensions=4)
         group = pq.ParquetFile(tmp_path / "v.parquet").metadata.row_group(0)
         columns = [group.column(at) for at in range(group.num_columns)]
         coded = {column.path_in_schema for column in columns if column.has_dictionary_page}
-        assert {"text", "status", "usage.prompt_tokens"} <= coded
+        assert {"text", "words.list.element", "status", "usage.prompt_tokens"} <= coded
         assert "embedding.list.element" not in coded
 
     def test_rows_in_memory_and_lines_have_lists(self, tmp_path):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import ask, interrupted, lines, numbered, settled
-from penstock.batch.job.keys import FILE
+from penstock.batch.job.keys import FILE, RowKeys
 from penstock.errors import EngineError, InputError
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -201,6 +201,18 @@ async def test_a_new_row_with_an_old_key_is_refused(source, tmp_path, make_engin
     assert engine.starts == 0
     source.write_text(text_of(numbered(301), "jsonl"))
     assert (await ask(source, output, engine, **INCREMENTAL)).counts.kept == 300
+
+
+async def test_rows_that_come_between_the_readings(source, tmp_path, make_engine, monkeypatch):
+    save = RowKeys.save
+
+    def grow(keys, folder):
+        save(keys, folder)
+        source.write_text(text_of(numbered(3000), "jsonl"))
+
+    monkeypatch.setattr(RowKeys, "save", grow)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        await ask(source, tmp_path / "out.jsonl", make_engine(), **INCREMENTAL)
 
 
 async def test_rows_that_cannot_be_read_have_no_key(tmp_path, make_engine):

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.batch.stages.text import Texts
+from penstock.engines.registry import EngineSource
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.types import TokenizerInfo
 
 NAMES = ["ChatTemplateStage", "TokenizeStage", "OpenVINOEngineStage", "DetokenizeStage"]
 OWN: dict[str, Any] = {
@@ -94,6 +97,23 @@ async def test_each_of_several_answers_gets_its_text():
     )
     assert row["outputs"] == expected["outputs"]
     assert len({output["generated_text"] for output in row["outputs"]}) == 3
+
+
+async def test_special_tokens_are_left_out_and_what_looks_like_one_stays():
+    class Named(SimulatedEngine):
+        async def answer(self, task, request):
+            if task == "tokenizer_info":
+                return TokenizerInfo(special_tokens={"bos_token": "<s>", "eos_token": "\4"})
+            return await super().answer(task, request)
+
+    worker = Texts(EngineSource("", None, shared=Named()))
+    await worker.start()
+    texts = [
+        (await worker.process({"generated_tokens": list(tokens)}))["generated_text"]
+        for tokens in (b"<s>old</s>\4", b"\4", b"")
+    ]
+    await worker.stop()
+    assert texts == ["<s>old</s>", "", ""]
 
 
 async def test_a_row_keeps_its_own_prompt():

@@ -107,7 +107,9 @@ def _questions(
 ) -> tuple[Question, ...]:
     questions = [question_of(given, place) for place, given in enumerate(_listed(content))]
     if choices is not None:
-        labels = choices.split(",") if isinstance(choices, str) else choices
+        labels: Any = choices.split(",") if isinstance(choices, str) else choices
+        if hasattr(labels, "tolist"):  # a frame's or NumPy's, such as the unique values of a column
+            labels = labels.tolist()
         if not isinstance(labels, list | tuple) or not all(isinstance(a, str) for a in labels):
             raise ConfigError(
                 f"must be text with commas, or a list of texts, not {choices!r}",

@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from penstock.batch.cache.shared import CacheChoice
 from penstock.batch.decisions.questions import RowQuestions
@@ -47,7 +46,7 @@ def extras_of(
     return Extras(
         _keys(job, source, output, form, len(engines)),
         _cache(job, engines, form, deciding),
-        _report_place(job.report, source, output),
+        _report_place(job.report, source),
     )
 
 
@@ -116,7 +115,7 @@ def _cache(
     )
 
 
-def _report_place(report: str | os.PathLike[str] | None, source: Source, output: Any) -> str | None:
+def _report_place(report: str | os.PathLike[str] | None, source: Source) -> str | None:
     """The path of the report. Raises `ConfigError` if it cannot be there."""
     if report is None:
         return None
@@ -124,7 +123,6 @@ def _report_place(report: str | os.PathLike[str] | None, source: Source, output:
     if is_url(path) or not path.lower().endswith((".html", ".htm")):
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
     check_place(path, "report", replaced=True)
-    state = output.folder.resolve() if isinstance(output, Output) else None
-    if source.reads(path) or state in Path(path).resolve().parents:
-        raise ConfigError(f"{path} lies in the input or in the job's state", field="report")
+    if source.reads(path):
+        raise ConfigError(f"{path} lies in the input", field="report")
     return path

@@ -114,12 +114,14 @@ class RowKeys:
             replace_file(folder / FILE, b"%016x%b" % (checksum(data), data))
 
     def mark(self, row: Row) -> None:
-        """Set the row's `key`; a row that cannot be read has none."""
+        """Set the row's `key`; a row that cannot be read has none, nor has one that came after
+        `check`, whose file is refused at its end.
+        """
         if row.values is None or row.fault is not None:
             return
         if self._whole:
             row.key = _number((row.values.get(self.column), json_line(row.values)))
-        else:
+        elif row.index < len(self._numbers):
             row.key = self._numbers[row.index]
 
     def _take_up(self, source: Source, head: _Head, folder: Path) -> None:

@@ -115,12 +115,14 @@ class Texts(_OnEngine):
     def __init__(self, source: EngineSource, *, whole: bool = False) -> None:
         super().__init__(source)
         self._whole = whole
-        self._special: list[str] = []
+        self._special: set[int] = set()
 
     async def start(self) -> None:
         await super().start()
         with contextlib.suppress(PenstockError):  # not every endpoint tells them
-            self._special = list((await self.engine.tokenizer_info()).special_tokens.values())
+            for text in (await self.engine.tokenizer_info()).special_tokens.values():
+                if len(ids := await self.engine.tokenize(text)) == 1:
+                    self._special.update(ids)
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         if row.get("generated_tokens") is None:
@@ -135,9 +137,9 @@ class Texts(_OnEngine):
         return made
 
     async def _text(self, output: Mapping[str, Any]) -> str:
-        text = await self.engine.detokenize(list(output["generated_tokens"]))
-        for special in self._special:
-            text = text.replace(special, "")
+        # By their ids: an answer about HTML may spell "<s>" itself.
+        ids = [id for id in output["generated_tokens"] if id not in self._special]
+        text = await self.engine.detokenize(ids) if ids else ""
         if self._whole or output.get("reasoning_content") is None:
             return text
         return without_reasoning(text)[1]

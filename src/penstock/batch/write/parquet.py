@@ -99,11 +99,11 @@ def _write(
 
 
 def _coded(field: pa.Field, path: str) -> Iterator[str]:
-    """The paths of the values that get a dictionary: all but those in lists of a fixed size, which
-    are vectors. No two of their numbers are equal, and to look for such takes most of the time.
+    """The paths of the values that get a dictionary: all but numbers in lists of a fixed size,
+    which are vectors. No two of them are equal, and to look for such takes most of the time.
     """
     kind = field.type
-    if pa.types.is_fixed_size_list(kind):
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_primitive(kind.value_type):
         return
     if pa.types.is_struct(kind):
         for one in kind.fields:
