@@ -87,7 +87,8 @@ class Peer:
 _LENGTHS = "--input-tokens 64 --output-tokens 64 --ignore-eos"
 _SHARED = "--workload shared-prefix --prefixes 4 --input-tokens 2000 --output-tokens 32"
 _FEW = "--rows 8 --tokens 4"
-_RAY = "{here} ray_serve.py --peer-python {python} --clients 64 --requests 1024"
+_RAY = "{here} ray_serve.py --peer-python {python} --sides ray"
+_MANY, _ONE = "--pace 0.25 --clients 64 --requests 1024", "--clients 1 --requests 64"
 _RAY_DATA = "{here} ray_data.py --peer-python {python} --kinds"
 PEERS = {
     "llama_cpp": Peer(
@@ -151,8 +152,9 @@ PEERS = {
     "ray_serve": Peer(
         "ray",
         [  # each cluster that is there costs the others some of the machine
-            Program(f"{_RAY} --sides ray default", "--clients 2 --requests 4 --tokens 4"),
-            Program(f"{_RAY} --sides ray fastest", "--clients 2 --requests 4 --tokens 4"),
+            Program(f"{_RAY} {peer} {load}", "--clients 1 --requests 4 --tokens 4")
+            for peer in ("default", "fastest")
+            for load in (_MANY, _ONE)
         ],
     ),
     "ray_data": Peer(
