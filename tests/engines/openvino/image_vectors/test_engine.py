@@ -47,7 +47,7 @@ async def engine(model):
     await engine.stop()
 
 
-SCALED = {(48, 40): (64, 32), (300, 90): (224, 64), (20, 400): (32, 416)}
+SCALED = {(48, 40): (64, 32), (300, 90): (224, 64), (20, 400): (32, 384)}
 SCALED |= {(1, 1): (32, 32), (199, 1): (480, 32)}
 
 
@@ -144,7 +144,7 @@ async def test_dimensions_cut_a_vector(engine):
 
 
 async def test_tokens_are_those_that_the_model_reads(engine):
-    for size, tokens in zip(SIZES, (4, 2, 14, 13, 1, 15), strict=True):
+    for size, tokens in zip(SIZES, (4, 2, 14, 12, 1, 15), strict=True):
         photo = chat(image_part(image_file(1, size=size)))
         with_image, without = [
             (await engine.embeddings(EmbeddingRequest([one]))).usage.prompt_tokens
