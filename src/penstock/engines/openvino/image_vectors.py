@@ -6,7 +6,6 @@ together, a prompt with images alone: GenAI's pipeline would show its images to 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock import lazy
 from penstock.engines.chat_template import TAGS
-from penstock.engines.openvino.lanes.vision import check_marks, mark_ids
+from penstock.engines.openvino.lanes.vision import check_marks, image_reader, mark_ids, with_tags
 from penstock.engines.openvino.model.files import Pooling, read_config
 from penstock.engines.openvino.model.vision_files import (
     TOKENIZER,
@@ -55,10 +53,7 @@ class ImageEmbedding(Embedding):
     pooling: Pooling = "last_token"
 
     def _load(self, config: Any) -> None:
-        self._images = lazy.require(
-            "penstock.engines.media.images", needed_by="An embedding model that sees"
-        )
-        self._images.Image.MAX_IMAGE_PIXELS = None  # `max_image_pixels` is checked
+        self._images = image_reader("An embedding model that sees")
         path = Path(self._path)
         self.chat_template = own_template(self._tokenizer)
         if (self._options.chat_template or self.chat_template) is None:
@@ -67,7 +62,7 @@ class ImageEmbedding(Embedding):
                 " one as chat_template"
             )
         stated = read_config(path)
-        self._patches = Patches.of(json.loads((path / "preprocessor_config.json").read_bytes()))
+        self._patches = Patches.of(read_config(path, "preprocessor_config.json"))
         self._mark_ids = mark_ids(stated)
         self._end = _end_of(self._tokenizer)
         with linked(path, {TOKENIZER}) as plain:
@@ -112,8 +107,7 @@ class ImageEmbedding(Embedding):
         check_marks(pieces, encoded, self._mark_ids)
         sizes = self._images.check_pixels(files, self._options.max_image_pixels)
         if mark == TAGS["image"]:  # GenAI numbers them
-            tags = [f"<ov_genai_image_{number}>" for number in range(len(files))]
-            text = "".join(a + b for a, b in zip(pieces, [*tags, ""], strict=True))
+            text = with_tags(pieces)
         seen = sum(self._patches.tokens(size) + _AROUND for size in sizes)
         tokens = sum(map(len, encoded)) + seen
         return Prompt(text + self._end, files, tokens)

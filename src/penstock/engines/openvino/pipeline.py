@@ -144,14 +144,7 @@ class Pipelines:
             return genai.ContinuousBatchingPipeline(
                 self._path, tokenizer, scheduler, options.device, **properties
             )
-        source: AbstractContextManager[tuple[str, dict[str, Any]]] = (
-            keeping(self._path)
-            if self._keeps
-            else as_trained(self._path)
-            if self.sees
-            else nullcontext((self._path, {}))
-        )
-        with source as (path, saving):
+        with self._source() as (path, saving):
             pipeline = genai.ContinuousBatchingPipeline(
                 path, scheduler, options.device, {**properties, **saving}, saving
             )
@@ -160,6 +153,12 @@ class Pipelines:
             self.chat_template = self.chat_template or own_template(tokenizer)
             tokenizer.set_chat_template(AS_IS)
         return pipeline
+
+    def _source(self) -> AbstractContextManager[tuple[str, dict[str, Any]]]:
+        """Where GenAI reads the model, and the properties for that."""
+        if self._keeps:
+            return keeping(self._path)
+        return as_trained(self._path) if self.sees else nullcontext((self._path, {}))
 
 
 def generation_config(

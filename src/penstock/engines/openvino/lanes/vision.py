@@ -84,10 +84,7 @@ class Vision:
     """The images and videos of all requests of one model. `config` is its `config.json`."""
 
     def __init__(self, config: Mapping[str, Any], options: OpenVINOOptions) -> None:
-        self._images = lazy.require(
-            "penstock.engines.media.images", needed_by="A vision-language model"
-        )
-        self._images.Image.MAX_IMAGE_PIXELS = None  # this process has a limit of its own
+        self._images = image_reader("A vision-language model")
         self._options = options
         self._thread = ThreadPoolExecutor(1, "penstock-images")
         self._waiting: deque[tuple[Lane, Request]] = deque()
@@ -139,7 +136,7 @@ class Vision:
         numbers = {mark: count() for mark in marks}
         for at, mark in enumerate(shown):
             if mark in TAGS.values():  # GenAI numbers them
-                shown[at] = mark.replace("_tag", f"_{next(numbers[mark])}")
+                shown[at] = _numbered(mark, next(numbers[mark]))
         return "".join(chain(*zip(texts, [*shown, ""], strict=True))), ids, picture
 
     def _picture(self, submit: Submit) -> Picture:
@@ -172,10 +169,7 @@ class Vision:
         self._images.check_pixels(files, self._options.max_image_pixels)
         texts = text.split(mark)
         check_marks(texts, tokenizer.encode(texts, special_tokens=False), self._mark_ids)
-        first, *pieces = self._pieces(texts)
-        tags = (f"<ov_genai_image_{number}>" for number in count())
-        tagged = first + "".join(map("".join, zip(tags, pieces, strict=False)))
-        return tagged, self._decoded(files)
+        return with_tags(self._pieces(texts)), self._decoded(files)
 
     def _pieces(self, pieces: list[str]) -> list[str]:
         """The texts around images. GenAI may put a line end behind an image, which is there
@@ -283,6 +277,25 @@ def _metadata(clip: Any) -> genai.VideoMetadata:
     made = genai.VideoMetadata()
     made.fps, made.frames_indices = clip.rate, range(len(clip.frames))
     return made
+
+
+def image_reader(needed_by: str) -> Any:
+    """`penstock.engines.media.images`, which needs Pillow, and here not Pillow's own limit:
+    `max_image_pixels` is checked. Raises `MissingExtraError`.
+    """
+    images = lazy.require("penstock.engines.media.images", needed_by=needed_by)
+    images.Image.MAX_IMAGE_PIXELS = None
+    return images
+
+
+def with_tags(texts: Sequence[str]) -> str:
+    """The texts, with GenAI's numbered tag of an image between each two."""
+    tags = [_numbered(TAGS["image"], number) for number in range(len(texts) - 1)]
+    return "".join(chain(*zip(texts, [*tags, ""], strict=True)))
+
+
+def _numbered(tag: str, number: int) -> str:
+    return tag.replace("_tag", f"_{number}")
 
 
 _NUMBERED = re.compile(r"<ov_genai_(image|video)_\d+>")
