@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tiny_models import byte_level_bpe, export, pack
+from tiny_models import archive_of_vision, byte_level_bpe
 
 PATCH, MERGE = 14, 2
 END, START = "<|im_end|>", "<|im_start|>"
@@ -92,17 +91,5 @@ def write_video_model(path: Path) -> Any:
     return model
 
 
-def main(archive: Path) -> None:
-    """Make the archive, with weights of 8 bits."""
-    from penstock.engines.openvino.model.source import keep_image_settings
-
-    with tempfile.TemporaryDirectory() as name:
-        source, target = Path(name, "source"), Path(name, "target")
-        write_video_model(source)
-        export(source, target, "image-text-to-text", "int8")
-        keep_image_settings(source, target)
-        pack(target, archive)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    archive_of_vision(write_video_model, Path(sys.argv[1]))

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ def export(source: Path, target: Path, task: str, weights: str, *more: str) -> N
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
     command += ["--model", str(source), "--task", task, "--library", "transformers", *more]
     subprocess.run([*command, "--weight-format", weights, str(target)], check=True)
+
+
+def archive_of_vision(write: Callable[[Path], Any], archive: Path) -> None:
+    """Make the archive of a vision-language model that `write` writes in Hugging Face's form, with
+    weights of 8 bits.
+    """
+    from penstock.engines.openvino.model.source import keep_image_settings
+
+    with tempfile.TemporaryDirectory() as name:
+        source, target = Path(name, "source"), Path(name, "target")
+        write(source)
+        export(source, target, "image-text-to-text", "int8")
+        keep_image_settings(source, target)
+        pack(target, archive)
 
 
 def pack(folder: Path, archive: Path) -> None:
