@@ -23,7 +23,7 @@ from penstock.errors import (
     SlowRequestError,
     TooManyRequestsError,
 )
-from penstock.serve.config.settings import Limits
+from penstock.serve.config.settings import HttpSettings, Limits
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
@@ -162,6 +162,14 @@ def check_metadata(given: dict[str, str] | None) -> None:
                 f" {_LONGEST_VALUE}",
                 param="metadata",
             )
+
+
+def check_template(template: str | None, settings: HttpSettings) -> None:
+    """Raise `RequestError` for a chat template from a client that may send none."""
+    if template is not None and not settings.trust_request_chat_template:
+        raise RequestError(
+            "this server takes no chat templates from requests", param="chat_template"
+        )
 
 
 def check_embedded(inputs: Iterable[Any], limits: Limits) -> None:
