@@ -182,7 +182,8 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
     """The request with a bounded answer. `prompts` is the number of its like in the same call."""
     if isinstance(request, ChatRequest):
         check_texts(texts_of(request), limits, "messages")
-        check_texts([msgspec.json.encode(request.tools or ())], limits, "tools")
+        if request.tools:
+            check_texts([msgspec.json.encode(request.tools)], limits, "tools")
     elif isinstance(request.prompt, str):
         check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:
