@@ -85,12 +85,13 @@ class EmbeddingBody(Struct, kw_only=True):
             return [self._chat(item, f"{name}[{at}]") for at, item in enumerate(items)]
         if name == "messages":
             raise RequestError("messages must be a conversation, or a list of them", param=name)
-        if any(isinstance(item, dict) for item in items):
+        kinds = set(map(type, items))
+        if dict in kinds:
             return [
                 one if isinstance(one, str) else self._chat([_turn(one, at)], f"input[{at}]")
                 for at, one in enumerate(items)
             ]
-        if any(isinstance(item, list) and dict in map(type, item) for item in items):
+        if list in kinds and any(dict in map(type, item) for item in items if type(item) is list):
             raise RequestError("a list in input holds token ids or a conversation", param=name)
         for name in _OF_CHATS:
             if getattr(self, name):

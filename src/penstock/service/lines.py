@@ -25,13 +25,18 @@ from penstock.errors import (
     JobError,
     OverloadedError,
     PenstockError,
-    RequestError,
     UnavailableError,
     UnsupportedError,
 )
 from penstock.openai.responses import usage_in
 from penstock.openai.responses_api import response_usage
-from penstock.serve.api.limits import check_asked, check_embedded, check_texts, within_limits
+from penstock.serve.api.limits import (
+    check_asked,
+    check_embedded,
+    check_template,
+    check_texts,
+    within_limits,
+)
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelHandle, ModelNames, Target
 from penstock.types import (
@@ -69,22 +74,16 @@ def limited(settings: HttpSettings) -> Callable[[Any, int], Any]:
     """
     limits = settings.limits
 
-    def check_template(chat: ChatRequest) -> None:
-        if chat.chat_template is not None and not settings.trust_request_chat_template:
-            raise RequestError(
-                "this server takes no chat templates from requests", param="chat_template"
-            )
-
     def limit(request: Any, together: int) -> Any:
         if isinstance(request, ChatRequest):
-            check_template(request)
+            check_template(request.chat_template, settings)
             return within_limits(request, limits)
         if isinstance(request, CompletionRequest):
             return within_limits(request, limits, prompts=together)
         if isinstance(request, EmbeddingRequest):
             for one in request.inputs:
                 if isinstance(one, ChatRequest):
-                    check_template(one)
+                    check_template(one.chat_template, settings)
             check_embedded(request.inputs, limits)
         elif isinstance(request, ClassifyRequest):
             check_texts(request.inputs, limits, "input")

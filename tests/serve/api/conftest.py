@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -18,10 +19,12 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.tasks import TASKS, Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
+from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import IngressApp, OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, address, listen
 from penstock.serve.models.handle import ModelCard, ModelState
+from penstock.serve.models.local import build_local_handles
 from penstock.types import (
     Classification,
     Classifications,
@@ -199,6 +202,36 @@ async def ingress() -> AsyncGenerator[Served, None]:
 async def client(ingress: Served) -> AsyncGenerator[httpx.AsyncClient, None]:
     async with ingress.client() as made:
         yield made
+
+
+@asynccontextmanager
+async def _on_demand(
+    *models: tuple[str, str, str, dict[str, Any]],
+) -> AsyncGenerator[httpx.AsyncClient, None]:
+    configs = [
+        LLMConfig.from_dict(
+            {
+                "model_loading_config": {"model_id": name, "model_source": source},
+                "llm_engine": engine,
+                "engine_kwargs": kwargs,
+                "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
+            }
+        )
+        for name, engine, source, kwargs in models
+    ]
+    handles = build_local_handles(configs)
+    transport = httpx.ASGITransport(app=OpenAiIngress(handles, settings=HttpSettings()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as made:
+        yield made
+    await asyncio.gather(*(handle.stop(0) for handle in handles.values()))
+
+
+@pytest.fixture(scope="session")
+def on_demand() -> Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """A client of an ingress whose models load when they are called, as a context. Each has a name,
+    an engine, a source and the engine's options.
+    """
+    return _on_demand
 
 
 @pytest.fixture

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
-from penstock.llm_config import LLMConfig
 from penstock.openai.media.images import data_uri
-from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.local import build_local_handles
 from vision_models import bomb, image_embedding_model, image_file, image_part
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,27 +16,11 @@ OTHER = image_part(image_file(2))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
+async def client(tmp_path_factory: pytest.TempPathFactory, on_demand: Any) -> Any:
     model = image_embedding_model(tmp_path_factory.mktemp("model"))
-    configs = [
-        LLMConfig.from_dict(
-            {
-                "model_loading_config": {"model_id": name, "model_source": source},
-                "llm_engine": engine,
-                "engine_kwargs": kwargs,
-                "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
-            }
-        )
-        for name, engine, source, kwargs in (
-            ("eyes", "openvino", str(model), {"deterministic": True}),
-            ("texts", "simulated", "simulated", {}),
-        )
-    ]
-    handles = build_local_handles(configs)
-    transport = httpx.ASGITransport(app=OpenAiIngress(handles, settings=HttpSettings()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as made:
+    eyes = ("eyes", "openvino", str(model), {"deterministic": True})
+    async with on_demand(eyes, ("texts", "simulated", "simulated", {})) as made:
         yield made
-    await asyncio.gather(*(handle.stop(0) for handle in handles.values()))
 
 
 async def embed(client: Any, path: str = "/v1/embeddings", **body: Any) -> Any:

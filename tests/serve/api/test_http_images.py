@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64encode
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
-from penstock.llm_config import LLMConfig
 from penstock.openai.media.images import data_uri
-from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.local import build_local_handles
 from vision_models import bomb, image_file, vision_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,27 +16,12 @@ TEXT = {"type": "text", "text": "What is it?"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
+async def client(tmp_path_factory: pytest.TempPathFactory, on_demand: Any) -> Any:
     model = vision_model(tmp_path_factory.mktemp("model"))
-    configs = [
-        LLMConfig.from_dict(
-            {
-                "model_loading_config": {"model_id": name, "model_source": source},
-                "llm_engine": "openvino",
-                "engine_kwargs": {"kv_cache_memory_bytes": 64 << 20, **kwargs},
-                "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
-            }
-        )
-        for name, source, kwargs in (
-            ("eyes", str(model), {"deterministic": True}),
-            ("demo", "demo", {}),
-        )
-    ]
-    handles = build_local_handles(configs)
-    transport = httpx.ASGITransport(app=OpenAiIngress(handles, settings=HttpSettings()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as made:
+    memory = {"kv_cache_memory_bytes": 64 << 20}
+    eyes = ("eyes", "openvino", str(model), {**memory, "deterministic": True})
+    async with on_demand(eyes, ("demo", "openvino", "demo", memory)) as made:
         yield made
-    await asyncio.gather(*(handle.stop(0) for handle in handles.values()))
 
 
 async def chat(client: Any, *urls: str, model: str = "eyes") -> Any:

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
-from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.models.local import build_local_handles
 from video_models import video_file, video_model, video_part
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
+async def client(tmp_path_factory: pytest.TempPathFactory, on_demand: Any) -> Any:
     model = video_model(tmp_path_factory.mktemp("model"))
-    config = LLMConfig.from_dict(
-        {
-            "model_loading_config": {"model_id": "eyes", "model_source": str(model)},
-            "llm_engine": "openvino",
-            "engine_kwargs": {"kv_cache_memory_bytes": 64 << 20, "deterministic": True},
-            "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
-        }
-    )
-    handles = build_local_handles([config])
-    transport = httpx.ASGITransport(app=OpenAiIngress(handles))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as made:
+    options = {"kv_cache_memory_bytes": 64 << 20, "deterministic": True}
+    async with on_demand(("eyes", "openvino", str(model), options)) as made:
         yield made
-    await asyncio.gather(*(handle.stop(0) for handle in handles.values()))
 
 
 async def chat(client: Any, *parts: dict[str, Any]) -> Any:

@@ -113,15 +113,20 @@ def given_in(part: Mapping[str, Any]) -> Any:
     return given["url"] if isinstance(given, Mapping) and "url" in given else given
 
 
+def as_is(given: Any) -> str | bytes | None:
+    """What a part says, if an engine takes it so: a URI, or the bytes of a file."""
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given)
+    return given if isinstance(given, str) and given else None
+
+
 def image_at(part: Mapping[str, Any], param: str) -> str | bytes:
     """The image of a part, as it goes to an engine: a URI, or the bytes of a file. Raises
     `RequestError` naming `param`.
     """
     given = given_in(part)
-    if isinstance(given, str) and given:
-        return given
-    if isinstance(given, bytes | bytearray | memoryview):
-        return bytes(given)
+    if (ready := as_is(given)) is not None:
+        return ready
     if is_pillow(given):
         return bitmap(given)
     raise RequestError(

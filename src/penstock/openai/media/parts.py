@@ -13,6 +13,7 @@ from penstock.openai.media.images import (
     IMAGE_PARTS,
     VIDEO_PARTS,
     Images,
+    as_is,
     bytes_in,
     data_in,
     given_in,
@@ -50,10 +51,8 @@ def video_at(part: Mapping[str, Any], param: str) -> str | bytes:
     `RequestError` naming `param`.
     """
     given = given_in(part)
-    if isinstance(given, str) and given:
-        return given
-    if isinstance(given, bytes | bytearray | memoryview):
-        return bytes(given)
+    if (ready := as_is(given)) is not None:
+        return ready
     if isinstance(given, list | tuple) and given:
         frames = [image_at({"type": "image", "image": frame}, param) for frame in given]
         for frame in frames:

@@ -239,6 +239,8 @@ INSIDE: Mapping[str, Mapping[str, Shape]] = {
 
 _TEXTS = frozenset({"type", "role", "name", "id", "call_id", "tool_call_id", "tool_use_id", "mode"})
 """Keys whose values are texts, wherever they stand. Those who read them rely on it."""
+_WITHOUT_KEYS = frozenset({int, str})
+"""Types of inputs to embed, of which a body may have very many: they have no keys to check."""
 
 
 def check_inside(form: type[Struct], body: Mapping[str, Any]) -> None:
@@ -246,12 +248,17 @@ def check_inside(form: type[Struct], body: Mapping[str, Any]) -> None:
     value.
     """
     for name, shape in of_form(INSIDE, form).items():
-        if isinstance(given := body.get(name), (list, Mapping)):
+        given = body.get(name)
+        if isinstance(given, list):
+            if _WITHOUT_KEYS.issuperset(map(type, given)):
+                continue
             _check(shape, given, name)
-        for number, one in enumerate(given if isinstance(given, list) else ()):
-            # A conversation among several; not the ids of a prompt, of which there are many.
-            if isinstance(one, list) and one and isinstance(one[0], Mapping):
-                _check(shape, one, f"{name}[{number}]")
+            for number, one in enumerate(given):
+                # A conversation among several; not the ids of a prompt, of which there are many.
+                if isinstance(one, list) and one and isinstance(one[0], Mapping):
+                    _check(shape, one, f"{name}[{number}]")
+        elif isinstance(given, Mapping):
+            _check(shape, given, name)
 
 
 def _check(shape: Shape, given: Any, place: str) -> None:

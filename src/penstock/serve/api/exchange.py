@@ -403,11 +403,3 @@ def check_loaded(exchange: Exchange, model: ModelHandle) -> None:
         raise UnavailableError(
             f"'{model.model_id}' is not loaded: the first request to be answered loads it"
         )
-
-
-def check_template(template: str | None, exchange: Exchange) -> None:
-    """Raise `RequestError` for a chat template from a client that may send none."""
-    if template is not None and not exchange.ingress.settings.trust_request_chat_template:
-        raise RequestError(
-            "this server takes no chat templates from requests", param="chat_template"
-        )

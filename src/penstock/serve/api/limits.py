@@ -23,7 +23,7 @@ from penstock.errors import (
     SlowRequestError,
     TooManyRequestsError,
 )
-from penstock.serve.config.settings import Limits
+from penstock.serve.config.settings import HttpSettings, Limits
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
@@ -164,6 +164,14 @@ def check_metadata(given: dict[str, str] | None) -> None:
             )
 
 
+def check_template(template: str | None, settings: HttpSettings) -> None:
+    """Raise `RequestError` for a chat template from a client that may send none."""
+    if template is not None and not settings.trust_request_chat_template:
+        raise RequestError(
+            "this server takes no chat templates from requests", param="chat_template"
+        )
+
+
 def check_embedded(inputs: Iterable[Any], limits: Limits) -> None:
     """Refuse texts and conversations to embed that are longer than any model's context."""
     each = (texts_of(one) if isinstance(one, ChatRequest) else [one] for one in inputs)
@@ -174,7 +182,8 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
     """The request with a bounded answer. `prompts` is the number of its like in the same call."""
     if isinstance(request, ChatRequest):
         check_texts(texts_of(request), limits, "messages")
-        check_texts([msgspec.json.encode(request.tools or ())], limits, "tools")
+        if request.tools:
+            check_texts([msgspec.json.encode(request.tools)], limits, "tools")
     elif isinstance(request.prompt, str):
         check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:

@@ -211,7 +211,7 @@ class Forwarded(Response):
             asked = clock()
             method = scope["method"]
             forwarded = self._pool.forward(
-                *(path, headers, self._body, self._route, method), client=exchange.client_headers
+                path, headers, self._body, self._route, method, client=exchange.client_headers
             )
             async with forwarded as reply:
                 exchange.first_token_at = clock()

@@ -12,15 +12,15 @@ from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.responses import chat_completion, completion
 from penstock.openai.responses_api import ResponseBody, response_body
-from penstock.serve.api.exchange import Exchange, check_template
-from penstock.serve.api.limits import within_limits
+from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.limits import check_template, within_limits
 from penstock.serve.api.sse import EventStream, collect
 
 
 async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
     """Continue a conversation, in OpenAI's chat form."""
     target = await exchange.target(body.model)
-    check_template(body.chat_template, exchange)
+    check_template(body.chat_template, exchange.ingress.settings)
     request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)

@@ -29,8 +29,14 @@ from penstock.openai.extensions import (
 )
 from penstock.openai.messages_api import CountBody
 from penstock.openai.responses import embedding_list
-from penstock.serve.api.exchange import Exchange, check_loaded, check_template
-from penstock.serve.api.limits import check_asked, check_embedded, check_texts, texts_of
+from penstock.serve.api.exchange import Exchange, check_loaded
+from penstock.serve.api.limits import (
+    check_asked,
+    check_embedded,
+    check_template,
+    check_texts,
+    texts_of,
+)
 from penstock.serve.models.handle import ModelHandle, Target
 from penstock.types import (
     ClassifyRequest,
@@ -52,7 +58,7 @@ _AT_ONCE = 64
 async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
     """Embed texts and images, one vector for each input."""
     target = await exchange.target(body.model)
-    check_template(body.chat_template, exchange)
+    check_template(body.chat_template, exchange.ingress.settings)
     request = body.request(request_id=exchange.answer_id)
     check_embedded(request.inputs, exchange.limits)
     result = await exchange.wait(target.handle.embeddings(request))
@@ -65,7 +71,7 @@ async def embeddings(exchange: Exchange, body: EmbeddingBody) -> Response:
 async def decisions(exchange: Exchange, body: DecisionBody) -> Response:
     """Answer typed questions about an input, with the probability of each possible answer."""
     target = await exchange.target(body.model)
-    check_template(body.chat_template, exchange)
+    check_template(body.chat_template, exchange.ingress.settings)
     result = await _decided(exchange, target, body.request(request_id=exchange.answer_id))
     return exchange.json(decision_object(result, target.name))
 
@@ -156,7 +162,7 @@ async def pooling(exchange: Exchange, body: PoolingBody) -> Response:
     """
     target = await exchange.target(body.model)
     body.check_task()
-    check_template(body.chat_template, exchange)
+    check_template(body.chat_template, exchange.ingress.settings)
     request = body.request(request_id=exchange.answer_id)
     check_embedded(request.inputs, exchange.limits)
     vectors, usage = await exchange.wait(_pooled(target.handle, request, body.task))
@@ -203,7 +209,7 @@ async def _pooled(
 async def tokenize(exchange: Exchange, body: TokenizeBody) -> Response:
     """The token ids of a text, or those that the model is fed for a conversation."""
     target = await exchange.target(body.model)
-    check_template(body.chat_template, exchange)
+    check_template(body.chat_template, exchange.ingress.settings)
     request = body.request()
     tokens = await exchange.wait(_tokens(exchange, target, request))
     answer = {
