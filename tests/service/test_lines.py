@@ -15,7 +15,7 @@ from penstock.serve.config.settings import HttpSettings, Limits
 from penstock.serve.models.handle import ModelHandle, ModelNames
 from penstock.serve.models.local import build_local_handles
 from penstock.service.lines import UNLOADED_IN_FLIGHT, ServedStep, limited
-from penstock.types import ChoiceQuestion, DecideRequest, Option
+from penstock.types import ChatRequest, ChoiceQuestion, DecideRequest, EmbeddingRequest, Option
 from replica_cluster import Make, config
 
 MOST = 500
@@ -64,6 +64,18 @@ def test_a_decision_in_a_line_has_the_bound_of_its_route():
         assert limit(DecideRequest(asked, (question,)), 1).questions
         with pytest.raises(ContextLengthError):
             limit(DecideRequest(asked, (long,)), 1)
+
+
+def test_a_line_has_no_template_of_its_own_unless_its_route_takes_one():
+    question = ChoiceQuestion("Which?", (Option("a"), Option("b")))
+    turns: Any = [{"role": "user", "content": "text"}]
+    chat = ChatRequest(turns, chat_template="{{ messages }}")
+    decision = DecideRequest(turns, (question,), chat_template="{{ messages }}")
+    for request in (chat, EmbeddingRequest([chat]), decision):
+        with pytest.raises(RequestError) as caught:
+            limited(HttpSettings())(request, 1)
+        assert caught.value.param == "chat_template"
+        assert limited(HttpSettings(trust_request_chat_template=True))(request, 1)
 
 
 def test_the_prompts_of_a_line_have_the_bound_of_their_route():

@@ -90,6 +90,7 @@ def limited(settings: HttpSettings) -> Callable[[Any, int], Any]:
         elif isinstance(request, RerankRequest):
             check_texts((request.query, *request.documents), limits, "documents")
         elif isinstance(request, DecideRequest):
+            check_template(request.chat_template, settings)
             check_asked(request, limits)
         return request
 
