@@ -76,6 +76,14 @@ async def test_what_cannot_be_loaded_fails_its_row_alone(value, words):
     assert good.images == [[data_uri(PNG)]]
 
 
+async def test_a_row_that_cannot_be_read_loads_no_image():
+    images = RowImages("photo", None)
+    row = Row(0, {"photo": "/nowhere/cat.png"}, "invalid UTF-8")
+    assert [some async for some in images.load([row])] == [[row]]
+    assert (row.images, row.failure) == (None, None)
+    images.close()
+
+
 async def test_parts_of_conversations_are_loaded(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)

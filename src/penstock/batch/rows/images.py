@@ -76,7 +76,7 @@ class RowImages:
 
     def _values(self, row: Row) -> Iterator[Any]:
         """The value that stands for each image or video of a row; a tuple holds frames."""
-        value = (row.values or {}).get(self._column or self._messages or "")
+        value = (row.sound or {}).get(self._column or self._messages or "")
         if self._column is not None:
             images: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
             yield from images
