@@ -126,6 +126,15 @@ async def test_videos_and_frames_in_conversations(tmp_path):
     assert "a frame of a video is no URL" in str(bad.failure)
 
 
+async def test_a_damaged_frame_fails_its_row_alone():
+    frames = [[data_uri(PNG), "data:image/png;base64,!!"], [data_uri(PNG)]]
+    parts = [{"type": "video", "video": some} for some in frames]
+    rows = [{"chat": [{"role": "user", "content": [part]}]} for part in parts]
+    bad, good = await loaded(rows, None, "chat")
+    assert "video: the data URI is no base64" in str(bad.failure)
+    assert good.images == [[frames_uri([PNG])]]
+
+
 async def test_a_column_may_hold_videos():
     video = b"\x1aE\xdf\xa3" + bytes(8)
     (row,) = await loaded([{"photo": [video, PNG]}])
