@@ -162,8 +162,10 @@ class _RepeatedError(Exception):
 
 
 def _check_unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) == len(pairs):
+        return
     seen: set[str] = set()
-    for name, _ in pairs if len(dict(pairs)) < len(pairs) else ():
+    for name, _ in pairs:
         if name in seen:
             raise _RepeatedError(name)
         seen.add(name)

@@ -36,9 +36,8 @@ _KINDS: tuple[tuple[Any, str, Any], ...] = (
 _PLACE = re.compile(r"at `\$\.?(.*)`$")
 _SEARCHED = 10_000
 """Entries of an object or a list that are looked at one by one, which takes 0.2 s."""
-
-
 _READ: dict[Any, Any] = {inspect.BoolType: bool, inspect.IntType: int, inspect.FloatType: float}
+"""What a text is read as in the place of these."""
 
 
 class Mismatch(NamedTuple):
@@ -88,7 +87,7 @@ def loosened(form: Any, value: Any) -> Any:
     """`value` with numbers and booleans where `form` has them and `value` has their texts ("64",
     "true"), 64.0 for an integer, or 0 and 1 for a boolean. What cannot be read so stays.
     """
-    return _loosened(inspect.type_info(form), value)
+    return _loosened(_inspected(form), value)
 
 
 def _loosened(kind: Any, value: Any) -> Any:

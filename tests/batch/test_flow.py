@@ -115,7 +115,6 @@ async def test_many_error_rows_cannot_block_the_window(make_engine, monkeypatch,
     assert result.counts.errors == {"invalid_request_error": len(bad)}
 
 
-# Equal requests
 async def test_rows_that_fail_leave_others_their_turn(make_engine, monkeypatch):
     received, most = 0, 0
     receive = flow.Flow._receive
@@ -146,6 +145,7 @@ async def test_rows_that_fail_leave_others_their_turn(make_engine, monkeypatch):
     assert most <= 256
 
 
+# Equal requests
 async def test_equal_requests_are_computed_once(make_engine):
     engine = make_engine()
     result = await ask(rows(*(f"text {number % 7}" for number in range(700))), engine)
@@ -572,17 +572,24 @@ def concluded_later(monkeypatch):
 @pytest.mark.usefixtures("concluded_later")
 async def test_equal_rows_of_one_that_ends_while_draining_are_kept(make_engine, monkeypatch):
     drained, drain = asyncio.Event(), flow.Flow.drain
+    read, take_in = asyncio.Event(), flow.Flow._take_in
 
     def noted(self):
         drain(self)
         drained.set()
 
+    async def whole(self):
+        await take_in(self)
+        read.set()
+
     monkeypatch.setattr(flow.Flow, "drain", noted)
+    monkeypatch.setattr(flow.Flow, "_take_in", whole)
     engine = make_engine()
     engine.gate, engine.held = asyncio.Event(), {"same"}
     source = rows("same", "other", *["same"] * 5)
     job = asyncio.create_task(ask(source, engine, max_tokens_total=1))
     await drained.wait()
+    await read.wait()
     engine.gate.set()
     assert (await job).counts.ok == 7
     assert engine.asked == ["same", "other"]

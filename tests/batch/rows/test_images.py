@@ -76,6 +76,14 @@ async def test_what_cannot_be_loaded_fails_its_row_alone(value, words):
     assert good.images == [[data_uri(PNG)]]
 
 
+async def test_a_row_that_cannot_be_read_loads_no_image():
+    images = RowImages("photo", None)
+    row = Row(0, {"photo": "/nowhere/cat.png"}, "invalid UTF-8")
+    assert [some async for some in images.load([row])] == [[row]]
+    assert (row.images, row.failure) == (None, None)
+    images.close()
+
+
 async def test_parts_of_conversations_are_loaded(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
@@ -116,6 +124,15 @@ async def test_videos_and_frames_in_conversations(tmp_path):
     assert [row.images for row in made] == [wanted, wanted[3:]]
     (bad,) = await loaded([{"chat": [{"role": "user", "content": parts[4:]}]}], None, "chat")
     assert "a frame of a video is no URL" in str(bad.failure)
+
+
+async def test_a_damaged_frame_fails_its_row_alone():
+    frames = [[data_uri(PNG), "data:image/png;base64,!!"], [data_uri(PNG)]]
+    parts = [{"type": "video", "video": some} for some in frames]
+    rows = [{"chat": [{"role": "user", "content": [part]}]} for part in parts]
+    bad, good = await loaded(rows, None, "chat")
+    assert "video: the data URI is no base64" in str(bad.failure)
+    assert good.images == [[frames_uri([PNG])]]
 
 
 async def test_a_column_may_hold_videos():

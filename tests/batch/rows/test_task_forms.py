@@ -1,12 +1,12 @@
-"""The form of jobs that speak."""
+"""The forms of jobs that speak or hear."""
 
 from types import SimpleNamespace
 from typing import Any
 
 from penstock.batch.rows.requests import Template
 from penstock.batch.rows.row import Row
-from penstock.batch.rows.task_forms import ColumnSpeech
-from penstock.types import Sampling, Speech
+from penstock.batch.rows.task_forms import ColumnSpeech, ColumnTranscripts
+from penstock.types import Sampling, Speech, TranscriptionRequest
 
 
 def speaking(model: str, volume: int) -> Any:
@@ -32,3 +32,14 @@ async def test_models_that_speak_into_one_directory_share_no_file(tmp_path):
     assert second.response != first.response
     assert (tmp_path / first.response).read_bytes() == content
     assert (await form.ask(speaking("low", 1), row)).response == first.response
+
+
+async def test_a_row_that_cannot_be_read_loads_no_recording(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF")
+    form = ColumnTranscripts(audio="said", asked=TranscriptionRequest(b""), sampling=Sampling())
+    rows = [Row(0, {"said": str(path)}, "invalid UTF-8"), Row(1, {"said": str(path)})]
+    async for _ in form.ready(rows):
+        pass
+    form.close()
+    assert [row.request for row in rows] == [None, b"RIFF"]

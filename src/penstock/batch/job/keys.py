@@ -89,10 +89,10 @@ class RowKeys:
         async with contextlib.aclosing(read_ahead(source, start, limit, (self.column,))) as batches:
             async for batch in batches:
                 for row in batch:
-                    if row.values is None or row.fault is not None:
+                    if (values := row.sound) is None:
                         numbers.append(0)  # it becomes an error row without any answer
                         continue
-                    value = row.values.get(self.column)
+                    value = values.get(self.column)
                     if _is_null(value):
                         raise InputError(
                             f"row {row.index} has no key: its column '{self.column}' is"
@@ -117,10 +117,10 @@ class RowKeys:
         """Set the row's `key`; a row that cannot be read has none, nor has one that came after
         `check`, whose file is refused at its end.
         """
-        if row.values is None or row.fault is not None:
+        if (values := row.sound) is None:
             return
         if self._whole:
-            row.key = _number((row.values.get(self.column), json_line(row.values)))
+            row.key = _number((values.get(self.column), json_line(values)))
         elif row.index < len(self._numbers):
             row.key = self._numbers[row.index]
 

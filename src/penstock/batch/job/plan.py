@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from penstock.batch.job.job import Job
 
 _PATH: Any = str | os.PathLike
+_BESIDE = ("dead_letter", "cache", "report", "audio_dir")
+"""The places of what a job leaves beside its output."""
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
     *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"),
@@ -66,7 +68,7 @@ _KINDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (Real, "a number", _REAL),
     (_PATH, "a path", ("output",)),
     (Mapping | _PATH, "a mapping, such as model_json_schema() gives, or a path", ("schema",)),
-    (_PATH, "a path", ("dead_letter", "cache", "report", "audio_dir")),
+    (_PATH, "a path", _BESIDE),
     (str | Mapping, "an action, or a mapping of them", ("on_error",)),
     (str, "text", ("on_length",)),
     (bool, "true or false", ("deterministic", "incremental", "translate", "timestamps")),
@@ -295,7 +297,7 @@ def _check_apart(job: Job, output: Output) -> None:
     places = {"the job's state": os.path.realpath(output.folder)}
     if not output.remote:
         places["the output"] = os.path.realpath(output.path)
-    for name in ("dead_letter", "report", "cache", "audio_dir"):
+    for name in _BESIDE:
         path = getattr(job, name)
         if path is None or is_url(os.fspath(path)):
             continue
@@ -336,7 +338,7 @@ def _check_options(job: Job) -> None:
             _require(isinstance(value, kind) and not is_flag, name, value, meant)
             if kind is str:
                 _require_unicode(name, value)
-    for name in ("output", "dead_letter", "cache", "report", "audio_dir"):
+    for name in ("output", *_BESIDE):
         if "\0" in os.fspath(getattr(job, name) or ""):
             raise ConfigError("a path holds no zero byte", field=name, value=getattr(job, name))
     _require(

@@ -177,10 +177,10 @@ class ProcessorRows(RowForm):
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
-        if row.values is None or row.fault is not None or row.earlier is not None:
+        if (given := row.sound) is None or row.earlier is not None:
             return
         try:
-            values = dict(row.values)  # which may be changed, too
+            values = dict(given)  # which may be changed, too
             columns = self._preprocess(values)
             if not isinstance(columns, MAPPING):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")

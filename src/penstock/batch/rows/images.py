@@ -18,7 +18,7 @@ from penstock.errors import PenstockError, RequestError
 from penstock.openai.media.images import (
     VIDEO_PARTS,
     bitmap,
-    content_of,
+    data_in,
     data_uri,
     given_in,
     is_data_uri,
@@ -76,7 +76,7 @@ class RowImages:
 
     def _values(self, row: Row) -> Iterator[Any]:
         """The value that stands for each image or video of a row; a tuple holds frames."""
-        value = (row.values or {}).get(self._column or self._messages or "")
+        value = (row.sound or {}).get(self._column or self._messages or "")
         if self._column is not None:
             images: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
             yield from images
@@ -107,7 +107,7 @@ class RowImages:
             uris = [uri for frame in value for uri in await self._uris(frame)]
             if not all(map(is_data_uri, uris)):
                 raise RequestError("a frame of a video is no URL, but an image", param="video")
-            return [await asyncio.to_thread(lambda: frames_uri(map(content_of, uris)))]
+            return [await asyncio.to_thread(lambda: frames_uri(data_in(u, "video") for u in uris))]
         if isinstance(value, str) and (is_data_uri(value) or value.startswith(_URLS)):
             return [value]
         if self._loader is None or self._working is None:

@@ -34,7 +34,7 @@ _SAMPLES = 256
 
 def prepare(form: RowForm, row: Row) -> Outcome | None:
     """Have the form make the row's request. Returns the outcome of a row that fails at it."""
-    if row.values is None or row.fault is not None:
+    if row.sound is None:
         return form.failure(row, InputError(row.fault or "the row cannot be read"), "read", 0)
     if row.earlier is not None:
         return Outcome(error=row.earlier)
@@ -78,7 +78,7 @@ class Replay:
 def add_row(total: StreamSum, row: Row) -> None:
     """Add a row, as it would stand in the output, to the sum of its stream."""
     try:
-        data = b"" if row.values is None or row.fault is not None else json_line(row.values)
+        data = b"" if (values := row.sound) is None else json_line(values)
     except Exception:  # values of the caller's own types can fail in any way
         data = b""
     key = digest_key(blake2b(b"%d:" % row.index + data, digest_size=8).digest())

@@ -91,6 +91,11 @@ class Row(Struct, eq=False):
     earlier: RowError | None = None
     key: int = 0
 
+    @property
+    def sound(self) -> dict[str, Any] | None:
+        """The values of a row that could be read; None of any other."""
+        return self.values if self.fault is None else None
+
 
 class FailedRow(dict[str, Any]):
     """An output row that failed: a dict like others. Another processor knows it by its class,

@@ -229,7 +229,7 @@ class ColumnTranscripts(ColumnRequests):
             yield self._stored(some)
 
     async def _load(self, row: Row) -> int:
-        value = (row.values or {}).get(self._audio)
+        value = (row.sound or {}).get(self._audio)
         if value is None or row.failure is not None:
             return 0
         assert self._loader is not None
