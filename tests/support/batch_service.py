@@ -85,10 +85,12 @@ class Service:
                 await asyncio.sleep(0.01)
 
     async def ended(self, id: str, key: str = "none") -> Any:
-        """The batch when it has ended."""
+        """The batch when it has ended, and this server is done with what comes after the end."""
         client = self.openai(key)
         async with asyncio.timeout(60):
             while (batch := await client.batches.retrieve(id)).status not in ENDED:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while id in self.service._stores.runner._runs:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return batch
 
