@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from penstock import background
-from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
+from penstock.batch.job.execution import ENDING, Interrupts, JobInterrupted, execute
 from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
@@ -277,8 +277,7 @@ class Job:
 
     def run(self) -> RunResult:
         """Do the job. Raises `PenstockError`, or `KeyboardInterrupt` when a signal stopped it."""
-        signals = (signal.SIGINT,) if in_event_loop() else (signal.SIGINT, signal.SIGTERM)
-        interrupts = Interrupts(*signals)
+        interrupts = Interrupts(*((signal.SIGINT,) if in_event_loop() else ENDING))
         try:
             return self._wait_for(partial(self._run, interrupts), "await penstock.arun(...)")
         finally:
@@ -448,7 +447,7 @@ def run(*args: Any, **kwargs: Any) -> RunResult:
     """Run a language model over a data set, and return when all rows are done.
 
     Works inside a running event loop too (as in a notebook), except with an
-    engine object: use `arun` there. Ctrl-C and SIGTERM finish the rows in
+    engine object: use `arun` there. Ctrl-C, SIGTERM and SIGHUP finish the rows in
     flight, keep what is done and raise `KeyboardInterrupt`; the same call
     resumes. A wrong option raises `ConfigError` before anything is loaded.
     """
