@@ -92,7 +92,8 @@ class Job:
             docs/decisions.md. Each becomes the columns `name` and
             `name_probabilities`.
         choices: options of one more question, `choice`: which of them fits
-            best. A list, or text with commas.
+            best. Text with commas, or a list as in a question of `decide`, in
+            which a number is the value of the column too.
         filter: a question with yes or no, `filter`. Rows stay in the output
             where yes has at least the probability `threshold` (default 0.5).
         target_accuracy, delta: of a cascade. Rows go to the large model unless
@@ -215,7 +216,7 @@ class Job:
     replicas: int = 1
     processor: Processor | None = None
     decide: Any = None
-    choices: Sequence[str] | str | None = None
+    choices: Sequence[Any] | str | None = None
     filter: str | None = None
     threshold: float | None = None
     target_accuracy: float | None = None
