@@ -189,52 +189,63 @@ def _split(
 
 def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str) -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
-    wanted = batch
-    if columns is not None:
-        wanted = batch.select([column for column in batch.schema.names if column in columns])
-    found: list[dict[str, Any] | _Unreadable]
+    wanted = [column for column in batch.schema.names if columns is None or column in columns]
+    faults: dict[int, str] = {}
     try:
-        found = [*python_rows(wanted)]
+        found = python_rows(batch.select(wanted))
     except Exception:  # of many kinds, for text that is no UTF-8 and the like
-        found = _readable_rows(wanted)
+        batch, found, faults = _readable_rows(batch, wanted)
     rows = []
-    for number, values in enumerate(found, index):
-        if isinstance(values, _Unreadable):
-            rows.append(Row(number, None, f"{name}: row {number}: {values}", nbytes))
-        else:
-            rows.append(Row(number, values, None, nbytes, batch, number - index))
+    for offset, values in enumerate(found):
+        number = index + offset
+        why = faults.get(offset)
+        fault = None if why is None else f"{name}: row {number}: {why}"
+        rows.append(Row(number, values, fault, nbytes, batch, offset))
     return rows
 
 
-class _Unreadable(str):
-    """Stands for what cannot be read, and says why."""
+def _readable_rows(
+    batch: pa.RecordBatch, names: list[str]
+) -> tuple[pa.RecordBatch, list[dict[str, Any]], dict[int, str]]:
+    """The batch as far as it can be read, its rows with the columns of these `names`, and why one
+    cannot be read, by its place. In a text U+FFFD stands for what is no UTF-8, null for any other
+    value.
+    """
+    columns: list[list[Any]] = []
+    faults: dict[int, str] = {}
+    for name in names:
+        column = batch[name]
+        try:
+            columns.append(python_values(column))
+        except Exception:  # each kind of value has its own
+            values, wrong, column = _readable_values(column)
+            columns.append(values)
+            for offset, why in wrong.items():
+                faults.setdefault(offset, f"column '{name}': {why}")
+            place = batch.schema.get_field_index(name)
+            batch = batch.set_column(place, batch.schema.field(place), column)
+    found = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return batch, found, faults
 
 
-def _readable_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | _Unreadable]:
-    """The rows as dicts, one with a value that cannot be read as `_Unreadable`."""
-    names = batch.schema.names
-    rows: list[dict[str, Any] | _Unreadable] = []
-    for values in zip(*map(_readable_values, batch.columns), strict=True):
-        row = dict(zip(names, values, strict=True))
-        wrong = ((name, value) for name, value in row.items() if isinstance(value, _Unreadable))
-        rows.append(next((_Unreadable(f"column '{name}': {why}") for name, why in wrong), row))
-    return rows
-
-
-def _readable_values(column: pa.Array) -> list[Any]:
-    try:
-        return python_values(column)
-    except Exception:  # each kind of value has its own
-        return [_readable_value(scalar) for scalar in column]
-
-
-def _readable_value(scalar: pa.Scalar) -> Any:
-    try:
-        return of_arrow(scalar)
-    except UnicodeDecodeError:
-        return _Unreadable("invalid UTF-8")
-    except Exception:
-        return _Unreadable(f"a damaged value of type {scalar.type}")
+def _readable_values(column: pa.Array) -> tuple[list[Any], dict[int, str], pa.Array]:
+    """The values of a column that cannot be read, why, by their places, and the mended column."""
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    values: list[Any] = []
+    wrong: dict[int, str] = {}
+    for offset, scalar in enumerate(column):
+        try:
+            values.append(of_arrow(scalar))
+        except UnicodeDecodeError:
+            wrong[offset] = "invalid UTF-8"
+            values.append(str(scalar.as_buffer(), errors="replace") if text else None)
+        except Exception:
+            wrong[offset] = f"a damaged value of type {column.type}"
+            values.append(None)
+    if text:
+        return values, wrong, pa.array(values, column.type)
+    places = [None if offset in wrong else offset for offset in range(len(column))]
+    return values, wrong, column.take(pa.array(places, pa.int64()))
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ pipe closes.
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ from penstock.engines.process import (
     ToParent,
     WorkerPipe,
     end_with_parent,
+    leave_signals_to_parent,
 )
 from penstock.errors import EngineStartError, PenstockError
 
@@ -52,8 +52,7 @@ from penstock.errors import EngineStartError, PenstockError
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` to the process `parent` until it closes."""
     end_with_parent(fd, parent)
-    # Ctrl-C is the parent's business: it drains, then closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     pipe = WorkerPipe(fd, decode_to_worker)
     try:
         load, *early = pipe.read(wait=True)
