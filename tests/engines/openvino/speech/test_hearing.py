@@ -120,9 +120,7 @@ class TestHearing:
         token = window_listener.set(lambda _, part: told.append(part))
         await engine.start()
         try:
-            found = await heard(
-                engine, recording(190), words=True, timestamps=True, max_tokens=210
-            )
+            found = await heard(engine, recording(190), words=True, timestamps=True, max_tokens=210)
         finally:
             window_listener.reset(token)
             await engine.stop()
