@@ -128,7 +128,8 @@ class TestHearing:
         assert len(told) == 7  # of up to 30 s each
         begin = 0.0
         for part in told:
-            assert part.words and part.segments
+            assert part.words
+            assert part.segments
             for timed in (part.segments, part.words):
                 starts = [one.start for one in timed]
                 assert starts == sorted(starts)
