@@ -3,9 +3,10 @@
     .venv-ray/bin/python tools/ray_names.py
 
 reads the names of the installed Ray with their parameters, fields and methods into
-tests/compat/ray_names.json, and writes the table in docs/from-ray.md. Signatures are compared;
-what no comparison can tell stands in tools/ray_verdicts.toml, which takes precedence. vLLM need not
-be installed: a stand-in takes its place, and Ray's classes lack what they inherit from it.
+tests/compat/ray_names.json, and writes the tables in docs/from-ray-data.md and
+docs/from-ray-serve.md. Signatures are compared; what no comparison can tell stands in
+tools/ray_verdicts.toml, which takes precedence. vLLM need not be installed: a stand-in takes its
+place, and Ray's classes lack what they inherit from it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import sys
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +28,29 @@ import msgspec
 
 ROOT = Path(__file__).parents[1]
 NAMES = ROOT / "tests" / "compat" / "ray_names.json"
-PAGE = ROOT / "docs" / "from-ray.md"
 VERDICTS = ROOT / "tools" / "ray_verdicts.toml"
 BEGIN, END = "<!-- made by tools/ray_names.py -->", "<!-- end of what it makes -->"
 CALLBACKS = "ray.llm._internal.common.callbacks.base"
 """Private, and what Ray's pages import."""
+SGLANG = "ray.llm._internal.serve.engines.sglang"
+"""Private, and what Ray's example of SGLang imports."""
+DATA = "ray.data.llm"
 MODULES = {
-    "ray.data.llm": ("penstock.compat.ray",),
+    DATA: ("penstock.compat.ray",),
     "ray.serve.llm": ("penstock.compat.ray",),
     "ray.serve.llm.deployment": ("penstock.serve.deployment", "penstock.serve"),
     "ray.serve.llm.ingress": ("penstock.serve.ingress", "penstock.serve"),
     "ray.serve.llm.openai_api_models": ("penstock.serve.openai_api_models",),
     "ray.serve.llm.request_router": ("penstock.serve.request_router",),
     CALLBACKS: ("penstock.serve.callbacks", "penstock.serve"),
+    SGLANG: ("penstock.serve.deployment",),
 }
 """Ray's modules, and ours that have their names, in the order they are searched."""
+PAGES = {
+    ROOT / "docs" / "from-ray-data.md": [DATA],
+    ROOT / "docs" / "from-ray-serve.md": [module for module in MODULES if module != DATA],
+}
+"""The pages, and the modules whose names each has."""
 OWN = ("ray.data.llm", "ray.serve.llm", "ray.llm.")
 PLAIN = (type(None), bool, int, float, str)
 
@@ -202,51 +211,63 @@ def our_fields(ours: Any) -> dict[str, Any]:
     return {name: default_of(one) for name, one in known.items()}
 
 
-# The table
-def table(names: Mapping[str, Any]) -> str:
-    """The part of the page that is made."""
+# The tables
+def tables(names: Mapping[str, Any]) -> dict[Path, str]:
+    """The part of each page that is made. Ends the program for verdicts on what Ray lacks."""
     written = {
         name: Verdict(word, why)
         for word, reasons in tomllib.loads(VERDICTS.read_text()).items()
         for name, why in reasons.items()
     }
     used: set[str] = set()
-    lines = [f"Ray {names['ray']}."]
-    for module, things in names["modules"].items():
-        lines += [
+    made = {
+        page: "\n".join([f"Ray {names['ray']}.", *table(names["modules"], modules, written, used)])
+        for page, modules in PAGES.items()
+    }
+    if unknown := written.keys() - used:
+        raise SystemExit(
+            f"{VERDICTS.name} has verdicts on what Ray does not have: {sorted(unknown)}"
+        )
+    return made
+
+
+def table(
+    found: Mapping[str, Any],
+    modules: Iterable[str],
+    written: Mapping[str, Verdict],
+    used: set[str],
+) -> Iterator[str]:
+    """The lines for some modules. Adds the names on which there may be a verdict to `used`."""
+    for module in modules:
+        yield from (
             "",
             f"### `{module}`",
             "",
             "| name | verdict | how, and why |",
             "| --- | --- | --- |",
-        ]
-        for name, about in things.items():
+        )
+        for name, about in found[module].items():
             ours = ours_of(module, name)
             computed = Verdict("missing", "not there") if ours is None else compared(about, ours)
             verdict = weighed(written.get(name), computed)
             listed = [*about.get("fields", {}), *about.get("methods", {})]
             used |= {name, *(f"{name}.{member}" for member in listed)}
             same, others = [], []
-            for member, found in members(about, ours) if ours is not None else ():
+            for member, of_member in members(about, ours) if ours is not None else ():
                 key = f"{name}.{member}"
-                found = weighed(written.get(key), found)
-                if found.word == "same":
+                of_member = weighed(written.get(key), of_member)
+                if of_member.word == "same":
                     same.append(f"`{member}`")
                 else:
-                    others.append(row(key, found))
+                    others.append(row(key, of_member))
             if ours is None:
                 all_of = ", ".join(f"`{one}`" for one in listed)
                 why = "; ".join(filter(None, [verdict.why, all_of]))
-                lines.append(row(name, Verdict(verdict.word, why)))
+                yield row(name, Verdict(verdict.word, why))
             else:
                 alike = f"the same: {', '.join(same)}" if same else ""
                 why = "; ".join(filter(None, [verdict.why, alike]))
-                lines += [row(name, Verdict(verdict.word, why)), *others]
-    if unknown := written.keys() - used:
-        raise SystemExit(
-            f"{VERDICTS.name} has verdicts on what Ray does not have: {sorted(unknown)}"
-        )
-    return "\n".join(lines)
+                yield from (row(name, Verdict(verdict.word, why)), *others)
 
 
 def weighed(written: Verdict | None, computed: Verdict) -> Verdict:
@@ -271,12 +292,13 @@ def with_table(page: str, made: str) -> str:
 
 
 def main() -> None:
-    """Read the names, and write both files."""
+    """Read the names, and write the pages."""
     names = read_ray()
     NAMES.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n")
-    made = table(names)
-    PAGE.write_text(with_table(PAGE.read_text(), made))
-    words = [line.split(" | ")[1] for line in made.splitlines() if line.startswith("| `")]
+    words = []
+    for page, made in tables(names).items():
+        page.write_text(with_table(page.read_text(), made))
+        words += [line.split(" | ")[1] for line in made.splitlines() if line.startswith("| `")]
     print(", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words))))
 
 

@@ -362,7 +362,7 @@ def _counterpart(name: str, where: str, path: str) -> str:
         f"{name} is a class of Ray's own, which does not run here",
         field=where,
         value=path,
-        hint="docs/from-ray.md lists those that do",
+        hint="docs/from-ray-serve.md lists those that do",
     )
 
 

@@ -1,4 +1,4 @@
-"""docs/from-ray.md has a verdict on every public name of Ray, with its reason."""
+"""The pages on coming from Ray have a verdict on every public name of Ray, with its reason."""
 
 import json
 import re
@@ -11,12 +11,14 @@ from penstock.compat import ray as ray_names
 
 ROOT = Path(__file__).parents[2]
 NAMES = json.loads((Path(__file__).parent / "ray_names.json").read_text())
-PAGE = (ROOT / "docs" / "from-ray.md").read_text()
+TOOL = runpy.run_path(str(ROOT / "tools" / "ray_names.py"))
 ROWS = {
     module: re.findall(r"^\| `([\w.]+)` \| (\w+) \| (.*) \|$", part, re.MULTILINE)
-    for module, part in re.findall(r"^### `([\w.]+)`\n(.*?)(?=^###|<!-- end)", PAGE, re.M | re.S)
+    for page in TOOL["PAGES"]
+    for module, part in re.findall(
+        r"^### `([\w.]+)`\n(.*?)(?=^###|<!-- end)", page.read_text(), re.M | re.S
+    )
 }
-TOOL = runpy.run_path(str(ROOT / "tools" / "ray_names.py"))
 
 
 @pytest.mark.parametrize("module", NAMES["modules"])
@@ -59,14 +61,15 @@ def test_what_is_written_by_hand_may_be_out_of_date():
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_the_page_is_up_to_date():
-    """Run tools/ray_names.py where it is not."""
+def test_the_pages_are_up_to_date():
+    """Run tools/ray_names.py where they are not."""
     ray = pytest.importorskip("ray")
     if ray.__version__ != NAMES["ray"]:
         pytest.skip(f"the table is of Ray {NAMES['ray']}")
     names = TOOL["read_ray"]()
     assert names == NAMES
-    assert TOOL["with_table"](PAGE, TOOL["table"](names)) == PAGE
+    for page, made in TOOL["tables"](names).items():
+        assert TOOL["with_table"](page.read_text(), made) == page.read_text()
 
 
 @pytest.mark.parametrize("engine", ["vLLMEngine", "SGLangEngine", "HttpRequest", "ServeDeployment"])
