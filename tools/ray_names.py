@@ -160,19 +160,41 @@ def compared(about: Mapping[str, Any], ours: Any) -> Verdict:
     """How our function or class takes what Ray's takes."""
     if "fields" in about or not about.get("parameters"):
         return Verdict("same")
-    lacking = lacks(about["parameters"], ours)
-    return Verdict("differs", f"takes no {', '.join(lacking)}") if lacking else Verdict("same")
+    # Of a class whose calls are awaited, the signature is that of its metaclass.
+    why = unlike(about["parameters"], ours.__init__ if isinstance(ours, type) else ours)
+    return Verdict("differs", why) if why else Verdict("same")
 
 
-def lacks(wanted: list[str], function: Any) -> list[str]:
-    """The parameters that ours does not take, as they are written in the table."""
+def unlike(wanted: list[str], function: Any) -> str:
+    """What of a call of Ray's ours does not take; empty if it takes each."""
     known = parameters(function)
-    if any(one.startswith("**") for one in known):
+    theirs = [one.rstrip("=") for one in wanted if "*" not in one]
+    ours = [one.rstrip("=") for one in known if "*" not in one]
+    needed = {one for one in known if one[-1] != "=" and "*" not in one} - set(wanted)
+    lacking = [one for one in theirs if one not in ours]
+    if lacking and not any(one.startswith("**") for one in known):
+        return f"takes no {listed(lacking)}"
+    if needed:
+        return f"needs {listed(sorted(needed))}"
+    placed = positional(function)
+    if theirs[: len(placed)] != placed[: len(theirs)] and not any("*" in one for one in known):
+        return f"takes {listed(placed)} in this order"
+    return ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as they are written in the table."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def positional(function: Any) -> list[str]:
+    """The names of the parameters that need not be named."""
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
         return []
-    names = {one.strip("*=") for one in known}
-    return [
-        f"`{name}`" for one in wanted if (name := one.rstrip("=")) not in names and "*" not in name
-    ]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [one.name for one in found if one.kind in kinds and one.name not in ("self", "cls")]
 
 
 def members(about: Mapping[str, Any], ours: Any) -> Iterator[tuple[str, Verdict]]:
@@ -197,8 +219,8 @@ def members(about: Mapping[str, Any], ours: Any) -> Iterator[tuple[str, Verdict]
             yield name, missing
         elif wanted is None or not callable(found):
             yield name, Verdict("same")
-        elif lacking := lacks(wanted, found):
-            yield name, Verdict("differs", f"takes no {', '.join(lacking)}")
+        elif why := unlike(wanted, found):
+            yield name, Verdict("differs", why)
         else:
             yield name, Verdict("same")
 
