@@ -369,12 +369,11 @@ def _counterpart(name: str, where: str, path: str) -> str:
     for module in (f"penstock.serve.{one}" for one in _COUNTERPARTS):
         if name in dir(import_module(module)):
             return module
-    hint = "Set llm_engine: sglang." if "SGLang" in name else "docs/from-ray.md lists those that do"
     raise ConfigError(
         f"{name} is a class of Ray's own, which does not run here",
         field=where,
         value=path,
-        hint=hint,
+        hint="docs/from-ray-serve.md lists those that do",
     )
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import Count, Options, Pause, Positive, import_object, parse_options
+from penstock.config import Count, Options, Pause, Positive, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
@@ -295,7 +295,8 @@ NOT_NEEDED = {
 class LLMConfig(Options, kw_only=True):
     """One model with all options for loading and serving it. Nested parts may be mappings.
 
-    `llm_engine` None is "vllm" where the configuration is meant for it (`import_path` is Ray's,
+    `llm_engine` None is that of `server_cls`, where a class is for one engine; else "vllm" where
+    the configuration is meant for it (`import_path` is Ray's,
     `engine_kwargs` have an option of vLLM's, or an accelerator is asked for), else "openvino";
     `engine_reason` says why. `import_path` is that of the application of a Serve file.
     `engine_kwargs` are the engine's own options. `accelerator_type` is a name of Ray's.
@@ -331,7 +332,6 @@ class LLMConfig(Options, kw_only=True):
         _check_engine_kwargs(self.engine_kwargs)
         if self.engine_name not in ENGINE_NAMES:
             raise unknown_engine(self.engine_name, job=False)
-        import_object(self.server_cls, "server_cls")  # it may not be there at all
         if self.accelerator_type is not None:
             force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
         self._check_accelerator()
