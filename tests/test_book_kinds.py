@@ -28,6 +28,17 @@ def test_a_block_is_run_or_said_not_to_be(page):
             assert kind in book.RUN[page] | shown, f"{page}: nothing runs\n{block[0]}"
 
 
+@pytest.mark.parametrize("page", [one for one in book.PAGES if one.startswith("docs/")])
+def test_a_page_says_what_is_not_tested(page):
+    about_no_feature = {
+        *("architecture", "concepts/pictures", "glossary", "index", "parameters"),
+        *("reference/python", "start", "tutorial"),
+    }
+    if page.removeprefix("docs/").removesuffix(".md") not in about_no_feature:
+        said = r"(?i)not\s+(run|tested|measured|tried)|untested|nothing\s+was\s+run"
+        assert re.search(said, book.text(page)), f"{page} names nothing"
+
+
 @pytest.mark.parametrize("page", book.COMMANDS)
 def test_a_command_is_one_that_tests_run(page):
     programs = ("penstock", "curl") if page == "docs/serving.md" else ("penstock",)
