@@ -281,20 +281,32 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
-    """A model on the embedded OpenVINO engine."""
+    """A processor that asks a model on the embedded OpenVINO engine.
+
+    `model_source` is "demo", a directory or file, or a hub id; `engine_kwargs` are that engine's
+    options (docs/engines.md). The other fields are those of `EngineProcessorConfig`.
+    """
 
     engine_name = "openvino"
 
 
 class vLLMEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
-    """A processor that asks a model on vLLM."""
+    """A processor that asks a model on vLLM.
+
+    `model_source` is what vLLM loads, or "demo"; `engine_kwargs` are vLLM's engine arguments under
+    their Python names. The other fields are those of `EngineProcessorConfig`.
+    """
 
     engine_name = "vllm"
     task_key = "task_type"
 
 
 class SGLangEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
-    """A processor that asks a model on SGLang."""
+    """A processor that asks a model on SGLang.
+
+    `model_source` is what SGLang loads; `engine_kwargs` are its server arguments under their Python
+    names. The other fields are those of `EngineProcessorConfig`.
+    """
 
     engine_name = "sglang"
     task_key = "task"
