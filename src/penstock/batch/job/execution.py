@@ -139,13 +139,14 @@ async def _durable(
                 failed=not plan.retry_failed,
             )
             files.callback(kept.close)
-        held = partial(getattr, state, "held")
+        owns_folder = partial(getattr, state, "owns_folder")
         monitor = None
         if plan.steered:
             stop = partial(interrupts.request, signal.SIGTERM)
-            monitor = Monitor(output.folder, _status(plan, output), counts, stop=stop, held=held)
+            status = _status(plan, output)
+            monitor = Monitor(output.folder, status, counts, stop=stop, owns_folder=owns_folder)
             await files.enter_async_context(monitor)
-        report = await _report(files, plan, counts, output.folder, journal.generation, held)
+        report = await _report(files, plan, counts, output.folder, journal.generation, owns_folder)
         finished, stream = await _move(
             plan, sink, counts, answers, journal, interrupts, kept, monitor, report
         )
@@ -188,7 +189,7 @@ async def _to_the_end(call: Callable[[], None]) -> None:
 async def _report(
     files: contextlib.AsyncExitStack, plan: Plan, counts: Counts, *state: Any
 ) -> Report | None:
-    """The job's report, if it wants one, written when `files` are closed."""
+    """The job's report, if one is asked for. It is written when `files` are closed."""
     if plan.extras.report is None:
         return None
     from penstock.batch.report import Report
@@ -239,7 +240,9 @@ async def _move(
     monitor: Monitor | None = None,
     report: Report | None = None,
 ) -> tuple[bool, StreamSum | None]:
-    """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
+    """Move the rows into the sink. Returns whether all rows are there, and the checksum of a source
+    that is a stream.
+    """
     before = job_pauses.set(counts.pauses)
     try:
         async with (
