@@ -145,9 +145,9 @@ _RECENT = 10
 
 
 class Monitor:
-    """Shows and controls the job with the state directory `folder`, inside `async with`. `stop` acts
-    as a signal would. `owns_folder` says whether the job still has the directory's lock;
-    without it nothing is written there.
+    """Shows and controls the job with the state directory `folder`, inside `async with`. `stop`
+    ends it as a signal would. `owns_folder`: whether the job still has the directory's lock; without the
+    lock nothing is written there.
 
     The caller calls `begin` when rows begin to move, and sets `finished` to False if the job ends
     before all rows are finished.
