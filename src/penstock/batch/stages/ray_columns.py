@@ -12,7 +12,6 @@ from penstock.engines.base import LLMEngine
 from penstock.errors import UnsupportedError
 from penstock.types import ChatRequest, CompletionRequest, TokenizeRequest, TokenLogprob
 
-
 INFERENCE_ERROR = "__inference_error__"
 """Why a row failed; empty in a good one."""
 
