@@ -370,10 +370,7 @@ class VLLMEngine(TokenEngine):
             return _with_echo(request, await running.parsed.prepare(request))
         tools = None if request.tool_choice == "none" else request.tools
         shown = request.tools if self._shows_unused_tools else tools
-        sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
-        forced = sampling.structured is not request.sampling.structured
-        if tools and sampling.structured is None:
-            sampling = self._with_strict_calls(sampling, tools, request.tool_choice, HERMES)
+        sampling, forced = self._with_tools(request.sampling, tools, request.tool_choice, HERMES)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_chat(request, sampling, shown)
         if tools:
