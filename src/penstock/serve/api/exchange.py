@@ -34,6 +34,7 @@ from penstock.serve.api.limits import (
     check_inflight,
     check_json,
     decode_body,
+    is_long,
     read_body,
 )
 from penstock.serve.api.metrics import Metrics
@@ -199,17 +200,26 @@ class Exchange:
         self.request: Request
         self._form: msgspec.Struct | None = None
         self._counted = False
+        self._long = False
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
-        self._form = parse_body(form, decode_body(await self.read_json(), Any))
+        body = await self.read_json()
+        self._form = await self.aside(lambda: parse_body(form, decode_body(body, Any)))
         return self._form
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """The result of `work` on the body. Where the body has many parts, a thread does it: to
+        look at each would hold up other requests.
+        """
+        return await asyncio.to_thread(work) if self._long else work()
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
         check_extent(body, self.limits)
+        self._long = is_long(body)
         return body
 
     async def read(self) -> bytes:

@@ -56,10 +56,12 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     given = items_of(body.input)
     if earlier:
         if given:
-            body.request()  # an error names an item by its place in the client's own list
+            await exchange.aside(
+                body.request
+            )  # an error names an item by its place in the client's own list
         body = replace(body, input=[*earlier, *given])
     if remote or body.background:  # a foreground answer of this process checks it itself
-        request = within_limits(body.request(), exchange.limits)
+        request = within_limits(await exchange.aside(body.request), exchange.limits)
         check_before_load(request)
     exchange.answer_id = uuid4().hex
     about = exchange.about("", target)
