@@ -56,9 +56,8 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     given = items_of(body.input)
     if earlier:
         if given:
-            await exchange.aside(
-                body.request
-            )  # an error names an item by its place in the client's own list
+            # An error names an item by its place in the client's own list.
+            await exchange.aside(body.request)
         body = replace(body, input=[*earlier, *given])
     if remote or body.background:  # a foreground answer of this process checks it itself
         request = within_limits(await exchange.aside(body.request), exchange.limits)
