@@ -5,8 +5,9 @@ The checks come before an engine sees a request: some engines accept nonsense in
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import msgspec
 
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import beams_of
-from penstock.errors import RequestError, UnsupportedError, context_overflow
+from penstock.errors import PenstockError, RequestError, UnsupportedError, context_overflow
 from penstock.parsing import is_too_deep, json_fault
 from penstock.types import (
     ChatRequest,
@@ -148,6 +149,20 @@ def check_inputs(inputs: Sequence[object], name: str, *, sees: bool = False) -> 
             raise RequestError(
                 f"input[{number}] must be a text or a list of token ids", param=f"input[{number}]"
             )
+
+
+@contextlib.contextmanager
+def naming_input(number: int, count: int) -> Iterator[None]:
+    """An error about one of several inputs to be embedded says which it is."""
+    try:
+        yield
+    except PenstockError as error:
+        if count > 1:
+            why, place = str(error), f"input[{number}]"
+            if error.param is not None:  # a place in that input's own messages
+                why = why.removeprefix(f"{error.param}: ")
+            error.args, error.param = (f"{place}: {why}",), place
+        raise
 
 
 def check_input_type(request: EmbeddingRequest, name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -45,7 +45,6 @@ class EmbeddingBody(Struct, kw_only=True):
     input: str | list[str | TokenId | _Object | list[TokenId | _Object]] | None = None
     messages: list[_Object | list[_Object]] | None = None
     dimensions: Count | None = None
-    names: ClassVar = {"prompt": "input"}
     encoding_format: Literal["float", "base64"] = "float"
     input_type: Literal["query", "document"] | None = None
     truncate_prompt_tokens: Literal[-1] | None = None
@@ -54,6 +53,11 @@ class EmbeddingBody(Struct, kw_only=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     user: str | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        given, other = ("input", "messages") if self.messages is None else ("messages", "input")
+        return {"prompt": given, other: given}
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
         inputs = self._inputs()

@@ -49,7 +49,6 @@ class MessageBody(EngineParameters, kw_only=True):
         "stop": "stop_sequences",
         "response_format": "output_config.format",
         "prompt": "messages",
-        "image": "messages",
     }
     model: str = ""
     max_tokens: Whole

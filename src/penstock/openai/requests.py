@@ -220,7 +220,7 @@ class ChatBody(GenerationBody, kw_only=True):
 
     @property
     def names(self) -> dict[str, str]:
-        prompt = {"prompt": "messages", "image": "messages"}
+        prompt = {"prompt": "messages"}
         if self.max_completion_tokens is None:
             return prompt
         return {**prompt, "max_tokens": "max_completion_tokens"}

@@ -77,7 +77,6 @@ class ResponseBody(SamplingBody, kw_only=True):
         "max_tokens": "max_output_tokens",
         "messages": "input",
         "prompt": "input",
-        "image": "input",
         "response_format": "text.format",
     }
     input: str | list[dict[str, Any]] = field(default_factory=list)

@@ -63,6 +63,8 @@ def build_deployment(
     `front`, a host and port, they also listen there for clients.
     """
     cls = _class_of(config, deployment_cls)
+    if issubclass(cls, LLMServer):
+        config = cls.configured(config)
     if issubclass(cls, OwnServer):  # a server, which a replica runs
         config, cls = replace(config, server_cls=cls), LLMReplica
     elif name_prefix is None and cls is not LLMReplica:

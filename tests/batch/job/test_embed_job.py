@@ -157,6 +157,18 @@ class TestFaults:
         assert [row is None for row in found["embedding"].to_pylist()] == [False, True, False]
         assert found["error"][1].as_py()["type"] == "context_length_exceeded"
 
+    def test_a_row_without_image_and_text_says_so(self, monkeypatch):
+        async def sees(engine):
+            engine.capabilities = msgspec.structs.replace(
+                engine.capabilities, inputs=("text", "image")
+            )
+
+        monkeypatch.setattr(SimulatedEngine, "start", sees)
+        source = pa.table({"photo": pa.array([None], pa.binary())})
+        (row,) = embed(source, embed="photo", image="photo").rows()
+        assert row["embedding"] is None
+        assert row["error"]["message"] == "the row has no image in 'photo', and no text"
+
     @pytest.mark.parametrize(
         ("numbers", "kind", "why"),
         [

@@ -82,6 +82,24 @@ async def over_http(engine, audio, text):
         assert answer.json()["text"] == text
 
 
+@pytest.mark.parametrize(
+    ("options", "media"),
+    [
+        ({"limit_mm_per_prompt": {"image": 1}}, ("image",)),
+        ({"limit_mm_per_prompt": {"image": 0}}, ()),
+        ({"language_model_only": True}, ()),
+    ],
+)
+def test_what_a_limit_rules_out_is_no_input(tmp_path, options, media):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from penstock.engines.vllm.front import media_of
+
+    vision_model(tmp_path)
+    given = AsyncEngineArgs(model=str(tmp_path), dtype="float32", **options)
+    assert media_of(given.create_model_config()) == media
+
+
 async def test_pictures(tmp_path):
     vision_model(tmp_path)
     engine = VLLMEngine(

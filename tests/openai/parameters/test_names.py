@@ -1,6 +1,7 @@
 import pytest
 
 from penstock.errors import ContextLengthError, RequestError
+from penstock.openai.decisions.openai_form import DecisionBody
 from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import ClassifyBody
 from penstock.openai.messages_api import MessageBody
@@ -41,9 +42,11 @@ def test_a_long_prompt_has_the_name_that_the_api_gives_it(form, body, name):
         (ClassifyBody, {"input": "hi"}, "questions[0]", "labels"),
         (ResponseBody, {"input": "hi"}, "messages[1].content[2]", "input"),
         (ChatBody, {"messages": ASK}, "messages[1].content[2]", "messages[1].content[2]"),
-        (ChatBody, {"messages": ASK}, "image", "messages"),
-        (ResponseBody, {"input": "hi"}, "image", "input"),
-        (MessageBody, {"messages": ASK, "max_tokens": 5}, "image", "messages"),
+        (DecisionBody, {"input": "hi", "questions": []}, "messages", "input"),
+        (EmbeddingBody, {"input": [{"image": "a"}]}, "messages[0].content[0]", "input"),
+        (EmbeddingBody, {"input": ["hi", {"image": "a"}]}, "input[1]", "input[1]"),
+        (EmbeddingBody, {"messages": ASK}, "messages[0].content[0]", "messages[0].content[0]"),
+        (EmbeddingBody, {"messages": [ASK, ASK]}, "input[1]", "messages[1]"),
         (MessageBody, {"messages": ASK, "max_tokens": 5}, "stop", "stop_sequences"),
         (CompletionBody, {"prompt": "hi"}, "top_logprobs", "logprobs"),
         (CompletionBody, {"prompt": "hi"}, "temperature", "temperature"),

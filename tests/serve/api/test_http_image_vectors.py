@@ -13,6 +13,7 @@ from vision_models import bomb, image_embedding_model, image_file, image_part
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PHOTO = image_part(image_file(1))
 OTHER = image_part(image_file(2))
+AT = "messages[0].content[0]"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -72,24 +73,49 @@ async def test_each_input_has_a_vector(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "words", "param"),
     [
-        ({"messages": [user(image_part(bomb()))]}, "1,600,000,000 pixels"),
-        ({"messages": [user(image_part(b"none"))]}, "no image of a known form"),
-        ({"input": [{"image": "/etc/passwd"}]}, "no data URI"),
-        ({"input": [{"image": "http://127.0.0.1:1/a.png"}]}, "is not loaded"),
-        ({"input": [{"image": data_uri(image_file(1)), "audio": "a"}]}, "input[0].audio"),
-        ({"messages": [user({"type": "audio_url", "audio_url": {"url": "a"}})]}, "no 'audio_url'"),
-        ({"messages": [user(PHOTO)], "chat_template": "{{ 1 }}"}, "no chat templates"),
-        ({"messages": [user(PHOTO)], "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
-        ({"messages": [user(PHOTO)], "add_special_tokens": False}, "add_special_tokens"),
-        ({"messages": [user(PHOTO)], "model": "texts"}, "not of images"),
-        ({"input": [[5, 6]]}, "no token ids"),
+        ({"messages": [user(image_part(bomb()))]}, "1,600,000,000 pixels", "messages"),
+        ({"messages": [user(image_part(b"none"))]}, "no image of a known form", "messages"),
+        ({"messages": [[user(PHOTO)], [user(image_part(b"no"))]]}, "input[1]: ", "messages[1]"),
+        ({"input": [{"image": data_uri(image_file(1)[:99])}]}, "cut off", "input"),
+        ({"input": ["a", {"image": data_uri(image_file(1)[:99])}]}, "input[1]: ", "input[1]"),
+        ({"input": [{"image": "/etc/passwd"}]}, "no data URI", "input"),
+        ({"input": ["a", {"image": "http://127.0.0.1:1/a.png"}]}, "is not loaded", "input[1]"),
+        (
+            {"input": [{"image": data_uri(image_file(1)), "audio": "a"}]},
+            "input[0].audio",
+            "input[0].audio",
+        ),
+        (
+            {"messages": [user({"type": "audio_url", "audio_url": {"url": "a"}})]},
+            "no 'audio_url'",
+            AT,
+        ),
+        (
+            {"messages": [user(PHOTO)], "chat_template": "{{ 1 }}"},
+            "no chat templates",
+            "chat_template",
+        ),
+        (
+            {"messages": [user(PHOTO)], "mm_processor_kwargs": {"a": 1}},
+            "mm_processor_kwargs",
+            "mm_processor_kwargs",
+        ),
+        (
+            {"messages": [user(PHOTO)], "add_special_tokens": False},
+            "add_special_tokens",
+            "add_special_tokens",
+        ),
+        ({"messages": [user(PHOTO)], "model": "texts"}, "not of images", "messages[0]"),
+        ({"input": [[5, 6]]}, "no token ids", "input"),
     ],
 )
 async def test_what_is_not_taken_is_a_400_that_says_why(
-    client: Any, body: dict[str, Any], words: str
+    client: Any, body: dict[str, Any], words: str, param: str
 ) -> None:
     answered = await embed(client, **body)
     assert answered.status_code == 400
-    assert words in answered.json()["error"]["message"]
+    error = answered.json()["error"]
+    assert words in error["message"]
+    assert error["param"] == param

@@ -8,16 +8,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
 from penstock import private_files
 from penstock.balance.limiter import Limiter, Limits
 from penstock.batch.provider.ledger import Batch
 from penstock.batch.write.state_files import guarded, write_all
-from penstock.config import masked
+from penstock.config import Pause, Positive, Seconds, masked
 from penstock.engines.base import Capabilities
 from penstock.engines.remote.refusals import as_refusal
 from penstock.errors import (
@@ -31,9 +31,6 @@ from penstock.http.client import HttpClient, Timeouts
 from penstock.http.complaints import KEPT_CHARS, complaint
 from penstock.http.endpoint import Endpoint, Headers, endpoint, under
 from penstock.http.retries import is_retryable
-
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
 
 
 class BatchApiOptions(Struct, frozen=True, kw_only=True):
@@ -59,7 +56,7 @@ class BatchApiOptions(Struct, frozen=True, kw_only=True):
     gather_s: Seconds = 2.0
     first_poll_s: Seconds = 5.0
     longest_poll_s: Seconds = 60.0
-    patience_s: Annotated[float, Meta(ge=0)] = 3600.0
+    patience_s: Pause = 3600.0
     connect_timeout_s: Seconds = 10.0
     timeout_s: Seconds = 600.0
     extra_body: dict[str, Any] = field(default_factory=dict)

@@ -90,6 +90,10 @@ class ColumnVectors(ColumnRequests):
         if isinstance(given, list):  # images, and behind them the text
             parts = given if given[-1]["text"] else given[:-1]
             given = ChatRequest([{"role": "user", "content": parts}])
+        elif self._image is not None and not given:
+            raise RequestError(
+                f"the row has no image in '{self._image}', and no text", param=self._image
+            )
         row.request = msgspec.structs.replace(self._asked, inputs=[given])
         row.shareable = True
 

@@ -72,7 +72,7 @@ def _stated(source: str, name: str) -> int | None:
         found = config.get("text_config", config).get(name)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 # What is known of a model whose files are elsewhere

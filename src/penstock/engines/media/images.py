@@ -57,7 +57,7 @@ def check_pixels(files: Iterable[bytes], most: int) -> list[tuple[int, int]]:
     if total > most:
         what = "the image has" if len(sizes) == 1 else f"the {len(sizes)} images have"
         raise RequestError(
-            f"{what} {total:,} pixels, more than the {most:,} that are allowed", param="image"
+            f"{what} {total:,} pixels, more than the {most:,} that are allowed", param="messages"
         )
     return sizes
 
@@ -83,7 +83,7 @@ def _opened(data: bytes) -> Image.Image:
         return Image.open(BytesIO(data), formats=FORMS)
     except UnidentifiedImageError:
         raise RequestError(
-            f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image"
+            f"these bytes are no image of a known form ({', '.join(FORMS)})", param="messages"
         ) from None
     except Exception as error:
         raise _undecodable(error) from None
@@ -113,9 +113,10 @@ def _undecodable(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return RequestError(f"the image has more than {MAX_PIXELS:,} pixels", param="image")
+        return RequestError(f"the image has more than {MAX_PIXELS:,} pixels", param="messages")
     return RequestError(
-        f"the image cannot be decoded, it is damaged or cut off ({text_of(error)})", param="image"
+        f"the image cannot be decoded, it is damaged or cut off ({text_of(error)})",
+        param="messages",
     )
 
 

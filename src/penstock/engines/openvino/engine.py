@@ -39,6 +39,7 @@ from penstock.engines.openvino.options import (
     check_search_options,
 )
 from penstock.engines.process import Call
+from penstock.engines.sampling import naming_input
 from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
@@ -274,7 +275,11 @@ class OpenVINOEngine(WorkerEngine):
         inputs: Sequence[Any] = request.inputs
         if "image" in self.capabilities.inputs:
             instruction = instruction_for(self._instructions, request.input_type)
-            inputs = [await self._prompt_of(one, instruction) for one in inputs]
+            prompts: list[Any] = []
+            for number, one in enumerate(inputs):
+                with naming_input(number, len(inputs)):
+                    prompts.append(await self._prompt_of(one, instruction))
+            inputs = prompts
         cut = request.truncate
         return inputs, request.dimensions, request.input_type, cut, request.vectors
 

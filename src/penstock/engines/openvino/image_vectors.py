@@ -27,6 +27,7 @@ from penstock.engines.openvino.options import failure_of, reason_of
 from penstock.engines.openvino.pipeline import own_template
 from penstock.engines.openvino.tasks import Embedded, Embedding
 from penstock.engines.process import Call, Failed
+from penstock.engines.sampling import naming_input
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200
@@ -89,7 +90,10 @@ class ImageEmbedding(Embedding):
         failed: list[Failed] = []
         for call in calls:
             try:
-                prompts = [self._prompt(*given) for given in call.args[0]]
+                prompts: list[Prompt] = []
+                for number, given in enumerate(call.args[0]):
+                    with naming_input(number, len(call.args[0])):
+                        prompts.append(self._prompt(*given))
                 lengths = [prompt.tokens for prompt in prompts]
                 self._check(prompts, call, lengths)
                 self._waiting.append(Embedded(call, prompts, lengths))
@@ -116,16 +120,25 @@ class ImageEmbedding(Embedding):
         prompts: list[Prompt] = [call.inputs[at] for call, at in group]
         texts = [prompt.text for prompt in prompts if not prompt.files]
         found = iter(self._embedded(texts) if texts else ())
-        return [self._shown(one) if one.files else next(found) for one in prompts]
+        vectors: list[Any] = []
+        for (call, at), prompt in zip(group, prompts, strict=True):
+            try:
+                with naming_input(at, len(call.inputs)):
+                    vectors.append(self._shown(prompt) if prompt.files else next(found))
+            except PenstockError as error:
+                vectors.append(error)
+        return vectors
 
     def _shown(self, prompt: Prompt) -> Any:
-        """The vector of a prompt with images, or why there is none."""
+        """The vector of a prompt with images. Raises `RequestError`."""
         try:
             return self._embedded([prompt.text], list(map(self._scaled, prompt.files)))[0]
-        except PenstockError as error:
-            return error
+        except PenstockError:
+            raise
         except Exception as error:
-            return RequestError(f"the images cannot be embedded: {reason_of(error)}", param="image")
+            raise RequestError(
+                f"the images cannot be embedded: {reason_of(error)}", param="messages"
+            ) from None
 
     def _scaled(self, data: bytes) -> ov.Tensor:
         """An image in the size that the model sees, scaled as transformers does it: GenAI leaves
@@ -194,6 +207,6 @@ class Patches(NamedTuple):
         if long // short > _LONGEST or not all(across):
             raise RequestError(
                 f"an image of {size[0]} × {size[1]} pixels is too narrow for this model",
-                param="image",
+                param="messages",
             )
         return across[0] * self.side, across[1] * self.side

@@ -15,7 +15,7 @@ import io
 import math
 import sys
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,10 @@ def _resampled(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
 
 _COMMAND_TOKENS = 8
 """Room for the tokens that begin an answer: start, language, task, timestamps."""
+_LEAST_TIMED = 2
+"""Tokens of a window with times, whose first is a time: with no other, GenAI 2026.4.1 does not know
+how far it has heard, and hears the window without end.
+"""
 
 
 class Hearing(Task):
@@ -273,20 +277,24 @@ class Hearing(Task):
         # Past its last position a decoder talks nonsense, so the bound holds also if nobody asks
         # for one.
         room = max(self._context_length - _COMMAND_TOKENS - tokens, 1)
-        config.max_new_tokens = min(max_tokens or room, room)
+        least = _LEAST_TIMED if timestamps else 1
+        config.max_new_tokens = max(min(max_tokens or room, room), least)
         config.return_timestamps = timestamps
         config.word_timestamps = words
         result = self._pipeline.generate(samples[start:end], config)
         offset, heard = start / SAMPLE_RATE, end / SAMPLE_RATE
+        text, chunks = result.texts[0], list[Any]()
+        if timed := timestamps and result.chunks is not None:
+            chunks = sounding(result.chunks[0], heard - offset)
+            text = "".join(chunk.text for chunk in chunks)
+        spoken = heard_once(result.words[0] if result.words else (), chunks, heard - offset)
         return Transcription(
-            result.texts[0].strip(),
+            text.strip(),
             Usage(0, result.perf_metrics.get_num_generated_tokens()),
-            _segments(result.chunks[0], offset, heard)
-            if timestamps and result.chunks is not None
-            else None,
+            _segments(chunks, offset, heard) if timed else None,
             language or "".join(result.languages[:1]).strip("<|>") or None,
             heard,
-            _words(result.words[0] if result.words else (), offset, heard) if words else None,
+            _words(spoken, offset, heard) if words else None,
         )
 
     def _config(self, language: str | None, task: str) -> Any:
@@ -305,6 +313,27 @@ class Hearing(Task):
         elif task != "transcribe" or language not in (None, "en"):
             raise RequestError("this model only transcribes English", param="language")
         return config
+
+
+def sounding(timed: Iterable[Any], seconds: float) -> list[Any]:
+    """The chunks or words that begin in a window of so many seconds. Behind its end stands the
+    silence that fills it up to 30 s, of which models make words.
+    """
+    return [one for one in timed if one.start_ts < seconds]
+
+
+def heard_once(words: Iterable[Any], chunks: Sequence[Any], seconds: float) -> list[Any]:
+    """The words of a window, each once. What follows the last chunk that has an end is heard again
+    from that end on, and GenAI gives the words of both times.
+    """
+    once: list[Any] = []
+    for word in sounding(words, seconds):
+        if once and word.start_ts < once[-1].start_ts:
+            ends = (chunk.end_ts for chunk in chunks if chunk.end_ts <= word.start_ts)
+            again = max(ends, default=0.0)
+            once = [earlier for earlier in once if earlier.start_ts < again]
+        once.append(word)
+    return once
 
 
 def _segments(

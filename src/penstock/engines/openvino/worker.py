@@ -8,6 +8,7 @@ pipe closes.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def main(fd: int, parent: int) -> None:
         while True:
             _turn(pipe, model, pipe.read(wait=not model.busy, at_most=model.pause))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+        # The kernel frees everything sooner, and GenAI would print requests under way as leaks.
+        os._exit(0)
 
 
 def _load(load: Load) -> tuple[Any, Ready]:

@@ -30,7 +30,7 @@ class SGLangEngine(WorkerEngine):
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
-        self.options = options.check_options(self.engine_kwargs)
+        self.options = options.check_options(self.engine_kwargs, model_source)
         self.tool_call_parser = self.options.get("tool_call_parser")
         self.reasoning_parser = self.options.get("reasoning_parser")
         self.deterministic = bool(self.options.get("enable_deterministic_inference"))

@@ -186,7 +186,7 @@ class Front:
             triggers=generates,
             extra=_EXTRA - self._untrusted() if generates else frozenset(),
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
-            inputs=("text", *_media(model)),
+            inputs=("text", *media_of(model)),
             vocabulary=self.vocabulary,
             vectors=tuple(kind for task, kind in _VECTORS.items() if task in tasks) or ("dense",),
         )
@@ -279,9 +279,11 @@ def _reason(error: Exception) -> str:
     return one_line(error) or type(error).__name__
 
 
-def _media(model: Any) -> tuple[str, ...]:
-    """What messages to the model may hold beside texts, such as "image" and "video"."""
+def media_of(model: Any) -> tuple[str, ...]:
+    """What messages to the model may hold beside texts, such as "image" and "video", as far as
+    `limit_mm_per_prompt` and `language_model_only` let it.
+    """
     if not model.is_multimodal_model:
         return ()
     info = MULTIMODAL_REGISTRY.get_processing_info(model)
-    return tuple(info.get_supported_mm_limits())
+    return tuple(medium for medium, most in info.allowed_mm_limits.items() if most)

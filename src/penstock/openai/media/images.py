@@ -151,7 +151,7 @@ def of_8_bits(image: Any) -> Any:
             raise RequestError(
                 f"the image's pixels go from {least:g} to {most:g}: bring them to 8 bits, from 0 to"
                 " 255",
-                param="image",
+                param="messages",
             )
     if not image.mode.startswith("I;16"):
         return image
@@ -167,7 +167,7 @@ def bitmap(image: Any) -> bytes:
     except RequestError:
         raise
     except Exception as error:  # it may be read only now, and decoders meet damage in many ways
-        raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+        raise RequestError(f"the image cannot be decoded: {error}", param="messages") from None
     return file.getvalue()
 
 

@@ -1,13 +1,14 @@
 """Transcriptions by a Whisper with random weights."""
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
 
 from penstock.engines.media.audio import window_listener
 from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.speech import heard_once, sounding
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.testing import TranscriptionContract
 from penstock.types import TranscriptionRequest
@@ -74,6 +75,10 @@ class TestHearing:
         assert found.segments[-1].start > 55
         assert all(one.start <= one.end <= 70 for one in found.segments)
 
+    async def test_times_with_room_for_one_token_come_to_an_end(self, engine):
+        found = await heard(engine, recording(70), max_tokens=1, timestamps=True)
+        assert found.usage.completion_tokens <= 1
+
     async def test_the_bound_on_tokens_is_of_all_windows(self, engine):
         found = await heard(engine, recording(70), max_tokens=10)
         assert found.usage.completion_tokens <= 10
@@ -108,14 +113,51 @@ class TestHearing:
         await asyncio.wait([call])
         assert (await heard(engine)).text == (await heard(engine)).text
 
-    async def test_words_have_times(self, tmp_path):
+    async def test_words_and_segments_of_a_long_recording_have_times(self, tmp_path):
         model = hearing_model(tmp_path, letters=True)
         engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "word_timestamps": True})
+        told = []
+        token = window_listener.set(lambda _, part: told.append(part))
         await engine.start()
         try:
-            found = await heard(engine, recording(31), words=True, max_tokens=40)
-            assert found.words
-            assert all(0 <= word.start <= word.end <= 31 for word in found.words)
-            assert found.words[-1].end > 20
+            found = await heard(engine, recording(190), words=True, timestamps=True, max_tokens=210)
         finally:
+            window_listener.reset(token)
             await engine.stop()
+        assert found.duration == 190
+        assert len(told) == 7  # of up to 30 s each
+        begin = 0.0
+        for part in told:
+            assert part.words
+            assert part.segments
+            for timed in (part.segments, part.words):
+                starts = [one.start for one in timed]
+                assert starts == sorted(starts)
+                assert all(begin <= one.start < part.duration for one in timed)
+                assert all(one.start <= one.end <= part.duration for one in timed)
+            said = "".join(segment.text for segment in part.segments)
+            assert said.replace(" ", "") == part.text.replace(" ", "")
+            begin = part.duration
+        assert found.segments == tuple(one for part in told for one in part.segments)
+        assert found.words == tuple(one for part in told for one in part.words)
+
+
+class Timed(NamedTuple):
+    """A chunk or a word, as GenAI gives them."""
+
+    text: str
+    start_ts: float
+    end_ts: float
+
+
+def test_what_a_model_makes_of_the_silence_behind_a_window_is_left_out():
+    said, made_up = Timed("Good night.", 0.0, 11.8), Timed("Thank you.", 12.0, 14.0)
+    assert sounding([said, made_up], 12.0) == [said]
+
+
+def test_words_that_are_heard_again_come_once():
+    first = [Timed("Good", 0.1, 0.5), Timed("night", 0.5, 1.0)]
+    cut_off = [Timed("and", 1.1, 1.3), Timed("slee", 1.4, 1.5)]
+    again = [Timed("and", 1.2, 1.3), Timed("sleep", 1.4, 2.0)]
+    chunks = [Timed("Good night", 0.0, 1.1), Timed("and sleep", 1.1, 2.0)]
+    assert heard_once(first + cut_off + again, chunks, 2.0) == first + again

@@ -230,7 +230,9 @@ class Vision:
             except PenstockError as why:
                 error = why
             except Exception as why:
-                error = RequestError(f"an image or video cannot be decoded: {why}", param="image")
+                error = RequestError(
+                    f"an image or video cannot be decoded: {why}", param="messages"
+                )
             done.append((lane, request, error))
         return done
 
