@@ -118,8 +118,7 @@ class TokenEngine(LLMEngine):
         return self._long_chat(request)
 
     async def _long_chat(self, request: ChatRequest) -> Batches:
-        answers = await _aside(request.messages, partial(self._chat, request))
-        async with contextlib.aclosing(answers):
+        async with contextlib.aclosing(await asyncio.to_thread(self._chat, request)) as answers:
             async for batch in answers:
                 yield batch
 

@@ -200,7 +200,8 @@ class Exchange:
         self.request: Request
         self._form: msgspec.Struct | None = None
         self._counted = False
-        self._long = False
+        self.long = False
+        """Whether its work is for a thread: to look at each of many parts would hold up others."""
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
@@ -209,17 +210,15 @@ class Exchange:
         return self._form
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """The result of `work` on the body. Where the body has many parts, a thread does it: to
-        look at each would hold up other requests.
-        """
-        return await asyncio.to_thread(work) if self._long else work()
+        """The result of `work` on the body."""
+        return await asyncio.to_thread(work) if self.long else work()
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
         check_extent(body, self.limits)
-        self._long = is_long(body)
+        self.long = is_long(body)
         return body
 
     async def read(self) -> bytes:
@@ -248,7 +247,7 @@ class Exchange:
         work.endpoint, work.runs = f"{self.endpoint} (background)", True
         work.model = self.model
         work.request = Request(self.request.scope, _never_leaves)
-        work._form = self._form
+        work._form, work.long = self._form, self.long
         work._counted, self._counted = self._counted, False
         self.runs = False
         return work

@@ -31,7 +31,7 @@ SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
 MOST_PARTS, MOST_VALUES = 50_000, 1_000_000
 """Objects and lists of a JSON body, and its values, which are counted by their commas."""
-_MANY_PARTS = 2000
+MANY_PARTS = 2000
 """Objects and lists, each of which takes some microseconds to look at."""
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -73,7 +73,7 @@ def is_long(body: bytes) -> bool:
     """Whether the event loop should leave a JSON body to a thread: to look at each of its parts
     would hold up other requests.
     """
-    return body.count(b"{") + body.count(b"[") > _MANY_PARTS
+    return body.count(b"{") + body.count(b"[") > MANY_PARTS
 
 
 def decode_body(body: bytes, form: Any) -> Any:
