@@ -7,10 +7,12 @@ Such an engine implements `continue_prompt`, and the tasks `tokenize` and `detok
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -54,6 +56,12 @@ from penstock.types import (
     Usage,
 )
 
+T = TypeVar("T")
+MESSAGES_AT_ONCE = 1000
+"""Messages of a conversation, beyond which a thread renders it: the event loop would stand still
+for some milliseconds.
+"""
+
 
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
@@ -78,6 +86,11 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     beams: Beams | None = None
 
 
+async def _aside(messages: Sized, work: Callable[[], T]) -> T:
+    """The result of `work`, which renders messages: by a thread, if they are many."""
+    return await asyncio.to_thread(work) if len(messages) > MESSAGES_AT_ONCE else work()
+
+
 class TokenEngine(LLMEngine):
     """An engine whose model continues token sequences. Errors name it by `model_kind`.
 
@@ -98,9 +111,16 @@ class TokenEngine(LLMEngine):
         raise NotImplementedError
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        return (
-            self._chat(request) if isinstance(request, ChatRequest) else self._completions(request)
-        )
+        if isinstance(request, CompletionRequest):
+            return self._completions(request)
+        if len(request.messages) <= MESSAGES_AT_ONCE:  # most, which take no detour
+            return self._chat(request)
+        return self._long_chat(request)
+
+    async def _long_chat(self, request: ChatRequest) -> Batches:
+        async with contextlib.aclosing(await asyncio.to_thread(self._chat, request)) as answers:
+            async for batch in answers:
+                yield batch
 
     def _chat(self, request: ChatRequest) -> Batches:
         self._check_task("chat")
@@ -255,7 +275,8 @@ class TokenEngine(LLMEngine):
                 continue_final_message=continued,
             )
 
-        texts = asked(request, rendered if "chat" in self.capabilities.tasks else None)
+        write = partial(asked, request, rendered if "chat" in self.capabilities.tasks else None)
+        texts = await _aside(() if isinstance(request.input, str) else request.input, write)
         if files:
             whole = "".join([texts.head, *(branch.text for branch in texts.branches)])
             mark = self.template.mark_of(whole, "image", len(files), request.chat_template)
@@ -275,7 +296,7 @@ class TokenEngine(LLMEngine):
         text = request.prompt
         if request.chat is not None:
             self._check_task("chat")
-            text = self._rendered(request.chat)
+            text = await _aside(request.chat.messages, partial(self._rendered, request.chat))
         return await self.encoded(text, request.special_tokens, request.names)
 
     def _completions(self, request: CompletionRequest) -> Batches:
