@@ -231,9 +231,9 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     options = OpenVINOOptions(inference_precision="f32", num_threads=1)
     task = Embedding(embedding_model(tmp_path), options, CONTEXT)
     words = WORDS * 250
-    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False, "dense"])])
+    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False, "dense", False])])
     assert task.step() == ([], [])  # a round of its first texts has begun
-    assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False, "dense"])])
+    assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False, "dense", False])])
     answers: list[Any] = []
     while task.busy:
         answers += task.step()[1]

@@ -148,13 +148,6 @@ class ImageEmbedding(Embedding):
         bicubic = self._images.Image.Resampling.BICUBIC
         return ov.Tensor(np.array(image.resize(self._patches.scaled(image.size), bicubic)))
 
-    def _embedded(
-        self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()
-    ) -> list[list[float]]:
-        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
-        vectors: list[list[float]] = np.asarray(self._finished(found)).tolist()
-        return vectors
-
 
 def _end_of(tokenizer: Any) -> str:
     """The text of the tokens that the tokenizer adds behind each text. Raises `EngineStartError`

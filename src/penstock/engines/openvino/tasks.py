@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.base import Capabilities
@@ -162,6 +163,7 @@ class Embedded:
         self.id = call.id
         self.dimensions: int | None = call.args[1]
         self.kind: str = call.args[4]
+        self.packed: bool = call.args[5]
         self.inputs = inputs
         self.lengths = lengths
         self.vectors: list[Any] | None = [None] * len(inputs)
@@ -221,10 +223,11 @@ class Embedding(Task):
             self._model.states(self._ids_of(["a"]))
             self._width = self._model.width
         else:
-            self._pipeline = genai.TextEmbeddingPipeline(
-                self._path, device, config, **self._properties
+            # Its face for texts alone makes a list of each vector.
+            self._pipeline = genai.EmbeddingPipeline(
+                self._path, device, text_embedding_config=config, **self._properties
             )
-            self._width = len(self._finished([self._pipeline.embed_query("a")])[0])
+            self._width = len(self._embedded(["a"])[0])
 
     @property
     def busy(self) -> bool:
@@ -236,8 +239,8 @@ class Embedding(Task):
                 embedded.vectors = None
 
     def begin_embeddings(self, calls: Sequence[Call]) -> list[Failed]:
-        """Take calls of `embed(inputs, dimensions, input_type, truncate, vectors)`. Returns those
-        that fail.
+        """Take calls of `embed(inputs, dimensions, input_type, truncate, vectors, packed)`. Returns
+        those that fail.
 
         With `dimensions` below the model's width, vectors are cut and brought to length 1 again:
         what models trained for it (Matryoshka) expect. Without normalization
@@ -339,7 +342,7 @@ class Embedding(Task):
         given = [(call.kind, call.inputs[at]) for call, at in group]
         piped = [kind == "dense" and isinstance(one, str) for kind, one in given]
         texts = [one for (_, one), is_piped in zip(given, piped, strict=True) if is_piped]
-        found = iter(self._finished(self._pipeline.embed_documents(texts)) if texts else [])
+        found = iter(self._embedded(texts) if texts else [])
         others = [one for (_, one), is_piped in zip(given, piped, strict=True) if not is_piped]
         states = iter(self._model.states(self._ids_of(others)))
         vectors: list[Any] = []
@@ -366,7 +369,7 @@ class Embedding(Task):
             read = (row[kept].tolist() for row, kept in zip(ids, mask.astype(bool), strict=True))
         return [next(read) if isinstance(one, str) else one for one in inputs]
 
-    def _pooled(self, states: Any) -> list[float]:
+    def _pooled(self, states: Any) -> Any:
         """The vector of a text from those of its tokens, as the pipeline pools them."""
         kinds = genai.TextEmbeddingPipeline.PoolingType
         vector = (
@@ -378,17 +381,15 @@ class Embedding(Task):
         )
         return self._put_through(vector[None])[0]
 
-    def _finished(self, pooled: Any) -> Any:
-        """The vectors of texts, of those that the pipeline gives."""
-        return self._put_through(np.asarray(pooled, np.float32)) if self._layers else pooled
+    def _embedded(self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()) -> Any:
+        """The vectors of texts, or of one with its images, shape (texts, width)."""
+        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
+        return self._put_through(found) if self._layers else found
 
-    def _put_through(self, pooled: Any) -> list[list[float]]:
+    def _put_through(self, pooled: Any) -> Any:
         """The vectors of texts, of pooled ones that nothing has normalized."""
         made = put_through(self._layers, pooled)
-        vectors: list[list[float]] = shortened(
-            made, self._options.embedding_normalize, None
-        ).tolist()
-        return vectors
+        return shortened(made, self._options.embedding_normalize, None)
 
     def _answer(self, vectors: list[Any], call: Embedded) -> Embeddings:
         usage = Usage(sum(call.lengths))
@@ -396,10 +397,12 @@ class Embedding(Task):
             return Embeddings([], usage, sparse=vectors)
         if call.kind == "multi":
             return Embeddings([], usage, multi=[matrix.tolist() for matrix in vectors])
+        made = np.asarray(vectors, np.float32)
         if call.dimensions is not None and call.dimensions != self._width:
-            normalize = self._options.embedding_normalize
-            vectors = shortened(np.asarray(vectors), normalize, call.dimensions).tolist()
-        return Embeddings(vectors, usage)
+            made = shortened(made, self._options.embedding_normalize, call.dimensions)
+        if call.packed:
+            return Embeddings([], usage, packed=made.astype("<f4", copy=False).tobytes())
+        return Embeddings(made.tolist(), usage)
 
 
 def _kind_of(load: Load) -> type[Task]:
