@@ -193,7 +193,7 @@ def floats(vector: Sequence[float]) -> bytes:
 
 
 def packed_as(vector_type: str, packed: bytes) -> bytes:
-    """The 32-bit floats of a vector in this type. Raises `RequestError` if it does not hold them."""
+    """A vector's 32-bit floats in this type. Raises `RequestError` if it does not hold them."""
     if vector_type == "float32":
         return packed
     import numpy as np
