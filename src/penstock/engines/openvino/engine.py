@@ -280,8 +280,8 @@ class OpenVINOEngine(WorkerEngine):
                 with naming_input(number, len(inputs)):
                     prompts.append(await self._prompt_of(one, instruction))
             inputs = prompts
-        cut = request.truncate
-        return inputs, request.dimensions, request.input_type, cut, request.vectors
+        about = request.dimensions, request.input_type, request.truncate, request.vectors
+        return inputs, *about, request.packed
 
     async def _prompt_of(
         self, given: str | list[int] | ChatRequest, instruction: str
