@@ -142,7 +142,7 @@ class ProcessorRows(RowForm):
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
         if not self.keep_errors:  # then a row that failed in another processor is one like others
             for row in rows:
-                row.earlier = None
+                row.failed_before = None
         if self._preprocess is None:
             yield rows
             return
@@ -178,7 +178,7 @@ class ProcessorRows(RowForm):
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
-        if (given := row.sound) is None or row.earlier is not None:
+        if (given := row.sound) is None or row.failed_before is not None:
             return
         try:
             values = dict(given)  # which may be changed, too
