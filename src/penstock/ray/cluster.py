@@ -36,8 +36,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
-    """Serve until one of `ending_signals`, then drain and delete the application, and the cluster if
-    this call started it. Raises `EngineStartError` if the ingress cannot be deployed.
+    """Serve until one of `ending_signals`, then drain and delete the application, and the cluster
+    if this call started it. Raises `EngineStartError` if the ingress cannot be deployed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stopping = threading.Event()
@@ -74,9 +74,7 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
 
 def _take_signals(stopping: threading.Event) -> dict[signal.Signals, Any]:
     """Let `ending_signals` set the event. Returns the previous handlers."""
-    return {
-        number: signal.signal(number, lambda *_: stopping.set()) for number in ending_signals()
-    }
+    return {number: signal.signal(number, lambda *_: stopping.set()) for number in ending_signals()}
 
 
 def connect(cpus: int) -> bool:

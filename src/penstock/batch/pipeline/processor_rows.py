@@ -31,6 +31,7 @@ from penstock.batch.rows.row import (
     row_error,
 )
 from penstock.batch.stages.base import MAPPING, StatefulStage
+from penstock.batch.stages.ray_columns import INFERENCE_ERROR
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
 from penstock.errors import JobError, UserCodeError, text_of
@@ -64,7 +65,7 @@ class OutputRows:
         self._keep = keep
         self._good: dict[str, Any] = {"status": "ok", "error": None}
         if ray_columns:
-            self._good["__inference_error__"] = ""
+            self._good[INFERENCE_ERROR] = ""
         self._names: dict[str, None] = {}
 
     @property
@@ -92,8 +93,8 @@ class OutputRows:
         for name in self._names:
             row.setdefault(name)
         row |= {"status": "error", "error": msgspec.structs.asdict(error)}
-        if "__inference_error__" in self._good:
-            row["__inference_error__"] = f"{error.type}: {error.message}"
+        if INFERENCE_ERROR in self._good:
+            row[INFERENCE_ERROR] = f"{error.type}: {error.message}"
         return FailedRow(row, error)
 
 

@@ -47,7 +47,7 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 
     `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON
     text. `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the
-    last token, retries included. Of a vector `response` holds the bytes, in base64.
+    last token, retries included. `packed` holds the numbers of a vector, as the form packs them.
     `skipped`: the row is to be left out of the output.
     """
 
@@ -59,6 +59,13 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
     latency_ms: float | None = None
     parsed: Any = None
     skipped: bool = False
+    packed: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the answer takes."""
+        parsed = nbytes(self.parsed) if self.parsed is not None else 0
+        return len(self.response or "") + len(self.packed) + parsed
 
 
 class Row(Struct, eq=False):

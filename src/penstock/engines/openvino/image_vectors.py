@@ -32,6 +32,11 @@ from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200
 """The most that an image may be longer than it is wide, or wider than it is long."""
+_POOLING = {
+    "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
+    "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
+    "last_token": genai.TextEmbeddingPipeline.PoolingType.LAST_TOKEN,
+}
 _AROUND = 2
 """Tokens before and behind those of an image."""
 
@@ -53,7 +58,7 @@ class ImageEmbedding(Embedding):
     inputs = ("text", "image")
     pooling: Pooling = "last_token"
 
-    def _load(self, config: Any) -> None:
+    def _load(self, pooling: Pooling) -> None:
         self._images = image_reader("An embedding model that sees")
         path = Path(self._path)
         self.chat_template = own_template(self._tokenizer)
@@ -66,6 +71,10 @@ class ImageEmbedding(Embedding):
         self._patches = Patches.of(read_config(path, "preprocessor_config.json"))
         self._mark_ids = mark_ids(stated)
         self._end = _end_of(self._tokenizer)
+        config = genai.TextEmbeddingPipeline.Config()
+        config.pooling_type = _POOLING[pooling]
+        config.normalize = self._normalizes
+        config.max_length = self._context_length
         with linked(path, {TOKENIZER}) as plain:
             # To the tokens that a tokenizer adds, GenAI 2026.4.1 adds them once more.
             write_tokenizer_that_adds_none(path, plain)
@@ -140,6 +149,10 @@ class ImageEmbedding(Embedding):
                 f"the images cannot be embedded: {reason_of(error)}", param="messages"
             ) from None
 
+    def _embedded(self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()) -> Any:
+        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
+        return self._finished(found)
+
     def _scaled(self, data: bytes) -> ov.Tensor:
         """An image in the size that the model sees, scaled as transformers does it: GenAI leaves
         pixels out where an image becomes smaller.
@@ -147,13 +160,6 @@ class ImageEmbedding(Embedding):
         image = self._images.decoded(data)
         bicubic = self._images.Image.Resampling.BICUBIC
         return ov.Tensor(np.array(image.resize(self._patches.scaled(image.size), bicubic)))
-
-    def _embedded(
-        self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()
-    ) -> list[list[float]]:
-        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
-        vectors: list[list[float]] = np.asarray(self._finished(found)).tolist()
-        return vectors
 
 
 def _end_of(tokenizer: Any) -> str:

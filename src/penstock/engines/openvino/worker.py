@@ -100,6 +100,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         thoughts_first=True,
         triggers=True,
         extra=BEAM_PARAMETERS | {"return_token_ids"},
+        inputs=("text",),
         vocabulary=model.vocabulary,
     )
     if model.sees:
