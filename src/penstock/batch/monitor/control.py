@@ -146,8 +146,8 @@ _RECENT = 10
 
 class Monitor:
     """Shows and controls the job with the state directory `folder`, inside `async with`. `stop`
-    ends it as a signal would. `owns_folder`: whether the job still has the directory's lock; without the
-    lock nothing is written there.
+    ends it as a signal would. `owns_folder`: whether the job still has the directory's lock;
+    without the lock nothing is written there.
 
     The caller calls `begin` when rows begin to move, and sets `finished` to False if the job ends
     before all rows are finished.
