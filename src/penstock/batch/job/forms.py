@@ -15,7 +15,7 @@ from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.identity import EMBEDS, HEARS, SPEAKS
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import Step
-from penstock.batch.pipeline.processor_rows import Held
+from penstock.batch.pipeline.processor_rows import HeldAs
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read.sources import Source, every_column
 from penstock.batch.rows.cascaded import CascadedAnswers
@@ -202,8 +202,8 @@ def processor_rows(
     policy = ErrorPolicy(job.on_error or ("keep" if going_on else "fail"))
     keep_errors = going_on or job.on_error not in (None, "fail")
     columnar = isinstance(output, Output) and output.columnar
-    held: Held = "values" if output is None else "packed" if columnar else "json"
-    form = processor.rows(held=held, keep_errors=keep_errors)
+    held_as: HeldAs = "values" if output is None else "packed" if columnar else "json"
+    form = processor.rows(held_as=held_as, keep_errors=keep_errors)
     chain = StageChain(
         processor.stages,
         config.batch_size,
