@@ -204,7 +204,7 @@ class Runner:
             if full or is_passing(error):
                 raise unavailable(error) from error
             fault = _fault_of(run, error)
-            if not run.batch.counts.total or run.fault is not None:  # no answers, or it failed again
+            if not run.batch.counts.total or run.fault is not None:  # no answers, or failed again
                 await self._fail(run, [run.fault or fault])
                 return
             run.fail(fault)
