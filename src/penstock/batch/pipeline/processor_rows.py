@@ -5,7 +5,6 @@ or a stream as its form; where stages are in different processes, as bytes betwe
 from __future__ import annotations
 
 import asyncio
-import pickle
 import time
 from base64 import b64decode
 from collections import deque
@@ -315,11 +314,15 @@ class Carried(Struct):
 
     def pack(self) -> bytes:
         """As bytes, with every value as it is: columns of a table would change types on the way."""
+        import pickle  # most jobs never need it
+
         return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack_row(data: bytes) -> Carried:
     """The row that was packed, by a process of the same program."""
+    import pickle
+
     return cast(Carried, pickle.loads(data))
 
 
