@@ -4,7 +4,8 @@ Online requests arrive by a Poisson process at a share of what the engine can do
 runs endless batch work: none, a fixed number of streams of ordinary requests, all of it as ordinary
 requests, or in the batch class with a target. Shown are the p95 of the time to first token, over
 that without batch work, and the batch's tokens a second, over those of the batch alone. All runs of
-one load follow each other in one process; the engine is loaded anew for each. The simulated engine
+one load follow each other in one process, those without batch work at the beginning, in the
+middle and at the end; the engine is loaded anew for each. The simulated engine
 runs in time of its own, which no other load of the machine disturbs.
 """
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import selectors
+import statistics
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -135,7 +138,7 @@ async def loaded(args: argparse.Namespace, ratio: float = 2.0) -> AsyncIterator[
     config = LLMConfig(
         model_loading_config=ModelLoadingConfig(model_id="m", model_source=args.model or model),
         llm_engine=args.engine,
-        engine_kwargs={**kwargs, "max_num_seqs": args.slots},
+        engine_kwargs={**kwargs, **args.engine_kwargs, "max_num_seqs": args.slots},
         batch=BatchConfig(ttft_ratio=ratio),
     )
     handle = LocalModel(config)
@@ -177,35 +180,41 @@ async def compare(args: argparse.Namespace) -> list[Bar]:
     """All runs; prints them, and gives the bars."""
     # In turn and back again, as a machine may become slower or faster by and by.
     order = [False, True, True, False]
-    runs = [(batch, await measured(args, 0.0, args.slots, batch=batch)) for batch in order]
+    idle = [(batch, await measured(args, 0.0, args.slots, batch=batch)) for batch in order]
     alone, shared = (
-        sum(run.batch for batch, run in runs if batch == wanted) / 2 for wanted in (False, True)
+        sum(run.batch for batch, run in idle if batch == wanted) / 2 for wanted in (False, True)
     )
     print(f"the batch alone: {alone:.0f} tokens/s; in the batch class {shared:.0f}")
     bars = [Bar("no online traffic, over the job alone", shared / alone, 0.97, True)]
     for load in args.loads:
         rate = load * alone / args.tokens
-        quiet = await measured(args, rate, 0, batch=False)
-        print(f"\n{load:.0%} online ({rate:.1f} requests/s), p95 {quiet.p95 * 1000:.1f} ms alone")
-
-        def show(name: str, run: Run, quiet: Run = quiet) -> None:
+        fixed = [n for n in args.fixed if n <= args.slots]
+        plan = {
+            **{f"{streams} streams": (streams, False, 2.0) for streams in fixed},
+            "as ordinary requests": (args.slots, False, 2.0),
+            **{f"batch class, {ratio:g} x": (args.slots, True, ratio) for ratio in args.targets},
+        }
+        quiet = [await measured(args, rate, 0, batch=False)]
+        runs: dict[str, Run] = {}
+        for name, (streams, batch, ratio) in plan.items():
+            runs[name] = await measured(args, rate, streams, batch=batch, ratio=ratio)
+            if 2 * len(runs) in (len(plan), len(plan) + 1) or len(runs) == len(plan):
+                quiet.append(await measured(args, rate, 0, batch=False))
+        alone_p95 = statistics.median(run.p95 for run in quiet)
+        told = ", ".join(f"{run.p95 * 1000:.1f}" for run in quiet)
+        print(f"\n{load:.0%} online ({rate:.1f} requests/s), p95 {told} ms alone")
+        for name, run in runs.items():
             print(
-                f"  {name:22} p95 {run.p95 / quiet.p95:5.2f} x   batch {run.batch / alone:5.2f}"
+                f"  {name:22} p95 {run.p95 / alone_p95:5.2f} x   batch {run.batch / alone:5.2f}"
                 f"   ({run.requests} requests)",
                 flush=True,
             )
-
-        fixed = {}
-        for streams in [n for n in args.fixed if n <= args.slots]:
-            fixed[streams] = await measured(args, rate, streams, batch=False)
-            show(f"{streams} streams", fixed[streams])
-        show("as ordinary requests", await measured(args, rate, args.slots, batch=False))
+        held = [runs[f"{streams} streams"] for streams in fixed]
         for ratio in args.targets:
-            run = await measured(args, rate, args.slots, batch=True, ratio=ratio)
-            show(f"batch class, {ratio:g} x", run)
-            holds = [one.batch for one in fixed.values() if one.p95 <= ratio * quiet.p95]
+            run = runs[f"batch class, {ratio:g} x"]
+            holds = [one.batch for one in held if one.p95 <= ratio * alone_p95]
             where = f"{load:.0%} online, target {ratio:g} x"
-            bars.append(Bar(f"{where}: p95", run.p95 / quiet.p95, 1.1 * ratio))
+            bars.append(Bar(f"{where}: p95", run.p95 / alone_p95, 1.1 * ratio))
             if holds:
                 bars.append(
                     Bar(f"{where}: batch over the best fixed", run.batch / max(holds), 1.3, True)
@@ -218,6 +227,7 @@ def main() -> int:
     options = harness.parser(__doc__)
     options.add_argument("--engine", choices=sorted(ENGINES), default="simulated")
     options.add_argument("--model", help="in the place of the demo model")
+    options.add_argument("--engine-kwargs", type=json.loads, default={}, metavar="JSON")
     options.add_argument("--slots", type=int, default=24, help="(default: %(default)s)")
     options.add_argument("--tokens", type=int, default=32, help="of each answer")
     options.add_argument("--seconds", type=float, default=10.0, help="of each run")

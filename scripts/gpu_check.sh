@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What ought to be run on a machine with a GPU: the engine's contract, serving and the two comparisons with vLLM alone.
-# It has not been run on a GPU yet. It makes GPU_VENV (default: .venv-gpu) with vLLM's usual build; after that it takes
-# at most ten minutes. MODEL is a model for one more step, a job over 200 tickets. The summary is in gpu_check.txt.
+# What ought to be run on a machine with a GPU: the contract of engines on vLLM and SGLang, serving and the two
+# comparisons with vLLM alone. It has not been run on a GPU yet. It makes GPU_VENV (default: .venv-gpu) with vLLM's usual
+# build and GPU_VENV-sglang with SGLang (SGLANG=0: without it); after that it takes at most ten minutes. MODEL is a model
+# for one more step, a job over 200 tickets. The summary is in gpu_check.txt.
 #
 #   --dry-run  print the steps
 #   --cpu      on vLLM's CPU build (VLLM_VENV, see scripts/install_vllm.sh): tries this script
@@ -36,6 +37,10 @@ if [[ -z $dry ]]; then
         python3 -m venv "$venv"
         "$venv/bin/pip" install -q -e '.[vllm,dev]'
     fi
+    if [[ -z $cpu && ${SGLANG:-1} != 0 && ! -x $venv-sglang/bin/pytest ]]; then
+        python3 -m venv "$venv-sglang"
+        "$venv-sglang/bin/pip" install -q -e '.[sglang,dev]'
+    fi
     : >gpu_check.txt
     mkdir -p build # where the job of MODEL writes
 fi
@@ -57,12 +62,16 @@ python="$venv/bin/python"
 if [[ -z $cpu ]]; then
     step machine 10 nvidia-smi
 fi
-step contract 140 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_engine.py
-step serving 110 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_serving.py
-step streaming 140 "$python" bench/vllm_front.py --only streaming --clients 1 64 --rounds 1 --requests 4
-step batch 100 "$python" bench/vllm_front.py --only batch --rounds 1 --rows 1024
+step contract 130 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_engine.py
+step serving 90 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_serving.py
+step streaming 120 "$python" bench/vllm_front.py --only streaming --clients 1 64 --rounds 1 --requests 4
+step batch 80 "$python" bench/vllm_front.py --only batch --rounds 1 --rows 1024
+if [[ -z $cpu && ${SGLANG:-1} != 0 ]]; then
+    SGLANG_ITSELF=1 step sglang 100 "$venv-sglang/bin/python" -m pytest -q -W ignore tests/engines/sglang/test_engine.py \
+        -k TestContract
+fi
 if [[ -n ${MODEL:-} ]]; then
-    step model 100 "$venv/bin/penstock" run src/penstock/demo/tickets.jsonl -o build/gpu_check.jsonl --fresh --limit 200 \
+    step model 70 "$venv/bin/penstock" run src/penstock/demo/tickets.jsonl -o build/gpu_check.jsonl --fresh --limit 200 \
         --engine vllm --model "$MODEL" --prompt 'Summarise in one line: {ticket}' --max-tokens 40
 fi
 [[ -n $dry ]] || { rm -f gpu_check.log && printf '\n' && cat gpu_check.txt; }

@@ -2,8 +2,10 @@
 
 Of the guides (README.md, docs/start.md, docs/tutorial.md, docs/howto) all blocks run, in one folder
 from top to bottom: bash, python, and `serve`, which starts the server for those below it. A block
-`output` is what the block above it prints. A comment with a name begins the block of a file. What
-cannot run here is a block `sh`, and its page says so.
+`output` is what the block above it prints. A comment with a name begins the block of a file. On the
+other pages each command and each program runs by itself. What cannot run here is a block `sh`, and
+its page says so: tests/test_book_kinds.py holds that for all pages, tests/support/book.py says
+which test runs which.
 """
 
 import json
@@ -14,35 +16,28 @@ import shutil
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, chdir, nullcontext
+from contextlib import ExitStack, chdir, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from penstock.demo import tickets_path
-from serve_process import serving
+import book
+from book import blocks
+from penstock.demo import model_path, tickets_path
+from serve_process import serving, simulated
 from speech_models import hearing_model, speaking_model
 from word_models import CONTEXT, embedding_model
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = ("docs/batch.md", "docs/decisions.md")
-ASKING = ("docs/batch-api.md", "docs/serving.md")  # their programs ask a server
-GUIDES = [
-    "README.md",
-    "docs/start.md",
-    "docs/tutorial.md",
-    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/howto/*.md")),
-]
 AT = "127.0.0.1:8000"
-
-
-def blocks(page, language):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return [body for name, body in BLOCK.findall(text) if name == language]
+PROVIDERS = {  # whose keys the commands name, and where they are asked
+    "--engine openai-batch": {"first_poll_s": 0.5},
+    "--engine anthropic-batch": {"first_poll_s": 0.5},
+    "--engine remote": {},
+}
+NAMES = ("gpt-4.1-mini", "gpt-5-mini", "claude-haiku-4-5")
 
 
 @pytest.fixture
@@ -53,7 +48,8 @@ def folder(tmp_path):
     config.write_text(config.read_text().replace(f": {CONTEXT}", ": 512"))
     hearing_model(tmp_path)
     speaking_model(tmp_path)
-    for page in (*PAGES, *GUIDES):
+    (tmp_path / "large-model").symlink_to(model_path())
+    for page in (*book.COMMANDS, *book.GUIDES):
         for body in (*blocks(page, "yaml"), *blocks(page, "json")):
             name, _, content = body.partition("\n")
             if name.startswith("# "):  # a file, by its name
@@ -75,43 +71,54 @@ def run(argv, folder):
     return done.stdout
 
 
-COMMANDS = [
-    line
-    for page in PAGES
-    for block in blocks(page, "")
-    for line in block.splitlines()
-    # Has no end.
-    if line.startswith("penstock ")
-    and "INPUT" not in line
-    and not line.endswith("\\")
-    and not line.startswith("penstock serve")
+LINES = [
+    line.replace("\\\n", "")
+    for page in book.COMMANDS
+    for line in book.commands(page, "penstock")
+    if "--engine vllm" not in line and not line.startswith("penstock serve")  # has no end
 ]
 
 
-def test_there_are_commands():
-    assert any(line.startswith("penstock run") for line in COMMANDS)
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands(line, folder):
-    provider = "openai-batch" in line
-    # The demo model stands for the provider's.
-    options = ("demo", "--served-model-name", "demo", "gpt-5-mini", "--batch-dir", f"{folder}/kept")
-    with serving(*options) if provider or AT in line else nullcontext() as server:
-        at = server.url.removeprefix("http://") if server else AT
-        if provider:
-            here = {"base_url": f"http://{at}/v1", "first_poll_s": 0.5}
+@contextmanager
+def as_shown(line, folder):
+    """The command, with servers where it expects them: a provider's is the demo model under the
+    provider's names, and those that are measured have a simulated engine.
+    """
+    options = ["demo", "--served-model-name", "demo", *NAMES, "--batch-dir", f"{folder}/kept"]
+    with ExitStack() as ends:
+        if "penstock bench serve" in line:
+            for at in sorted(set(re.findall(r"127\.0\.0\.1:\d+", line))):
+                line = line.replace(at, ends.enter_context(serving(*simulated())).url[7:])
+        elif provider := next((one for one in PROVIDERS if one in line), None):
+            server = ends.enter_context(serving(*options))
+            here = {"base_url": f"{server.url}/v1", "api_key_env": None, **PROVIDERS[provider]}
+            line, _, _ = line.partition("--engine-kwargs")
             line += f" --engine-kwargs '{json.dumps(here)}'"
-        run(["bash", "-euc", line.replace(AT, at)], folder)
+        elif AT in line:
+            line = line.replace(AT, ends.enter_context(serving(*options)).url[7:])
+        yield line
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/processors.md"])
+@pytest.mark.parametrize("line", LINES)
+def test_commands(line, folder):
+    with as_shown(line, folder) as command:
+        run(["bash", "-euc", command], folder)
+
+
+@pytest.mark.parametrize("block", blocks("docs/serving.md", "serve"))
+def test_what_serves_starts(block, tmp_path):
+    _, _, *options = shlex.split(block.replace("~", str(tmp_path)))
+    with serving(*options) as server:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("page", book.PROGRAMS)
 def test_python(page, folder):
     for code in blocks(page, "python"):
         run([sys.executable, "-c", code], folder)
 
 
-@pytest.mark.parametrize("page", ASKING)
+@pytest.mark.parametrize("page", book.ASKING)
 def test_python_that_asks_a_server(page, folder):
     (folder / "lines.jsonl").write_text("".join(blocks("docs/batch-api.md", "json")))
     with serving("demo", "--store", f"{folder}/kept.db", "--batch-dir", f"{folder}/kept") as server:
@@ -138,7 +145,7 @@ def test_python_that_asks_an_endpoint(folder, monkeypatch):
 
     (folder / "rows.jsonl").write_text('{"text": "four"}\n')
     monkeypatch.setenv("API_KEY", "sesame")
-    (code,) = blocks("docs/http.md", "python")
+    (code,) = blocks(book.ENDPOINT, "python")
     with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as endpoint:
         threading.Thread(target=endpoint.serve_forever, daemon=True).start()
         code = code.replace("https://api.example.com", f"http://127.0.0.1:{endpoint.server_port}")
@@ -147,12 +154,11 @@ def test_python_that_asks_an_endpoint(folder, monkeypatch):
     assert keys == ["Bearer sesame"]
 
 
-@pytest.mark.parametrize("page", GUIDES)
+@pytest.mark.parametrize("page", book.GUIDES)
 def test_guide(page, folder):
-    text = (ROOT / page).read_text(encoding="utf-8")
     at, printed = AT, None
     with ExitStack() as ends:
-        for language, body in BLOCK.findall(text):
+        for language, body in book.BLOCK.findall(book.text(page)):
             code = body.replace(AT, at)
             if language == "serve":
                 _, _, *options = shlex.split(code)
@@ -166,14 +172,3 @@ def test_guide(page, folder):
                 assert printed
             elif language == "output":
                 assert printed == body
-
-
-@pytest.mark.parametrize("page", GUIDES)
-def test_blocks_have_a_kind(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    kinds = {language for language, _ in BLOCK.findall(text)}
-    assert kinds <= {"bash", "python", "serve", "output", "yaml", "json", "sh"} | (
-        {""} if page == "README.md" else set()
-    )
-    if "sh" in kinds:
-        assert re.search(r"\bnot\s+run\b|run by `\.ci/run`", text, re.IGNORECASE)

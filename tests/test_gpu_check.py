@@ -23,12 +23,16 @@ def test_its_steps_are_files_that_exist_and_take_ten_minutes_at_most():
     assert done.returncode == 0, done.stderr
     steps = re.findall(r"^(\w+) +at most +(\d+) s: (.*)$", done.stdout, re.MULTILINE)
     names = [name for name, _, _ in steps]
-    assert names == ["machine", "contract", "serving", "streaming", "batch", "model"]
+    assert names == ["machine", "contract", "serving", "streaming", "batch", "sglang", "model"]
     assert sum(int(seconds) for _, seconds, _ in steps) <= 600
     for _, _, command in steps:
         for word in shlex.split(command):
             if word.endswith((".py", "tickets.jsonl")):
                 assert (ROOT / word).is_file()
+
+
+def test_sglang_can_be_left_out():
+    assert "sglang" not in check("--dry-run", SGLANG="0").stdout
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

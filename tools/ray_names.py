@@ -3,9 +3,10 @@
     .venv-ray/bin/python tools/ray_names.py
 
 reads the names of the installed Ray with their parameters, fields and methods into
-tests/compat/ray_names.json, and writes the table in docs/from-ray.md. Signatures are compared;
-what no comparison can tell stands in tools/ray_verdicts.toml, which takes precedence. vLLM need not
-be installed: a stand-in takes its place, and Ray's classes lack what they inherit from it.
+tests/compat/ray_names.json, and writes the tables in docs/from-ray-data.md and
+docs/from-ray-serve.md. Signatures are compared; what no comparison can tell stands in
+tools/ray_verdicts.toml, which takes precedence. vLLM need not be installed: a stand-in takes its
+place, and Ray's classes lack what they inherit from it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import sys
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +28,29 @@ import msgspec
 
 ROOT = Path(__file__).parents[1]
 NAMES = ROOT / "tests" / "compat" / "ray_names.json"
-PAGE = ROOT / "docs" / "from-ray.md"
 VERDICTS = ROOT / "tools" / "ray_verdicts.toml"
 BEGIN, END = "<!-- made by tools/ray_names.py -->", "<!-- end of what it makes -->"
 CALLBACKS = "ray.llm._internal.common.callbacks.base"
 """Private, and what Ray's pages import."""
+SGLANG = "ray.llm._internal.serve.engines.sglang"
+"""Private, and what Ray's example of SGLang imports."""
+DATA = "ray.data.llm"
 MODULES = {
-    "ray.data.llm": ("penstock.compat.ray",),
+    DATA: ("penstock.compat.ray",),
     "ray.serve.llm": ("penstock.compat.ray",),
     "ray.serve.llm.deployment": ("penstock.serve.deployment", "penstock.serve"),
     "ray.serve.llm.ingress": ("penstock.serve.ingress", "penstock.serve"),
     "ray.serve.llm.openai_api_models": ("penstock.serve.openai_api_models",),
     "ray.serve.llm.request_router": ("penstock.serve.request_router",),
     CALLBACKS: ("penstock.serve.callbacks", "penstock.serve"),
+    SGLANG: ("penstock.serve.deployment",),
 }
 """Ray's modules, and ours that have their names, in the order they are searched."""
+PAGES = {
+    ROOT / "docs" / "from-ray-data.md": [DATA],
+    ROOT / "docs" / "from-ray-serve.md": [module for module in MODULES if module != DATA],
+}
+"""The pages, and the modules whose names each has."""
 OWN = ("ray.data.llm", "ray.serve.llm", "ray.llm.")
 PLAIN = (type(None), bool, int, float, str)
 
@@ -151,19 +160,41 @@ def compared(about: Mapping[str, Any], ours: Any) -> Verdict:
     """How our function or class takes what Ray's takes."""
     if "fields" in about or not about.get("parameters"):
         return Verdict("same")
-    lacking = lacks(about["parameters"], ours)
-    return Verdict("differs", f"takes no {', '.join(lacking)}") if lacking else Verdict("same")
+    # Of a class whose calls are awaited, the signature is that of its metaclass.
+    why = unlike(about["parameters"], ours.__init__ if isinstance(ours, type) else ours)
+    return Verdict("differs", why) if why else Verdict("same")
 
 
-def lacks(wanted: list[str], function: Any) -> list[str]:
-    """The parameters that ours does not take, as they are written in the table."""
+def unlike(wanted: list[str], function: Any) -> str:
+    """What of a call of Ray's ours does not take; empty if it takes each."""
     known = parameters(function)
-    if any(one.startswith("**") for one in known):
+    theirs = [one.rstrip("=") for one in wanted if "*" not in one]
+    ours = [one.rstrip("=") for one in known if "*" not in one]
+    needed = {one for one in known if one[-1] != "=" and "*" not in one} - set(wanted)
+    lacking = [one for one in theirs if one not in ours]
+    if lacking and not any(one.startswith("**") for one in known):
+        return f"takes no {listed(lacking)}"
+    if needed:
+        return f"needs {listed(sorted(needed))}"
+    placed = positional(function)
+    if theirs[: len(placed)] != placed[: len(theirs)] and not any("*" in one for one in known):
+        return f"takes {listed(placed)} in this order"
+    return ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as they are written in the table."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def positional(function: Any) -> list[str]:
+    """The names of the parameters that need not be named."""
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
         return []
-    names = {one.strip("*=") for one in known}
-    return [
-        f"`{name}`" for one in wanted if (name := one.rstrip("=")) not in names and "*" not in name
-    ]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [one.name for one in found if one.kind in kinds and one.name not in ("self", "cls")]
 
 
 def members(about: Mapping[str, Any], ours: Any) -> Iterator[tuple[str, Verdict]]:
@@ -188,8 +219,8 @@ def members(about: Mapping[str, Any], ours: Any) -> Iterator[tuple[str, Verdict]
             yield name, missing
         elif wanted is None or not callable(found):
             yield name, Verdict("same")
-        elif lacking := lacks(wanted, found):
-            yield name, Verdict("differs", f"takes no {', '.join(lacking)}")
+        elif why := unlike(wanted, found):
+            yield name, Verdict("differs", why)
         else:
             yield name, Verdict("same")
 
@@ -202,51 +233,63 @@ def our_fields(ours: Any) -> dict[str, Any]:
     return {name: default_of(one) for name, one in known.items()}
 
 
-# The table
-def table(names: Mapping[str, Any]) -> str:
-    """The part of the page that is made."""
+# The tables
+def tables(names: Mapping[str, Any]) -> dict[Path, str]:
+    """The part of each page that is made. Ends the program for verdicts on what Ray lacks."""
     written = {
         name: Verdict(word, why)
         for word, reasons in tomllib.loads(VERDICTS.read_text()).items()
         for name, why in reasons.items()
     }
     used: set[str] = set()
-    lines = [f"Ray {names['ray']}."]
-    for module, things in names["modules"].items():
-        lines += [
+    made = {
+        page: "\n".join([f"Ray {names['ray']}.", *table(names["modules"], modules, written, used)])
+        for page, modules in PAGES.items()
+    }
+    if unknown := written.keys() - used:
+        raise SystemExit(
+            f"{VERDICTS.name} has verdicts on what Ray does not have: {sorted(unknown)}"
+        )
+    return made
+
+
+def table(
+    found: Mapping[str, Any],
+    modules: Iterable[str],
+    written: Mapping[str, Verdict],
+    used: set[str],
+) -> Iterator[str]:
+    """The lines for some modules. Adds the names on which there may be a verdict to `used`."""
+    for module in modules:
+        yield from (
             "",
             f"### `{module}`",
             "",
             "| name | verdict | how, and why |",
             "| --- | --- | --- |",
-        ]
-        for name, about in things.items():
+        )
+        for name, about in found[module].items():
             ours = ours_of(module, name)
             computed = Verdict("missing", "not there") if ours is None else compared(about, ours)
             verdict = weighed(written.get(name), computed)
             listed = [*about.get("fields", {}), *about.get("methods", {})]
             used |= {name, *(f"{name}.{member}" for member in listed)}
             same, others = [], []
-            for member, found in members(about, ours) if ours is not None else ():
+            for member, of_member in members(about, ours) if ours is not None else ():
                 key = f"{name}.{member}"
-                found = weighed(written.get(key), found)
-                if found.word == "same":
+                of_member = weighed(written.get(key), of_member)
+                if of_member.word == "same":
                     same.append(f"`{member}`")
                 else:
-                    others.append(row(key, found))
+                    others.append(row(key, of_member))
             if ours is None:
                 all_of = ", ".join(f"`{one}`" for one in listed)
                 why = "; ".join(filter(None, [verdict.why, all_of]))
-                lines.append(row(name, Verdict(verdict.word, why)))
+                yield row(name, Verdict(verdict.word, why))
             else:
                 alike = f"the same: {', '.join(same)}" if same else ""
                 why = "; ".join(filter(None, [verdict.why, alike]))
-                lines += [row(name, Verdict(verdict.word, why)), *others]
-    if unknown := written.keys() - used:
-        raise SystemExit(
-            f"{VERDICTS.name} has verdicts on what Ray does not have: {sorted(unknown)}"
-        )
-    return "\n".join(lines)
+                yield from (row(name, Verdict(verdict.word, why)), *others)
 
 
 def weighed(written: Verdict | None, computed: Verdict) -> Verdict:
@@ -271,12 +314,13 @@ def with_table(page: str, made: str) -> str:
 
 
 def main() -> None:
-    """Read the names, and write both files."""
+    """Read the names, and write the pages."""
     names = read_ray()
     NAMES.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n")
-    made = table(names)
-    PAGE.write_text(with_table(PAGE.read_text(), made))
-    words = [line.split(" | ")[1] for line in made.splitlines() if line.startswith("| `")]
+    words = []
+    for page, made in tables(names).items():
+        page.write_text(with_table(page.read_text(), made))
+        words += [line.split(" | ")[1] for line in made.splitlines() if line.startswith("| `")]
     print(", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words))))
 
 

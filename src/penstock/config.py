@@ -13,16 +13,27 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
 import msgspec
 import msgspec.structs
+from msgspec import Meta
 
 from penstock import lazy
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError, nearest, unknown_key
 from penstock.parsing import TOO_DEEP, decode_json, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+# The numbers that options are
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+"""Of a limit, or of an interval that cannot be 0."""
+Pause = Annotated[float, Meta(ge=0)]
+"""In seconds; 0 is none."""
+Rate = Annotated[float, Meta(gt=0)]
+"""Of requests or tokens, in a second or a minute."""
 
 MASK = "***"
 _SECRET_WORDS = frozenset(
@@ -358,12 +369,11 @@ def _counterpart(name: str, where: str, path: str) -> str:
     for module in (f"penstock.serve.{one}" for one in _COUNTERPARTS):
         if name in dir(import_module(module)):
             return module
-    hint = "Set llm_engine: sglang." if "SGLang" in name else "docs/from-ray.md lists those that do"
     raise ConfigError(
         f"{name} is a class of Ray's own, which does not run here",
         field=where,
         value=path,
-        hint=hint,
+        hint="docs/from-ray-serve.md lists those that do",
     )
 
 
@@ -406,12 +416,7 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
     fields = _fields(options)
     for key, value in given.items():
         if key not in fields:
-            raise ConfigError(
-                f"unknown key '{key}'",
-                field=_dotted_path(where, str(key)),
-                value=value,
-                hint=nearest(str(key), fields),
-            )
+            raise unknown_key(key, fields, field=_dotted_path(where, str(key)), value=value)
         parts = list(_structures(fields[key].type))
         if not parts:
             continue

@@ -50,7 +50,7 @@ it may succeed later. `ends_connection`: the server does not read the rest of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class PenstockError(Exception):
@@ -158,10 +158,11 @@ class UserCodeError(PenstockError):
 
 
 class RequestError(PenstockError):
-    """The request is invalid: a parameter is wrong or out of range, or `status` tells more."""
+    """The request is wrong, as `param` or `status` tells. `headers` are those of the response."""
 
     status = 400
     kind = "invalid_request_error"
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
         super().__init__(_bounded(message, _LONGEST_TEXT))
@@ -254,11 +255,10 @@ class MethodError(RequestError):
 
     status = 405
     kind = "method_not_allowed"
-    allow: str = ""
 
     def __init__(self, message: str, allow: str = "") -> None:
         super().__init__(message)
-        self.allow = allow
+        self.headers = {"allow": allow}
 
 
 class BodyTooLargeError(RequestError):
@@ -481,6 +481,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"Did you mean '{match[0]}'?"
     more = f" and {len(words) - 50:,} more" if len(words) > 50 else ""
     return f"Known: {', '.join(words[:50])}{more}" if words else ""
+
+
+def unknown_key(
+    key: object, known: Iterable[str], *, field: str, value: object = None
+) -> ConfigError:
+    """The error for a key that a configuration does not have."""
+    hint = nearest(str(key), known)
+    return ConfigError(f"unknown key '{key}'", field=field, value=value, hint=hint)
 
 
 def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:

@@ -114,7 +114,7 @@ def is_terminal() -> bool:
         return False
 
 
-def enable_tracing(service: str = "penstock") -> None:
+def enable_tracing() -> None:
     """Send spans to an OTLP collector, which OpenTelemetry's own variables
     configure (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 
@@ -127,7 +127,7 @@ def enable_tracing(service: str = "penstock") -> None:
             "exporter.otlp.proto.http.trace_exporter",
         )
     )
-    provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": service}))
+    provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": "penstock"}))
     provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     use_tracer(provider.get_tracer("penstock"))

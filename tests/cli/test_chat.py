@@ -1,14 +1,18 @@
 """`penstock chat` against a server that answers as told."""
 
+import io
 import json
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
+from urllib.error import HTTPError
 
 import pytest
 from click.testing import CliRunner
 
 from penstock.cli.chat import chat
 from penstock.errors import UpstreamError
+from penstock.serve.client import Client
 
 
 @pytest.fixture
@@ -64,3 +68,12 @@ def test_a_refusal_ends_what_nobody_types(server):
     answers.append(None)
     done = CliRunner().invoke(chat, ["--url", url, "--model", "m"], input="1\n2\n")
     assert isinstance(done.exception, UpstreamError)
+
+
+def test_a_missing_key_is_told_to_users_of_the_command_and_of_python(monkeypatch):
+    def refused(request, timeout):
+        raise HTTPError(request.full_url, 401, "", Message(), io.BytesIO(b"{}"))
+
+    monkeypatch.setattr("penstock.serve.client.opened", refused)
+    with pytest.raises(UpstreamError, match="--api-key KEY or PENSTOCK_API_KEY, Python as api_key"):
+        Client("http://127.0.0.1:1").models()

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.engines.chat_template import TAGS, ChatTemplate, read_template
+from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import ConfigError, RequestError
 
 CHATML = (
@@ -44,6 +45,9 @@ def test_names_that_are_taken_are_refused(name):
     with pytest.raises(RequestError) as refused:
         ChatTemplate(CHATML).render(HELLO, variables={name: []})
     assert refused.value.param == f"chat_template_kwargs.{name}"
+    with pytest.raises(ConfigError) as told:  # before any request comes
+        OpenVINOEngine("demo", engine_kwargs={"default_chat_template_kwargs": {name: []}})
+    assert told.value.field == f"engine_kwargs.default_chat_template_kwargs.{name}"
 
 
 def test_an_override_replaces_the_models_template():

@@ -67,6 +67,20 @@ async def test_a_killed_child_is_noticed_with_its_signal(module):
     await process.stop()
 
 
+async def test_a_child_leaves_signals_to_the_whole_group_to_its_parent(module):
+    obedient = f"from penstock.engines.process import leave_signals_to_parent as l\nl()\n{ECHO}"
+    ends = Ends()
+    process = ends.process(module(obedient))
+    await process.start()
+    process.send(b"it has begun")
+    await ends.messages.get()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(process.pid, number)
+    process.send(b"drained")
+    assert await ends.messages.get() == b"drained"
+    await process.stop()
+
+
 async def test_a_child_that_exits_tells_its_code(module):
     ends = Ends()
     process = ends.process(module(EXIT_3))

@@ -14,6 +14,8 @@ from penstock.loadtest.study import (
     compared,
     measured,
     open_loop,
+    poisson,
+    ramp,
     swept,
 )
 from penstock.loadtest.workload import Trace, Workload
@@ -145,3 +147,20 @@ async def test_an_open_loop_waits_for_no_answer_and_says_when_each_was_due():
     dues = [due for _, due in server.asked]
     assert [round((due or 0) - (dues[0] or 0), 6) for due in dues] == [0, 0, 0.001]
     assert len(run.samples) == 3
+
+
+def test_a_poisson_process_keeps_its_rate_and_its_seed():
+    times = poisson(5.0, 2_000, seed=1)
+    assert times == sorted(times) == poisson(5.0, 2_000, seed=1)
+    assert times != poisson(5.0, 2_000, seed=2)
+    assert times[-1] == pytest.approx(400, rel=0.1)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 20), (20, 0), (10, 10)])
+def test_a_ramp_has_its_mean_rate_and_its_direction(first, last):
+    times = ramp(first, last, 200, seed=1)
+    assert times == sorted(times)
+    assert times[-1] < 200
+    assert len(times) == pytest.approx((first + last) / 2 * 200, rel=0.1)
+    early = sum(time < 100 for time in times) / len(times)
+    assert early == pytest.approx({0: 0.25, 20: 0.75, 10: 0.5}[first], abs=0.05)

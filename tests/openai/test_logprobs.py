@@ -1,7 +1,12 @@
 """Log probabilities in the bodies of answers."""
 
+import re
 from typing import Any
 
+import pytest
+
+from penstock.batch.stages.tasks import sampling_of
+from penstock.errors import RequestError
 from penstock.openai.framing import CompletionFramer
 from penstock.openai.parameters.body import parse_body
 from penstock.openai.requests import CompletionBody
@@ -90,6 +95,25 @@ def test_a_body_without_them_has_no_such_key():
     plain = Answers()
     plain.add(Delta(text="!", finish_reason="stop", usage=Usage(2, 1)))
     assert "prompt_logprobs" not in chat_completion(plain, id="x", created=1, model="m")
+
+
+@pytest.mark.parametrize(
+    "key", [" 4", "4 ", "+4", "-4", "04", "4_0", "4.0", "\u0664", "", "9" * 11, "9" * 9999]
+)
+def test_a_bias_has_keys_as_json_writes_integers(key):
+    for read in (of_a_body, of_a_row):
+        assert read({"999999999": 1, "0": 2}).logit_bias == ((999_999_999, 1), (0, 2))
+        with pytest.raises(RequestError, match=re.escape(f"its key {key[:40]!r} is no token id")):
+            read({key: 1})
+
+
+def of_a_body(bias):
+    (request,) = parse_body(CompletionBody, {"prompt": "a", "logit_bias": bias}).requests()
+    return request.sampling
+
+
+def of_a_row(bias):
+    return sampling_of({"logit_bias": bias})[0]
 
 
 def test_a_bias_has_token_ids_as_keys():

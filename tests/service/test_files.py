@@ -70,21 +70,25 @@ async def test_pages_of_files(service):
 
 
 @pytest.mark.parametrize(
-    ("range", "status", "part"),
+    ("range", "status", "part", "told"),
     [
-        ("bytes=0-3", 206, CONTENT[:4]),
-        ("bytes=5-", 206, CONTENT[5:]),
-        ("bytes=-4", 206, CONTENT[-4:]),
-        ("bytes=9-9999999", 206, CONTENT[9:]),
-        ("bytes=9999999-", 416, None),
-        ("lines=1-2", 200, CONTENT),
+        ("bytes=0-3", 206, CONTENT[:4], "bytes 0-3/{size}"),
+        ("bytes=5-", 206, CONTENT[5:], "bytes 5-{last}/{size}"),
+        ("bytes=-4", 206, CONTENT[-4:], "bytes {end}-{last}/{size}"),
+        ("bytes=9-9999999", 206, CONTENT[9:], "bytes 9-{last}/{size}"),
+        ("bytes=9999999-", 416, None, "bytes */{size}"),
+        ("bytes=-0", 416, None, "bytes */{size}"),
+        ("lines=1-2", 200, CONTENT, None),
     ],
 )
-async def test_ranges(service, range, status, part):
+async def test_ranges(service, range, status, part, told):
     file = await upload(service.openai())
     async with service.http() as http:
         reply = await http.get(f"/v1/files/{file.id}/content", headers={"range": range})
-    assert reply.status_code == status
+    size = len(CONTENT)
+    if told is not None:
+        told = told.format(size=size, last=size - 1, end=size - 4)
+    assert (reply.status_code, reply.headers.get("content-range")) == (status, told)
     if part is not None:
         assert reply.content == part
         assert reply.headers["content-length"] == str(len(part))

@@ -13,16 +13,16 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Annotated, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from penstock.balance.backoff import PATIENCE_S, SERVED_PATIENCE_S, is_served, note_pause, span
+from penstock.config import Positive, Rate
 from penstock.errors import UpstreamError
 
-Rate = Annotated[float, Meta(gt=0)]
 Verdict = Literal["answered", "throttled", "late", "unknown"]
 """What a request's outcome says about the server's limits. "late" means a timeout, "unknown" a
 failure that says nothing about them.
@@ -47,7 +47,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     delays nobody: the request that met it is given up.
     """
 
-    concurrency: Annotated[int, Meta(ge=1)] = 64
+    concurrency: Positive = 64
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
     adaptive: bool = True

@@ -212,6 +212,7 @@ async def _check_in_subprocess(schema: str, text: str) -> str | None:
             *(sys.executable, "-P", "-m", "penstock.batch.structured"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is not meant for it
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),

@@ -141,7 +141,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     INPUT is a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV, or '-' for JSON lines
     on stdin. A job that was interrupted, however hard, is resumed by the same command.
     """
-    from penstock.batch.job.execution import JobInterrupted
+    from penstock.batch.job.execution import ENDING, JobInterrupted
     from penstock.batch.job.job import Job
     from penstock.batch.job.result import summary
 
@@ -153,7 +153,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
         result = job.run()
     except JobInterrupted as stop:  # click would take it for a Ctrl-C
         # Another signal would kill the interpreter during its exit.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         say(f"penstock: {stop}")
         raise SystemExit(128 + stop.signal) from None

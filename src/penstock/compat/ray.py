@@ -1,7 +1,8 @@
 """The names of `ray.data.llm` and `ray.serve.llm` in one place, with Ray's columns on.
 
 A program keeps its code and changes its import: `from penstock.compat.ray import …`. What differs
-from Ray is in docs/from-ray.md. The submodules of `ray.serve.llm` are those of `penstock.serve`.
+from Ray is in docs/from-ray-data.md and docs/from-ray-serve.md. The submodules of `ray.serve.llm`
+are those of `penstock.serve`.
 """
 
 from penstock import lazy

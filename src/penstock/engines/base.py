@@ -49,8 +49,9 @@ class Capabilities(Struct, frozen=True):
     carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
     `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
     `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
-    empty where a server decides. `vectors`: the kinds of `EmbeddingRequest.vectors` that it makes.
-    Token ids are below `vocabulary`; 0 where that is not known.
+    empty where the engine, or its server, says so only when it has the request. `vectors`: the
+    kinds of `EmbeddingRequest.vectors` that it makes. Token ids are below `vocabulary`; 0 where
+    that is not known.
     """
 
     tasks: frozenset[str]
@@ -67,7 +68,7 @@ class Capabilities(Struct, frozen=True):
     extra: frozenset[str] = frozenset()
     thoughts_first: bool = False
     triggers: bool = False
-    inputs: tuple[str, ...] = ("text",)
+    inputs: tuple[str, ...] = ()
     vocabulary: int = 0
     vectors: tuple[str, ...] = ("dense",)
 

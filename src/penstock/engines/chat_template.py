@@ -69,7 +69,21 @@ def read_template(given: str) -> str:
 
 
 _TAKEN = frozenset({"messages", "tools", "self"})
-"""Names that no request can give a template."""
+"""Names that nobody can give a template beside what a request asks."""
+
+
+def check_variables(given: Any) -> None:
+    """Raise `ConfigError` for `default_chat_template_kwargs` that every request would fail of."""
+    field = "engine_kwargs.default_chat_template_kwargs"
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigError("must be a mapping of names to values", field=field, value=given)
+    if taken := _TAKEN & given.keys():
+        name = min(taken)
+        raise ConfigError(
+            "the template has this name from elsewhere: leave it out",
+            field=f"{field}.{name}",
+            value=given[name],
+        )
 
 
 def template_options(request: ChatRequest) -> dict[str, Any]:

@@ -382,6 +382,14 @@ def end_with_parent(fd: int, parent: int) -> None:
     threading.Thread(target=_watch, args=(fd,), name="penstock-parent-watch", daemon=True).start()
 
 
+def leave_signals_to_parent() -> None:
+    """Ignore what asks a whole group of processes to end (Ctrl-C, a terminal that closes, a process
+    manager): the parent drains with this process's help, then closes the pipe.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _watch(fd: int) -> None:
     closed = getattr(select, "POLLRDHUP", select.POLLHUP)
     poll = select.poll()

@@ -129,7 +129,9 @@ _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Engines] = WeakKeyDictio
 
 
 def engines() -> Engines:
-    """The names of the running event loop."""
+    """The engines and handles of the running event loop, by their names. Raises `RuntimeError`
+    outside of one.
+    """
     return _of_loops.setdefault(asyncio.get_running_loop(), Engines())
 
 

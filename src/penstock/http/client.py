@@ -8,14 +8,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from io import BytesIO
 from types import TracebackType
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
-from msgspec import Meta, Struct
+from msgspec import Struct
 from yarl import URL
 
 from penstock.balance.backoff import WORTH_TELLING_S, span
 from penstock.balance.limiter import Limiter, Verdict
+from penstock.config import Seconds
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
@@ -26,8 +27,6 @@ from penstock.errors import (
 from penstock.http.complaints import KEPT_CHARS, SHOWN_CHARS, complaint
 from penstock.http.endpoint import Endpoint, Headers
 from penstock.http.retries import is_retryable, is_throttling, retry_after
-
-Seconds = Annotated[float, Meta(gt=0)]
 
 KEPT_ALIVE_S = 4.0
 """Keep-alive of an idle connection. Common servers close theirs after 5 s, and lose a request that

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -33,9 +34,21 @@ def unknown_engine(name: str, *, job: bool) -> ConfigError:
 
 
 def chosen_engine(config: LLMConfig) -> tuple[str, str]:
-    """The engine's name in the table of engines, and why it is this one."""
+    """The engine's name in the table of engines, and why it is this one. Raises `ConfigError`."""
+    cls = import_object(config.server_cls, "server_cls")
+    runs_on: str | None = getattr(cls, "runs_on", None)
     if config.llm_engine is not None:
-        return config.llm_engine.lower(), "llm_engine says so"
+        given = config.llm_engine.lower()
+        if runs_on not in (None, given):
+            raise ConfigError(
+                f"{cls.__name__} runs on {runs_on}",
+                field="llm_engine",
+                value=config.llm_engine,
+                hint=f"Leave llm_engine out, or set it to {runs_on}.",
+            )
+        return given, "llm_engine says so"
+    if runs_on is not None:
+        return runs_on, f"{cls.__name__} runs on it"
     unless = "; llm_engine: openvino chooses the embedded engine"
     package = (config.import_path or "").replace(":", ".")
     if any(package == name or package.startswith(f"{name}.") for name in RAYS_BUILDERS):

@@ -47,7 +47,7 @@ NAMES = _TPUS | frozenset(
 _OTHER_NAMES = {"A10": "A10G"}
 
 
-def accelerator_name(given: str, field: str = "accelerator_type") -> str:
+def accelerator_name(given: str) -> str:
     """The name that Ray has for an accelerator: "A10" is "A10G". Raises `ConfigError` for an
     unknown one.
     """
@@ -55,7 +55,7 @@ def accelerator_name(given: str, field: str = "accelerator_type") -> str:
     if name not in NAMES:
         raise ConfigError(
             f"there is no accelerator '{given}'",
-            field=field,
+            field="accelerator_type",
             value=given,
             hint=nearest(given.replace("_", "-"), NAMES),
         )

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import Options, import_object, parse_options
+from penstock.config import Count, Options, Pause, Positive, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
@@ -22,9 +22,6 @@ from penstock.llm_config.engine_config import (
 )
 from penstock.llm_config.items import Items
 
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
 Above = Annotated[float, Meta(gt=0)]
 Bundle = dict[str, Annotated[float, Meta(ge=0)]]
 
@@ -142,7 +139,7 @@ class LoraConfig(Options, kw_only=True):
     dynamic_lora_loading_path: Annotated[str, Meta(min_length=1)] | None = None
     adapters: dict[str, str] = field(default_factory=dict)
     max_num_adapters_per_replica: Positive = 16
-    download_timeout_s: Seconds | None = field(default_factory=env.adapter_timeout_s)
+    download_timeout_s: Pause | None = field(default_factory=env.adapter_timeout_s)
     max_download_tries: Positive = field(default_factory=env.adapter_tries)
 
 
@@ -163,15 +160,15 @@ class AutoscalingConfig(Items, kw_only=True):
     target_ongoing_requests: Above | None = None
     target_num_ongoing_requests_per_replica: Above | None = None
     metrics_interval_s: Above | None = None
-    look_back_period_s: Seconds | None = None
+    look_back_period_s: Pause | None = None
     smoothing_factor: Above | None = None
     upscale_smoothing_factor: Above | None = None
     downscale_smoothing_factor: Above | None = None
     upscaling_factor: Above | None = None
     downscaling_factor: Above | None = None
-    upscale_delay_s: Seconds = 30.0
-    downscale_delay_s: Seconds = 600.0
-    downscale_to_zero_delay_s: Seconds | None = None
+    upscale_delay_s: Pause = 30.0
+    downscale_delay_s: Pause = 600.0
+    downscale_to_zero_delay_s: Pause | None = None
     aggregation_function: Literal["mean", "max", "min"] | None = None
     policy: Any = None
 
@@ -210,8 +207,8 @@ class DeploymentConfig(Items, kw_only=True):
     ray_actor_options: dict[str, Any] = field(default_factory=dict)
     max_replicas_per_node: Positive | None = None
     user_config: Any = None
-    graceful_shutdown_wait_loop_s: Seconds | None = None
-    graceful_shutdown_timeout_s: Seconds = 20.0
+    graceful_shutdown_wait_loop_s: Pause | None = None
+    graceful_shutdown_timeout_s: Pause = 20.0
     health_check_period_s: Above | None = field(default_factory=env.health_check_period_s)
     health_check_timeout_s: Above | None = field(default_factory=env.health_check_timeout_s)
     max_constructor_retry_count: Positive | None = None
@@ -220,7 +217,7 @@ class DeploymentConfig(Items, kw_only=True):
     gang_scheduling_config: Any = None
     backpressure_config: Any = None
     rolling_update_percentage: Annotated[float, Meta(gt=0, le=1)] | None = None
-    max_surge_percent: Annotated[int, Meta(ge=0)] | None = None
+    max_surge_percent: Count | None = None
     version: str | None = None
     placement_group_bundles: Any = None
     placement_group_strategy: Any = None
@@ -298,7 +295,8 @@ NOT_NEEDED = {
 class LLMConfig(Options, kw_only=True):
     """One model with all options for loading and serving it. Nested parts may be mappings.
 
-    `llm_engine` None is "vllm" where the configuration is meant for it (`import_path` is Ray's,
+    `llm_engine` None is that of `server_cls`, where a class is for one engine; else "vllm" where
+    the configuration is meant for it (`import_path` is Ray's,
     `engine_kwargs` have an option of vLLM's, or an accelerator is asked for), else "openvino";
     `engine_reason` says why. `import_path` is that of the application of a Serve file.
     `engine_kwargs` are the engine's own options. `accelerator_type` is a name of Ray's.
@@ -334,7 +332,6 @@ class LLMConfig(Options, kw_only=True):
         _check_engine_kwargs(self.engine_kwargs)
         if self.engine_name not in ENGINE_NAMES:
             raise unknown_engine(self.engine_name, job=False)
-        import_object(self.server_cls, "server_cls")  # it may not be there at all
         if self.accelerator_type is not None:
             force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
         self._check_accelerator()

@@ -8,6 +8,7 @@ extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,6 +33,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer of 64 bits, which every engine can hold; JSON allows thousands of digits."""
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 TextsOrIds = str | list[str | TokenId | list[TokenId]]
 
 
@@ -357,14 +359,16 @@ def with_effort(variables: dict[str, Any], effort: str | None) -> dict[str, Any]
 
 def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
     """`logit_bias` as pairs of token id and value. JSON's keys are texts; raises `RequestError` for
-    one that is no number.
+    one that is not a token id as numbers are written: " 4", "+4" and "04" are none.
     """
-    try:
-        return tuple((int(token), value) for token, value in (given or {}).items())
-    except ValueError:
-        raise RequestError(
-            "logit_bias maps token ids to numbers; a key is no token id", param="logit_bias"
-        ) from None
+    for token in given or ():
+        # Python's own reading of numbers would take more, and several forms of one id.
+        if not _TOKEN_ID.fullmatch(token):
+            raise RequestError(
+                f"logit_bias maps token ids to numbers; its key {token[:40]!r} is no token id",
+                param="logit_bias",
+            )
+    return tuple((int(token), value) for token, value in (given or {}).items())
 
 
 def begun_by_assistant(messages: list[Message]) -> bool:

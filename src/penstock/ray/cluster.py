@@ -24,6 +24,7 @@ from penstock.errors import EngineStartError
 from penstock.ray.application import build_application
 from penstock.serve.config.placement import cpus
 from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.http_server import ending_signals
 
 APP_PREFIX = "penstock-serve-"
 INGRESS_TIMEOUT_S = 120.0
@@ -35,8 +36,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and delete the application, and the cluster if this
-    call started it. Raises `EngineStartError` if the ingress cannot be deployed.
+    """Serve until one of `ending_signals`, then drain and delete the application, and the cluster
+    if this call started it. Raises `EngineStartError` if the ingress cannot be deployed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stopping = threading.Event()
@@ -72,11 +73,8 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
 
 
 def _take_signals(stopping: threading.Event) -> dict[signal.Signals, Any]:
-    """Let SIGTERM and SIGINT set the event. Returns the previous handlers."""
-    return {
-        number: signal.signal(number, lambda *_: stopping.set())
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    """Let `ending_signals` set the event. Returns the previous handlers."""
+    return {number: signal.signal(number, lambda *_: stopping.set()) for number in ending_signals()}
 
 
 def connect(cpus: int) -> bool:

@@ -17,6 +17,7 @@ from penstock.http.standard import opened
 MESSAGE_BATCH = "msgbatch_"
 """How the ids of Anthropic's batches begin."""
 _BATCHES, _MESSAGE_BATCHES = "/v1/batches", "/v1/messages/batches"
+_KEY_HINT = "A command takes the key as --api-key KEY or PENSTOCK_API_KEY, Python as api_key"
 _PATIENCE_S = 600.0
 """How long a server may say nothing: it may have to load a model first."""
 
@@ -114,8 +115,9 @@ class Client:
         except HTTPError as error:
             with error:
                 why = _message(error.read()) or f"the server answered with {error.code}"
-                way = " (--api-key KEY, or PENSTOCK_API_KEY)" if error.code == 401 else ""
-                raise UpstreamError(why + way, http_status=error.code) from None
+                if error.code == 401:
+                    why += f". {_KEY_HINT}"
+                raise UpstreamError(why, http_status=error.code) from None
         except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UpstreamError(f"no server answers at {self._url}: {reason}") from None

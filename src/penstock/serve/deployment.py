@@ -1,10 +1,10 @@
 """Servers of models with the names and signatures of `ray.serve.llm.deployment`. Here are the two
-sides of a model with separate prefill.
+sides of a model with separate prefill, and the server for SGLang.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -15,6 +15,12 @@ from penstock.serve.compat.hosts import Host
 from penstock.serve.compat.server import DPServer as DPServer, LLMServer as LLMServer
 from penstock.serve.prefill_decode import DecodeServer, PrefillServer
 from penstock.types import CompletionRequest, Sampling
+
+
+class SGLangServer(LLMServer):
+    """A server whose model runs on SGLang, whether `llm_engine` says so or not."""
+
+    runs_on: ClassVar[str | None] = "sglang"
 
 
 class PDPrefillServer(LLMServer):

@@ -100,11 +100,12 @@ class Tls(Struct, frozen=True, kw_only=True):
 class HttpServer:
     """One ingress on one socket.
 
-    `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are
-    refused, those under way may finish within the drain timeout, what is left ends with an error
-    event, and the models stop. A second signal aborts at once. Where others share the port, new
-    requests are left to them instead of being refused. `protocol` is what speaks with clients, if
-    it is not HTTP alone; it takes `limits`, and has a property `busy`. With `tls` it is HTTPS.
+    `run` returns after `stop`, or a signal of `ending_signals`: then /health says 503, new requests
+    are refused, those under way may finish within the drain timeout, what is left ends with an
+    error event, and the models stop. A second SIGTERM or SIGINT aborts at once. Where others share
+    the port, new requests are left to them instead of being refused. `protocol` is what speaks with
+    clients, if it is not HTTP alone; it takes `limits`, and has a property `busy`. With `tls` it is
+    HTTPS.
     """
 
     def __init__(
@@ -154,15 +155,17 @@ class HttpServer:
         on_listening: Callable[[], None] = lambda: None,
         signals: bool = True,
     ) -> None:
-        """Serve until `stop`, or with `signals` a SIGTERM or SIGINT. Raises the first model's error
-        if no model at all can be started.
+        """Serve until `stop`, or with `signals` one of `ending_signals`. Raises the first model's
+        error if no model at all can be started.
         """
         models = list(handles)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
+        for number in ending_signals() if signals else ():
+            # A terminal that closes sends SIGHUP several times: only the others say to hurry.
+            begin = self._stopping.set if number is signal.SIGHUP else self.stop
             # Only a main thread can take signals; elsewhere `stop` is called.
             with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
-                loop.add_signal_handler(number, self.stop)
+                loop.add_signal_handler(number, begin)
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         starting = asyncio.create_task(_start(models))
         stop = asyncio.create_task(self._stopping.wait())
@@ -201,6 +204,14 @@ class HttpServer:
         for connection in list(self._uvicorn.server_state.connections):
             if _busy(connection):
                 connection.transport.abort()
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a server to end. SIGHUP is none where it is ignored, as under nohup."""
+    asked = (signal.SIGTERM, signal.SIGINT)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return asked
+    return (*asked, signal.SIGHUP)
 
 
 def _busy(connection: Any) -> bool:

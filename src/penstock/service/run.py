@@ -1,4 +1,6 @@
-"""A batch that this server runs, or is about to: its turn, and what ends it early."""
+"""A batch that this server runs, or is about to: its turn, what ends it early, and whether it can
+be answered within its window.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,17 @@ from contextvars import Context
 from functools import partial
 from typing import Literal
 
+from penstock.balance.backoff import span
 from penstock.batch.job.execution import Interrupts
 from penstock.batch.job.result import Counts
 from penstock.errors import BatchCancelledError, BatchExpiredError, EngineError, PenstockError
 from penstock.service.batches import Batch, Fault
 from penstock.service.lines import ServedStep
+
+FEWEST_LINES = 32
+"""Nothing is concluded from fewer answers."""
+MOST_LINES = 20_000
+"""Beyond so many answers the old ones count half."""
 
 
 class Run:
@@ -122,3 +130,55 @@ class Run:
         self._why = self._why or why
         if self.step is not None:
             self.step.finish_with(self._why)
+
+
+class Speed:
+    """How many lines a second a model answers, while it has any batch."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._running: list[Run] = []
+        self._since = 0.0
+        self._seconds = 0.0
+        self._lines = 0
+
+    def begin(self, run: Run) -> None:
+        """Lines begin to be answered."""
+        if not self._running:
+            self._since = self._clock()
+        self._running.append(run)
+
+    def end(self, run: Run) -> None:
+        """No more lines are answered."""
+        self._running.remove(run)
+        self._lines += answered(run.counts)
+        if not self._running:
+            self._seconds += self._clock() - self._since
+        if self._lines > MOST_LINES:
+            self._lines //= 2
+            self._seconds /= 2
+
+    def seconds_for(self, lines: int) -> float | None:
+        """How long so many lines take; None where too little is known."""
+        seconds = self._seconds + (self._clock() - self._since if self._running else 0.0)
+        done = self._lines + sum(answered(run.counts) for run in self._running)
+        return lines * seconds / done if done >= FEWEST_LINES else None
+
+
+def answered(counts: Counts | None) -> int:
+    """How many lines a run has answered itself."""
+    return 0 if counts is None else counts.rows - counts.resumed
+
+
+def too_late(lines: int, ahead: int, seconds: float | None, left: float) -> list[Fault]:
+    """The fault of a batch of so many lines, with so many `ahead` of it, that all take so many
+    seconds, where no more are `left`; else none.
+    """
+    if seconds is None or seconds <= left:
+        return []
+    message = (
+        f"{lines:,} lines, and {ahead:,} of batches before, would take about"
+        f" {span(seconds)} at the speed of this server, and the window leaves"
+        f" {span(max(left, 0.0))}. Give a longer completion_window, or fewer lines"
+    )
+    return [Fault(code="completion_window_too_short", message=message, param="completion_window")]

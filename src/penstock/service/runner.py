@@ -45,8 +45,7 @@ from penstock.service.lines import (
     limited,
     output_usage,
 )
-from penstock.service.promises import Speed, too_late
-from penstock.service.run import Run
+from penstock.service.run import Run, Speed, too_late
 from penstock.service.validation import Checked, check_input
 from penstock.types import Usage
 

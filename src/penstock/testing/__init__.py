@@ -13,7 +13,11 @@ Tests of abilities that the engine does not declare are skipped. Give `adapters`
 tested, and `kill` to have the engine's death tested. `SimulatedOptions` has faults and latencies.
 """
 
-from penstock.testing.abilities import SpeechContract, TranscriptionContract
+from penstock.testing.abilities import (
+    ImageVectorContract,
+    SpeechContract,
+    TranscriptionContract,
+)
 from penstock.testing.asking import (
     GREEDY,
     PATIENCE,
@@ -27,7 +31,6 @@ from penstock.testing.asking import (
     noise,
 )
 from penstock.testing.contract import EngineContract
-from penstock.testing.image_vectors import ImageVectorContract
 
 __all__ = [
     "GREEDY",

@@ -1,5 +1,7 @@
 import json
+import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -61,8 +63,33 @@ def test_choices_and_a_filter_are_questions_too():
     assert found.threshold == 0.5
     assert read(choices=["a", "b"]).threshold is None
     assert read(choices=pa.array(["a", "b"])) == read(choices=["a", "b"])
+    described = [{"label": "a", "description": "first"}, "b"]
+    (question,) = read(choices=described).questions
+    assert question.options == (Option("a", "first"), Option("b"))
     assert read(keep="Is it?", threshold=0.8).threshold == 0.8
     assert read() is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ([1, 2], [Option("1", value=1), Option("2", value=2)]),
+        ([np.int64(1), np.int64(2)], [Option("1", value=1), Option("2", value=2)]),
+        (np.array([1, 2]), [Option("1", value=1), Option("2", value=2)]),
+        ([0.5, 1], [Option("0.5", value=0.5), Option("1", value=1)]),
+        ([True, False], [Option("Yes", value=True), Option("No", value=False)]),
+        ("1,2", [Option("1"), Option("2")]),  # on a command line all is text
+    ],
+)
+def test_a_number_is_the_value_too(labels, options):
+    (chosen,) = read(choices=labels).questions
+    assert chosen.options == tuple(options)
+    if not isinstance(labels, str):
+        (asked,) = read([{"name": "x", "options": list(labels)}]).questions
+        assert asked.options == tuple(options)
+        as_objects = [{"label": label} for label in labels]
+        (asked,) = read([{"name": "x", "options": as_objects}]).questions
+        assert asked.options == tuple(options)
 
 
 GOOD = {"name": "good", "instructions": "Good?"}
@@ -77,7 +104,7 @@ GOOD = {"name": "good", "instructions": "Good?"}
         ({"name": "x", "options": ["a", " "]}, r"questions\[1\] \('x'\) has an option with an em"),
         (
             {"name": "x", "options": ["a", {"label": "b", "descripton": "c"}]},
-            r"questions\[1\] \('x'\): unknown key 'descripton' of an option. Did you mean 'descri",
+            r"\('x'\): options\[1\]: unknown key 'descripton' of an option. Did you mean 'descri",
         ),
         ({"name": "x", "optoins": ["a"]}, r"questions\[1\] \('x'\): unknown key 'optoins'"),
         ({"name": "x", "type": ["choice"]}, r"\('x'\): there is no type \['choice'\]"),
@@ -89,7 +116,9 @@ GOOD = {"name": "good", "instructions": "Good?"}
         ({"name": "x", "instructions": 3}, r"\('x'\): instructions must be text, not 3"),
         ({"name": "x", "type": "choice"}, r"questions\[1\] \('x'\): options is missing"),
         ({"name": 3, "instructions": "Is it?"}, r"questions\[1\]: name must be text, not 3"),
-        ({"name": "x", "options": [["a"]]}, r"\('x'\): options\[0\] must be an object, not a list"),
+        ({"name": "x", "options": [["a"]]}, r"\('x'\): options\[0\] must be text, a number, true"),
+        ({"name": "x", "options": ["a", None]}, r"options\[1\] .* not None \(in YAML, quotes mak"),
+        ({"name": "x", "options": [{"label": None}]}, r"options\[0\]\.label must be text, a num"),
         ({"name": "x", "options": ["a", 1]}, r"questions\[1\] \('x'\) has values of several kinds"),
         (
             {"name": "x", "options": [{"label": "a", "value": "b"}, "b"]},
@@ -116,9 +145,12 @@ def test_a_bad_question_is_named(bad, why):
         ({"decide": [{**GOOD, "name": f"q{n}"} for n in range(401)]}, "1 to 400 questions"),
         ({"choices": "a"}, "^choices: has one option"),
         ({"choices": ["a", "b", "a"]}, "^choices: has the option 'a' twice"),
-        ({"choices": {"a", "b"}}, "^choices: must be text with commas, or a list of texts"),
-        ({"choices": ["a", 1]}, "^choices: must be text with commas, or a list of texts"),
-        ({"choices": "a,\udcff"}, "^choices: is no valid Unicode"),
+        ({"choices": {"a", "b"}}, "^choices: must be text with commas, or a list, not"),
+        ({"choices": ["a", 1]}, "^choices: has values of several kinds; give all of them as text"),
+        ({"choices": ["a", None]}, r"^choices: options\[1\] must be text, a number, true or false"),
+        ({"choices": [1, math.nan]}, "^choices: has the option 'nan', whose value is out of range"),
+        ({"choices": [1, 1.0]}, "^choices: has two options with the value '1'"),
+        ({"choices": "a,\udcff"}, "^choices: holds text that is no valid Unicode"),
         ({"keep": " "}, "must be a question"),
         ({"threshold": 0.5}, "is that of a filter, and there is none"),
         ({"decide": [GOOD], "threshold": 0.5}, "is that of a filter, and there is none"),

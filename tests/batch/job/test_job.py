@@ -15,6 +15,7 @@ import pytest
 
 import penstock
 from jobs import ask, lines, numbered
+from penstock.batch.job.execution import Interrupts
 from penstock.errors import (
     ConfigError,
     InputError,
@@ -225,6 +226,20 @@ def test_the_callers_signal_handlers_are_kept():
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+async def test_a_terminal_that_closes_does_not_hurry_a_job():
+    drained = []
+    with Interrupts() as interrupts:
+        interrupts.on_first = lambda: drained.append(True)
+        for _ in range(3):  # the kernel sends one, the shell another
+            interrupts.request(signal.SIGHUP)
+        await asyncio.sleep(0)
+        assert (drained, interrupts.received) == ([True], signal.SIGHUP)
+        interrupts.request(signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        asyncio.current_task().uncancel()
 
 
 def test_a_signal_that_is_ignored_stays_so():

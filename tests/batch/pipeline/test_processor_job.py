@@ -209,6 +209,7 @@ def in_a_notebook(call):
     [
         (signal.SIGINT, lambda call: call()),
         (signal.SIGTERM, lambda call: call()),
+        (signal.SIGHUP, lambda call: call()),
         (signal.SIGINT, in_a_notebook),
     ],
 )

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import penstock
 from penstock.batch.read import open_source
 from penstock.errors import InputError
 
@@ -20,17 +21,42 @@ def text(*values):
     ).view(pa.string())
 
 
-@pytest.mark.parametrize("nested", [False, True])
-async def test_a_damaged_value_is_one_bad_row(tmp_path, nested):
-    column = text(b"a", b"\xff", b"c")
-    if nested:
-        column = pa.ListArray.from_arrays([0, 1, 2, 3], column)
-    table = pa.table({"id": [1, 2, 3], "text": column})
-    pq.write_table(table, tmp_path / "in.parquet")
-    for source, name in ((tmp_path / "in.parquet", str(tmp_path / "in.parquet")), (table, "table")):
+def nested(column):
+    return pa.ListArray.from_arrays([0, 1, 2, 3], column)
+
+
+def of_few(column):
+    return pa.DictionaryArray.from_arrays([0, 1, 2], column)
+
+
+@pytest.mark.parametrize(
+    ("made", "mended"), [(pa.array, "b\ufffd"), (nested, None), (of_few, None)]
+)
+async def test_a_damaged_value_is_one_bad_row_that_keeps_the_others(tmp_path, made, mended):
+    column = made(text(b"a", b"b\xff", b"c"))
+    table = pa.table({"id": [1, 2, 3], "text": column, "last": ["x", "y", "z"]})
+    sources = {"table": table}
+    if made is not of_few:  # pyarrow itself refuses such a dictionary in a file
+        path = tmp_path / "in.parquet"
+        pq.write_table(table, path)
+        sources[str(path)] = path
+    for name, source in sources.items():
         found = await rows(source)
-        assert [row.values and row.values["id"] for row in found] == [1, None, 3]
+        assert [row.sound and row.sound["id"] for row in found] == [1, None, 3]
+        assert found[1].values == {"id": 2, "text": mended, "last": "y"}
         assert found[1].fault == f"{name}: row 1: column 'text': invalid UTF-8"
+        columns = found[1].record_batch.to_pydict()
+        assert [values[1] for values in columns.values()] == [2, mended, "y"]
+        assert found[1].record_batch.schema.types == (await open_source(source)).schema.types
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
+async def test_an_output_keeps_the_columns_of_a_damaged_row(tmp_path, form):
+    source = pa.table({"id": [1, 2, 3], "text": text(b"a", b"b\xff", b"c")})
+    output = tmp_path / f"out.{form}"
+    result = await penstock.arun(source, output, model="simulated", prompt="{text}", progress=False)
+    found = [(int(row["id"]), row["text"], row["status"]) for row in result.rows()]
+    assert found == [(1, "a", "ok"), (2, "b\ufffd", "error"), (3, "c", "ok")]
 
 
 async def test_what_python_has_no_place_for_is_no_damage(tmp_path):

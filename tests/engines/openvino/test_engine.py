@@ -128,6 +128,15 @@ async def test_one_that_is_stopped_can_be_started_at_once(gguf):
     await engine.stop()
 
 
+async def test_one_that_is_stopped_while_it_answers_ends_without_a_word(capfd, gguf):
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    await engine.start()
+    deltas = engine.generate(CompletionRequest([7] * 5, Sampling(max_tokens=100, ignore_eos=True)))
+    await anext(deltas)
+    await engine.stop()
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.fixture
 def killed_starts(monkeypatch):
     """How many of the next starts are killed while they load."""

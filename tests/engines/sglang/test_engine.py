@@ -82,7 +82,7 @@ def test_without_the_package_its_extra_is_named(monkeypatch):
             {"mem_fraction": 0.8},
             "engine_kwargs.mem_fraction: unknown key 'mem_fraction'.*mem_fraction_static",
         ),
-        ({"model_path": "x"}, "the model that the engine is made for"),
+        ({"model_path": "x"}, "engine_kwargs.model_path: is another model than model_source, demo"),
         ({"tool_call_parser": "hermess"}, "no parser is called 'hermess'.*hermes"),
         ({"skip_tokenizer_init": True}, "not possible"),
     ],
@@ -90,6 +90,10 @@ def test_without_the_package_its_extra_is_named(monkeypatch):
 def test_wrong_arguments_are_named_before_anything_starts(stand_in, given, message):
     with pytest.raises(ConfigError, match=message):
         SGLangEngine("demo", engine_kwargs=given)
+
+
+def test_the_model_may_be_named_once_more(stand_in):
+    assert "model_path" not in SGLangEngine("demo", engine_kwargs={"model_path": "demo"}).options
 
 
 def test_an_old_version_is_refused_and_a_new_one_noted(monkeypatch):

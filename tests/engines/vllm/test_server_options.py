@@ -14,6 +14,8 @@ from penstock.errors import ConfigError
         ({"enable_force_include_usage": True}, "stream_options.include_usage"),
         ({"trust_request_chat_template": True}, "trust_request_chat_template of the server"),
         ({"cohere_format": "cmd3"}, "default_chat_template_kwargs"),
+        ({"default_chat_template_kwargs": {"tools": []}}, r"kwargs\.tools: .*leave it out"),
+        ({"default_chat_template_kwargs": "a"}, r"kwargs: must be a mapping"),
         ({"log_error_stack": True}, "log level"),
         ({"of_a_newer_version": False}, r"engine_kwargs\.of_a_newer_version"),
         ({"enable_auto_tool_choice": True}, r"needs engine_kwargs\.tool_call_parser"),

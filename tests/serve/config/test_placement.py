@@ -95,6 +95,18 @@ def test_a_replica_with_one_bundle_is_shown_its_own_devices(fields, asked):
     assert deployment_options(config(**fields)).get("ray_actor_options", {}) == asked
 
 
+def test_workers_of_one_machine_have_one_bundle():
+    fields = {"llm_engine": "sglang", "engine_kwargs": {"tp_size": 2, "pp_size": 2}}
+    options = deployment_options(config(accelerator_type="L4", **fields))
+    assert options["placement_group_bundles"] == [
+        {"CPU": 1.0, "GPU": 4.0, "accelerator_type:L4": pytest.approx(0.004)}
+    ]
+    assert options["ray_actor_options"] == {"num_gpus": 4.0}
+    placement = {"bundles": [{"GPU": 2}, {"GPU": 2}], "strategy": "SPREAD"}
+    with pytest.raises(ConfigError, match=r"strategy: .*on one machine"):
+        deployment_options(config(placement_group_config=placement, **fields))
+
+
 def test_what_a_replica_asks_for_itself_stands():
     one = config(
         llm_engine="vllm", deployment_config={"ray_actor_options": {"num_gpus": 0.5, "num_cpus": 2}}

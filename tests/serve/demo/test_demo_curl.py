@@ -5,19 +5,15 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+import book
+
 COMMANDS = [
     (page, command)
     for page in ("README.md", "docs/serving.md")
-    for language, block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
-    if not language
-    for command in re.split(r"\n(?=\S)", block.rstrip())
-    if command.startswith("curl ")
+    for command in book.commands(page, "curl")
 ]
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")

@@ -14,9 +14,10 @@ from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_o
 
 BLOCK_BYTES = 256
 """Bytes of prompt that make a block of `byte_blocks`; about 64 tokens of English."""
+MOST_BLOCKS = 1024
 
 
-def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> list[int]:
+def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = MOST_BLOCKS) -> list[int]:
     """Names of the prompt's first `most` full blocks. They mean nothing to another process."""
     names: list[int] = []
     parent = 0
@@ -26,13 +27,12 @@ def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> lis
     return names
 
 
-def shared_blocks(
-    prompt: bytes, root: str = "", size: int = BLOCK_BYTES, most: int = 1024
-) -> list[int]:
+def shared_blocks(prompt: bytes, root: str = "") -> list[int]:
     """As `byte_blocks`, with names that every process shares. Another `root` has others."""
     names: list[int] = []
     name = root.encode()
-    for start in range(0, min(len(prompt) - size + 1, size * most), size):
+    size = BLOCK_BYTES
+    for start in range(0, min(len(prompt) - size + 1, size * MOST_BLOCKS), size):
         name = blake2b(name + prompt[start : start + size], digest_size=8).digest()
         names.append(int.from_bytes(name, "little"))
     return names

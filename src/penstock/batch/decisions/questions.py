@@ -19,7 +19,7 @@ from penstock.engines.decisions.checks import (
     named,
     scale,
 )
-from penstock.errors import ConfigError, RequestError, nearest
+from penstock.errors import ConfigError, RequestError, nearest, unknown_key
 from penstock.types import (
     ChoiceQuestion,
     Decision,
@@ -69,7 +69,7 @@ class RowQuestions(Struct, frozen=True):
 
 def deciding(
     decide: Any,
-    choices: Sequence[str] | str | None,
+    choices: Sequence[Any] | str | None,
     keep: str | None,
     threshold: float | None,
     model: str,
@@ -95,7 +95,7 @@ def deciding(
     )
 
 
-def questions_of(decide: Any, choices: Sequence[str] | str | None) -> tuple[Question, ...]:
+def questions_of(decide: Any, choices: Sequence[Any] | str | None) -> tuple[Question, ...]:
     """The questions of `decide` and `choices`, as in `deciding`, without their calibration. Raises
     `ConfigError`.
     """
@@ -103,35 +103,36 @@ def questions_of(decide: Any, choices: Sequence[str] | str | None) -> tuple[Ques
 
 
 def _questions(
-    content: Mapping[str, Any], choices: Sequence[str] | str | None, keep: str | None
+    content: Mapping[str, Any], choices: Sequence[Any] | str | None, keep: str | None
 ) -> tuple[Question, ...]:
     questions = [question_of(given, place) for place, given in enumerate(_listed(content))]
     if choices is not None:
-        labels: Any = choices.split(",") if isinstance(choices, str) else choices
-        if hasattr(labels, "tolist"):  # a frame's or NumPy's, such as the unique values of a column
-            labels = labels.tolist()
-        if not isinstance(labels, list | tuple) or not all(isinstance(a, str) for a in labels):
-            raise ConfigError(
-                f"must be text with commas, or a list of texts, not {choices!r}",
-                field="choices",
-                value=choices,
-            )
-        options = tuple(Option(label.strip()) for label in labels)
-        asked = ChoiceQuestion(_WHICH, options, CHOICE)
-        if not _is_unicode(asked):
-            raise ConfigError("is no valid Unicode", field="choices", value=choices)
-        try:
-            check_questions([asked])
-        except RequestError as error:
-            why = str(error).removeprefix(f"{named(0, asked)} ")
-            raise ConfigError(why, field="choices", value=choices) from None
-        questions.append(asked)
+        questions.append(_choice(choices))
     if keep is not None:
         if not keep.strip():
             raise ConfigError("must be a question", field="filter", value=keep)
         questions.append(PredicateQuestion(keep, FILTER))
     _check(questions)
     return tuple(questions)
+
+
+def _choice(choices: Any) -> Question:
+    """The question whose options are `choices`, written as in a question of `decide`."""
+    labels = choices.split(",") if isinstance(choices, str) else choices
+    if hasattr(labels, "tolist"):  # a frame's or NumPy's, such as the unique values of a column
+        labels = labels.tolist()
+    if not isinstance(labels, list | tuple):
+        raise ConfigError(
+            f"must be text with commas, or a list, not {choices!r}", field="choices", value=choices
+        )
+    options = [label.strip() if isinstance(label, str) else label for label in labels]
+    try:
+        asked = question_of({"name": CHOICE, "instructions": _WHICH, "options": options}, 0)
+        _check([asked])
+    except ConfigError as error:
+        why = str(error).removeprefix(f"decide: questions[0] ('{CHOICE}')").lstrip(": ")
+        raise ConfigError(why, field="choices", value=choices) from None
+    return asked
 
 
 def question_of(given: Any, place: int) -> Question:
@@ -163,7 +164,10 @@ def question_of(given: Any, place: int) -> Question:
         fields["levels"] = _levels(fields.pop("low", None), fields.pop("high", None), called)
     for name in ("options", "levels"):
         if isinstance(fields.get(name), list | tuple):
-            fields[name] = [_option(option, called) for option in fields[name]]
+            fields[name] = [
+                _option(option, f"{called}: {name}[{place}]")
+                for place, option in enumerate(fields[name])
+            ]
     known = _KINDS[kind].__struct_fields__
     for name in fields:
         if name not in known:
@@ -263,9 +267,7 @@ def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:
         raise ConfigError("must be questions, or the path of a file with them", field="decide")
     for key in decide:
         if key not in _FILE_KEYS:
-            raise ConfigError(
-                f"unknown key '{key}'", field="decide", hint=nearest(str(key), _FILE_KEYS)
-            )
+            raise unknown_key(key, _FILE_KEYS, field="decide")
     return {"questions": None, **decide}, folder
 
 
@@ -279,19 +281,39 @@ def _listed(content: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _option(given: Any, called: str) -> Any:
-    if isinstance(given, Mapping):
-        known = Option.__struct_fields__
-        for key in given:
-            if key not in known:
-                raise ConfigError(
-                    f"{called}: unknown key '{key}' of an option. {nearest(str(key), known)}",
-                    field="decide",
-                )
+    """An option as a mapping."""
+    if isinstance(given, Option):
+        return msgspec.to_builtins(given)
+    if not isinstance(given, Mapping):
+        return _labelled(given, called)
+    known = Option.__struct_fields__
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"{called}: unknown key '{key}' of an option. {nearest(str(key), known)}",
+                field="decide",
+            )
+    if "label" not in given:
+        return given
+    more = {key: value for key, value in given.items() if key != "label"}
+    return {**_labelled(given["label"], f"{called}.label"), **more}
+
+
+def _labelled(given: Any, called: str) -> dict[str, Any]:
+    """The option with this label. A number, and true or false, is its value too."""
+    if hasattr(given, "item"):  # NumPy's
+        given = given.item()
     if isinstance(given, bool):  # what YAML makes of yes and no
         return {"label": "Yes" if given else "No", "value": given}
     if isinstance(given, int | float):
         return {"label": str(given), "value": given}
-    return {"label": given} if isinstance(given, str) else given
+    if isinstance(given, str):
+        return {"label": given}
+    raise ConfigError(
+        f"{called} must be text, a number, true or false, not {given!r} (in YAML, quotes make text"
+        " of it)",
+        field="decide",
+    )
 
 
 def _levels(low: Any, high: Any, called: str) -> Any:

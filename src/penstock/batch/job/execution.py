@@ -267,6 +267,10 @@ async def _move(
             await sink.close()
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a job to end."""
+
+
 class JobInterrupted(KeyboardInterrupt):
     """A signal, whose number is `signal`, stopped a job. The text says what is kept."""
 
@@ -283,7 +287,8 @@ class Interrupts:
     from there on; one that comes after is ignored, as it would tear the loop that closes.
 
     `received` is the number of the signal that came. Until `on_first` is set, and from the second
-    signal on, the task that entered is cancelled; else the first signal calls `on_first`.
+    signal on, the task that entered is cancelled; else the first signal calls `on_first`. SIGHUP is
+    no second signal: a terminal that closes sends it several times.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -294,7 +299,8 @@ class Interrupts:
         self._task: asyncio.Task[Any] | None = None
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # What is ignored stays so, as SIGINT in a background job of a shell's script.
+            # What is ignored stays so, as SIGINT in a background job of a shell's script, and
+            # SIGHUP under nohup.
             self._previous = {
                 number: handler
                 for number in numbers
@@ -332,7 +338,7 @@ class Interrupts:
     def _handle(self) -> None:
         while self._came:
             number = self._came.popleft()
-            if self._task is None:
+            if self._task is None or (number == signal.SIGHUP and self.received is not None):
                 continue
             if self.received is None and self.on_first is not None:
                 self.received = number

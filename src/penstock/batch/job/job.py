@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from penstock import background
-from penstock.batch.job.execution import Interrupts, JobInterrupted, execute
+from penstock.batch.job.execution import ENDING, Interrupts, JobInterrupted, execute
 from penstock.batch.job.plan import Plan, plan_of
 from penstock.batch.job.result import RunResult
 from penstock.batch.pipeline.processor import Processor, in_event_loop
@@ -92,7 +92,8 @@ class Job:
             docs/decisions.md. Each becomes the columns `name` and
             `name_probabilities`.
         choices: options of one more question, `choice`: which of them fits
-            best. A list, or text with commas.
+            best. Text with commas, or a list as in a question of `decide`, in
+            which a number is the value of the column too.
         filter: a question with yes or no, `filter`. Rows stay in the output
             where yes has at least the probability `threshold` (default 0.5).
         target_accuracy, delta: of a cascade. Rows go to the large model unless
@@ -215,7 +216,7 @@ class Job:
     replicas: int = 1
     processor: Processor | None = None
     decide: Any = None
-    choices: Sequence[str] | str | None = None
+    choices: Sequence[Any] | str | None = None
     filter: str | None = None
     threshold: float | None = None
     target_accuracy: float | None = None
@@ -277,8 +278,7 @@ class Job:
 
     def run(self) -> RunResult:
         """Do the job. Raises `PenstockError`, or `KeyboardInterrupt` when a signal stopped it."""
-        signals = (signal.SIGINT,) if in_event_loop() else (signal.SIGINT, signal.SIGTERM)
-        interrupts = Interrupts(*signals)
+        interrupts = Interrupts(*((signal.SIGINT,) if in_event_loop() else ENDING))
         try:
             return self._wait_for(partial(self._run, interrupts), "await penstock.arun(...)")
         finally:
@@ -448,7 +448,7 @@ def run(*args: Any, **kwargs: Any) -> RunResult:
     """Run a language model over a data set, and return when all rows are done.
 
     Works inside a running event loop too (as in a notebook), except with an
-    engine object: use `arun` there. Ctrl-C and SIGTERM finish the rows in
+    engine object: use `arun` there. Ctrl-C, SIGTERM and SIGHUP finish the rows in
     flight, keep what is done and raise `KeyboardInterrupt`; the same call
     resumes. A wrong option raises `ConfigError` before anything is loaded.
     """

@@ -8,12 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
-from penstock.config import Options, parse_options
+from penstock.config import Count, Options, Pause, Positive, Rate, Seconds, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import PlacementGroupConfig, accelerator_name
 
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
 Concurrency = Positive | Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
 """Workers of a stage: a number, or the least and the most. One machine takes the most."""
 
@@ -103,7 +101,7 @@ class PrepareMultimodalStageConfig(StageConfig, kw_only=True):
     model_config_kwargs: dict[str, Any] | None = None
     chat_template_content_format: Literal["string", "openai"] | None = "string"
     apply_sys_msg_formatting: bool | None = False
-    timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+    timeout_s: Seconds = 30.0
     max_bytes: Positive = 64 << 20
 
     def __post_init__(self) -> None:
@@ -167,15 +165,15 @@ class HttpRequestProcessorConfig(ProcessorConfig, kw_only=True):
     batch_size: Positive = 64
     url: str
     headers: dict[str, Any] | None = None
-    qps: Annotated[float, Meta(gt=0)] | None = None
+    qps: Rate | None = None
     max_retries: Count = 0
-    base_retry_wait_time_in_s: Annotated[float, Meta(ge=0)] = 1.0
+    base_retry_wait_time_in_s: Pause = 1.0
     session_factory: Any = None
     http_request_stage: Any = True
     adaptive: bool = True
-    requests_per_minute: Annotated[float, Meta(gt=0)] | None = None
-    tokens_per_minute: Annotated[float, Meta(gt=0)] | None = None
-    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    timeout_s: Seconds | None = None
 
 
 class Experimental(Options, kw_only=True):
@@ -283,20 +281,32 @@ class EngineProcessorConfig(ProcessorConfig, kw_only=True):
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
-    """A model on the embedded OpenVINO engine."""
+    """A processor that asks a model on the embedded OpenVINO engine.
+
+    `model_source` is "demo", a directory or file, or a hub id; `engine_kwargs` are that engine's
+    options (docs/engines.md). The other fields are those of `EngineProcessorConfig`.
+    """
 
     engine_name = "openvino"
 
 
 class vLLMEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
-    """A processor that asks a model on vLLM."""
+    """A processor that asks a model on vLLM.
+
+    `model_source` is what vLLM loads, or "demo"; `engine_kwargs` are vLLM's engine arguments under
+    their Python names. The other fields are those of `EngineProcessorConfig`.
+    """
 
     engine_name = "vllm"
     task_key = "task_type"
 
 
 class SGLangEngineProcessorConfig(EngineProcessorConfig, kw_only=True):
-    """A processor that asks a model on SGLang."""
+    """A processor that asks a model on SGLang.
+
+    `model_source` is what SGLang loads; `engine_kwargs` are its server arguments under their Python
+    names. The other fields are those of `EngineProcessorConfig`.
+    """
 
     engine_name = "sglang"
     task_key = "task"
@@ -317,7 +327,7 @@ class ServeDeploymentProcessorConfig(ProcessorConfig, kw_only=True):
     app_name: str = "default"
     dtype_mapping: dict[str, Any] | None = None
     rows_per_call: Positive = 1
-    request_timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    request_timeout_s: Seconds | None = None
 
     def __post_init__(self) -> None:
         ProcessorConfig.__post_init__(self)

@@ -15,16 +15,13 @@ from msgspec import Meta, Struct, field
 from penstock import lazy
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.values.plain import for_json, plain
-from penstock.config import Options, parse_options
+from penstock.config import Count, Options, Pause, Positive, Rate, Seconds, parse_options
 from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     from penstock.balance.limiter import Limiter
     from penstock.http.client import HttpClient, Reply
 
-Positive = Annotated[int, Meta(ge=1)]
-Rate = Annotated[float, Meta(gt=0)]
-Seconds = Annotated[float, Meta(gt=0)]
 
 Body = bytes | Callable[[], Any]
 
@@ -52,8 +49,8 @@ class HttpRequestOptions(Options, kw_only=True):
     url: Annotated[str, Meta(min_length=1)]
     headers: dict[str, Any] = field(default_factory=dict)
     qps: Rate | None = None
-    max_retries: Annotated[int, Meta(ge=0)] = 0
-    base_retry_wait_time_in_s: Annotated[float, Meta(ge=0)] = 1.0
+    max_retries: Count = 0
+    base_retry_wait_time_in_s: Pause = 1.0
     session_factory: Any = None
     method: Literal["POST", "PUT", "PATCH"] = "POST"
     concurrency: Positive = 64

@@ -12,10 +12,10 @@ import msgspec
 from penstock.config import parse_options
 from penstock.cores import usable_cores
 from penstock.engines.base import Stated
-from penstock.engines.chat_template import read_template, template_options
+from penstock.engines.chat_template import check_variables, read_template, template_options
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank, describe
+from penstock.engines.disk.sources import check_adapter, describe
 from penstock.engines.media.audio import joined, pieces_of, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -100,9 +100,10 @@ class OpenVINOEngine(WorkerEngine):
         self.reasoning_parser = self.options.reasoning_parser
         if self.options.chat_template is not None:
             self.chat_template = read_template(self.options.chat_template)
+        check_variables(self.options.default_chat_template_kwargs)
         self.template_variables = self.options.default_chat_template_kwargs
         for name, path in self.adapters.items():
-            adapter_rank(name, path)
+            check_adapter(name, path)
         self.beside: SecondCopy = SecondCopy(self._release_logits)
         self._asleep = False
         self._constraints: Constraints | None = None

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field, msgpack
 
+from penstock.config import Count, Positive, Seconds
 from penstock.engines.base import not_deterministic
 from penstock.engines.openvino.model.weights import Quantization, WeightFormat, check_weights
 from penstock.engines.process import Abort, Call, Failed, Submit
@@ -39,7 +40,7 @@ class CacheEviction(Struct, frozen=True, forbid_unknown_fields=True):
     recent_size: Tokens = 128
     max_cache_size: Tokens = 672
     aggregation_mode: Literal["norm_sum", "sum"] = "norm_sum"
-    snapkv_window_size: Annotated[int, Meta(ge=0)] = 8
+    snapkv_window_size: Count = 8
 
     def __post_init__(self) -> None:
         where = "engine_kwargs.cache_eviction"
@@ -74,9 +75,9 @@ class SparseAttention(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     mode: Literal["trishape", "xattention"] = "trishape"
-    num_last_dense_tokens_in_prefill: Annotated[int, Meta(ge=0)] = 100
-    num_retained_start_tokens_in_cache: Annotated[int, Meta(ge=0)] | None = None
-    num_retained_recent_tokens_in_cache: Annotated[int, Meta(ge=0)] | None = None
+    num_last_dense_tokens_in_prefill: Count = 100
+    num_retained_start_tokens_in_cache: Count | None = None
+    num_retained_recent_tokens_in_cache: Count | None = None
     xattention_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     xattention_block_size: Literal[32, 64, 128, 256] | None = None
     xattention_stride: Literal[1, 2, 4, 8, 16] | None = None
@@ -103,7 +104,6 @@ def _check_blocks(tokens: int, field: str) -> None:
 
 
 GIB = 1 << 30
-Positive = Annotated[int, Meta(ge=1)]
 
 
 class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +153,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_memory_bytes: Annotated[int, Meta(ge=1 << 20)] = GIB
     kv_cache_precision: Literal["f32", "f16", "bf16", "u8", "u4"] | None = None
     enable_prefix_caching: bool = True
-    num_threads: Annotated[int, Meta(ge=0)] = 0
+    num_threads: Count = 0
     inference_precision: Literal["f32", "f16", "bf16"] | None = None
     max_loras: Positive = 4
     prompt_lookup: bool = False
@@ -182,9 +182,9 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     max_video_pixels: Positive = 1 << 34
     video_frames: Positive = 8
     image_urls: bool = False
-    image_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+    image_timeout_s: Seconds = 30.0
     max_audio_bytes: Positive = 64 << 20
-    max_audio_seconds: Annotated[float, Meta(gt=0)] = 7200.0
+    max_audio_seconds: Seconds = 7200.0
     word_timestamps: bool = False
     voices: dict[str, str] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ pipe closes.
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from penstock.engines.process import (
     ToParent,
     WorkerPipe,
     end_with_parent,
+    leave_signals_to_parent,
 )
 from penstock.errors import EngineStartError, PenstockError
 
@@ -52,8 +53,7 @@ from penstock.errors import EngineStartError, PenstockError
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` to the process `parent` until it closes."""
     end_with_parent(fd, parent)
-    # Ctrl-C is the parent's business: it drains, then closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     pipe = WorkerPipe(fd, decode_to_worker)
     try:
         load, *early = pipe.read(wait=True)
@@ -71,7 +71,8 @@ def main(fd: int, parent: int) -> None:
         while True:
             _turn(pipe, model, pipe.read(wait=not model.busy, at_most=model.pause))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+        # The kernel frees everything sooner, and GenAI would print requests under way as leaks.
+        os._exit(0)
 
 
 def _load(load: Load) -> tuple[Any, Ready]:
@@ -99,6 +100,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         thoughts_first=True,
         triggers=True,
         extra=BEAM_PARAMETERS | {"return_token_ids"},
+        inputs=("text",),
         vocabulary=model.vocabulary,
     )
     if model.sees:

@@ -8,13 +8,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.config import masked, parse_options
+from penstock.config import Count, Pause, Positive, Rate, Seconds, masked, parse_options
 from penstock.errors import ConfigError
 from penstock.http.endpoint import endpoint
 
-Positive = Annotated[int, Meta(ge=1)]
-Rate = Annotated[float, Meta(gt=0)]
-Seconds = Annotated[float, Meta(gt=0)]
 Task = Literal[
     "chat",
     "completions",
@@ -74,12 +71,12 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     tokens_per_minute: Rate | None = None
     connect_timeout_s: Seconds = 10.0
     timeout_s: Seconds = 600.0
-    max_retries: Annotated[int, Meta(ge=0)] = 2
-    base_retry_wait_s: Annotated[float, Meta(ge=0)] = 0.5
+    max_retries: Count = 2
+    base_retry_wait_s: Pause = 0.5
     routing: Literal["least_loaded", "prefix_aware", "least_busy", "round_robin"] = "least_loaded"
     trip_after: Positive = 5
     cooldown_s: Seconds = 1.0
-    patience_s: Annotated[float, Meta(ge=0)] = 30.0
+    patience_s: Pause = 30.0
     discover: bool = True
     tasks: list[Task] | None = None
     max_model_len: Positive | None = None

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.engines.base import Versions
-from penstock.errors import ConfigError, MissingExtraError, nearest
+from penstock.errors import ConfigError, MissingExtraError, unknown_key
 from penstock.openai.parsers.table import check_names
 
 VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))
@@ -29,7 +29,6 @@ _NAMESPACE = "_NS_PATH"
 """An attribute of the classes whose fields are arguments."""
 
 _NOT_HERE = {
-    "model_path": "is the model that the engine is made for",
     "served_model_name": "is the model_id that the engine is made for",
     "incremental_streaming_output": "is how answers are read, and always on",
     "skip_tokenizer_init": "is not possible: prompts are tokenized here",
@@ -126,17 +125,27 @@ def version_note() -> str:
     return VERSIONS.note(version())
 
 
-def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete `engine_kwargs`. Raises `ConfigError`, `MissingExtraError` without SGLang."""
+def check_options(given: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Complete `engine_kwargs` for `model`. Raises `ConfigError`, `MissingExtraError` without
+    SGLang.
+    """
     known = argument_names(package())
     check_names(given.get("tool_call_parser"), given.get("reasoning_parser"))
+    given = dict(given)
+    if (path := given.pop("model_path", model)) != model:
+        raise ConfigError(
+            f"is another model than model_source, {model}",
+            field="engine_kwargs.model_path",
+            value=path,
+            hint="Leave it out, and set model_source to it.",
+        )
     for name, value in given.items():
         where = f"engine_kwargs.{name}"
         if name in _NOT_HERE:
             raise ConfigError(_NOT_HERE[name], field=where, value=value)
         if known and name not in known and name not in PARSERS:
-            hint = nearest(name, known - _NOT_HERE.keys())
-            raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=hint)
+            own = known - _NOT_HERE.keys() - {"model_path"}
+            raise unknown_key(name, own, field=where, value=value)
     compact = {_COMPACT_JSON: True} if _COMPACT_JSON in known else {}
     return {**_QUIET, **compact, **given}
 

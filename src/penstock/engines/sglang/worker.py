@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 from typing import Any
@@ -27,6 +26,7 @@ from penstock.engines.process import (
     ToParent,
     encode,
     end_with_parent,
+    leave_signals_to_parent,
     refusal_of,
 )
 from penstock.engines.sglang.options import Load
@@ -115,8 +115,7 @@ def framed(message: ToParent) -> bytes:
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` to the process `parent` until it closes."""
     end_with_parent(fd, parent)
-    # Ctrl-C is the parent's business: it drains, then closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     # Stdout may be a job's output, and SGLang prints.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sock = socket.socket(fileno=fd)

@@ -89,6 +89,7 @@ class SimulatedEngine(TokenEngine):
             adapters=True,
             prefix_caching=True,
             thoughts_first=True,
+            inputs=("text",),
             vocabulary=_VOCABULARY,
             prompt_logprobs=True,
             extra=frozenset({"return_token_ids"}),

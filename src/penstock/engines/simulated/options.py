@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from penstock.config import Count, Positive
 from penstock.openai.parsers.table import check_names
 
-Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -45,8 +45,8 @@ class SimulatedOptions(Struct, frozen=True):
     slow_rate: Share = 0.0
     slow_factor: Annotated[float, Meta(ge=1)] = 10.0
     hang_rate: Share = 0.0
-    die_after: Annotated[int, Meta(ge=0)] = 0
-    die_times: Annotated[int, Meta(ge=0)] = 1
+    die_after: Count = 0
+    die_times: Count = 1
     die_on: Annotated[str, Meta(min_length=1)] | None = None
     kv_transfer_config: dict[str, Any] | None = None
     kv_transfer_ms: Milliseconds = 0.0

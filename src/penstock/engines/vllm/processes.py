@@ -34,10 +34,12 @@ def processes_start(
     mark: str, folder: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
     """Processes started inside carry `mark`, keep their sockets in `folder`, have the variables of
-    `environment`, ignore Ctrl-C, and do not import the user's script, which needs no main guard.
+    `environment`, ignore Ctrl-C and SIGHUP, and do not import the user's script, which needs no
+    main guard.
 
-    A Ctrl-C goes to the whole process group: vLLM would abort requests that this process still
-    wants to finish. The context changes the state of this process, so one engine starts at a time.
+    Both go to the whole process group: vLLM would abort requests that this process still wants to
+    finish. SIGTERM stays, by which vLLM ends its processes. The context changes the state of this
+    process, so one engine starts at a time.
     """
     with _starting:
         # The tracker outlives the engine, so it must not carry the mark.
@@ -45,7 +47,7 @@ def processes_start(
         given = {**(environment or {}), MARK: mark, "VLLM_RPC_BASE_PATH": folder}
         before = {name: os.environ.get(name) for name in given}
         os.environ.update(given)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         main = sys.modules["__main__"]
         spec, file = getattr(main, "__spec__", None), vars(main).pop("__file__", None)
         main.__spec__ = None

@@ -104,7 +104,8 @@ def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings)
     if reached and reached.is_loopback and not _is_allowed(name, settings.allowed_hosts):
         raise ForbiddenError(
             f"'{name[:100]}' is no name of this server, which has no API keys. Ask 127.0.0.1 or"
-            " localhost; --allowed-host NAME lets others in, and so does --api-key-file"
+            " localhost. Its setting allowed_hosts (--allowed-host NAME) lets others in, and so do"
+            " api_keys (--api-key-file)"
         )
     origin = headers.get("origin")
     if (
@@ -116,7 +117,8 @@ def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings)
         return
     raise ForbiddenError(
         f"web pages of '{origin[:100]}' may not use this server, which has no API keys. "
-        "--cors-origin ORIGIN lets them, and so does --api-key-file"
+        "Its setting cors_origins (--cors-origin ORIGIN) lets them, and so do api_keys"
+        " (--api-key-file)"
     )
 
 

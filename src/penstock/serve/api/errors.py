@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from penstock.errors import MethodError, PenstockError, RequestError
+from penstock.errors import PenstockError, RequestError
 from penstock.openai.messages_api import message_error
 from penstock.openai.responses import error_body
 from penstock.serve.models.handle import ModelHandle
@@ -68,9 +68,9 @@ def error_response(scope: Scope, error: PenstockError, request_id: str) -> Respo
     given = {
         "retry-after": None if wait is None else str(seconds),
         "x-should-retry": "false" if final else None,  # the SDKs of OpenAI and Anthropic obey it
-        "allow": error.allow if isinstance(error, MethodError) else None,
         "connection": "close" if error.ends_connection else None,
         "www-authenticate": "Bearer" if error.status == 401 else None,
+        **(error.headers if isinstance(error, RequestError) else {}),
     }
     headers = {name: value for name, value in given.items() if value is not None}
     return Response(msgspec.json.encode(body), error.status, headers, "application/json")

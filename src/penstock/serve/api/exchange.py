@@ -34,6 +34,7 @@ from penstock.serve.api.limits import (
     check_inflight,
     check_json,
     decode_body,
+    is_long,
     read_body,
 )
 from penstock.serve.api.metrics import Metrics
@@ -199,17 +200,25 @@ class Exchange:
         self.request: Request
         self._form: msgspec.Struct | None = None
         self._counted = False
+        self.long = False
+        """Whether its work is for a thread: to look at each of many parts would hold up others."""
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
-        self._form = parse_body(form, decode_body(await self.read_json(), Any))
+        body = await self.read_json()
+        self._form = await self.aside(lambda: parse_body(form, decode_body(body, Any)))
         return self._form
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """The result of `work` on the body."""
+        return await asyncio.to_thread(work) if self.long else work()
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
         check_extent(body, self.limits)
+        self.long = is_long(body)
         return body
 
     async def read(self) -> bytes:
@@ -238,7 +247,7 @@ class Exchange:
         work.endpoint, work.runs = f"{self.endpoint} (background)", True
         work.model = self.model
         work.request = Request(self.request.scope, _never_leaves)
-        work._form = self._form
+        work._form, work.long = self._form, self.long
         work._counted, self._counted = self._counted, False
         self.runs = False
         return work

@@ -31,6 +31,8 @@ SLOWEST_BODY_BYTES_S = 8192
 """A body at this pace never times out."""
 MOST_PARTS, MOST_VALUES = 50_000, 1_000_000
 """Objects and lists of a JSON body, and its values, which are counted by their commas."""
+MANY_PARTS = 2000
+"""Objects and lists, each of which takes some microseconds to look at."""
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
@@ -54,7 +56,7 @@ def check_coding(request: Request) -> None:
 
 def check_extent(body: bytes, limits: Limits) -> None:
     """Refuse a JSON body with so many objects and lists (messages, parts, tools, prompts), or so
-    many values, that to look at each would hold up other requests. Those in texts do not count.
+    many values, that to look at each would take too long. Those in texts do not count.
     """
     for marks, most, what in (
         (b"{[", MOST_PARTS, "objects and lists"),
@@ -65,6 +67,13 @@ def check_extent(body: bytes, limits: Limits) -> None:
             raw > most and sum(map(_TEXT.sub(b"", body).count, marks)) > most
         ):
             raise RequestError(f"the request body has more than {most:,} {what}")
+
+
+def is_long(body: bytes) -> bool:
+    """Whether the event loop should leave a JSON body to a thread: to look at each of its parts
+    would hold up other requests.
+    """
+    return body.count(b"{") + body.count(b"[") > MANY_PARTS
 
 
 def decode_body(body: bytes, form: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -69,11 +70,12 @@ async def invocations(exchange: Exchange) -> Response:
     """Answer a body of any form in `_SHAPES`. An `input` is classified where the model makes no
     embeddings.
     """
-    body: Any = decode_body(await exchange.read_json(), Any)
+    given = await exchange.read_json()
+    body: Any = await exchange.aside(lambda: decode_body(given, Any))
     for name, form, answer in _SHAPES:
         if isinstance(body, dict) and body.get(name) is not None:
             try:
-                return await answer(exchange, parse_body(form, body))
+                return await answer(exchange, await exchange.aside(partial(parse_body, form, body)))
             except UnsupportedError:
                 if form is not EmbeddingBody or not body.keys() <= _CLASSIFY_NAMES:
                     raise

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.llm_config.engine_choice import chosen_engine
 from penstock.serve.adapters import AdapterStore, AdapterVersion, adapter_cache
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.api.ingress import IngressApp
@@ -75,6 +76,8 @@ class LLMServer(metaclass=_Awaited):
 
     own_server_cls: ClassVar[type[OwnServer] | None] = None
     """Penstock's server underneath; None for that of the configuration."""
+    runs_on: ClassVar[str | None] = None
+    """The one engine that its models run on; None for that of the configuration."""
     _default_engine_cls: ClassVar[Any] = None
     _host: Host | None = None
     _about: Mapping[str, Any] = {}
@@ -102,7 +105,7 @@ class LLMServer(metaclass=_Awaited):
         model_downloader: type | None = None,
     ) -> None:
         check_class(type(self), LLMServer, NOT_CALLED)
-        self._llm_config = _config(llm_config)
+        self._llm_config = self.configured(llm_config)
         self._engine_cls = engine_cls or self._get_default_engine_class()
         self._model_downloader = model_downloader
 
@@ -121,6 +124,15 @@ class LLMServer(metaclass=_Awaited):
         made = cls.__new__(cls)
         made._init_shared(llm_config, engine_cls, model_downloader)
         return made
+
+    @classmethod
+    def configured(cls, given: Any) -> LLMConfig:
+        """The configuration with the engine of this class. Raises `ConfigError`."""
+        config = _config(given)
+        if cls.runs_on is None:
+            return config
+        engine, _ = chosen_engine(msgspec.structs.replace(config, server_cls=cls))
+        return msgspec.structs.replace(config, llm_engine=engine)
 
     @classmethod
     def around(cls, model: LocalModel) -> ModelHandle:
@@ -190,7 +202,7 @@ class LLMServer(metaclass=_Awaited):
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
         """The options of `serve.deployment` for this server. Raises `ConfigError`."""
-        config = _config(llm_config)
+        config = cls.configured(llm_config)
         check_class(cls, LLMServer, NOT_CALLED)
         own, runtime = server_class(cls._own_config(config)), hosts()
         if runtime is None:

@@ -14,18 +14,35 @@ from typing import Any
 from msgspec.structs import asdict
 
 from penstock import env
+from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig, parallelism
 from penstock.llm_config.engine_config import Bundle
 
 DEFAULT_TARGET = 32.0
 """Autoscaling's target of requests a replica, if no other option implies one."""
+ONE_MACHINE = frozenset({"sglang"})
+"""Engines whose workers are child processes of their replica. They use the devices that it is
+shown, so they have one bundle.
+"""
 UNLIMITED = 1_000_000
 """Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
-    """One bundle a worker. The default is one GPU, or one CPU for an engine without GPUs."""
-    return config.get_engine_config().placement_bundles
+    """One bundle a worker. The default is one GPU, or one CPU for an engine without GPUs. Raises
+    `ConfigError` for workers that are to be apart, of an engine that has them on one machine.
+    """
+    engine = config.get_engine_config()
+    bundles = engine.placement_bundles
+    if config.engine_name not in ONE_MACHINE or len(bundles) == 1:
+        return bundles
+    if engine.placement_strategy in ("SPREAD", "STRICT_SPREAD"):
+        raise ConfigError(
+            f"the {config.engine_name} engine has its workers on one machine",
+            field="placement_group_config.strategy",
+            value=engine.placement_strategy,
+        )
+    return [merged(bundles)]
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:

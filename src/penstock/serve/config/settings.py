@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
+from penstock.config import Pause, Positive, Seconds
 from penstock.errors import ConfigError
 
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^*/\sA-Z]+")
 
 
@@ -116,7 +114,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     vllm_metrics: bool = False
     root_path: str = ""
     engine_app: str | None = None
-    drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+    drain_timeout_s: Pause = 30.0
     store: StoreSettings | None = None
     batches: BatchSettings | None = None
     console: bool = True

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.config import parse_options
+from penstock.config import Seconds, parse_options
 from penstock.engines.base import LLMEngine
 from penstock.engines.supervisor import Supervisor
 from penstock.engines.tasks import Operations, PauseMode
@@ -60,7 +60,7 @@ class RpcOptions(Struct, frozen=True):
     method: str
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Seconds | None = None
 
 
 class LoadAdapterOptions(Struct, frozen=True):

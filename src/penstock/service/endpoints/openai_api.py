@@ -159,7 +159,9 @@ def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
     else:
         start, end = max(size - int(last), 0), size
     if start >= end:
-        raise RequestError(f"the file has {size} bytes, and none of this range", status=416)
+        error = RequestError(f"the file has {size} bytes, and none of this range", status=416)
+        error.headers = {"content-range": f"bytes */{size}"}
+        raise error
     return start, end
 
 

@@ -3,6 +3,7 @@ import struct
 
 import pytest
 
+from penstock.engines.disk.sources import stated_vocabulary
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
@@ -229,6 +230,23 @@ class TestPooling:
             instructions_of(path, "", None, "mean")
         for pooling in ("cls", "last_token"):  # which take one token, and it stays
             assert instructions_of(path, None, None, pooling)["query"] == "Find: "
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"architectures": wrong} for wrong in (3, "Llama", {}, None, [])),
+        *({"text_config": wrong} for wrong in (3, [], None)),
+        *({"vocab_size": wrong, "max_position_embeddings": wrong} for wrong in (-1, 0, "x", 0.5)),
+    ],
+)
+def test_a_damaged_field_states_nothing(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    engine = OpenVINOEngine(str(tmp_path))
+    assert engine.stated().vocabulary is None
+    assert engine.stated_inputs() == ("text",)
+    assert engine.stated_context_length() == FALLBACK_CONTEXT
+    assert stated_vocabulary(str(tmp_path)) is None
 
 
 def test_the_context_is_known_before_anything_is_loaded(tmp_path):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.serve.http_server import HttpServer, ending_signals, listen
 from wire import Wire
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -20,6 +24,14 @@ async def slow() -> Any:
     await engine.start()
     yield engine
     await engine.stop()
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """SIGHUP as it is for a program in a terminal, whatever started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +178,35 @@ async def test_request_ids_are_taken_made_and_told(client: Any, scripted: Any) -
         made = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": bad})
         assert made.headers["x-request-id"] != bad
         assert len(made.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_lets_requests_finish(
+    scripted: Any, served: Any, handle: Any, until: Any, terminal: None, number: signal.Signals
+) -> None:
+    engine = scripted(["a", "b"])
+    engine.hold.clear()
+    model = handle("m", engine)
+    site = served(model)
+    with listen("127.0.0.1", 0) as listening:
+        server = HttpServer(site.app, listening)
+        begun = asyncio.Event()
+        running = asyncio.create_task(server.run([model], on_listening=begun.set))
+        await begun.wait()
+        wire = Wire(site.app, ASK)
+        await until(lambda: bool(site.ingress.live))
+        os.kill(os.getpid(), number)
+        if number is signal.SIGHUP:  # a terminal that closes sends several
+            os.kill(os.getpid(), number)
+        await until(lambda: bool(site.ingress.draining))
+        engine.hold.set()
+        await running
+        await wire.end()
+    assert wire.text.endswith("data: [DONE]\n\n")
+    assert "error" not in wire.text
+
+
+def test_nohup_keeps_a_server_from_ending_with_its_terminal(terminal: None) -> None:
+    assert signal.SIGHUP in ending_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in ending_signals()

@@ -36,6 +36,7 @@ from penstock.engines.process import (
     ToParent,
     WorkerPipe,
     end_with_parent,
+    leave_signals_to_parent,
 )
 from penstock.errors import EngineStartError, PenstockError, RequestError, class_and_text
 
@@ -53,6 +54,7 @@ _KEPT = 100
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` until it closes."""
     end_with_parent(fd, parent)
+    leave_signals_to_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = WorkerPipe(fd, decode_to_constraint_worker)
     try:
@@ -108,7 +110,7 @@ class Prover:
         self._try(grammar)
         self._tried += 1
         if self._tried % _KEPT == 0:
-            self._pipeline.forget()
+            self._pipeline.empty_cache()
         return grammar
 
     def _try(self, grammar: str) -> None:

@@ -95,10 +95,20 @@ def embeds_images(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "qwen3_vl"
 
 
+_FORMS: dict[str, type] = {"architectures": list, "text_config": dict}
+"""What some fields of a `config.json` hold; one that is damaged states nothing."""
+
+
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     """The object in a file of the model's, its `config.json`; an empty dict if there is none."""
     config = _read_json(path / name)
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        return {}
+    return {
+        field: value
+        for field, value in config.items()
+        if field not in _FORMS or isinstance(value, _FORMS[field])
+    }
 
 
 def task_of(path: Path, config: dict[str, Any]) -> str:
@@ -192,8 +202,8 @@ def positions_of(config: dict[str, Any]) -> int | None:
             "max_target_positions",
             "max_text_positions",
         ):
-            if isinstance(part.get(name), int):
-                return int(part[name]) - _unused_positions(part)
+            if isinstance(found := part.get(name), int) and found > 0:
+                return found - _unused_positions(part)
     return None
 
 

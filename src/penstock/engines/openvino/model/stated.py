@@ -52,7 +52,7 @@ def stated(source: str, task: str | None) -> Stated:
     except (OSError, AttributeError, EngineStartError):
         pass
     return Stated(
-        vocabulary if isinstance(vocabulary, int) else None,
+        vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else None,
         None if task is None else TASKS_OF.get(task),
         MAX_TOP_LOGPROBS if task == "generate" else None,
         inputs if task in ("generate", "embed") else (),

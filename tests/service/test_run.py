@@ -8,7 +8,7 @@ from typing import Any
 
 from batch_service import batch_service, line
 from penstock.batch.job.result import Counts
-from penstock.service.promises import Speed, too_late
+from penstock.service.run import Speed, too_late
 
 
 def run(rows: int, resumed: int = 0) -> Any:

@@ -1,0 +1,38 @@
+"""The commands of docs/engines.md that need vLLM."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+import book
+from penstock.demo import model_path, tickets_path
+from serve_process import serving
+
+pytestmark = pytest.mark.vllm
+LINES = [line for line in book.commands("docs/engines.md", "penstock") if "--engine vllm" in line]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command(line, tmp_path):
+    (tmp_path / "llama").symlink_to(model_path("huggingface"))
+    shutil.copy(tickets_path(), tmp_path / "tickets.jsonl")
+    if line.startswith("penstock serve"):
+        with chdir(tmp_path), serving(*shlex.split(line)[2:]) as server:
+            assert server.stop() == 0
+        return
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", f"{line} --limit 20"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,91 @@
+"""The programs and commands of docs/ray.md, and the import lines of docs/from-ray-*.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("ray")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import book
+from penstock.demo import tickets_path
+from ray_cluster import PATIENCE_S, free_port, own_cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+ROWS = 20
+# One program, whose parts wait for answers, as in a notebook.
+NOTEBOOK = """
+import ast, asyncio, inspect, sys
+for part in sys.stdin.read().split("\\0"):
+    code = compile(part, "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    waits = eval(code)
+    if inspect.iscoroutine(waits):
+        asyncio.run(waits)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with own_cluster(proxy_port=free_port()) as address:
+        yield {**os.environ, "RAY_ADDRESS": address, "PATH": path}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with tickets_path().open(encoding="utf-8") as lines:
+        tickets = list(islice(lines, ROWS))
+    (tmp_path / "tickets.jsonl").write_text("".join(tickets))
+    (tmp_path / "tickets").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist([json.loads(line) for line in tickets]), tmp_path / "tickets/a.parquet"
+    )
+    for name in ("tickets", "llama"):
+        config = {"model_loading_config": {"model_id": name, "model_source": "demo"}}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return tmp_path
+
+
+def run(argv: list[str], folder: Path, environment: dict[str, str], said: str = "") -> str:
+    done = subprocess.run(
+        argv,
+        cwd=folder,
+        env=environment,
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_programs(environment: dict[str, str], folder: Path) -> None:
+    parts = "\0".join(book.blocks("docs/ray.md", "python"))
+    parts = parts.replace("127.0.0.1:8000", f"127.0.0.1:{free_port()}")
+    run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, parts)
+    assert pq.read_table(folder / "answers")["label"].null_count == 0
+
+
+def test_the_commands(environment: dict[str, str], folder: Path) -> None:
+    for command in book.commands("docs/ray.md", "penstock"):
+        run(["bash", "-euc", command], folder, environment)
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == ROWS
+
+
+def test_the_import_lines(environment: dict[str, str], folder: Path) -> None:
+    for code in [code for page in book.FROM_RAY for code in book.blocks(page, "python")]:
+        run([sys.executable, "-W", "ignore", "-c", code], folder, environment)
