@@ -300,6 +300,34 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     assert large == list(range(len(WORDS))) * 250
 
 
+def test_a_call_is_answered_while_the_next_run_goes_on(tmp_path):
+    task = Embedding(embedding_model(tmp_path), OpenVINOOptions(deterministic=True), CONTEXT)
+    begun = []
+    begin, task._model.begin = task._model.begin, lambda texts: begun.append(texts) or begin(texts)
+    calls = [Call(n, "embed", [["dog"], None, None, False, "dense", False]) for n in (1, 2)]
+    assert not task.begin_embeddings(calls)
+    assert (task.step()[1], len(begun)) == ([], 1)
+    assert ([answer.id for answer in task.step()[1]], len(begun)) == ([1], 2)
+    assert [answer.id for answer in task.step()[1]] == [2]
+    assert not task.busy
+
+
+def test_a_run_that_fails_fails_its_calls_alone(tmp_path):
+    task = Embedding(embedding_model(tmp_path), OpenVINOOptions(deterministic=True), CONTEXT)
+    begin, faults = task._model.begin, [MemoryError("no memory"), None]
+    task._model.begin = lambda texts: begin(texts) if (why := faults.pop(0)) is None else fail(why)
+    calls = [Call(n, "embed", [["dog"], None, None, False, "dense", False]) for n in (1, 2)]
+    assert not task.begin_embeddings(calls)
+    answers: list[Any] = []
+    while task.busy:
+        answers += task.step()[1]
+    assert [(type(answer), answer.id) for answer in answers] == [(Failed, 1), (Reply, 2)]
+
+
+def fail(why):
+    raise why
+
+
 @pytest.mark.asyncio(loop_scope="module")
 class TestRerank:
     async def test_scores_come_in_the_order_of_the_documents(self, reranker):

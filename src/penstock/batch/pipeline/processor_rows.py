@@ -6,7 +6,6 @@ rows travel as bytes (`Carried`).
 from __future__ import annotations
 
 import asyncio
-import pickle
 import time
 from base64 import b64decode
 from collections import deque
@@ -321,11 +320,15 @@ class Carried(Struct):
         """The row as bytes. Every value keeps its type; in the columns of a table some would
         not.
         """
+        import pickle  # most jobs never need it
+
         return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack_row(data: bytes) -> Carried:
     """The row in these bytes, which another process of the same program has packed."""
+    import pickle
+
     return cast(Carried, pickle.loads(data))
 
 

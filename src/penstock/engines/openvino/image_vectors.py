@@ -7,7 +7,8 @@ together, a prompt with images alone: GenAI's pipeline would show its images to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +126,10 @@ class ImageEmbedding(Embedding):
         tokens = sum(map(len, encoded)) + seen
         return Prompt(text + self._end, files, tokens)
 
-    def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
+    def _begun(self, group: list[tuple[Embedded, int]]) -> Callable[[], list[Any]]:
+        return partial(self._made, group)  # GenAI's pipeline is waited for
+
+    def _made(self, group: list[tuple[Embedded, int]]) -> list[Any]:
         prompts: list[Prompt] = [call.inputs[at] for call, at in group]
         texts = [prompt.text for prompt in prompts if not prompt.files]
         found = iter(self._embedded(texts) if texts else ())

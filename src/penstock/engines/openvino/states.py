@@ -23,8 +23,8 @@ _NUMBERS_AT_ONCE = 1 << 25
 
 
 class TokenModel:
-    """The model in the directory `path`. `pool` loads it for `pooled`; for `states` it is loaded at
-    the first.
+    """The model in the directory `path`. `pool` loads it for one vector a text; for `states` it is
+    loaded at the first.
 
     `kinds` are the kinds of vectors that it makes: "sparse" where a masked-language-model head
     gives logits, else "dense", with "multi" where it gives hidden states. `width` is that of what
@@ -34,7 +34,8 @@ class TokenModel:
     def __init__(self, path: Path, device: str, properties: dict[str, Any]) -> None:
         self._file = path / "openvino_model.xml"
         self._device, self._properties = device, properties
-        self._pooled: Any = None
+        self._pooling: Any = None
+        self._feed: dict[str, States] = {}
         self._stating: Any = None
         model = ov.Core().read_model(self._file)
         outputs = [
@@ -79,11 +80,20 @@ class TokenModel:
         if normalize:
             pooled = ops.normalize_l2(pooled, ops.constant([1], np.int64), 1e-12, "max")
         model = ov.Model([pooled], model.get_parameters())
-        self._pooled = ov.Core().compile_model(model, self._device, self._properties)
+        compiled = ov.Core().compile_model(model, self._device, self._properties)
+        self._pooling = compiled.create_infer_request()
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> States:
-        """The vectors of texts, of their token ids, shape (texts, width)."""
-        vectors: States = self._run(self._pooled, texts)[0]
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Begin to make the vectors of texts, of their token ids. Until `pooled` has given them, no
+        others may begin.
+        """
+        self._feed = _feed(self._pooling.model_inputs, texts)  # it is read meanwhile
+        self._pooling.start_async(self._feed, share_inputs=True)
+
+    def pooled(self) -> States:
+        """The vectors that have begun, shape (texts, width)."""
+        self._pooling.wait()
+        vectors: States = self._pooling.get_output_tensor(0).data.copy()
         return vectors
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[States]:
@@ -92,28 +102,30 @@ class TokenModel:
             return []
         if self._stating is None:
             self._stating = ov.Core().compile_model(self._file, self._device, self._properties)
-        found = self._run(self._stating, texts)[self._output]
+        found = self._stating(_feed(self._stating.inputs, texts))[self._output]
         return [found[row, : len(ids)] for row, ids in enumerate(texts)]
-
-    def _run(self, compiled: Any, texts: Sequence[Sequence[int]]) -> Any:
-        sizes = [len(ids) for ids in texts]
-        longest = max(sizes)
-        ids, mask = np.zeros((2, len(texts), longest), np.int64)
-        for row, one in enumerate(texts):
-            ids[row, : sizes[row]] = one
-            mask[row, : sizes[row]] = 1
-        feed = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "token_type_ids": np.zeros_like(ids),
-            "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
-        }
-        names = {name for port in compiled.inputs for name in port.names}
-        return compiled({name: feed[name] for name in feed if name in names})
 
     def vectors(self, states: States, normalize: bool, dimensions: int | None) -> States:
         """A vector for each token, shape (tokens, dimensions)."""
         return shortened(put_through(self._layers, states), normalize, dimensions)
+
+
+def _feed(inputs: Sequence[Any], texts: Sequence[Sequence[int]]) -> dict[str, States]:
+    """What the inputs of a model get for the token ids of texts, padded at the end."""
+    sizes = [len(ids) for ids in texts]
+    longest = max(sizes)
+    ids, mask = np.zeros((2, len(texts), longest), np.int64)
+    for row, one in enumerate(texts):
+        ids[row, : sizes[row]] = one
+        mask[row, : sizes[row]] = 1
+    feed = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
+    }
+    names = {name for port in inputs for name in port.names}
+    return {name: feed[name] for name in feed if name in names}
 
 
 def _pooled(model: Any, output: int, pooling: Pooling) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,16 @@ class Embedded:
         return range(begun, self._begun)
 
 
+_Group = list[tuple[Embedded, int]]
+"""The texts of a run: a call, and the place of the text in it."""
+
+
 class Embedding(Task):
     """A model that embeds texts as vectors.
 
     Calls that wait together make a round: up to 256 texts of each, sorted by length, in runs of the
-    model of up to 1,024 tokens. A call is answered after the run that has its last text.
+    model of up to 1,024 tokens. A call is answered after the run that has its last text, while the
+    next run goes on: so calls are answered, read and tokenized beside the model.
     """
 
     kind = MODEL_KINDS["embed"]
@@ -190,7 +196,8 @@ class Embedding(Task):
 
     def _start(self) -> None:
         self._waiting: list[Embedded] = []
-        self._round: deque[list[tuple[Embedded, int]]] = deque()
+        self._round: deque[_Group] = deque()
+        self._running: tuple[_Group, Callable[[], list[Any]]] | None = None
         path, options = Path(self._path), self._options
         pooling = options.embedding_pooling or pooling_of(path, self.pooling)
         self._layers = text_layers(path)
@@ -214,14 +221,17 @@ class Embedding(Task):
             self._width = self._model.width
         else:
             self._model.pool(pooling, normalize=self._normalizes)
-            self._width = self._finished(self._model.pooled(self._read(["a"]))).shape[1]
+            self._model.begin(self._read(["a"]))
+            self._width = self._finished(self._model.pooled()).shape[1]
 
     @property
     def busy(self) -> bool:
-        return bool(self._round or self._waiting)
+        return bool(self._round or self._waiting or self._running)
 
     def abort(self, request_id: int) -> None:
-        for embedded in [*self._waiting, *(one for group in self._round for one, _ in group)]:
+        running = [self._running[0]] if self._running is not None else []
+        under_way = (one for group in (*running, *self._round) for one, _ in group)
+        for embedded in [*self._waiting, *under_way]:
             if embedded.id == request_id:
                 embedded.vectors = None
 
@@ -259,7 +269,23 @@ class Embedding(Task):
         return failed
 
     def step(self) -> tuple[list[Any], list[Reply | Failed]]:
-        """Run the model once, and answer the calls that are complete."""
+        """Begin a run of the model, and answer the calls that the one before has completed."""
+        group, vectors = _Group(), list[Any]()
+        if self._running is not None:
+            (group, ended), self._running = self._running, None
+            try:
+                vectors = ended()
+            except Exception as error:
+                vectors = [error] * len(group)
+        if following := self._next_group():
+            try:
+                self._running = following, self._begun(following)
+            except Exception as error:
+                self._running = following, partial(list, [error] * len(following))
+        return [], self._answers(group, vectors)
+
+    def _next_group(self) -> _Group:
+        """The texts of the next run; none if there are none."""
         if not self._round:
             texts = [(call, place) for call in self._waiting for place in call.next()]
             self._waiting = [
@@ -268,12 +294,14 @@ class Embedding(Task):
             lengths = [call.lengths[place] for call, place in texts]
             for indexes in groups(lengths, self._batch_tokens):
                 self._round.append([texts[index] for index in indexes])
-        group = [(call, at) for call, at in self._round.popleft() if call.vectors is not None]
+        while self._round:
+            group = self._round.popleft()
+            if left := [(call, at) for call, at in group if call.vectors is not None]:
+                return left
+        return []
+
+    def _answers(self, group: _Group, vectors: list[Any]) -> list[Reply | Failed]:
         answers: list[Reply | Failed] = []
-        try:
-            vectors = self._vectors(group)
-        except Exception as error:
-            vectors = [error] * len(group)
         for (call, at), vector in zip(group, vectors, strict=True):
             if call.vectors is None:  # it failed a moment ago
                 continue
@@ -285,7 +313,7 @@ class Embedding(Task):
             elif not call.left:
                 answers.append(Reply(call.id, self._answer(call.vectors, call)))
                 call.vectors = None
-        return [], answers
+        return answers
 
     def _instructed(self, inputs: list[Any], input_type: str | None) -> list[Any]:
         """The inputs, each text behind the instruction of its type."""
@@ -324,10 +352,17 @@ class Embedding(Task):
         """How many token ids there are."""
         return int(1 + max(self._tokenizer.get_vocab().values()))
 
-    def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
-        """What the model makes of each input: numbers, for a "multi" call a matrix; or an error."""
+    def _begun(self, group: _Group) -> Callable[[], list[Any]]:
+        """Begin a run. What this returns waits for its end, and gives what the model makes of each
+        input: numbers, for a "multi" call a matrix; or an error.
+        """
         dense = [call.inputs[at] for call, at in group if call.kind == "dense"]
-        found = iter(self._finished(self._model.pooled(dense)) if dense else [])
+        if dense:
+            self._model.begin(dense)
+        return partial(self._vectors, group, bool(dense))
+
+    def _vectors(self, group: _Group, dense: bool) -> list[Any]:
+        found = iter(self._finished(self._model.pooled()) if dense else [])
         others = [call.inputs[at] for call, at in group if call.kind != "dense"]
         states = iter(self._model.states(others))
         vectors: list[Any] = []
