@@ -20,7 +20,7 @@ import msgspec.structs
 from msgspec import Meta
 
 from penstock import lazy
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError, nearest, unknown_key
 from penstock.parsing import TOO_DEEP, decode_json, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -416,12 +416,7 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
     fields = _fields(options)
     for key, value in given.items():
         if key not in fields:
-            raise ConfigError(
-                f"unknown key '{key}'",
-                field=_dotted_path(where, str(key)),
-                value=value,
-                hint=nearest(str(key), fields),
-            )
+            raise unknown_key(key, fields, field=_dotted_path(where, str(key)), value=value)
         parts = list(_structures(fields[key].type))
         if not parts:
             continue

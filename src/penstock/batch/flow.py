@@ -38,7 +38,7 @@ from penstock.batch.rows.intake import (
     other_rows,
     prepare,
 )
-from penstock.batch.rows.row import Outcome, Row, nbytes
+from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
@@ -474,9 +474,7 @@ class Flow:
         self.latest.append((counts.rows, row.index, outcome))
         if self._observer is not None and not journaled:
             self._observer.note(row, outcome, counts)
-        size = len(outcome.response or "") + (
-            nbytes(outcome.parsed) if outcome.parsed is not None else 0
-        )
+        size = outcome.nbytes
         row.request = None  # answered: its memory is needed no more
         row.prefix = ""
         row.nbytes += size

@@ -126,13 +126,11 @@ class TokenEngine(LLMEngine):
         self._check_task("chat")
         request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
-        sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
-        forced = sampling.structured is not request.sampling.structured
         source = request.chat_template or self.template.source
         as_text = None if takes_tools(source) else "hermes"  # see tools_as_text
         forms = forms_of(source, self.tool_call_parser, self.reasoning_parser, as_text)
-        if tools and sampling.structured is None:
-            sampling = self._with_strict_calls(sampling, tools, request.tool_choice, forms.calls)
+        choice = request.tool_choice
+        sampling, forced = self._with_tools(request.sampling, tools, choice, forms.calls)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         thinking = forms.thinking
@@ -355,41 +353,37 @@ class TokenEngine(LLMEngine):
         if task not in self.capabilities.tasks:
             raise self._unsupported(f"{task} with {self.model_kind}")
 
-    def _with_tool_choice(
+    def _with_tools(
         self,
         sampling: Sampling,
         tools: list[dict[str, Any]] | None,
         choice: str | dict[str, Any] | None,
-    ) -> Sampling:
-        """A call that must be made is a constraint on the answer. It takes the place of the
-        request's own (`response_format`), as in OpenAI's API and vLLM: that is for answers in text.
+        form: CallForm,
+    ) -> tuple[Sampling, bool]:
+        """What tools make of the sampling, and whether the model must call one.
+
+        A call that must be made is a constraint on the answer. It takes the place of the request's
+        own (`response_format`), as in OpenAI's API and vLLM: that is for answers in text. Calls of
+        the model's own choice are held to the schemas of strict functions, where the engine can,
+        and the form of its calls has marks.
         """
         check_tools(tools, choice)
-        constraint = call_constraint(tools, choice) if tools else None
-        if constraint is None:
-            return sampling
-        if constraint.kind not in self.capabilities.structured:
-            raise UnsupportedError(
-                f"the {self.name} engine cannot require tool calls", param="tool_choice"
-            )
-        return msgspec.structs.replace(sampling, structured=constraint)
-
-    def _with_strict_calls(
-        self,
-        sampling: Sampling,
-        tools: list[dict[str, Any]],
-        choice: str | dict[str, Any] | None,
-        form: CallForm,
-    ) -> Sampling:
-        """Hold the calls that the model makes of its own choice to the schemas of strict functions,
-        where the engine can, and the form of its calls has marks.
-        """
-        if not self.capabilities.triggers or not isinstance(form, JsonCalls) or not form.triggers:
-            return sampling
-        if (constraint := strict_calls(tools, choice)) is None:
-            return sampling
-        constraint = msgspec.structs.replace(constraint, triggers=form.triggers)
-        return msgspec.structs.replace(sampling, structured=constraint)
+        if not tools:
+            return sampling, False
+        if (constraint := call_constraint(tools, choice)) is not None:
+            if constraint.kind not in self.capabilities.structured:
+                raise UnsupportedError(
+                    f"the {self.name} engine cannot require tool calls", param="tool_choice"
+                )
+            return structs.replace(sampling, structured=constraint), True
+        if sampling.structured is not None or not self.capabilities.triggers:
+            return sampling, False
+        if isinstance(form, JsonCalls) and form.triggers:
+            constraint = strict_calls(tools, choice)
+            if constraint is not None:
+                constraint = structs.replace(constraint, triggers=form.triggers)
+                sampling = structs.replace(sampling, structured=constraint)
+        return sampling, False
 
     def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self.adapters:

@@ -17,7 +17,7 @@ import msgspec
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.disk.sources import check_adapter
 from penstock.engines.process import (
     Abort,
     Call,
@@ -261,7 +261,7 @@ class WorkerEngine(TokenEngine):
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
-        adapter_rank(name, path)
+        check_adapter(name, path)
         await self._add_adapter(name, path)
         self.adapters[name] = path
 

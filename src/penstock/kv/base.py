@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
-from penstock.errors import ConfigError, EngineStartError, nearest
+from penstock.errors import ConfigError, EngineStartError, nearest, unknown_key
 
 Role = Literal["prefill", "decode", "both"]
 VLLM_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "both": "kv_both"}
@@ -88,9 +88,7 @@ class Connector:
     def __init__(self, config: dict[str, Any], where: str) -> None:
         for key in config:
             if key not in KNOWN:
-                raise ConfigError(
-                    f"unknown key '{key}'", field=where, value=config[key], hint=nearest(key, KNOWN)
-                )
+                raise unknown_key(key, KNOWN, field=where, value=config[key])
         role = config.get("kv_role")
         if role is not None and role not in VLLM_ROLES.values():
             raise ConfigError(

@@ -19,7 +19,7 @@ from penstock.engines.decisions.checks import (
     named,
     scale,
 )
-from penstock.errors import ConfigError, RequestError, nearest
+from penstock.errors import ConfigError, RequestError, nearest, unknown_key
 from penstock.types import (
     ChoiceQuestion,
     Decision,
@@ -267,9 +267,7 @@ def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:
         raise ConfigError("must be questions, or the path of a file with them", field="decide")
     for key in decide:
         if key not in _FILE_KEYS:
-            raise ConfigError(
-                f"unknown key '{key}'", field="decide", hint=nearest(str(key), _FILE_KEYS)
-            )
+            raise unknown_key(key, _FILE_KEYS, field="decide")
     return {"questions": None, **decide}, folder
 
 

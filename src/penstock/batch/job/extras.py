@@ -123,6 +123,6 @@ def _report_place(report: str | os.PathLike[str] | None, source: Source) -> str 
     if is_url(path) or not path.lower().endswith((".html", ".htm")):
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
     check_place(path, "report", replaced=True)
-    if source.reads(path):
+    if source.is_touched_by_writing(path):
         raise ConfigError(f"{path} lies in the input", field="report")
     return path

@@ -174,7 +174,7 @@ async def _plan(
     if isinstance(output, Output):
         _check_apart(job, output)
         for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
-            if path is not None and source.reads(path):
+            if path is not None and source.is_touched_by_writing(path):
                 raise ConfigError(
                     f"{path} is part of the input, or would be read as such",
                     field=field,

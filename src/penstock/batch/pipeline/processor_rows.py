@@ -5,7 +5,6 @@ or a stream as its form; where stages are in different processes, as bytes betwe
 from __future__ import annotations
 
 import asyncio
-import pickle
 import time
 from base64 import b64decode
 from collections import deque
@@ -31,6 +30,7 @@ from penstock.batch.rows.row import (
     row_error,
 )
 from penstock.batch.stages.base import MAPPING, StatefulStage
+from penstock.batch.stages.ray_columns import INFERENCE_ERROR
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
 from penstock.errors import JobError, UserCodeError, text_of
@@ -64,7 +64,7 @@ class OutputRows:
         self._keep = keep
         self._good: dict[str, Any] = {"status": "ok", "error": None}
         if ray_columns:
-            self._good["__inference_error__"] = ""
+            self._good[INFERENCE_ERROR] = ""
         self._names: dict[str, None] = {}
 
     @property
@@ -92,8 +92,8 @@ class OutputRows:
         for name in self._names:
             row.setdefault(name)
         row |= {"status": "error", "error": msgspec.structs.asdict(error)}
-        if "__inference_error__" in self._good:
-            row["__inference_error__"] = f"{error.type}: {error.message}"
+        if INFERENCE_ERROR in self._good:
+            row[INFERENCE_ERROR] = f"{error.type}: {error.message}"
         return FailedRow(row, error)
 
 
@@ -141,7 +141,7 @@ class ProcessorRows(RowForm):
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
         if not self.keep_errors:  # then a row that failed in another processor is one like others
             for row in rows:
-                row.earlier = None
+                row.failed_before = None
         if self._preprocess is None:
             yield rows
             return
@@ -177,7 +177,7 @@ class ProcessorRows(RowForm):
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
-        if (given := row.sound) is None or row.earlier is not None:
+        if (given := row.sound) is None or row.failed_before is not None:
             return
         try:
             values = dict(given)  # which may be changed, too
@@ -314,11 +314,15 @@ class Carried(Struct):
 
     def pack(self) -> bytes:
         """As bytes, with every value as it is: columns of a table would change types on the way."""
+        import pickle  # most jobs never need it
+
         return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack_row(data: bytes) -> Carried:
     """The row that was packed, by a process of the same program."""
+    import pickle
+
     return cast(Carried, pickle.loads(data))
 
 

@@ -343,8 +343,8 @@ class FileSource(Source):
         }
         return known == {**self.fingerprint, **beginning}
 
-    def reads(self, path: str) -> bool:
-        """Whether writing to `path` touches the files, or gives `find` more to find."""
+    def is_touched_by_writing(self, path: str) -> bool:
+        """Whether `path` is one of the files, or would be one that `find` finds."""
         place = _place(path)
         found = [_place(file.path) for file in self._files]
         if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):

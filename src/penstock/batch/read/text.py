@@ -27,7 +27,7 @@ from penstock.batch.read.sources import (
     Stream,
     columns_of,
     first_of,
-    twice_in,
+    first_repeated,
 )
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError
@@ -243,7 +243,7 @@ def _header(records: Iterator[_Record], path: str) -> list[str]:
             raise InputError(f"{path}:{line}: {fault}")
         if (len(names) == 1 and not names[0].strip()) or names == ["sep=", ""]:
             continue  # a blank line, or what Excel is told about the separator
-        twice = twice_in(names)
+        twice = first_repeated(names)
         if twice is not None:
             raise InputError(f"{path}: two columns of its header have the same name, '{twice}'")
         return names

@@ -36,8 +36,8 @@ def prepare(form: RowForm, row: Row) -> Outcome | None:
     """Have the form make the row's request. Returns the outcome of a row that fails at it."""
     if row.sound is None:
         return form.failure(row, InputError(row.fault or "the row cannot be read"), "read", 0)
-    if row.earlier is not None:
-        return Outcome(error=row.earlier)
+    if row.failed_before is not None:
+        return Outcome(error=row.failed_before)
     try:
         if row.failure is not None:
             raise row.failure

@@ -45,7 +45,7 @@ FLAT_OBJECTS = {
     for name, parts in (("error", ERROR_FIELDS), ("usage", USAGE_FIELDS))
 }
 """The columns of result columns that hold objects, where an output takes those apart."""
-_ASK = partial(collect, made=one_text)
+_ASK = partial(collect, convert=one_text)
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 _JSON_MARKS = frozenset('":,\n')  # in braces, rather a JSON object than the name of a column

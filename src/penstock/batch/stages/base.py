@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError, unknown_key
 
 MAPPING = (dict, Mapping)
 """What `isinstance` asks for: nearly all are dicts, and the abstract class takes long to ask."""
@@ -149,7 +149,7 @@ def workers(kwargs: Mapping[str, Any], where: str) -> int:
     """
     for name in kwargs:
         if name not in KNOWN:
-            raise ConfigError(f"unknown key '{name}'", field=where, hint=nearest(name, KNOWN))
+            raise unknown_key(name, KNOWN, field=where)
     _check_positive(kwargs, "batch_size", where)
     most = _check_positive(kwargs, "concurrency", where)
     pool = kwargs.get("compute")

@@ -319,8 +319,8 @@ def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
     return outcome
 
 
-_ASK = partial(collect, made=_outcome)
-_ASK_AS_RAY = partial(collect, made=_outcome_as_ray)
+_ASK = partial(collect, convert=_outcome)
+_ASK_AS_RAY = partial(collect, convert=_outcome_as_ray)
 
 
 class EngineStage(StatefulStage):

@@ -19,6 +19,7 @@ import msgspec
 from penstock.batch.pipeline.pipeline import Attempts, Tries
 from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.ray_columns import of_worker
 from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
@@ -61,8 +62,7 @@ class DeploymentRequests:
         self.most_in_flight = most or MOST_IN_FLIGHT
         self._rows_per_call = rows_per_call
         self._groups: dict[str, Group] = {}
-        more = {"batch_uuid": uuid.uuid4().hex, "__inference_error__": ""}
-        self._more = more if ray_columns else {}
+        self._more = of_worker() if ray_columns else {}
         self._names = (deployment_name, app_name)
         self._types = dict(dtype_mapping or {})
         self._timeout = request_timeout_s

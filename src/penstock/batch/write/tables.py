@@ -93,14 +93,17 @@ class ColumnTables:
             )
 
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
-        batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
+        batches = {
+            id(row.record_batch): row.record_batch for row in rows if row.record_batch is not None
+        }
         if batches:
             sizes = [batch.num_rows for batch in batches.values()]
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
             whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
             # A row that could not be read has no place there, and is null in each column.
             places = [
-                None if row.batch is None else starts[id(row.batch)] + row.offset for row in rows
+                None if row.record_batch is None else starts[id(row.record_batch)] + row.offset
+                for row in rows
             ]
             if places[0] is not None and places == list(range(places[0], places[0] + len(places))):
                 return whole.slice(places[0], len(places))

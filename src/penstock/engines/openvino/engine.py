@@ -15,7 +15,7 @@ from penstock.engines.base import Stated
 from penstock.engines.chat_template import check_variables, read_template, template_options
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank, describe
+from penstock.engines.disk.sources import check_adapter, describe
 from penstock.engines.media.audio import joined, pieces_of, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -103,7 +103,7 @@ class OpenVINOEngine(WorkerEngine):
         check_variables(self.options.default_chat_template_kwargs)
         self.template_variables = self.options.default_chat_template_kwargs
         for name, path in self.adapters.items():
-            adapter_rank(name, path)
+            check_adapter(name, path)
         self.beside: SecondCopy = SecondCopy(self._release_logits)
         self._asleep = False
         self._constraints: Constraints | None = None
@@ -280,8 +280,8 @@ class OpenVINOEngine(WorkerEngine):
                 with naming_input(number, len(inputs)):
                     prompts.append(await self._prompt_of(one, instruction))
             inputs = prompts
-        cut = request.truncate
-        return inputs, request.dimensions, request.input_type, cut, request.vectors
+        about = request.dimensions, request.input_type, request.truncate, request.vectors
+        return inputs, *about, request.packed
 
     async def _prompt_of(
         self, given: str | list[int] | ChatRequest, instruction: str

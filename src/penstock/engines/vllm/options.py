@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from penstock import demo
 from penstock.engines.base import Versions
-from penstock.errors import ConfigError, MissingExtraError, nearest
+from penstock.errors import ConfigError, MissingExtraError, unknown_key
 
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
 """The minor versions that the tests run with."""
@@ -191,9 +191,7 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         if name in ("model", "served_model_name"):
             raise ConfigError("is the model that the engine is made for", field=where, value=value)
         if known and name not in known:
-            raise ConfigError(
-                f"unknown key '{name}'", field=where, value=value, hint=nearest(name, known)
-            )
+            raise unknown_key(name, known, field=where, value=value)
     defaults: dict[str, Any] = {"disable_log_stats": True}
     given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():

@@ -110,7 +110,7 @@ class Prover:
         self._try(grammar)
         self._tried += 1
         if self._tried % _KEPT == 0:
-            self._pipeline.forget()
+            self._pipeline.empty_cache()
         return grammar
 
     def _try(self, grammar: str) -> None:
