@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name, labelled, option_names, questions_of
+from penstock.batch.decisions.questions import as_name, option_names, option_of_label, questions_of
 from penstock.batch.decisions.thresholds import binomial_at_most
 from penstock.batch.job.job import Job, answered_rows
 from penstock.batch.write.state_files import writing
@@ -259,13 +259,13 @@ def _is_likeliest(question: Question, row: Mapping[str, Any], expected: Any) -> 
     if row[column] is None:
         return False
     chances: dict[str, float] = row[f"{column}_probabilities"]
-    return max(chances, key=chances.__getitem__) == labelled(question, expected)
+    return max(chances, key=chances.__getitem__) == option_of_label(question, expected)
 
 
 def _is_usable(question: Question | None, label: Any) -> bool:
     """Whether an answer can be compared with this label."""
     return label is not None and (
-        question is None or labelled(question, label) in option_names(question)
+        question is None or option_of_label(question, label) in option_names(question)
     )
 
 

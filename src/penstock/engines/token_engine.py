@@ -58,8 +58,8 @@ from penstock.types import (
 
 T = TypeVar("T")
 MESSAGES_AT_ONCE = 1000
-"""Messages of a conversation, beyond which a thread renders it: the event loop would stand still
-for some milliseconds.
+"""A conversation of more messages is rendered in a thread: it would block the event loop for some
+milliseconds.
 """
 
 
@@ -113,7 +113,7 @@ class TokenEngine(LLMEngine):
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         if isinstance(request, CompletionRequest):
             return self._completions(request)
-        if len(request.messages) <= MESSAGES_AT_ONCE:  # most, which take no detour
+        if len(request.messages) <= MESSAGES_AT_ONCE:  # nearly all conversations
             return self._chat(request)
         return self._long_chat(request)
 
@@ -200,7 +200,7 @@ class TokenEngine(LLMEngine):
                     usage = delta.usage
                     if usage is None or delta.finish_reason is None or delta.index not in thoughts:
                         continue
-                    with contextlib.suppress(PenstockError):  # the answer is whole all the same
+                    with contextlib.suppress(PenstockError):  # only the count is missing
                         tokens = await self.encoded(thoughts.pop(delta.index), False, False)
                         count = min(len(tokens.ids), usage.completion_tokens)
                         usage = structs.replace(usage, reasoning_tokens=count)
@@ -363,9 +363,9 @@ class TokenEngine(LLMEngine):
         """What tools make of the sampling, and whether the model must call one.
 
         A call that must be made is a constraint on the answer. It takes the place of the request's
-        own (`response_format`), as in OpenAI's API and vLLM: that is for answers in text. Calls of
-        the model's own choice are held to the schemas of strict functions, where the engine can,
-        and the form of its calls has marks.
+        own (`response_format`), as in OpenAI's API and vLLM: that one is for answers in text. A
+        call that the model may choose to make must follow the schema of a strict function, if the
+        engine can constrain that and the form of the calls has marks.
         """
         check_tools(tools, choice)
         if not tools:
@@ -395,7 +395,7 @@ class TokenEngine(LLMEngine):
 
 class Echo:
     """Puts a prompt before each answer: its text and, with `tokens`, the log probabilities of its
-    tokens where the answer has some. `keep`: those are wanted apart as well.
+    tokens, if the answer has some. `keep`: the field `prompt_logprobs` keeps them too.
     """
 
     def __init__(self, text: str, *, keep: bool = False, tokens: bool = True) -> None:

@@ -185,13 +185,13 @@ def question_of(given: Any, place: int) -> Question:
 
 
 def option_names(question: Question) -> list[str]:
-    """What stands for each option in the columns of an output: its value as text."""
+    """The name of each option in the columns of an output: its value as text."""
     return [as_name(value) for value in values_of(question)]
 
 
-def labelled(question: Question, label: Any) -> str:
-    """The name of the option that a label in the data means. Yes, no, 1 and 0 are labels of true
-    and false; a number may be written with a point ("5.0").
+def option_of_label(question: Question, label: Any) -> str:
+    """The name of the option that a label in the data stands for; other text if there is no such
+    option. Yes, no, 1 and 0 stand for true and false; a number may have a point ("5.0").
     """
     name = as_name(label).strip()
     values = values_of(question)

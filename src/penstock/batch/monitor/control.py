@@ -145,10 +145,12 @@ _RECENT = 10
 
 
 class Monitor:
-    """Of the job with this state directory, inside `async with`. `stop` ends it as a signal would,
-    `held` says whether the directory is still the job's: in another's nothing is written.
+    """Shows and controls the job with the state directory `folder`, inside `async with`. `stop`
+    ends it as a signal would. `owns_folder`: whether the job still has the directory's lock;
+    without the lock nothing is written there.
 
-    `begin` is called when rows begin to move. `finished` says whether all are, when the job ends.
+    The caller calls `begin` when rows begin to move, and sets `finished` to False if the job ends
+    before all rows are finished.
     """
 
     def __init__(
@@ -158,13 +160,13 @@ class Monitor:
         counts: Counts,
         *,
         stop: Callable[[], None],
-        held: Callable[[], bool],
+        owns_folder: Callable[[], bool],
     ) -> None:
         self._folder = folder
         self._status = status
         self._counts = counts
         self._stop = stop
-        self._held = held
+        self._owns_folder = owns_folder
         self.finished = True
         self._flow: Flow | None = None
         self._paused = False
@@ -195,7 +197,7 @@ class Monitor:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self._socket.stop(remove=self._held())
+        await self._socket.stop(remove=self._owns_folder())
         self._recent.clear()  # the speeds are those of the whole run now
         self._save(ending(error, finished=self.finished), error)
 
@@ -216,7 +218,7 @@ class Monitor:
     def _save(self, state: State, error: BaseException | None = None) -> None:
         failed = state == "failed" and error is not None
         self._status.error = printable(str(error)) if failed else None
-        if self._held():
+        if self._owns_folder():
             statuses.save(self._folder, self._now(state))
 
     def _now(self, state: State) -> Status:

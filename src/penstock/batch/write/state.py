@@ -114,8 +114,8 @@ class State:
         return self.manifest.status == "complete"
 
     @property
-    def held(self) -> bool:
-        """Whether the state directory is still this run's."""
+    def owns_folder(self) -> bool:
+        """Whether this run still has the lock of the state directory."""
         try:
             self._lock.check()
         except OutputError:
