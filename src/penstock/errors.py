@@ -483,14 +483,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(words[:50])}{more}" if words else ""
 
 
-def unknown_key(
-    key: object, known: Iterable[str], *, field: str, value: object = None
-) -> ConfigError:
-    """The error for a key that a configuration does not have."""
-    hint = nearest(str(key), known)
-    return ConfigError(f"unknown key '{key}'", field=field, value=value, hint=hint)
-
-
 def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:
     """Rebuild an error from its `kind`, text and `param`, after it crossed a process border."""
     pending: list[type[PenstockError]] = [PenstockError]
