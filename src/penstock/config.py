@@ -29,7 +29,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
-"""Of a limit, or of an interval that cannot be 0."""
+"""The type of a limit, or of an interval that cannot be 0."""
 Pause = Annotated[float, Meta(ge=0)]
 """In seconds; 0 is none."""
 Rate = Annotated[float, Meta(gt=0)]
@@ -197,7 +197,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         self._assign({name: value})
 
     def _assign(self, changes: Mapping[str, Any]) -> None:
-        """Set fields, all or none of them. Raises `ConfigError`."""
+        """Set fields: all of them, or none if one is wrong. Raises `ConfigError`."""
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
         checked = parse_options(type(self), {**fields, **changes})
         for name, old in fields.items():
@@ -309,7 +309,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
 
 
 def default_of(part: msgspec.structs.FieldInfo) -> Any:
-    """What a field has that is not given."""
+    """The default value of a field."""
     return part.default_factory() if callable(part.default_factory) else part.default
 
 

@@ -122,7 +122,7 @@ class Connector:
         return None
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """What a hand-over lacks for a decode engine to find the cache; empty if nothing."""
+        """What a hand-over lacks, so that a decode engine cannot find the cache; empty: nothing."""
         return ""
 
     def _complete(self, site: Site, engine: str, library: str = "") -> Setup:

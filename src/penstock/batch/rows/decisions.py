@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class ColumnDecisions(ColumnRequests):
     """Decisions about rows, which become columns.
 
-    `<name>` holds what was decided: an option's value, true or false, a list of values where a
-    question takes several, a number for a score; null where nothing is known.
+    `<name>` holds the decision: an option's value, true or false, a list of values if the question
+    takes several, a number for a score; null if there is none.
     `<name>_probabilities` holds the probability of each option, by its value. With a `cascade` the
     column `model` names the model that decided. `options` are those of `ColumnRequests`.
     """
@@ -131,7 +131,7 @@ class ColumnDecisions(ColumnRequests):
         if self._deciding.threshold is None:
             return True
         found = next(one for one in made if one.name == FILTER)
-        if found.value is None:  # nothing is known
+        if found.value is None:  # there is no decision
             return False
         return found.probabilities[found.values.index(True)] >= self._deciding.threshold
 

@@ -1,4 +1,4 @@
-"""The columns that `ray.data.llm` gives beside ours, made where `ray_columns` asks for them."""
+"""The columns that `ray.data.llm` has beside ours, made if `ray_columns` asks for them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _with_array(columns: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def _ids(engine: LLMEngine, asked: TokenizeRequest | list[int]) -> list[int] | None:
-    """The token ids of a prompt; None where the engine has no tokenizer."""
+    """The token ids of a prompt; None if the engine has no tokenizer."""
     if not isinstance(asked, TokenizeRequest):
         return asked
     try:

@@ -1,8 +1,8 @@
-"""Models that do not generate text, inside the worker process: those that embed texts, and what is
-common to all.
+"""Models that do not generate text, inside the worker process: what they have in common, and the
+models that embed texts.
 
-They have the face of `Generation` towards the worker. `Embedding` and `Rerank` have something to
-step: calls of speech are answered at once.
+They have the methods of `Generation` that the worker calls. `Embedding` and `Rerank` work in steps;
+calls of speech are answered at once.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ from penstock.errors import EngineError, RequestError, UnsupportedError, context
 from penstock.types import Embeddings, SparseVector, Tokens, Usage
 
 _CALLS_AT_ONCE = 8
-"""They are answered one after the other: enough of them that there is always a next one."""
+"""Calls in the worker at a time. They are answered one by one; there must always be a next one."""
 _BATCH_TOKENS = 1024
-"""Tokens of one pipeline call, padding included. MiniLM takes twice the processor time for a text
-in calls of 8,192 tokens, which leave the processor's caches.
+"""The tokens of one pipeline call, with padding. In calls of 8,192 tokens, which do not fit into
+the processor's caches, MiniLM takes twice the processor time for a text.
 """
 BATCH_CHARACTERS = 1 << 20
 NO_LIMIT = 2**30
-"""Tokenizers cut long texts without a limit. A power of two survives their 32-bit float."""
+"""A limit for tokenizers, which cut long texts if they have none. A 32-bit float holds it
+exactly.
+"""
 
 
 def load_task(load: Load) -> tuple[Task, Ready]:
@@ -83,7 +85,7 @@ class Task:
         self._context_length = context_length
         self._properties = {**options.device_properties(), **options.properties}
         self._batch_tokens = 0 if options.deterministic else _BATCH_TOKENS
-        """Of one pipeline call. With 0, each text has a call of its own."""
+        """The tokens of one pipeline call. 0: each text has a call of its own."""
         self._tokenizer = genai.Tokenizer(path)
         plain = Tokenizer(self._tokenizer)
         self.detokenize, self.special_tokens = plain.detokenize, plain.special_tokens
@@ -99,17 +101,17 @@ class Task:
         return [Failed.of(submit.id, error) for submit in submits]
 
     def abort(self, request_id: int) -> None:
-        """Nothing to give up: the call is answered at once."""
+        """Does nothing: a call is answered at once."""
 
     def decided(self) -> list[Reply | Failed]:
-        """Nothing: no decision has begun."""
+        """Empty: these models make no decisions."""
         return []
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
 
     def metrics(self) -> dict[str, float]:
-        """Nothing: there are no steps and no cache."""
+        """Empty: there are no steps and no cache."""
         return {}
 
     def tokenize(self, text: str) -> list[int]:
@@ -136,7 +138,9 @@ class Task:
         return UnsupportedError(f"the openvino engine does not support {what} with {self.kind}")
 
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
-        """The pipelines cut long texts in silence, and die of empty ones."""
+        """Refuse long texts, which the pipelines cut in silence, and empty ones, which kill
+        them.
+        """
         for index, length in enumerate(lengths):
             if length > self._context_length:
                 raise context_overflow(
@@ -148,11 +152,11 @@ class Task:
 
 _MOST_A_ROUND = 256
 _MOST_NUMBERS = 1 << 22
-"""Of the vectors of tokens in one answer, but for that to a single text."""
+"""The most numbers in an answer with vectors of tokens; an answer for one text may have more."""
 
 
 class Embedded:
-    """A call of `embed`, with the vectors that are there. `vectors` is None once it has ended."""
+    """A call of `embed`, with its vectors so far. `vectors` is None when the call has ended."""
 
     def __init__(self, call: Call, inputs: list[Any], lengths: list[int]) -> None:
         self.id = call.id
@@ -167,18 +171,18 @@ class Embedded:
 
     @property
     def more(self) -> bool:
-        """Whether texts are left that had no round."""
+        """Whether texts are left that no round has taken."""
         return self._begun < len(self.inputs)
 
     def next(self) -> range:
-        """The places of the texts that the next round takes."""
+        """The indexes of the texts that the next round takes."""
         begun = self._begun
         self._begun = min(begun + _MOST_A_ROUND, len(self.inputs))
         return range(begun, self._begun)
 
 
 _Group = list[tuple[Embedded, int]]
-"""The texts of a run: a call, and the place of the text in it."""
+"""The texts of a run of the model: for each, its call and its index there."""
 
 
 class Embedding(Task):
@@ -192,7 +196,7 @@ class Embedding(Task):
     kind = MODEL_KINDS["embed"]
 
     pooling: Pooling = "mean"
-    """Where the model's files state none."""
+    """The default, if the model's files state none."""
 
     def _start(self) -> None:
         self._waiting: list[Embedded] = []
@@ -202,7 +206,9 @@ class Embedding(Task):
         pooling = options.embedding_pooling or pooling_of(path, self.pooling)
         self._layers = text_layers(path)
         self._normalizes = options.embedding_normalize and not self._layers
-        """Whether the pooled vectors are normalized: what follows them has to come first."""
+        """Whether the pooled vectors are normalized at once: layers that follow would come
+        first.
+        """
         self._instructions = instructions_of(
             path, options.query_instruction, options.document_instruction, pooling
         )
@@ -214,7 +220,7 @@ class Embedding(Task):
         self.vectors = self._model.kinds
         with contextlib.suppress(Exception):  # not every detokenizer has a list of its tokens
             self.vocabulary = self._ids()
-        # Each also shows at the start whether the model works.
+        # Each of these also shows at the start whether the model works.
         if self.vectors == ("sparse",):
             self._batch_tokens = min(self._batch_tokens, self._model.tokens_at_once)
             self._model.states(self._read(["a"]))

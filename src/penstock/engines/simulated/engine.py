@@ -414,7 +414,7 @@ class SimulatedEngine(TokenEngine):
         elif item in (waiting := self._shared.queue_of(item, self._waiting)):
             waiting.remove(item)
             if item.kv.get("do_remote_prefill"):
-                self._fetched(item)  # nobody else will, and it takes room there
+                self._fetched(item)  # else it would stay there for ever
 
     def _forget_prefixes(self) -> None:
         self._prefixes.clear()

@@ -1,9 +1,9 @@
 """What is special about a vision-language model in the worker process: its images and videos are
 decoded, and its prompts are texts.
 
-The pipeline of such a model takes no token ids. A prompt is kept as text for it, and as the token
-ids that are counted; in these the places of an image or a video hold numbers that name its content,
-so that the prefix index tells them apart as the pipeline's cache does.
+The pipeline of such a model takes no token ids. A prompt is kept as text for the pipeline, and as
+token ids for counting. Among these ids, the places of an image or a video hold numbers that
+identify its content, so that the prefix index tells images apart as the pipeline's cache does.
 
 Files are decoded in threads beside the steps, a few at a time: their pixels are large, and are
 dropped as soon as the pipeline has made embeddings of them. Requests with videos have a thread of
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from penstock.engines.openvino.pipeline import Tokenizer
 
 _AHEAD_PIXELS = 1 << 26
-"""Pixels that wait decoded in a line, unless one request has more by itself."""
+"""The most decoded pixels that wait in a queue; a single request may have more."""
 _WAIT_SECONDS = 0.002
 _MERGED_PATCH = 28
-"""Pixels a side that become a token where images keep their size, as in Qwen2-VL."""
+"""The side, in pixels, of the square that becomes one token, if images keep their size, as in
+Qwen2-VL.
+"""
 
 _END_LINES = frozenset({"llava", "llava_next", "llava_next_video"})
 """Types of models for which GenAI writes a line end behind each image, as their templates do."""

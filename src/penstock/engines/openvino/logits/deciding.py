@@ -143,7 +143,7 @@ class Deciding:
             raise context_overflow(self._context_length, read.longest, what=what)
 
     def abort(self, number: int) -> None:
-        """Drop a request that nobody waits for any more."""
+        """Drop a request that was aborted."""
         self._arrived = [call for call in self._arrived if call.id != number]
         self._tokenizing = deque(one for one in self._tokenizing if one.number != number)
         self._waiting = deque(one for one in self._waiting if one.number != number)
@@ -198,7 +198,7 @@ class Deciding:
                 wait((looking,), _WAIT_SECONDS)
                 yield
             one.head = looking.result()
-            # Nobody reads the ids: they are as many as the tokens.
+            # Only the number of ids matters here, and there is one for each token.
             one.read = msgspec.structs.replace(one.read, ids=[0] * len(one.head))
             self._check(one.read)
         yield from one.in_chunks(model)
@@ -234,7 +234,7 @@ class Deciding:
         return group, large, self._shared[:begun]
 
     def _note_idle(self) -> None:
-        """Let the second copy of the model be given back in a while, if nobody waits."""
+        """Free the second copy of the model after a while, if no request waits."""
         if not self._waiting:
             self._logits.rest()
 
@@ -326,7 +326,7 @@ class _Pending:
 
 
 def _read_together(model: LogitModel, requests: list[_Pending], begun: int) -> None:
-    """Read small requests whole, side by side, but for the first `begun` tokens of each."""
+    """Read small requests whole, side by side, without the first `begun` tokens of each."""
     trees = [whole(one.read, begun) for one in requests]
     asked = [one.tree(tree) for one, tree in zip(requests, trees, strict=True)]
     found = model.trees(asked, behind=begun > 0)

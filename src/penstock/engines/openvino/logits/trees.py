@@ -61,9 +61,9 @@ class TokenTree:
 
 
 def whole(read: TokenizedHead, begun: int = 0) -> TokenTree:
-    """A request as one tree, its head included but for the first `begun` tokens."""
+    """A request as one tree: its head without the first `begun` tokens, and its branches."""
     tree = TokenTree()
-    tree.ids += read.ids[begun:]  # branches begin behind them, so nobody looks for their places
+    tree.ids += read.ids[begun:]  # branches begin after these, so no places are needed
     head = len(tree.ids) - 1
     tree.parents += range(-1, head)
     for number, branch in enumerate(read.branches):
