@@ -28,6 +28,7 @@ from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
     JobHeldError,
+    JobVersionError,
     NotStoredError,
     PenstockError,
     UnavailableError,
@@ -59,9 +60,9 @@ MOST_ROWS = 2048
 """The rows of one batch in memory. The event loop sorts them, and online requests wait for that."""
 AGAIN_S = 5.0
 """The pause before a batch is tried again whose database or storage did not answer."""
-_WAITS = (UnavailableError, JobHeldError)
-"""Errors that pass: the database or storage is away, or a server that lost the batch has not yet
-let go of its folder. A full disk is the third.
+_WAITS = (UnavailableError, JobHeldError, JobVersionError)
+"""Errors that pass: the database or storage is away, a server that lost the batch has not yet let
+go of its folder, or one of another version must go on with it. A full disk is the fourth.
 """
 _log = logging.getLogger("penstock.service")
 
@@ -195,7 +196,8 @@ class Runner:
             raise
         except Exception as error:
             full = is_full(error)
-            if full and run.over.is_set() and run.ends_as == "cancelled":
+            unreadable = isinstance(error, JobVersionError)
+            if run.over.is_set() and (unreadable or (full and run.ends_as == "cancelled")):
                 await self._end_unread(run)  # to cancel it makes room
                 return
             if isinstance(error, _WAITS):
