@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ import msgspec.structs
 from msgspec import Meta
 
 from penstock import lazy
-from penstock.errors import ConfigError, nearest, unknown_key
+from penstock.errors import ConfigError, nearest
 from penstock.parsing import TOO_DEEP, decode_json, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -428,6 +428,14 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
             if isinstance(one, Mapping):
                 for part in parts:
                     _check_keys(part, one, place)
+
+
+def unknown_key(
+    key: object, known: Iterable[str], *, field: str, value: object = None
+) -> ConfigError:
+    """The error for a key that a configuration does not have."""
+    hint = nearest(str(key), known)
+    return ConfigError(f"unknown key '{key}'", field=field, value=value, hint=hint)
 
 
 def _structures(kind: Any) -> Iterator[type[msgspec.Struct]]:

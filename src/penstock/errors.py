@@ -8,6 +8,7 @@ PenstockError
 ├── OutputError              a result cannot be written
 ├── JobError                 a batch job cannot go on
 │   ├── JobHeldError         another process runs it
+│   ├── JobVersionError      another version of Penstock began it, and must end it
 │   ├── JobMismatchError     a journal belongs to a different job; shows what differs
 │   └── JobLimitError        it reached its limit of tokens, errors or time
 ├── UserCodeError            a function of the user's has failed
@@ -129,6 +130,12 @@ class JobHeldError(JobError):
     """Another process runs the job."""
 
     kind = "job_held"
+
+
+class JobVersionError(JobError):
+    """The job's state has the form of another version of Penstock, which can go on with it."""
+
+    kind = "job_version"
 
 
 class JobMismatchError(JobError):
@@ -481,14 +488,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"Did you mean '{match[0]}'?"
     more = f" and {len(words) - 50:,} more" if len(words) > 50 else ""
     return f"Known: {', '.join(words[:50])}{more}" if words else ""
-
-
-def unknown_key(
-    key: object, known: Iterable[str], *, field: str, value: object = None
-) -> ConfigError:
-    """The error for a key that a configuration does not have."""
-    hint = nearest(str(key), known)
-    return ConfigError(f"unknown key '{key}'", field=field, value=value, hint=hint)
 
 
 def by_kind(kind: str, message: str, param: str | None = None) -> PenstockError:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
-from penstock.errors import ConfigError, EngineStartError, nearest, unknown_key
+from penstock.config import unknown_key
+from penstock.errors import ConfigError, EngineStartError, nearest
 
 Role = Literal["prefill", "decode", "both"]
 VLLM_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "both": "kv_both"}

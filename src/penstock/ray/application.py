@@ -15,8 +15,8 @@ from ray import serve
 from ray.serve import Application
 
 from penstock.balance.policies.table import configured_policy
-from penstock.config import import_object, parse_options
-from penstock.errors import ConfigError, unknown_key
+from penstock.config import import_object, parse_options, unknown_key
+from penstock.errors import ConfigError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.ray.deployments import LLMIngress, LLMReplica, RayHosts, as_replica
 from penstock.ray.router import ModelRequestRouter

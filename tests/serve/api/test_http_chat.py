@@ -9,9 +9,9 @@ import pytest
 
 from penstock.openai.extensions import TokenizeBody
 from penstock.openai.messages_api import CountBody, MessageBody
+from penstock.openai.parameters.body import parse_body
 from penstock.openai.requests import ChatBody
 from penstock.openai.responses_api import ResponseBody
-from penstock.serve.api import exchange
 
 ASK = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 
@@ -158,7 +158,7 @@ async def test_a_thread_looks_at_bodies_of_many_parts(
 
         return noted
 
-    monkeypatch.setattr(exchange, "parse_body", noting("form", exchange.parse_body))
+    monkeypatch.setattr("penstock.serve.api.exchange.parse_body", noting("form", parse_body))
     for kind in (ChatBody, MessageBody, ResponseBody, CountBody, TokenizeBody):
         monkeypatch.setattr(kind, "request", noting("request", kind.request))
     ask = [{"role": "user", "content": "a"}] * messages

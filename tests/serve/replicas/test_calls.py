@@ -14,6 +14,7 @@ from penstock.errors import (
     NoKeyError,
     PenstockError,
     RequestError,
+    UnavailableError,
 )
 from penstock.serve.config.settings import Limits
 from penstock.serve.replicas import client
@@ -139,9 +140,19 @@ async def test_what_is_no_call_is_refused(cluster: Make) -> None:
     assert "no task 'dance'" in str(await refusal(one, "dance", pack("x")))
     for wrong in (pack("x"), b"\xc1", b""):
         assert "not of its task's form" in str(await refusal(one, "chat", wrong))
+    wrong = pack({"messages": [], "n": "many"})
+    assert "form: n must be an integer, not " in str(await refusal(one, "chat", wrong))
     assert isinstance(await refusal(one, "tokenize", b"x" * 1001), BodyTooLargeError)
     one.model.pool._key = "another"
     assert isinstance(await refusal(one, "tokenize", pack("x")), NoKeyError)
+
+
+async def test_what_only_a_later_version_asks_is_not_dropped(cluster: Make) -> None:
+    one = await cluster()
+    for task, body in (("completions", {"prompt": "x", "depth": 3}), ("dance", {})):
+        error = await refusal(one, task, pack(body))
+        assert isinstance(error, UnavailableError)  # another replica may be of that version
+        assert "this replica's version of Penstock" in str(error)
 
 
 async def test_long_requests_come_in_pieces(cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:

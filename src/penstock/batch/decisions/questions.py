@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch.decisions.calibration import Calibration, read_calibration
-from penstock.config import read_yaml
+from penstock.config import read_yaml, unknown_key
 from penstock.engines.decisions.answers import Value, values_of
 from penstock.engines.decisions.checks import (
     MOST_OPTIONS,
@@ -19,7 +19,7 @@ from penstock.engines.decisions.checks import (
     named,
     scale,
 )
-from penstock.errors import ConfigError, RequestError, nearest, unknown_key
+from penstock.errors import ConfigError, RequestError, nearest
 from penstock.types import (
     ChoiceQuestion,
     Decision,

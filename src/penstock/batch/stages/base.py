@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from penstock.errors import ConfigError, unknown_key
+from penstock.config import unknown_key
+from penstock.errors import ConfigError
 
 MAPPING = (dict, Mapping)
 """The classes for `isinstance`: `dict` first, as the check of the abstract class is slow."""

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.batch.write.state_files import checksum, replace_file
-from penstock.errors import JobError, JobMismatchError, printable
+from penstock.errors import JobError, JobMismatchError, JobVersionError, printable
 
 FILE = "manifest.json"
 VERSION = 2
@@ -128,8 +128,8 @@ def _printable(value: Any) -> Any:
 
 
 def load(folder: Path) -> Manifest | None:
-    """The manifest in `folder`, or None. Raises `JobError` if it is damaged or of another
-    version.
+    """The manifest in `folder`, or None. Raises `JobVersionError` for one of another version,
+    `JobError` for a damaged one.
     """
     path = folder / FILE
     try:
@@ -144,7 +144,7 @@ def load(folder: Path) -> Manifest | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise damaged(path) from None
     if manifest is None:
-        raise JobError(
+        raise JobVersionError(
             f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the"
             " job with the Penstock that began it, or discard it with --fresh"
         )

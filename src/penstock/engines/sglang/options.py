@@ -17,8 +17,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.config import unknown_key
 from penstock.engines.base import Versions
-from penstock.errors import ConfigError, MissingExtraError, unknown_key
+from penstock.errors import ConfigError, MissingExtraError
 from penstock.openai.parsers.table import check_names
 
 VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))

@@ -19,8 +19,9 @@ from typing import Any
 from msgspec import Struct
 
 from penstock import demo
+from penstock.config import unknown_key
 from penstock.engines.base import Versions
-from penstock.errors import ConfigError, MissingExtraError, unknown_key
+from penstock.errors import ConfigError, MissingExtraError
 
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
 """The minor versions that the tests run with."""
