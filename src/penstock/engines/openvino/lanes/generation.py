@@ -148,9 +148,7 @@ class Generation:
         return refused
 
     def abort(self, request_id: int) -> None:
-        """Drop a request and free its slot. Unknown ids are ignored: the request may just have
-        ended.
-        """
+        """Drop a request and free its slot. An unknown id is ignored: it may just have ended."""
         request = self._requests.pop(request_id, None)
         if request is None:
             self._deciding.abort(request_id)
@@ -279,9 +277,7 @@ class Generation:
 
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
-        """Each request with its prompt's ids. One call encodes all texts, as calls are
-        expensive.
-        """
+        """Each request with its prompt's ids. One call encodes all texts, as calls cost much."""
         if self._vision is not None:
             return [(submit, []) for submit in submits]  # see _request
         ready: list[tuple[Submit, list[int]]] = []
@@ -360,9 +356,7 @@ class Generation:
         return CompiledGrammars(tokenizer, lambda: self._pipelines.logits() or vocabulary)
 
     def _renew(self, lane: Lane) -> None:
-        """Load a lane's pipeline anew. If that fails, the process ends, and the parent restarts
-        it.
-        """
+        """Load a lane's pipeline anew. If that fails, the process ends; the parent restarts it."""
         (name,) = (name for name, one in self._lanes.items() if one is lane)
 
         def load() -> tuple[Any, CompiledGrammars]:
@@ -387,9 +381,7 @@ class Generation:
 
     # Log probabilities
     def _take_scored(self, failures: list[Failed]) -> list[tuple[int, Delta]]:
-        """Let requests go on whose log probabilities were read: queue them, or return their
-        deltas.
-        """
+        """Queue requests whose log probabilities were read, or return their deltas."""
 
         def fail(request: Request, error: Exception) -> None:
             self.abort(request.id)
