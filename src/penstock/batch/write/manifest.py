@@ -18,6 +18,11 @@ FILE = "manifest.json"
 VERSION = 2
 
 
+_INNER = {"what stages do", "stages"}
+"""Parts of a job's identity that another version of Penstock may write otherwise."""
+_OTHER_VERSION = "If only Penstock has changed, finish the job with the version that began it."
+
+
 class StreamSum(Struct):
     """The rows of a stream: how many, and the sum of their digests."""
 
@@ -92,6 +97,8 @@ class Manifest(Struct):
         """
         differences = self.differences(job)
         if differences:
+            if differences.keys() <= _INNER:
+                way_out = f"{_OTHER_VERSION} {way_out}"
             raise JobMismatchError(
                 f"{where} belongs to a different job:\n{_table(differences)}\n{way_out}",
                 differences,
