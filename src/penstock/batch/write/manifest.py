@@ -18,7 +18,9 @@ FILE = "manifest.json"
 VERSION = 2
 
 
-_INNER = {"what stages do", "stages"}
+LATER = {"conversion"}
+"""Parts of a job's identity that came later: nobody knows what they were in a job without them."""
+_INNER = {"what stages do", "stages", "conversion"}
 """Parts of a job's identity that another version of Penstock may write otherwise."""
 _OTHER_VERSION = "If only Penstock has changed, finish the job with the version that began it."
 
@@ -78,10 +80,11 @@ class Manifest(Struct):
 
     def differences(self, job: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What of `job`, as `normal` makes it, is otherwise here: the value here, and the other."""
+        unknown = LATER - self.job.keys()
         return {
             name: (self.job.get(name), job.get(name))
             for name in {**self.job, **job}
-            if self.job.get(name) != job.get(name)
+            if self.job.get(name) != job.get(name) and name not in unknown
         }
 
     def require(
