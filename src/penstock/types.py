@@ -1,8 +1,7 @@
 """The neutral requests and results of engines, frozen and slotted.
 
-Every engine reads and writes these and nothing else, so a row of a data set and an HTTP request
-look the same to it. They are msgspec structures, because they also cross the pipe to an
-engine's own process.
+Every engine reads and writes these and nothing else: a row of a data set and an HTTP request look
+the same to it. They are msgspec structures, as they cross the pipe to an engine's own process.
 """
 
 from __future__ import annotations
@@ -163,6 +162,7 @@ class EmbeddingRequest(Asked, frozen=True):
     beginning of a text that is too long; an engine that cannot do so refuses it as without it.
     `vectors`: one for each input ("dense"), one for each token that the model reads, special ones
     included ("multi"), or weights of the vocabulary's tokens ("sparse"), without `dimensions`.
+    `packed`: "dense" ones may come as `Embeddings.packed`.
     """
 
     inputs: Sequence[str | list[int] | ChatRequest]
@@ -172,6 +172,7 @@ class EmbeddingRequest(Asked, frozen=True):
     truncate: bool = False
     batch: bool = False
     vectors: Literal["dense", "multi", "sparse"] = "dense"
+    packed: bool = False
 
 
 class RerankRequest(Asked, frozen=True):
@@ -396,13 +397,15 @@ class SparseVector(Struct, frozen=True):
 
 class Embeddings(Struct, frozen=True, omit_defaults=True):
     """One of the three, as the request's `vectors` says, in the order of the inputs: `vectors`,
-    shape (inputs, dimensions); `multi`, of each input shape (tokens, dimensions); `sparse`.
+    shape (inputs, dimensions); `multi`, of each input shape (tokens, dimensions); `sparse`. In
+    `packed` are the numbers of `vectors`, which is empty then, as 32-bit floats, little-endian.
     """
 
     vectors: list[list[float]]
     usage: Usage = Usage()
     multi: list[list[list[float]]] = []
     sparse: list[SparseVector] = []
+    packed: bytes = b""
 
     def of(self, kind: Literal["dense", "multi", "sparse"]) -> Sequence[Any]:
         """The vectors of this kind; empty if the request asked for another."""
@@ -434,9 +437,7 @@ class TranscriptionWord(Struct, frozen=True):
 
 
 class Classification(Struct, frozen=True):
-    """One text's most likely class. `probabilities` has shape [classes]; `label` is the class's
-    name, or its number as text if the model has no names.
-    """
+    """One text's most likely class (`label`, its number if it has no name), and those of all."""
 
     label: str
     probabilities: list[float]
@@ -452,8 +453,8 @@ class Classifications(Struct, frozen=True):
 class Transcription(Struct, frozen=True):
     """The text of a recording.
 
-    `segments` is set if the request asked for timestamps, `words` if it asked for those. `language`
-    is a code, and `duration` the recording's length in seconds, if the engine reports them.
+    `segments` and `words` are set if asked for; `language`, a code, and `duration`, in seconds, if
+    the engine reports them.
     """
 
     text: str

@@ -26,7 +26,8 @@ from penstock.ray.application import build_application, serve_options
 from penstock.ray.data import process_dataset, stage_options
 from penstock.ray.deployments import RayReplica
 from penstock.ray.replicas import METADATA, RayReplicas, publish
-from penstock.serve import LLMServingArgs
+from penstock.serve import LLMServingArgs, build_llm_deployment
+from penstock.serve.deployment import SGLangServer
 from penstock.serve.replicas.runtime import ReplicaInfo
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -82,6 +83,18 @@ def test_the_target_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_SERVE_LLM_DEFAULT_MAX_TARGET_ONGOING_REQUESTS", "8")
     one = config(deployment_config={"autoscaling_config": {"max_replicas": 2}})
     assert serve_options(one)["autoscaling_config"]["target_ongoing_requests"] == 8
+
+
+@pytest.mark.parametrize("how", ["server_cls", "deployment_cls"])
+def test_a_server_of_sglang_is_shown_the_gpus_of_all_its_workers(how: str) -> None:
+    given: Any = {"server_cls": SGLangServer} if how == "server_cls" else {}
+    build: Any = {"deployment_cls": SGLangServer} if how == "deployment_cls" else {}
+    one = config(llm_engine=None, engine_kwargs={"tp_size": 2}, **given)
+    bound = build_llm_deployment(one, **build)._bound_deployment
+    assert bound.name == "SGLangServer:m"
+    assert bound._replica_config.placement_group_bundles == [{"CPU": 1.0, "GPU": 2.0}]
+    assert bound._replica_config.ray_actor_options["num_gpus"] == 2
+    assert bound.init_kwargs["llm_config"].engine_name == "sglang"
 
 
 def reserved(config: Any) -> dict[str, dict[str, Any]]:

@@ -15,8 +15,8 @@ from ray import serve
 from ray.serve import Application
 
 from penstock.balance.policies.table import configured_policy
-from penstock.config import import_object, parse_options
-from penstock.errors import ConfigError, nearest
+from penstock.config import import_object, parse_options, unknown_key
+from penstock.errors import ConfigError
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.ray.deployments import LLMIngress, LLMReplica, RayHosts, as_replica
 from penstock.ray.router import ModelRequestRouter
@@ -235,9 +235,7 @@ def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
     ]
     for name in options:
         if name not in known:
-            raise ConfigError(
-                f"unknown key '{name}'", field=where, value=options[name], hint=nearest(name, known)
-            )
+            raise unknown_key(name, known, field=where, value=options[name])
     try:
         return serve.deployment(cls, **options)
     except (TypeError, ValueError) as error:

@@ -270,5 +270,5 @@ class RayHosts:
 
 
 def mark_of(app: str, deployment: str) -> str:
-    """The mark of a deployment that nobody gave one."""
+    """The default mark of a deployment."""
     return f"{app}/{deployment}"

@@ -26,7 +26,7 @@ ABLE = b"penstock-able"
 """The namespace of what engines can do."""
 SECRET = b"secret"
 KEPT = 64
-"""Old states that are kept: a writer may lag so many versions behind."""
+"""How many old states are kept: a writer may lag this many versions behind."""
 METADATA = "penstock"
 """The key under which a replica publishes its address."""
 

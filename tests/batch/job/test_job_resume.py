@@ -82,9 +82,7 @@ async def test_streams_are_compared_as_they_come_again(tmp_path, make_engine):
     assert result.counts.resumed >= 120
 
 
-async def test_other_requests_of_the_same_rows_are_told(
-    source, tmp_path, make_engine, monkeypatch
-):
+async def test_other_requests_of_the_same_rows_are_told(source, tmp_path, make_engine, monkeypatch):
     """Another version may make them, or images may have changed: the input has not."""
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 5)

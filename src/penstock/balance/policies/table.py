@@ -105,7 +105,9 @@ def _chosen(config: LLMConfig, default: str) -> tuple[str, Any, Mapping[str, Any
 
 
 SLACK = 8
-"""Requests that a holder may have beyond twice those of another: what loading costs."""
+"""By how many requests the load of a replica that holds the adapter may exceed twice the load of
+another one: loading an adapter costs as much.
+"""
 
 
 class AdapterPreference(RoutingPolicy):

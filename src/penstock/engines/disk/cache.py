@@ -35,7 +35,7 @@ _AT_ONCE = 1 << 20
 
 
 class CachedModel(Struct, frozen=True):
-    """A model on disk. `nbytes` is what it takes there; `changed` is in Unix seconds."""
+    """A model on disk. `nbytes` is its size there; `changed` is in Unix seconds."""
 
     name: str
     kind: Literal["hub", "converted", "bucket"]
@@ -44,7 +44,7 @@ class CachedModel(Struct, frozen=True):
     changed: float
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Its files with their sizes in bytes; of several revisions from a hub, those of each."""
+        """Its files with their sizes in bytes; of a hub's model, the files of all its revisions."""
         root = self.path / "snapshots" if self.kind == "hub" else self.path
         for file in sorted(root.rglob("*")):
             if file.is_file():

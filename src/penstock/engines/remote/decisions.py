@@ -39,7 +39,7 @@ class _Usage(Struct, frozen=True):
 
 
 class DecisionAnswer(Struct):
-    """The body of an answer, as far as it is read."""
+    """The fields of an answer's body that are read."""
 
     answers: list[_Answer]
     usage: _Usage = _Usage()

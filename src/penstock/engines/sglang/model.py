@@ -102,6 +102,7 @@ class Model:
             adapters=bool(info.get("enable_lora")),
             prefix_caching=generates and not info.get("disable_radix_cache"),
             extra=frozenset({"return_token_ids"} if generates else ()),
+            inputs=("text",),
             vocabulary=self._vocabulary,
         )
         template = self._tokenizer.chat_template

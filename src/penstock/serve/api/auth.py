@@ -1,9 +1,10 @@
 """Checks which routes a caller may use: by API keys, and without keys by where it comes from.
 
 A browser lets any web page send some requests anywhere, and names the page in `Origin`. After DNS
-rebinding a page's own name points to this machine: its requests have the same origin, but a foreign
-name in `Host`, never an address: those are not looked up. Programs send no `Origin`, and put the
-server's real name into `Host`, maybe the machine's, which Debian maps to 127.0.1.1.
+rebinding the page's own host name points to this machine: its requests have the same origin, but
+`Host` has that foreign name. It never has an address, as addresses are not looked up. Programs send
+no `Origin`, and put the server's real name into `Host`, which may be the machine's name (Debian
+maps it to 127.0.1.1).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from penstock.serve.config.settings import HttpSettings
 
 Rank = Literal["admin", "user", "stranger"]
 KEY_HEADERS = ("authorization", "x-api-key")
-"""The headers in which a caller's key may stand."""
+"""The headers that may hold a caller's key."""
 _HOSTNAME = socket.gethostname().lower()
 _OWN_NAMES = frozenset({"localhost", _HOSTNAME, _HOSTNAME.partition(".")[0]})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -33,7 +34,7 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> frozenset[str]:
     """The keys in `file`, one a line (# starts a comment), those in `listed`, separated by commas,
     and those `typed`. Raises `ConfigError` for a key that is empty or cannot be sent, and for a
-    file or list without keys: an open server is not meant.
+    file or list without keys: whoever gives one does not mean an open server.
     """
     keys = [key for part in listed.split(",") if (key := part.strip())]
     if (listed and not keys) or not all(map(str.strip, typed)):
@@ -58,7 +59,7 @@ def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> froze
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
-    """The caller's rank. Each known key is compared in constant time: the time reveals nothing."""
+    """The caller's rank. Keys are compared in constant time, so the time reveals nothing."""
     if not settings.api_keys and not settings.admin_keys:
         return "admin"  # without keys, every caller is the operator
     given = _key_of(headers).encode()
@@ -70,8 +71,8 @@ def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
 
 
 def owner_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str:
-    """Whose stored responses a caller sees: the hash of a known key. Callers without a key share
-    theirs, and so do all of a server without keys.
+    """The owner of the stored responses that a caller sees: the hash of a known key. All callers
+    without a key are one owner, and so are all callers of a server without keys.
     """
     if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
         return ""
@@ -93,8 +94,8 @@ def check_admin(rank: Rank, headers: Headers) -> None:
 
 
 def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
-    """Raise `ForbiddenError` for a request that a foreign web page may send: with side effects, or,
-    under a foreign name, whose answer it could read.
+    """Raise `ForbiddenError` for a request that a foreign web page may have sent: if the request
+    has side effects, or if it names a foreign host, so that the page could read the answer.
     """
     if settings.api_keys:
         return

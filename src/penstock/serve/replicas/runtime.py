@@ -34,7 +34,7 @@ class Replicas(Protocol):
     """A runtime's view of one model's replicas."""
 
     def current(self) -> tuple[ReplicaInfo, ...]:
-        """Those that run now; the same tuple until that changes. Starts none."""
+        """The replicas that run now; the same tuple until that changes. Starts no replica."""
 
     async def obtain(self) -> ReplicaInfo:
         """A running replica, which the runtime starts if there is none.

@@ -154,7 +154,7 @@ class ResponseStore:
         await self._database.run(work)
 
     async def stopped(self, ids: Iterable[str]) -> list[str]:
-        """Those of the running responses that somebody has cancelled or deleted."""
+        """The running responses that were cancelled or deleted."""
 
         def work(db: sqlite3.Connection) -> list[str]:
             return [

@@ -153,6 +153,7 @@ class Timed(NamedTuple):
 def test_what_a_model_makes_of_the_silence_behind_a_window_is_left_out():
     said, made_up = Timed("Good night.", 0.0, 11.8), Timed("Thank you.", 12.0, 14.0)
     assert sounding([said, made_up], 12.0) == [said]
+    assert sounding([said, made_up], 0.0) == [said]
 
 
 def test_words_that_are_heard_again_come_once():

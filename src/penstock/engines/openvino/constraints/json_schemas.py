@@ -133,7 +133,7 @@ def said(schema: Schema, without: str = "") -> dict[str, Any]:
 
 
 def followed(root: Any, schema: Schema) -> Any:
-    """What a `$ref` and the keywords beside it say together."""
+    """The schema that a `$ref` and the keywords beside it make together."""
     return merged(resolve(root, schema["$ref"]), said(schema, "$ref"))
 
 

@@ -41,7 +41,7 @@ def saved_ir(path: Path) -> Path:
         return target
     private_files.make_folder(target.parent)
     with locked(target, lambda _: None):
-        if not _is_whole(target):  # nobody else was faster
+        if not _is_whole(target):  # no other process has made it meanwhile
             _write(path, target)
     return target
 
