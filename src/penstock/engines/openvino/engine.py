@@ -28,7 +28,7 @@ from penstock.engines.openvino.model.files import (
     instructions_of,
     sees,
 )
-from penstock.engines.openvino.model.source import check_tokenizer, find_model
+from penstock.engines.openvino.model.source import check_tokenizer, find_model, recipe_of
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -89,6 +89,10 @@ class OpenVINOEngine(WorkerEngine):
         "wakeup",
         "is_sleeping",
     }
+
+    @classmethod
+    def conversion_of(cls, model_source: str) -> int | None:
+        return recipe_of(model_source)
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)

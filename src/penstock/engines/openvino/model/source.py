@@ -82,7 +82,7 @@ _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
 _RECIPE = 4
-"""Counts the changes to what a conversion makes."""
+"""Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
 # The tokenizer's settings may omit token types although the model needs them.
@@ -120,6 +120,13 @@ def check_tokenizer(source: str, task: str) -> None:
 def path_of(source: str) -> Path:
     """Where a model is, if it is on this machine."""
     return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+
+
+def recipe_of(source: str) -> int | None:
+    """The recipe by which a model is converted; None for one that is not, or that a bucket has."""
+    path = path_of(source)
+    as_it_is = "://" in source or path.suffix == ".gguf" or is_ir(path)
+    return None if as_it_is else _RECIPE
 
 
 def find_model(
