@@ -265,7 +265,9 @@ def test_another_job_is_refused_with_a_table(folder):
     assert re.search(r"^ +max_tokens +- +3$", done.stderr.decode(), re.M)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_drains_and_the_same_command_goes_on(folder, number, code):
     slow = ("--engine-kwargs", '{"time_per_token_ms": 5, "max_num_seqs": 1}')
     job = subprocess.Popen(

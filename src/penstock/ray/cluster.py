@@ -74,9 +74,7 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
 
 def _take_signals(stopping: threading.Event) -> dict[signal.Signals, Any]:
     """Let `ending_signals` set the event. Returns the previous handlers."""
-    return {
-        number: signal.signal(number, lambda *_: stopping.set()) for number in ending_signals()
-    }
+    return {number: signal.signal(number, lambda *_: stopping.set()) for number in ending_signals()}
 
 
 def connect(cpus: int) -> bool:

@@ -54,9 +54,7 @@ async def test_a_damaged_value_is_one_bad_row_that_keeps_the_others(tmp_path, ma
 async def test_an_output_keeps_the_columns_of_a_damaged_row(tmp_path, form):
     source = pa.table({"id": [1, 2, 3], "text": text(b"a", b"b\xff", b"c")})
     output = tmp_path / f"out.{form}"
-    result = await penstock.arun(
-        source, output, model="simulated", prompt="{text}", progress=False
-    )
+    result = await penstock.arun(source, output, model="simulated", prompt="{text}", progress=False)
     found = [(int(row["id"]), row["text"], row["status"]) for row in result.rows()]
     assert found == [(1, "a", "ok"), (2, "b\ufffd", "error"), (3, "c", "ok")]
 
