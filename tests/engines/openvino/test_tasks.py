@@ -247,6 +247,23 @@ class TestEmbedding:
         finally:
             await engine.stop()
 
+    async def test_texts_are_brought_to_lower_case_where_the_model_was_made_so(self, tmp_path):
+        model = embedding_model(tmp_path)
+        (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+        prompts = {"prompts": {"query": "DOG "}}
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        engine = OpenVINOEngine(model, engine_kwargs=OPTIONS)
+        await engine.start()
+        plain = await engine.embeddings(EmbeddingRequest(["Red FOX", "red fox"]))
+        asked = await engine.embeddings(EmbeddingRequest(["RED", "dog red"], input_type="query"))
+        await engine.stop()
+        assert plain.vectors[0] == plain.vectors[1]
+        assert plain.vectors[0][WORDS.index("fox")] > 0.5
+        assert [round(asked.vectors[0][WORDS.index(word)], 3) for word in ("dog", "red")] == [
+            0.707,
+            0.707,
+        ]
+
     async def test_capabilities(self, embedder):
         assert embedder.capabilities.tasks == {"embeddings", "tokenize", "detokenize"}
         assert embedder.capabilities.context_length == CONTEXT

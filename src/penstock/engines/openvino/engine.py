@@ -28,6 +28,7 @@ from penstock.engines.openvino.model.files import (
     instructions_of,
     sees,
 )
+from penstock.engines.openvino.model.gguf import check_gguf_tokenizer
 from penstock.engines.openvino.model.source import check_tokenizer, find_model, recipe_of
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
@@ -160,6 +161,8 @@ class OpenVINOEngine(WorkerEngine):
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
+        elif files.path.suffix == ".gguf":
+            check_gguf_tokenizer(files.path)
         self.model_kind = MODEL_KINDS[files.task]
         refused = [name for task, names in _OF_TASK.items() if task != files.task for name in names]
         if sees(files.path) and files.task == "embed":
