@@ -406,14 +406,22 @@ def keep_image_settings(directory: Path, target: Path) -> None:
 
 
 _TIED = """\
-import os, sys
-sys.path.insert(0, sys.argv[1])
+import runpy, sys
+packages, parent, kind, program, *arguments = sys.argv[1:]
+sys.path.insert(0, packages)
+import penstock.engines.openvino
 from penstock.engines.process import die_with_parent
-die_with_parent(int(sys.argv[2]))
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+die_with_parent(int(parent))
+del sys.path[0]
+sys.argv[1:] = arguments
+if kind == "-m":
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+else:
+    exec(program)
 """
-"""Becomes Python with the arguments behind the first two: where this package is, and the parent's
-id.
+"""Runs a module or a text as Python's -m and -c do. Before: the folder of this package, and the
+parent's id. The exporter and its libraries report nothing to anybody: they find no
+`openvino_telemetry` once our package is imported.
 """
 _PACKAGES = Path(__file__).parents[4]
 
