@@ -199,17 +199,17 @@ def test_the_exporter_ends_with_who_started_it(tmp_path):
         """
     )
     with subprocess.Popen([sys.executable, "-c", parent]) as running:
-        child = _child_of(running, [sys.executable, "-c", sleeper])
+        child = _child_of(running, sleeper)
         running.kill()
     _wait_until_gone(child)
 
 
-def _child_of(parent, command):
-    """The id of the child that runs `command`, once there is one."""
+def _child_of(parent, program):
+    """The id of the child that runs `program`, a text, once there is one."""
     while parent.poll() is None:
         for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] == command:
+                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2:-1] == [program]:
                     return int(pid)
         time.sleep(0.02)
     raise AssertionError(parent.returncode)
