@@ -89,7 +89,7 @@ async def test_a_job_of_a_later_version_is_refused(tmp_path: Path) -> None:
     manifest = tmp_path / "o.jsonl.penstock" / "manifest.json"
     later = {**STATES["texts"]["manifest"], "version": 3, "job": ["of another form"]}
     manifest.write_text(json.dumps(later))
-    with pytest.raises(JobVersionError, match="version 3.*finish the job with the Penstock that"):
+    with pytest.raises(JobVersionError, match=r"version 3.*finish the job with the Penstock that"):
         await penstock.arun(**asked)
     assert json.loads(manifest.read_text()) == later
 
