@@ -203,6 +203,17 @@ def positions_of(config: dict[str, Any]) -> int | None:
     return None
 
 
+def has_window(config: dict[str, Any]) -> bool:
+    """Whether a token sees just the last ones before it, and the context is longer than these."""
+    part = config.get("text_config") or config
+    window = part.get("sliding_window")
+    return (
+        isinstance(window, int)
+        and 0 < window < context_length_of(config)
+        and part.get("use_sliding_window") is not False
+    )
+
+
 _COUNT_FROM_PADDING = frozenset(
     {
         *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"),
