@@ -25,7 +25,8 @@ class TokenModel:
 
     `kinds` are the kinds of vectors that it makes: "sparse" where a masked-language-model head
     gives logits, else "dense", with "multi" where it gives hidden states. `width` is that of what
-    it gives for a token, 0 where the graph does not say.
+    it gives for a token, 0 where the graph does not say. `reads_positions`: the positions of tokens
+    are an input, as in language models. GenAI's pipeline leaves it as it is in memory.
     """
 
     def __init__(self, path: Path, device: str, properties: dict[str, Any]) -> None:
@@ -38,6 +39,7 @@ class TokenModel:
             for number, output in enumerate(model.outputs)
             if output.partial_shape.rank.is_static and len(output.partial_shape) == 3
         ]
+        self.reads_positions = any("position_ids" in port.get_names() for port in model.inputs)
         self._output, output = outputs[0] if outputs else (0, model.output(0))
         self.width = 0
         if outputs and output.partial_shape[2].is_static:

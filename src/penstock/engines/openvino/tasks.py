@@ -192,6 +192,8 @@ class Embedding(Task):
 
     pooling: Pooling = "mean"
     """Where the model's files state none."""
+    _pipeline: Any = None
+    """GenAI's, of texts; None where the model is run here."""
 
     def _start(self) -> None:
         self._waiting: list[Embedded] = []
@@ -203,6 +205,8 @@ class Embedding(Task):
         self._layers = text_layers(path)
         config.normalize = self._options.embedding_normalize and not self._layers
         config.max_length = self._context_length
+        # Without it the last token is looked for as if the tokenizer padded at the right.
+        config.padding_side = "right"
         self._pooling = config.pooling_type
         self._instructions = instructions_of(
             path, options.query_instruction, options.document_instruction, pooling
@@ -222,6 +226,8 @@ class Embedding(Task):
             self._batch_tokens = min(self._batch_tokens, self._model.tokens_at_once)
             self._model.states(self._ids_of(["a"]))
             self._width = self._model.width
+        elif self._model.reads_positions:
+            self._width = len(self._pooled(self._model.states(self._ids_of(["a"]))[0]))
         else:
             self._pipeline = genai.TextEmbeddingPipeline(
                 self._path, device, config, **self._properties
@@ -343,7 +349,8 @@ class Embedding(Task):
     def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
         """What the model makes of each input: numbers, for a "multi" call a matrix; or an error."""
         given = [(call.kind, call.inputs[at]) for call, at in group]
-        piped = [kind == "dense" and isinstance(one, str) for kind, one in given]
+        takes_texts = self._pipeline is not None
+        piped = [takes_texts and kind == "dense" and isinstance(one, str) for kind, one in given]
         texts = [one for (_, one), is_piped in zip(given, piped, strict=True) if is_piped]
         found = iter(self._finished(self._pipeline.embed_documents(texts)) if texts else [])
         others = [one for (_, one), is_piped in zip(given, piped, strict=True) if not is_piped]
