@@ -223,7 +223,7 @@ class TestEmbedding:
         found = (await engine.embeddings(EmbeddingRequest(texts))).vectors
         await engine.stop()
         for vector, text in zip(found, texts, strict=True):
-            assert vector == pytest.approx([word in text.split() for word in WORDS])
+            assert vector == pytest.approx([float(word in text.split()) for word in WORDS])
 
     async def test_texts_are_brought_to_lower_case_where_the_model_was_made_so(self, tmp_path):
         model = embedding_model(tmp_path)

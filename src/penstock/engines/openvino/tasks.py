@@ -205,8 +205,6 @@ class Embedding(Task):
         self._layers = text_layers(path)
         config.normalize = self._options.embedding_normalize and not self._layers
         config.max_length = self._context_length
-        # Without it the last token is looked for as if the tokenizer padded at the right.
-        config.padding_side = "right"
         self._pooling = config.pooling_type
         self._instructions = instructions_of(
             path, options.query_instruction, options.document_instruction, pooling
@@ -226,13 +224,18 @@ class Embedding(Task):
             self._batch_tokens = min(self._batch_tokens, self._model.tokens_at_once)
             self._model.states(self._ids_of(["a"]))
             self._width = self._model.width
-        elif self._model.reads_positions:
+        elif self._model.reads_positions or self._pads_at_the_left():
             self._width = len(self._pooled(self._model.states(self._ids_of(["a"]))[0]))
         else:
             self._pipeline = genai.TextEmbeddingPipeline(
                 self._path, device, config, **self._properties
             )
             self._width = len(self._finished([self._pipeline.embed_query("a")])[0])
+
+    def _pads_at_the_left(self) -> bool:
+        """The pipeline looks for first and last tokens as if texts were padded at the right."""
+        short, _ = self._tokenizer.encode(["a", "a a a a"]).attention_mask.data
+        return not short[0]
 
     @property
     def busy(self) -> bool:
