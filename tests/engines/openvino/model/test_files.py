@@ -71,6 +71,15 @@ class TestContextLength:
             ({"text_config": {"max_position_embeddings": 512}}, 512),
             ({"max_target_positions": 448}, 448),
             ({"model_type": "xlm-roberta", "pad_token_id": 1, "max_position_embeddings": 514}, 512),
+            (
+                {
+                    "max_position_embeddings": 131072,
+                    "original_max_position_embeddings": 4096,
+                    "rope_scaling": {"type": "su"},
+                },
+                4096,
+            ),
+            ({"max_position_embeddings": 8192, "rope_scaling": {"type": "longrope"}}, 8192),
             ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
             ({"model_type": "esm", "pad_token_id": 3, "max_position_embeddings": 514}, 510),
             ({"model_type": "bert", "pad_token_id": 3, "max_position_embeddings": 512}, 512),
