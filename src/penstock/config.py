@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,11 +29,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
-"""Of a limit, or of an interval that cannot be 0."""
+"""The type of a limit, or of an interval that cannot be 0."""
 Pause = Annotated[float, Meta(ge=0)]
-"""In seconds; 0 is none."""
+"""The type of a time in seconds that may be 0: none."""
 Rate = Annotated[float, Meta(gt=0)]
-"""Of requests or tokens, in a second or a minute."""
+"""The type of a rate: requests or tokens in a second or a minute."""
 
 MASK = "***"
 _SECRET_WORDS = frozenset(
@@ -197,7 +197,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         self._assign({name: value})
 
     def _assign(self, changes: Mapping[str, Any]) -> None:
-        """Set fields, all or none of them. Raises `ConfigError`."""
+        """Set fields: all of them, or none if one is wrong. Raises `ConfigError`."""
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
         checked = parse_options(type(self), {**fields, **changes})
         for name, old in fields.items():
@@ -309,7 +309,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
 
 
 def default_of(part: msgspec.structs.FieldInfo) -> Any:
-    """What a field has that is not given."""
+    """The default value of a field."""
     return part.default_factory() if callable(part.default_factory) else part.default
 
 
@@ -416,12 +416,7 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
     fields = _fields(options)
     for key, value in given.items():
         if key not in fields:
-            raise ConfigError(
-                f"unknown key '{key}'",
-                field=_dotted_path(where, str(key)),
-                value=value,
-                hint=nearest(str(key), fields),
-            )
+            raise unknown_key(key, fields, field=_dotted_path(where, str(key)), value=value)
         parts = list(_structures(fields[key].type))
         if not parts:
             continue
@@ -433,6 +428,14 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
             if isinstance(one, Mapping):
                 for part in parts:
                     _check_keys(part, one, place)
+
+
+def unknown_key(
+    key: object, known: Iterable[str], *, field: str, value: object = None
+) -> ConfigError:
+    """The error for a key that a configuration does not have."""
+    hint = nearest(str(key), known)
+    return ConfigError(f"unknown key '{key}'", field=field, value=value, hint=hint)
 
 
 def _structures(kind: Any) -> Iterator[type[msgspec.Struct]]:

@@ -1,4 +1,4 @@
-"""The CPU cores of this machine, parted among engines that run beside each other."""
+"""The CPU cores of this machine, divided among engines that run side by side."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ _WITHOUT_LOOK_AHEAD = {
 
 
 def without_look_ahead(pattern: str) -> str:
-    """A pattern of the same texts, for some that common libraries write; any other as it is."""
+    """For some patterns that common libraries write, a simpler one of the same texts; others
+    unchanged.
+    """
     return _WITHOUT_LOOK_AHEAD.get(pattern, pattern)
 
 

@@ -1,4 +1,6 @@
-"""Reads text and JSON from users: files, the command line, columns. Error messages are our own."""
+"""Reads text and JSON strictly: settings, rows, request bodies, model files. Errors are short
+clauses in our own words, not the parser's.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ MAX_NESTING = 256
 """How deeply lists and objects may nest: every walk through a value must end."""
 TOO_DEEP = f"it is nested more than {MAX_NESTING} deep"
 
-_LARGEST = 64 << 20
-_SEARCHED = 1 << 20
+_MAX_FILE_BYTES = 64 << 20
+_MAX_SEARCHED = 1 << 20  # characters, in the search for a fault
 _BLANK = " \t\r\n"
 _OPEN_STRING = re.compile(r'"(?:[^"\\]|\\.)*\\?', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -23,16 +25,18 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+# Which of the first four bytes are zeros, for text that begins with two ASCII characters.
 _UNMARKED: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
 }
-"""By which of the first four bytes are zeros."""
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def other_encoding(head: bytes) -> str | None:
-    """The encoding of text with this `head`, if a byte order mark or zeros rule out UTF-8."""
+    """The encoding of text that begins with `head`, if a byte order mark or zeros rule out UTF-8;
+    else None.
+    """
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
@@ -42,9 +46,9 @@ def other_encoding(head: bytes) -> str | None:
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a settings file. Raises `OSError`, or `ValueError` if the file is too large."""
     with open(path, "rb") as file:
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+        data = file.read(_MAX_FILE_BYTES + 1)
+    if len(data) > _MAX_FILE_BYTES:
+        raise ValueError(f"it is larger than {_MAX_FILE_BYTES >> 20} MiB")
     return data
 
 
@@ -105,27 +109,28 @@ def decode_json(data: bytes | str) -> Any:
 
 
 def repeated_key(text: bytes) -> str | None:
-    """A key that stands twice in one object of a JSON text, which a JSON reader has accepted: of
-    its values a reader keeps the last one.
+    """A key that stands twice in one object of a JSON text, or None. The JSON parser has accepted
+    the text: it keeps the last of the values.
     """
     try:
-        _UNIQUE(text.decode())
+        _check_keys(text.decode())
     except _RepeatedError as error:
         return str(error)
-    except RecursionError:  # the readers differ a little in how deep they go
+    except RecursionError:  # the two parsers differ a little in the depth that they allow
         return None
     return None
 
 
 def json_fault(text: bytes | str) -> str:
-    """Where and how `text`, which a JSON reader has refused, breaks the form. For errors only: it
+    """What is wrong with `text`, which a JSON parser has refused, and where. For errors only: it
     parses the text again.
 
     Returns a clause such as "unexpected text at line 2, column 7" or "it ends too early". Lines and
-    columns count from 1, columns in characters. Beyond a megabyte of text the clause has no place.
+    columns count from 1, columns in characters. For text of more than a megabyte the clause says
+    no more than that it is not valid.
     """
-    if len(text) > _SEARCHED:
-        return "it breaks the form of JSON"
+    if len(text) > _MAX_SEARCHED:
+        return "it is not valid JSON"
     try:
         given = text.decode() if isinstance(text, bytes) else text
         given.encode()
@@ -171,7 +176,10 @@ def _check_unique(pairs: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
-_UNIQUE = json.JSONDecoder(object_pairs_hook=_check_unique, parse_int=len, parse_float=len).decode
+# `parse_int=len` is cheap, and has no limit on the number of digits.
+_check_keys = json.JSONDecoder(
+    object_pairs_hook=_check_unique, parse_int=len, parse_float=len
+).decode
 
 
 class _NoNumberError(ValueError):
@@ -183,7 +191,7 @@ def _refuse(_: str) -> NoReturn:
 
 
 def _ends_early(body: str, position: int) -> bool:
-    """Whether only the beginning of a word or of a string, or nothing, is left at `position`."""
+    """Whether what is left at `position` is nothing, or the beginning of a word or a string."""
     rest = body[position:].rstrip(_BLANK)
     words = ("true", "false", "null", "-")
     return any(word.startswith(rest) for word in words) or bool(_OPEN_STRING.fullmatch(rest))

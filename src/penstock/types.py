@@ -1,8 +1,7 @@
 """The neutral requests and results of engines, frozen and slotted.
 
-Every engine reads and writes these and nothing else, so a row of a data set and an HTTP request
-look the same to it. They are msgspec structures, because they also cross the pipe to an
-engine's own process.
+Every engine reads and writes these and nothing else: a row of a data set and an HTTP request look
+the same to it. They are msgspec structures, as they cross the pipe to an engine's own process.
 """
 
 from __future__ import annotations
@@ -40,7 +39,13 @@ class StructuredOutput(Struct, frozen=True):
     triggers: tuple[str, ...] = ()
 
 
-class Sampling(Struct, frozen=True, omit_defaults=True):
+class Asked(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A part of what is asked. A replica of an older version refuses a field that it does not know;
+    one that is at its default is not sent.
+    """
+
+
+class Sampling(Asked, frozen=True):
     """How to choose tokens and when to end. Defaults are those of OpenAI's API.
 
     `max_tokens` None means as many as the context leaves. `temperature` 0 is greedy. `top_k` 0 and
@@ -91,7 +96,7 @@ bodies and at most engines.
 """
 
 
-class ChatRequest(Struct, frozen=True, omit_defaults=True):
+class ChatRequest(Asked, frozen=True):
     """One conversation to continue.
 
     The engine makes `n` answers and streams each under its `Delta.index`. With `stream` False the
@@ -128,7 +133,7 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class CompletionRequest(Struct, frozen=True, omit_defaults=True):
+class CompletionRequest(Asked, frozen=True):
     """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
 
     `special_tokens`: whether the tokenizer adds its own (such as BOS) to a text; false for the
@@ -150,13 +155,14 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
+class EmbeddingRequest(Asked, frozen=True):
     """Texts to embed, token ids as the model reads them (none are added), or conversations, which
     may have images. `dimensions` None gives the model's own width. `input_type` puts the model's
     instruction for queries or for documents before each. `truncate` allows to embed only the
     beginning of a text that is too long; an engine that cannot do so refuses it as without it.
     `vectors`: one for each input ("dense"), one for each token that the model reads, special ones
     included ("multi"), or weights of the vocabulary's tokens ("sparse"), without `dimensions`.
+    `packed`: "dense" ones may come as `Embeddings.packed`.
     """
 
     inputs: Sequence[str | list[int] | ChatRequest]
@@ -166,9 +172,10 @@ class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
     truncate: bool = False
     batch: bool = False
     vectors: Literal["dense", "multi", "sparse"] = "dense"
+    packed: bool = False
 
 
-class RerankRequest(Struct, frozen=True, omit_defaults=True):
+class RerankRequest(Asked, frozen=True):
     """Documents to score against a query. Scores come back in the documents' order, unsorted."""
 
     query: str
@@ -177,7 +184,7 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
+class ClassifyRequest(Asked, frozen=True):
     """Texts to sort into the model's classes."""
 
     inputs: list[str]
@@ -185,7 +192,7 @@ class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
+class TranscriptionRequest(Asked, frozen=True):
     """Speech to transcribe. `audio` is the bytes of a file.
 
     With `timestamps` the answer has segments, each with its place in the recording, and with
@@ -206,7 +213,7 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
     hotwords: str = ""
 
 
-class SpeechRequest(Struct, frozen=True, omit_defaults=True):
+class SpeechRequest(Asked, frozen=True):
     """A text to speak. `voice` is a name that the engine knows; None: the model's own. `speed` is
     relative to the voice's.
     """
@@ -218,7 +225,7 @@ class SpeechRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class TokenizeRequest(Struct, frozen=True, omit_defaults=True):
+class TokenizeRequest(Asked, frozen=True):
     """A text, or the conversation of `chat`, to turn into the token ids that the model is fed for
     it.
 
@@ -249,7 +256,7 @@ class TokenizerInfo(Struct, frozen=True):
     special_tokens: dict[str, str] = field(default_factory=dict)
 
 
-class Option(Struct, frozen=True, omit_defaults=True):
+class Option(Asked, frozen=True):
     """One possible answer to a question. The model is asked to say `label`; `description` tells it
     more. `value` is what the decision holds for it; None: the label.
     """
@@ -259,7 +266,7 @@ class Option(Struct, frozen=True, omit_defaults=True):
     value: str | bool | int | float | None = None
 
 
-class PredicateQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="predicate"):
+class PredicateQuestion(Asked, frozen=True, tag_field="type", tag="predicate"):
     """Whether a statement about the input is true. Without `instructions` nothing is added to the
     input, which then asks itself. `name` may be empty.
     """
@@ -268,7 +275,7 @@ class PredicateQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type
     name: str = ""
 
 
-class ChoiceQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="choice"):
+class ChoiceQuestion(Asked, frozen=True, tag_field="type", tag="choice"):
     """Which of the options fits, exactly one; with `several` any number of them, each judged for
     itself. `instructions` and `name` are as in `PredicateQuestion`.
     """
@@ -279,7 +286,7 @@ class ChoiceQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", 
     several: bool = False
 
 
-class ScoreQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="score"):
+class ScoreQuestion(Asked, frozen=True, tag_field="type", tag="score"):
     """How much, on a scale of `levels`, lowest first; the `value` of each is a number, and where it
     is None the level's place, from 0. `instructions` and `name` are as in `PredicateQuestion`.
     """
@@ -292,7 +299,7 @@ class ScoreQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", t
 Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
 
 
-class DecideRequest(Struct, frozen=True, omit_defaults=True):
+class DecideRequest(Asked, frozen=True):
     """1 to 400 questions about one input: a text, or a conversation. The rest is as in
     `ChatRequest`.
     """
@@ -390,13 +397,15 @@ class SparseVector(Struct, frozen=True):
 
 class Embeddings(Struct, frozen=True, omit_defaults=True):
     """One of the three, as the request's `vectors` says, in the order of the inputs: `vectors`,
-    shape (inputs, dimensions); `multi`, of each input shape (tokens, dimensions); `sparse`.
+    shape (inputs, dimensions); `multi`, of each input shape (tokens, dimensions); `sparse`. In
+    `packed` are the numbers of `vectors`, which is empty then, as 32-bit floats, little-endian.
     """
 
     vectors: list[list[float]]
     usage: Usage = Usage()
     multi: list[list[list[float]]] = []
     sparse: list[SparseVector] = []
+    packed: bytes = b""
 
     def of(self, kind: Literal["dense", "multi", "sparse"]) -> Sequence[Any]:
         """The vectors of this kind; empty if the request asked for another."""
@@ -428,9 +437,7 @@ class TranscriptionWord(Struct, frozen=True):
 
 
 class Classification(Struct, frozen=True):
-    """One text's most likely class. `probabilities` has shape [classes]; `label` is the class's
-    name, or its number as text if the model has no names.
-    """
+    """One text's most likely class (`label`, its number if it has no name), and those of all."""
 
     label: str
     probabilities: list[float]
@@ -446,8 +453,8 @@ class Classifications(Struct, frozen=True):
 class Transcription(Struct, frozen=True):
     """The text of a recording.
 
-    `segments` is set if the request asked for timestamps, `words` if it asked for those. `language`
-    is a code, and `duration` the recording's length in seconds, if the engine reports them.
+    `segments` and `words` are set if asked for; `language`, a code, and `duration`, in seconds, if
+    the engine reports them.
     """
 
     text: str

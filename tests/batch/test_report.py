@@ -145,7 +145,7 @@ def test_the_quantiles_of_a_spread():
 
 def test_a_report_of_nothing_and_a_damaged_memory(tmp_path):
     assert "0, 0 of them failed" in page("t", "complete", Counts(), Observed(), {})
-    (tmp_path / report.FILE).write_text("{")
+    (tmp_path / report.OBSERVED_FILE).write_text("{")
     assert load(tmp_path, 0) is None
     observer = Observer(tmp_path, 2)
     observer.save()

@@ -89,7 +89,7 @@ def test_a_picture_has_the_chosen_figures_from_the_least(monkeypatch):
 
 
 def test_it_runs_part_by_part():
-    program = [sys.executable, BENCH / "book_numbers.py", "--dry-run", "--only"]
+    program = [sys.executable, str(BENCH / "book_numbers.py"), "--dry-run", "--only"]
     done = subprocess.run([*program, "import,demo"], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "=== import: python bench/import_time.py",

@@ -21,6 +21,7 @@ from penstock.serve.ingress import OpenAiIngress, make_fastapi_ingress
 from penstock.serve.openai_api_models import ModelList, OpenAIHTTPException, to_model_metadata
 from replica_cluster import config
 
+pytestmark = pytest.mark.ray  # with its extra comes FastAPI
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
 CHAT: dict[str, Any] = {"messages": ASK, "max_tokens": 4, "temperature": 0}
 

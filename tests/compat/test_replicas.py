@@ -149,6 +149,7 @@ async def test_an_operators_call_goes_through_it(pair):
     assert await server.is_sleeping()
 
 
+@pytest.mark.ray  # with its extra comes FastAPI
 async def test_an_ingress_in_rays_form_forwards_to_it(pair):
     pytest.importorskip("fastapi")
     from penstock.serve.ingress import OpenAiIngress

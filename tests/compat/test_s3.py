@@ -1,4 +1,4 @@
-"""A model and its adapters in S3: moto's server stands for it. Needs `pip install moto[server]`."""
+"""A model and its adapters in S3: moto's server stands for it. .ci/nightly installs it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Thoughts and calls on engines that continue tokens, tried on the simulated engine's level."""
 
+import contextlib
 import json
+import threading
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from penstock.types import (
     PredicateQuestion,
     Sampling,
     StructuredOutput,
+    TokenizeRequest,
     Usage,
 )
 from transcripts import TOOLS
@@ -233,3 +236,26 @@ async def test_an_engine_that_sees_need_not_decide_about_images():
     request = DecideRequest([{"role": "user", "content": parts}], (PredicateQuestion("Red?"),))
     with pytest.raises(UnsupportedError, match="makes no decisions about images"):
         await engine.decide(request)
+
+
+@pytest.mark.parametrize(("messages", "aside"), [(1, False), (1000, False), (1001, True)])
+async def test_a_thread_renders_many_messages(messages, aside):
+    threads = []
+
+    class Noting(ChatTemplate):
+        def render(self, *args, **options):
+            threads.append(threading.get_ident())
+            return super().render(*args, **options)
+
+    engine = scripted(THINKS, "</think>Four.")
+    await engine.start()
+    engine.template = Noting(THINKS)
+    chat = ChatRequest(ASK * messages)
+    assert "".join([d.text async for d in engine.chat(chat)]) == "Four."
+    with contextlib.suppress(UnsupportedError):  # it makes no tokens
+        await engine.answer("tokens", TokenizeRequest(chat=chat))
+    question = PredicateQuestion("Is it?", "q")
+    await engine.answer("decide", DecideRequest(chat.messages, (question,)))
+    here = threading.get_ident()
+    assert len(threads) >= 3
+    assert {one != here for one in threads} == {aside}

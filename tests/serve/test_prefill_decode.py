@@ -8,8 +8,8 @@ import httpx
 import pytest
 from msgspec import structs
 
+from penstock.engines.simulated.engine import _HELD
 from penstock.errors import ConfigError, EngineError, RequestError
-from penstock.kv.connectors import HELD
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
@@ -44,7 +44,7 @@ class Pair:
 
     def idle(self):
         """Nothing runs on either side, and no cache waits."""
-        return not any(e.running for e in self.engines) and not any(HELD.values())
+        return not any(e.running for e in self.engines) and not any(_HELD.values())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def pair():
     yield make
     for one in made:
         await one.model.stop(0.0)
-    assert not any(HELD.values())
+    assert not any(_HELD.values())
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ class TestFallback:
 
         async def ask(request, ids):
             params = await real(request, ids)
-            HELD[params["remote_engine_id"]].clear()
+            _HELD[params["remote_engine_id"]].clear()
             return params
 
         monkeypatch.setattr(one.decode, "_ask_prefill", ask)
@@ -333,7 +333,7 @@ class TestFallback:
         one = await pair()
         one.prefill.engine.identity = structs.replace(one.prefill.engine.identity, **change)
         await self.check(one, "mismatch")
-        HELD[one.prefill.engine.identity.engine_id].clear()
+        _HELD[one.prefill.engine.identity.engine_id].clear()
 
     async def test_a_hand_over_without_an_address(self, pair, monkeypatch):
         one = await pair()
@@ -381,11 +381,11 @@ class TestCancelling:
         await anext(first)
         second = one.model.chat(endless)
         waiting = asyncio.create_task(anext(second))
-        await until(lambda: any(HELD.values()) and one.decode.engine.running == 2)
+        await until(lambda: any(_HELD.values()) and one.decode.engine.running == 2)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await second.aclose()
-        assert not any(HELD.values())
+        assert not any(_HELD.values())
         await first.aclose()
         assert one.idle()
 

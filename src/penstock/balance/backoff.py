@@ -15,7 +15,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 PATIENCE_S = 60.0
-"""The longest pause that an overloaded server may name, and how long it may answer nobody."""
+"""The longest pause that an overloaded server may name, and how long it may refuse all requests."""
 SERVED_PATIENCE_S = 5.0
 """The same for a request whose caller waits at a connection, from its first refusal on."""
 is_served: ContextVar[bool] = ContextVar("penstock_is_served", default=False)

@@ -267,7 +267,7 @@ class Limiter:
         return True
 
     def _free_at(self, tokens: float, ahead: int = 0, tokens_ahead: float = 0.0) -> float:
-        """When a request of so many tokens may go, behind those ahead of it."""
+        """When a request with this many tokens may go, after those ahead of it."""
         at = _NEVER
         if self._requests is not None:
             at = self._requests.free_at(ahead)

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name, labelled, option_names, questions_of
+from penstock.batch.decisions.questions import as_name, option_names, option_of_label, questions_of
 from penstock.batch.decisions.thresholds import binomial_at_most
 from penstock.batch.job.job import Job, answered_rows
 from penstock.batch.write.state_files import writing
@@ -35,17 +35,17 @@ _OF_FORMS: dict[str, tuple[Form, ...]] = {
     "messages": ("choice", "exact", "schema"),
     "filter": (),
 }
-"""The forms that have a use for an option. A filter leaves rows out, so no form has."""
+"""By option, the forms that use it. No form uses `filter`, which leaves rows out."""
 _PREFIX = "evaluated_"
-_Z = 1.959964  # of 95 %
+_Z = 1.959964  # for a 95 % interval
 _JUDGE = ChoiceQuestion("Which of the two answers is better?", (Option("A"), Option("B")), "better")
 
 
 class Evaluation(Struct, frozen=True):
-    """The `scores` of all rows, in their order: 1 for a right one, 0 for a wrong one and for one
-    that failed (`failed` counts those); of a `pair` the probability that the first is better, 0.5
-    where that failed. `unlabelled` rows, without a label that can be right, have no score.
-    `labels` is a digest of the others' labels.
+    """The `scores` of all rows, in their order: 1 for a right answer, 0 for a wrong one and for a
+    row that failed. In the form "pair" the score is the probability that the first text is better,
+    0.5 if the row failed. `failed` counts the rows that failed. `unlabelled` rows, without a label
+    that can be right, have no score. `labels` is a digest of the labels of the scored rows.
     """
 
     form: Form
@@ -83,7 +83,7 @@ class Evaluation(Struct, frozen=True):
         return msgspec.json.encode({**msgspec.structs.asdict(self), **more})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON, to be compared with later. Raises `OutputError`."""
+        """Write the evaluation as JSON, to compare later ones with it. Raises `OutputError`."""
         with writing(path):
             Path(path).write_bytes(self.json() + b"\n")
 
@@ -111,7 +111,7 @@ class Comparison(Struct, frozen=True):
 
 
 def compared(before: Evaluation, after: Evaluation) -> Comparison:
-    """Row by row. Raises `ConfigError` where they are not of the same rows."""
+    """The comparison, row by row. Raises `ConfigError` if they are not of the same rows."""
     if before.form != after.form or len(before.scores) != len(after.scores):
         raise ConfigError(
             f"has {len(before.scores)} rows of the form '{before.form}', and there are"
@@ -134,7 +134,7 @@ def compared(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def load(path: str | os.PathLike[str], form: Form | None = None) -> Evaluation:
-    """A saved evaluation. Raises `ConfigError`, also for one that has not the `form`."""
+    """A saved evaluation. Raises `ConfigError`, also if it has another form than `form`."""
     try:
         found = msgspec.json.decode(read_file(path), type=Evaluation)
     except OSError as error:
@@ -222,7 +222,7 @@ async def _judged(source: Any, pair: Sequence[str], options: dict[str, Any]) -> 
     found: list[list[dict[str, Any]]] = []
     for first, second in (pair, pair[::-1]):
         whole = f"{prompt}\n\nAnswer A:\n{{{first}}}\n\nAnswer B:\n{{{second}}}"
-        if found:  # a source may be one that can be read once
+        if found:  # the source may be one that can be read once only
             source = [
                 {name: row[name] for name in row if not name.startswith(_PREFIX)}
                 for row in found[0]
@@ -259,13 +259,13 @@ def _is_likeliest(question: Question, row: Mapping[str, Any], expected: Any) -> 
     if row[column] is None:
         return False
     chances: dict[str, float] = row[f"{column}_probabilities"]
-    return max(chances, key=chances.__getitem__) == labelled(question, expected)
+    return max(chances, key=chances.__getitem__) == option_of_label(question, expected)
 
 
 def _is_usable(question: Question | None, label: Any) -> bool:
     """Whether an answer can be compared with this label."""
     return label is not None and (
-        question is None or labelled(question, label) in option_names(question)
+        question is None or option_of_label(question, label) in option_names(question)
     )
 
 

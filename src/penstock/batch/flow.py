@@ -35,10 +35,11 @@ from penstock.batch.rows.intake import (
     add_row,
     by_length,
     in_order,
+    other_requests,
     other_rows,
     prepare,
 )
-from penstock.batch.rows.row import Outcome, Row, nbytes
+from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.write.journal import Journal, digest_key
 from penstock.batch.write.kept import Kept
 from penstock.batch.write.manifest import StreamSum
@@ -69,11 +70,11 @@ _TURN = 512  # answers from memory before the event loop gets its turn
 class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
-    `journal` is None where results are not kept. `kept` has answers of an earlier input, `cache`
-    those that jobs share. `stream` sums up the rows read from a source without fingerprint, so that
-    a complete job can tell whether it is given the same again. `on_quiet` is called when no row is
-    worked on. `latest` has the rows that finished last: their number in order of finishing, in the
-    input, and outcome.
+    `journal` is None if results are not kept. `answers` are those of this job, `kept` those of its
+    earlier input, `cache` those that jobs share. `stream` is a checksum of the rows read from a
+    source without fingerprint, by which a complete job knows the same rows again. `on_quiet` is
+    called when no row is worked on. `latest` has the rows that finished last, each with its number
+    in order of finishing, its number in the input, and its outcome.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Flow:
             self._largest_window = max(FIRST_WINDOW, plan.most_rows // 4)
         self._tasks: set[asyncio.Task[None]] = set()
         self._concluding: set[asyncio.Task[None]] = set()  # of rows that were answered from memory
-        # Rows that wait for an equal request in flight.
+        # By digest, the rows that wait for an equal request in flight.
         self._followers: dict[bytes, list[Row]] = {}
         self._rows_inside = 0
         self._bytes_inside = 0
@@ -130,7 +131,9 @@ class Flow:
         self._error: BaseException | None = None
 
     async def run(self) -> bool:
-        """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
+        """Move all rows. Returns False if the flow was drained before the end. Raises the error
+        that stopped it.
+        """
         with collected_seldom():
             intake = asyncio.create_task(self._take_in())
             alarm = None
@@ -155,7 +158,7 @@ class Flow:
         if self._error is not None:
             raise self._error
         complete = self._all_read and not self._rows_inside
-        if complete:  # limits of the work under way matter no more, those of the whole do
+        if complete:  # only the limits on the whole job can still be exceeded
             self._reached = self._plan.limits.exceeded(self._counts, end=True)
         if self._reached is not None:
             done = (
@@ -253,7 +256,8 @@ class Flow:
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
         if record is not None:
             if failure is None and record.key != digest_key(row.digest):
-                raise other_rows(row.index)
+                streams = self._plan.source.fingerprint is None
+                raise (other_rows if streams else other_requests)(row.index)
             self._counts.resumed += 1
             if row.shareable and record.outcome.error is None and not self._form.concludes:
                 self._answers.put(row.digest, record.outcome)
@@ -296,7 +300,7 @@ class Flow:
             self._over.set()
 
     def _next_row(self) -> Row | None:
-        """The next row that the engine must answer."""
+        """The next row that the engine must answer; None if there is none now."""
         for _ in range(_TURN):
             if (
                 self._pipeline.ending
@@ -308,7 +312,7 @@ class Flow:
             row = self._window.popleft()
             if not (row.shareable and self._is_answered(row)):
                 return row
-        # So many answers from memory: the event loop runs what else is ready first.
+        # After `_TURN` answers from memory the event loop gets its turn.
         asyncio.get_running_loop().call_soon(self._admit)
         return None
 
@@ -333,7 +337,7 @@ class Flow:
                 self._followers[row.digest] = []
                 return False
             self._conclude(row, known)
-        except Exception as error:  # whatever it is: the row would never be finished
+        except Exception as error:  # of any kind: else the row would never be finished
             self.stop(error)
         return True
 
@@ -354,7 +358,7 @@ class Flow:
         return True
 
     async def _work(self, row: Row | None) -> None:
-        """Have rows answered one after another: a task for each row would cost more."""
+        """Answer rows one after another in one task: a task for each row would cost more."""
         task = asyncio.current_task()
         assert task is not None
         answer = self._pipeline.outcome if self._plan.row_timeout is None else self._answer_in_time
@@ -379,7 +383,7 @@ class Flow:
         except BaseException as error:
             if ends_task(error):
                 raise
-            self.stop(error)  # whatever it is: the row would never be finished
+            self.stop(error)  # of any kind: else the row would never be finished
         finally:
             self._tasks.discard(task)
             self._admit()
@@ -401,9 +405,9 @@ class Flow:
 
     # Out
     def _deliver(self) -> None:
-        """The rows that were answered in this turn of the event loop, together: one by one between
-        the requests of others each would take longer, as its code would have left the processor's
-        caches.
+        """Finish the rows that were answered in this turn of the event loop, all together. One by
+        one, between the requests of other rows, each would take longer: its code would have left
+        the processor's caches.
         """
         answered, self._answered = self._answered, []
         for row, outcome, own in answered:
@@ -474,9 +478,7 @@ class Flow:
         self.latest.append((counts.rows, row.index, outcome))
         if self._observer is not None and not journaled:
             self._observer.note(row, outcome, counts)
-        size = len(outcome.response or "") + (
-            nbytes(outcome.parsed) if outcome.parsed is not None else 0
-        )
+        size = outcome.nbytes
         row.request = None  # answered: its memory is needed no more
         row.prefix = ""
         row.nbytes += size

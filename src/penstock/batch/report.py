@@ -32,17 +32,20 @@ from penstock.batch.write.state_files import writing
 from penstock.config import masked
 from penstock.errors import OutputError, printable
 
-FILE = "report.json"
+OBSERVED_FILE = "report.json"
+"""What was observed, in the state directory; the page is elsewhere."""
 _MOST_BINS = 240
 _PER_DOUBLING = 4
 _SAMPLES = 12
 _EXAMPLES = 3
 _MOST_CHARACTERS = 1500
-_SPREAD = 0x9E3779B97F4A7C15
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: its multiples are spread evenly
 
 
 class Spread(Struct):
-    """How values are distributed: their number in each quarter of a doubling, from 1 up."""
+    """How values are distributed: how many lie in each bin. A bin is a quarter of a doubling; the
+    first begins at 1.
+    """
 
     bins: dict[int, int] = field(default_factory=dict)
     count: int = 0
@@ -57,7 +60,7 @@ class Spread(Struct):
         self.largest = max(self.largest, value)
 
     def quantile(self, share: float) -> float:
-        """About the value below which this share of the values lies: within 9 % of it."""
+        """The value below which this share of the values lies, within 9 %."""
         left = share * self.count
         for place in sorted(self.bins):
             left -= self.bins[place]
@@ -81,12 +84,13 @@ class Example(Struct):
 
 
 class Observed(Struct):
-    """Of the rows that one generation of a job finished, over all its runs.
+    """What was observed of the rows that one generation of a job finished, over all its runs. The
+    generation of a job grows when it tries failed rows again or takes a changed input.
 
-    `speed` has, for each `width` seconds of running, the rows that finished and the tokens that
-    were generated; `seconds` is how long it ran before this run. `examples` are of failed rows, by
-    kind; `samples` a random draw of all rows. `prompts_computed` are the tokens
-    of prompts, without those of rows that were answered from memory.
+    `speed` has a bin for each `width` seconds of running: the rows that finished, and the tokens
+    that were generated. `seconds` is how long the job ran before this run. `examples` are failed
+    rows, by kind of error; `samples` are drawn at random from all rows. `prompts_computed` counts
+    the tokens of prompts, without those of rows that were answered from memory.
     """
 
     generation: int = 0
@@ -105,18 +109,19 @@ class Observed(Struct):
 
 
 class Observer:
-    """Notes rows as they finish. `folder` keeps what was noted for a run that resumes, while it is
-    `held`; None: this run is all.
+    """Notes rows as they finish. What was noted is kept in the state directory `folder` for a run
+    that resumes, while this run `owns_folder`: while it has the directory's lock. None: no run
+    resumes.
     """
 
     def __init__(
         self,
         folder: Path | None = None,
         generation: int = 0,
-        held: Callable[[], bool] = lambda: True,
+        owns_folder: Callable[[], bool] = lambda: True,
     ) -> None:
         self._folder = folder
-        self._held = held
+        self._owns_folder = owns_folder
         self.observed = (None if folder is None else load(folder, generation)) or Observed(
             generation=generation
         )
@@ -146,21 +151,27 @@ class Observer:
             examples = seen.examples.setdefault(error.type, [])
             if len(examples) < _EXAMPLES:
                 examples.append(_example(row, outcome))
-        # Of the first n rows each is among the samples with the same chance.
-        place = (seen.rows * _SPREAD % (1 << 64)) * seen.rows >> 64
+        # Reservoir sampling: each row is among the samples with the same chance. Row n's place is n
+        # hashed onto 0..n-1, so a run that resumes needs no state of a random generator.
+        place = (seen.rows * _GOLDEN % (1 << 64)) * seen.rows >> 64
         if len(seen.samples) < _SAMPLES:
             seen.samples.append(_example(row, outcome))
         elif place < _SAMPLES:
             seen.samples[place] = _example(row, outcome)
 
     def save(self) -> None:
-        """Keep what was noted, for another run. A failure is ignored."""
+        """Write what was noted, for another run. A failure is ignored."""
         self.observed.seconds = self._before + time.monotonic() - self._began
-        if self._folder is not None and self._held():
+        if self._folder is not None and self._owns_folder():
             with contextlib.suppress(OSError):
-                private_files.replace(self._folder / FILE, msgspec.json.encode(self.observed))
+                private_files.replace(
+                    self._folder / OBSERVED_FILE, msgspec.json.encode(self.observed)
+                )
 
     def _note_speed(self, tokens: int) -> None:
+        """Count a row in the bin of this moment. Past `_MOST_BINS` bins, pairs of them are merged
+        and `width` doubles.
+        """
         seen = self.observed
         now = self._before + time.monotonic() - self._began
         while now >= _MOST_BINS * seen.width:
@@ -177,7 +188,7 @@ class Observer:
 def load(folder: Path, generation: int) -> Observed | None:
     """What earlier runs of this generation noted; None if nothing, or it is damaged."""
     try:
-        found = msgspec.json.decode((folder / FILE).read_bytes(), type=Observed)
+        found = msgspec.json.decode((folder / OBSERVED_FILE).read_bytes(), type=Observed)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return found if found.generation == generation else None
@@ -206,7 +217,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value[:_MOST_CHARACTERS]
     try:
-        return json_line({"": value})[4:-2].decode()
+        return json_line({"": value})[4:-2].decode()  # without `{"":` and `}` with its line end
     except Exception:  # values of the caller's own types can fail in any way
         return f"({type(value).__name__})"
 
@@ -239,7 +250,7 @@ _WIDTH, _HEIGHT, _LEFT, _FOOT = 800, 200, 60, 20
 
 
 def page(title: str, state: str, counts: Counts, seen: Observed, job: Mapping[str, Any]) -> str:
-    """The page of a job called `title`, in this state. `job` is what it was asked to do."""
+    """The page of a job called `title`, in this state. `job` holds the job's options."""
     digest = b64encode(sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     parts = [
@@ -395,15 +406,15 @@ def _example_part(each: Example) -> str:
     return "\n".join([*parts, "</article>"])
 
 
-_SECONDS = 1.0
+_SAVE_EVERY_S = 1.0
 _STATES = {"complete": "complete", "stopped": "stopped; it can be resumed", "failed": "failed"}
 
 
 class Report:
-    """The report at `path` of the rows that move inside `async with`.
+    """The report at `path` of the rows that finish inside `async with`. It is written at the end.
 
-    `job` is what the job was asked to do; `folder` and `generation` are those of its state, which
-    is written while it is `held`.
+    `job` holds the job's options; `folder`, `generation` and `owns_folder` are as in `Observer`.
+    The caller sets `finished` to False if the job ends before all rows are finished.
     """
 
     def __init__(
@@ -413,12 +424,12 @@ class Report:
         counts: Counts,
         folder: Path | None = None,
         generation: int = 0,
-        held: Callable[[], bool] = lambda: True,
+        owns_folder: Callable[[], bool] = lambda: True,
     ) -> None:
         self._path = path
         self._job = job
         self._counts = counts
-        self.observer = Observer(folder, generation, held)
+        self.observer = Observer(folder, generation, owns_folder)
         self.finished = True
         self._task: asyncio.Task[None] | None = None
 
@@ -440,14 +451,14 @@ class Report:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(_SECONDS)
+            await asyncio.sleep(_SAVE_EVERY_S)
             self.observer.save()
 
 
 def write_again(
     path: str, job: Mapping[str, Any], counts: Counts, folder: Path, generation: int
 ) -> None:
-    """Write the report of a complete job anew, with what its runs noted if they had a report."""
+    """Write the report of a complete job anew, with what its runs observed if they had a report."""
     write(path, "complete", counts, load(folder, generation) or Observed(), job)
 
 

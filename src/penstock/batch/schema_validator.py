@@ -1,9 +1,9 @@
 """Checks values against a JSON Schema of draft 4, 6, 7, 2019-09 or 2020-12, in linear time, and
 says what does not fit.
 
-`jsonschema_rs` checks; the words are our own. Nothing is fetched: a `$ref` leads into the schema,
-or to a draft itself. Regular expressions of a schema (ECMA 262) are translated to the syntax of an
-engine of linear time.
+`jsonschema_rs` checks; the error texts are our own. Nothing is fetched: a `$ref` may point into the
+schema, or to a draft. The regular expressions of a schema (ECMA 262) are translated to the syntax
+of an engine that takes linear time.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 def translated(pattern: str) -> tuple[str, int]:
-    """The pattern in Rust's syntax, and how many steps each character of a text may take it at
-    most.
+    """The pattern in Rust's syntax, and the most steps that it may take for each character of a
+    text.
 
-    Raises `ValueError`, with a message for a person, for what takes more than linear time
-    (look-around, back-references) and for what is no pattern.
+    Raises `ValueError`, with a message for people, for a pattern that takes more than linear time
+    (look-around, back-references) or is not valid.
     """
     pattern = without_look_ahead(pattern)
     reader = _Reader(pattern)
@@ -58,7 +58,7 @@ class _Reader:
         self.at = 0
 
     def alternatives(self) -> tuple[str, int]:
-        """What is read up to the end, or to the end of the group."""
+        """The alternatives up to the end of the pattern or group, and their steps."""
         made: list[str] = []
         cost = 1
         while self.at < len(self._pattern) and self._pattern[self.at] != ")":
@@ -111,7 +111,7 @@ class _Reader:
         return f"{opening}{made})", cost
 
     def _quantifier(self) -> tuple[str, int]:
-        """What follows an atom, and how many copies of the atom it makes."""
+        """The quantifier that follows an atom, and how many copies of the atom it makes."""
         found = _QUANTIFIER.match(self._pattern, self.at)
         if found is None:
             return "", 1
@@ -129,7 +129,7 @@ class _Reader:
         return found[0] + "?" * lazy, copies
 
     def _escape(self) -> str:
-        """What begins with a backslash, outside of a class."""
+        """An escape outside of a class."""
         following = self._pattern[self.at + 1 : self.at + 2]
         if following in ("b", "B"):
             self.at += 2
@@ -175,7 +175,7 @@ class _Reader:
         return ord(following)
 
     def _paired(self, code: int) -> int:
-        """Two halves of a pair, each an escape, are one character."""
+        """The character of a surrogate pair that is written as two escapes."""
         if 0xD800 <= code <= 0xDBFF and self._pattern.startswith("\\u", self.at):
             found = _HEX["u"].match(self._pattern, self.at + 2)
             if found and 0xDC00 <= (low := int(found[0], 16)) <= 0xDFFF:
@@ -197,7 +197,7 @@ class _Reader:
                 continue
             self.at += 1
             high = self._member()
-            if isinstance(high, str):  # as in [a-\d], where the hyphen is one
+            if isinstance(high, str):  # as in [a-\d], where the hyphen is a member
                 inside += [_written([(low, low), (0x2D, 0x2D)]), high]
             elif high < low:
                 raise ValueError(f"a range of it ends before it begins ('{chr(low)}-{chr(high)}')")
@@ -230,7 +230,7 @@ def _others(ranges: Ranges) -> Ranges:
 
 
 def _written(ranges: Iterable[tuple[int, int]]) -> str:
-    """Ranges as a class writes them, without halves of pairs and what is beyond Unicode."""
+    """Ranges in the syntax of a class, without surrogates and numbers beyond Unicode."""
     made = ""
     for low, high in ranges:
         low, high = (
@@ -266,7 +266,7 @@ _ARTICLES = {"array": "an array", "integer": "an integer", "object": "an object"
 
 
 class Validator:
-    """Checks values, in `cost` steps a character of text at most. Raises `ConfigError`."""
+    """Checks values, in at most `cost` steps for each character of text. Raises `ConfigError`."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.cost = 0
@@ -287,7 +287,7 @@ class Validator:
             raise ConfigError("the JSON Schema is nested too deeply", field="schema") from None
 
     def misfit(self, value: Any) -> str | None:
-        """What of a value does not fit, and where; None if it fits."""
+        """What does not fit in a value, and where; None if it fits."""
         try:
             self._check(value)
         except jsonschema_rs.ValidationError as error:
@@ -297,7 +297,7 @@ class Validator:
         return None
 
     def _linear(self, keyword: str, value: Any) -> Any:
-        """The value of a keyword with its patterns as they are matched. Notes references."""
+        """The value of a keyword, its patterns translated. Notes references."""
         if keyword == "pattern" and isinstance(value, str):
             return self._matched(value)
         if keyword == "patternProperties" and isinstance(value, Mapping):
@@ -384,7 +384,7 @@ class Validator:
 
 
 def _place(path: list[str | int]) -> str:
-    """As one would write it: `a.b[0]`."""
+    """A path in the form `a.b[0]`."""
     return "".join(
         f"[{step}]" if isinstance(step, int) else f".{step}" for step in path
     ).removeprefix(".")

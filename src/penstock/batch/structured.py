@@ -32,15 +32,15 @@ _AT_ONCE = 2
 _places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 SLOW_STEPS = 50_000_000
-"""Steps, about a second: an answer whose check may take more goes to a process of its own."""
+"""About a second. An answer whose check may take more steps is checked in a separate process."""
 
 
 class Schema:
     """A JSON Schema for answers.
 
-    `text` is the schema as JSON, its properties in their order: that is the order of an answer.
+    `text` is the schema as JSON, with its properties in the order in which an answer has them.
     `fields` are the columns that a parsed answer fills: the properties of an object, or the one
-    column `parsed` for anything else. Raises `ConfigError` if it is no valid schema, or has a
+    column `parsed` for any other answer. Raises `ConfigError` if the schema is not valid, or has a
     pattern that cannot be matched in linear time.
     """
 
@@ -67,7 +67,9 @@ class Schema:
         self.fields = tuple(self.properties)
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of an answer. Raises `ValueError`, worded for a person, if it does not fit."""
+        """The fields of an answer. Raises `ValueError`, with words for people, if it does not
+        fit.
+        """
         value = _decoded(text)
         if self._accepts is None or not self._accepts(value):
             misfit = self._validator.misfit(value)
@@ -76,7 +78,7 @@ class Schema:
         return self._fields_of(value)
 
     async def read(self, text: str) -> dict[str, Any]:
-        """As `parse`; what may take long runs in a process of its own and holds nobody up."""
+        """As `parse`; a check that may take long runs in a separate process, off the event loop."""
         if self._validator.cost * len(text) <= SLOW_STEPS:
             return self.parse(text)
         if (why := await _check_in_subprocess(self.text, text)) is not None:
@@ -87,7 +89,7 @@ class Schema:
         return value if self._is_object else {"parsed": value}
 
     def resolve(self, schema: Any) -> dict[str, Any]:
-        """The part that a local `$ref` points to; any other schema as it is."""
+        """The part that a local `$ref` points to; a schema without one as it is."""
         for _ in range(32):
             if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
                 break
@@ -128,7 +130,7 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
 
 
 def _unwrapped(schema: Mapping[str, Any]) -> Schema:
-    for name in ("json_schema", "schema"):  # as JSON Schema it would allow any answer
+    for name in ("json_schema", "schema"):  # taken as a JSON Schema, it would allow any answer
         if isinstance(schema.get(name), Mapping):
             raise ConfigError(
                 f"is OpenAI's form of one; give what stands in its '{name}'", field="schema"
@@ -137,10 +139,10 @@ def _unwrapped(schema: Mapping[str, Any]) -> Schema:
 
 
 def _quick_check(schema: Any) -> Check | None:
-    """A fast check for plain schemas that never accepts what the validator rejects; None for any
-    other schema.
+    """A fast check for a plain schema, which never accepts what the validator rejects; None for
+    another schema.
 
-    Full validation costs more than the rest of a row's way through the job, and constrained answers
+    Full validation costs more than all else that the job does for a row, and constrained answers
     nearly always fit.
     """
     if not isinstance(schema, dict) or schema.keys() - _ANNOTATIONS - _UNDERSTOOD:
@@ -155,7 +157,7 @@ def _quick_check(schema: Any) -> Check | None:
     allowed = [schema["const"]] if "const" in schema else schema.get("enum")
     if allowed is not None:
         if not all(isinstance(choice, str) for choice in allowed):
-            return None  # 1, 1.0 and true are equal to Python, not to JSON
+            return None  # 1, 1.0 and true are equal in Python, but not in JSON
         checks.append(lambda value: isinstance(value, str) and value in allowed)
     if "items" in schema:
         each = _quick_check(schema["items"])
@@ -186,7 +188,7 @@ def _object_check(
 ) -> Check:
     def check(value: Any) -> bool:
         if not isinstance(value, dict):
-            return True  # what is no object, these keywords leave alone
+            return True  # these keywords say nothing of other values than objects
         if not required <= value.keys():
             return False
         for name, part in value.items():
@@ -202,7 +204,9 @@ def _object_check(
 
 
 async def _check_in_subprocess(schema: str, text: str) -> str | None:
-    """What is wrong with an answer, None for nothing. A caller who leaves ends the process."""
+    """What is wrong with an answer; None if it fits. If the caller is cancelled, the process
+    ends.
+    """
     loop = asyncio.get_running_loop()
     for other in [one for one in _places if one.is_closed()]:
         del _places[other]
@@ -212,7 +216,7 @@ async def _check_in_subprocess(schema: str, text: str) -> str | None:
             *(sys.executable, "-P", "-m", "penstock.batch.structured"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is not meant for it
+            start_new_session=True,  # so that Ctrl-C does not reach it
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),

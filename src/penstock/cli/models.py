@@ -1,4 +1,4 @@
-"""`penstock models`: those of a server that runs, and those on this machine's disk."""
+"""`penstock models`: the models of a running server, and those on this machine's disk."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ _KEPT = (
         "--key", metavar="COLUMN", help="Of --incremental: the column that tells rows apart."
     ),
 )
-"""What becomes of poor answers, and of those of an earlier run: `plan` needs to know it too."""
+"""Options for poor answers and for the answers of an earlier run; `plan` has them too."""
 
 
 def what_is_loaded(command: Command) -> Command:
@@ -247,7 +247,7 @@ def what_is_loaded(command: Command) -> Command:
 
 
 def what_is_input(command: Command) -> Command:
-    """Add those of what each row is made into, and of questions about it."""
+    """Add the options of what each row is made into, and of questions about it."""
     return with_options(_INPUT, command)
 
 
@@ -257,7 +257,7 @@ def what_is_asked(command: Command) -> Command:
 
 
 def what_is_kept(command: Command) -> Command:
-    """Add those of what becomes of poor answers, and of those of an earlier run."""
+    """Add the options for poor answers, and for the answers of an earlier run."""
     return with_options(_KEPT, command)
 
 

@@ -40,17 +40,17 @@ ENGINES: dict[str, str] = {
 class Capabilities(Struct, frozen=True):
     """What a started engine can do.
 
-    `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works
-    on at once: an admission loop keeps a little more than that in flight, a batch `batch_in_flight`
-    where that is given. `context_length` is in tokens, 0 where it is not known. `structured` lists
-    the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
-    `Sampling.logprobs`; -1 means none at all. `prompt_logprobs`: it also gives those of prompts.
-    `logit_bias`: it takes that, and lists of allowed and forbidden tokens. `token_ids`: deltas
-    carry the ids of their tokens. `thoughts_first`: a constraint may begin after thoughts.
-    `triggers`: it may hold for what follows a mark alone. `extra` lists the names of
-    `Sampling.extra` that it honours. `inputs`: what messages may hold, "text" and perhaps "image";
-    empty where a server decides. `vectors`: the kinds of `EmbeddingRequest.vectors` that it makes.
-    Token ids are below `vocabulary`; 0 where that is not known.
+    `tasks` names the protocol methods that answer. `max_concurrency` is how many requests the
+    engine works on at once: an admission loop keeps a little more than that in flight, and a batch
+    `batch_in_flight` if that is given. `context_length` is in tokens, 0 if unknown. `structured`
+    lists the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
+    `Sampling.logprobs`; -1: the engine gives no log probabilities. `prompt_logprobs`: it gives
+    those of prompts too. `logit_bias`: it takes biases, and lists of allowed and forbidden tokens.
+    `token_ids`: deltas carry the ids of their tokens. `thoughts_first`: a constraint may begin
+    after thoughts. `triggers`: a constraint may apply only to the text that follows a mark. `extra`
+    lists the names of `Sampling.extra` that the engine honours. `inputs`: what messages may hold,
+    "text" and perhaps "image"; empty if that shows only when a request is sent. `vectors`: the
+    kinds of `EmbeddingRequest.vectors` that it makes. Token ids are below `vocabulary`; 0: unknown.
     """
 
     tasks: frozenset[str]
@@ -67,15 +67,15 @@ class Capabilities(Struct, frozen=True):
     extra: frozenset[str] = frozenset()
     thoughts_first: bool = False
     triggers: bool = False
-    inputs: tuple[str, ...] = ("text",)
+    inputs: tuple[str, ...] = ()
     vocabulary: int = 0
     vectors: tuple[str, ...] = ("dense",)
 
 
 class Stated(NamedTuple):
-    """What options and the files of a model say of it before it is loaded; None where they say
-    nothing. Token ids are below `vocabulary`; the others are as in `Capabilities`. The loaded
-    engine may do fewer `tasks` and give fewer `max_top_logprobs`. Empty `inputs`: not known.
+    """What is known of a model before it is loaded, from options and its files; a field is None if
+    it is unknown. The fields are as in `Capabilities`, and empty `inputs` are unknown too. The
+    loaded engine may do fewer `tasks` and give fewer `max_top_logprobs`.
     """
 
     vocabulary: int | None = None
@@ -85,8 +85,9 @@ class Stated(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Memory beside what an engine takes at its start. `make` is awaited before it is taken,
-    `idle` is called when nobody uses it any more, `free` when it is given back.
+    """The callbacks of who counts the memory that an engine takes after its start. `make` is
+    awaited before the engine takes memory, `idle` is called when it is in use no more, `free` when
+    the engine has given it back.
     """
 
     make: Callable[[], Awaitable[None]]
@@ -95,8 +96,8 @@ class Room(NamedTuple):
 
 
 class Beside(Protocol):
-    """What an engine loads at its first use, and gives back when idle. `room`: its owner counts the
-    memory.
+    """A part of an engine that is loaded at its first use and unloaded when idle. `room` has the
+    callbacks of who counts the memory.
     """
 
     room: Room | None
@@ -116,9 +117,9 @@ class LLMEngine(Tasks, Operations):
     `penstock.errors`, never returned.
 
     An engine that exchanges KV caches with others has a `connector`, and an `identity` while it
-    runs; its owner may set the `site` before the start. `cached_blocks` reports what an engine has
-    cached, if it can. A running engine is bound to the event loop that started it, its `loop`. A
-    `deterministic` engine gives the same answer to the same request each time.
+    runs; its owner may set the `site` before the start. `cached_blocks` reports what the engine has
+    cached, if it can report that. A running engine is bound to the event loop that started it, its
+    `loop`. A `deterministic` engine gives the same answer to the same request each time.
 
     An engine implements `generate`, `answer` and, for its `operations`, `control`. It may override
     the methods of tasks and operations instead.
@@ -126,13 +127,13 @@ class LLMEngine(Tasks, Operations):
 
     name: ClassVar[str]
     costs_only: ClassVar[frozenset[str]] = frozenset()
-    """The names of options that cost memory or time, or stage faults, and decide no answer: a job
-    that is taken up again may have others. Options that are not named here decide.
+    """The names of options that decide no answer, only memory or time, or that stage faults: a job
+    that is resumed may change them. All other options decide.
     """
     makes_ranks: ClassVar[bool] = False
     """Whether this engine starts data-parallel ranks itself, and balances between them."""
     learns: ClassVar[bool] = False
-    """Whether it learns what it can do from a server, which may be another one after a pause."""
+    """Whether the engine asks a server what it can do; after a pause that may be another server."""
     operations: ClassVar[frozenset[str]] = frozenset()
     """The operations that `control` does."""
     capabilities: Capabilities
@@ -143,25 +144,25 @@ class LLMEngine(Tasks, Operations):
     loop: asyncio.AbstractEventLoop | None = None
     deterministic: bool = False
     sharing: BatchConfig = BatchConfig()
-    """How it shares its steps between the classes of requests; its owner may set it before the
-    start.
+    """How the engine shares its steps between the classes of requests. The owner may set this
+    before the start.
     """
     cores: Cores | None = None
-    """The CPU cores for its processes, None for all; its owner may set it before the start. vLLM
-    places its own.
+    """The CPU cores for the engine's processes; None: all. The owner may set this before the start.
+    vLLM chooses cores itself.
     """
     in_rays_form: bool = False
-    """Whether it is a user's own, which reads the headers of requests, and its configuration when
-    it starts.
+    """Whether the engine is a user's class in Ray's form, which reads the headers of requests, and
+    its configuration when it starts.
     """
     served: bool = False
-    """Whether a server has it too: then rows of jobs are of the batch class."""
+    """Whether a server uses the engine too: then rows of jobs are of the batch class."""
     beside: Beside | None = None
-    """What takes memory beside the model, if anything does."""
+    """The part of the engine that takes memory beside the model, if there is one."""
     supervisor: Supervisor | None = None
-    """Whoever holds it, while somebody does: see `supervisor_of`."""
+    """The supervisor that holds the engine; None: no supervisor does. See `supervisor_of`."""
     on_death: Callable[[], None] = staticmethod(lambda: None)
-    """Called when it has died, as far as it notices that by itself; who serves it sets it."""
+    """Called when the engine has died, if it notices that by itself. A server sets this."""
 
     def __init__(
         self,
@@ -176,13 +177,13 @@ class LLMEngine(Tasks, Operations):
 
     @property
     def shares_steps(self) -> bool:
-        """Whether the started engine lets batch requests into its steps as `sharing` says. Of any
-        other, the owner gives them slots that are idle.
+        """Whether the started engine lets batch requests into its steps as `sharing` says. With
+        another engine, the owner gives them idle slots.
         """
         return False
 
     def stated_context_length(self) -> int | None:
-        """The context in tokens that options or the model's files state; None if none does."""
+        """The context in tokens that options or the model's files state; None if they do not."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 
@@ -191,8 +192,8 @@ class LLMEngine(Tasks, Operations):
         return Stated()
 
     def describe(self) -> None:
-        """Fetch what `stated` reads of a model whose files are elsewhere, if the engine reads any.
-        May take as long as the network does; raises nothing.
+        """Fetch the files that `stated` reads, for a model whose files are elsewhere. May take as
+        long as the network does; raises nothing.
         """
 
     def stated_inputs(self) -> tuple[str, ...]:
@@ -209,13 +210,20 @@ class LLMEngine(Tasks, Operations):
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of `engine_kwargs` that decide what is answered."""
+        """The part of `engine_kwargs` that decides what is answered."""
         return {name: value for name, value in engine_kwargs.items() if name not in cls.costs_only}
 
     @property
     def deciding_kwargs(self) -> dict[str, Any]:
-        """Those of its own options that decide what it answers."""
+        """The part of its own options that decides what it answers."""
         return self.deciding_options(self.engine_kwargs)
+
+    @classmethod
+    def conversion_of(cls, model_source: str) -> int | None:
+        """How a model's files are converted before they run: a number that grows when that changes
+        answers. None where they run as they are.
+        """
+        return None
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
@@ -281,8 +289,8 @@ class LLMEngine(Tasks, Operations):
         raise self._unsupported("LoRA adapters")
 
     async def metrics(self) -> dict[str, float]:
-        """What the running engine counts, by name: `steps` (a counter), `requests_running`,
-        `requests_waiting` and `kv_cache_usage` (0 to 1) where it has them.
+        """The running engine's metrics by name, as far as it has them: `steps` (a counter),
+        `requests_running`, `requests_waiting` and `kv_cache_usage` (0 to 1).
         """
         return {}
 
@@ -295,7 +303,7 @@ class LLMEngine(Tasks, Operations):
 
 
 def able_together(each: Sequence[Capabilities]) -> Capabilities:
-    """What engines of one model can do that answer for one another."""
+    """What several engines of one model can do if any of them may get a request."""
     return replace(
         each[0],
         max_concurrency=sum(one.max_concurrency for one in each),
@@ -304,7 +312,7 @@ def able_together(each: Sequence[Capabilities]) -> Capabilities:
 
 
 def counted_together(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The `metrics` of several engines: sums; of a share, the mean."""
+    """The `metrics` of several engines, summed; the mean of a share."""
     total: dict[str, float] = {}
     for counted in each:
         for name, value in counted.items():
@@ -314,8 +322,8 @@ def counted_together(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`engine_kwargs` with those that make the engine deterministic. Raises `ConfigError` where
-    they say the opposite, or the engine has no such mode.
+    """`engine_kwargs` with the options that make the engine deterministic added. Raises
+    `ConfigError` if an option says the opposite, or the engine has no such mode.
     """
     needed = cls.deterministic_options()
     for name, value in needed.items():
@@ -345,12 +353,17 @@ def engine_class(name: str) -> type[LLMEngine]:
     return cls
 
 
-class Versions(Struct, frozen=True):
-    """From `oldest` to `newest`, both included; as many of a version's numbers count as `oldest`
-    has.
+def conversion_of(engine: str, model_source: str) -> int | None:
+    """As the method of the engine with this name. Engines of users convert nothing."""
+    return engine_class(engine).conversion_of(model_source) if engine in ENGINES else None
 
-    An older one is refused. A newer one is tried, and named in the error if it fails. A version
-    that is not known (empty: a source tree) passes.
+
+class Versions(Struct, frozen=True):
+    """The versions of a library from `oldest` to `newest`, both included. They are compared by as
+    many numbers as `oldest` has.
+
+    An older version is refused. A newer one is tried, and named in the error if it fails. An
+    unknown version (empty: a source tree) passes.
     """
 
     package: str

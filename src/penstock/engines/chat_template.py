@@ -29,18 +29,18 @@ from penstock.openai.tools import arguments_as_objects, content_text, has_tools,
 from penstock.types import ChatRequest, Message
 
 _MOST_TRIED = 50
-"""Messages among which the one is looked for that a template has no use for."""
+"""At most this many messages are tried, to find the one that a template refuses."""
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-"""Used for models without a template of their own: the contents, a line each."""
+"""The template of models that have none: the contents, a line each."""
 CHANGED = (
     "the model's chat template changes or drops the text of the last message, so no answer can"
     " continue it"
 )
 TAGS = {"image": "<ov_genai_image_tag>", "video": "<ov_genai_video_tag>"}
-"""In texts for templates that know no images."""
+"""The marks in texts for templates that know no parts for images and videos."""
 PLAIN_ROLES = frozenset({"system", "user", "assistant"})
 _END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-"""Stands behind the text that the answer continues, to find its place in the prompt."""
+"""Added after the text that the answer continues, to find that text in the prompt."""
 
 
 def read_template(given: str) -> str:
@@ -69,11 +69,13 @@ def read_template(given: str) -> str:
 
 
 _TAKEN = frozenset({"messages", "tools", "self"})
-"""Names that nobody can give a template beside what a request asks."""
+"""Names that variables cannot have: a request sets them."""
 
 
 def check_variables(given: Any) -> None:
-    """Raise `ConfigError` for `default_chat_template_kwargs` that every request would fail of."""
+    """Raise `ConfigError` for `default_chat_template_kwargs` with which every request would
+    fail.
+    """
     field = "engine_kwargs.default_chat_template_kwargs"
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ConfigError("must be a mapping of names to values", field=field, value=given)
@@ -137,19 +139,19 @@ class ChatTemplate:
         system = _shows(source, self._names, _SYSTEM_TURN, "SYSTEM")
         return tools_as_text(messages, tools, system=system), None
 
-    def mark_of(self, prompt: str, medium: str, many: int, override: str | None = None) -> str:
-        """What stands for each image (or video) in a prompt with so many. Raises `RequestError`
-        where the template (or `override`) shows another number of them.
+    def mark_of(self, prompt: str, medium: str, wanted: int, override: str | None = None) -> str:
+        """The mark that stands for each of `wanted` images (or videos) in a prompt. Raises
+        `RequestError` if the prompt has another number of marks.
         """
         mark = _media_form(override or self.source, self._names).marks[medium]
         count = prompt.count(mark) if mark else 0
-        if count != many:
+        if count != wanted:
             why = (
                 f"the texts hold '{mark}', which stands for one"
-                if count > many
+                if count > wanted
                 else "the model's chat template does not show each of them"
             )
-            number = f"{many or 'no'} {medium}{'s'[: many > 1]}"
+            number = f"{wanted or 'no'} {medium}{'s'[: wanted > 1]}"
             raise RequestError(f"the messages have {number}: {why}", param="messages")
         return mark
 
@@ -218,7 +220,9 @@ class ChatTemplate:
         names: Mapping[str, Any],
         as_sent: bool,
     ) -> str:
-        """`as_sent`: the messages have the places that they have in the request."""
+        """The filled template. `as_sent`: the messages stand at the places that they have in the
+        request, so an error can name the place.
+        """
         try:
             return _compile(source).render(messages=plain, tools=tools, **names)
         except _RefusedError as error:  # in the words of the template's author
@@ -295,14 +299,14 @@ def _tried(source: str, names: _Names, messages: Sequence[Message]) -> str | Non
         filled: str = _compile(source).render(
             messages=list(messages), tools=None, add_generation_prompt=True, **dict(names)
         )
-    except Exception:  # whatever it is: these are not the caller's messages
+    except Exception:  # of any kind: these are not the caller's messages
         return None
     return filled
 
 
 def _cut(prompt: str, text: str) -> str:
-    """A prompt up to the end of `text`, behind which the mark stands. A template that strips blanks
-    leaves the mark without its own, and takes those of the text as well.
+    """A prompt up to the end of `text`, after which the mark stands. If the template has stripped
+    the mark's blank, the blanks at the end of the text go too.
     """
     mark = _END_MARK.strip()
     at = prompt.rfind(mark)
@@ -333,7 +337,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which templates mark what a training computes a loss of."""
+    """`{% generation %}`, which marks the part of a template that training computes a loss on."""
 
     tags = {"generation"}  # noqa: RUF012 (so it is declared)
 
@@ -382,7 +386,7 @@ def _media_form(source: str, names: _Names) -> _MediaForm:
     marks = {medium: mark(medium) for medium in TAGS}
     if not marks["image"]:
         return _MediaForm(_tagged_content, TAGS)
-    if marks["video"] == marks["image"]:  # it writes that for whatever is no text
+    if marks["video"] == marks["image"]:  # it writes the same for all parts that are not text
         marks["video"] = ""
     takes_texts = _PROBE["text"] in shown(_PROBE["text"])
     return _MediaForm(_plain_content if takes_texts else _listed_content, marks)
@@ -413,11 +417,11 @@ def _raise(message: str) -> None:
 
 
 class _RefusedError(TemplateError):
-    """What a template refuses by `raise_exception`."""
+    """Raised by `raise_exception` in a template."""
 
 
 class _MissingError(TemplateError):
-    """A template uses `name`, which `owner` lacks; `owner` None: no template is given that name."""
+    """A template uses `name`, which `owner` lacks; None: no variable has that name."""
 
     def __init__(self, name: str, owner: Any) -> None:
         super().__init__(name)
@@ -426,7 +430,7 @@ class _MissingError(TemplateError):
 
 
 class _Undefined(Undefined):
-    """Tells what is not there by name, not in the words of Jinja."""
+    """Raises an error that names what is missing, in our words and not Jinja's."""
 
     __slots__ = ()
 
@@ -442,7 +446,7 @@ class _Undefined(Undefined):
 def _what_fails(
     error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]
 ) -> tuple[str, str]:
-    """Which message and field a template has no use for: the parameter, and words for it."""
+    """The message and field that a template refuses: the parameter, and words for it."""
     if isinstance(error, _MissingError):
         if error.owner is None:
             return "messages", f"be filled: it needs '{error.name}', which is not given"

@@ -43,14 +43,14 @@ _GRACE_SECONDS = 4.0
 """How long a child has for an orderly end after its pipe has closed."""
 _PR_SET_PDEATHSIG = 1
 _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that a process does not get for what it does itself."""
+"""Signals that somebody sent: a fault of the process itself raises others."""
 
 
 class Submit(Struct, tag="submit", array_like=True):
     """A prompt to continue: text or token ids. `marks`, `batch`, `image_mark`, `video_mark` and
-    `beams` are as in `GenerateRequest`; `at` is when it was asked, in seconds of the machine's
-    monotonic clock; `images` holds the bytes of files, `videos` for each its file, or those of its
-    frames.
+    `beams` are as in `GenerateRequest`. `at` is when the request was made, in seconds of the
+    machine's monotonic clock. `images` holds the bytes of files; a video in `videos` is the bytes
+    of its file, or of the files of its frames.
     """
 
     id: int
@@ -134,7 +134,7 @@ def refusal_of(data: bytes | bytearray) -> Failed:
 
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]
 _wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] = {}
-"""What the thread that starts children has to start, by process: a fork inherits no threads."""
+"""The children that the starting thread is to start, by process id: a fork inherits no threads."""
 
 
 def _spawned(spawn: _Spawn) -> Future[subprocess.Popen[bytes]]:
@@ -163,11 +163,11 @@ def _start_children(wanted: SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[by
 
 
 class EngineProcess(asyncio.Protocol):
-    """A child that runs `python -m MODULE FD PARENT`, and calls `end_with_parent` with these. It
-    is kept to `cores`.
+    """A child that runs `python -m MODULE FD PARENT` on the `cores`, and calls `end_with_parent`
+    with `FD` and `PARENT`.
 
-    `on_message` gets each message's bytes, `on_death` one line saying why it ended; `killed` then
-    says whether it was sent the signal to.
+    `on_message` gets each message's bytes. `on_death` gets one line that says why the child ended;
+    `killed` then says whether somebody sent it a signal that ended it.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class EngineProcess(asyncio.Protocol):
         self._transport = None
         self._outgoing.clear()
         self._closed.set()
-        # Else nobody asks for the cause, and the child may take a while to end.
+        # After `stop` nobody asks for the cause, and the child may take a while to end.
         if not self._stopping:
             # The pipe closes a moment before the child can be reaped: the event loop does not wait
             # for that.
@@ -316,10 +316,10 @@ class WorkerPipe:
         self._buffer = bytearray()
 
     def read(self, wait: bool, at_most: float = 0.0) -> list[Any]:
-        """All messages that are there; with `wait`, at least one, else one that comes within
-        `at_most` seconds.
+        """All messages that are there. With `wait`, waits for at least one message; else for at
+        most `at_most` seconds.
 
-        In the place of a message that cannot be read stands the answer to it. Raises `EOFError`
+        A message that cannot be decoded is replaced by the refusal to send back. Raises `EOFError`
         once the parent is gone.
         """
         messages: list[Any] = []
@@ -353,7 +353,7 @@ class WorkerPipe:
 
 
 def _deliver(buffer: bytearray, take: Callable[[bytes], None]) -> None:
-    """Give `take` the whole messages at the beginning of a buffer, which they leave."""
+    """Take the complete messages from the beginning of a buffer, and pass each to `take`."""
     at = 0
     while len(buffer) - at >= LENGTH_BYTES:
         end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
@@ -365,14 +365,14 @@ def _deliver(buffer: bytearray, take: Callable[[bytes], None]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process with the thread of `parent` that started it, where it can
-    (on Linux). That holds for what this process becomes (`exec`), not for its children.
+    """On Linux, let the kernel kill this process when the thread of `parent` that started it ends.
+    That stays so after `exec`, and does not apply to this process's children.
     """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before the kernel was asked
+    if os.getppid() != parent:  # the parent ended before the kernel was asked
         os._exit(1)
 
 
@@ -383,8 +383,8 @@ def end_with_parent(fd: int, parent: int) -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore what asks a whole group of processes to end (Ctrl-C, a terminal that closes, a process
-    manager): the parent drains with this process's help, then closes the pipe.
+    """Ignore the signals that ask a whole group of processes to end (Ctrl-C, a terminal that
+    closes, a process manager): the parent needs this process to drain, then closes the pipe.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,17 +1,17 @@
 """Finds the requests that kill an engine, and refuses them from then on, without harm to the
 others.
 
-Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody
-else in the engine, those that came last first, as most killers kill at once; all together where
-somebody may just have sent the process a signal. A group that kills it again is taken apart. Being
-alone in the engine at its death twice, while the engine answered others in between, is the proof
-(or three times, where a signal was sent, and more, where the engine has been seen to die of
-nothing). A suspect is cleared if it ends in any other way, or has run for twice as long as the
-engine had lived with it.
+A request that was in the engine when it died is a suspect. Suspects are asked again in groups, with
+no other request in the engine. Those that came last are asked first, as most killers kill at once;
+all are asked together if the engine may have died of a signal from outside. A group that kills the
+engine again is split. A request is proved to be a killer if it was alone in the engine at two
+deaths, and the engine answered others in between (three deaths after a signal, and more if the
+engine has died without any cause). A suspect is cleared if it ends in any other way, or has run for
+twice as long as the engine had lived with it.
 
-To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns
-and small ones fewer deaths, so the size follows from what a turn and a death have taken so far:
-where answers are short and starts are long, suspects are asked one by one.
+To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns,
+small groups fewer deaths. So the size follows from the time that a turn and a death have taken: if
+answers are short and starts are long, suspects are asked one by one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 PROOF = 2
 """Deaths of the engine with a request alone in it, that prove the request to be the cause."""
 NOTED = 2
-"""After so many deaths with it a request is a suspect from the start when asked again."""
+"""A request that was present at this many deaths is a suspect from the start when asked again."""
 REMEMBERED = 4096
-"""Requests of which deaths are remembered; the oldest are forgotten."""
+"""How many requests with deaths are remembered; the oldest are forgotten."""
 HARMLESS_S = 5.0
-"""Seconds for which a group of suspects has the engine to itself at least."""
+"""The least time, in seconds, for which a group of suspects has the engine to itself."""
 _MOST_FALSE_ALARMS = 2
-"""The proof needs at most so many more deaths where the engine has died of no request."""
+"""If the engine has died without a request at fault, the proof needs up to this many more
+deaths.
+"""
 _GROWTH = 4
 """Groups grow at most by this factor, beginning with one: 1, 4, 16 …"""
 _NOT_ASKED = {
@@ -81,20 +83,20 @@ class Visit:
         self.again = again
         self.answered = False
         self.generation = 0
-        """That of the engine which it has entered."""
+        """The generation of the engine that it has entered."""
         self.begun = False
         """Whether a part of the answer has been seen, so that it cannot be asked again."""
         self.number = 0
         self.entered = 0.0
         self.lived = 0.0
-        """The longest that the engine lived with it until it died, in seconds."""
+        """The longest time, in seconds, from its entry to the engine's death."""
         self.group: list[Visit] | None = None
         self.trusted = False
         self.timer: asyncio.TimerHandle | None = None
 
     @property
     def digest(self) -> bytes:
-        """What names the request. Made when it is first needed."""
+        """The digest that names the request. Computed when it is first needed."""
         if self._digest is None:
             self._digest = self._key()
         return self._digest
@@ -128,9 +130,10 @@ class Visit:
 
 @dataclass(slots=True)
 class _Record:
-    """A request's record: how many deaths it was present at, and how many of these alone. `last`
-    counts the answers before its last death alone. `killed` is 1 if a signal from outside may have
-    ended the engine, which need not be the request's doing.
+    """A request's record: at how many `deaths` it was present, and at how many of these `alone`.
+    `last` is how many answers the engine had given when the request was last alone at a death.
+    `killed` is 1 if a signal from outside may have ended the engine: the request may be innocent.
+    `proved`: the request is a killer.
     """
 
     deaths: int = 0
@@ -141,8 +144,8 @@ class _Record:
 
 
 class _Pool:
-    """Suspects that wait for their turn, `most` of them at a time at most. `kills`: they have
-    killed as a group.
+    """Suspects that wait for their turn, in groups of at most `most`. `kills`: as one group they
+    have killed the engine, so one of them is a killer.
     """
 
     __slots__ = ("kills", "most", "visits")
@@ -156,20 +159,21 @@ class _Pool:
 
 
 class Quarantine:
-    """The quarantine of one engine, for everybody who asks it. It does not start the engine again:
-    after a death it lets nobody in until its supervisor, or whoever else starts it, calls `reopen`.
+    """The quarantine of one engine, for all callers of the engine. It does not restart the engine:
+    after a death it lets no request in until the supervisor, or whoever restarts the engine, calls
+    `reopen`.
 
-    `wants_probe`: the engine has died of one request alone and answered nothing since. Then a probe
-    decides: if the engine answers it (`answered`), the request is at fault; if not (`absolve`),
-    nobody is.
+    `wants_probe`: the engine has died with one request alone in it, and answered nothing since.
+    Then a probe decides: if the engine answers the probe (`answered`), the request is at fault; if
+    not (`absolve`), no request is.
     """
 
     def __init__(self, supervisor: Supervisor | None = None) -> None:
         self.supervisor = supervisor
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
-        self._dead: list[Visit] = []  # while others are inside that have not ended yet
-        self._examined = False  # whether some of them are suspects already
+        self._dead: list[Visit] = []  # inside at a death, until all others inside have ended
+        self._examined = False  # whether one of `_dead` was a suspect already
         self._pools: list[_Pool] = []  # the last is taken next
         self._turn: list[Visit] = []
         self._turn_began = 0.0
@@ -185,7 +189,7 @@ class Quarantine:
 
     @property
     def troubled(self) -> bool:
-        """Whether entering takes more than a step: there are suspects, or memories of deaths."""
+        """Whether a request may have to wait: there are suspects, or remembered deaths."""
         return self._down or bool(self._records or self._turn or self._pools or self._dead)
 
     @property
@@ -199,7 +203,7 @@ class Quarantine:
         self.wants_probe = False
 
     def absolve(self) -> None:
-        """The engine dies by itself: what was held against single requests proves nothing."""
+        """The engine dies by itself: its earlier deaths prove nothing against single requests."""
         self.wants_probe = False
         for record in self._records.values():
             if not record.proved:
@@ -216,8 +220,8 @@ class Quarantine:
         self._wake()
 
     def visit(self, key: Callable[[], bytes], again: Callable[[], bool] = lambda: True) -> Visit:
-        """A request that is about to be asked. `key` gives the digest that names it, where that is
-        needed; `again` says whether it would be asked again.
+        """A visit for a request that is about to be asked. `key` computes the digest that names the
+        request, if that is needed; `again` says whether the request may be asked again.
         """
         return Visit(self, key, again)
 
@@ -229,7 +233,7 @@ class Quarantine:
             if not self._turn:
                 self._next_turn()
         while True:
-            # Also one that an equal request has proved meanwhile.
+            # An equal request may have been proved a killer meanwhile.
             if record is not None and record.proved:
                 self.forget(visit)
                 raise QuarantinedError(
@@ -243,7 +247,7 @@ class Quarantine:
             record = self._records.get(visit.digest)
 
     def enter(self, visit: Visit) -> None:
-        """The request is put to the engine."""
+        """The request goes to the engine."""
         self._entries += 1
         visit.number = self._entries
         if self.supervisor is not None:
@@ -257,7 +261,7 @@ class Quarantine:
             visit.timer = loop.call_later(max(HARMLESS_S, 2 * visit.lived), self._trust, visit)
 
     def leave(self, visit: Visit, error: BaseException | None) -> None:
-        """The try has ended, with `error` if it failed."""
+        """The request has left the engine, with `error` if this try failed."""
         del self._inside[visit]
         if visit.timer is not None:
             visit.timer.cancel()
@@ -265,8 +269,8 @@ class Quarantine:
         if isinstance(error, EngineDeadError):
             if not self._down:
                 self._down, self._down_since = True, asyncio.get_running_loop().time()
-            # Of a stream that had begun when somebody killed the process, its next try, if there is
-            # one, can tell more.
+            # A stream that had begun when somebody killed the process is no suspect: its next try,
+            # if there is one, tells more.
             if error.suspects and not (error.killed and visit.begun):
                 self._died(visit, error.killed)
         elif self.troubled:
@@ -280,7 +284,7 @@ class Quarantine:
             self._regroup()
 
     def forget(self, visit: Visit) -> None:
-        """The request is no suspect any more: it is answered, or nobody asks for it any longer."""
+        """The request is no suspect any more: it was answered, or its caller has gone."""
         group, visit.group = visit.group, None
         if group is None:
             return
@@ -302,7 +306,7 @@ class Quarantine:
         )
 
     def _next_turn(self) -> None:
-        """The next group has the engine, or, where there are no more suspects, everybody."""
+        """Let the next group into the engine; everybody, if there are no more suspects."""
         self._turn, self._turn_began = [], 0.0
         if self._pools:
             pool = self._pools[-1]
@@ -316,8 +320,8 @@ class Quarantine:
         self._wake()
 
     def _best_size(self, suspects: int) -> int:
-        """The group size that finds a killer in the least time: so many suspects take `suspects /
-        size` turns and log2(size) deaths.
+        """The group size that finds a killer in the least time: with it, the suspects take
+        `suspects / size` turns and log2(size) deaths.
         """
         if self._turn_s is None or self._start_s <= 0.0:
             return suspects
@@ -331,7 +335,7 @@ class Quarantine:
             self._records.popitem(last=False)
         record.deaths += 1
         record.killed |= killed
-        if not self._dead and not self._inside:  # it is the first to tell, and nobody else could
+        if not self._dead and not self._inside:  # it was alone in the engine
             if record.last < self._answers:
                 record.alone += 1
                 record.last = self._answers
@@ -346,7 +350,9 @@ class Quarantine:
         self._dead.append(visit)
 
     def _regroup(self) -> None:
-        """The engine is empty: those that died with it are the next suspects, the latest first."""
+        """The engine is empty: requests that were in it at its death become suspects, the latest
+        first.
+        """
         dead = sorted(
             (visit for visit in self._dead if visit.group is self._dead),
             key=lambda visit: -visit.number,
@@ -359,8 +365,8 @@ class Quarantine:
                 and (record := self._records.get(dead[0].digest)) is not None
                 and record.alone
             )
-            # One that was alone has its next turn last: time passes, in which whatever else killed
-            # the engine goes by.
+            # A request that was alone gets its next turn last: meanwhile another cause of the death
+            # may pass.
             most = (len(dead) + 1) // 2 if kills else 1
             if not kills and self._first_kill(dead):
                 most = len(dead)
@@ -372,7 +378,7 @@ class Quarantine:
         self._wake()
 
     def _first_kill(self, dead: list[Visit]) -> bool:
-        """Whether somebody may have killed the engine, and nothing has gone wrong but that."""
+        """Whether this is the first death, and a signal from outside may have caused it."""
         records = self._records
         return len(records) == len(dead) and all(
             (record := records.get(visit.digest)) is not None
@@ -382,8 +388,8 @@ class Quarantine:
         )
 
     def _leave_behind(self, dead: list[Visit]) -> None:
-        """A part of an engine of several processes died: requests that go on in the other parts
-        hold nobody up.
+        """One of several processes of the engine has died. Regroup without waiting for the requests
+        that go on in the others.
         """
         if self._dead is dead and dead:
             for visit in self._inside:
@@ -401,7 +407,9 @@ class Quarantine:
 
 
 def digest_of(asked: Any) -> bytes:
-    """16 bytes that name what is asked of an engine, whoever asks and however answers travel."""
+    """16 bytes that name what is asked of an engine. They do not depend on the caller, or on
+    whether the answer is streamed.
+    """
     if isinstance(asked, msgspec.Struct):
         neutral = {
             name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__

@@ -1,4 +1,4 @@
-"""Engines and handles of this process, by name. Batch work and servers share what stands here.
+"""Engines and handles of this process, by name. Batch work and servers share them.
 
 Each event loop has its own names, as an engine is bound to its loop. Work without a loop of its own
 (a processor's rows in a `for` loop) runs on the background loop, and shares its engines.
@@ -26,11 +26,11 @@ DEFAULT_APP = "default"
 
 
 class Engines:
-    """The names of one event loop.
+    """The named engines and handles of one event loop.
 
-    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes
-    belongs to this registry and lives until `stop`, at the latest until the event loop ends: where
-    its asynchronous generators are closed then, as `asyncio.run` does.
+    An engine that `put` names belongs to the caller, who starts and stops it. An engine that
+    `get_or_make` makes belongs to this registry. It lives until `stop`, or until the event loop
+    ends if the loop closes its asynchronous generators then, as `asyncio.run` does.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class Engines:
         self._named[key] = engine
 
     def remove(self, name: str, app_name: str = DEFAULT_APP) -> None:
-        """Forget a name. The engine is left as it is, and is its users' own from now on."""
+        """Forget a name. The engine is left as it is; whoever uses it must stop it from now on."""
         self._named.pop((app_name, name), None)
         if app_name == DEFAULT_APP:
             self._made.pop(name, None)
 
     def get(self, name: str, app_name: str = DEFAULT_APP) -> Any:
-        """What has that name. Raises `ModelNotFoundError`."""
+        """The engine or handle of that name. Raises `ModelNotFoundError`."""
         try:
             return self._named[(app_name, name)]
         except KeyError:
@@ -71,8 +71,8 @@ class Engines:
         """The engine of that name, made now if there is none, and whether it belongs to the
         registry.
 
-        `recipe` tells what `make` makes; `make` None only finds. Raises `ConfigError` if the name
-        stands for an engine of another recipe.
+        `recipe` describes the engine that `make` makes; if `make` is None, an engine is only looked
+        for. Raises `ConfigError` if the name stands for an engine of another recipe.
         """
         key = (DEFAULT_APP, name)
         engine = self._named.get(key)
@@ -91,7 +91,9 @@ class Engines:
 
     @contextlib.contextmanager
     def replica(self, name: str) -> Iterator[int]:
-        """A number of an engine called `name` that nobody else has while the context lasts."""
+        """A number for an engine called `name`, which no other engine of that name has while the
+        context lasts.
+        """
         taken = self._replicas[name]
         number = next(number for number in itertools.count() if number not in taken)
         taken.add(number)
@@ -103,7 +105,7 @@ class Engines:
                 del self._replicas[name]
 
     async def end_with_loop(self) -> None:
-        """Have what is made here stopped when the event loop ends."""
+        """Stop the engines that were made here when the event loop ends."""
 
         async def at_end() -> AsyncGenerator[None, None]:
             try:
@@ -136,8 +138,8 @@ def engines() -> Engines:
 
 
 def stop_engines(name: str | None = None) -> None:
-    """Stop the named engines that work without an event loop of its own has made, or the one of
-    that name.
+    """Stop the named engines of the background loop, or the one of that name: those that work
+    without an event loop of its own has made.
 
     Inside an event loop: `await engines().stop()`.
     """
@@ -171,12 +173,12 @@ class EngineSource:
             )
 
     @contextlib.asynccontextmanager
-    async def running(self, *, apart: bool = False) -> AsyncGenerator[Supervisor, None]:
-        """The engine's supervisor, the engine started. With `apart`, no other worker has an engine
-        of the processor's own.
+    async def running(self, *, per_worker: bool = False) -> AsyncGenerator[Supervisor, None]:
+        """The supervisor of the started engine. With `per_worker`, each worker gets an engine of
+        its own, unless the engine is shared by name or object.
         """
         names, shared, made = engines(), self.shared, False
-        with names.replica(self.name) if apart else contextlib.nullcontext(0) as replica:
+        with names.replica(self.name) if per_worker else contextlib.nullcontext(0) as replica:
             name = f"{self.name}/{replica}"
             if isinstance(shared, LLMEngine):
                 engine = shared
@@ -200,7 +202,7 @@ class EngineSource:
 
     @property
     def model_source(self) -> str | None:
-        """What the engine loads, as far as it is known beforehand."""
+        """What the engine loads; None if that is not known beforehand."""
         return self.shared.model_source if isinstance(self.shared, LLMEngine) else self.model
 
 
@@ -213,8 +215,8 @@ def engine_for(
 ) -> LLMEngine:
     """The engine a job asks for, not started yet if it is made here.
 
-    `engine` None means "simulated" for the model of that name, else "openvino". `model` None means
-    "demo", and "auto" (the one that the server has) for "remote". `deterministic`: the same request
+    `engine` None means "simulated" if the model is called so, else "openvino". `model` None means
+    "demo", or for "remote" "auto": the model that the server has. `deterministic`: the same request
     gets the same answer. Raises `ConfigError`.
     """
     if isinstance(engine, LLMEngine):

@@ -27,17 +27,19 @@ from penstock.types import (
 
 MAX_N = 128
 MAX_STOPS, LONGEST_STOP = 128, 4096
-"""Stop strings of a request, and the characters of each: all are looked for at every token."""
+"""The most stop strings of a request, and the most characters of each: every token is searched for
+all of them.
+"""
 MAX_BAD_WORDS, LONGEST_BAD_WORD = 4096, 256
-"""Bad words of a request, and the characters of each, likewise."""
+"""The most bad words of a request, and the most characters of each."""
 MOST_IDS = 1 << 20
-"""Token ids in one list of a request: no vocabulary has more. That of Gemma 3 has 262,208."""
+"""The most token ids in one list of a request: no vocabulary has more. Gemma 3's has 262,208."""
 LONGEST_CONSTRAINT = 262_144
-"""Characters of a JSON schema or a regular expression."""
+"""The most characters of a JSON schema or a regular expression."""
 _DEEPEST_SCHEMA = 200
 LEAST = 2.0**-126
-"""The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of
-what is far below.
+"""The smallest normal 32-bit float. Engines compute with such floats, and round a much smaller
+number to 0.
 """
 _LIMITS: dict[str, tuple[float, float, str]] = {
     "temperature": (0.0, 2.0, "between 0 and 2"),
@@ -107,10 +109,10 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
 
 
 def prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
-    """The sampling with what an echo needs, and whether the prompt alone is asked for.
+    """The sampling with what an echo needs, and whether only the prompt is asked for.
 
-    A prompt alone (`max_tokens` 0, where the prompt is wanted at all) is asked for as one token
-    more, which is dropped.
+    A request for the prompt alone has `max_tokens` 0. The engine generates one token for it, which
+    is dropped.
     """
     sampling = request.sampling
     if not request.echo and sampling.prompt_logprobs is None:
@@ -131,8 +133,8 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
 
 
 def check_inputs(inputs: Sequence[object], name: str, *, sees: bool = False) -> None:
-    """Raise `RequestError` unless each of what is to be embedded is a text or token ids, or, for an
-    engine (its `name`) that `sees`, a conversation.
+    """Raise `RequestError` unless each input to embed is a text or token ids, or, for an engine
+    (called `name`) that `sees`, a conversation.
     """
     for number, one in enumerate([inputs] if isinstance(inputs, str) else inputs):
         if isinstance(one, list | tuple):
@@ -166,8 +168,8 @@ def naming_input(number: int, count: int) -> Iterator[None]:
 
 
 def check_input_type(request: EmbeddingRequest, name: str) -> None:
-    """Raise `UnsupportedError` if a request wants the model's instruction from an engine (its
-    `name`) that adds none.
+    """Raise `UnsupportedError` if a request wants the model's instruction before its texts, and the
+    engine (called `name`) adds none.
     """
     if request.input_type is not None:
         raise UnsupportedError(
@@ -184,7 +186,9 @@ _VECTORS_NEED = {
 
 
 def check_vectors(vectors: str, capabilities: Capabilities, name: str) -> None:
-    """Raise `UnsupportedError` for a kind of vectors that an engine (its `name`) does not make."""
+    """Raise `UnsupportedError` for a kind of vectors that an engine (called `name`) does not
+    make.
+    """
     made = capabilities.vectors
     if vectors not in made:
         raise UnsupportedError(
@@ -201,7 +205,9 @@ def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> Non
 
 
 def shown_prompt(sampling: Sampling, prompt: Sequence[int]) -> tuple[int, ...] | None:
-    """The prompt's token ids for an answer's first delta, where the request wants them."""
+    """The prompt's token ids for an answer's first delta; None if the request does not want
+    them.
+    """
     return tuple(prompt) if sampling.extra.get("return_token_ids") else None
 
 
@@ -221,7 +227,9 @@ def most_new_tokens(
 
 
 def _check_texts(what: str, texts: tuple[str, ...], most: int, longest: int, param: str) -> None:
-    """Errors call the texts `what`: at most so many, and none longer than so many characters."""
+    """Refuse more than `most` texts, and a text of more than `longest` characters. Errors call the
+    texts `what`.
+    """
     if len(texts) > most:
         raise RequestError(f"at most {most} {what} may be given, not {len(texts)}", param=param)
     if not all(type(text) is str and text for text in texts):
@@ -362,7 +370,7 @@ class StopStrings:
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
         self._held = ""
-        self._overlaps = [0] * len(stop)  # of what is held with the beginning of each
+        self._overlaps = [0] * len(stop)  # how much of each stop string the held text ends with
         self.found: str | None = None
 
     @property
@@ -378,7 +386,7 @@ class StopStrings:
             return ""
         known = len(self._held)
         text = self._held + text
-        # No stop string begins before the longest of its beginnings that was held.
+        # A stop string cannot begin before the longest part of it with which the held text ended.
         froms = [
             (stop, known - size) for stop, size in zip(self._stop, self._overlaps, strict=True)
         ]
@@ -400,8 +408,8 @@ class StopStrings:
 
 
 def _overlap(text: str, stop: str, start: int) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, and shorter than it.
-    `start` is a place before which none begins.
+    """The length of the longest end of `text` that `stop` begins with, without `stop` itself. It
+    does not begin before `start`.
     """
     start = max(start, len(text) - len(stop) + 1)
     while (start := text.find(stop[0], start)) >= 0:

@@ -1,26 +1,27 @@
 """Shares an engine between online requests and batch rows: how many rows may take part in each
 step.
 
-An arrival waits for the step under way, then for its own first step. What batch rows add to both
-is its *loss*. It is known for each request: of a step with batch rows alone, all that the request
-waited for; of a step with others, the part by which the rows made it longer. So the time to first
-token without batch work is known too, while batch work runs: what was measured, less the loss.
+An online request waits for the step under way, then for its own first step. The time that batch
+rows add to both is its *loss*. It is known for each request: of a step with batch rows alone, all
+the time that the request waited; of a step with online requests too, the part by which the batch
+rows made it longer. So the time to first token without batch work is known too, while batch work
+runs: the measured time, less the loss.
 
-From the 95th percentile of that follows how much a request may lose, the *slack*: as much as is
-missing to the target. The rule between two steps:
+The *slack* is how much a request may lose: the difference between the target and the 95th
+percentile of that time. The rule between two steps:
 
-- Nobody is online, and by the usual gaps nobody is to be expected: the batch gets all slots.
-- Nobody waits for a first token: as many rows as keep the next step's loss within the slack.
-- Somebody does: as many as what is left of each one's slack allows. The others leave the engine at
-  once; they go on later.
+- No request is online, and by the usual gaps none is expected: the batch gets all slots.
+- No request waits for a first token: as many rows as keep the next step's loss within the slack.
+- A request waits: as many rows as the rest of each request's slack allows. Other rows leave the
+  engine at once, and go on later.
 
-How long a step is with so many rows is learned from the steps (a line through their lengths, with
-old ones forgotten). What the model does not know, such as a noisy machine, a gain corrects: it
-shrinks with each first token that missed the target and grows with each that did not, so that
-few more than one in `_MISSES` miss it (stochastic approximation of a quantile: Robbins and Monro,
-1951).
+How the length of a step depends on its rows is learned from the steps (a line through their
+lengths, in which old steps lose weight). A gain corrects what the line does not show, such as a
+noisy machine: it shrinks with each first token that missed the target and grows with each that did
+not, so that few more than one in `_MISSES` miss it (stochastic approximation of a quantile: Robbins
+and Monro, 1951).
 
-A `Controller` reads no clock and asks nobody: the same observations give the same decisions.
+A `Controller` reads no clock: the same observations give the same decisions.
 """
 
 from __future__ import annotations
@@ -32,40 +33,41 @@ from typing import NamedTuple
 from penstock.llm_config.batch import BatchConfig
 
 _WINDOW = 128
-"""First tokens that percentiles are taken of."""
+"""How many of the latest first tokens the percentiles are taken of."""
 _FEW = 5
-"""With fewer, what a lone request would need is taken from the lengths of steps."""
+"""With fewer first tokens, the time of a lone request is computed from the lengths of steps."""
 _MISSES = 0.05
 _MARGIN = 0.85
-"""The part of what is missing to the target that is used: while batch work runs, online requests
-come together in longer steps, so what they would need without it is taken for a little too long.
+"""The part of the difference to the target that is used. While batch work runs, steps are longer
+and have more online requests, so the time without batch work is estimated a little too long.
 """
 _GAIN_STEP = 0.25
 _LOG_GAINS = (math.log(1 / 8), math.log(1.25))
 _PROBE_STEPS = 256
-"""After so many steps one has half the rows: it shows what a row costs."""
+"""After this many steps one step gets half the rows: it shows what a row costs."""
 _FORGET = 0.99
-"""What is left of the weight of old steps each time that the line is drawn again."""
+"""The weight of old steps is multiplied by this each time that the line is fitted again."""
 _KEPT = 0.5
-"""The least weight: where all steps are alike, old ones still tell what a row costs."""
+"""The least weight: if all new steps are alike, the old ones still show what a row costs."""
 _LATE = 20.0
 _SOON = 50
 _OUTLIER = 4.0
-"""A step so many times longer than expected counts as one of that length."""
+"""A step longer than this many times the expected length counts as one of that length."""
 _QUIET_GAPS = 5.0
 """Mean gaps between arrivals after which no arrival is expected: of a Poisson process 0.7 % of the
 gaps are longer.
 """
 _QUIET_S = 1.0
 KV_FULL = 0.9
-"""From there on no further batch row is let in."""
+"""The use of the KV cache from which on no further batch row is let in."""
 _PROMPT_TOKENS = 64
-"""What an unknown prompt is taken to have."""
+"""The tokens that an unknown prompt is assumed to have."""
 
 
 class Observed(NamedTuple):
-    """The engine between two steps. `online` and `batch` requests are in it, `online_waiting` and
-    `batch_waiting` are not; `slots` is how many may be; `kv_usage` is from 0 to 1.
+    """The engine between two steps. `online` and `batch` requests are in the engine,
+    `online_waiting` and `batch_waiting` requests wait for it. `slots` is how many may be in it,
+    `kv_usage` the use of its KV cache, from 0 to 1.
     """
 
     online: int
@@ -77,9 +79,9 @@ class Observed(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """At most `rows` batch rows take part in the next step, and prompts of new ones have at most
-    `prompt_tokens` together, but for the first. `granted`: the minimum share gives them, so they
-    go before online requests that wait for a slot.
+    """At most `rows` batch rows take part in the next step. The prompts of new rows have at most
+    `prompt_tokens` together; the first may be longer. `granted`: the rows are those of the minimum
+    share, so they go before online requests that wait for a slot.
     """
 
     rows: int
@@ -92,8 +94,8 @@ ALL = Decision(1 << 30, 1 << 30)
 
 
 class StepLengths:
-    """How long a step takes with so many rows, in seconds: `base` and for each row `row`, and
-    `prompt_token` for each token of prompts. Learned from steps.
+    """How long a step takes, in seconds: `base`, and `row` for each row, and `prompt_token` for
+    each token of prompts. Learned from steps.
     """
 
     def __init__(self) -> None:
@@ -101,11 +103,11 @@ class StepLengths:
         self.row = 0.0
         self.prompt_token = 0.0
         self._means: dict[int, tuple[float, float]] = {}
-        """By number of rows: the mean length of late, and how much that counts."""
+        """By number of rows: the mean length of late steps, and its weight."""
         self._steps = 0
 
     def learn(self, seconds: float, rows: int, prompt_tokens: int) -> None:
-        """A step of `rows` rows, or one that took in so many tokens of prompts beside them."""
+        """Learn from a step of `rows` rows, or one that took in `prompt_tokens` of prompts too."""
         if self._steps > _SOON:
             seconds = min(seconds, _OUTLIER * (self(rows) + self.prompt_token * prompt_tokens))
         if prompt_tokens > rows:
@@ -120,8 +122,8 @@ class StepLengths:
             self._fit()
 
     def _fit(self) -> None:
-        """A line through the means. While all steps are alike, rows are taken to be all that they
-        cost: then fewer are let in, which tells.
+        """Fit a line through the means. While all steps have the same number of rows, their whole
+        length is taken for the cost of rows: then fewer rows are let in, and show the real cost.
         """
         pairs = [(n, mean, weight) for n, (mean, weight) in self._means.items()]
         self._means = {n: (mean, max(weight * _FORGET, _KEPT)) for n, mean, weight in pairs}
@@ -139,25 +141,27 @@ class StepLengths:
 
     @property
     def lone(self) -> float:
-        """What a lone request with a usual prompt needs to its first token."""
+        """The time to first token of a lone request with a usual prompt."""
         return self(1) + self.prompt_token * _PROMPT_TOKENS
 
 
 class Controller:
-    """Decides between two steps. Times are in seconds, of any one clock."""
+    """Decides how many batch rows the next step has. Times are in seconds, all of one clock."""
 
     def __init__(self, config: BatchConfig) -> None:
         self.config = config
         self.lengths = StepLengths()
         self.evictions = 0
-        """Rows that were taken out of the engine, as their owner counts them."""
+        """Rows that were taken out of the engine; the owner counts them."""
         self.grants = 0
         """Steps that the minimum share has given."""
         self.rows = 0
-        """What was decided last."""
+        """The rows of the last decision."""
         self.undisturbed = 0.0
         self.measured = 0.0
-        """95th percentiles of the time to first token, without and with batch work."""
+        """95th percentiles of the time to first token: without batch work, and as measured with
+        it.
+        """
         self._due: dict[int, tuple[float, float]] = {}
         """Online requests without a first token: when each came, and its loss so far."""
         self._alone: deque[float] = deque(maxlen=_WINDOW)
@@ -165,14 +169,14 @@ class Controller:
         self._log_gain = 0.0
         self._debt = 0.0
         self._last = (0.0, 0.0, 0.0)
-        """Of the last step: its begin, its end, and which part of it batch rows took."""
+        """The last step: its begin, its end, and the share of it that batch rows took."""
         self._seen = -math.inf
-        """When somebody was last online."""
+        """When an online request was last there."""
         self._arrival = -math.inf
         self._gap = 0.0
         self._decided = 0
         self._beside = 0.0
-        """How many batch rows there are of late in steps with online rows."""
+        """The mean number of batch rows in late steps with online requests."""
 
     # What happens
     def arrived(self, request: int, at: float) -> None:
@@ -195,14 +199,15 @@ class Controller:
         online_tokens: int = 0,
         batch_tokens: int = 0,
     ) -> None:
-        """A step took place, with so many rows of each class and new tokens of their prompts."""
+        """A step took place. The numbers are the rows of each class, and the new prompt tokens."""
         lengths, seconds = self.lengths, ended - began
         lengths.learn(seconds, online + batch, online_tokens + batch_tokens)
         part = 0.0
         if online:
             self._seen = ended
             self._beside += 0.02 * (batch - self._beside)
-            # Who is slowed down stays longer: without the batch there would be fewer beside him.
+            # A request that is slowed down stays longer. Without batch rows, fewer online requests
+            # would share a step.
             base = lengths.base
             alone = online * base / (base + lengths.row * self._beside) if base else online
             loss = lengths(online + batch) - lengths(alone) + lengths.prompt_token * batch_tokens
@@ -215,7 +220,9 @@ class Controller:
                 self._due[request] = (at, loss + part * (ended - max(began, at)))
 
     def answered(self, request: int, at: float) -> None:
-        """An online request has its first token, or ends without one. Others are passed over."""
+        """An online request got its first token, or ended without one. Batch requests are
+        ignored.
+        """
         found = self._due.pop(request, None)
         if found is None:
             return
@@ -238,7 +245,7 @@ class Controller:
     # What follows
     @property
     def slack(self) -> float:
-        """What a request may lose."""
+        """The seconds that a request may lose."""
         known = len(self._alone) >= _FEW
         alone = self.undisturbed if known else self.lengths.lone
         return math.exp(self._log_gain) * max(self._target(alone) - alone, 0.0)
@@ -259,7 +266,7 @@ class Controller:
             if self._due:
                 slack -= max(loss for _, loss in self._due.values())
             if not lengths.row:
-                cap = 1  # nothing is known of the steps yet
+                cap = 1  # the lengths of steps are unknown yet
             elif others:
                 cap = int(max(slack, 0.0) / lengths.row)
             else:
@@ -286,7 +293,7 @@ class Controller:
         return Decision(rows, tokens, granted)
 
     def metrics(self) -> dict[str, float]:
-        """The decisions and what they follow from, for the engine's metrics."""
+        """The decisions and what they are based on, for the engine's metrics."""
         return {
             "batch_rows_allowed": self.rows,
             "batch_evictions": self.evictions,
@@ -302,25 +309,25 @@ class Controller:
         return alone + _MARGIN * (target - alone)
 
     def _quiet(self, now: float, seen: Observed) -> bool:
-        """Whether nobody is online, nor to be expected soon."""
+        """Whether no request is online, and none is expected soon."""
         if seen.online or seen.online_waiting or self._due:
             return False
         return now - self._seen > max(_QUIET_GAPS * self._gap, _QUIET_S)
 
 
 class Shared:
-    """What all step loops do that share their steps: before the first batch request they ask the
-    controller nothing and tell it nothing.
+    """What all step loops do that share their steps between classes. Before the first batch request
+    they do not use the controller.
     """
 
     def __init__(self, config: BatchConfig) -> None:
         self.controller = Controller(config)
         self.pause = 0.0
-        """Seconds without a step, as only batch requests are there and must wait."""
+        """Seconds until the next step, if only batch requests are there and must wait."""
         self._on = False
 
     def came(self, request: int, at: float, *, batch: bool) -> None:
-        """A request was submitted, which its caller asked at that time."""
+        """A request was submitted; `at` is when its caller made it."""
         if batch:
             self._on = True
         elif self._on:
@@ -331,7 +338,7 @@ class Shared:
         self.controller.gone(request)
 
     def metrics(self) -> dict[str, float]:
-        """Those of the controller, once there was batch work."""
+        """The controller's metrics; empty before the first batch request."""
         return self.controller.metrics() if self._on else {}
 
 

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all, in order. If one fails, the others have ended too when its error is
-    raised.
+    """The results of all, in order. If one fails, its error is raised when the others have
+    ended.
     """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
@@ -22,7 +22,7 @@ async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
 
 
 def begin(work: Coroutine[Any, Any, Any], among: set[asyncio.Task[Any]]) -> None:
-    """Do the work in a task, which is `among` these until it has ended."""
+    """Do the work in a task, which is in the set `among` until it has ended."""
     among.add(task := asyncio.create_task(work))
     task.add_done_callback(among.discard)
 

@@ -1,4 +1,4 @@
-"""The supervisor of an engine: one for all that hold it, be they servers or jobs.
+"""The supervisor of an engine: one for all its users, servers and jobs alike.
 
 It starts the engine and revives it after a death. It knows who uses the engine and which requests
 are suspects, and it makes each adapter ready once.
@@ -45,20 +45,22 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Policy:
-    """How an engine is held. The defaults are those of batch work; a server has its own.
+    """How an engine is started and restarted. The defaults are those of batch work; a server has
+    its own.
 
-    `restart_delays_s` are the waits before the restarts of an engine that dies without an answer in
-    between; it has failed when they are used up. After more than `probe_after` such deaths a new
-    engine is probed before it is used. With `start_retries`, a restart that fails counts as a
-    death; without, it ends the restarts. `retry_delays_s` are the waits before a failed engine may
-    be loaded again, after the first failure, the second, and so on.
+    `restart_delays_s` are the waits before the restarts of an engine that dies again without an
+    answer in between; when they are used up, the engine has failed. After more than `probe_after`
+    such deaths a new engine is probed before it is used. With `start_retries`, a restart that fails
+    counts as a death; without, it ends the restarts. `retry_delays_s` are the waits before a failed
+    engine may be loaded again, after the first failure, the second, and so on.
 
     `make_room` is awaited before the engine takes memory; `free_room` is called when the memory is
-    free again. `before_start` is awaited before the engine starts, `on_ready` after that, before
-    anybody uses it, and `restore` last, behind a probe: a paused engine would not answer one.
-    `on_change` is called when the phase becomes "loading", "ready" or "failed", or "cold" because
-    somebody cancelled the change, when `load` finds the engine ready, and when the last user of an
-    engine that stays has left.
+    free again. `before_start` is awaited before the engine starts, and `on_ready` when it has
+    started, before it is used. `restore` is awaited last, after a probe: it may pause the engine,
+    and a paused engine answers no probe.
+    `on_change` is called when the phase becomes "loading", "ready" or "failed"; when it becomes
+    "cold" because the change was cancelled; when `load` finds the engine ready; and when the last
+    user of an engine that `stays` has left.
     """
 
     restart_delays_s: Sequence[float] = (0.0, 0.0, 0.0)
@@ -92,11 +94,11 @@ class Supervisor:
         self.error: Exception | None = None
         """Why the engine has failed."""
         self.generation = 0
-        """How often the engine became ready: after a start, a wake-up, or found running."""
+        """How often the engine became ready: it was started, was woken, or was found running."""
         self.restarts = 0
-        """How many of these starts followed its death."""
+        """How many of its starts followed a death."""
         self.deaths = 0
-        """Deaths in a row without an answer."""
+        """Deaths in a row without an answer in between."""
         self.stays = False
         self.quarantine = Quarantine(self)
         self._users = 0
@@ -125,7 +127,7 @@ class Supervisor:
         self._check_loop()
         self._users += 1
         try:
-            async with self._changing:  # one that is being stopped is started again
+            async with self._changing:  # an engine that is being stopped is started again
                 if self.phase != "loading":
                     await self._run()
             await self._settled()
@@ -151,9 +153,9 @@ class Supervisor:
                 self._begin(self._load(found=True))
 
     async def _end(self) -> None:
-        """The last user has left. One that comes during the stop waits, and starts it again."""
+        """The last user has left. A user who comes during the stop waits, then starts it again."""
         if self.stays:
-            with contextlib.suppress(PenstockError):  # the job has its answers
+            with contextlib.suppress(PenstockError):  # no matter for the job, which has its answers
                 await self._sleep_again()
             self.policy.on_change()
         elif self._owned:
@@ -161,7 +163,7 @@ class Supervisor:
         self._detach()
 
     def _detach(self) -> None:
-        """The next job begins without suspects, unless a server holds the engine."""
+        """Let go of the engine, unless a server has it: the next job begins without suspects."""
         if (
             not self._users
             and (not self.stays or self.policy is BATCH)
@@ -180,7 +182,7 @@ class Supervisor:
 
     # Its owner
     def load(self) -> None:
-        """Begin to load, or to wake, unless that is done or under way; `ready` waits for it.
+        """Begin to load or wake the engine, unless it is loaded or loading. `ready` waits for it.
 
         The engine stays until `unload`. Raises `UnavailableError` while another supervisor has it
         loaded, such as that of a job which began first.
@@ -213,15 +215,15 @@ class Supervisor:
             self._detach()
 
     async def sleep(self, level: int, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Give the memory back until `load`, if it is still `wanted` when no other change is under
-        way; while somebody uses the engine, at the end of that. Level 0 keeps it. One without a
-        sleep of its own is stopped.
+        """Let the engine sleep until `load`: at once, or when its last user has left. It does not
+        if `wanted` is no longer true when no other change is under way. The memory is given back,
+        except at level 0. An engine that cannot sleep is stopped.
         """
         self._sleep_again = partial(self.sleep, level, wanted)
         async with self._changing:
             if self.phase != "ready" or self._users or not wanted():
                 return
-            self.phase = "asleep"  # first: who wakes it meanwhile waits, and loads it
+            self.phase = "asleep"  # now: a call that wakes it meanwhile must see this, and wait
             frees = level > 0
             try:
                 try:
@@ -272,7 +274,7 @@ class Supervisor:
         while self.phase == "loading" and self._task is not None:
             task = self._task
             await asyncio.wait([task])
-            if task is self._task and self.phase == "loading":  # somebody cancelled it
+            if task is self._task and self.phase == "loading":  # the loading was cancelled
                 self._enter_phase("cold")
 
     def _begin(self, change: Coroutine[Any, Any, None]) -> None:
@@ -316,7 +318,7 @@ class Supervisor:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # From within, by a hook or a call of the engine: nobody meant this task.
+            # A hook or a call of the engine raised it: this task itself was not cancelled.
             raise EngineStartError("its start was cancelled from within") from error
         self.generation += 1
         self._failures = 0
@@ -344,7 +346,7 @@ class Supervisor:
             task.cancel()
             await asyncio.wait([task])
         async with self._changing:
-            if self._users or self.stays:  # somebody has come meanwhile, and loads it
+            if self._users or self.stays:  # a user or an owner has come meanwhile, and loads it
                 return
             self._owned = False
             try:
@@ -355,7 +357,7 @@ class Supervisor:
 
     # Deaths
     def _died(self) -> None:
-        """The engine says so. There may be no request that would notice."""
+        """The engine says that it has died. There may be no request in it that would notice."""
         if self.stays:
             self.revive(self.generation)
 
@@ -365,7 +367,7 @@ class Supervisor:
         """
         wanted = visit.again()
         if not wanted and not self.stays:
-            self.quarantine.reopen()  # those that wait end too
+            self.quarantine.reopen()  # so that requests which wait there end too
             return False
         if not self.revive(visit.generation) or visit.begun or not wanted:
             return False
@@ -401,7 +403,7 @@ class Supervisor:
                     return
 
     async def _prove(self) -> None:
-        """Probe an engine that dies again and again. Raises if it dies without its requests."""
+        """Probe an engine that dies again and again. Raises if the probe alone kills it."""
         if self.deaths <= self.policy.probe_after and not self.quarantine.wants_probe:
             return
         try:
@@ -414,10 +416,11 @@ class Supervisor:
 
     # Adapters
     async def adapter(self, name: str, where: str | None = None) -> None:
-        """Make an adapter usable, once however many rows ask. `where` is its directory or URL, if
-        known.
+        """Make an adapter usable, once for all rows that name it. `where` is its directory or URL,
+        if known.
 
-        Raises `ModelNotFoundError`, and `RequestError` if the engine has another one of the name.
+        Raises `ModelNotFoundError`, and `RequestError` if the engine has another adapter of that
+        name.
         """
         ready = self._adapters.get((name, where))
         if ready is None:
@@ -430,12 +433,12 @@ class Supervisor:
         try:
             if where is not None and "://" in where:
                 where = await asyncio.to_thread(local_adapter, name, where)
-            async with self._adapting:  # so that a second one of the name finds the first
+            async with self._adapting:  # so that a second load of the same name finds the first
                 path = adapter_path(self.engine, name, where)
                 if path is not None:
                     await self.engine.resolve_lora(name, path)
         except Exception:
-            self._adapters.pop((name, given), None)  # the next row may have more luck
+            self._adapters.pop((name, given), None)  # so that the next row tries again
             raise
 
 
@@ -447,9 +450,9 @@ def supervisor_of(engine: LLMEngine) -> Supervisor:
 
 
 async def _probe(engine: LLMEngine) -> None:
-    """Ask the engine the least that can be asked. Return if it answers, well or not.
+    """Send the engine a minimal request. Returns if the engine answers it, or refuses it.
 
-    Raises `EngineDeadError` if that ends it too.
+    Raises `EngineDeadError` if the engine dies.
     """
     sampling = Sampling(max_tokens=1, temperature=0.0)
     requests = {
@@ -471,4 +474,4 @@ async def _probe(engine: LLMEngine) -> None:
     except EngineDeadError:
         raise
     except PenstockError:
-        pass  # it lives, and refuses
+        pass  # the engine lives, and refuses the probe

@@ -86,7 +86,7 @@ def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches
     task = task_of(request)
     method = getattr(model, task)
     if method == MethodType(getattr(Tasks, task), model):
-        return model.generate(request)  # without the layers of the sugar
+        return model.generate(request)  # without the layers for users
     return in_batches(method(request))
 
 
@@ -259,8 +259,8 @@ async def mapped(batches: Batches, change: Callable[[Delta], Delta]) -> Batches:
 
 
 async def merged(streams: Sequence[Batches], n: int = 1) -> Batches:
-    """The batches of several streams as they come, of `n` answers each, which are numbered through.
-    The first failure ends all.
+    """The batches of several streams as they come. Each stream has `n` answers; all answers are
+    numbered in one sequence. The first failure ends all streams.
     """
     coming: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue()
 
@@ -309,7 +309,7 @@ class Mailbox:
         self._wake()
 
     async def take(self) -> list[Delta]:
-        """All that is there, at least one delta. Raises what `fail` was given."""
+        """All deltas that are there, at least one. Raises the error that `fail` was given."""
         while not self._deltas:
             if self._error is not None:
                 raise self._error

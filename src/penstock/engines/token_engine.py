@@ -7,10 +7,12 @@ Such an engine implements `continue_prompt`, and the tasks `tokenize` and `detok
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -54,6 +56,12 @@ from penstock.types import (
     Usage,
 )
 
+T = TypeVar("T")
+MESSAGES_AT_ONCE = 1000
+"""A conversation of more messages is rendered in a thread: it would block the event loop for some
+milliseconds.
+"""
+
 
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
@@ -78,6 +86,11 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     beams: Beams | None = None
 
 
+async def _aside(messages: Sized, work: Callable[[], T]) -> T:
+    """The result of `work`, which renders messages: by a thread, if they are many."""
+    return await asyncio.to_thread(work) if len(messages) > MESSAGES_AT_ONCE else work()
+
+
 class TokenEngine(LLMEngine):
     """An engine whose model continues token sequences. Errors name it by `model_kind`.
 
@@ -98,21 +111,26 @@ class TokenEngine(LLMEngine):
         raise NotImplementedError
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        return (
-            self._chat(request) if isinstance(request, ChatRequest) else self._completions(request)
-        )
+        if isinstance(request, CompletionRequest):
+            return self._completions(request)
+        if len(request.messages) <= MESSAGES_AT_ONCE:  # nearly all conversations
+            return self._chat(request)
+        return self._long_chat(request)
+
+    async def _long_chat(self, request: ChatRequest) -> Batches:
+        async with contextlib.aclosing(await asyncio.to_thread(self._chat, request)) as answers:
+            async for batch in answers:
+                yield batch
 
     def _chat(self, request: ChatRequest) -> Batches:
         self._check_task("chat")
         request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
-        sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
-        forced = sampling.structured is not request.sampling.structured
         source = request.chat_template or self.template.source
         as_text = None if takes_tools(source) else "hermes"  # see tools_as_text
         forms = forms_of(source, self.tool_call_parser, self.reasoning_parser, as_text)
-        if tools and sampling.structured is None:
-            sampling = self._with_strict_calls(sampling, tools, request.tool_choice, forms.calls)
+        choice = request.tool_choice
+        sampling, forced = self._with_tools(request.sampling, tools, choice, forms.calls)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         thinking = forms.thinking
@@ -182,7 +200,7 @@ class TokenEngine(LLMEngine):
                     usage = delta.usage
                     if usage is None or delta.finish_reason is None or delta.index not in thoughts:
                         continue
-                    with contextlib.suppress(PenstockError):  # the answer is whole all the same
+                    with contextlib.suppress(PenstockError):  # only the count is missing
                         tokens = await self.encoded(thoughts.pop(delta.index), False, False)
                         count = min(len(tokens.ids), usage.completion_tokens)
                         usage = structs.replace(usage, reasoning_tokens=count)
@@ -257,7 +275,8 @@ class TokenEngine(LLMEngine):
                 continue_final_message=continued,
             )
 
-        texts = asked(request, rendered if "chat" in self.capabilities.tasks else None)
+        write = partial(asked, request, rendered if "chat" in self.capabilities.tasks else None)
+        texts = await _aside(() if isinstance(request.input, str) else request.input, write)
         if files:
             whole = "".join([texts.head, *(branch.text for branch in texts.branches)])
             mark = self.template.mark_of(whole, "image", len(files), request.chat_template)
@@ -277,7 +296,7 @@ class TokenEngine(LLMEngine):
         text = request.prompt
         if request.chat is not None:
             self._check_task("chat")
-            text = self._rendered(request.chat)
+            text = await _aside(request.chat.messages, partial(self._rendered, request.chat))
         return await self.encoded(text, request.special_tokens, request.names)
 
     def _completions(self, request: CompletionRequest) -> Batches:
@@ -334,41 +353,37 @@ class TokenEngine(LLMEngine):
         if task not in self.capabilities.tasks:
             raise self._unsupported(f"{task} with {self.model_kind}")
 
-    def _with_tool_choice(
+    def _with_tools(
         self,
         sampling: Sampling,
         tools: list[dict[str, Any]] | None,
         choice: str | dict[str, Any] | None,
-    ) -> Sampling:
-        """A call that must be made is a constraint on the answer. It takes the place of the
-        request's own (`response_format`), as in OpenAI's API and vLLM: that is for answers in text.
+        form: CallForm,
+    ) -> tuple[Sampling, bool]:
+        """What tools make of the sampling, and whether the model must call one.
+
+        A call that must be made is a constraint on the answer. It takes the place of the request's
+        own (`response_format`), as in OpenAI's API and vLLM: that one is for answers in text. A
+        call that the model may choose to make must follow the schema of a strict function, if the
+        engine can constrain that and the form of the calls has marks.
         """
         check_tools(tools, choice)
-        constraint = call_constraint(tools, choice) if tools else None
-        if constraint is None:
-            return sampling
-        if constraint.kind not in self.capabilities.structured:
-            raise UnsupportedError(
-                f"the {self.name} engine cannot require tool calls", param="tool_choice"
-            )
-        return msgspec.structs.replace(sampling, structured=constraint)
-
-    def _with_strict_calls(
-        self,
-        sampling: Sampling,
-        tools: list[dict[str, Any]],
-        choice: str | dict[str, Any] | None,
-        form: CallForm,
-    ) -> Sampling:
-        """Hold the calls that the model makes of its own choice to the schemas of strict functions,
-        where the engine can, and the form of its calls has marks.
-        """
-        if not self.capabilities.triggers or not isinstance(form, JsonCalls) or not form.triggers:
-            return sampling
-        if (constraint := strict_calls(tools, choice)) is None:
-            return sampling
-        constraint = msgspec.structs.replace(constraint, triggers=form.triggers)
-        return msgspec.structs.replace(sampling, structured=constraint)
+        if not tools:
+            return sampling, False
+        if (constraint := call_constraint(tools, choice)) is not None:
+            if constraint.kind not in self.capabilities.structured:
+                raise UnsupportedError(
+                    f"the {self.name} engine cannot require tool calls", param="tool_choice"
+                )
+            return structs.replace(sampling, structured=constraint), True
+        if sampling.structured is not None or not self.capabilities.triggers:
+            return sampling, False
+        if isinstance(form, JsonCalls) and form.triggers:
+            constraint = strict_calls(tools, choice)
+            if constraint is not None:
+                constraint = structs.replace(constraint, triggers=form.triggers)
+                sampling = structs.replace(sampling, structured=constraint)
+        return sampling, False
 
     def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self.adapters:
@@ -380,7 +395,7 @@ class TokenEngine(LLMEngine):
 
 class Echo:
     """Puts a prompt before each answer: its text and, with `tokens`, the log probabilities of its
-    tokens where the answer has some. `keep`: those are wanted apart as well.
+    tokens, if the answer has some. `keep`: the field `prompt_logprobs` keeps them too.
     """
 
     def __init__(self, text: str, *, keep: bool = False, tokens: bool = True) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.disk.sources import check_adapter
 from penstock.engines.process import (
     Abort,
     Call,
@@ -93,13 +93,13 @@ class WorkerEngine(TokenEngine):
 
     @property
     def watched(self) -> bool:
-        """Whether a process is killed when all its threads sleep while requests wait. Only on the
-        CPU: with other devices, waiting is normal.
+        """Whether the process is killed if all its threads sleep while requests wait. Only on the
+        CPU: with other devices, sleeping is normal.
         """
         return False
 
     async def start(self) -> None:
-        async with self._changing:  # who comes second finds it running, and not on its way
+        async with self._changing:  # a second caller waits until the process runs
             for left in reversed(range(STARTS)):
                 if self._process is not None:
                     return
@@ -124,7 +124,7 @@ class WorkerEngine(TokenEngine):
         )
         ready = self._calls[0] = asyncio.get_running_loop().create_future()
         await process.start()
-        if self._stops != stops:  # meanwhile
+        if self._stops != stops:  # it was stopped meanwhile
             del self._calls[0]
             await process.stop()
             raise EngineDeadError(self._not_running, suspects=False)
@@ -261,7 +261,7 @@ class WorkerEngine(TokenEngine):
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
-        adapter_rank(name, path)
+        check_adapter(name, path)
         await self._add_adapter(name, path)
         self.adapters[name] = path
 
@@ -318,7 +318,7 @@ class WorkerEngine(TokenEngine):
             self._answered_at = time.monotonic()
 
     def _tell(self, message: msgspec.Struct) -> None:
-        """Send what a dead process need not know."""
+        """Send a message that is dropped if the process is dead."""
         with contextlib.suppress(EngineDeadError):
             self._send(message)
 
@@ -358,7 +358,7 @@ class WorkerEngine(TokenEngine):
             future.set_result(value)
 
     def _on_death(self, process: EngineProcess, why: str) -> None:
-        if self._process is process:  # else it was stopped, and another may run already
+        if self._process is process:  # else the engine was stopped, and may run another already
             self._why_dead = why
             self._process = None
             self.loop = None
@@ -374,15 +374,15 @@ class WorkerEngine(TokenEngine):
 
 
 _STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12
-"""Places in /proc/PID/stat behind the name."""
+"""Positions among the fields of /proc/PID/stat that follow the name."""
 
 
 class StuckWatch:
     """Finds out whether one process hangs. Ask at intervals, while the process should be at work.
 
     A process that waits for the CPU is ready to run, one that computes uses CPU time, one that
-    waits for a disk says so. If `looks` looks in a row find all its threads asleep, with no time
-    used, it waits for something that will never come.
+    waits for a disk says so. If `looks` checks in a row find all its threads asleep, and no CPU
+    time used, the process waits for something that will never come.
     """
 
     def __init__(self, pid: int, looks: int) -> None:
@@ -392,14 +392,14 @@ class StuckWatch:
         self._alike = 0
 
     def is_stuck(self) -> bool:
-        """Whether it has been asleep all the while, as far as that can be seen here."""
+        """Check the process now. Whether it slept at this check and since the `looks` before."""
         ticks = _ticks_if_asleep(self._pid)
         self._alike = self._alike + 1 if ticks is not None and ticks == self._ticks else 0
         self._ticks = ticks
         return self._alike >= self._looks
 
     def forget(self) -> None:
-        """It has nothing to do: begin anew."""
+        """The process has nothing to do: begin to count anew."""
         self._ticks = None
 
 

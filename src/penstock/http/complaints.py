@@ -62,7 +62,7 @@ _SECONDS = re.compile(r"(\d{1,7}(?:\.\d+)?)s")
 
 
 class Complaint(Struct, frozen=True):
-    """What a server complains about. `message` is for a person. `code` and `kind` are the error's
+    """What a server complains about. `message` is for people. `code` and `kind` are the error's
     names in OpenAI's form, in lower case. `status` is the HTTP status that the body names, if any,
     `retry_after` the pause in seconds.
     """

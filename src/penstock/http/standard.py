@@ -1,4 +1,4 @@
-"""Requests by the standard library alone: those of commands, and media that rows name."""
+"""Requests with the standard library alone, for commands and for media that rows name."""
 
 from __future__ import annotations
 

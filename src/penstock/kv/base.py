@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from penstock.config import unknown_key
 from penstock.errors import ConfigError, EngineStartError, nearest
 
 Role = Literal["prefill", "decode", "both"]
@@ -88,9 +89,7 @@ class Connector:
     def __init__(self, config: dict[str, Any], where: str) -> None:
         for key in config:
             if key not in KNOWN:
-                raise ConfigError(
-                    f"unknown key '{key}'", field=where, value=config[key], hint=nearest(key, KNOWN)
-                )
+                raise unknown_key(key, KNOWN, field=where, value=config[key])
         role = config.get("kv_role")
         if role is not None and role not in VLLM_ROLES.values():
             raise ConfigError(
@@ -123,7 +122,7 @@ class Connector:
         return None
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """What a hand-over lacks for a decode engine to find the cache; empty if nothing."""
+        """What a hand-over lacks, so that a decode engine cannot find the cache; empty: nothing."""
         return ""
 
     def _complete(self, site: Site, engine: str, library: str = "") -> Setup:

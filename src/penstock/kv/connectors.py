@@ -58,10 +58,6 @@ class LMCache(Connector):
         return setup
 
 
-HELD: dict[str, set[str]] = {}
-"""Simulated engine → its requests whose caches wait for a decode engine."""
-
-
 class Simulated(Connector):
     """The simulated engines' connector: caches move between engines of one process as counts."""
 

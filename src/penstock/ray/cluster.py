@@ -36,8 +36,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
-    """Serve until one of `ending_signals`, then drain and delete the application, and the cluster if
-    this call started it. Raises `EngineStartError` if the ingress cannot be deployed.
+    """Serve until one of `ending_signals`, then drain and delete the application, and the cluster
+    if this call started it. Raises `EngineStartError` if the ingress cannot be deployed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stopping = threading.Event()
@@ -46,7 +46,7 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
     # Ray has replaced our handler by one that would end everything at once.
     _take_signals(stopping)
     try:
-        # Nobody joins a cluster of our own, so its replicas listen on loopback only.
+        # No other machine joins a cluster of our own, so its replicas listen on loopback only.
         application = build_application(here(args), replica_host="127.0.0.1" if own else None)
         serve.start(proxy_location="Disabled")  # clients connect to the ingress directly
         app = new_application(APP_PREFIX)
@@ -125,7 +125,7 @@ def connect(cpus: int) -> bool:
 
 
 def _knock(address: str) -> None:
-    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would wait for long."""
+    """Raise `OSError` if no server listens at HOST:PORT: Ray itself would wait for long."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIMEOUT_S).close()

@@ -259,7 +259,9 @@ def _engine_source(stage: Any) -> EngineSource | None:
 
 
 def _of_engine(config: Any, source: EngineSource) -> dict[str, Any]:
-    """The resources of an engine's actor: the sum of those of its workers, its child processes."""
+    """The resources of an engine's actor: the sum of its workers', which are its child
+    processes.
+    """
     engine, engine_kwargs = source.kind, source.engine_kwargs
     if isinstance(source.shared, LLMEngine):
         engine, engine_kwargs = source.shared.name, source.shared.engine_kwargs

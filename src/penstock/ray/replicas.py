@@ -26,7 +26,7 @@ ABLE = b"penstock-able"
 """The namespace of what engines can do."""
 SECRET = b"secret"
 KEPT = 64
-"""Old states that are kept: a writer may lag so many versions behind."""
+"""How many old states are kept: a writer may lag this many versions behind."""
 METADATA = "penstock"
 """The key under which a replica publishes its address."""
 
@@ -95,7 +95,8 @@ def remote_model(
 
 
 def _info(replica_id: str, metadata: dict[str, Any]) -> ReplicaInfo:
-    return ReplicaInfo(id=replica_id, **metadata[METADATA])
+    # A replica of a later version may publish more.
+    return msgspec.convert({**metadata[METADATA], "id": replica_id}, ReplicaInfo)
 
 
 async def cluster_secret() -> str:

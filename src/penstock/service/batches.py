@@ -1,4 +1,4 @@
-"""Batches: what is known of each, as both APIs tell it, and which server runs it."""
+"""Batches: their state, which both APIs show, and which server runs each."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 
 class Tally(Struct, frozen=True, kw_only=True):
-    """How many lines there are, and what became of them. Lines that are in none of the others are
-    yet to be answered.
+    """How many lines a batch has, and what became of them. Lines that no count but `total` has are
+    not answered yet.
     """
 
     total: int = 0
@@ -50,8 +50,8 @@ class Tally(Struct, frozen=True, kw_only=True):
 
 
 class Batch(Struct, frozen=True, kw_only=True):
-    """A batch. Times are in Unix seconds. `usage` sums up the tokens of its answers. While `paused`
-    no more of its lines are begun.
+    """A batch. Times are in Unix seconds. `usage` has the tokens of all its answers. While it is
+    `paused`, no further line is begun.
     """
 
     id: str
@@ -86,7 +86,7 @@ class Batch(Struct, frozen=True, kw_only=True):
         return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI's clients read it."""
+        """The batch in the form of OpenAI's API."""
         errors = {"object": "list", "data": msgspec.to_builtins(self.errors)}
         times = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling")
         counts = self.counts
@@ -116,13 +116,13 @@ class Batch(Struct, frozen=True, kw_only=True):
 
 
 def batch_of(row: Row) -> Batch:
-    """The batch of a row."""
+    """The batch in a row of the database."""
     return msgspec.json.decode(row["body"], type=Batch)
 
 
 class BatchStore:
-    """All batches. Methods with an `owner` see those of that owner only, or all for None; they
-    raise `NotStoredError` for others.
+    """All batches. Methods with an `owner` see only the batches of that owner, or all for None;
+    they raise `NotStoredError` for other batches.
     """
 
     def __init__(self, state: StateStore, *, lease_s: float) -> None:
@@ -153,7 +153,7 @@ class BatchStore:
     async def page(
         self, owner: str | None, api: str, *, limit: int, after: str = "", before: str = ""
     ) -> tuple[list[Batch], bool]:
-        """Batches, the newest first, and whether there are more."""
+        """A page of batches, the newest first, and whether there are more."""
         mine, parameters = owned(owner)
         work = page(
             "penstock_batch",
@@ -169,8 +169,8 @@ class BatchStore:
         return found[::-1] if before else found, len(rows) > limit
 
     async def change(self, id: str, change: Callable[[Batch], Batch]) -> Batch:
-        """Store what `change` makes of a batch that this server runs, and return it. Raises
-        `NotStoredError` if it does not any more, or the batch has ended.
+        """Apply `change` to a batch that this server runs, store the result and return it. Raises
+        `NotStoredError` if another server runs the batch by now, or it has ended.
         """
 
         def store(db: Connection) -> Batch:
@@ -200,7 +200,7 @@ class BatchStore:
         return await self._state.run(cancel)
 
     async def pause(self, owner: str | None, id: str, api: str, *, paused: bool) -> Batch:
-        """Pause a batch, or have it go on. Raises `RequestError` for one that ends or has ended."""
+        """Pause a batch or resume it. Raises `RequestError` for one that is ending or has ended."""
 
         def pause(db: Connection) -> Batch:
             batch = batch_of(_row(db, owner, id, api))
@@ -225,8 +225,9 @@ class BatchStore:
 
     # Who runs what
     async def free(self, running: Collection[str]) -> list[tuple[str, str]]:
-        """Ids of batches that nobody runs, the oldest first, each with the model that it needs:
-        none for one that is only to be ended. This server runs those that are `running`.
+        """The ids of batches that no server runs, the oldest first, each with the model that it
+        needs; empty for a batch that only has to be ended. `running` are the batches that this
+        server runs.
         """
 
         def find(db: Connection) -> list[tuple[str, str]]:
@@ -244,7 +245,7 @@ class BatchStore:
         return await self._state.run(find)
 
     async def claim(self, id: str) -> Batch | None:
-        """Take a batch over that this server does not run; None if another one has it by now."""
+        """Take over a batch that this server does not run; None if another server has it by now."""
 
         def claim(db: Connection) -> Batch | None:
             row = db.execute("SELECT * FROM penstock_batch WHERE id = ?", (id,)).fetchone()
@@ -278,7 +279,7 @@ class BatchStore:
         return await self._state.run(find)
 
     async def renew(self, ids: list[str]) -> dict[str, Batch]:
-        """Keep the batches that this server runs. Returns those that it still has;
+        """Renew the leases of batches that this server runs. Returns the batches that it still has;
         others were deleted, or another server has them.
         """
 
@@ -298,7 +299,7 @@ class BatchStore:
         return await self._state.run(renew)
 
     async def release(self, ids: list[str]) -> None:
-        """Let others run these batches."""
+        """Let other servers run these batches."""
 
         def release(db: Connection) -> None:
             for id in ids:
@@ -338,7 +339,7 @@ def _row(db: Connection, owner: str | None, id: str, api: str | None = None) -> 
 
 
 def _only_ends(row: Row) -> bool:
-    """Whether no more lines of a batch are to be answered."""
+    """Whether a batch only has to be ended: no further line is to be answered."""
     return bool(row["status"] == "cancelling" or row["expires_at"] <= time.time())
 
 

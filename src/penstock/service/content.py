@@ -25,8 +25,8 @@ _PIECE = 1 << 18
 
 
 class Content:
-    """The files below `place`, a local folder or a URL. Raises `UnavailableError` where it cannot
-    be reached, or is full, and `NotStoredError` for an id without content.
+    """The files below `place`, a local folder or a URL. Methods raise `UnavailableError` if the
+    place cannot be reached or is full, and `NotStoredError` for an id without content.
     """
 
     def __init__(self, place: Path | str) -> None:
@@ -39,23 +39,23 @@ class Content:
             self._fs, self._root = filesystem(str(place).rstrip("/"))
 
     async def put(self, id: str, made: Path) -> None:
-        """Store a local file, which stays. What was stored under this id is replaced."""
+        """Store a copy of a local file. Content that was stored under this id is replaced."""
         await asyncio.to_thread(self._put, id, made)
 
     async def fetch(self, id: str, to: Path) -> None:
-        """Make a local file of what is stored; it has the content as it is now."""
+        """Write the stored content to a local file. Later changes do not reach that file."""
         await asyncio.to_thread(self._fetch, id, to)
 
     async def join(self, ids: Sequence[str], to: Path) -> str:
-        """Make a local file of the contents of these ids, in their order. Returns its MD5."""
+        """Write the contents of these ids, in their order, to one local file. Returns its MD5."""
         return await asyncio.to_thread(self._join, ids, to)
 
     async def delete(self, id: str) -> None:
         await asyncio.to_thread(self._delete, id)
 
     async def pieces(self, id: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        """The bytes from `start` up to and without `end`, in pieces. It is open when this returns,
-        so that a response does not begin with what cannot be had.
+        """The bytes from `start` up to and without `end`, in pieces. The file is open when this
+        returns, so that a response does not begin and then fail.
         """
         file = await asyncio.to_thread(self._open, id, start)
         return self._pieces(file, end - start)
@@ -121,8 +121,8 @@ class Content:
 
 
 def place_copy(made: Path, to: Path) -> None:
-    """Put a file's content at another path, whole or not at all; without a copy where the file
-    system has links.
+    """Put a file's content at another path, whole or not at all. If the file system has links, the
+    content is not copied.
     """
     waiting = to.with_name(f"{to.name}.tmp")
     waiting.unlink(missing_ok=True)
@@ -139,11 +139,11 @@ def place_copy(made: Path, to: Path) -> None:
 
 
 def left_over(folder: Path) -> list[Path]:
-    """What in a folder has not been written to for a day."""
+    """The files of a folder that have not been written to for a day."""
     before = time.time() - LEFT_S
     found = []
     for path in list(folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # it is being removed
+        with contextlib.suppress(FileNotFoundError):  # another server removes it
             if all(one.lstat().st_mtime < before for one in (path, *path.rglob("*"))):
                 found.append(path)
     return found
@@ -163,9 +163,7 @@ def _failing(read: str | None = None) -> Iterator[None]:
 
 
 def unavailable(error: Exception) -> UnavailableError:
-    """What tells of a disk, or a store, that does not work now. One that is full has its own
-    status.
-    """
+    """The error for a disk or a store that does not work now. A full one has its own status."""
     told = UnavailableError(f"files cannot be stored or read: {class_and_text(error)}")
     if is_full(error):
         told.status = 507
@@ -182,8 +180,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether it may go well in a moment: too many files are open, memory is short, or a file
-    server has begun anew.
+    """Whether the error may pass in a moment: too many files are open, memory is short, or a file
+    server has restarted.
     """
     return any(isinstance(one, OSError) and one.errno in _PASSING for one in _causes(error))
 

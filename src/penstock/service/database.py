@@ -1,6 +1,6 @@
-"""Where the state of files and batches is: one SQLite file, or a PostgreSQL database that several
-ingresses share. Both take the same SQL, with `?` for parameters; each piece of work is a
-transaction, and no two run at the same time.
+"""The database with the state of files and batches: one SQLite file, or a PostgreSQL database that
+several ingresses share. Both take the same SQL, with `?` for parameters. Each piece of work is a
+transaction, and two never run at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from penstock import lazy
 from penstock.config import masked
 from penstock.errors import ConfigError, RequestError, UnavailableError
-from penstock.serve.store.database import Database, Lives
+from penstock.serve.store.database import Database, Lives, other_version
 
 T = TypeVar("T")
 VERSION = 1
@@ -80,9 +80,9 @@ class Connection(Protocol):
 
 
 class StateStore(Protocol):
-    """`run(work)` calls `work` with a connection, in a transaction that is undone if it raises.
-    `lives` says whether a server that holds batches may still run; None where nobody can tell.
-    `now` is the time in Unix seconds, by one clock for all servers.
+    """`run(work)` calls `work` with a connection, in a transaction that is undone if `work` raises.
+    `lives` says whether a server that holds batches may still run; None: unknown. `now` is the time
+    in Unix seconds, by one clock for all servers.
     """
 
     server: str
@@ -99,7 +99,7 @@ def open_state(file: Path, url: str | None) -> StateStore:
 
 
 def owned(owner: str | None) -> tuple[str, tuple[str, ...]]:
-    """The condition that a row is the owner's, and its parameters; None sees all rows."""
+    """The SQL condition that a row is the owner's, and its parameters. Owner None sees all rows."""
     return ("", ()) if owner is None else (" AND owner = ?", (owner,))
 
 
@@ -142,7 +142,7 @@ class SqliteState:
 
     def __init__(self, path: Path) -> None:
         schema = _SCHEMA.format(serial=_SERIAL["sqlite"])
-        self._database = Database(path, schema, VERSION)
+        self._database = Database(path, schema, VERSION, "path")
         self._lives = Lives(path)
         self.server = self._lives.hold()
 
@@ -213,14 +213,15 @@ class PostgresState:
             connection, done = self._connection, False
             try:
                 with connection.transaction():
-                    # One at a time, as SQLite has it: what was read holds until the end.
+                    # One transaction at a time, as in SQLite, so that no other changes the rows
+                    # that it has read.
                     connection.execute("SELECT pg_advisory_xact_lock(7316884)")
                     result = work(_Marked(connection))
                     done = True
                 return result
             except self._psycopg.OperationalError:
                 connection.close()
-                if attempt or done:  # what was lost at the commit may be stored
+                if attempt or done:  # a transaction that was lost at the commit may be stored
                     raise
         raise AssertionError
 
@@ -232,11 +233,7 @@ class PostgresState:
                 db.execute(statement)
             db.execute("INSERT INTO penstock_version VALUES (?)", (VERSION,))
         elif found["version"] != VERSION:
-            raise ConfigError(
-                f"has version {found['version']} of the tables; this Penstock reads version"
-                f" {VERSION}",
-                field="database",
-            )
+            raise ConfigError(other_version(found["version"], VERSION), field="database")
 
 
 class _Marked:
@@ -246,7 +243,7 @@ class _Marked:
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
-        # Its texts hold no NUL, and none of ours has this sign.
+        # PostgreSQL's texts cannot hold NUL, and no statement of ours has a percent sign.
         values = [v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in parameters]
         cursor: Cursor = self._connection.execute(sql.replace("?", "%s"), values)
         return cursor

@@ -1,5 +1,5 @@
-"""Files of clients: what OpenAI's Files API knows of them, their content, and their end; and those
-that come in parts, by its Uploads API.
+"""Files of clients, as in OpenAI's Files API: their facts, their content and their expiry. And
+uploads in parts, as in its Uploads API.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INPUT = "batch_input"
 
 
 class StoredFile(Struct, frozen=True, kw_only=True):
-    """A file. Times are in Unix seconds; `owner` is the hash of its maker's key."""
+    """A file. Times are in Unix seconds; `owner` is the hash of the key of its uploader."""
 
     id: str
     owner: str
@@ -54,18 +54,18 @@ class StoredFile(Struct, frozen=True, kw_only=True):
 
 
 def new_id(prefix: str) -> str:
-    """An id that nobody guesses."""
+    """A random id that cannot be guessed."""
     return f"{prefix}{uuid4().hex[:24]}"
 
 
 def file_of(row: Row) -> StoredFile:
-    """The file of a row."""
+    """The file in a row of the database."""
     return StoredFile(**{name: row[name] for name in StoredFile.__struct_fields__})
 
 
 class FileStore:
-    """The files of all clients. Methods with an `owner` see those of that owner only, or all for
-    None; they raise `NotStoredError` for others.
+    """The files of all clients. Methods with an `owner` see only the files of that owner, or all
+    for None; they raise `NotStoredError` for other files.
     """
 
     def __init__(self, state: StateStore, content: Content, settings: BatchSettings) -> None:
@@ -84,8 +84,8 @@ class FileStore:
         id: str | None = None,
         replaces: int = 0,
     ) -> StoredFile:
-        """Store a local file. One of the same id is replaced. Raises `RequestError` if it has no
-        room; the parts that it `replaces` have so many bytes.
+        """Store a local file. A file of the same id is replaced. Raises `RequestError` if there is
+        no room for it. `replaces` is the size of the upload's parts, which the file replaces.
         """
         now = int(time.time())
         size = await asyncio.to_thread(os.path.getsize, made)
@@ -104,7 +104,7 @@ class FileStore:
         await self.content.put(file.id, made)
 
         def insert(db: Connection) -> None:
-            if more is not None:  # others may have come meanwhile
+            if more is not None:  # other files may have come meanwhile
                 self.require_room(db, more)
             db.execute("DELETE FROM penstock_file WHERE id = ?", (file.id,))
             db.execute(
@@ -124,7 +124,7 @@ class FileStore:
         return file
 
     async def check_room(self, more: int) -> None:
-        """Raise `RequestError` if files of so many more bytes would be too many."""
+        """Raise `RequestError` if there is no room for files of `more` bytes."""
         await self._state.run(lambda db: self.require_room(db, more))
 
     def require_room(self, db: Connection, more: int) -> None:
@@ -158,7 +158,7 @@ class FileStore:
     async def page(
         self, owner: str | None, *, purpose: str | None, limit: int, ascending: bool, after: str
     ) -> tuple[list[StoredFile], bool]:
-        """Files behind `after`, by the time of their making, and whether there are more."""
+        """Files after the id `after`, by the time of their upload, and whether there are more."""
         where, parameters = owned(owner)
         where = f"purpose <> ? AND (expires_at IS NULL OR expires_at > ?){where}"
         values: tuple[Any, ...] = (_INPUT, int(time.time()), *parameters)
@@ -191,21 +191,22 @@ class FileStore:
 
 
 def _expired(table: str, db: Connection) -> list[str]:
-    """The ids of those whose time is over."""
+    """The ids of rows that have expired."""
     sql = f"SELECT id FROM {table} WHERE expires_at <= ?"
     return [row["id"] for row in db.execute(sql, (int(time.time()),)).fetchall()]
 
 
 UPLOAD_S = 3600
-"""How long an upload waits for its parts."""
+"""Seconds for which an upload waits for its parts."""
 _COLUMNS = "id, owner, status, body, expires_at"
 _HIDDEN = ("expires_in", "part_ids")
-"""What the body of an upload has beside what its client reads."""
+"""Fields of a stored upload that its client does not see."""
 
 
 class UploadStore:
-    """Uploads of all clients; `folder` has their content while it is put together. Methods with an
-    `owner` see uploads of that owner only, or all for None; they raise `NotStoredError` for others.
+    """The uploads of all clients. `folder` has their content while it is put together. Methods with
+    an `owner` see only the uploads of that owner, or all for None; they raise `NotStoredError` for
+    other uploads.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class UploadStore:
     async def add(
         self, *, owner: str, filename: str, purpose: str, size: int, expires_in: float | None
     ) -> dict[str, Any]:
-        """Begin an upload of `size` bytes. Raises `RequestError` if they have no room."""
+        """Begin an upload of `size` bytes. Raises `RequestError` if there is no room for it."""
         await self._files.check_room(size)
         now = int(time.time())
         body = {
@@ -285,7 +286,7 @@ class UploadStore:
     async def complete(
         self, owner: str | None, id: str, parts: list[str], md5: str | None
     ) -> dict[str, Any]:
-        """Make a file of the parts, in this order. A client that lost the answer may ask again.
+        """Join the parts, in this order, to a file. A client that lost the answer may ask again.
         Raises `RequestError`.
         """
         async with self._completing.setdefault(id, asyncio.Lock()):
@@ -296,7 +297,7 @@ class UploadStore:
     ) -> dict[str, Any]:
         def find(db: Connection) -> tuple[str, dict[str, Any], dict[str, int]]:
             maker, body = _found(db, owner, id)
-            if body.get("part_ids") != parts:  # else these are joined already
+            if body.get("part_ids") != parts:  # else the parts are joined already
                 _check_pending(body)
             rows = db.execute(
                 "SELECT id, bytes FROM penstock_part WHERE upload = ?", (id,)
@@ -314,7 +315,7 @@ class UploadStore:
             raise RequestError(
                 f"the parts have {size} bytes, and the upload {body['bytes']}", param="part_ids"
             )
-        # Another ingress may join the same parts, and must not write into this file.
+        # A name of its own: another ingress may join the same parts at the same time.
         made = self._folder / f"upload-{uuid4().hex}"
         try:
             joined = await self._files.content.join(parts, made)
@@ -332,7 +333,7 @@ class UploadStore:
             made.unlink(missing_ok=True)
         try:
             return await self._end(id, "completed", file, parts)
-        except RequestError:  # the upload ended meanwhile: nothing names the file
+        except RequestError:  # the upload ended meanwhile, so no upload names the file
             await self._files.remove([file.id])
             raise
 
@@ -342,9 +343,9 @@ class UploadStore:
         return await self._end(id, "cancelled")
 
     async def sweep(self) -> None:
-        """Forget uploads whose time is over, and their parts."""
+        """Forget uploads that have expired, and their parts."""
         for path in await asyncio.to_thread(left_over, self._folder):
-            path.unlink(missing_ok=True)  # the server died while it came
+            path.unlink(missing_ok=True)  # the server died while the part came
         for id in await self._state.run(partial(_expired, "penstock_upload")):
             await self._drop_parts(id)
             await self._state.run(
@@ -392,7 +393,7 @@ class UploadStore:
 
 
 def shown(body: dict[str, Any]) -> dict[str, Any]:
-    """An upload as clients read it."""
+    """An upload in the form of OpenAI's API."""
     return {name: value for name, value in body.items() if name not in _HIDDEN}
 
 

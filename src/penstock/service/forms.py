@@ -1,4 +1,4 @@
-"""Reads multipart forms with one file, which goes to the disk as it comes."""
+"""Reads multipart forms with one file, which is written to the disk as it comes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from penstock.service.content import unavailable
 _MOST_FIELDS = 20
 _LONGEST_FIELD = 1 << 16
 _OVERHEAD = 1 << 16
-"""What a form may have beside its file."""
+"""The bytes that a form may have beside its file."""
 _LONGEST_NAME = 255
 _LONGEST_BOUNDARY = 256
-"""What the parser takes; RFC 2046 allows 70 bytes."""
+"""The limit of the parser; RFC 2046 allows 70 bytes."""
 
 
 class Form:
-    """The fields of a form, and its file: where it lies now, and its name at the client."""
+    """The fields of a form, and its file: its local path, and its name at the client."""
 
     def __init__(self, path: Path) -> None:
         self.fields: dict[str, str] = {}
@@ -36,12 +36,12 @@ class Form:
         self.filename: str | None = None
 
     def close(self) -> None:
-        """Delete the file, wherever the reading ended."""
+        """Delete the file, be it read whole or not."""
         self.path.unlink(missing_ok=True)
 
 
 async def read_form(exchange: Exchange, folder: Path, file_field: str, most: int) -> Form:
-    """The form of a request, its file, of at most `most` bytes, in `folder`. Raises
+    """The form of a request. Its file, of at most `most` bytes, is put into `folder`. Raises
     `RequestError`.
     """
     check_coding(exchange.request)

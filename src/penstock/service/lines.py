@@ -51,14 +51,14 @@ from penstock.types import (
 
 MOST_ATTEMPTS = 3
 UNLOADED_IN_FLIGHT = 64
-"""Lines at a time for a replica of which nobody knows yet how many it takes."""
+"""Lines at a time for a replica whose concurrency is not known yet."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 UNANSWERED = {BatchExpiredError.kind, BatchCancelledError.kind}
 
 
 class ServedLines(OpenAILines):
-    """The form of a batch's lines. Lines that the end of the batch overtook were never answered:
-    they have an error, and no response.
+    """The form of a batch's lines. A line that was not answered before the batch ended has an error
+    and no response.
     """
 
     def failure(self, row: Row, error: PenstockError, stage: str, attempts: int) -> Outcome:
@@ -69,8 +69,9 @@ class ServedLines(OpenAILines):
 
 
 def limited(settings: HttpSettings) -> Callable[[Any, int], Any]:
-    """What keeps a request within the limits of a server, as its routes do, and the number of its
-    like in the same line. Raises `RequestError`.
+    """A function that checks a request against the server's limits, as its routes do, and bounds
+    its answer. Its second argument is the number of requests in the same line. It raises
+    `RequestError`.
     """
     limits = settings.limits
 
@@ -98,8 +99,8 @@ def limited(settings: HttpSettings) -> Callable[[Any, int], Any]:
 
 
 class ServedStep:
-    """The step of a batch: each line goes to the model that it names. `slots` are shared by all
-    batches of the server. Where a model is full, loading or asleep, lines wait.
+    """The step of a batch: each line goes to the model that it names. All batches of the server
+    share `slots`. While its model is full, loading or asleep, a line waits.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class ServedStep:
         self._ended: Callable[[], PenstockError] | None = None
 
     def finish_with(self, why: Callable[[], PenstockError]) -> None:
-        """Have all lines without an answer fail with the error that `why` makes, at once."""
+        """Let all lines without an answer fail at once, with the error that `why` makes."""
         if self._ended is not None:
             return
         self._ended = why
@@ -134,14 +135,14 @@ class ServedStep:
             limit.reschedule(now)
 
     def pause(self, paused: bool) -> None:
-        """Begin no more lines, or begin them again."""
+        """With `paused`, begin no further line; else go on."""
         if paused:
             self._goes_on.clear()
         else:
             self._goes_on.set()
 
     def end(self) -> None:
-        """End all retries: a line that waits for one is asked at once, and for the last time."""
+        """End all retries: a line that waits for its next try gets it at once, as its last."""
         self._over.set()
 
     @contextlib.asynccontextmanager
@@ -185,13 +186,13 @@ class ServedStep:
                         raise
                 waits += 1
                 wait = wait_after(error, waits, first=_FIRST_PAUSE_S, longest=_LONGEST_PAUSE_S)
-            # Without a slot: lines of other models go on.
+            # Wait without a slot, so that lines of other models go on.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._over.wait()
 
     async def _target(self, row: Row) -> Target:
-        """The model of a line, whose request then names it and its adapter."""
+        """The model of a line. The line's request then names the model and its adapter."""
         request = row.request
         target = await self._models.find(request.model)
         if target.adapter is not None:
@@ -211,7 +212,7 @@ class ServedStep:
             async with self._slots:
                 if not self._goes_on.is_set():
                     continue
-                if handle.state().is_paused:  # it would keep the line, and the slot
+                if handle.state().is_paused:  # a paused model would hold the line, and the slot
                     raise UnavailableError(f"model '{handle.model_id}' is paused")
                 tries.count += 1
                 outcome = await self._form.ask(handle.for_batch(), row)
@@ -242,7 +243,7 @@ class _Line(Struct):
 
 
 def output_usage(output: Path) -> dict[str, Any]:
-    """The `usage` of a batch, as OpenAI has it."""
+    """The `usage` of a batch, in OpenAI's form."""
     decode = msgspec.json.Decoder(_Line).decode
     total = Usage()
     with output.open("rb") as file:

@@ -9,9 +9,8 @@ from penstock.service.service import BatchService
 
 
 def add_batches(app: IngressApp) -> BatchService | None:
-    """Add the routes of files and batches, if the settings have a place for them. Whoever runs the
-    application starts and closes the service; it stops when the ingress drains. Raises
-    `ConfigError`.
+    """Add the routes of files and batches, if the settings name a place for them. The caller starts
+    and closes the service; it stops when the ingress drains. Raises `ConfigError`.
     """
     settings = app.ingress.settings.batches
     if settings is None:

@@ -1,5 +1,5 @@
-"""A batch that this server runs, or is about to: its turn, what ends it early, and whether it can
-be answered within its window.
+"""A batch that this server runs or is about to run: its turn, its early end, and whether it can be
+answered within its window.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from penstock.service.batches import Batch, Fault
 from penstock.service.lines import ServedStep
 
 FEWEST_LINES = 32
-"""Nothing is concluded from fewer answers."""
+"""The speed is unknown before this many answers."""
 MOST_LINES = 20_000
-"""Beyond so many answers the old ones count half."""
+"""After this many answers, the old ones count half."""
 
 
 class Run:
-    """The run of a batch. It begins lines while it has one of the `turns`."""
+    """The run of a batch. It begins lines while it holds one of the `turns`."""
 
     def __init__(self, batch: Batch, turns: asyncio.Semaphore) -> None:
         self.batch = batch
         self.step: ServedStep | None = None
         self.counts: Counts | None = None
-        self.interrupts = Interrupts()  # of no signal: the server handles those
+        self.interrupts = Interrupts()  # of no signals: the server handles signals
         self.over = asyncio.Event()
         """Set when the batch is cancelled or has expired: lines without an answer get none."""
         self.ends_as: Literal["cancelled", "expired"] = "expired"
-        """What the batch then becomes."""
+        """The status of the batch after that."""
         self.fault: Fault | None = None
         """Why the batch fails, though some of its lines may have answers."""
         self.task: asyncio.Task[None]
@@ -57,13 +57,13 @@ class Run:
         self._cut_short("expired", "over: it has expired", BatchExpiredError)
 
     def fail(self, fault: Fault) -> None:
-        """Give the lines without an answer an error, and the batch this fault."""
+        """Let the batch fail with this fault, and its lines without an answer with an error."""
         self.fault = fault
         text = f"the line was not answered before the batch failed: {fault.message}"
         self._finish_with(partial(EngineError, text))
 
     def pause(self, paused: bool) -> None:
-        """Begin no more lines until the batch is resumed, or resume it."""
+        """With `paused`, begin no further line; else resume the batch."""
         if paused != self._paused:
             self._paused = paused
             if paused:
@@ -80,7 +80,7 @@ class Run:
 
     def drain(self) -> None:
         """End the run when the lines under way have their answers; another server goes on."""
-        # One without a turn does not end by itself.
+        # A run without a turn does not end by itself.
         if self.interrupts.on_first is not None and self._has_turn.is_set():
             self.interrupts.received = signal.SIGTERM
             self.interrupts.on_first()
@@ -88,12 +88,12 @@ class Run:
             self.task.cancel()
 
     def want_turn(self) -> None:
-        """Have a turn as soon as there is one, unless the batch is paused."""
+        """Take a turn as soon as one is free, unless the batch is paused."""
         if self._holding is None and not self._paused:
             self._holding = asyncio.create_task(self._hold_turn(), context=Context())
 
     def leave_turn(self) -> None:
-        """Leave the turn to others, or the queue for it."""
+        """Give the turn back, or leave the queue for it."""
         if self._holding is not None:
             self._holding.cancel()
             self._holding = None
@@ -102,7 +102,7 @@ class Run:
             self.step.pause(True)
 
     async def turn(self) -> None:
-        """Return when it has its turn, or is over and needs none."""
+        """Return when the run has its turn, or when it is over and needs none."""
         waits = [asyncio.ensure_future(one.wait()) for one in (self._has_turn, self.over)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -133,7 +133,7 @@ class Run:
 
 
 class Speed:
-    """How many lines a second a model answers, while it has any batch."""
+    """Measures how many lines a second a model answers while it has batches."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -143,13 +143,13 @@ class Speed:
         self._lines = 0
 
     def begin(self, run: Run) -> None:
-        """Lines begin to be answered."""
+        """The run begins to answer lines."""
         if not self._running:
             self._since = self._clock()
         self._running.append(run)
 
     def end(self, run: Run) -> None:
-        """No more lines are answered."""
+        """The run answers no more lines."""
         self._running.remove(run)
         self._lines += answered(run.counts)
         if not self._running:
@@ -159,20 +159,20 @@ class Speed:
             self._seconds /= 2
 
     def seconds_for(self, lines: int) -> float | None:
-        """How long so many lines take; None where too little is known."""
+        """The time that `lines` lines take; None if too few were answered to tell."""
         seconds = self._seconds + (self._clock() - self._since if self._running else 0.0)
         done = self._lines + sum(answered(run.counts) for run in self._running)
         return lines * seconds / done if done >= FEWEST_LINES else None
 
 
 def answered(counts: Counts | None) -> int:
-    """How many lines a run has answered itself."""
+    """How many lines a run has answered, without those of earlier runs."""
     return 0 if counts is None else counts.rows - counts.resumed
 
 
 def too_late(lines: int, ahead: int, seconds: float | None, left: float) -> list[Fault]:
-    """The fault of a batch of so many lines, with so many `ahead` of it, that all take so many
-    seconds, where no more are `left`; else none.
+    """The fault of a batch that cannot be answered in time: its `lines`, and those `ahead` of it,
+    take `seconds` together, and only `left` seconds are left. Empty if it can.
     """
     if seconds is None or seconds <= left:
         return []

@@ -1,5 +1,5 @@
-"""Runs the batches of a server, each as a job with a journal: what was answered stays answered,
-whatever happens to the server.
+"""Runs the batches of a server, each as a job with a journal: no answer is lost, whatever happens
+to the server.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
     JobHeldError,
+    JobVersionError,
     NotStoredError,
     PenstockError,
     UnavailableError,
@@ -56,19 +57,19 @@ SWEEP_S = 600.0
 DRAIN_S = 15.0
 """The longest wait for lines under way when the server stops."""
 MOST_ROWS = 2048
-"""The rows of one batch in memory. The event loop sorts them, and online requests wait for that."""
+"""The most rows of a batch in memory: the event loop sorts them while online requests wait."""
 AGAIN_S = 5.0
-"""The pause before a batch is tried again whose database or storage did not answer."""
-_WAITS = (UnavailableError, JobHeldError)
-"""Errors that pass: the database or storage is away, or a server that lost the batch has not yet
-let go of its folder. A full disk is the third.
+"""The pause before a batch is tried again, after its database or storage did not answer."""
+_WAITS = (UnavailableError, JobHeldError, JobVersionError)
+"""Errors that pass: the database or storage does not answer, a server that lost the batch still
+locks its folder, or one of another version must go on with it. A full disk passes too.
 """
 _log = logging.getLogger("penstock.service")
 
 
 class Runner:
-    """The batches that this server runs. `folder` holds those under way; `ended` is told of each
-    that has ended, `answered` of each line: its model and tokens.
+    """Runs batches in this server. `folder` holds the batches under way. `ended` is called with
+    each batch that has ended, `answered` with the model and tokens of each answered line.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Runner:
         private_files.make_folder(folder)
 
     def start(self) -> None:
-        """Go on with what another server, or an earlier life of this one, has left."""
+        """Go on with batches that another server, or an earlier run of this one, has left."""
         self._watch = asyncio.create_task(self._look_after(), context=Context())
 
     async def stop(self, grace_s: float, hurry: asyncio.Event | None = None) -> None:
@@ -132,22 +133,22 @@ class Runner:
         """Run a batch whose lease this server holds."""
         if batch.id not in self._runs and not self._stopping:
             run = self._runs[batch.id] = Run(batch, self._turns)
-            # Nothing of the request that asks for it, such as its id, belongs to the batch.
+            # A context of its own: the batch must not have that of the request, such as its id.
             run.task = asyncio.create_task(self._see_through(run), context=Context())
 
     def cancel(self, id: str) -> None:
-        """End a batch that is being cancelled, if it runs here."""
+        """End a batch that has been cancelled, if it runs here."""
         if (run := self._runs.get(id)) is not None:
             run.cancel()
 
     def pause(self, id: str, *, paused: bool) -> None:
-        """Pause a batch or have it go on, if it runs here."""
+        """Pause or resume a batch, if it runs here."""
         if (run := self._runs.get(id)) is not None:
             run.pause(paused)
 
     # The life of a batch
     async def _see_through(self, run: Run) -> None:
-        """Run a batch when it is its turn, or at once if it was cancelled or has expired."""
+        """Run a batch when it has its turn, or at once if it was cancelled or has expired."""
         loop = asyncio.get_running_loop()
         late = loop.call_later(max(run.batch.expires_at - time.time(), 0.0), run.expire)
         try:
@@ -164,7 +165,7 @@ class Runner:
             del self._runs[run.batch.id]
 
     async def _try(self, run: Run) -> bool:
-        """Returns False where it is to be tried again."""
+        """Run a batch. Returns False if it is to be tried again."""
         try:
             try:
                 await self._run_or_fail(run)
@@ -176,8 +177,9 @@ class Runner:
         return True
 
     async def _let_go(self, run: Run) -> None:
-        """Clean up after a batch whose end this server stored without being told so: the database
-        went away at the commit. Any other was deleted, or another server runs it.
+        """Clean up after a batch that this server may run no more. If it has ended, this server
+        stored that, and the database went away at the commit. Else the batch was deleted, or
+        another server runs it.
         """
         id = run.batch.id
         mine = await self._batches.renew([id])
@@ -188,22 +190,23 @@ class Runner:
             _log.info("batch %s was deleted, or another server runs it", id)
 
     async def _run_or_fail(self, run: Run) -> None:
-        """Run a batch. Where it breaks, the answers that it has are kept."""
+        """Run a batch. If it fails, the answers that it has are kept."""
         try:
             await self._run(run)
         except NotStoredError:
             raise
         except Exception as error:
             full = is_full(error)
-            if full and run.over.is_set() and run.ends_as == "cancelled":
-                await self._end_unread(run)  # to cancel it makes room
+            unreadable = isinstance(error, JobVersionError)
+            if run.over.is_set() and (unreadable or (full and run.ends_as == "cancelled")):
+                await self._end_unread(run)  # so that a batch can be cancelled on a full disk
                 return
             if isinstance(error, _WAITS):
                 raise
             if full or is_passing(error):
                 raise unavailable(error) from error
             fault = _fault_of(run, error)
-            if not run.batch.counts.total or run.fault is not None:  # no answers, or broken again
+            if not run.batch.counts.total or run.fault is not None:  # no answers, or failed again
                 await self._fail(run, [run.fault or fault])
                 return
             run.fail(fault)
@@ -222,7 +225,7 @@ class Runner:
             await self._finish(run, folder, counts)
 
     async def _fetched(self, run: Run, input: Path) -> bool:
-        """Whether the input is here now; if not, the batch has ended."""
+        """Fetch the input. Returns False if it cannot be had: the batch has ended then."""
         id = run.batch.input_file_id
         try:
             await self._files.get(None, id)
@@ -268,7 +271,9 @@ class Runner:
         return True
 
     async def _not_to_be_kept(self, run: Run, checked: Checked) -> list[Fault]:
-        """Why the batch cannot be answered as promised. Anthropic's batches promise nothing."""
+        """The faults of a batch that cannot be answered in its window. Anthropic's have no
+        window.
+        """
         if run.batch.api != "openai" or run.over.is_set():
             return []
         try:
@@ -322,7 +327,7 @@ class Runner:
         return None if result.stopped_by is not None else result.counts
 
     async def _finish(self, run: Run, folder: Path, counts: Counts) -> None:
-        """Put the files of a batch in their places, and end it."""
+        """Store the output files of a batch, and end it."""
 
         def finalizing(batch: Batch) -> Batch:
             status = batch.status if batch.status == "cancelling" else "finalizing"
@@ -370,7 +375,9 @@ class Runner:
         await self._end(run, partial(replace, status="failed", failed_at=now, errors=faults))
 
     async def _end_unread(self, run: Run) -> None:
-        """End a batch that is over, and whose input cannot be had, or its answers written."""
+        """End a batch that is over although its input cannot be read, or its answers not
+        written.
+        """
 
         def end(batch: Batch) -> Batch:
             total, now = batch.counts.total, int(time.time())
@@ -401,10 +408,10 @@ class Runner:
                     )
 
     async def _look_after(self) -> None:
-        """Keep the own batches, take over those of servers that are gone, delete what is old."""
+        """Renew leases, take over batches of servers that are gone, and delete what has expired."""
         while True:
             try:
-                runs = dict(self._runs)  # others may be submitted meanwhile
+                runs = dict(self._runs)  # a copy: batches may be submitted meanwhile
                 mine = await self._batches.renew(list(runs))
                 for id, run in runs.items():
                     if id not in mine:
@@ -422,7 +429,7 @@ class Runner:
             await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _take_over(self) -> None:
-        """Run batches that nobody runs, if their model is here, or they need none."""
+        """Run batches that no server runs, if their model is here or they need no model."""
         for id, model in await self._batches.free(self._runs):
             if model:
                 try:
@@ -440,12 +447,12 @@ class Runner:
         await self._uploads.sweep()
         await self._sweep_folder()
         for batch in await self._batches.sweep(self._settings.ttl_s):
-            if batch.api == "anthropic":  # its users know no files, and cannot delete them
+            if batch.api == "anthropic":  # its API has no files, so its clients cannot delete them
                 ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
                 await self._files.remove([id for id in ids if id])
 
     async def _sweep_folder(self) -> None:
-        """Delete what is left of batches that have ended, or were deleted, elsewhere."""
+        """Delete the folders of batches that ended or were deleted on another server."""
         left = await asyncio.to_thread(left_over, self._folder)
         if left:
             running = await self._batches.running()
@@ -467,7 +474,7 @@ def tally_of(counts: Counts, total: int) -> Tally:
 
 
 def _fault_of(run: Run, error: Exception) -> Fault:
-    """What the batch tells of an error that ended it. One that nobody foresaw is logged."""
+    """The fault for an error that ended a batch. An unforeseen error is logged."""
     if isinstance(error, PenstockError):
         return Fault(code=error.kind, message=str(error))
     _log.error("batch %s failed", run.batch.id, exc_info=error)

@@ -1,4 +1,6 @@
-"""The batches and files of one ingress: what its routes share, made when it is first needed."""
+"""The batches and files of one ingress. Its routes share the stores, which are opened when they are
+first needed.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ class Stores(NamedTuple):
 
 
 class BatchService:
-    """The files and batches of an ingress. Nothing is opened before it is used, or there is
-    something to go on with. `start` and `stop` once each, then `close`.
+    """The files and batches of an ingress. Its stores are opened at the first request, or at the
+    start if there are batches to go on with. Call `start` and `stop` once each, then `close`.
     """
 
     def __init__(self, ingress: IngressState, settings: BatchSettings) -> None:
@@ -49,16 +51,16 @@ class BatchService:
 
     @property
     def incoming(self) -> Path:
-        """Where uploads lie while they come."""
+        """The folder of uploads while they come."""
         return self.folder / "incoming"
 
     async def start(self) -> None:
-        """Go on with the batches that an earlier life of the server has left. Raises
+        """Go on with the batches that an earlier run of the server has left. Raises
         `ConfigError`.
         """
         if (place := self.settings.files) is not None:
             try:
-                filesystem(place)  # one that cannot be reached is told at once
+                filesystem(place)  # so that a place that cannot be used is an error at the start
             except InputError as error:
                 why = str(error).replace(place, masked(place))
                 raise ConfigError(why, field="files", value=masked(place)) from None
@@ -66,8 +68,8 @@ class BatchService:
             await self.opened()
 
     async def opened(self) -> Stores:
-        """The stores, opened if they are not yet. Raises `ConfigError`, or `UnavailableError` after
-        `stop` and where the folder cannot be made.
+        """The stores, which are opened now if they are not open. Raises `ConfigError`, and
+        `UnavailableError` after `stop` or if the folder cannot be made.
         """
         async with self._opening:
             if self._stopped:

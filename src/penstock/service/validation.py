@@ -18,10 +18,10 @@ from penstock.parsing import json_fault, repeated_key
 from penstock.service.batches import Fault
 
 MOST_FAULTS = 100
-"""Faults that are reported; a file with so many is read no further."""
+"""The most faults that are reported. A file with this many is read no further."""
 _BLANK = b" \t\r\n"
 _HEAD = 16
-"""Bytes by which a file that is no text is known."""
+"""How many bytes are read to tell whether a file is text."""
 
 
 class Checked(Struct):
@@ -42,7 +42,9 @@ class _Line(Struct):
 def check_input(
     path: Path, endpoint: str, *, max_lines: int, max_line_bytes: int, one_model: bool = True
 ) -> Checked:
-    """Check a file of lines. With `one_model` all name the same. Holds about 70 bytes a line."""
+    """Check a file of lines. `one_model`: all must name the same model. Holds about 70 bytes a
+    line.
+    """
     found = Checked()
     seen: set[int] = set()
     decode = msgspec.json.Decoder(dict[str, Any]).decode  # whole lines, as the batch reads them
@@ -92,7 +94,7 @@ def check_input(
 
 
 def first_model(head: bytes) -> str:
-    """The model that the first line of a file names; empty where nothing can be read."""
+    """The model that the first line of a file names; empty if the line cannot be read."""
     try:
         line = msgspec.json.decode(head.removeprefix(b"\xef\xbb\xbf"), type=_Line)
     except (ValueError, RecursionError, OverflowError):

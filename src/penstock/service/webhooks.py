@@ -1,5 +1,5 @@
-"""Tells others that a batch has ended: a POST, signed as Standard Webhooks has it
-(https://www.standardwebhooks.com), with OpenAI's events.
+"""Webhooks: tells other servers that a batch has ended, by a POST with OpenAI's event, signed as in
+Standard Webhooks (https://www.standardwebhooks.com).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from penstock.service.files import new_id
 PREFIX = "whsec_"
 TIMEOUT_S = 15.0
 MOST_POSTS = 4
-"""To one address at once. Each has a thread of its own: a host that is silent holds those of nobody
-else, and not the end of the server.
+"""How many posts to one address may be under way. Each has a daemon thread of its own: a host that
+does not answer holds up neither other posts nor the end of the server.
 """
 PAUSES_S = (0.0, 5.0, 60.0, 600.0)
-"""Before each attempt."""
+"""The pauses before the attempts, in seconds."""
 _SHORTEST, _LONGEST = 24, 64
 _log = logging.getLogger("penstock.service")
 
 
 def key_of(secret: str) -> bytes:
-    """The bytes of a secret. Raises `ConfigError`."""
+    """The key in a webhook's secret. Raises `ConfigError`."""
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except ValueError:
@@ -55,7 +55,7 @@ def key_of(secret: str) -> bytes:
 
 
 def signed(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of a message."""
+    """The headers that sign a message."""
     text = b".".join((id.encode(), str(timestamp).encode(), body))
     signature = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
     return {
@@ -67,9 +67,11 @@ def signed(key: bytes, id: str, timestamp: int, body: bytes) -> dict[str, str]:
 
 
 class Webhooks:
-    """Where to tell that batches have ended. Raises `ConfigError` for a wrong address or secret.
+    """The addresses to tell that batches have ended. Raises `ConfigError` for a wrong address or
+    secret.
 
-    What is not taken is sent again, three times in eleven minutes, while this server lives.
+    An event that is not accepted is sent again, three times in eleven minutes, unless this server
+    ends.
     """
 
     def __init__(self, settings: Sequence[WebhookSettings]) -> None:
@@ -80,7 +82,7 @@ class Webhooks:
         self._sending: set[asyncio.Task[None]] = set()
 
     def tell(self, batch: Batch) -> None:
-        """Begin to tell of a batch that has ended."""
+        """Begin to send the event of a batch that has ended."""
         event = {
             "id": new_id("evt_"),
             "object": "event",
@@ -92,7 +94,7 @@ class Webhooks:
             begin(self._send(*place, event), self._sending)
 
     async def close(self) -> None:
-        """End what is being sent."""
+        """Stop sending."""
         await end_all(self._sending)
 
     async def _send(

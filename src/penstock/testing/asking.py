@@ -57,7 +57,7 @@ def noise(seed: int, width: int = 64, height: int = 48) -> str:
 
 
 def film(*seeds: int) -> str:
-    """A video of such images as a data URI of its frames."""
+    """A video of these images, as a data URI of its frames."""
     return frames_uri(content_of(noise(seed)) for seed in seeds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
@@ -290,6 +291,9 @@ class EngineContract(Decisions, Images, Videos, BeamSearch, Constraints):
                 assert answered[0].param == param
             else:
                 assert answered[0].vectors[0] != whole  # type: ignore[union-attr]
+        packed = await engine.embeddings(EmbeddingRequest(["text"], packed=True))
+        vector = packed.vectors or [list(struct.unpack(f"<{len(whole)}f", packed.packed))]
+        assert vector[0] == pytest.approx(whole, rel=1e-6)
         length = engine.capabilities.context_length
         long = ["word " * (length + 10)]
         with pytest.raises(ContextLengthError):

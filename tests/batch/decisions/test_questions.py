@@ -8,8 +8,8 @@ import pytest
 from penstock.batch.decisions.questions import (
     RowQuestions,
     deciding,
-    labelled,
     option_names,
+    option_of_label,
     question_of,
 )
 from penstock.errors import ConfigError
@@ -178,4 +178,4 @@ def test_a_file_that_is_not_there(tmp_path):
     ],
 )
 def test_labels_in_the_data_name_options(question, label, name):
-    assert labelled(question_of({"name": "x", **question}, 0), label) == name
+    assert option_of_label(question_of({"name": "x", **question}, 0), label) == name

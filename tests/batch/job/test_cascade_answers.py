@@ -2,13 +2,15 @@
 
 import math
 
+import msgspec
+import pyarrow as pa
 import pytest
 
 import penstock
 from jobs import lines, settled
 from penstock.batch.flow import Flow
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, JobError, JobLimitError
+from penstock.errors import ConfigError, JobError, JobLimitError, UnsupportedError
 from penstock.types import Delta, TokenLogprob, Usage
 
 SCHEMA = {"type": "object", "properties": {"even": {"type": "boolean"}}, "required": ["even"]}
@@ -120,6 +122,18 @@ async def test_a_resumed_job_takes_the_earlier_choice(source, tmp_path):
     assert 0 < resumed.counts.resumed < 300
     assert settled(lines(output)) == settled(whole.rows())
     assert len(small.asked) < 300
+
+
+@pytest.mark.parametrize("blind", ["small", "large"])
+async def test_a_model_that_reads_text_alone_gets_no_images(blind):
+    engines = [Knowing(), Knowing(right=True)]
+    for engine in engines:
+        inputs = ("text",) if engine.model_source == blind else ("text", "image")
+        engine.capabilities = msgspec.structs.replace(engine.capabilities, inputs=inputs)
+    rows = pa.table({"text": ["row 0", "row 1"], "picture": ["0.png", None]})
+    with pytest.raises(UnsupportedError, match=f"with '{blind}', which is no model that sees"):
+        await cascade(rows, engine=engines, image="picture")
+    assert [engine.asked for engine in engines] == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from penstock.batch.rows.task_forms import pack, unpack
+from penstock.batch.rows.task_forms import floats, packed_as, unpack
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.types import Embeddings, Usage
@@ -56,8 +56,8 @@ class TestVectors:
 
     def test_int8_keeps_the_direction(self):
         vector = [0.1, -0.2, 0.05]
-        assert unpack(pack(vector, "int8"), "int8").tolist() == [64, -127, 32]
-        assert unpack(pack([0.0, 0.0], "int8"), "int8").tolist() == [0, 0]
+        assert unpack(packed_as("int8", floats(vector)), "int8").tolist() == [64, -127, 32]
+        assert unpack(packed_as("int8", floats([0.0, 0.0])), "int8").tolist() == [0, 0]
 
     def test_vectors_get_no_dictionary_and_other_columns_do(self, tmp_path):
         words = pa.array([["a", "b"]] * table().num_rows, pa.list_(pa.string(), 2))

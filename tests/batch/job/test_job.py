@@ -239,7 +239,9 @@ async def test_a_terminal_that_closes_does_not_hurry_a_job():
         interrupts.request(signal.SIGTERM)
         with pytest.raises(asyncio.CancelledError):
             await asyncio.sleep(0)
-        asyncio.current_task().uncancel()
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
 
 
 def test_a_signal_that_is_ignored_stays_so():

@@ -204,7 +204,7 @@ def test_a_damaged_status_is_that_of_the_manifest(tmp_path):
 
 async def test_a_failure_that_names_a_place_in_no_utf8_is_said(tmp_path, state):
     status = Status("0", "out.jsonl", "loading")
-    monitor = Monitor(tmp_path, status, Counts(), stop=lambda: None, held=lambda: True)
+    monitor = Monitor(tmp_path, status, Counts(), stop=lambda: None, owns_folder=lambda: True)
     with pytest.raises(OutputError):
         async with monitor:
             raise OutputError(os.fsdecode(b"\xff.jsonl: no space left"))

@@ -76,6 +76,17 @@ def test_after_a_record_that_failed_none_follows(
     assert {batch.id for batch in opened().batches.values()} == {None}
 
 
+def test_a_record_keeps_its_names_for_ledgers_that_exist(opened: Callable[[], Ledger]) -> None:
+    ledger = opened()
+    batch = begun(ledger, "a")
+    ledger.note(batch, "ended", status="failed", result_paths=["/f"], line_errors={"a-0": "no"})
+    text = (ledger.folder / "ledger.jsonl").read_text()
+    for part in ('"event":"begun"', '"at":1.0', '"files":["/f"]', '"refused":{"a-0":"no"}'):
+        assert part in text
+    found = opened().batches["a"]
+    assert (found.begun_at, found.result_paths, found.line_errors) == (1.0, ["/f"], {"a-0": "no"})
+
+
 @pytest.mark.parametrize("line", [0, 1])
 def test_a_damaged_record_is_told(opened: Callable[[], Ledger], tmp_path: Path, line: int) -> None:
     ledger = opened()

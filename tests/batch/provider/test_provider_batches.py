@@ -440,3 +440,25 @@ def test_images_for_anthropic(url: str, source: Any) -> None:
     request = ChatRequest([{"role": "user", "content": content}], Sampling(max_tokens=1))
     (message,) = message_body(request, "m")["messages"]
     assert message["content"] == [{"type": "image", "source": source}]
+
+
+@both
+async def test_the_provider_knows_which_models_see(
+    kind: str, provider: Provider, tmp_path: Path
+) -> None:
+    photo = "data:image/png;base64,iVBORw0K"
+    rows = [{"n": "What is it?", "photo": photo}]
+    given = {**QUICK, "base_url": provider.base_url}
+    result = await penstock.arun(
+        rows,
+        tmp_path / "out.jsonl",
+        engine=kind,
+        engine_kwargs=given,
+        model="gpt",
+        prompt="{n}",
+        image="photo",
+        max_tokens=8,
+    )
+    assert (result.counts.rows, result.counts.ok) == (1, 1)
+    (text,) = provider.paid
+    assert "iVBORw0K" in text

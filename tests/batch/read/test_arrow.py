@@ -23,14 +23,14 @@ async def test_parquet_can_be_read_from_any_row(tmp_path):
         found = rows(source, start)
         assert [row.values["n"] for row in found] == list(range(start, 2000))
         assert [row.index for row in found] == list(range(start, 2000))
-        assert all(row.batch["n"][row.offset].as_py() == row.index for row in found)
+        assert all(row.record_batch["n"][row.offset].as_py() == row.index for row in found)
 
 
 async def test_only_the_columns_asked_for_become_values(tmp_path):
     source = await open_source(pa.table({"a": [1], "b": [2]}))
     (row,) = rows(source, columns=("b", "absent"))
     assert row.values == {"b": 2}
-    assert row.batch.column_names == ["a", "b"]
+    assert row.record_batch.column_names == ["a", "b"]
     (row,) = rows(source, columns=())
     assert row.values == {}
 
@@ -40,7 +40,7 @@ async def test_times_finer_than_python_knows(tmp_path):
     (row,) = rows(await open_source(table))
     assert isinstance(row.values["at"], datetime)
     assert str(row.values["at"]) == "2023-11-14 22:13:20.123456789"
-    assert row.batch.schema.field("at").type == pa.timestamp("ns")
+    assert row.record_batch.schema.field("at").type == pa.timestamp("ns")
 
 
 async def test_damaged_parquet_is_one_clear_line(tmp_path):
@@ -104,7 +104,7 @@ async def test_view_layouts_inside_other_types():
     ).with_columns(polars.col("c").cast(polars.Categorical).alias("d"))
     source = await open_source(frame)
     pq.write_table(
-        pa.Table.from_batches([next(source.batches())[0].batch]), pa.BufferOutputStream()
+        pa.Table.from_batches([next(source.batches())[0].record_batch]), pa.BufferOutputStream()
     )
     assert "view" not in str(source.schema)
     assert source.first == {"c": "a", "l": ["x"], "s": {"k": "v"}, "d": "a"}
@@ -168,7 +168,7 @@ async def test_views_and_runs_are_read_as_plain_columns(tmp_path):
         source = await open_source(given)
         found = rows(source)
         assert [row.values for row in found] == expected
-        assert all(row.batch.schema.equals(source.schema) for row in found)
+        assert all(row.record_batch.schema.equals(source.schema) for row in found)
         assert not any(word in str(source.schema) for word in ("view", "run_end"))
 
 

@@ -213,9 +213,9 @@ async def test_an_output_beside_recordings_would_take_their_place(tmp_path):
     make(tmp_path, "a.wav")
     every, some = await open_source(str(tmp_path)), await open_source(f"{tmp_path}/*.wav")
     output = str(tmp_path / "out.jsonl")
-    assert every.reads(output)
-    assert not some.reads(output)
-    assert some.reads(str(tmp_path / "a.wav"))
+    assert every.is_touched_by_writing(output)
+    assert not some.is_touched_by_writing(output)
+    assert some.is_touched_by_writing(str(tmp_path / "a.wav"))
     make(tmp_path, "out.jsonl")
     assert names(tmp_path, files.find(str(tmp_path))) == ["out.jsonl"]
 
@@ -400,11 +400,11 @@ async def test_an_output_that_the_input_would_find(place, pattern, output, read)
     folder, make_there = place
     make_there("a.jsonl", "c/d.jsonl", "e/y=1/f.jsonl")
     source = await open_source(f"{folder}/{pattern}".rstrip("/"))
-    assert source.reads(f"{folder}/{output}") is read
+    assert source.is_touched_by_writing(f"{folder}/{output}") is read
     if folder.startswith("/"):
-        assert source.reads(f"file://{folder}/{output}") is read
+        assert source.is_touched_by_writing(f"file://{folder}/{output}") is read
     elif folder.startswith("file://"):
-        assert source.reads(f"{folder.removeprefix('file://')}/{output}") is read
+        assert source.is_touched_by_writing(f"{folder.removeprefix('file://')}/{output}") is read
 
 
 def test_the_extension_of_a_url_is_that_of_its_path():

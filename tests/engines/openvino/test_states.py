@@ -86,9 +86,9 @@ class TestMulti:
         monkeypatch.setattr(tasks, "_MOST_NUMBERS", 8 * 7)
         texts, wide = ["red", "red green"], None
         calls = [
-            Call(1, "embed", [texts, wide, None, False, "multi"]),
-            Call(2, "embed", [[*texts, "sea"], wide, None, False, "multi"]),
-            Call(3, "embed", [["red " * 12], wide, None, False, "multi"]),
+            Call(1, "embed", [texts, wide, None, False, "multi", False]),
+            Call(2, "embed", [[*texts, "sea"], wide, None, False, "multi", False]),
+            Call(3, "embed", [["red " * 12], wide, None, False, "multi", False]),
         ]
         (failed,) = task.begin_embeddings(calls)
         assert (failed.id, failed.param) == (2, "input")
@@ -129,7 +129,7 @@ class TestSparse:
         (vector,) = (await made(splade, [2, 3], vectors="sparse")).sparse
         assert (vector.indices, vector.values) == ([], [])
 
-    @pytest.mark.parametrize("kind", ["dense", "multi"])
+    @pytest.mark.parametrize("kind", ["dense", "multi", False])
     async def test_other_vectors_are_refused(self, splade, kind):
         assert splade.capabilities.vectors == ("sparse",)
         with pytest.raises(UnsupportedError, match=f"makes sparse vectors .*not {kind} ones"):

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
+from openvino import opset13 as ops
 
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions
@@ -34,8 +36,11 @@ from word_models import (
     WORDS,
     causal_model,
     embedding_model,
+    parameter,
     positional_model,
     rerank_model,
+    word_vectors,
+    write_model,
 )
 
 OPTIONS = {"inference_precision": "f32", "num_threads": 1}
@@ -135,6 +140,50 @@ class TestEmbedding:
         result = await self.embed(embedder, "red green sea", dimensions=2)
         assert result.vectors == [pytest.approx([0.5**0.5] * 2, abs=1e-5)]
 
+    async def test_vectors_come_packed_where_they_may(self, embedder):
+        asked = ["red green sea", "dog"]
+        for dimensions in (None, 2):
+            plain = await self.embed(embedder, *asked, dimensions=dimensions)
+            packed = await self.embed(embedder, *asked, dimensions=dimensions, packed=True)
+            assert (packed.vectors, packed.usage) == ([], plain.usage)
+            assert packed.packed == np.array(plain.vectors, "<f4").tobytes()
+
+    async def test_empty_texts_harm_nobody(self, tmp_path):
+        task = Embedding(embedding_model(tmp_path), OpenVINOOptions(num_threads=1), CONTEXT)
+        rows = {"input_ids": np.zeros((1, 0), int), "attention_mask": np.zeros((1, 0), int)}
+        encoded = SimpleNamespace(**{n: SimpleNamespace(data=data) for n, data in rows.items()})
+        task._tokenizer = SimpleNamespace(encode=lambda texts, **_: encoded)
+        calls = [Call(1, "embed", [["", ""], None, None, False, "dense", False])]
+        (failed,) = task.begin_embeddings(calls)
+        assert failed.message == "input[0] is empty"
+
+    @pytest.mark.parametrize("pooling", ["cls", "last_token", "mean"])
+    async def test_the_pooling_is_that_of_the_option(self, tmp_path, pooling):
+        options = {**OPTIONS, "embedding_pooling": pooling, "embedding_normalize": False}
+        engine = OpenVINOEngine(embedding_model(tmp_path), engine_kwargs=options)
+        await engine.start()
+        try:
+            ids = [VOCABULARY.index(word) for word in ("fox", "red", "dog")]
+            found = await self.embed(engine, ids, ids[:2])
+        finally:
+            await engine.stop()
+        each = np.eye(len(VOCABULARY))[ids, 4:]
+        pooled = {"cls": each[0], "last_token": each[2], "mean": each.mean(axis=0)}[pooling]
+        assert found.vectors[0] == pytest.approx(pooled, abs=1e-6)
+        last = {"cls": each[0], "last_token": each[1], "mean": each[:2].mean(axis=0)}[pooling]
+        assert found.vectors[1] == pytest.approx(last, abs=1e-6)
+
+    async def test_a_graph_without_states_of_tokens_is_refused_by_name(self, tmp_path):
+        embedding_model(tmp_path)
+        inputs = [parameter("input_ids"), parameter("attention_mask")]
+        mean = ops.reduce_mean(word_vectors(inputs[0]), ops.constant(1))
+        write_model(tmp_path, "BertModel", inputs, mean, "sentence_embedding")
+        engine = OpenVINOEngine(str(tmp_path), engine_kwargs=OPTIONS)
+        with pytest.raises(
+            EngineStartError, match=r"openvino_model\.xml' gives no states of tokens"
+        ):
+            await engine.start()
+
     @pytest.mark.parametrize("dimensions", [0, len(WORDS) + 1])
     async def test_dimensions_that_the_model_does_not_have(self, embedder, dimensions):
         with pytest.raises(RequestError, match="8 dimensions"):
@@ -201,7 +250,7 @@ class TestEmbedding:
             await engine.stop()
 
     async def test_a_model_that_reads_positions_gets_them(self, tmp_path):
-        """GenAI's pipeline leaves them as they are in memory."""
+        """GenAI's own pipeline would leave them as they are in memory."""
         options = {**OPTIONS, "embedding_normalize": False}
         engine = OpenVINOEngine(positional_model(tmp_path), engine_kwargs=options)
         await engine.start()
@@ -281,9 +330,11 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     options = OpenVINOOptions(inference_precision="f32", num_threads=1)
     task = Embedding(embedding_model(tmp_path), options, CONTEXT)
     words = WORDS * 250
-    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False, "dense"])])
+    assert not task.begin_embeddings([Call(1, "embed", [words, None, None, False, "dense", False])])
     assert task.step() == ([], [])  # a round of its first texts has begun
-    assert not task.begin_embeddings([Call(2, "embed", [["dog"], None, None, False, "dense"])])
+    assert not task.begin_embeddings(
+        [Call(2, "embed", [["dog"], None, None, False, "dense", False])]
+    )
     answers: list[Any] = []
     while task.busy:
         answers += task.step()[1]
@@ -291,6 +342,41 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     small, large = ([int(np.argmax(v)) for v in answer.value.vectors] for answer in answers)
     assert small == [WORDS.index("dog")]
     assert large == list(range(len(WORDS))) * 250
+
+
+def test_a_call_is_answered_while_the_next_run_goes_on(tmp_path, monkeypatch):
+    task = Embedding(embedding_model(tmp_path), OpenVINOOptions(deterministic=True), CONTEXT)
+    begun, begin = list[Any](), task._model.begin
+
+    def noted(texts):
+        begun.append(texts)
+        begin(texts)
+
+    monkeypatch.setattr(task._model, "begin", noted)
+    calls = [Call(n, "embed", [["dog"], None, None, False, "dense", False]) for n in (1, 2)]
+    assert not task.begin_embeddings(calls)
+    assert (task.step()[1], len(begun)) == ([], 1)
+    assert ([answer.id for answer in task.step()[1]], len(begun)) == ([1], 2)
+    assert [answer.id for answer in task.step()[1]] == [2]
+    assert not task.busy
+
+
+def test_a_run_that_fails_fails_its_calls_alone(tmp_path, monkeypatch):
+    task = Embedding(embedding_model(tmp_path), OpenVINOOptions(deterministic=True), CONTEXT)
+    begin, left = task._model.begin, [False, True]
+
+    def begun(texts):
+        if not left.pop(0):
+            raise MemoryError("no memory")
+        begin(texts)
+
+    monkeypatch.setattr(task._model, "begin", begun)
+    calls = [Call(n, "embed", [["dog"], None, None, False, "dense", False]) for n in (1, 2)]
+    assert not task.begin_embeddings(calls)
+    answers: list[Any] = []
+    while task.busy:
+        answers += task.step()[1]
+    assert [(type(answer), answer.id) for answer in answers] == [(Failed, 1), (Reply, 2)]
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -59,12 +59,13 @@ async def test_a_server_with_adapters_starts_it_for_them(stand_in):
 
 def rays_example(server_cls: Any) -> LLMConfig:
     """The configuration in Ray's example of SGLang, with another model."""
-    return LLMConfig(
-        model_loading_config={"model_id": "m", "model_source": "demo"},
-        deployment_config={"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
-        server_cls=server_cls,
-        engine_kwargs={"model_path": "demo", "tp_size": 1, "mem_fraction_static": 0.8},
-    )
+    fields: dict[str, Any] = {
+        "model_loading_config": {"model_id": "m", "model_source": "demo"},
+        "deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
+        "server_cls": server_cls,
+        "engine_kwargs": {"model_path": "demo", "tp_size": 1, "mem_fraction_static": 0.8},
+    }
+    return LLMConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ async def test_rays_server_of_it_is_a_server_here(stand_in, server_cls):
 
 
 async def test_that_server_runs_on_it_whatever_the_configuration_leaves_out(stand_in):
-    loading = {"model_id": "m", "model_source": "demo"}
+    loading: Any = {"model_id": "m", "model_source": "demo"}
     config = LLMConfig(model_loading_config=loading, engine_kwargs={"tp_size": 2})
     options = SGLangServer.get_deployment_options(config)
     assert options["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 2.0}]
@@ -95,10 +96,9 @@ async def test_that_server_runs_on_it_whatever_the_configuration_leaves_out(stan
 
 
 def test_another_engine_than_that_of_its_server_is_refused():
+    loading: Any = {"model_id": "m"}
     with pytest.raises(ConfigError, match="llm_engine: SGLangServer runs on sglang"):
-        LLMConfig(
-            model_loading_config={"model_id": "m"}, llm_engine="vLLM", server_cls=SGLangServer
-        )
+        LLMConfig(model_loading_config=loading, llm_engine="vLLM", server_cls=SGLangServer)
 
 
 def test_rays_names_of_its_sampling_parameters_are_known(stand_in):

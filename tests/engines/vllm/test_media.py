@@ -56,8 +56,9 @@ async def test_speech(tmp_path):
         assert translated.text
         with pytest.raises(RequestError):
             await engine.transcriptions(TranscriptionRequest(b"no sound at all", language="en"))
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError) as unknown:
             await engine.transcriptions(TranscriptionRequest(audio, language="xx", max_tokens=4))
+        assert unknown.value.param == "language"  # by which a job knows an option of its own
         with pytest.raises(UnsupportedError, match="embeddings"):
             await engine.embeddings(EmbeddingRequest(["a"]))
         await over_http(engine, audio, made.text)

@@ -76,6 +76,16 @@ async def test_a_recording_goes_as_a_form():
     assert made.segments == (TranscriptionSegment(0.0, 1.5, "ja"),)
 
 
+@pytest.mark.parametrize(("language", "param"), [("xx", "language"), ("en", None), (None, None)])
+async def test_a_language_that_is_refused_is_named(language, param):
+    async def answer(request):
+        return reply({"error": {"message": "Unsupported language: 'xx'.", "param": None}}, 400)
+
+    with pytest.raises(RequestError) as refused:
+        await native(answer).transcription(TranscriptionRequest(b"", language))
+    assert refused.value.param == param
+
+
 @pytest.mark.parametrize(
     ("status", "message", "error"),
     [

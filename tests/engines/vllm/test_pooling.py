@@ -6,7 +6,7 @@ import pytest
 
 from penstock.demo import model_path
 from penstock.engines.vllm.engine import VLLMEngine
-from penstock.errors import UnsupportedError
+from penstock.errors import RequestError, UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import ClassifyRequest, EmbeddingRequest, RerankRequest
 from torch_models import classifier
@@ -40,6 +40,9 @@ async def test_embeddings_and_scores():
         assert all(abs(math.hypot(*one) - 1) < 1e-4 for text in multi.multi for one in text)
         with pytest.raises(UnsupportedError, match="the vllm engine makes dense and multi"):
             await engine.embeddings(EmbeddingRequest(TEXTS, vectors="sparse"))
+        with pytest.raises(RequestError, match="Matryoshka") as refused:
+            await engine.embeddings(EmbeddingRequest(TEXTS, dimensions=4))
+        assert refused.value.param == "dimensions"  # by which a job knows an option of its own
         scores = await engine.rerank(RerankRequest(TEXTS[0], TEXTS[1:]))
         assert scores.scores[1] == pytest.approx(1.0, abs=1e-3)
         assert scores.scores == (await engine.score(RerankRequest(TEXTS[0], TEXTS[1:]))).scores

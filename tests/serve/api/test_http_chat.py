@@ -1,9 +1,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from penstock.openai.extensions import TokenizeBody
+from penstock.openai.messages_api import CountBody, MessageBody
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.requests import ChatBody
+from penstock.openai.responses_api import ResponseBody
 
 ASK = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 
@@ -134,3 +142,35 @@ async def test_a_failing_prompt_fails_the_request_with_its_own_status(client: An
         answer = await client.post("/v1/completions", json=request)
         assert answer.status_code == 400
         assert "empty" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("messages", [1, 2001])
+async def test_a_thread_looks_at_bodies_of_many_parts(
+    client: Any, monkeypatch: pytest.MonkeyPatch, messages: int
+) -> None:
+    """The event loop serves others meanwhile."""
+    threads: dict[str, int] = {}
+
+    def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            threads[name] = threading.get_ident()
+            return work(*args, **options)
+
+        return noted
+
+    monkeypatch.setattr("penstock.serve.api.exchange.parse_body", noting("form", parse_body))
+    for kind in (ChatBody, MessageBody, ResponseBody, CountBody, TokenizeBody):
+        monkeypatch.setattr(kind, "request", noting("request", kind.request))
+    ask = [{"role": "user", "content": "a"}] * messages
+    for path, body in (
+        ("chat/completions", {"messages": ask, "max_tokens": 1}),
+        ("messages", {"messages": ask, "max_tokens": 1}),
+        ("messages/count_tokens", {"messages": ask}),
+        ("responses", {"input": ask, "max_output_tokens": 1}),
+        ("../tokenize", {"messages": ask}),
+    ):
+        threads.clear()
+        answer = await client.post(f"/v1/{path}", json={"model": "sim", **body})
+        assert answer.status_code == 200, answer.text
+        aside = {name: one != threading.get_ident() for name, one in threads.items()}
+        assert aside == dict.fromkeys(("form", "request"), messages > 1), path

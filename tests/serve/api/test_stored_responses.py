@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api import background
 from penstock.serve.config.settings import StoreSettings
 
@@ -540,3 +542,26 @@ async def test_an_item_may_refer_to_one_of_a_stored_response(make: Any) -> None:
         refused = await stored.create(asked)
         assert refused.status_code in (400, 404)
         assert refused.json()["error"]["param"].startswith("input[1]")
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_thread_looks_at_a_long_conversation_behind_a_short_body(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    threads: list[int] = []
+    usual = ResponseBody.request
+
+    def noting(body: ResponseBody, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        return usual(body, **options)
+
+    monkeypatch.setattr(ResponseBody, "request", noting)
+    first = (await stored.create([{"role": "user", "content": "a"}] * 2001)).json()
+    threads.clear()
+    second = await stored.create(
+        "and?", previous_response_id=first["id"], **({"background": True} if background else {})
+    )
+    if background:
+        assert (await stored.ended(second.json()["id"]))["status"] == "completed"
+    assert threading.get_ident() not in threads[1:]  # behind the check of the short body alone
+    assert len(threads) > 1

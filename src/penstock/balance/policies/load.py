@@ -70,7 +70,9 @@ class RoundRobin(RoutingPolicy):
 POINTS = 64
 """Places of each replica on the ring: the more, the more even."""
 SLACK = 8
-"""Requests that a replica may have beyond twice those of another one before sessions leave it."""
+"""By how many requests a replica's load may exceed twice that of another before sessions leave
+it.
+"""
 MOST_PASSED = 8
 """Places that are passed over at most."""
 

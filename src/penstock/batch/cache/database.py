@@ -1,13 +1,13 @@
-"""The answers of one directory, in one SQLite file that several jobs may use at once; and those at
-a URL, of which such a file here holds a copy.
+"""The answers of one directory, in one SQLite file that several jobs may use at once; and the
+answers at a URL, of which such a file on this machine holds a copy.
 
-A cache never stands in a job's way. What is damaged or locked is a miss; a file that SQLite cannot
-read is put away and begun anew; a full disk only ends the writing. Each answer has a checksum.
+A cache never fails a job. A damaged or locked answer is a miss; a file that SQLite cannot read is
+set aside, and a new one begun; a full disk only ends the writing. Each answer has a checksum.
 
-At a URL are files of answers, which nobody changes. A job takes the files that it has not yet, and
-leaves what it computed as one more. So any number of jobs on any number of machines need no lock.
-Files whose answers are all too old, and the oldest of those that are too much, are removed by
-whoever comes.
+A URL has files of answers, which are never changed. A job fetches the files that it does not have
+yet, and adds one file with the answers that it computed. So any number of jobs on any number of
+machines need no lock. Any job removes files whose answers are all too old, and the oldest files if
+all together are too large.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class Answer(NamedTuple):
 
     @property
     def mark(self) -> int:
-        """A checksum, signed as SQLite's numbers are."""
+        """A checksum, as a signed integer, which SQLite needs."""
         return checksum(self.packed, checksum(self.digest, self.made)) - (1 << 63)
 
 
 class AnswerDatabase:
-    """The answers in `folder`, made if there is none: at most `most_bytes`, the oldest go first,
-    and none older than `seconds`.
+    """The answers in `folder`, which is made if it is missing. It keeps at most `most_bytes`, of
+    which the oldest go first, and no answer older than `seconds`.
 
-    Raises `ConfigError` if the folder cannot be made; nothing else raises.
+    Raises `ConfigError` if the folder cannot be made. The methods raise nothing.
     """
 
     def __init__(self, folder: Path, *, most_bytes: int, seconds: float) -> None:
@@ -107,7 +107,9 @@ class AnswerDatabase:
             return None
 
     def put(self, digest: bytes, outcome: Outcome) -> None:
-        """Keep an answer. It is written with others, within a second while more come."""
+        """Keep an answer. It is written together with others; while answers come, within a
+        second.
+        """
         with contextlib.suppress(TypeError, ValueError, OverflowError):  # only its maker knows it
             self._waiting[digest] = Answer(digest, int(time.time()), _encode(outcome))
         due = time.monotonic() - self._written > _SECONDS
@@ -115,7 +117,7 @@ class AnswerDatabase:
             self.write()
 
     def write(self) -> None:
-        """Write what waits, unless another job writes now."""
+        """Write the answers that wait, unless another job is writing."""
         self._written = time.monotonic()
         if self.add(self._waiting.values(), sent=False):
             self._waiting.clear()
@@ -124,7 +126,7 @@ class AnswerDatabase:
             self._waiting.clear()
 
     def add(self, answers: Iterable[Answer], *, sent: bool) -> bool:
-        """Write answers. Returns whether they are there, or never can be."""
+        """Write answers. Returns False if they should be tried again."""
         rows = [
             (_key(one.digest), one.made, int(sent), one.mark, one.digest, one.packed)
             for one in answers
@@ -140,7 +142,7 @@ class AnswerDatabase:
         return not rows or not self._writes or self._guarded(insert, False)
 
     def unsent(self) -> list[Answer]:
-        """Answers that were written here and sent nowhere yet: at most 100,000 of them."""
+        """At most 100,000 answers that were written here and not sent yet."""
 
         def found() -> list[Answer]:
             rows = self._open().execute(
@@ -151,7 +153,9 @@ class AnswerDatabase:
         return self._guarded(found, [])
 
     def mark_sent(self, answers: Iterable[Answer], segment: str) -> bool:
-        """Note that these stand in the segment of this name. Returns whether that is noted."""
+        """Note that these answers are in the segment of this name. Returns whether that
+        succeeded.
+        """
 
         def update() -> bool:
             with self._transaction() as connection:
@@ -173,7 +177,7 @@ class AnswerDatabase:
         return self._guarded(found, set())
 
     def trim(self) -> None:
-        """Drop what is too old, and the oldest of what is too much."""
+        """Delete answers that are too old, and the oldest if all together are too large."""
         self._guarded(self._trim, None)
 
     def close(self) -> None:
@@ -225,7 +229,8 @@ class AnswerDatabase:
             )
             try:
                 made.execute("PRAGMA journal_mode=WAL")
-                # A power cut may damage it: then it begins anew. No job waits for the disk.
+                # No job waits for the disk. A power cut may damage the file, which is then begun
+                # anew.
                 made.execute("PRAGMA synchronous=OFF")
                 made.execute("PRAGMA cache_size=-16384")
                 made.executescript(_TABLE)
@@ -284,8 +289,8 @@ _MAGIC = b"penstock answers 1\n"
 
 
 class RemoteAnswers:
-    """The answers at `url`, as those of a directory. Raises `InputError` or `MissingExtraError` for
-    a URL that nothing here can open; an outage is a warning.
+    """The answers at `url`, with the methods of `AnswerDatabase`. Raises `InputError` or
+    `MissingExtraError` for a URL that no library here can open; an outage is only a warning.
     """
 
     def __init__(self, url: str, *, most_bytes: int, seconds: float) -> None:
@@ -303,7 +308,7 @@ class RemoteAnswers:
         self.put = self.database.put
 
     def close(self) -> None:
-        """Leave what is new at the URL."""
+        """Send the new answers to the URL."""
         self.database.write()
         with self._reached():
             while answers := self.database.unsent():
@@ -311,7 +316,7 @@ class RemoteAnswers:
                 self._fs.makedirs(self._root, exist_ok=True)
                 self._fs.pipe_file(f"{self._root}/{name}", _packed(answers))
                 if not self.database.mark_sent(answers, name):
-                    break  # another job writes: sent again at the next run, which does no harm
+                    break  # another job writes: the next run sends them again, harmlessly
         self.database.close()
 
     def _fetch(self) -> None:
@@ -358,7 +363,7 @@ def _packed(answers: list[Answer]) -> bytes:
 
 
 def _unpacked(data: bytes) -> Iterator[Answer]:
-    """The answers of a file, up to a damaged one."""
+    """The answers of a file, up to the first damaged one."""
     place = len(_MAGIC) if data.startswith(_MAGIC) else len(data)
     while place + _HEADER.size <= len(data):
         digest, made, mark, size = _HEADER.unpack_from(data, place)

@@ -1,4 +1,4 @@
-"""The cache of one job: whose answers it may take, and where they are."""
+"""The cache of one job: where it is, and which answers in it are valid for the job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import xxhash
 from penstock import demo
 from penstock.batch.read.files import is_url
 from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, conversion_of
 from penstock.engines.disk.sources import local_source
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ _SAMPLE = 1 << 16
 class CacheChoice:
     """The cache at `place`, a directory or URL, for answers of `engine`.
 
-    `asked` is what decides an answer beside the request and the engine. At most `most_bytes`, none
-    older than `days`.
+    `asked` is all that decides an answer beside the request and the engine. The cache keeps at most
+    `most_bytes`, and no answer older than `days`.
     """
 
     place: str
@@ -53,7 +53,7 @@ class CacheChoice:
             await asyncio.to_thread(cache.answers.close)
 
     def _open(self) -> SharedCache:
-        # Most jobs need neither, and no SQLite.
+        # Imported here: most jobs need neither module, nor SQLite.
         from penstock.batch.cache.database import AnswerDatabase, RemoteAnswers
 
         bounds: Any = {"most_bytes": self.most_bytes, "seconds": 86400 * self.days}
@@ -76,7 +76,9 @@ class SharedCache:
         self._named = blake2b(model, digest_size=16)
 
     def get(self, row: Row) -> Outcome | None:
-        """The answer to a row's request. There is none for an adapter, whose files may change."""
+        """The answer to a row's request, if there is one. Requests with an adapter have none, as
+        its files may change.
+        """
         return None if _has_adapter(row) else self.answers.get(self._digest(row))
 
     def put(self, row: Row, outcome: Outcome) -> None:
@@ -94,8 +96,9 @@ def _has_adapter(row: Row) -> bool:
 
 
 def model_identity(engine: LLMEngine) -> dict[str, Any]:
-    """What decides an engine's answers: its kind, its options, and the content of its model's
-    files. A model that is not here (a hub's id, another server's) stands for itself by its name.
+    """What decides an engine's answers: its kind, its options, the content of its model's files,
+    and how these are converted. A model whose files are not here (a hub's id, another server's) is
+    known by its name.
     """
     source = local_source(engine.model_source) if engine.name != "remote" else engine.model_source
     if source == demo.MODEL_NAME:
@@ -107,8 +110,10 @@ def model_identity(engine: LLMEngine) -> dict[str, Any]:
         for name in ("base_url", "upstreams")
         if name in engine.engine_kwargs
     }
+    conversion = conversion_of(engine.name, engine.model_source)
     return {
         "engine": engine.name,
+        **({} if conversion is None else {"conversion": conversion}),
         "model": _content(path) if path.exists() else source,
         "options": engine.deciding_kwargs | where,
         "deterministic": engine.deterministic,
@@ -116,8 +121,8 @@ def model_identity(engine: LLMEngine) -> dict[str, Any]:
 
 
 def _content(path: Path) -> str:
-    """A digest of a model's files. Of more than 1 GiB in all: of their sizes, times of change,
-    heads and tails.
+    """A digest of a model's files. If they have more than 1 GiB together, it covers only their
+    sizes, times of change, beginnings and ends.
     """
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     whole = sum(file.stat().st_size for file in files) <= _WHOLE_BYTES

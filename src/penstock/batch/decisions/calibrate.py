@@ -1,5 +1,5 @@
-"""Calibrates the decisions of a model on labelled rows: asks them in a job, fits each question, and
-says what that does for rows that the fit has not seen.
+"""Calibrates the decisions of a model on labelled rows: asks the questions in a job, fits a scaling
+for each, and measures it on rows that the fit has not seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from penstock.batch.decisions.calibration import (
     fitted,
     reliability,
 )
-from penstock.batch.decisions.questions import labelled, option_names, questions_of
+from penstock.batch.decisions.questions import option_names, option_of_label, questions_of
 from penstock.batch.job.job import Job, answered_rows
 from penstock.batch.write.state_files import writing
 from penstock.engines.decisions.answers import values_of
@@ -40,8 +40,8 @@ _MARGIN = 46
 class QuestionFit(Struct, frozen=True):
     """The calibration of one question: its `scaling`, fitted to all labelled rows, and how reliable
     the probabilities are `before` and `after`. `after` is cross-validated: each row is calibrated
-    by a fit to other rows. `unlabelled` rows had no label that is an option, `failed` ones no
-    answer.
+    by a fit to other rows. `unlabelled` counts the rows without a label that is an option, `failed`
+    the rows without an answer.
     """
 
     scaling: Scaling
@@ -52,8 +52,8 @@ class QuestionFit(Struct, frozen=True):
 
 
 class Fits(Struct, frozen=True):
-    """What a calibration found, by the name of the question; `model` is that which was asked. Its
-    text tells a person.
+    """What a calibration found, by the name of the question. `model` is the model that was asked.
+    `str()` is a summary for people.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Fits(Struct, frozen=True):
 
     @property
     def calibration(self) -> Calibration:
-        """What a job's `calibration` takes."""
+        """The calibration file's content, which a job's option `calibration` takes."""
         return Calibration(
             self.model,
             {name: fit.scaling for name, fit in self.questions.items()},
@@ -121,7 +121,9 @@ async def acalibrate(
     for question in questions:
         check_can_be_calibrated(question)
     job = Job(source, engine=engine, decide=questions, result_prefix=_PREFIX, **options)
-    rows = await answered_rows(job, [("labels", columns[one.name]) for one in questions])
+    # Each with the option to blame if the data lacks the column.
+    label_columns = [("labels", columns[one.name]) for one in questions]
+    rows = await answered_rows(job, label_columns)
     found = {
         question.name: _fit(question, columns[question.name], rows, folds) for question in questions
     }
@@ -129,7 +131,7 @@ async def acalibrate(
 
 
 def picture(fits: Fits) -> str:
-    """Reliability diagrams as SVG, a row a question."""
+    """Reliability diagrams as SVG, one row per question."""
     width = 2 * (_PLOT + 2 * _MARGIN)
     height = len(fits.questions) * (_PLOT + 2 * _MARGIN)
     parts = [
@@ -154,13 +156,14 @@ def _diagram(title: str, one: Reliability, left: int, top: int) -> list[str]:
         f'<rect x="{left}" y="{top}" width="{_PLOT}" height="{_PLOT}" fill="none" stroke="#888"/>',
     ]
     wide = _PLOT / len(one.bins)
-    for place, (rows, mean, right) in enumerate(one.bins):
+    for place, (rows, mean, share_right) in enumerate(one.bins):
         if rows:
-            x, y = left + place * wide, bottom - right * _PLOT
+            high = share_right * _PLOT
+            x, y = left + place * wide, bottom - high
             parts += [
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{right * _PLOT:.1f}"'
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}"'
                 f' fill="#4a90d9" fill-opacity="0.6"><title>{rows:,} rows: probability {mean:.3f},'
-                f" right {right:.3f}</title></rect>",
+                f" right {share_right:.3f}</title></rect>",
                 f'<circle cx="{left + mean * _PLOT:.1f}" cy="{y:.1f}" r="3" fill="#c0392b"/>',
             ]
     parts += [
@@ -206,39 +209,41 @@ def _fit(
 ) -> QuestionFit:
     places = {name: place for place, name in enumerate(option_names(question))}
     probabilities: list[list[float]] = []
-    right: list[int] = []
+    right_options: list[int] = []
     failures: Counter[str] = Counter()
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
         label = row.get(column)
-        name = "" if label is None else labelled(question, label)
+        name = "" if label is None else option_of_label(question, label)
         if (error := row[f"{_PREFIX}error"]) is not None:
             failures[error["type"]] += 1
         elif shares is not None and name in places:
             probabilities.append(list(shares.values()))
-            right.append(places[name])
-    if len(right) < 2 * folds:
+            right_options.append(places[name])
+    if len(right_options) < 2 * folds:
         failed = ", ".join(f"{number:,} × {kind}" for kind, number in failures.items())
         raise InputError(
-            f"{len(right)} rows have a label of the question '{question.name}' in column"
+            f"{len(right_options)} rows have a label of the question '{question.name}' in column"
             f" '{column}', and {folds} folds need {2 * folds}; its labels are"
             f" {', '.join(list(places)[:10])}" + (f"; rows that failed: {failed}" if failed else "")
         )
     options = values_of(question)
-    fold = _folds(right, folds)
-    calibrated: list[list[float]] = [[] for _ in right]
-    for held in range(folds):
-        others = [number for number, part in enumerate(fold) if part != held]
-        scaling = fitted(options, [probabilities[n] for n in others], [right[n] for n in others])
+    fold = _folds(right_options, folds)
+    calibrated: list[list[float]] = [[] for _ in right_options]
+    for left_out in range(folds):
+        others = [number for number, part in enumerate(fold) if part != left_out]
+        scaling = fitted(
+            options, [probabilities[n] for n in others], [right_options[n] for n in others]
+        )
         for number, part in enumerate(fold):
-            if part == held:
+            if part == left_out:
                 calibrated[number] = scaling.probabilities(probabilities[number])
     failed_rows = failures.total()
     return QuestionFit(
-        fitted(options, probabilities, right),
-        reliability(probabilities, right),
-        reliability(calibrated, right),
-        len(rows) - len(right) - failed_rows,
+        fitted(options, probabilities, right_options),
+        reliability(probabilities, right_options),
+        reliability(calibrated, right_options),
+        len(rows) - len(right_options) - failed_rows,
         failed_rows,
     )
 

@@ -35,7 +35,7 @@ _LEAST_TEMPERATURE, _MOST_NUMBER = 1e-9, 1e9  # beyond them probabilities overfl
 _STEPS = 100
 
 
-class Scaling(Struct, frozen=True):
+class Scaling(Struct, frozen=True, forbid_unknown_fields=True):
     """The calibration of one question: its `options` by value, their `bias`, the `temperature`."""
 
     options: list[str | bool | int | float]
@@ -54,7 +54,7 @@ class Scaling(Struct, frozen=True):
         return [share / total for share in shares]
 
 
-class Calibration(Struct, frozen=True):
+class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     """A calibration file: for the decisions of `model`, a scaling for each question by name, and
     the labelled rows that it was fitted to.
     """
@@ -98,8 +98,14 @@ def read_calibration(
     if not isinstance(given, Calibration):
         try:
             given = msgspec.convert(given, Calibration)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"no calibration: {error}", field="calibration") from None
+        except msgspec.ValidationError:
+            from penstock.validation import mismatch  # imported only for an error
+
+            why = mismatch(Calibration, given)
+            raise ConfigError(
+                f"no calibration that this Penstock reads: {why}. Calibrate again",
+                field="calibration",
+            ) from None
     calibration: Calibration = given
     if calibration.model != model:
         raise ConfigError(
@@ -143,10 +149,10 @@ def check_can_be_calibrated(question: Question) -> None:
 
 
 def fitted(
-    options: Sequence[Any], probabilities: Sequence[Sequence[float]], right: Sequence[int]
+    options: Sequence[Any], probabilities: Sequence[Sequence[float]], right_options: Sequence[int]
 ) -> Scaling:
-    """The scaling that makes the labels most likely: `right` holds the place of each row's right
-    option, `probabilities` (rows × options) what the model gave.
+    """The scaling that makes the labels most likely. `right_options` holds the place of each row's
+    right option, `probabilities` (rows × options) what the model gave.
     """
     import numpy as np
 
@@ -154,14 +160,14 @@ def fitted(
     count = logs.shape[1]
     start = np.zeros(count + 1)
     start[0] = 1.0
-    found, loss = start, _loss(start, logs, right, start)
+    found, loss = start, _loss(start, logs, right_options, start)
     for _ in range(_STEPS):
-        step = _newton_step(found, logs, right, start)
+        step = _newton_step(found, logs, right_options, start)
         size = 1.0
         while True:
             trial = found - size * step
             trial[0] = max(trial[0], _LEAST_SCALE)
-            better = _loss(trial, logs, right, start)
+            better = _loss(trial, logs, right_options, start)
             if better <= loss or size < 1e-6:
                 break
             size /= 2
@@ -174,18 +180,18 @@ def fitted(
     return Scaling(list(options), float(1 / found[0]), [float(value) for value in bias])
 
 
-def _loss(at: Any, logs: Any, right: Sequence[int], start: Any) -> float:
+def _loss(at: Any, logs: Any, right_options: Sequence[int], start: Any) -> float:
     import numpy as np
 
     scaled = logs * at[0] + at[1:]
     most = scaled.max(axis=1)
     norm = most + np.log(np.exp(scaled - most[:, None]).sum(axis=1))
     pull = _REGULARISATION / 2 * ((at - start) ** 2).sum()
-    return float((norm - scaled[np.arange(len(right)), right]).sum() + pull)
+    return float((norm - scaled[np.arange(len(right_options)), right_options]).sum() + pull)
 
 
 def _newton_step(
-    at: np.ndarray[Any, Any], logs: np.ndarray[Any, Any], right: Sequence[int], start: Any
+    at: np.ndarray[Any, Any], logs: np.ndarray[Any, Any], right_options: Sequence[int], start: Any
 ) -> np.ndarray[Any, Any]:
     """The inverse of the Hessian times the gradient."""
     import numpy as np
@@ -194,7 +200,7 @@ def _newton_step(
     shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     residual = shares.copy()
-    residual[np.arange(len(right)), right] -= 1
+    residual[np.arange(len(right_options)), right_options] -= 1
     mean = (shares * logs).sum(axis=1)
     gradient = np.concatenate(
         [[(residual * logs).sum()], residual.sum(axis=0)]
@@ -207,21 +213,23 @@ def _newton_step(
     return np.asarray(np.linalg.solve(hessian, gradient))
 
 
-def reliability(probabilities: Sequence[list[float]], right: Sequence[int]) -> Reliability:
-    """How far these probabilities (rows × options) agree with the places of the right options."""
-    held: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
-    for each, place in zip(probabilities, right, strict=True):
+def reliability(probabilities: Sequence[list[float]], right_options: Sequence[int]) -> Reliability:
+    """How far these probabilities (rows × options) agree with `right_options`, the place of each
+    row's right option.
+    """
+    by_bin: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
+    for each, place in zip(probabilities, right_options, strict=True):
         most = max(each)
-        held[min(int(most * BINS), BINS - 1)].append((most, each.index(most) == place))
-    rows = len(right)
+        by_bin[min(int(most * BINS), BINS - 1)].append((most, each.index(most) == place))
+    rows = len(right_options)
     bins = [
         (
             len(items),
             math.fsum(p for p, _ in items) / max(len(items), 1),
             sum(hit for _, hit in items) / max(len(items), 1),
         )
-        for items in held
+        for items in by_bin
     ]
     error = math.fsum(count * abs(mean - share) for count, mean, share in bins) / max(rows, 1)
-    hits = sum(hit for items in held for _, hit in items)
+    hits = sum(hit for items in by_bin for _, hit in items)
     return Reliability(rows, hits / max(rows, 1), error, bins)

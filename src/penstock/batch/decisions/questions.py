@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch.decisions.calibration import Calibration, read_calibration
-from penstock.config import read_yaml
+from penstock.config import read_yaml, unknown_key
 from penstock.engines.decisions.answers import Value, values_of
 from penstock.engines.decisions.checks import (
     MOST_OPTIONS,
@@ -185,13 +185,13 @@ def question_of(given: Any, place: int) -> Question:
 
 
 def option_names(question: Question) -> list[str]:
-    """What stands for each option in the columns of an output: its value as text."""
+    """The name of each option in the columns of an output: its value as text."""
     return [as_name(value) for value in values_of(question)]
 
 
-def labelled(question: Question, label: Any) -> str:
-    """The name of the option that a label in the data means. Yes, no, 1 and 0 are labels of true
-    and false; a number may be written with a point ("5.0").
+def option_of_label(question: Question, label: Any) -> str:
+    """The name of the option that a label in the data stands for; other text if there is no such
+    option. Yes, no, 1 and 0 stand for true and false; a number may have a point ("5.0").
     """
     name = as_name(label).strip()
     values = values_of(question)
@@ -267,9 +267,7 @@ def _content(decide: Any) -> tuple[Mapping[str, Any], Path]:
         raise ConfigError("must be questions, or the path of a file with them", field="decide")
     for key in decide:
         if key not in _FILE_KEYS:
-            raise ConfigError(
-                f"unknown key '{key}'", field="decide", hint=nearest(str(key), _FILE_KEYS)
-            )
+            raise unknown_key(key, _FILE_KEYS, field="decide")
     return {"questions": None, **decide}, folder
 
 

@@ -1,4 +1,6 @@
-"""Chooses how sure a small model must be for its decisions to stand without the large one's."""
+"""Chooses the confidence from which on a cascade takes the small model's decisions without asking
+the large one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from collections.abc import Sequence
 
 ALL_TO_LARGE = math.inf
 _GRID = tuple(1 / (1 + math.exp(-place / 10)) for place in range(160, -61, -1))
-"""Confidences to try, the highest first. They are fixed, so no choice among them needs data."""
+"""Confidences to try: logistic steps from 0.9999999 down to 0.0025. They are fixed beforehand, not
+taken from the sample: the test needs that.
+"""
 
 
 def least_confidence(
@@ -15,16 +19,16 @@ def least_confidence(
 ) -> float:
     """The confidence from which on a small model's decisions may stand: with probability at least
     1 - `delta` over the draw of the sample, at least the share `target` of all rows then has the
-    decision that the large model would make. `ALL_TO_LARGE` where the sample shows no such.
+    decision that the large model would make. `ALL_TO_LARGE` if no confidence passes the test.
 
     `confidences` and `agree` are of rows drawn at random: how sure the small model was, and whether
-    it decided as the large one. A row is wrong at a confidence where it stands and does not agree;
-    the share of such rows only grows as the confidence falls. So confidences are tested in a fixed
-    order, the highest first, each at level `delta`, until one fails: fixed-sequence testing as in
-    "Learn then Test" (Angelopoulos et al., 2021, https://arxiv.org/abs/2110.01052), with the exact
-    binomial tail in the place of its Hoeffding-Bentkus bound, as a row is right or wrong. The use
-    of it, a large model as the judge of a small one, is that of BARGAIN (Zeighami et al., 2025,
-    https://arxiv.org/abs/2509.02896).
+    it decided as the large one. A row is wrong at a tried confidence if the small model's decision
+    stands there and does not agree; as the confidence falls, the share of wrong rows can only grow.
+    So confidences are tested in a fixed order, the highest first, each at level `delta`, until one
+    fails: fixed-sequence testing as in "Learn then Test" (Angelopoulos et al., 2021,
+    https://arxiv.org/abs/2110.01052). The exact binomial tail takes the place of its
+    Hoeffding-Bentkus bound, as a row is either right or wrong. To judge a small model by a large
+    one is the idea of BARGAIN (Zeighami et al., 2025, https://arxiv.org/abs/2509.02896).
     """
     wrong = [c for c, same in zip(confidences, agree, strict=True) if not same]
     chosen = ALL_TO_LARGE
@@ -37,7 +41,7 @@ def least_confidence(
 
 
 def binomial_at_most(most: int, rows: int, chance: float) -> float:
-    """The probability that at most so many of `rows` have what each has with this chance."""
+    """P(X <= most) for X ~ Binomial(rows, chance)."""
     if not 0 < chance < 1:
         return float(chance <= 0 or most >= rows)
     logs = math.log(chance), math.log1p(-chance)

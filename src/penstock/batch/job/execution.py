@@ -70,7 +70,7 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
             fresh=plan.fresh,
             retry_failed=plan.retry_failed,
             incremental=keys is not None,
-            earlier=None if keys is None else keys.earlier,
+            earlier=None if keys is None else keys.earlier_input,
         )
         with contextlib.closing(state):
             if state.complete:
@@ -139,13 +139,14 @@ async def _durable(
                 failed=not plan.retry_failed,
             )
             files.callback(kept.close)
-        held = partial(getattr, state, "held")
+        owns_folder = partial(getattr, state, "owns_folder")
         monitor = None
         if plan.steered:
             stop = partial(interrupts.request, signal.SIGTERM)
-            monitor = Monitor(output.folder, _status(plan, output), counts, stop=stop, held=held)
+            status = _status(plan, output)
+            monitor = Monitor(output.folder, status, counts, stop=stop, owns_folder=owns_folder)
             await files.enter_async_context(monitor)
-        report = await _report(files, plan, counts, output.folder, journal.generation, held)
+        report = await _report(files, plan, counts, output.folder, journal.generation, owns_folder)
         finished, stream = await _move(
             plan, sink, counts, answers, journal, interrupts, kept, monitor, report
         )
@@ -170,8 +171,8 @@ async def _durable(
 
 
 async def _to_the_end(call: Callable[[], None]) -> None:
-    """Run `call` in a thread. Whoever cancels this waits for its end all the same: until then no
-    other run may take the job up.
+    """Run `call` in a thread, and wait for its end even if this is cancelled: until then no other
+    run may resume the job.
     """
     working = asyncio.ensure_future(asyncio.to_thread(call))
     cancelled: asyncio.CancelledError | None = None
@@ -188,7 +189,7 @@ async def _to_the_end(call: Callable[[], None]) -> None:
 async def _report(
     files: contextlib.AsyncExitStack, plan: Plan, counts: Counts, *state: Any
 ) -> Report | None:
-    """The job's report, if it wants one, written when `files` are closed."""
+    """The job's report, if one is asked for. It is written when `files` are closed."""
     if plan.extras.report is None:
         return None
     from penstock.batch.report import Report
@@ -239,7 +240,9 @@ async def _move(
     monitor: Monitor | None = None,
     report: Report | None = None,
 ) -> tuple[bool, StreamSum | None]:
-    """Move the rows into the sink. Returns whether all are there, and the sum of a stream."""
+    """Move the rows into the sink. Returns whether all rows are there, and the checksum of a source
+    that is a stream.
+    """
     before = job_pauses.set(counts.pauses)
     try:
         async with (
@@ -258,12 +261,13 @@ async def _move(
                 report.finished = finished
             if finished:
                 await sink.finish()
-            counts.row_seconds += time.perf_counter() - began  # beside those of a sample
+            # Added to the time of a cascade's sample.
+            counts.row_seconds += time.perf_counter() - began
             return finished, flow.stream
     finally:
         job_pauses.reset(before)
         interrupts.on_first = None
-        with contextlib.suppress(OutputError):  # that is already on its way up
+        with contextlib.suppress(OutputError):  # it was raised before
             await sink.close()
 
 
@@ -280,15 +284,15 @@ class JobInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Handles the given signals from its making until `restore`, if made in the main thread; else
-    it does nothing.
+    """Handles the given signals until `restore`. Signals reach the main thread alone, so one made
+    in another thread handles none.
 
-    The job runs inside `with`, in an event loop of any thread. A signal that comes before counts
-    from there on; one that comes after is ignored, as it would tear the loop that closes.
+    The job runs inside `with`, in an event loop of any thread. A signal that came before `with` is
+    handled when `with` begins; one that comes after `with` is ignored, as the event loop closes.
 
-    `received` is the number of the signal that came. Until `on_first` is set, and from the second
-    signal on, the task that entered is cancelled; else the first signal calls `on_first`. SIGHUP is
-    no second signal: a terminal that closes sends it several times.
+    `received` is the number of the first signal, which calls `on_first`. Before `on_first` is set,
+    and from the second signal on, the task that entered `with` is cancelled. SIGHUP is no second
+    signal: a terminal that closes sends it several times.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -299,8 +303,8 @@ class Interrupts:
         self._task: asyncio.Task[Any] | None = None
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # What is ignored stays so, as SIGINT in a background job of a shell's script, and
-            # SIGHUP under nohup.
+            # A signal that is ignored stays ignored: SIGINT in a background job of a shell's
+            # script, SIGHUP under nohup.
             self._previous = {
                 number: handler
                 for number in numbers
@@ -319,14 +323,14 @@ class Interrupts:
         self._task = None
 
     def request(self, number: int) -> None:
-        """Do what the signal of this number would. From the job's own event loop."""
+        """Do what the signal of this number would. Call it from the job's own event loop."""
         self._came.append(number)
         self._handle()
 
     def restore(self) -> None:
-        """Give the signals back to those who handled them before."""
+        """Restore the earlier handlers of the signals."""
         for number, handler in self._previous.items():
-            if handler is not None:  # None: it was not set from Python, and cannot be
+            if handler is not None:  # None: not set from Python, so it cannot be restored
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int) -> None:

@@ -1,5 +1,5 @@
-"""What a job has beside its rows: answers that are there already, of its own earlier input (found
-by a key column) or shared with other jobs, and a report.
+"""What a job has beside its rows: answers that are there already, from its own earlier input (found
+by a key column) or from other jobs (the shared cache), and a report.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def extras_of(
     engines: Sequence[LLMEngine],
     deciding: RowQuestions | None,
 ) -> Extras:
-    """Those of a job, checked. Raises `ConfigError`."""
+    """The extras of a job, checked. Raises `ConfigError`."""
     return Extras(
         _keys(job, source, output, form, len(engines)),
         _cache(job, engines, form, deciding),
@@ -72,7 +72,7 @@ def _keys(
         raise ConfigError(
             "has no meaning for two models, whose sample is of one input", field="incremental"
         )
-    return RowKeys(job.key, whole=form.concludes, on_error=job.on_error)
+    return RowKeys(job.key, whole_rows=form.concludes, on_error=job.on_error)
 
 
 def _cache(
@@ -107,7 +107,7 @@ def _cache(
             "on_length": job.on_length,
             "on_invalid_json": job.on_invalid_json,
             "decide": None if deciding is None else deciding.identity(),
-            # An outcome holds numbers of that type.
+            # A stored vector has numbers of this type.
             **({} if job.embed is None else {"vector_type": job.vector_type or "float32"}),
         },
         most_bytes=(job.cache_mb or 10240) << 20,
@@ -123,6 +123,6 @@ def _report_place(report: str | os.PathLike[str] | None, source: Source) -> str 
     if is_url(path) or not path.lower().endswith((".html", ".htm")):
         raise ConfigError("must be a local path ending in .html", field="report", value=path)
     check_place(path, "report", replaced=True)
-    if source.reads(path):
+    if source.is_touched_by_writing(path):
         raise ConfigError(f"{path} lies in the input", field="report")
     return path

@@ -41,15 +41,15 @@ MOST_TRIED = 256
 class Forecast(Struct, kw_only=True):
     """What a job will be like.
 
-    `rows` is their number, None where they were not all read and the data does not say; `read` how
-    many were read. Among these are `unreadable` rows, which fail before they are asked, by kind of
-    error, `kept` ones, which an incremental job has an answer to, and `duplicates`, rows with the
-    request of another row, which is asked once. The rest is
-    estimated: `tried` rows were asked, `counted` had their tokens counted. `over_long` rows do not
-    fit the model. Tokens are those that the whole job computes: none for rows that fail, and of a
-    prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
-    that was measured; None where nothing was tried, or all of it failed. `failed` are tried rows
-    that failed, by kind.
+    `rows` is the number of rows; None if not all were read and the data does not say. `read` rows
+    were read. Some of them are never asked: `unreadable` rows, by kind of error; `kept` rows, whose
+    answer an incremental job has; `duplicates`, rows with the same request as an earlier row.
+
+    The rest is estimated. `counted` rows had their tokens counted, `tried` rows were asked, and of
+    those `failed` failed, by kind of error. `over_long` rows do not fit the model. `prompt_tokens`
+    and `completion_tokens` are what the whole job will compute: nothing for rows that fail, and for
+    a prompt that is cut only what fits. `seconds` is the time of the whole job at the speed of the
+    tried rows; None if no row was tried or all of them failed.
     """
 
     rows: int | None
@@ -71,8 +71,9 @@ class Forecast(Struct, kw_only=True):
 
 
 class PromptLength(NamedTuple):
-    """In tokens: the prompt's, those that the answer needs at most (1 without a limit), and those
-    of both that the model takes. `shortened`: a prompt that is too long is cut until it fits.
+    """Numbers of tokens: `tokens` of the prompt, `answer` that the answer needs at most (1 without
+    a limit), `context` that the model takes of both. `shortened`: a prompt that is too long is cut
+    until it fits.
     """
 
     tokens: int
@@ -102,7 +103,7 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
             if kept is not None:
                 files.callback(kept.close)
             sample, complete = await _read(plan, found, kept)
-    # Its first rows are those tried, and data may be sorted by length.
+    # The first rows of the sample are tried, and the data may be sorted by length.
     random.Random(0).shuffle(sample)
     if complete:
         found.rows = found.read
@@ -114,7 +115,7 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
 
 
 async def _kept(plan: Plan, index: Path) -> Kept | None:
-    """The answers that an incremental job has already."""
+    """The answers that an incremental job has already; None for other jobs."""
     keys, output = plan.extras.keys, plan.output
     if keys is None:
         return None
@@ -128,7 +129,7 @@ async def _kept(plan: Plan, index: Path) -> Kept | None:
 
 
 async def _read(plan: Plan, found: Forecast, kept: Kept | None = None) -> tuple[list[Row], bool]:
-    """Read and prepare the rows; returns some of those to be asked, and whether all were read."""
+    """Read and prepare rows. Returns a sample of those to be asked, and whether all were read."""
     keys, columns = plan.extras.keys, plan.form.columns
     if keys is not None and columns is not None:
         columns = (*columns, keys.column)
@@ -168,7 +169,7 @@ async def _read(plan: Plan, found: Forecast, kept: Kept | None = None) -> tuple[
 
 
 async def _count_tokens(pipeline: Pipeline, sample: list[Row], found: Forecast) -> None:
-    """Count the prompts' tokens, where it shows what is asked, and the engine's template and
+    """Count the tokens of the sample's prompts, if these are known and the engine's template and
     tokenizer are at hand.
     """
     lengths: list[PromptLength] = []
@@ -208,7 +209,7 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
             except TimeoutError:
                 return None
 
-    await ask(sample[0])  # the first pays for what is made on first use
+    await ask(sample[0])  # not measured: it waits for what is made on first use
     began = time.perf_counter()
     outcomes = await asyncio.gather(*(ask(row) for row in sample))
     took = max(time.perf_counter() - began, 1e-6)
@@ -222,7 +223,7 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
     distinct = _distinct(found)
     found.tried = len(outcomes)
     if sum(found.failed.values()) == len(outcomes):
-        return  # how soon rows fail says nothing of a job
+        return  # the time in which rows fail does not predict the job's
     found.rows_per_second = len(outcomes) / took
     found.seconds = distinct / found.rows_per_second
     if usages:
@@ -236,8 +237,8 @@ async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecas
 
 
 def _distinct(found: Forecast) -> int:
-    """How many rows will be asked for, if duplicates, bad rows and kept ones are as frequent as
-    among the rows that were read.
+    """How many rows will be asked, if bad, kept and duplicate rows are as frequent as among the
+    rows that were read.
     """
     if not found.read:
         return 0
@@ -246,7 +247,7 @@ def _distinct(found: Forecast) -> int:
 
 
 def check_deadline(found: Forecast, limits: Limits) -> None:
-    """Raise `ConfigError` if a job that takes so long would not end within its limit of time."""
+    """Raise `ConfigError` if the job would take longer than its limit of time."""
     left = limits.seconds
     if found.seconds is None or left is None or found.seconds <= left:
         return
@@ -259,7 +260,7 @@ def check_deadline(found: Forecast, limits: Limits) -> None:
 
 
 def described(found: Forecast) -> str:
-    """The forecast for a person, a line a finding."""
+    """The forecast for people, one finding per line."""
     whole = "" if found.rows == found.read else f", {found.read:,} of them read"
     least = "at least " if found.rows is None else ""
     out = "" if found.completion_tokens is None else f", {found.completion_tokens:,} out"
@@ -293,8 +294,8 @@ def described(found: Forecast) -> str:
 
 
 async def prompt_length(pipeline: Pipeline, row: Row) -> PromptLength | None:
-    """The prompt length of a prepared row. None if the row does not show what is asked, or the
-    engine cannot tell. Raises `PenstockError` for a row that cannot be asked.
+    """The prompt length of a prepared row. None if what is asked is not known yet, or if the engine
+    cannot count tokens. Raises `PenstockError` for a row that cannot be asked.
     """
     asked = pipeline.step.asked(row)
     if asked is None or (tokens := await _tokens(asked.engine, asked.request)) is None:
@@ -306,7 +307,7 @@ async def prompt_length(pipeline: Pipeline, row: Row) -> PromptLength | None:
 
 
 async def _tokens(engine: LLMEngine, request: Request) -> int | None:
-    """How many tokens a prompt has; None where the engine cannot tell."""
+    """How many tokens a prompt has; None if the engine cannot count them."""
     from penstock.engines.token_engine import TokenEngine  # late: it loads Jinja
 
     if not isinstance(engine, TokenEngine):

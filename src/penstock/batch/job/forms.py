@@ -15,7 +15,7 @@ from penstock.batch.decisions.questions import RowQuestions, deciding
 from penstock.batch.job.identity import EMBEDS, HEARS, SPEAKS
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import Step
-from penstock.batch.pipeline.processor_rows import Held
+from penstock.batch.pipeline.processor_rows import HeldAs
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read.sources import Source, every_column
 from penstock.batch.rows.cascaded import CascadedAnswers
@@ -128,7 +128,7 @@ async def engine_rows(
 
 
 def _without_answers(job: Job, common: dict[str, Any]) -> ColumnRequests | None:
-    """The form of rows that become something else than a model's answer, if they do."""
+    """The form of rows that are embedded, transcribed or spoken; None if the model answers."""
     if job.embed is not None:
         return _vectors(job, common)
     check_unset(job, EMBEDS, "needs `embed`, the texts that become vectors")
@@ -169,7 +169,7 @@ def _vectors(job: Job, common: dict[str, Any]) -> ColumnVectors:
 
 
 def questions_of(job: Job, engines: Sequence[LLMEngine]) -> RowQuestions | None:
-    """The questions that a job asks about each row, if it does. Raises `ConfigError`."""
+    """The questions that a job asks about each row; None if it asks none. Raises `ConfigError`."""
     asked = deciding(job.decide, job.choices, job.filter, job.threshold, engines[0].model_source)
     cascade = len(engines) == 2
     if not cascade:
@@ -202,8 +202,8 @@ def processor_rows(
     policy = ErrorPolicy(job.on_error or ("keep" if going_on else "fail"))
     keep_errors = going_on or job.on_error not in (None, "fail")
     columnar = isinstance(output, Output) and output.columnar
-    held: Held = "values" if output is None else "packed" if columnar else "json"
-    form = processor.rows(held=held, keep_errors=keep_errors)
+    held_as: HeldAs = "values" if output is None else "packed" if columnar else "json"
+    form = processor.rows(held_as=held_as, keep_errors=keep_errors)
     chain = StageChain(
         processor.stages,
         config.batch_size,
@@ -250,7 +250,7 @@ def _spoken(job: Job, common: dict[str, Any]) -> ColumnSpeech:
 
 
 def _template(given: str, field: str) -> Template:
-    """Of an option that is a column's name, or text with `{column}` in it."""
+    """The template of an option that is a column's name, or text with `{column}` in it."""
     return Template(given if "{" in given else f"{{{given}}}", field)
 
 
@@ -284,7 +284,7 @@ def _values_for(
 
 
 def check_unset(job: Job, names: Collection[str], why: str) -> None:
-    """Raise `ConfigError`, with this reason, for an option of these names that is given."""
+    """Raise `ConfigError`, with `why`, if an option of these names is given."""
     for option in fields(job):
         if option.name in names and getattr(job, option.name) != option.default:
             raise ConfigError(why, field=option.name)

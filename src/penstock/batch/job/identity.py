@@ -24,7 +24,7 @@ from penstock.batch.stages.base import StatefulStage
 from penstock.batch.structured import Schema
 from penstock.batch.write.outputs import Output
 from penstock.config import Options, masked
-from penstock.engines.base import LLMEngine, engine_class
+from penstock.engines.base import LLMEngine, conversion_of, engine_class
 from penstock.types import Sampling
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from penstock.batch.pipeline.processor import Processor
 
 
-# The options of texts that become vectors, of recordings that become text, and of texts that are
-# spoken. The first of each says that it is done.
+# The options of jobs that embed, transcribe or speak. The first of each asks for the task.
 EMBEDS = ("embed", "dimensions", "input_type", "vector_type", "vectors")
 HEARS = ("audio", "language", "translate", "timestamps", "hotwords")
 SPEAKS = ("speak", "voice", "audio_format", "audio_dir")
@@ -65,10 +64,12 @@ def job_identity(
         {"model": each.model_source, "engine": each.name, **each.deciding_kwargs}
         for each in engines[1:]
     ]
+    conversions = [conversion_of(each.name, each.model_source) for each in engines]
     return {
         **data,
         "model": engine.model_source,
         "engine": engine.name,
+        "conversion": conversions if any(conversions) else None,
         "engine options": engine.deciding_kwargs or None,
         "deterministic": engine.deterministic or None,
         "requests": form.kind,
@@ -83,7 +84,7 @@ def job_identity(
         "on_length": None if job.on_length == "keep" else job.on_length,
         "on_invalid_json": None if job.on_invalid_json == "keep" else job.on_invalid_json,
         "cascade": [*cascade, job.target_accuracy, job.delta, job.seed] if cascade else None,
-        # Jobs of dense vectors go on that were begun before there were others.
+        # Without the key where it is unset: jobs that were begun before `vectors` existed resume.
         "embed": _options(job, EMBEDS if job.vectors else EMBEDS[:-1]),
         "hears": _options(job, HEARS),
         "speaks": _options(job, SPEAKS),
@@ -93,7 +94,7 @@ def job_identity(
 
 
 def _options(job: Job, names: Sequence[str]) -> dict[str, Any] | None:
-    """The options of these names; None where the first of them, which says what is done, is."""
+    """The options of these names; None if the first, which asks for the task, is not given."""
     if getattr(job, names[0]) is None:
         return None
     given = {name: getattr(job, name) for name in names}
@@ -108,12 +109,16 @@ def processor_identity(processor: Processor) -> dict[str, Any]:
     config = processor.config
     fields = _deciding_fields(config)
     engine = getattr(config, "engine", None)
+    conversion = None
     if isinstance(engine, LLMEngine):
         fields["engine"] = {
             "engine": engine.name,
             "model": engine.model_source,
             **engine.deciding_kwargs,
         }
+        conversion = conversion_of(engine.name, engine.model_source)
+    elif isinstance(config, EngineProcessorConfig) and config.model_source is not None:
+        conversion = conversion_of(config.engine_name, config.model_source)
     if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in fields:
         deciding = engine_class(config.engine_name).deciding_options(fields.pop("engine_kwargs"))
         fields |= {"engine_kwargs": deciding} if deciding else {}
@@ -128,6 +133,7 @@ def processor_identity(processor: Processor) -> dict[str, Any]:
     return {
         "processor": type(config).__name__,
         "processor config": masked(fields),
+        "conversion": conversion,
         "stages": processor.list_stage_names(),
         "what stages do": masked(does),
         "preprocess": function_identity(processor.preprocess),
@@ -142,7 +148,9 @@ def _worker_name(worker: type) -> str:
 
 
 def _deciding_fields(config: ProcessorConfig) -> dict[str, Any]:
-    """The deciding fields that are not at their defaults. A stage that says nothing else is on."""
+    """The deciding fields that are not at their defaults. A stage whose configuration decides
+    nothing more counts as True.
+    """
     defaults = {part.name: part.default for part in msgspec.structs.fields(config)}
     fields: dict[str, Any] = {}
     for name, value in shown(config).items():

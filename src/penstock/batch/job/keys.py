@@ -1,4 +1,4 @@
-"""The keys of an incremental job's rows, and what is known of those of its earlier input."""
+"""The keys of an incremental job's rows, and the keys that its earlier input had."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FILE = "keys.bin"
 
 
 class _Head(Struct, frozen=True):
-    """What the numbers of a file are of: a data set and the column of its keys; and by what else
-    its rows became those of the output, beside what the job's manifest has.
+    """What the key file describes: the key `column` of an `input` with these `columns` and
+    `schema`. `on_error` decides too which rows the output has, and is not in the job's manifest.
     """
 
     column: str
@@ -48,29 +48,29 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class RowKeys:
-    """The keys of rows: the values of `column`. `whole`: a row with any other value changed is
-    another row; otherwise only what is asked counts.
+    """The keys of rows: the values of `column`. Call `check` first. Eight bytes are held for each
+    row.
 
-    `earlier` is the fingerprint of the input of an earlier run, where this one's begins with all
-    its rows, and `on_error` was the same. `check` before anything else. Eight bytes are held for
-    each row.
+    `whole_rows`: a row counts as changed if any of its values changed; otherwise only if its
+    request changed. `earlier_input` is the fingerprint of an earlier run's input, if this input
+    begins with all rows of that one and `on_error` is the same; else None.
     """
 
     def __init__(
-        self, column: str, *, whole: bool, on_error: str | Mapping[str, str] | None = None
+        self, column: str, *, whole_rows: bool, on_error: str | Mapping[str, str] | None = None
     ) -> None:
         self.column = column
-        self.earlier: Mapping[str, Any] | None = None
-        self._whole = whole
+        self.earlier_input: Mapping[str, Any] | None = None
+        self._whole_rows = whole_rows
         self._on_error = dict(on_error) if isinstance(on_error, Mapping) else on_error
         self._numbers = array("Q")
         self._head: _Head | None = None
         self._stored: tuple[_Head, int] | None = None
 
     async def check(self, source: Source, limit: int | None, folder: Path | None = None) -> None:
-        """Read all keys, except those that an earlier run has left in its state `folder`. Raises
-        `ConfigError` if there is no such column, `InputError` for a key that is null or stands in
-        two rows, by its row. Holds about 100 bytes a row meanwhile.
+        """Read all keys, except those that an earlier run has stored in the state directory
+        `folder`. Raises `ConfigError` if there is no such column, and `InputError`, which names the
+        row, for a key that is null or that two rows have. Holds about 100 bytes a row meanwhile.
         """
         check_column(self.column, await every_column(source, (self.column,)), "key")
         schema = source.schema
@@ -108,24 +108,24 @@ class RowKeys:
                     numbers.append(number)
 
     def save(self, folder: Path) -> None:
-        """Leave the keys for a later run. Raises `OutputError`."""
+        """Store the keys for a later run. Raises `OutputError`."""
         if (self._head, len(self._numbers)) != self._stored:
             data = b"%b\n%b" % (_encode_head(self._head), self._numbers.tobytes())
             replace_file(folder / FILE, b"%016x%b" % (checksum(data), data))
 
     def mark(self, row: Row) -> None:
-        """Set the row's `key`; a row that cannot be read has none, nor has one that came after
-        `check`, whose file is refused at its end.
+        """Set the row's `key`. Two rows get none: one that cannot be read, and one that was added
+        to its file after `check`, as that file is refused when it has been read.
         """
         if (values := row.sound) is None:
             return
-        if self._whole:
+        if self._whole_rows:
             row.key = _number((values.get(self.column), json_line(values)))
         elif row.index < len(self._numbers):
             row.key = self._numbers[row.index]
 
     def _take_up(self, source: Source, head: _Head, folder: Path) -> None:
-        """Take the keys of an earlier run, if `source` begins with its input."""
+        """Take the keys that an earlier run has stored, if `source` begins with its input."""
         try:
             data = (folder / FILE).read_bytes()
             line, _, body = data[16:].partition(b"\n")
@@ -135,12 +135,12 @@ class RowKeys:
             return  # there is none, or it is damaged
         if data[:16] != b"%016x" % checksum(data[16:]) or known.column != self.column:
             return
-        # A last row that could not be read may be the beginning of one that has its end now.
+        # A last row that could not be read may have been cut short, and be whole now.
         if source.begins_with(known.input, sound_end=not numbers or numbers[-1] != 0):
             self._numbers = numbers
             self._stored = known, len(numbers)
             if known == replace(head, input=known.input):
-                self.earlier = known.input
+                self.earlier_input = known.input
 
 
 def _is_null(value: Any) -> bool:
@@ -148,10 +148,10 @@ def _is_null(value: Any) -> bool:
 
 
 def _number(value: Any) -> int:
-    """56 bits that stand for a value. Those of a number are not those of its text."""
+    """A hash of a value, of 56 bits. The number 1 and the text "1" have different ones."""
     try:
         data = _encode(value)
-    except (TypeError, ValueError, OverflowError):  # it holds half a character, or is very large
+    except (TypeError, ValueError, OverflowError):  # a lone surrogate, or a very large integer
         data = repr(value).encode(errors="backslashreplace")
     return int.from_bytes(blake2b(data, digest_size=7).digest(), "little")
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _PATH: Any = str | os.PathLike
 _BESIDE = ("dead_letter", "cache", "report", "audio_dir")
-"""The places of what a job leaves beside its output."""
+"""Options that name what a job writes beside its output."""
 _WHOLE = (
     *("max_tokens", "top_k", "seed", "min_tokens"),
     *("limit", "max_attempts", "max_tokens_total", "replicas", "dimensions", "cache_mb"),
@@ -90,9 +90,11 @@ _LEAST = {"limit": 0} | dict.fromkeys(
 
 @dataclass(kw_only=True)
 class Plan:
-    """What `step` is to do with the rows of `source`. `identity` is all that decides the output.
-    `watch` gets the counts before rows move. `most_rows` bounds rows and answers in memory.
-    `steered`: `penstock jobs` lists the job, if it is durable, and steers it.
+    """What `step` is to do with the rows of `source`.
+
+    `identity` is all that decides the output. `watch` is called with the counts before rows move.
+    `most_rows` bounds the rows and answers in memory. `steered`: `penstock jobs` lists the job and
+    steers it, if it is durable.
     """
 
     source: Source
@@ -123,13 +125,13 @@ class Plan:
 
     @property
     def begun(self) -> bool:
-        """Whether an earlier run has left a state that this one takes up."""
+        """Whether an earlier run has left a state that this run resumes."""
         output = self.output
         return isinstance(output, Output) and not self.fresh and (output.folder / FILE).exists()
 
     @property
     def total(self) -> int | None:
-        """The number of rows, if known; where only a limit is, there may be fewer."""
+        """The number of rows, if known. If only `limit` is known it is that; there may be fewer."""
         known = [number for number in (self.source.rows, self.limit) if number is not None]
         return min(known, default=None)
 
@@ -137,7 +139,7 @@ class Plan:
     def value_columns(self) -> tuple[str, ...] | None:
         """The columns that must become Python values (None: all).
 
-        Where columns pass through in Arrow form, only those that requests are made of.
+        If columns pass through in Arrow form, only the columns that requests are made of.
         """
         asked = self.form.columns
         if asked is None or not (isinstance(self.output, Output) and self.output.columnar):
@@ -174,7 +176,7 @@ async def _plan(
     if isinstance(output, Output):
         _check_apart(job, output)
         for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
-            if path is not None and source.reads(path):
+            if path is not None and source.is_touched_by_writing(path):
                 raise ConfigError(
                     f"{path} is part of the input, or would be read as such",
                     field=field,
@@ -291,8 +293,8 @@ def _open_output(job: Job) -> Output | Literal["-"] | None:
 
 
 def _check_apart(job: Job, output: Output) -> None:
-    """Raise `ConfigError` for a place in the job's state, which is swept, or in its output, which
-    is put in its place at the end.
+    """Raise `ConfigError` for a path inside the job's state directory, which is swept, or inside
+    its output, which is replaced at the end.
     """
     places = {"the job's state": os.path.realpath(output.folder)}
     if not output.remote:
@@ -416,12 +418,12 @@ def _require_unicode(name: str, value: object) -> None:
 
 
 def _is_list_of(values: object, kind: type) -> bool:
-    """Whether this is a list or tuple of such values."""
+    """Whether this is a list or tuple, and all its items are of `kind`."""
     return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
 
 
 def engine_of(job: Job, model: Any, engine: Any, engine_kwargs: Any) -> LLMEngine:
-    """The engine that a job asks for with these of its options. Raises `ConfigError`."""
+    """The engine that these three options of a job ask for. Raises `ConfigError`."""
     if isinstance(engine, str) and engine in PROVIDERS:
         lazy.require("aiohttp", needed_by=f"The engine {engine}")
         from penstock.batch.provider.anthropic_batches import AnthropicBatchEngine

@@ -1,4 +1,4 @@
-"""What becomes of rows that fail, and when a job has had enough."""
+"""What becomes of rows that fail, and the limits at which a job stops."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Limits:
 
     @property
     def any(self) -> bool:
-        """Whether there is one that counts can reach."""
+        """Whether there is a limit that counts can reach: all but the time."""
         return self._tokens is not None or self._error_rate is not None
 
     @property
@@ -131,7 +131,7 @@ def seconds_until(deadline: Any) -> float | None:
         return None
     try:
         seconds = _seconds(deadline)
-    except (ValueError, OverflowError):  # also of times beyond the years that there are
+    except (ValueError, OverflowError):  # also for a time whose year is out of range
         seconds = None
     if seconds is None or not math.isfinite(seconds):
         raise ConfigError(

@@ -28,16 +28,17 @@ _INTERVAL = 0.2
 
 
 class Counts(Struct):
-    """`rows` are all finished rows, `ok` and `errors` (by type) among them, and `left_out`, which a
-    filter keeps from the output.
-    `large_calls` are the rows of this run for which a cascade asked its large model, those of its
-    sample among them.
+    """What a job has counted.
 
-    Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in
-    all and `row_seconds` of them after the engine was loaded, and rows answered without computing:
-    `deduplicated` from an equal request, `resumed` from an earlier run, `kept` from an earlier
-    input, `from_cache` from the cache that jobs share. `total` is the number of
-    rows to do, if known. `pauses` are those that servers asked for.
+    `rows` are the finished rows of all its runs. They are `ok`, or in `errors` by type. `left_out`
+    counts those that a filter keeps from the output. `total` is the number of rows to do, if known.
+
+    The rest is of this run alone. `prompt_tokens`, of which `cached_tokens` were in a cache, and
+    `completion_tokens` were computed, in `engine_calls`. Other rows were answered without
+    computing: `deduplicated` from an equal request, `resumed` from an earlier run, `kept` from an
+    earlier input, `from_cache` from the cache that jobs share. `large_calls` are rows for which a
+    cascade asked its large model, the rows of its sample included. The run took `seconds`, and
+    `row_seconds` of them after the engine was loaded. `pauses` are those that servers asked for.
     """
 
     rows: int = 0
@@ -73,7 +74,7 @@ class Counts(Struct):
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated in a second, loading the engine not counted."""
+        """Tokens generated in a second, without the time in which the engine loads."""
         return self.completion_tokens / self.row_seconds if self.row_seconds > 0 else 0.0
 
 
@@ -81,8 +82,8 @@ class Counts(Struct):
 class RunResult:
     """The end of a job: its `counts`, and where its rows are.
 
-    `output` is the path or URL of the output, None for results in memory. `already_complete` says
-    that an earlier run had done everything; then only `counts.rows` and `counts.errors` are set.
+    `output` is the path or URL of the output, None for results in memory. `already_complete`: an
+    earlier run had done everything; then only `counts.rows` and `counts.errors` are set.
     `stopped_by` is the number of the signal that drained the job before its end.
     """
 
@@ -95,7 +96,7 @@ class RunResult:
     _tables: Callable[[], Tables | None] | None = field(default=None, repr=False)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The output rows. Those of a CSV are all text."""
+        """The output rows. The values of a CSV are all text."""
         path = self.output
         if path is None:
             if self._form is not None:
@@ -174,7 +175,7 @@ def _parquet_files(path: str) -> list[str]:
 class Progress:
     """A line on standard error: rows, rows/s, tokens/s, errors, time left. `async with` shows it.
 
-    `shown` None means: where standard error is a terminal.
+    `shown`: whether to show it; None: if standard error is a terminal.
     """
 
     def __init__(self, counts: Counts, shown: bool | None) -> None:
@@ -267,8 +268,8 @@ def summary(result: RunResult) -> str:
 def ending(
     error: BaseException | None, *, finished: bool
 ) -> Literal["complete", "stopped", "failed"]:
-    """How a job ended. It is "stopped", and can be resumed, if not all rows are `finished`, and if
-    what ended it was a wish or a limit.
+    """How a job ended. A job that a signal drained, that was cancelled or that reached a limit is
+    "stopped", and can be resumed.
     """
     if error is None:
         return "complete" if finished else "stopped"

@@ -1,7 +1,7 @@
-"""Shows a running job to others, and lets them steer it by the socket in its state directory.
+"""Shows a running job to other processes, which steer it by the socket in its state directory.
 
 A question is a line of JSON, `{"do": WORD}`, and so is its answer. The socket is in the directory
-that the job has locked, so whatever answers there is the job: no number of a process is trusted.
+that the job has locked, so the process that answers there is the job: no process id is trusted.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class ControlSocket:
-    """Answers questions in the event loop, from `start` to `stop`. `answer` says what.
+    """Answers questions in the event loop, from `start` to `stop`. `answer` makes the answers.
 
-    Where no socket can be made (some network file systems have none), the job runs without.
+    If no socket can be made (some network file systems have none), the job runs without one.
     """
 
     def __init__(self, folder: Path, answer: Answer) -> None:
@@ -52,7 +52,7 @@ class ControlSocket:
         try:
             with _short(self._folder) as path:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # of an earlier run: this one holds the lock
+                    os.unlink(path)  # an earlier run's: this run holds the lock
                 made = socket.socket(socket.AF_UNIX)
                 try:
                     made.bind(path)
@@ -65,7 +65,7 @@ class ControlSocket:
             _log.debug("No control socket in %s: %s", self._folder, error)
 
     async def stop(self, *, remove: bool = True) -> None:
-        """Answer no more. `remove`: the socket is still in the job's own directory."""
+        """Answer no more. `remove`: delete the socket, as the directory is still the job's."""
         if self._server is not None:
             self._server.close()
         if self._server is not None and remove:
@@ -79,7 +79,7 @@ class ControlSocket:
                 writer.write(msgspec.json.encode(await self._answer(asked), enc_hook=str) + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
-            pass  # whoever asked has gone, or asked nothing
+            pass  # the client has gone, or sent no question
         finally:
             writer.close()
 
@@ -87,8 +87,8 @@ class ControlSocket:
 def ask(
     folder: Path, word: str, *, patience_s: float = _SECONDS, **options: Any
 ) -> dict[str, Any] | None:
-    """What the running job in this state directory answers; None if none runs. Raises `JobError`
-    if it does not answer in time.
+    """The answer of the job that runs in this state directory; None if no job runs. Raises
+    `JobError` if the job does not answer in time.
     """
     with socket.socket(socket.AF_UNIX) as made:
         made.settimeout(patience_s)
@@ -107,8 +107,8 @@ def ask(
 
 
 def live(folder: Path, *, patience_s: float = _SECONDS) -> Status | None:
-    """The status of a job now, asked of it if it runs. Raises `JobError` if it does not answer in
-    time, or in a way that another version has.
+    """The status of a job now; a running job is asked for it. Raises `JobError` if the job does not
+    answer in time, or is of another version and answers in another form.
     """
     found = statuses.load(folder)
     if found is None or found.state not in ALIVE:
@@ -119,7 +119,7 @@ def live(folder: Path, *, patience_s: float = _SECONDS) -> Status | None:
             return msgspec.convert(answer, Status)
         except msgspec.ValidationError as error:
             raise JobError(f"the job in {folder} is of another version: {error}") from None
-    found = statuses.load(folder) or found  # it may have ended in between
+    found = statuses.load(folder) or found  # the job may have ended in between
     silent = (folder / FILE).exists()  # a socket that nobody listens to
     if found.state in ALIVE and (silent or statuses.is_stale(found)):
         found.state = "interrupted"
@@ -145,10 +145,12 @@ _RECENT = 10
 
 
 class Monitor:
-    """Of the job with this state directory, inside `async with`. `stop` ends it as a signal would,
-    `held` says whether the directory is still the job's: in another's nothing is written.
+    """Shows and controls the job with the state directory `folder`, inside `async with`. `stop`
+    ends it as a signal would. `owns_folder`: whether the job still has the directory's lock;
+    without the lock nothing is written there.
 
-    `begin` is called when rows begin to move. `finished` says whether all are, when the job ends.
+    The caller calls `begin` when rows begin to move, and sets `finished` to False if the job ends
+    before all rows are finished.
     """
 
     def __init__(
@@ -158,13 +160,13 @@ class Monitor:
         counts: Counts,
         *,
         stop: Callable[[], None],
-        held: Callable[[], bool],
+        owns_folder: Callable[[], bool],
     ) -> None:
         self._folder = folder
         self._status = status
         self._counts = counts
         self._stop = stop
-        self._held = held
+        self._owns_folder = owns_folder
         self.finished = True
         self._flow: Flow | None = None
         self._paused = False
@@ -177,7 +179,7 @@ class Monitor:
         status.started = time.time()
 
     def begin(self, flow: Flow) -> None:
-        """Watch this flow, and steer it as asked so far."""
+        """Watch this flow. A pause or stop that was asked for before applies to it."""
         self._flow = flow
         if self._paused:
             flow.pause()
@@ -195,8 +197,8 @@ class Monitor:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self._socket.stop(remove=self._held())
-        self._recent.clear()  # the speeds are those of the whole run now
+        await self._socket.stop(remove=self._owns_folder())
+        self._recent.clear()  # so that the speeds become those of the whole run
         self._save(ending(error, finished=self.finished), error)
 
     async def _write(self) -> None:
@@ -216,7 +218,7 @@ class Monitor:
     def _save(self, state: State, error: BaseException | None = None) -> None:
         failed = state == "failed" and error is not None
         self._status.error = printable(str(error)) if failed else None
-        if self._held():
+        if self._owns_folder():
             statuses.save(self._folder, self._now(state))
 
     def _now(self, state: State) -> Status:

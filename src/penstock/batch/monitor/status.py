@@ -1,4 +1,4 @@
-"""How a job is doing, as its state directory says, and where the jobs of this user are.
+"""The status of a job, which it keeps in its state directory, and the registry of a user's jobs.
 
 A durable job writes `status.json` into its state directory each second, and a file with the place
 of that directory into a registry, `registry/` in `env.state_dir()`.
@@ -34,9 +34,9 @@ ALIVE = ("loading", "running", "paused", "stopping")
 class Status(Struct):
     """A job: its `id`, what it reads and writes, its `state`, and its counts.
 
-    `started` and `updated` are in Unix seconds, `seconds` the time of this run. The two speeds are
-    of the last ten seconds while it runs, then of the whole run. `error` is why it failed.
-    "interrupted" is a job whose process ended without saying so.
+    `started` and `updated` are in Unix seconds, `seconds` is the time of this run. The two speeds
+    are those of the last ten seconds while the job runs, then those of the whole run. `error` is
+    why it failed. "interrupted" is a job whose process ended without writing its last status.
     """
 
     id: str
@@ -71,13 +71,13 @@ def id_of(folder: Path) -> str:
 
 
 def save(folder: Path, status: Status) -> None:
-    """Write the status, at once. Nothing depends on it: a failure is ignored."""
+    """Write the status atomically. Nothing depends on it: a failure is ignored."""
     with contextlib.suppress(OSError):
         private_files.replace(folder / FILE, msgspec.json.encode(status))
 
 
 def register(folder: Path) -> None:
-    """Note where the job is. A failure is ignored: its output then names it."""
+    """Register where the job is. A failure is ignored: the job can be named by its output."""
     place = {"folder": os.fsencode(os.path.realpath(folder)).hex()}
     with contextlib.suppress(OSError):
         private_files.make_folder(_registry())
@@ -85,8 +85,8 @@ def register(folder: Path) -> None:
 
 
 def load(folder: Path) -> Status | None:
-    """The status of the job in this state directory, if there is one. "interrupted" is not told
-    from what runs: see `control.live`.
+    """The status of the job in this state directory, if there is one. It does not tell an
+    interrupted job from a running one: see `control.live`.
     """
     with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
         return msgspec.json.decode((folder / FILE).read_bytes(), type=Status)
@@ -94,7 +94,7 @@ def load(folder: Path) -> Status | None:
 
 
 def is_stale(status: Status) -> bool:
-    """Whether nobody has written this for long."""
+    """Whether the status has not been written for long."""
     return time.time() - status.updated > _STALE_SECONDS
 
 
@@ -129,7 +129,7 @@ def find(job: str) -> Path:
     `InputError`.
     """
     for folder in (Path(job), Path(f"{job.rstrip('/')}{STATE_END}")):
-        if os.path.isfile(folder / manifests.FILE):  # false for a name that is too long, too
+        if os.path.isfile(folder / manifests.FILE):  # also false for a name that is too long
             return folder
     known = {id_of(folder): folder for folder in known_folders()}
     begins = [one for one in known if job and one.startswith(job)]

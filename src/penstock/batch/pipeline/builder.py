@@ -101,7 +101,7 @@ class ProcessorBuilder:
         """Make the processor. `override_stage_config_fn` gets each stage's name and the stage,
         which it may change.
 
-        `kwargs` go to the builder. Raises `ConfigError`, also for some that it does not take.
+        `kwargs` go to the builder. Raises `ConfigError`, also for a keyword that it does not take.
         """
         kinds = {**_OURS, **cls._builders}
         builder = next((kinds[kind] for kind in type(config).__mro__ if kind in kinds), None)
@@ -232,19 +232,19 @@ def _engine_stages(
         stages.append(PrepareMultimodalStage(None, options, _placing(config, media)))
     template = (chat.chat_template if chat is not None else None) or config.chat_template
     variables = {**(chat_template_kwargs or {}), **((chat and chat.chat_template_kwargs) or {})}
-    # Token ids of a prompt need the prompt.
+    # A stage that encodes the prompt needs the prompt, so the template gets a stage too.
     tokenizes = tokens is not None and generates and _own(config.tokenize_stage)
     own_template = _own(template_field) or tokenizes or config.ray_columns
-    # A conversation may be embedded, too: as its filled template.
+    # A conversation may also be embedded: as its filled template.
     templated = chat is not None and own_template and config.task_type in ("generate", "embed")
     if chat is not None and (generates or templated):
         own = {"source": source, "template": template, "variables": variables}
         stages.append(
-            _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated)
+            _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, separate=templated)
         )
     if tokens is not None and generates:
         own = {"source": source, "templated": templated}
-        stages.append(_text_stage(TokenizeStage, Tokens, own, config, tokens, real=tokenizes))
+        stages.append(_text_stage(TokenizeStage, Tokens, own, config, tokens, separate=tokenizes))
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
         _STAGES.get(config.engine_name, EngineStage)(
@@ -268,13 +268,14 @@ def _engine_stages(
     )
     if texts is not None and generates:
         own = {"source": source, "whole": config.ray_columns}
-        stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, real=detokenizes))
+        stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, separate=detokenizes))
     return stages
 
 
 def _convert(config: EngineProcessorConfig) -> dict[str, Any]:
-    """What makes vLLM's engine one for the task, whatever the model was made for: a decoder embeds,
-    too. Ours classifies by labels as well, with an engine that generates.
+    """The options that make vLLM's engine fit the task, whatever the model was made for: a decoder
+    can embed. "classify" needs them only in Ray's form; ours also classifies by labels, with an
+    engine that generates.
     """
     task = config.task_type
     if config.engine_name != "vllm" or config.engine is not None:
@@ -286,7 +287,7 @@ def _convert(config: EngineProcessorConfig) -> dict[str, Any]:
 
 
 def _most(config: EngineProcessorConfig) -> int | None:
-    """The bound on rows in flight, if it is stated."""
+    """The bound on rows in flight; None if the configuration states none."""
     most = config.max_pending_requests
     if most is not None and most < 1:
         return config.batch_size * config.max_concurrent_batches
@@ -314,7 +315,7 @@ def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:
         "timeout_s": config.timeout_s,
     }
     given = {name: value for name, value in arguments.items() if value is not None}
-    HttpRequests(**given)  # what is wrong with them need not wait for the rows
+    HttpRequests(**given)  # so that a wrong option is refused before the rows come
     return [HttpRequestStage(None, given, placing)]
 
 
@@ -340,14 +341,18 @@ _OURS: dict[type[ProcessorConfig], Builder] = {
 
 
 def _legacy(given: Any, older: bool | None) -> Any:
-    """The value of a stage's field; its older name, a flag, switches it on or off."""
+    """The value of a stage's field. `older` is the flag of the field's older name, which can switch
+    the stage on or off.
+    """
     if older is None:
         return given
     return given if older and given is not False else older
 
 
 def _own(given: Any) -> bool:
-    """Whether a stage of its own is asked for, and not only what it does."""
+    """Whether a stage's field asks for a separate stage (by a configuration). True and False only
+    say whether its work is done.
+    """
     return not isinstance(given, bool)
 
 
@@ -358,14 +363,14 @@ def _text_stage(
     config: ProcessorConfig,
     stage: StageConfig,
     *,
-    real: bool,
+    separate: bool,
 ) -> StatefulStage:
-    return kind(worker, arguments, _placing(config, stage)) if real else kind()
+    return kind(worker, arguments, _placing(config, stage)) if separate else kind()
 
 
 def _placing(config: ProcessorConfig, stage: StageConfig) -> dict[str, Any]:
-    """The number of a stage's workers, the rows that each has, and what each takes. Where the stage
-    states none, the processor's hold.
+    """How many workers a stage has, how many rows each has at a time, and its CPUs, memory and
+    environment. What the stage does not state is the processor's.
     """
     placing = {
         "batch_size": stage.batch_size or config.batch_size,

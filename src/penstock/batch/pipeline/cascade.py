@@ -38,8 +38,9 @@ _log = logging.getLogger(__name__)
 
 
 class Choice(Struct, frozen=True):
-    """From which confidence on the small model's answers stand (None: never), and the answers of
-    the large model to the rows of the sample, by the digests of their requests.
+    """What was chosen before the first row. `least`: an answer of the small model stands if it has
+    at least this confidence; None: no answer stands. `answers`: those of the large model to the
+    sampled rows, by the digests of their requests.
     """
 
     least: float | None
@@ -47,11 +48,11 @@ class Choice(Struct, frozen=True):
 
 
 class CascadeStep:
-    """Asks the first of two `engines`, and the second where the first is less sure than needed.
+    """Asks the first of two `engines`, and the second if the first has too little confidence.
 
-    What is needed is chosen before the first row, on a random `sample` of the rows that both are
-    asked: see `least_confidence` for `target` and `delta`. A job that is resumed takes the choice
-    from the file `memory`.
+    The confidence that it needs is chosen before the first row, on a random `sample` of rows that
+    both engines answer: see `least_confidence` for `target` and `delta`. A job that is resumed
+    takes the choice from the file `memory`.
     """
 
     def __init__(
@@ -128,11 +129,11 @@ class CascadeStep:
         self._ending = True
 
     async def _ask(self, place: int, row: Row, tries: Tries) -> Any:
-        ask = partial(self._form.answered, self.engines[place], row, small=place == 0)
+        ask = partial(self._form.ask_one, self.engines[place], row, small=place == 0)
         return await self._attempts[place].answer(ask, None, tries, lambda: row.digest)
 
-    def _outcome(self, made: Any, usage: Usage, place: int) -> Outcome:
-        found: Outcome = self._form.outcome(made, usage, self.engines[place].model_source)
+    def _outcome(self, answered: Any, usage: Usage, place: int) -> Outcome:
+        found: Outcome = self._form.outcome_of(answered, usage, self.engines[place].model_source)
         return found
 
     async def _in_time(self, choosing: Coroutine[Any, Any, Choice]) -> Choice:
@@ -145,7 +146,7 @@ class CascadeStep:
             raise JobLimitError("the deadline is reached, before the first row") from None
 
     async def _chosen(self, together: int) -> Choice:
-        """The choice that an earlier run made, else a new one."""
+        """The choice of an earlier run, else a new one."""
         if self.memory is not None and self.memory.exists():
             try:
                 return msgspec.json.decode(self.memory.read_bytes(), type=Choice)
@@ -167,7 +168,7 @@ class CascadeStep:
                 except JobError:
                     raise
                 except (PenstockError, TimeoutError):
-                    return None  # the row fails in the job too, and nothing is to be learned
+                    return None  # the row will fail in the job too, and tells nothing here
                 finally:
                     self.counts.engine_calls += tries.count
                 outcome = self._outcome(large, usage + more, 1)
@@ -179,7 +180,7 @@ class CascadeStep:
         form = self._form
         pairs = [each for each in found if each is not None]
         sure = [form.confidence(small) for small, _, _ in pairs]
-        agree = [form.decides(small) == form.decides(large) for small, large, _ in pairs]
+        agree = [form.compared(small) == form.compared(large) for small, large, _ in pairs]
         least = least_confidence(sure, agree, self._target, self._delta)
         if least > max(sure, default=0.0):
             _log.warning(
@@ -196,13 +197,13 @@ class CascadeStep:
             },
         )
         if self.memory is not None:
-            # What failed is to be asked again by a run of the failed rows.
+            # Rows that failed are left out, so that `retry_failed` asks them again.
             good = {name: one for name, one in choice.answers.items() if one.error is None}
             replace_file(self.memory, msgspec.json.encode(Choice(choice.least, good)))
         return choice
 
     async def _drawn(self) -> list[Row]:
-        """A random sample of the rows, of at most a fifth of them, but for small inputs."""
+        """A random sample of the rows: at most a fifth of them, or `_FEWEST` if that is more."""
         draw = random.Random(self._seed)
         kept: list[Row] = []
         good = 0

@@ -42,9 +42,8 @@ COSTS_ONLY = frozenset(
         "request_timeout_s",
     }
 )
-"""Fields of processors and of stages that cost memory or time, or say where, and decide no row of
-the output: a job that is taken up again may have others. What decides of `engine_kwargs`, the
-engine says.
+"""Fields of processors and stages that decide no row of the output, only memory, time or place: a
+job that is resumed may change them. Which of `engine_kwargs` decide, the engine says.
 """
 
 

@@ -1,5 +1,5 @@
-"""Gets the rows of a job answered by one step, an engine or the stages of a processor: tries again
-what may pass, and finds the request that kills the engine.
+"""Gets the rows of a job answered by one step, an engine or the stages of a processor: retries a
+failure that may pass, and finds the request that kills the engine.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Step(Protocol):
     """What answers rows. After `end`, nothing is tried again."""
 
     def running(self) -> AbstractAsyncContextManager[int]:
-        """Start it, for as long as the context lasts. Gives how many rows it wants at a time."""
+        """The step runs while the context lasts. Yields how many rows it wants at a time."""
 
     def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
-        """The row's outcome, `tries` being kept up to date. Raises `PenstockError`."""
+        """The row's outcome. Keeps `tries` up to date. Raises `PenstockError`."""
 
     def asked(self, row: Row) -> Asked | None:
         """What an engine will be asked for a prepared row, if known. Raises `PenstockError`."""
@@ -86,7 +86,7 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[Pipeline, None]:
-        """The step, started and seen to be able to answer, for as long as the context lasts."""
+        """The step runs, and has been checked to suit the rows, while the context lasts."""
         try:
             async with self.step.running() as self.most_in_flight:
                 yield self
@@ -107,12 +107,12 @@ class Pipeline:
         began = time.perf_counter_ns()
         try:
             outcome = await self._answer(row, tries)
-            outcome.attempts = tries.count or outcome.attempts  # none: the step knew the answer
+            outcome.attempts = tries.count or outcome.attempts  # no tries: the step knew the answer
         except JobError:
             raise
         except PenstockError as error:
             if self.ending and error.retryable:
-                return None  # it gets its attempts when the job resumes
+                return None  # the row gets its attempts when the job resumes
             if isinstance(error, RequestError) and error.param in self._form.job_params:
                 raise ConfigError(str(error), field=error.param) from error
             outcome = self._form.failure(row, error, tries.stage, tries.count)
@@ -137,9 +137,9 @@ class EngineStep:
     ending: bool = False
 
     def keep(self, folder: Path, key: int, generation: int) -> int | None:
-        """Keep what must outlive a run in a job's state directory, under the job's key, in this
-        generation of its journal. Returns how many rows the flow should have in memory, if that
-        is not the usual.
+        """Keep what must outlive a run in the state directory `folder` of the job with this `key`,
+        in this `generation` of its journal. Returns how many rows the flow should have in memory;
+        None: its usual number.
         """
         return None
 
@@ -184,8 +184,8 @@ class Attempts:
     """Asks an engine, each request up to `most` times. Deaths of the engine do not count.
 
     `pause` is the wait before the second attempt, in seconds; it doubles up to 5 s. Once `goes_on`
-    returns False, nothing is tried again. `policy` adds kinds of failures to retry to those that
-    are retryable themselves.
+    returns False, nothing is tried again. Failures are retried if they are retryable themselves, or
+    if `policy` says so for their kind.
     """
 
     def __init__(
@@ -213,8 +213,8 @@ class Attempts:
         `key` gives the digest that names the request.
 
         Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine,
-        or `JobError` if the engine is beyond help. A death of the engine spends no attempt:
-        `Quarantine` finds out whose fault it was.
+        or `JobError` if the engine cannot be restarted. A death of the engine spends no attempt:
+        `Quarantine` finds the request that caused it.
         """
         supervisor = self._supervisor
         limit = ROW_LIMIT.get()
@@ -251,7 +251,7 @@ class Attempts:
                 if isinstance(failure, EngineDeadError):
                     raise failure
                 attempts += 1
-                # None where the row can be retried later.
+                # None: no attempt is left, or the pause would be too long.
                 pause = self._retry.pause(failure, attempts)
                 if pause is None or not self._goes_on() or not self._policy.retries(failure):
                     raise failure
@@ -268,7 +268,9 @@ def _beyond_help(supervisor: Supervisor) -> str:
 
 
 class _RowClock:
-    """Stops a row's limit while the row waits for what is not its own fault."""
+    """Stops the clock of a row's time limit while the row waits for an engine that others
+    killed.
+    """
 
     def __init__(self, limit: asyncio.Timeout) -> None:
         self._limit = limit

@@ -29,7 +29,7 @@ from penstock.batch.job.plan import Plan
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.job.result import Counts
 from penstock.batch.pipeline.configs import ProcessorConfig
-from penstock.batch.pipeline.processor_rows import Held, ProcessorRows, RowFunction
+from penstock.batch.pipeline.processor_rows import HeldAs, ProcessorRows, RowFunction
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.sources import HasRows
@@ -45,12 +45,13 @@ Listed = (
     Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
 )
 Rows = str | PathLike[str] | Listed | HasRows
-"""What type checkers know to be no Ray data set; such a one has an `__iter__` that raises."""
+"""Inputs that type checkers can tell from a Ray data set, which also has an `__iter__` (it raises).
+"""
 
 _log = logging.getLogger(__name__)
 _FOR_RAY = ("runtime_env", "placement_group_config", "accelerator_type", "resources_per_bundle")
 AHEAD_ROWS = 1024
-"""Finished rows that wait for whoever takes them; while there are more, none is asked for."""
+"""Finished rows that may wait for the stream's reader. While more wait, no further row starts."""
 AHEAD_BYTES = 32 << 20
 
 
@@ -107,8 +108,8 @@ class Processor:
         """The output rows for a data set: a path, a table or frame, an (async) iterable of dicts, a
         `Job` or its result, or what another processor gives.
 
-        Returns a `RowStream`; for a Ray data set a Ray data set. Raises `ConfigError` for stages
-        that ask for what there is not.
+        Returns a `RowStream`; for a Ray data set a Ray data set. Raises `ConfigError` for a stage
+        that cannot run.
         """
         for name, stage in self.stages.items():  # they may have been changed since they were made
             check_stage(stage)
@@ -149,7 +150,7 @@ class Processor:
                 lines += [title, *(f"\t{key}: {meaning}" for key, meaning in keys.items())]
         _log.info("\n".join(lines))
 
-    def rows(self, *, held: Held = "values", keep_errors: bool | None = None) -> ProcessorRows:
+    def rows(self, *, held_as: HeldAs = "values", keep_errors: bool | None = None) -> ProcessorRows:
         """The form of this processor's rows, for one run in the running event loop."""
         return ProcessorRows(
             self.stages,
@@ -160,7 +161,7 @@ class Processor:
             if keep_errors is None
             else keep_errors,
             ray_columns=self.config.ray_columns,
-            held=held,
+            held_as=held_as,
         )
 
     def __repr__(self) -> str:
@@ -168,12 +169,12 @@ class Processor:
 
 
 class RowStream:
-    """The output rows of a processor, for `for` or `async for`. Nothing runs before; each iteration
-    runs anew.
+    """The output rows of a processor, for `for` or `async for`. Nothing runs before the loop, and
+    each loop runs the processor anew.
 
     Rows come in the order of the input, or with `order` "done" as they finish, while later ones are
     still being worked on. Leaving the loop early stops the work. In a plain `for` the work goes on
-    in a thread. `counts` tell of the latest iteration.
+    in a thread. `counts` are those of the latest loop.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class RowStream:
     iter_rows = __iter__
 
     def take(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The first rows, at most so many. Raises `ConfigError` for a negative number."""
+        """The first rows, at most `limit`. Raises `ConfigError` if that is negative."""
         if limit < 0:
             raise ConfigError(f"must be at least 0, not {limit}", field="limit", value=limit)
         rows = iter(self)
@@ -260,10 +261,10 @@ class RowStream:
 
 
 class _Outbox(Sink):
-    """Hands rows on to whoever takes them, as many at a time as there are.
+    """Passes finished rows on to the stream's reader, as many at a time as are ready.
 
     A failed row waits for the first good row, whose columns it gets too. It does not wait when
-    nothing is under way: whoever takes the rows may be the one who gives the next.
+    nothing is under way: the reader may also be the one who provides the next input row.
     """
 
     def __init__(self, form: ProcessorRows, *, keep_order: bool) -> None:
@@ -288,7 +289,7 @@ class _Outbox(Sink):
         return [row for row, _ in ready]
 
     async def take(self) -> list[dict[str, Any]]:
-        """The rows that are ready, at least one; none after the last."""
+        """The rows that are ready: at least one, or an empty list after the last."""
         while not self._finished and not (
             self._ready and (self._released or self._form.made.known)
         ):
@@ -303,7 +304,7 @@ class _Outbox(Sink):
         return rows
 
     def release(self) -> None:
-        """Nothing is under way: what is ready need wait for nothing."""
+        """Nothing is under way: rows that are ready no longer wait for a good one."""
         self._released = True
         self._news.set()
 

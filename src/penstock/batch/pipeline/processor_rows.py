@@ -1,11 +1,11 @@
 """The rows of a processor: preprocessed on their way in, postprocessed on their way out. In a job
-or a stream as its form; where stages are in different processes, as bytes between them.
+or a stream of one process this is the row form (`ProcessorRows`); between the processes of Ray Data
+rows travel as bytes (`Carried`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import pickle
 import time
 from base64 import b64decode
 from collections import deque
@@ -31,6 +31,7 @@ from penstock.batch.rows.row import (
     row_error,
 )
 from penstock.batch.stages.base import MAPPING, StatefulStage
+from penstock.batch.stages.ray_columns import INFERENCE_ERROR
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import json_line, plain_row
 from penstock.errors import JobError, UserCodeError, text_of
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 _AHEAD = 64
-"""Rows that `preprocess` has made requests of, and nobody has counted: each may be large."""
+"""How many rows may have gone through `preprocess` without being counted: each may be large."""
 _TURN_SECONDS = 0.005
 
 
-Held = Literal["values", "json", "packed"]
+HeldAs = Literal["values", "json", "packed"]
 """How a result waits for its place in the output: in memory as it is, as its line of JSON, or as
 bytes that keep the type of each value.
 """
@@ -56,24 +57,24 @@ class OutputRows:
 
     With `keep` all rows have the same columns: those of the input, those that the processor makes,
     `status` and `error`. A value that a row lacks is null. The columns that the processor makes
-    show in the first good row, so `learn` of it early; then they are `known`. With
-    `ray_columns` they have `__inference_error__` too, empty in a good row.
+    show in the first good row, so call `learn` with it early; then they are `known`. With
+    `ray_columns` all rows have `__inference_error__` too, which is empty in a good row.
     """
 
     def __init__(self, *, keep: bool, ray_columns: bool = False) -> None:
         self._keep = keep
         self._good: dict[str, Any] = {"status": "ok", "error": None}
         if ray_columns:
-            self._good["__inference_error__"] = ""
+            self._good[INFERENCE_ERROR] = ""
         self._names: dict[str, None] = {}
 
     @property
     def known(self) -> bool:
-        """Whether all columns of a row that failed are known."""
+        """Whether it is known which columns a failed row gets."""
         return bool(self._names) or not self._keep
 
     def learn(self, values: Mapping[str, Any] | None, made: Mapping[str, Any]) -> None:
-        """Note the columns of a good row: those of its input, and those that were made."""
+        """Note the columns of a good row: its input's `values`, and those that were `made`."""
         if not self._keep:
             return
         for columns in (values or {}, made):
@@ -81,7 +82,7 @@ class OutputRows:
                 self._names.update(dict.fromkeys(columns))
 
     def good(self, values: Mapping[str, Any] | None, made: dict[str, Any]) -> dict[str, Any]:
-        """The output row of what was made of an input row."""
+        """The output row of an input row from which `made` was made."""
         if not self._keep:
             return made
         return {**dict.fromkeys(values or ()), **made, **self._good}
@@ -92,18 +93,18 @@ class OutputRows:
         for name in self._names:
             row.setdefault(name)
         row |= {"status": "error", "error": msgspec.structs.asdict(error)}
-        if "__inference_error__" in self._good:
-            row["__inference_error__"] = f"{error.type}: {error.message}"
+        if INFERENCE_ERROR in self._good:
+            row[INFERENCE_ERROR] = f"{error.type}: {error.message}"
         return FailedRow(row, error)
 
 
 class ProcessorRows(RowForm):
-    """The form of such rows. Make it inside a running event loop.
+    """The row form of a processor. Make it inside a running event loop.
 
-    `preprocess` gets a row's columns and gives further ones. `postprocess` gets all of them and
-    gives the output row. Each runs in so many threads. `made` makes the output rows, with
-    `keep_errors` also of rows that failed. Where results are `held` for an output, a row with a
-    value that no output can hold fails.
+    `preprocess` gets a row's columns and returns further ones. `postprocess` gets all columns and
+    returns the output row. `threads` is how many threads each of the two has. `made` makes the
+    output rows, with `keep_errors` also from rows that failed. Unless results are `held_as`
+    "values", they go to an output, and a row with a value that no output can hold fails.
     """
 
     preparing: Stage = "preprocess"
@@ -119,7 +120,7 @@ class ProcessorRows(RowForm):
         threads: tuple[int, int] = (1, 1),
         keep_errors: bool = False,
         ray_columns: bool = False,
-        held: Held = "values",
+        held_as: HeldAs = "values",
     ) -> None:
         self._stages = [stage for stage in stages.values() if stage.fn is not None]
         self._preprocess = preprocess
@@ -128,7 +129,7 @@ class ProcessorRows(RowForm):
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
         self.made = OutputRows(keep=keep_errors, ray_columns=ray_columns)
-        self._held = held
+        self._held_as = held_as
         self._opaque = False
         read = [
             {*stage.get_required_input_keys(), *stage.get_optional_input_keys()}
@@ -139,9 +140,9 @@ class ProcessorRows(RowForm):
 
     # In
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        if not self.keep_errors:  # then a row that failed in another processor is one like others
+        if not self.keep_errors:  # then a row that failed in another processor is a row like others
             for row in rows:
-                row.earlier = None
+                row.failed_before = None
         if self._preprocess is None:
             yield rows
             return
@@ -177,10 +178,10 @@ class ProcessorRows(RowForm):
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
-        if (given := row.sound) is None or row.earlier is not None:
+        if (given := row.sound) is None or row.failed_before is not None:
             return
         try:
-            values = dict(given)  # which may be changed, too
+            values = dict(given)  # a copy, as `preprocess` may change it
             columns = self._preprocess(values)
             if not isinstance(columns, MAPPING):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
@@ -200,8 +201,8 @@ class ProcessorRows(RowForm):
             if not stage.shareable(values):
                 row.shareable = False
                 break
-        # Else nobody asks which rows are equal, or whether this is the same again.
-        if row.shareable or self._held != "values":
+        # The digest finds equal requests, and the same row in another run. Else it is not needed.
+        if row.shareable or self._held_as != "values":
             read = self._read
             asked = {name: values[name] for name in read if name in values} if read else values
             self._opaque = False
@@ -226,8 +227,8 @@ class ProcessorRows(RowForm):
             row.prefix = ""
 
     def _content(self, value: Any) -> Any:
-        """What stands for a value of an unknown type in a digest: arrays as they are, else its
-        type, which is the same in each process. Rows with such values are not known to be equal.
+        """What a value of an unknown type adds to a digest: the items of an array, or the name of
+        the type, which is the same in each process. Two rows with such a value count as different.
         """
         if hasattr(value, "tolist"):
             return value.tolist()
@@ -252,7 +253,8 @@ class ProcessorRows(RowForm):
                 made = self._postprocess(columns)
                 if not isinstance(made, MAPPING):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
-            if self._held == "values":  # a row that lasts says the same whatever ran before it
+            # A row that is kept must not depend on which rows came before, so only others `learn`.
+            if self._held_as == "values":
                 parsed: Any = dict(made)
                 self.made.learn(row.values, parsed)
             else:
@@ -265,7 +267,7 @@ class ProcessorRows(RowForm):
         return outcome
 
     def _stored(self, row: Row, columns: Mapping[str, Any]) -> bytes:
-        if self._held == "json":
+        if self._held_as == "json":
             plain, wrong = plain_row(columns, json=True)
             data = json_line(self.made.good(row.values, plain), ready=True)
         else:
@@ -275,11 +277,11 @@ class ProcessorRows(RowForm):
         return data
 
     def line(self, row: Row, outcome: Outcome) -> bytes:
-        held = outcome.parsed
-        if isinstance(held, str):  # as it comes from the journal
-            held = outcome.parsed = b64decode(held)
-        if isinstance(held, bytes) and held.startswith(b"{"):
-            return held
+        parsed = outcome.parsed
+        if isinstance(parsed, str):  # as it comes from the journal
+            parsed = outcome.parsed = b64decode(parsed)
+        if isinstance(parsed, bytes) and parsed.startswith(b"{"):
+            return parsed
         return super().line(row, outcome)
 
     def tables(self, source: Source) -> Tables:
@@ -292,33 +294,41 @@ class ProcessorRows(RowForm):
         self._after.close()
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        values, error, held = row.values, outcome.error, outcome.parsed
+        values, error, parsed = row.values, outcome.error, outcome.parsed
         if error is not None:
             # Stages may read what no output can hold.
-            if self._held != "values" and values is not None:
+            if self._held_as != "values" and values is not None:
                 values, wrong = plain_row(values)
                 if wrong is not None:
                     error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
             return self.made.bad(values, error)
-        if isinstance(held, str):  # as it comes from the journal
-            held = b64decode(held)
-        return self.made.good(values, unpack(held) if isinstance(held, bytes) else held)
+        if isinstance(parsed, str):  # as it comes from the journal
+            parsed = b64decode(parsed)
+        return self.made.good(values, unpack(parsed) if isinstance(parsed, bytes) else parsed)
 
 
 class Carried(Struct):
-    """A row on its way: the columns it came with, those it has now, and why it failed if it did."""
+    """A row between processes: the columns it came with, those it has now, and its error if it
+    failed.
+    """
 
     values: dict[str, Any]
     columns: dict[str, Any]
     error: RowError | None = None
 
     def pack(self) -> bytes:
-        """As bytes, with every value as it is: columns of a table would change types on the way."""
+        """The row as bytes. Every value keeps its type; in the columns of a table some would
+        not.
+        """
+        import pickle  # most jobs never need it
+
         return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack_row(data: bytes) -> Carried:
-    """The row that was packed, by a process of the same program."""
+    """The row in these bytes, which another process of the same program has packed."""
+    import pickle
+
     return cast(Carried, pickle.loads(data))
 
 
@@ -336,7 +346,7 @@ class Beginning:
         if self._preprocess is None:
             return Carried(values, values)
         try:
-            given = dict(values)  # which may be changed, too
+            given = dict(values)  # a copy, as `preprocess` may change it
             made = _mapping(self._preprocess(given), "preprocess")
             return Carried(values, {**given, **made})
         except BaseException as error:

@@ -49,7 +49,7 @@ _OWN = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
 class StagePool:
     """The workers of one stage.
 
-    Each has at most so many rows at a time; the least busy one takes the next.
+    Each has at most `batch_size` rows at a time; the least busy worker takes the next row.
     """
 
     def __init__(
@@ -65,19 +65,19 @@ class StagePool:
         self._count = workers({"concurrency": concurrency} | stage.map_batches_kwargs, name)
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
-        # Penstock's own raise for themselves, and some take one column or another.
+        # Penstock's own workers check for themselves: some take either of two columns.
         own = stage.fn.__module__.startswith("penstock.")
         self._needed = frozenset(() if own else stage.get_required_input_keys())
         self.capacity = 0
         self.places: asyncio.Semaphore | None = None
-        """Bounds the rows inside to `capacity`. None before the start, and where the caller keeps
-        that bound itself.
+        """Bounds the rows inside to `capacity`. None before the start, and if the caller keeps that
+        bound itself.
         """
 
     async def start(self) -> None:
         """Make the workers and start them.
 
-        Raises `PenstockError`; what it started, `stop` stops.
+        Raises `PenstockError`; `stop` then stops the workers that did start.
         """
         fn, kwargs = self._stage.fn, self._stage.fn_constructor_kwargs
         assert fn is not None
@@ -146,7 +146,8 @@ class _Worker:
     own makes the instance and calls its plain methods: what they open may belong to that thread, as
     a connection to SQLite does.
 
-    `busy` rows are inside, at most `most` should be; `taken` is how many have come so far.
+    `busy` is how many rows are inside; it should be at most `most`. `taken` is how many rows have
+    come so far.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -207,9 +208,9 @@ class StageChain:
 
     `batch_size` and `concurrency` are those of a stage that does not say otherwise.
 
-    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A
-    stage tries again by itself what it knows may pass; what `policy` says is to be tried is tried
-    here, up to `max_attempts` times.
+    A row's `request` holds its columns, its outcome's `parsed` the columns that the stages have
+    made. A stage retries by itself a failure that it knows may pass. Other failures are retried
+    here if `policy` says so, up to `max_attempts` times in all.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class StageChain:
     async def running(self) -> AsyncGenerator[int, None]:
         try:
             await all_of(pool.start() for pool in self._pools)
-            if len(self._pools) == 1:  # as many as it has room for come here
+            if len(self._pools) == 1:  # the flow sends no more rows than it has room for
                 self._pools[0].places = None
             yield sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
         finally:
@@ -268,7 +269,7 @@ class StageChain:
 
     def asked(self, row: Row) -> Asked | None:
         """What the engine will be asked, to forecast a job. None if a stage before the engine's may
-        change it; templates and tokens do not.
+        change that; the stages for templates and tokens do not.
         """
         workers = [pool.worker for pool in self._pools]
         first = next(
@@ -287,7 +288,9 @@ def _room_taken(worker: _Worker) -> tuple[float, int]:
 
 
 def usage_of(columns: Mapping[str, Any]) -> Usage | None:
-    """The token counts in a stage's columns: an engine's own, or those of an API's answer."""
+    """The token counts in a stage's columns, of an engine or of an HTTP API; None if there are
+    none.
+    """
     if "num_input_tokens" in columns:
         prompt, answer, cached = map(columns.get, _OWN)
         return Usage(
@@ -305,7 +308,7 @@ def usage_of(columns: Mapping[str, Any]) -> Usage | None:
 
 
 class StageProcess:
-    """One worker of a stage, in an event loop of its process. Started by its first rows."""
+    """One worker of a stage, in the event loop of its process. Its first rows start it."""
 
     def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
         single = copy.copy(stage)

@@ -19,6 +19,7 @@ from penstock.batch.provider.api import (
     BatchApi,
     BatchApiOptions,
     BatchState,
+    FoundBatch,
     cancelled,
     expired,
 )
@@ -256,12 +257,12 @@ _read = msgspec.json.Decoder(_Line).decode
 
 
 class AnthropicBatches(BatchApi):
-    """Lines go up with the request for the batch. Anthropic's batches carry no mark of their own:
-    one that may be this one is known by its time and size, and in the end by the ids of its lines.
+    """Lines are sent with the request for the batch. Anthropic's batches carry no metadata: a batch
+    that may be ours is known by its time and size, and in the end by the ids in its results.
     """
 
     base_url = "https://api.anthropic.com/v1"
-    key_env = "ANTHROPIC_API_KEY"
+    default_key_variable = "ANTHROPIC_API_KEY"
     line_limit = 100_000
     byte_limit = 256_000_000
     tasks = frozenset({"chat"})
@@ -300,14 +301,14 @@ class AnthropicBatches(BatchApi):
         made = await self.ask(_PATH, "POST", data, {"Idempotency-Key": batch.token})
         return str(made["id"])
 
-    async def find(self, batch: Batch, others: Collection[str]) -> tuple[str, bool] | None:
+    async def find(self, batch: Batch, others: Collection[str]) -> FoundBatch | None:
         after = ""
         found: list[str] = []
         while True:
             page = await self.ask(f"{_PATH}?limit={_PAGE}{after}")
             listed = page.get("data") or []
             for one in listed:
-                if _made_at(one) < batch.at - CLOCKS_DIFFER_S:
+                if _made_at(one) < batch.begun_at - CLOCKS_DIFFER_S:
                     break
                 size = sum((one.get("request_counts") or {}).values())
                 if size == len(batch.lines) and one["id"] not in others:
@@ -316,13 +317,13 @@ class AnthropicBatches(BatchApi):
                 if page.get("has_more") and listed:
                     after = f"&after_id={page.get('last_id') or listed[-1]['id']}"
                     continue
-            return (found[-1], False) if found else None
+            return FoundBatch(found[-1], certain=False) if found else None
 
     async def state(self, id: str) -> BatchState:
         one = await self.ask(f"{_PATH}/{id}")
         ended = one.get("processing_status") == "ended"
-        files = [f"{_PATH}/{id}/results"] if ended and one.get("results_url") else []
-        return BatchState(str(one.get("processing_status")), ended, files)
+        paths = [f"{_PATH}/{id}/results"] if ended and one.get("results_url") else []
+        return BatchState(str(one.get("processing_status")), ended, paths)
 
     def read(self, line: bytes) -> bytes:
         result = _read(line).result
@@ -344,7 +345,7 @@ class AnthropicBatches(BatchApi):
     def cancel_command(self, id: str) -> str:
         return (
             f"curl -X POST {self.shown}{_PATH}/{id}/cancel -H 'anthropic-version: 2023-06-01'"
-            f' -H "x-api-key: ${self.options.api_key_env or self.key_env}"'
+            f' -H "x-api-key: ${self.options.api_key_env or self.default_key_variable}"'
         )
 
 

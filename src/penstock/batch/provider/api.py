@@ -1,4 +1,4 @@
-"""What a provider's batch API must be able to do, its options, and what all of them share: asking
+"""What a provider's batch API must be able to do, its options, and what all such APIs share: asking
 over HTTP.
 """
 
@@ -36,15 +36,16 @@ from penstock.http.retries import is_retryable
 class BatchApiOptions(Struct, frozen=True, kw_only=True):
     """Where the provider is, and how batches are made and watched.
 
-    `base_url` ends where `/batches` or `/messages/batches` begins, usually in `/v1`. The key is in
-    the environment's `api_key_env`. A batch has at most `lines_per_batch` and `bytes_per_batch`
-    (default: the provider's limits). At most `rows_in_flight` rows wait for answers at a time: one
-    batch of so many, or several. Lines that no other has followed for `gather_s` seconds are handed
-    in. A batch is asked for its state after `first_poll_s` seconds, then ever less often, at last
-    each `longest_poll_s`. A provider that cannot be reached for `patience_s` stops the job, which
-    can be resumed. `timeout_s` bounds the wait for the next piece of an answer. `extra_body` is
-    added to the body of each line. Of OpenAI's API alone: `completion_window`, and what it calls
-    the length limit of a chat answer, `max_tokens_field`.
+    `base_url` ends where `/batches` or `/messages/batches` begins, usually in `/v1`. `api_key_env`
+    names the environment variable that holds the key. A batch has at most `lines_per_batch` and
+    `bytes_per_batch` (default: the provider's limits). At most `rows_in_flight` rows wait for
+    answers at a time, in one batch or several. A batch is submitted when it is full, or when no
+    line was added for `gather_s` seconds. Its state is polled after `first_poll_s` seconds, then
+    ever less often, at last each `longest_poll_s`. A provider that cannot be reached for
+    `patience_s` stops the job, which can be resumed. `timeout_s` bounds the wait for the next piece
+    of an answer. `extra_body` is added to the body of each line. Two options are of OpenAI's API
+    alone: `completion_window`, and `max_tokens_field`, its name for the length limit of a chat
+    answer.
     """
 
     base_url: str | None = None
@@ -78,31 +79,45 @@ class BatchApiOptions(Struct, frozen=True, kw_only=True):
                 )
         return self.lines_per_batch or lines, self.bytes_per_batch or size
 
-    def key(self, default: str) -> str | None:
-        """The variable that holds the key. Another server than the provider's may need none."""
+    def key_variable(self, default: str) -> str | None:
+        """The environment variable that holds the key; None if there is to be no key: a server
+        other than the provider's may need none.
+        """
         if self.api_key_env is not None or self.base_url is None:
             return self.api_key_env or default
         return default if os.environ.get(default) else None
 
 
-DECIDING = frozenset({"extra_body"})
-"""Options that decide what is answered; all others are about time, memory or place."""
+DECIDING_OPTIONS = frozenset({"extra_body"})
+"""Options that decide what is answered, so they are part of the job's identity. All others are
+about time, memory or place.
+"""
 
 
 CLOCKS_DIFFER_S = 900.0
-"""How much later than the provider's a clock here may be, or earlier."""
+"""How far the clock here and the provider's may differ, either way."""
 
 
 class BatchState(Struct, frozen=True):
-    """What a provider says of a batch. `ended`: nothing more will happen. `files` hold its results.
-    `refused` has messages about single lines, by their number from 1, `why` about all of them.
+    """What a provider says of a batch.
+
+    `ended`: nothing more will happen. `result_paths`: where its results are downloaded from, below
+    `base_url`. `line_errors`: messages about single lines, by line number from 1. `why`: what is
+    wrong with the batch as a whole.
     """
 
     status: str
     ended: bool
-    files: list[str] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
+    result_paths: list[str] = field(default_factory=list)
+    line_errors: dict[int, str] = field(default_factory=dict)
     why: str = ""
+
+
+class FoundBatch(Struct, frozen=True):
+    """A batch at the provider. `certain`: it carries our token; else it only looks alike."""
+
+    id: str
+    certain: bool
 
 
 class BatchApi(ABC):
@@ -112,7 +127,7 @@ class BatchApi(ABC):
     """
 
     base_url: ClassVar[str]
-    key_env: ClassVar[str]
+    default_key_variable: ClassVar[str]
     line_limit: ClassVar[int]
     byte_limit: ClassVar[int]
     tasks: ClassVar[frozenset[str]]
@@ -140,11 +155,14 @@ class BatchApi(ABC):
         )
 
     async def open(self) -> None:
-        """Raises `ConfigError` where the key is not set."""
+        """Raises `ConfigError` if the key is to come from a variable that is not set."""
         options = self.options
         self._client = HttpClient(
             Headers(
-                {**self.key_headers(options.key(self.key_env)), **options.headers},
+                {
+                    **self.key_headers(options.key_variable(self.default_key_variable)),
+                    **options.headers,
+                },
                 field="engine_kwargs.headers",
             ),
             timeouts=Timeouts(
@@ -160,7 +178,7 @@ class BatchApi(ABC):
 
     @abstractmethod
     def key_headers(self, variable: str | None) -> dict[str, str]:
-        """The headers with the key in the environment's `variable`, if any."""
+        """The headers that carry the key from the environment variable, if there is one."""
 
     @abstractmethod
     def body(self, task: str, request: Any, model: str) -> tuple[str, dict[str, Any]]:
@@ -173,17 +191,17 @@ class BatchApi(ABC):
         """One line of a batch, with its end."""
 
     async def upload(self, batch: Batch) -> str | None:
-        """Hand the lines in; returns the file's id. None where `create` does."""
+        """Upload the lines; returns the file's id. None if `create` sends the lines itself."""
         return None
 
     @abstractmethod
     async def create(self, batch: Batch) -> str:
-        """Have a batch begun; returns its id."""
+        """Ask the provider to start the batch; returns its id."""
 
     @abstractmethod
-    async def find(self, batch: Batch, others: Collection[str]) -> tuple[str, bool] | None:
-        """The id of a batch that may have been begun, and whether it is surely this one. `others`
-        are known to be none.
+    async def find(self, batch: Batch, others: Collection[str]) -> FoundBatch | None:
+        """Look at the provider for a batch that an earlier run may have created. `others`: the ids
+        of batches that are known not to be this one.
         """
 
     @abstractmethod
@@ -191,7 +209,9 @@ class BatchApi(ABC):
 
     @abstractmethod
     def read(self, line: bytes) -> bytes:
-        """The body of the answer in a line of results. Raises what became of it else."""
+        """The body of the answer in a line of results. Raises the line's error if it was not
+        answered.
+        """
 
     @abstractmethod
     def result(self, task: str, request: Any, body: bytes) -> Any:
@@ -199,7 +219,7 @@ class BatchApi(ABC):
 
     @abstractmethod
     def cancel_command(self, id: str) -> str:
-        """What cancels a batch, to be typed into a shell."""
+        """The shell command that cancels a batch."""
 
     async def ask(
         self,
@@ -218,7 +238,7 @@ class BatchApi(ABC):
             raise self._client.not_json(reply, to) from None
 
     async def download(self, paths: list[str], file: Path) -> None:
-        """Write what these paths answer into a file, which is there only when it is whole."""
+        """Download these paths into one file, which appears when it is whole."""
         assert self._client is not None
         part = file.with_name(file.name + ".tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -260,7 +280,7 @@ class BatchApi(ABC):
 
 def unanswered(batch: Batch, custom_id: str) -> PenstockError:
     """Why a batch that has ended has no result for a line."""
-    said = batch.refused.get(custom_id)
+    said = batch.line_errors.get(custom_id)
     if said is not None:
         return as_refusal(UpstreamError(said, http_status=400, body=said))
     if batch.status in ("cancelled", "canceled"):

@@ -1,5 +1,5 @@
-"""An engine whose answers come from a provider's batches: what rows ask at a time becomes the lines
-of one, and is answered when that has ended. And the step of a job with that engine.
+"""An engine whose answers come from a provider's batches: the requests of rows become the lines of
+a batch, and are answered when the batch has ended. And the step of a job with that engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from penstock.batch.pipeline.pipeline import EngineStep, Tries
 from penstock.batch.provider.api import (
-    DECIDING,
+    DECIDING_OPTIONS,
     BatchApi,
     BatchApiOptions,
     BatchState,
@@ -55,11 +55,13 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _AGAIN = "The same command takes up what it answers."
-_TURN = 256  # lines that are answered before the event loop gets its turn
+_TURN = 256  # rows that are woken before the event loop gets its turn
 
 
 class Asking(Struct):
-    """The row that asks, by a name that it has in each run of the job, and how often it asked."""
+    """The row that asks, by a name that it has in every run of the job, and how often it has asked
+    in this one.
+    """
 
     row: str
     times: int = 0
@@ -69,10 +71,10 @@ asking: ContextVar[Asking] = ContextVar("asking")
 
 
 class BatchApiEngine(LLMEngine):
-    """Each request is a line of a batch. `keep` before the start.
+    """Each request is a line of a batch. Call `keep` before `start`.
 
-    A line's id is the row's name and how often that row has asked: so a job that is taken up again
-    finds the lines that it has handed in, and their answers.
+    A line's id is made of the row's name and how often that row has asked. So a job that is resumed
+    finds the lines that it has submitted, and their answers.
     """
 
     api_class: ClassVar[type[BatchApi]]
@@ -91,10 +93,10 @@ class BatchApiEngine(LLMEngine):
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in engine_kwargs.items() if name in DECIDING}
+        return {name: value for name, value in engine_kwargs.items() if name in DECIDING_OPTIONS}
 
     def keep(self, folder: Path, key: int, generation: int) -> None:
-        """Keep what is handed in in a job's state directory, under the job's key."""
+        """Keep the batches in a job's state directory, under the job's key."""
         self._state = folder, key, generation
         self._job = f"{key & 0xFFFFFFFF:08x}"
 
@@ -120,7 +122,7 @@ class BatchApiEngine(LLMEngine):
         self._ledger, self._left = ledger, False
         self.loop = asyncio.get_running_loop()
         for batch in ledger.batches.values():
-            if not batch.was_refused:  # else its lines were never handed in
+            if not batch.failed_whole:  # else the provider never took its lines
                 self._take(batch)
 
     async def stop(self) -> None:
@@ -128,7 +130,7 @@ class BatchApiEngine(LLMEngine):
         self.loop = None
         await end_all(list(self._tasks.values()))
         for gathering in self._gathering.values():
-            gathering.file.close()
+            gathering.out.close()
         self._gathering.clear()
         self._tasks.clear()
         self._known.clear()
@@ -141,7 +143,7 @@ class BatchApiEngine(LLMEngine):
         self._running()
 
     def let_go(self) -> None:
-        """Wait for nothing any more: batches run on, and are found again by the next run."""
+        """Stop waiting: the batches run on, and the next run finds them again."""
         if self._left or self._ledger is None:
             return
         self._left = True
@@ -169,7 +171,7 @@ class BatchApiEngine(LLMEngine):
             custom_id = f"{self._job}-{asker.row}-{asker.times}"
             asker.times += 1
             batch = self._known.get(custom_id)
-            earlier = batch is not None and batch.generation < ledger.generation
+            of_earlier_generation = batch is not None and batch.generation < ledger.generation
             if batch is None:
                 self._add(url, custom_id, body)
             batch = await self._ended(custom_id)
@@ -179,7 +181,9 @@ class BatchApiEngine(LLMEngine):
                     raise unanswered(batch, custom_id)
                 return self._api.result(task, request, self._api.read(found))
             except PenstockError:
-                if not earlier:  # else it failed before, and is to be tried again
+                if (
+                    not of_earlier_generation
+                ):  # else the line failed there, and is to be tried again
                     raise
 
     async def _ended(self, custom_id: str) -> Batch:
@@ -206,34 +210,34 @@ class BatchApiEngine(LLMEngine):
             raise RequestError(f"the line has {len(line):,} bytes, more than a batch may have")
         gathering = self._gathering.get(url)
         if gathering is not None and gathering.nbytes + len(line) > self._api.most_bytes:
-            self._hand_in(url)
+            self._submit_gathered(url)
             gathering = None
         loop = asyncio.get_running_loop()
         if gathering is None:
             with _writing():
                 gathering = Gathering(ledger.folder, ledger.new_token(), url)
             self._gathering[url] = gathering
-            loop.call_later(self.options.gather_s, self._look, gathering)
+            loop.call_later(self.options.gather_s, self._submit_if_quiet, gathering)
         with _writing():
             gathering.add(custom_id, line)
         gathering.since = loop.time()
         if len(gathering.lines) >= self._api.most_lines:
-            self._hand_in(url)
+            self._submit_gathered(url)
 
-    def _look(self, gathering: Gathering) -> None:
-        """Hand the lines in if none has followed for a while."""
+    def _submit_if_quiet(self, gathering: Gathering) -> None:
+        """Submit the lines gathered if no line was added for a while."""
         if self._gathering.get(gathering.url) is not gathering or self._left:
             return
         loop = asyncio.get_running_loop()
         quiet = loop.time() - gathering.since
         if quiet >= self.options.gather_s:
-            with contextlib.suppress(JobError):  # its rows, which all wait by now, have it
-                self._hand_in(gathering.url)
+            with contextlib.suppress(JobError):  # all its rows wait by now, and raise it
+                self._submit_gathered(gathering.url)
         else:
-            loop.call_later(self.options.gather_s - quiet, self._look, gathering)
+            loop.call_later(self.options.gather_s - quiet, self._submit_if_quiet, gathering)
 
-    def _hand_in(self, url: str) -> None:
-        """Begin the batch of the lines gathered. Raises `JobError`, also where its rows wait."""
+    def _submit_gathered(self, url: str) -> None:
+        """Begin the batch of the lines gathered. Raises `JobError`, and so do its waiting rows."""
         gathering = self._gathering.pop(url)
         try:
             gathering.close()
@@ -251,46 +255,50 @@ class BatchApiEngine(LLMEngine):
 
     # Batches become answers
     async def _see_through(self, batch: Batch) -> None:
-        """Hand a batch in, unless that was done; wait for its end, fetch and share its results."""
+        """Submit a batch, unless that was done; wait for its end, download its results and wake the
+        rows that wait for them.
+        """
         try:
             while not batch.answered:
                 if batch.id is None:
                     await self._patiently(lambda: self._submit(batch))
                 await self._wait_for_end(batch)
                 await self._fetch(batch)
-                if not batch.sure and not batch.is_its_own():
+                if not batch.id_is_certain and not batch.results_are_of_its_lines():
                     assert batch.id is not None
                     batch.strangers.add(batch.id)
-                    batch.id, batch.status, batch.doubtful = None, "", True
+                    batch.id, batch.status, batch.maybe_submitted = None, "", True
                     batch.forget_results()
-            await self._share(batch)
+            await self._wake_rows(batch)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             hint = ""
             if batch.id is None and getattr(error, "http_status", None) == 404:
                 hint = f"Does base_url end where the API's paths begin, as {self._api.base_url}? "
-            held = "" if batch.id is None else f"The batch is {batch.id}. "
-            batch.error = JobError(f"{error}. {hint}{held}{_AGAIN}")
+            named = "" if batch.id is None else f"The batch is {batch.id}. "
+            batch.error = JobError(f"{error}. {hint}{named}{_AGAIN}")
             self._fail(batch.lines, batch.error)
         finally:
             self._tasks.pop(batch.token, None)
 
     async def _submit(self, batch: Batch) -> None:
-        """Hand a batch in once, in however many calls: where it may have been, it is looked for."""
+        """Submit a batch once, however often this is called: one that may have been submitted is
+        looked for first.
+        """
         ledger = self._running()
-        if batch.doubtful:
-            # Another batch of this job may be wrong about the one that it waits for.
-            sure = {each.id for each in ledger.batches.values() if each.id and each.sure}
-            found = await self._api.find(batch, sure | batch.strangers)
+        if batch.maybe_submitted:
+            # Only certain ids: another batch of this job may wait for one that only looks alike.
+            taken = {each.id for each in ledger.batches.values() if each.id and each.id_is_certain}
+            found = await self._api.find(batch, taken | batch.strangers)
             if found is not None:
-                if found[1]:
-                    ledger.note(batch, "created", id=found[0])
-                batch.id = found[0]
+                if found.certain:
+                    ledger.note(batch, "created", id=found.id)
+                batch.id = found.id
                 return
-        if batch.file is None and (file := await self._api.upload(batch)) is not None:
-            ledger.note(batch, "uploaded", id=file)
-        batch.doubtful = True
+        if batch.input_file_id is None and (file_id := await self._api.upload(batch)) is not None:
+            ledger.note(batch, "uploaded", id=file_id)
+        batch.maybe_submitted = True
         ledger.note(batch, "created", id=await self._api.create(batch))
 
     async def _wait_for_end(self, batch: Batch) -> None:
@@ -301,16 +309,22 @@ class BatchApiEngine(LLMEngine):
             state = await self._patiently(lambda: self._state_of(id))
             if state.ended:
                 lines = dict(enumerate(batch.lines, 1))
-                refused = {
-                    lines[number]: why for number, why in state.refused.items() if number in lines
+                line_errors = {
+                    lines[number]: why
+                    for number, why in state.line_errors.items()
+                    if number in lines
                 }
-                if batch.sure:
+                if batch.id_is_certain:
                     ledger.note(
-                        batch, "ended", status=state.status, files=state.files, refused=refused
+                        batch,
+                        "ended",
+                        status=state.status,
+                        result_paths=state.result_paths,
+                        line_errors=line_errors,
                     )
                 else:
-                    batch.files, batch.status = state.files, state.status
-                if batch.was_refused:
+                    batch.result_paths, batch.status = state.result_paths, state.status
+                if batch.failed_whole:
                     raise JobError(f"the provider refused the batch: {state.why or 'it failed'}")
                 return
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
@@ -327,7 +341,7 @@ class BatchApiEngine(LLMEngine):
     async def _fetch(self, batch: Batch) -> None:
         async def fetch() -> None:
             try:
-                await self._api.download(batch.files, batch.results)
+                await self._api.download(batch.result_paths, batch.results)
             except UpstreamError as error:
                 if error.http_status not in (404, 410):
                     raise
@@ -337,7 +351,7 @@ class BatchApiEngine(LLMEngine):
         await self._patiently(fetch)
         await asyncio.to_thread(batch.index)
 
-    async def _share(self, batch: Batch) -> None:
+    async def _wake_rows(self, batch: Batch) -> None:
         for number, custom_id in enumerate(batch.lines):
             future = self._waiting.get(custom_id)
             if future is not None and not future.done():
@@ -346,7 +360,9 @@ class BatchApiEngine(LLMEngine):
                 await asyncio.sleep(0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` gives, however often it must be called. A failure that stays is raised."""
+        """What `call` returns. After an error that may pass it is called again, for `patience_s`;
+        then its error is raised.
+        """
         since: float | None = None
         pause = min(1.0, self.options.first_poll_s)
         loop = asyncio.get_running_loop()

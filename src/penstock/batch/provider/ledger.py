@@ -1,7 +1,8 @@
-"""Which batches of a job are at a provider: an append-only file, so that none is paid for twice.
+"""Which batches of a job are at a provider: an append-only file, so that none of them is paid for
+twice.
 
-A record is on disk before a batch is asked for, and another one after the provider has named it.
-A job that was killed in between looks for the batch at the provider.
+One record is on disk before the provider is asked for a batch, another one after it has named the
+batch. A job that was killed in between looks for the batch at the provider.
 
     batches/ledger.jsonl         what happened to each batch, a record each
     batches/TOKEN.requests.jsonl its lines
@@ -31,17 +32,19 @@ Event = Literal["begun", "uploaded", "created", "ended"]
 
 
 class Entry(Struct, omit_defaults=True):
-    """One thing that happened to the batch `token`."""
+    """A record of the ledger: one thing that happened to the batch `token`. "begun": the provider
+    is about to be asked for it. The other fields are those of `Batch`.
+    """
 
     token: str
     event: Event
     url: str = ""
-    at: float = 0.0
+    begun_at: float = field(default=0.0, name="at")
     generation: int = 0
     id: str = ""
     status: str = ""
-    files: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    result_paths: list[str] = field(default_factory=list, name="files")
+    line_errors: dict[str, str] = field(default_factory=dict, name="refused")
 
 
 class _Id(Struct):
@@ -52,29 +55,32 @@ _id_of = msgspec.json.Decoder(_Id).decode
 
 
 class Batch:
-    """One batch: its lines by their ids, and how far it is.
+    """One batch: the ids of its lines, and how far it is.
 
-    `at` is when it was begun, in Unix seconds, `generation` that of the journal then. `id` is the
-    provider's name for it, `sure` that it is known to be this one; `doubtful` says, while it has no
-    `id`, that it may have been handed in. `status` is the provider's last word, `refused` has what
-    it said of single lines. `strangers` are the ids of batches that looked like this one and were
-    not. `error` is why it cannot be gone on with.
+    `begun_at` is when it was begun, in Unix seconds, `generation` that of the journal then. `lines`
+    are the ids of its lines, `input_file_id` is the provider's id of the file with them. `id` is
+    the provider's name for the batch; unless `id_is_certain`, it is that of a batch which only
+    looks alike. `maybe_submitted`: a run may have sent the batch and been killed before the answer,
+    so look for it first (`BatchApi.find`). `strangers` are the ids of batches that looked alike and
+    turned out to be others. `status` is the provider's last word. `result_paths` are where the
+    results are downloaded from, below `base_url`. `line_errors` has the provider's messages about
+    single lines, by line id. `error` is why the batch cannot be gone on with.
     """
 
     def __init__(self, folder: Path, begun: Entry) -> None:
-        self.token, self.url, self.at = begun.token, begun.url, begun.at
+        self.token, self.url, self.begun_at = begun.token, begun.url, begun.begun_at
         self.generation = begun.generation
         self.requests = folder / f"{self.token}.requests.jsonl"
         self.results = folder / f"{self.token}.results.jsonl"
         self.lines: list[str] = []
-        self.file: str | None = None
+        self.input_file_id: str | None = None
         self.id: str | None = None
-        self.sure = False
-        self.doubtful = True
+        self.id_is_certain = False
+        self.maybe_submitted = True
         self.strangers: set[str] = set()
         self.status = ""
-        self.files: list[str] = []
-        self.refused: dict[str, str] = {}
+        self.result_paths: list[str] = []
+        self.line_errors: dict[str, str] = {}
         self.error: Exception | None = None
         self._places: dict[str, tuple[int, int]] | None = None
 
@@ -84,12 +90,12 @@ class Batch:
         return self._places is not None
 
     @property
-    def was_refused(self) -> bool:
-        """Whether the provider refused it as a whole."""
-        return self.status == "failed" and not self.refused
+    def failed_whole(self) -> bool:
+        """Whether the provider refused the batch itself, and not single lines."""
+        return self.status == "failed" and not self.line_errors
 
     def read_lines(self) -> None:
-        """Learn the ids of its lines. Raises `JobError` if they are not all there."""
+        """Read the ids of its lines. Raises `JobError` if a line is damaged or missing."""
         try:
             with open(self.requests, "rb") as file:
                 self.lines = [_id_of(line).custom_id for line in file]
@@ -97,7 +103,7 @@ class Batch:
             raise JobError(f"{self.requests} is damaged ({error}); --fresh begins again") from None
 
     def index(self) -> None:
-        """Learn where the results are that have been fetched."""
+        """Note where each result lies in the file of those that have been downloaded."""
         places: dict[str, tuple[int, int]] = {}
         start = 0
         with open(self.results, "rb") as file:
@@ -110,8 +116,8 @@ class Batch:
                 start += len(line)
         self._places = places
 
-    def is_its_own(self) -> bool:
-        """Whether its results are to its lines: another batch has other ids."""
+    def results_are_of_its_lines(self) -> bool:
+        """Whether the results have ids of its lines: those of another batch have other ids."""
         return not self._places or not self._places.keys().isdisjoint(self.lines)
 
     def forget_results(self) -> None:
@@ -130,17 +136,20 @@ class Batch:
     def apply(self, entry: Entry) -> None:
         match entry.event:
             case "uploaded":
-                self.file = entry.id
+                self.input_file_id = entry.id
             case "created":
-                self.id, self.sure = entry.id, True
+                self.id, self.id_is_certain = entry.id, True
             case "ended":
-                self.status, self.files, self.refused = entry.status, entry.files, entry.refused
+                self.status = entry.status
+                self.result_paths, self.line_errors = entry.result_paths, entry.line_errors
             case _:
                 pass
 
 
 class Gathering:
-    """Lines of the batch that is to be handed in next."""
+    """The lines of the batch that is to be submitted next, on their way to its file. `since`: when
+    the last one was added, in the event loop's time.
+    """
 
     def __init__(self, folder: Path, token: str, url: str) -> None:
         self.token, self.url = token, url
@@ -149,21 +158,23 @@ class Gathering:
         self.since = 0.0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         path = folder / f"{token}.requests.jsonl"
-        self.file: BinaryIO = os.fdopen(private_files.opener(path, flags), "wb", LARGE_BYTES)
+        self.out: BinaryIO = os.fdopen(private_files.opener(path, flags), "wb", LARGE_BYTES)
 
     def add(self, custom_id: str, line: bytes) -> None:
-        self.file.write(line)
+        self.out.write(line)
         self.lines.append(custom_id)
         self.nbytes += len(line)
 
     def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        self.out.flush()
+        os.fsync(self.out.fileno())
+        self.out.close()
 
 
 class Ledger:
-    """The batches of the job with this `key`, in the state directory `state`."""
+    """The batches of a job, in its state directory `state`. `key` is the job's; the checksums of
+    records start from it.
+    """
 
     def __init__(self, state: Path, key: int, generation: int) -> None:
         self.folder = state / BATCHES
@@ -196,13 +207,13 @@ class Ledger:
                 self.batches[entry.token].apply(entry)
         for path in self.folder.iterdir():
             if path != records.path and path.name.partition(".")[0] not in self.batches:
-                guarded(remove, path)  # lines that were never handed in
+                guarded(remove, path)  # lines that were never submitted
         for batch in self.batches.values():
             batch.read_lines()
             if batch.results.exists():
                 batch.index()
-                if not batch.sure and not batch.is_its_own():
-                    batch.forget_results()  # the job was killed before it saw whose they are
+                if not batch.id_is_certain and not batch.results_are_of_its_lines():
+                    batch.forget_results()  # the job was killed before it compared the ids
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -212,14 +223,16 @@ class Ledger:
     def new_token(self) -> str:
         return secrets.token_hex(8)
 
-    def begin(self, token: str, url: str, at: float, lines: list[str]) -> Batch:
-        """Note that a batch of these lines is about to be asked for. They are on disk already."""
-        begun = Entry(token, "begun", url=url, at=at, generation=self.generation)
+    def begin(self, token: str, url: str, begun_at: float, lines: list[str]) -> Batch:
+        """Note that the provider is about to be asked for a batch of these lines, which are on disk
+        already.
+        """
+        begun = Entry(token, "begun", url=url, begun_at=begun_at, generation=self.generation)
         sync_folder(self.folder)
         self._write(begun)
         batch = self.batches[token] = Batch(self.folder, begun)
         batch.lines = lines
-        batch.doubtful = False
+        batch.maybe_submitted = False
         return batch
 
     def note(self, batch: Batch, event: Event, **fields: Any) -> None:
@@ -231,7 +244,9 @@ class Ledger:
     def _write(self, entry: Entry) -> None:
         if self._broken:
             raise OutputError(f"{self._records.path}: an earlier record could not be written")
-        self._broken = True  # what came after a torn or missing record would look damaged
+        # It stays set if the write raises: what came after a torn or missing record would look
+        # damaged.
+        self._broken = True
         write_all(self._descriptor, self._records.seal(msgspec.json.encode(entry)))
         guarded(os.fsync, self._descriptor)
         self._broken = False

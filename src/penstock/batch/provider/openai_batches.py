@@ -14,6 +14,7 @@ from penstock.batch.provider.api import (
     CLOCKS_DIFFER_S,
     BatchApi,
     BatchState,
+    FoundBatch,
     cancelled,
     expired,
 )
@@ -47,10 +48,12 @@ _read = msgspec.json.Decoder(_Line).decode
 
 
 class OpenAIBatches(BatchApi):
-    """Lines go up as a file. A batch carries its token as metadata, by which it is found again."""
+    """Lines are uploaded as a file. A batch carries its token as metadata, by which it is found
+    again.
+    """
 
     base_url = "https://api.openai.com/v1"
-    key_env = "OPENAI_API_KEY"
+    default_key_variable = "OPENAI_API_KEY"
     line_limit = 50_000
     byte_limit = 200_000_000
     tasks = frozenset({"chat", "completions", "embeddings"})
@@ -81,7 +84,7 @@ class OpenAIBatches(BatchApi):
 
     async def create(self, batch: Batch) -> str:
         asked = {
-            "input_file_id": batch.file,
+            "input_file_id": batch.input_file_id,
             "endpoint": batch.url,
             "completion_window": self.options.completion_window,
             "metadata": {_MARK: batch.token},
@@ -90,31 +93,31 @@ class OpenAIBatches(BatchApi):
         made = await self.ask("/batches", "POST", data, {"Idempotency-Key": batch.token})
         return str(made["id"])
 
-    async def find(self, batch: Batch, others: Collection[str]) -> tuple[str, bool] | None:
+    async def find(self, batch: Batch, others: Collection[str]) -> FoundBatch | None:
         after = ""
         while True:
             page = await self.ask(f"/batches?limit={_PAGE}{after}")
             found = page.get("data") or []
             for one in found:
                 if (one.get("metadata") or {}).get(_MARK) == batch.token:
-                    return str(one["id"]), True
+                    return FoundBatch(str(one["id"]), certain=True)
             oldest = min((one.get("created_at") or 0 for one in found), default=0)
-            if not page.get("has_more") or oldest < batch.at - CLOCKS_DIFFER_S:
+            if not page.get("has_more") or oldest < batch.begun_at - CLOCKS_DIFFER_S:
                 return None
             after = f"&after={found[-1]['id']}"
 
     async def state(self, id: str) -> BatchState:
         one = await self.ask(f"/batches/{id}")
         status = str(one.get("status"))
-        files = [one.get("output_file_id"), one.get("error_file_id")]
+        file_ids = [one.get("output_file_id"), one.get("error_file_id")]
         errors = (one.get("errors") or {}).get("data") or []
         said = [(error.get("line"), complaint_in(error).line) for error in errors]
-        refused = {line: why for line, why in said if isinstance(line, int)}
+        line_errors = {line: why for line, why in said if isinstance(line, int)}
         return BatchState(
             status,
             status in _ENDED,
-            [f"/files/{file}/content" for file in files if file],
-            refused,
+            [f"/files/{file_id}/content" for file_id in file_ids if file_id],
+            line_errors,
             "; ".join(why for line, why in said if not isinstance(line, int)),
         )
 
@@ -140,7 +143,7 @@ class OpenAIBatches(BatchApi):
     def cancel_command(self, id: str) -> str:
         return (
             f"curl -X POST {self.shown}/batches/{id}/cancel"
-            f' -H "Authorization: Bearer ${self.options.api_key_env or self.key_env}"'
+            f' -H "Authorization: Bearer ${self.options.api_key_env or self.default_key_variable}"'
         )
 
 

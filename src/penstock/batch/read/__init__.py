@@ -1,4 +1,4 @@
-"""Readers: one for each kind of thing that rows can come from."""
+"""Sources: one class for each kind of thing that rows can come from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penstock.errors import InputError
 
 
 async def open_source(source: Any) -> Source:
-    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, (async) iterable of
+    """The source for `source`: a path, directory, glob, URL, "-", table, frame, (async) iterable of
     dicts, job, or result of a job.
 
     Looks at the first rows. Raises `InputError` if there is no such thing to read, or it is of an
@@ -35,7 +35,7 @@ async def open_source(source: Any) -> Source:
         )
     if isinstance(source, AsyncIterable):
         return await AsyncRows.open(source)
-    # A record batch is no stream, and a frame of an old pandas speaks no Arrow.
+    # A record batch has only `__arrow_c_array__`, and a frame of an old pandas neither.
     arrow_names = ("__arrow_c_stream__", "__arrow_c_array__")
     if of_pandas or any(hasattr(source, name) for name in arrow_names):
         from penstock.batch.read import arrow

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.batch.read.files import DataFile, FileSource, for_arrow, is_url
-from penstock.batch.read.sources import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
+from penstock.batch.read.sources import BATCH_BYTES, BATCH_ROWS, Source, first_of, first_repeated
 from penstock.batch.rows.row import Row
 from penstock.batch.values.arrow import array, build, of_arrow, python_rows, python_values
 from penstock.batch.values.common_type import unify
@@ -28,13 +28,13 @@ class Parquet(FileSource):
     def __init__(self, name: str, files: list[DataFile]) -> None:
         super().__init__(name, files)
         self.rows = 0
-        self._units: dict[str, str | None] = {}
+        self._int96_units: dict[str, str | None] = {}
         schemas: list[pa.Schema] = []
         for file in files:
             with _parquet(file) as parquet:
                 self.rows += parquet.metadata.num_rows
                 _names(parquet.schema_arrow, file.path)
-                schema, self._units[file.path] = _int96_read(file, parquet)
+                schema, self._int96_units[file.path] = _schema_and_int96_unit(file, parquet)
             schema = _plain_schema(schema)
             if not any(schema.equals(known) for known in schemas):
                 schemas.append(schema)
@@ -45,7 +45,7 @@ class Parquet(FileSource):
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
         for file in self._files:
-            with _parquet(file, self._units[file.path]) as parquet:
+            with _parquet(file, self._int96_units[file.path]) as parquet:
                 metadata = parquet.metadata
                 groups = list(range(metadata.num_row_groups))
                 while groups and index + metadata.row_group(groups[0]).num_rows <= start:
@@ -54,7 +54,7 @@ class Parquet(FileSource):
                     stored = sum(metadata.row_group(group).total_byte_size for group in groups)
                     rows = sum(metadata.row_group(group).num_rows for group in groups)
                     size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
-                    batches = _batches(parquet, size, groups, file.path)
+                    batches = _record_batches(parquet, size, groups, file.path)
                     yield from _split(batches, index, start, columns, file.path)
                     index += rows
             file.check_unchanged()
@@ -65,7 +65,7 @@ class Table(Source):
 
     def __init__(self, table: pa.Table) -> None:
         self.name = "table"
-        self._table = plain_layout(table)
+        self._table = _plain_layout(table)
         self.schema = self._table.schema
         self.rows = self._table.num_rows
         self.columns = _names(self.schema, "the table")
@@ -82,7 +82,7 @@ class Table(Source):
         return _split(batches, start, start, columns)
 
 
-class Batches(Source):
+class RecordBatches(Source):
     """A record batch reader, which can be read once."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
@@ -100,32 +100,32 @@ class Batches(Source):
         except StopIteration:
             return None
         except Exception as error:  # the reader may be anybody's
-            raise InputError(f"reading the record batches failed: {_line(error)}") from error
+            raise InputError(f"reading the record batches failed: {_first_line(error)}") from error
 
 
 def from_object(source: Any) -> Source:
     """The source for a pyarrow table or reader, a frame, or anything else that speaks Arrow."""
     try:
         if isinstance(source, pa.RecordBatchReader):
-            return Batches(source)
+            return RecordBatches(source)
         if isinstance(source, pa.RecordBatch):
             return Table(pa.Table.from_batches([source]))
         if isinstance(source, pa.Table):
             return Table(source)
         library = type(source).__module__.partition(".")[0]
-        convert = {"pandas": from_pandas, "polars": from_polars}.get(library, pa.table)
+        convert = {"pandas": _from_pandas, "polars": _from_polars}.get(library, pa.table)
         return Table(convert(source))
     except PenstockError:
         raise
     except Exception as error:
         raise InputError(
-            f"this {type(source).__name__} has no Arrow form: {_line(error)}"
+            f"this {type(source).__name__} has no Arrow form: {_first_line(error)}"
         ) from error
 
 
 @contextlib.contextmanager
 def _parquet(file: DataFile, unit: str | None = None) -> Iterator[pq.ParquetFile]:
-    """The opened file. `unit` is that of its INT96 times, None: nanoseconds."""
+    """The opened file. `unit` is the unit of its INT96 times; None: nanoseconds."""
     with contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(
@@ -136,13 +136,15 @@ def _parquet(file: DataFile, unit: str | None = None) -> Iterator[pq.ParquetFile
         except PenstockError:
             raise
         except Exception as error:
-            raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+            raise InputError(
+                f"{file.path}: not a readable Parquet file: {_first_line(error)}"
+            ) from error
         yield parquet
 
 
-def _int96_read(file: DataFile, parquet: pq.ParquetFile) -> tuple[pa.Schema, str | None]:
-    """The schema of the file that is open as `parquet`, and the unit to read it with: microseconds
-    where INT96 times lie beyond the years 1677 to 2262. As nanoseconds they would wrap around.
+def _schema_and_int96_unit(file: DataFile, parquet: pq.ParquetFile) -> tuple[pa.Schema, str | None]:
+    """The schema of the file that is open as `parquet`, and the unit of its INT96 times. These are
+    nanoseconds (None), which would wrap around outside the years 1677 to 2262; then microseconds.
     """
     leaves = map(parquet.schema.column, range(len(parquet.schema)))
     names = [leaf.path for leaf in leaves if leaf.physical_type == "INT96"]
@@ -157,15 +159,15 @@ def _int96_read(file: DataFile, parquet: pq.ParquetFile) -> tuple[pa.Schema, str
     return parquet.schema_arrow, None
 
 
-def _batches(
+def _record_batches(
     parquet: pq.ParquetFile, size: int, groups: list[int], path: str
 ) -> Iterator[pa.RecordBatch]:
-    # Only the reading, not what becomes of the batches: that a value is odd does not damage the
-    # file.
+    # Only reading is inside the `try`: an error over an odd value in a batch does not mean that
+    # the file is damaged.
     try:
         yield from parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False)
     except Exception as error:
-        raise InputError(f"{path}: damaged Parquet file: {_line(error)}") from error
+        raise InputError(f"{path}: damaged Parquet file: {_first_line(error)}") from error
 
 
 def _split(
@@ -175,10 +177,10 @@ def _split(
     columns: Sequence[str] | None,
     name: str = "table",
 ) -> Iterator[list[Row]]:
-    """The rows from number `start` on, of batches that begin with number `index`."""
+    """The rows from number `start` on. The first row of `batches` has the number `index`."""
     for batch in batches:
         skip = min(max(start - index, 0), batch.num_rows)
-        table = plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+        table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
         index += skip
         for part in table.to_batches(max_chunksize=BATCH_ROWS):
             size = max(1, BATCH_BYTES * part.num_rows // max(part.nbytes, 1))
@@ -207,9 +209,9 @@ def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name
 def _readable_rows(
     batch: pa.RecordBatch, names: list[str]
 ) -> tuple[pa.RecordBatch, list[dict[str, Any]], dict[int, str]]:
-    """The batch as far as it can be read, its rows with the columns of these `names`, and why one
-    cannot be read, by its place. In a text U+FFFD stands for what is no UTF-8, null for any other
-    value.
+    """The batch as far as it can be read, its rows with the columns `names`, and by a row's place
+    why it cannot be read whole. Text that is not UTF-8 gets U+FFFD in it; another value that cannot
+    be read becomes null.
     """
     columns: list[list[Any]] = []
     faults: dict[int, str] = {}
@@ -229,7 +231,9 @@ def _readable_rows(
 
 
 def _readable_values(column: pa.Array) -> tuple[list[Any], dict[int, str], pa.Array]:
-    """The values of a column that cannot be read, why, by their places, and the mended column."""
+    """The values of a column that cannot be read whole, what is wrong by a value's place, and the
+    mended column.
+    """
     text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     values: list[Any] = []
     wrong: dict[int, str] = {}
@@ -249,7 +253,7 @@ def _readable_values(column: pa.Array) -> tuple[list[Any], dict[int, str], pa.Ar
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    twice = twice_in(schema.names)
+    twice = first_repeated(schema.names)
     if twice is not None:
         raise InputError(f"{name}: two columns have the same name, '{twice}'")
     for field in schema:
@@ -262,13 +266,13 @@ def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
 
 def _twice_inside(kind: pa.DataType) -> str | None:
     fields = [kind.field(place) for place in range(kind.num_fields)]
-    twice = twice_in([field.name for field in fields]) if pa.types.is_struct(kind) else None
+    twice = first_repeated([field.name for field in fields]) if pa.types.is_struct(kind) else None
     return twice or next(filter(None, (_twice_inside(field.type) for field in fields)), None)
 
 
 def _table_digest(table: pa.Table) -> str:
     digest = blake2b(digest_size=16)
-    # Slices of one size, so that the same rows in other chunks have the same digest.
+    # Slices of one size: the digest must not depend on how the rows are split into chunks.
     for start in range(0, max(table.num_rows, 1), _HASHED_ROWS):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -277,7 +281,7 @@ def _table_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -290,11 +294,11 @@ def read_parquet(paths: Sequence[str]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def from_pandas(frame: Any) -> pa.Table:
+def _from_pandas(frame: Any) -> pa.Table:
     """A pandas frame without its index. What pandas calls missing (NaN, NaT, NA, None) is null.
 
-    Names that are no text become as those of a dict's keys. Raises `InputError` for a column that
-    no table can hold, or whose name another one has.
+    Names that are not text become text as the keys of a dict do. Raises `InputError` for a column
+    that no table can hold, and for a name that two columns have.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     for position, label in enumerate(frame.columns):
@@ -312,7 +316,7 @@ def from_pandas(frame: Any) -> pa.Table:
     return pa.table(columns)
 
 
-def from_polars(frame: Any) -> pa.Table:
+def _from_polars(frame: Any) -> pa.Table:
     """A Polars frame. Raises `InputError` for a column of Python objects."""
     columns = {}
     for series in frame.get_columns():
@@ -324,7 +328,7 @@ def from_polars(frame: Any) -> pa.Table:
         try:
             columns[series.name] = pa.chunked_array(pa.table(series.to_frame()).column(0))
         except pa.ArrowInvalid:  # a type that Arrow does not have, such as integers of 128 bits
-            columns[series.name] = _of(series.to_list(), series.name)
+            columns[series.name] = _stored(series.to_list(), series.name)
     return pa.table(columns) if columns else pa.table(frame)
 
 
@@ -339,7 +343,7 @@ def _from_series(series: Any, name: str) -> pa.Array | pa.ChunkedArray:
         None if gone else value
         for value, gone in zip(series.tolist(), series.isna().tolist(), strict=True)
     ]
-    return _of(values, name)
+    return _stored(values, name)
 
 
 def _holds_objects(kind: Any) -> bool:
@@ -350,7 +354,7 @@ def _holds_objects(kind: Any) -> bool:
     return any(map(_holds_objects, inner))
 
 
-def _of(values: list[Any], name: str) -> pa.Array:
+def _stored(values: list[Any], name: str) -> pa.Array:
     try:
         return array(values)
     except UnstorableError as error:
@@ -369,8 +373,10 @@ def _is_opaque(kind: Any) -> bool:
     )
 
 
-def plain_layout(table: pa.Table) -> pa.Table:
-    """The table without views, nulls in dictionaries, and what else some Arrow functions refuse."""
+def _plain_layout(table: pa.Table) -> pa.Table:
+    """The table without what some Arrow functions refuse: views, run-end encoding, nulls in
+    dictionaries, dictionaries inside other types.
+    """
     for position, field in enumerate(table.schema):
         column = table.column(position)
         kind = _plain_type(field.type, whole=True)
@@ -392,7 +398,7 @@ def _plain_schema(schema: pa.Schema) -> pa.Schema:
 def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_run_end_encoded(chunk.type):
         chunk = pc.run_end_decode(chunk)
-    # Which cast does not take from one kind of text to another.
+    # `cast` cannot change the text type inside a dictionary, so its values are cast instead.
     if pa.types.is_dictionary(chunk.type):
         value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
         values = (
@@ -407,14 +413,14 @@ def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
         )
     if chunk.type == kind:
         return chunk
-    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of
-    # length 0 fails.
-    odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
-    return build(python_values(chunk), kind) if odd else chunk.cast(kind)
+    # pyarrow 26: casting a list view drops the last offset, and casting a fixed-size list of length
+    # 0 fails; both are built from Python values.
+    cast_fails = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
+    return build(python_values(chunk), kind) if cast_fails else chunk.cast(kind)
 
 
 def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
-    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
+    """The type in a plain layout. Only the type of a `whole` column may be a dictionary."""
     if kind == pa.string_view():
         return pa.large_string()
     if kind == pa.binary_view():
@@ -422,7 +428,8 @@ def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
     if pa.types.is_run_end_encoded(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
-        # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
+        # Always unordered: a Polars Enum's dictionary is ordered, but `from_arrays` and Parquet
+        # lose that.
         plain = _plain_type(kind.value_type)
         if not whole:
             return plain
@@ -433,7 +440,7 @@ def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
         if is_list(kind):
             return make(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_fixed_size_list(kind):
-        # Parquet takes those of length 0, and cannot be read then.
+        # Parquet writes length 0 but cannot read it back; -1 makes it a list of any length.
         return pa.list_(
             kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1
         )

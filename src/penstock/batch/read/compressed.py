@@ -1,4 +1,4 @@
-"""Files that are compressed, read as what they hold."""
+"""Compressed files, read as their content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
-"""What a compressed file begins with, whatever its name."""
+"""By its first bytes, the extension of a compressed file."""
 _BLOCK = 1 << 16
 _Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 
@@ -22,14 +22,14 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
     match os.path.splitext(path.lower())[1]:
         case ".gz":
             stream = gzip.GzipFile(fileobj=raw, mode="rb")
-            stream.myfileobj = cast(io.FileIO, raw)  # which it closes with itself
+            stream.myfileobj = cast(io.FileIO, raw)  # so that closing the stream closes it too
             return cast(BinaryIO, io.BufferedReader(stream))
         case ".bz2":
             return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
         case ".xz":
             return cast(BinaryIO, io.BufferedReader(_Members(raw, lzma.LZMADecompressor)))
         case ".zst":
-            import pyarrow as pa  # which is there anyway, and reads several frames as one
+            import pyarrow as pa  # which is installed anyway, and reads several frames as one
 
             return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
         case _:
@@ -39,15 +39,15 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
 class _Members(io.RawIOBase):
     """The members of a compressed file, one after the other.
 
-    `bz2` and `lzma` have such readers too. But theirs end without an error at a member whose
-    beginning is damaged, and its rows and all later ones would be missing.
+    `bz2` and `lzma` have such readers too. But these end without an error at a member whose
+    beginning is damaged, so that its rows and all later rows would be missing.
     """
 
     def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:
         self._raw = raw
         self._make = make
         self._member = make()
-        self._begun = False  # the member has had data
+        self._begun = False  # whether the member has had data
 
     def readable(self) -> bool:
         return True

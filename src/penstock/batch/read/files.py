@@ -58,7 +58,7 @@ _MARKS = (
 _TABLE = re.compile(
     rf"(.*)/({DELTA_LOG}(/[^/]*\.json)?|metadata/v?[0-9][^/]*\.metadata\.json)", re.DOTALL
 )
-"""What only tables of Delta Lake and Iceberg have, after the directory of the table."""
+"""A path that only tables of Delta Lake and Iceberg have, below the directory of the table."""
 
 
 def is_url(path: str) -> bool:
@@ -67,7 +67,7 @@ def is_url(path: str) -> bool:
 
 
 def form_of(path: str) -> Form | None:
-    """The form that a name tells, or None. Compressed text has one, compressed Parquet has none."""
+    """The form that a file's name tells, or None. Compressed Parquet has no form."""
     stem, extension = os.path.splitext(_name(path).lower())
     if extension in RECORDINGS:
         return "audio"
@@ -98,13 +98,13 @@ def filesystem(url: str) -> tuple[Any, str]:
                 f"{scheme}:// needs a package that is not installed: {error}"
             ) from error
         raise MissingExtraError(module, extra, f"Reading and writing {scheme}://") from error
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # each file system raises its own errors
         raise InputError(f"{url}: {class_and_text(error)}") from error
 
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn whatever the reading of a file raises into an `InputError` that names it."""
+    """Turn any error of reading a file into an `InputError` that names the file."""
     try:
         yield
     except PenstockError:
@@ -125,7 +125,7 @@ def _reason(error: Exception, path: str) -> str:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file, local or at a URL. `state` is a local one's size and mtime when it was found."""
+    """A file, local or at a URL. `state`: the size and mtime of a local file when it was found."""
 
     path: str
     state: tuple[int, int] | None = None
@@ -143,7 +143,7 @@ class DataFile:
         return form
 
     def ends_line(self, size: int) -> bool:
-        """Whether the first `size` bytes are lines of plain text, the last one with its end."""
+        """Whether the first `size` bytes are whole lines of plain text."""
         if is_url(self.path) or self.form not in ("jsonl", "csv") or size <= 0:
             return False
         if self.path.lower().endswith(COMPRESSED):
@@ -174,7 +174,7 @@ class DataFile:
             )
 
     def size(self) -> int | None:
-        """The file's size in bytes, as stored; None where a server does not tell it."""
+        """The file's size in bytes, as stored; None if a server does not tell it."""
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
@@ -183,7 +183,7 @@ class DataFile:
             return os.path.getsize(self.path)
 
     def changed(self) -> str:
-        """What changes with each write: the mtime, or what a URL's file system has for it."""
+        """A text that changes with each write: the mtime, or what a URL's server has for it."""
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
@@ -207,7 +207,7 @@ class DataFile:
 
 @contextlib.contextmanager
 def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
-    """What Arrow opens a local file by: its name, or an open file where that is no Unicode."""
+    """A local file as Arrow can open it: its name, or the open file if that is not Unicode."""
     name = os.fspath(path)
     if printable(name) == name:
         yield name
@@ -217,9 +217,9 @@ def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """An opener for `open` that takes files only: a pipe would block, or be read twice."""
+    """An opener for `open` that takes regular files only: a pipe would block, or be read twice."""
     _check_regular(path, os.stat(path))
-    descriptor = os.open(path, flags | os.O_NONBLOCK)  # it can have become a pipe since
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # as it may have become a pipe since
     try:
         _check_regular(path, os.fstat(descriptor))
     except BaseException:
@@ -275,11 +275,11 @@ def find(pattern: str) -> list[DataFile]:
 
 
 def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any] | None:
-    """What tells this data set from another: the names, sizes and content of its files. None if a
-    server tells neither size nor change.
+    """The fingerprint of a data set: the names, sizes and content of its files. None if a server
+    tells neither size nor change.
 
-    Of URLs, and of more than 1 GiB in all, not the content counts but the time of change, and the
-    head and tail of the first 64 files.
+    For URLs, and for files of more than 1 GiB in all, the content is represented by the times of
+    change, and by the head and tail of the first 64 files.
     """
     sizes = [file.size() for file in files]
     digest = _digest(files, sizes)
@@ -294,7 +294,7 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any] | None:
 
 
 def _digest(files: Sequence[DataFile], sizes: Sequence[int | None]) -> str | None:
-    """That of a fingerprint, of so many first bytes of each file."""
+    """The digest of a fingerprint. `sizes` is how many first bytes of each file it covers."""
     digest = blake2b(digest_size=16)
     total = sum(size or 0 for size in sizes)
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
@@ -331,7 +331,7 @@ class FileSource(Source):
         more = sum(sizes) - known.get("input bytes", 0)
         if not files or self.fingerprint is None or more < 0:
             return False
-        if more:  # the last of these files has grown, by whole lines if by any
+        if more:  # the last of these files has grown; it must have grown by whole lines
             last = files[-1]
             sizes[-1] -= more
             if not (sound_end and last.ends_line(sizes[-1])):
@@ -343,8 +343,8 @@ class FileSource(Source):
         }
         return known == {**self.fingerprint, **beginning}
 
-    def reads(self, path: str) -> bool:
-        """Whether writing to `path` touches the files, or gives `find` more to find."""
+    def is_touched_by_writing(self, path: str) -> bool:
+        """Whether `path` is one of the files, or would be one that `find` finds."""
         place = _place(path)
         found = [_place(file.path) for file in self._files]
         if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
@@ -382,7 +382,7 @@ class Recordings(FileSource):
 
 
 def _place(path: str) -> str:
-    """The one name of what a path or URL leads to."""
+    """The canonical name of the file that a path or URL leads to."""
     if not is_url(path):
         return os.path.realpath(path)
     from fsspec.implementations.local import LocalFileSystem
@@ -432,8 +432,8 @@ def _matched(
     is_folder: Callable[[str], bool],
     walk: Callable[[str], Iterable[str]],
 ) -> list[str]:
-    """The files that a glob `found`, and those in the folders that it found: only in ones with
-    names of data files, as Spark makes them, if there are files too.
+    """The files that a glob `found`, and the files in the folders that it found. If it found files
+    too, only folders with names of data files count, such as Spark makes.
     """
     places = {path: f"{path}/" if is_folder(path) else path for path in found}
     shown = [path for path in found if not is_apart(places[path], pattern)]
@@ -455,7 +455,7 @@ def _find_remote(url: str) -> list[str]:
                 path, infos, lambda found: infos[found]["type"] == "directory", fs.find
             )
             return [fs.unstrip_protocol(name) for name in found]
-        # Pages with links are directories, and each file would be read to look for them.
+        # Pages with links count as directories, so each file would be read to look for links.
         if not (form_of(url) and url.startswith(("http://", "https://"))) and fs.isdir(path):
             names = sorted(fs.find(path))
             return [fs.unstrip_protocol(name) for name in _data_files(url, path, names)]
@@ -471,15 +471,15 @@ def _is_data(path: str, folder: str) -> bool:
 
 
 def _data_in(folder: str, paths: Iterable[str]) -> list[str]:
-    """Those that are data of the files in a folder and below. Raises `InputError` for a table."""
+    """The data files of `paths`, all in or below `folder`. Raises `InputError` for a table."""
     paths = list(paths)
     _refuse_table(folder, paths)
     return [path for path in paths if _is_data(path, folder)]
 
 
 def _refuse_table(pattern: str, paths: Iterable[str]) -> None:
-    """Raise `InputError` if there is one among `paths` that only tables of Delta Lake or Iceberg
-    have, whose other files hold rows of all versions.
+    """Raise `InputError` if one of `paths` shows a table of Delta Lake or Iceberg, whose files hold
+    rows of all versions.
     """
     for found in filter(None, map(_TABLE.fullmatch, paths)):
         if not is_apart(f"{found[1]}/", pattern):

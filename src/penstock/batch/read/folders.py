@@ -10,18 +10,18 @@ from fnmatch import fnmatchcase
 from penstock.errors import InputError
 
 STATE_END = ".penstock"
-"""What the names of the folders end in that jobs keep beside their outputs."""
+"""The end of the names of state directories, which jobs keep beside their outputs."""
 DELTA_LOG = "_delta_log"
 
 
 def is_shown(name: str) -> bool:
-    """Whether a file or folder is none of those that hide."""
+    """Whether a file or folder is not hidden, by its name."""
     return not name.startswith((".", "_"))
 
 
 def is_apart(path: str, pattern: str) -> bool:
-    """Whether a file lies in a folder that holds no data, being hidden or the state of a job, and
-    that `pattern` does not name.
+    """Whether a file is in a folder that holds no data: one that is hidden or a state directory,
+    and that `pattern` does not name.
     """
     names = pattern.split("/")
     hidden = [name for name in names if not is_shown(name)]
@@ -33,15 +33,15 @@ def is_apart(path: str, pattern: str) -> bool:
 
 
 def walk(directory: str) -> Iterator[str]:
-    """The files in a directory and below, but in folders that hold no data."""
+    """The files in a directory and below, without those in folders that hold no data."""
     for folder, names in _folders(directory, "", _raise):
         for name in sorted(names):
             yield os.path.join(folder, name)
 
 
 def globbed(pattern: str) -> list[str]:
-    """What a glob finds; it passes over folders that it may not list. `glob.glob` would go round
-    and round where links lead back.
+    """The paths that match a glob. Folders that cannot be listed are skipped. `glob.glob` would not
+    end if links lead back.
     """
     parts = pattern.split("/")
     if "**" not in parts:
@@ -61,8 +61,8 @@ def globbed(pattern: str) -> list[str]:
 def _folders(
     directory: str, pattern: str, onerror: Callable[[OSError], None] | None
 ) -> Iterator[tuple[str, list[str]]]:
-    """The directory and those below with their files, but none apart from data that `pattern`
-    does not name. A folder itself goes before a link to it.
+    """The directory and the folders below, each with its files; without folders that hold no data
+    and that `pattern` does not name. A folder comes before a link to it.
     """
     known = {os.path.realpath(directory)}
     for folder, folders, names in os.walk(directory, onerror=onerror, followlinks=True):

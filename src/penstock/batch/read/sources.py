@@ -1,6 +1,6 @@
-"""Sources of rows: what each of them offers, and those that are iterables of dicts. `read_ahead`
-reads them in threads, ahead of need, never further than a bound. The threads are daemons: data may
-never come, and they do not keep the process from its end.
+"""Sources of rows: what every source offers, and the sources that are iterables of dicts.
+`read_ahead` reads a source in a thread, ahead of need, never further than a bound. The threads are
+daemons: data may never come, and a daemon does not keep the process from its end.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ class HasRows(Protocol):
     """Something that has rows: a job, or the result of one."""
 
     async def rows_to_read(self) -> Any:
-        """A source in its place."""
+        """What to read instead of it: anything that `open_source` takes."""
 
 
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20
-_TEXT = frozenset({str})
+_ONLY_STR = frozenset({str})
 
 
 class Source:
     """Rows to read, in a fixed order, numbered from 0.
 
-    `columns` are the columns known beforehand, from a schema or the first rows; empty if none are.
-    `schema` is the Arrow schema where the data has one. `rows` is their number where it is known
-    without reading. `first` is the first good row. `json_values` says that rows hold only what JSON
-    has. `fingerprint` tells one data set from another; None for streams, whose rows are compared as
-    they come again. `reader` is the one thread that may read; None: any may.
+    `columns` are the columns known beforehand, from a schema or the first rows; empty if unknown.
+    `schema` is the Arrow schema if the data has one. `rows` is the number of rows if it is known
+    without reading. `first` is the first row that could be read. `json_values`: rows hold only
+    types that JSON has. `fingerprint` tells one data set from another; None for streams, whose rows
+    are compared as they come again. `thread` is the only thread that may read; None: any may.
+
+    Rows come from `batches`; those of an `AsyncRows` come from its `arrive` instead.
     """
 
     name: str = "rows"
@@ -66,7 +68,7 @@ class Source:
     first: dict[str, Any] | None = None
     fingerprint: dict[str, Any] | None = None
     json_values: bool = False
-    reader: ReaderThread | None = None
+    thread: ReadingThread | None = None
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         """Rows from number `start` on, in lists of bounded size.
@@ -78,26 +80,26 @@ class Source:
         raise NotImplementedError
 
     def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
-        """The columns that rows may have, also later ones, as far as it takes to find those that
-        are `needed`; None where nobody can tell.
+        """The columns that rows may have, later rows too. It reads as many rows as it takes to find
+        the columns that are `needed`. None if they cannot be known.
         """
         return self.columns
 
     def begins_with(self, known: Mapping[str, Any], *, sound_end: bool) -> bool:
-        """Whether the data of this fingerprint are the first rows of these. `sound_end`: its last
-        row could be read.
+        """Whether this source starts with the data that had the fingerprint `known`; it may have
+        grown since. `sound_end`: the last row of that data could be read.
         """
         return known == self.fingerprint
 
-    def reads(self, path: str) -> bool:
-        """Whether the file at `path` is part of this data."""
+    def is_touched_by_writing(self, path: str) -> bool:
+        """Whether writing to `path` changes a file that is read here, or adds one."""
         return False
 
     async def close(self) -> None:
-        """Let go of what looking at the first rows has begun, where nobody read on."""
-        if self.reader is not None:
-            self.reader.end()
-            self.reader = None
+        """End what opening the source has begun, in case nobody has read its rows."""
+        if self.thread is not None:
+            self.thread.end()
+            self.thread = None
 
 
 class Stream(Source):
@@ -109,7 +111,7 @@ class Stream(Source):
         self.name = name
         self.json_values = json_values
         self._rows = rows
-        # No more: the next may be long in coming.
+        # One row: the second may be long in coming.
         self._preview = list(islice(rows, 1))
         self.columns = columns_of(self._preview)
         self.first = first_of(self._preview)
@@ -125,28 +127,28 @@ class Stream(Source):
 
 
 class Rows(Stream):
-    """An iterable of dicts. Those of a list come in batches, those of a generator one by one."""
+    """An iterable of dicts. The rows of a list come in batches, those of a generator one by one."""
 
     def __init__(self, rows: Iterable[Any]) -> None:
         if isinstance(rows, Sized):
-            with contextlib.suppress(Exception):  # a loader may have a length by name only
+            with contextlib.suppress(Exception):  # `__len__` may be there and raise
                 self.rows = len(rows)
         self._all = rows if isinstance(rows, list | tuple) else None
         super().__init__(_read(rows))
 
     @classmethod
     async def open(cls, rows: Iterable[Any]) -> Rows:
-        """Take the first row. One thread takes them all: a generator may hold what only the thread
-        can use that made it, such as a connection to SQLite.
+        """Take the first row. One thread takes all rows: a generator may hold an object, such as a
+        connection to SQLite, that only the thread which made it can use.
         """
-        reader = ReaderThread()
+        thread = ReadingThread()
         try:
-            made = await in_daemon_thread(lambda: cls(rows), reader)
+            made = await in_daemon_thread(lambda: cls(rows), thread)
         except BaseException:
-            reader.end()
+            thread.end()
             raise
-        made.reader = reader
-        weakref.finalize(made, reader.end)
+        made.thread = thread
+        weakref.finalize(made, thread.end)
         return made
 
     def every_column(self, needed: Iterable[str]) -> tuple[str, ...] | None:
@@ -172,7 +174,9 @@ def _read(values: Iterable[Any]) -> Iterator[Row]:
 
 
 class AsyncRows(Source):
-    """An asynchronous iterable of dicts. Made by `await AsyncRows.open(rows)`."""
+    """An asynchronous iterable of dicts. Made by `await AsyncRows.open(rows)`. It has no `batches`:
+    its rows come from `arrive`, on the event loop.
+    """
 
     def __init__(self, rows: AsyncIterator[Any], preview: list[Row]) -> None:
         self._iterator = rows
@@ -229,19 +233,20 @@ async def _arriving(
 def _row(index: int, value: Any) -> Row:
     if not isinstance(value, Mapping):
         return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
-    values = value if _TEXT.issuperset(map(type, value)) else _named(value)
+    values = value if _ONLY_STR.issuperset(map(type, value)) else _named(value)
     if values is None:
         return Row(index, None, f"row {index}: two columns have the same name as text")
     values = dict(values)
-    earlier = value.why if isinstance(value, FailedRow) else None
+    failed_before = value.why if isinstance(value, FailedRow) else None
     size = nbytes(values)
+    # Each level takes a byte or more, so a small row cannot be too deep.
     if (size > MAX_NESTING or size == UNKNOWN_BYTES) and is_too_deep(values):
         return Row(index, None, f"row {index}: {TOO_DEEP}")
-    return Row(index, values, None, 64 + size, earlier=earlier)
+    return Row(index, values, None, 64 + size, failed_before=failed_before)
 
 
 def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """The row, its names as text as outputs have them; None if two are equal then."""
+    """The row with its names as text, as outputs have them; None if two names are equal then."""
     try:
         named = {key_text(name): part for name, part in value.items()}
     except UnstorableError:
@@ -250,7 +255,7 @@ def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
 
 
 def unreadable(error: BaseException) -> InputError:
-    """The error that tells what ended the reading of rows, whatever that was."""
+    """The error for whatever ended the reading of rows."""
     made = InputError(f"reading the rows failed: {class_and_text(error)}")
     made.__cause__ = error
     return made
@@ -269,8 +274,8 @@ def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def check_column(column: str, known: Iterable[str] | None, field: str, *, hint: str = "") -> None:
-    """Raise `ConfigError` for the option `field` if the data has not the column that it names.
-    `known` are those that it has; None: nobody can tell. `hint` takes the place of the nearest one.
+    """Raise `ConfigError` for the option `field` if the data lacks the column that it names.
+    `known` are the columns of the data; None: unknown. `hint` takes the place of the nearest name.
     """
     if known is not None and column not in (names := list(known)):
         raise ConfigError(
@@ -282,15 +287,15 @@ def check_column(column: str, known: Iterable[str] | None, field: str, *, hint: 
 
 
 def _other_separator(column: str, names: Sequence[str]) -> str:
-    """What may be wrong with a CSV file whose header had no comma; empty: nothing."""
+    """A hint for a CSV file whose header has another separator than a comma; else empty."""
     for mark, name in ((";", "';'"), ("\t", "a tab"), ("|", "'|'")):
         if len(names) == 1 and column in (part.strip() for part in names[0].split(mark)):
             return f"The separator looks like {name}: columns of CSV files are parted by commas"
     return ""
 
 
-def twice_in(names: Sequence[str]) -> str | None:
-    """The first name that `names` has a second time."""
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first name that is there a second time."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -330,15 +335,15 @@ async def read_ahead(
 async def _in_thread(
     source: Source, start: int, columns: Sequence[str] | None
 ) -> AsyncGenerator[list[Row], None]:
-    reader = _Reader(source.batches(start, columns), asyncio.get_running_loop(), source.reader)
+    ahead = _ReadAhead(source.batches(start, columns), asyncio.get_running_loop(), source.thread)
     try:
-        while (batch := await reader.get()) is not None:
+        while (batch := await ahead.get()) is not None:
             yield batch
     finally:
-        reader.stop()
+        ahead.stop()
 
 
-class _Reader:
+class _ReadAhead:
     """A bounded queue between a thread that reads and the event loop.
 
     Neither side takes a lock for a row: that would cost more than all else. Each side counts what
@@ -350,7 +355,7 @@ class _Reader:
         self,
         batches: Iterator[list[Row]],
         loop: asyncio.AbstractEventLoop,
-        thread: ReaderThread | None,
+        thread: ReadingThread | None,
     ) -> None:
         self._batches = batches
         self._loop = loop
@@ -363,7 +368,7 @@ class _Reader:
         self._error: Exception | None = None
         self._finished = False
         self._stopped = False
-        _do(self._read, thread)
+        _run_in(thread, self._read)
 
     async def get(self) -> list[Row] | None:
         """The next rows, or None after the last. Raises what reading raised."""
@@ -393,7 +398,7 @@ class _Reader:
             batch, nbytes = self._queue.popleft()
             rows += batch
             self._taken += nbytes
-        # Not for each: changing threads has its price.
+        # The thread is not woken for each batch: changing threads has its price.
         if self._room_wanted and self._put - self._taken <= READ_AHEAD_BYTES // 2:
             with self._room:
                 self._room.notify()
@@ -412,12 +417,12 @@ class _Reader:
                 self._queue.append((batch, nbytes))
                 self._put += nbytes
                 if self._rows_wanted:
-                    self._tell()
+                    self._announce()
         except BaseException as error:  # rows that are missing in silence would be worse
             self._error = error if isinstance(error, PenstockError) else unreadable(error)
         finally:
             self._finished = True
-            self._tell()
+            self._announce()
 
     def _is_full(self) -> bool:
         return self._put - self._taken >= READ_AHEAD_BYTES
@@ -428,13 +433,13 @@ class _Reader:
             self._room.wait_for(lambda: self._stopped or not self._is_full())
             self._room_wanted = False
 
-    def _tell(self) -> None:
+    def _announce(self) -> None:
         self._rows_wanted = False
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._news.set)
 
 
-class ReaderThread:
+class ReadingThread:
     """A daemon thread that makes calls one after the other, until `end`."""
 
     def __init__(self) -> None:
@@ -453,8 +458,8 @@ class ReaderThread:
             del work  # it holds rows
 
 
-def _do(work: Callable[[], None], thread: ReaderThread | None) -> None:
-    """Begin it in this thread, or in one of its own."""
+def _run_in(thread: ReadingThread | None, work: Callable[[], None]) -> None:
+    """Begin `work` in `thread` if given, else in a new daemon thread."""
     if thread is not None:
         thread.call(work)
     else:
@@ -462,26 +467,26 @@ def _do(work: Callable[[], None], thread: ReaderThread | None) -> None:
         threading.Thread(target=work, name="penstock-reader", daemon=True).start()
 
 
-async def in_daemon_thread(call: Callable[[], T], thread: ReaderThread | None = None) -> T:
-    """What `call` returns or raises. It runs in a daemon thread, this one or one of its own, for
-    which nobody waits once this is cancelled. `asyncio.to_thread` will not do for a pipe: the end
-    of the event loop waits for its threads.
+async def in_daemon_thread(call: Callable[[], T], thread: ReadingThread | None = None) -> T:
+    """What `call` returns or raises. It runs in `thread` if given, else in a new daemon thread. If
+    this is cancelled, nobody waits for the thread. `asyncio.to_thread` will not do for a pipe: the
+    event loop cannot end before its threads have.
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()  # whoever leaves does not cancel it
+    future.set_running_or_notify_cancel()  # so that a waiter who leaves cannot cancel it
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # without it whoever waits would wait for ever
+        except BaseException as error:  # else the waiter would wait for ever
             # A future of asyncio cannot hold a StopIteration.
             fits = isinstance(error, Exception) and not isinstance(error, StopIteration)
             future.set_exception(error if fits else unreadable(error))
 
-    _do(work, thread)
+    _run_in(thread, work)
     return await asyncio.wrap_future(future)
 
 
 async def every_column(source: Source, needed: Iterable[str]) -> tuple[str, ...] | None:
-    """`Source.every_column` off the event loop: it reads all rows if none has a column."""
+    """`Source.every_column` off the event loop: it may have to read all rows."""
     return await in_daemon_thread(lambda: source.every_column(needed))

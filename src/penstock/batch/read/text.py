@@ -1,7 +1,7 @@
 """Rows from JSON lines and CSV, read as streams: as they come, in bounded memory, in UTF-8 only.
 
-A damaged line or record becomes a faulty row that names its file and line. It has its values where
-only some text in it is no Unicode.
+A damaged line or record becomes a row with a fault, which names the file and line. If only some
+text of it is not Unicode, it has its values too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from penstock.batch.read.sources import (
     Stream,
     columns_of,
     first_of,
-    twice_in,
+    first_repeated,
 )
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError
 from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep, json_fault, other_encoding
 
 MAX_LINE = 1 << 27
-"""The longest line in bytes, a thing to bound memory by. A longer one is one bad row."""
+"""The longest line in bytes, which bounds memory. A longer line is one bad row."""
 
 _BLOCK = 1 << 18
 _OLD_LINE_END = re.compile(rb"\r[^\n]")
@@ -45,9 +45,9 @@ _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
 _MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
 CSV_LIMIT = threading.Lock()
-"""For `csv.field_size_limit`, which is the process's: whoever changes it for a while holds this."""
+"""Held while `csv.field_size_limit` is changed, which applies to the whole process."""
 _SEPARATOR = re.compile(rb'(?:\xef\xbb\xbf)?sep=([^\w"\s\x80-\xff]|[\t ])\r?\n')
-"""The line before the header that tells Excel the separator."""
+"""The line before the header that tells Excel the separator (`sep=;`)."""
 _NO_END = "a quote that begins here has no end"
 _MALFORMED = (
     f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
@@ -55,7 +55,7 @@ _MALFORMED = (
 
 
 class JsonLines(FileSource):
-    """Files of JSON objects, one a line. Empty lines do not count."""
+    """Files of JSON objects, one per line. Empty lines do not count."""
 
     json_values = True
 
@@ -102,7 +102,7 @@ def _blocks_of(stream: BinaryIO, path: str) -> Iterator[_Block]:
 
 def _parsed(blocks: Iterable[_Block], start: int = 0) -> Iterator[Row]:
     decode = msgspec.json.Decoder().decode
-    short = 2 * MAX_NESTING  # an array or object takes two bytes at least
+    short = 2 * MAX_NESTING  # an array or object takes at least two bytes
     index = 0
     for path, first, lines in blocks:
         for number, line in enumerate(lines, first):
@@ -137,7 +137,7 @@ def _parsed(blocks: Iterable[_Block], start: int = 0) -> Iterator[Row]:
 
 
 def _mended(line: bytes) -> dict[str, Any] | None:
-    """The object of a line, with U+FFFD for what is no Unicode; None if more is wrong with it."""
+    """The object of a line, with U+FFFD for invalid UTF-8; None if more is wrong with the line."""
     if len(line) > _BLOCK:
         return None
     try:
@@ -159,7 +159,7 @@ def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
     try:
         msgspec.json.decode(first)
     except (ValueError, RecursionError):
-        pass  # it goes on in the next line
+        pass  # the array goes on in the next line
     else:
         if any(row.values is not None for row in preview):
             return  # a bad row among good ones
@@ -183,12 +183,12 @@ def batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def stdin() -> Stream:
-    """JSON lines from standard input. Raises `InputError` if it is closed."""
+    """JSON lines from standard input. Raises `InputError` if standard input is closed."""
     if sys.stdin is None:
         raise InputError("standard input is closed")
     with reading("stdin"):
-        # Not sys.stdin: the thread that waits for its next line holds its lock, on which the
-        # interpreter's end would fail.
+        # Not sys.stdin: the thread that waits for a line holds the lock of sys.stdin, and the
+        # interpreter would fail on that lock at its end.
         stream = open(_STDIN, "rb", closefd=False)  # noqa: SIM115
     return Stream(_parsed(_blocks_of(stream, "stdin")), "stdin", json_values=True)
 
@@ -237,13 +237,13 @@ _Record = tuple[int, list[str], str | None]
 
 
 def _header(records: Iterator[_Record], path: str) -> list[str]:
-    """The names of the columns; none where the file is empty. Raises `InputError`."""
+    """The names of the columns; empty if the file is empty. Raises `InputError`."""
     for line, names, fault in records:
         if fault is not None:
             raise InputError(f"{path}:{line}: {fault}")
         if (len(names) == 1 and not names[0].strip()) or names == ["sep=", ""]:
-            continue  # a blank line, or what Excel is told about the separator
-        twice = twice_in(names)
+            continue  # a blank line, or the line that tells Excel the separator
+        twice = first_repeated(names)
         if twice is not None:
             raise InputError(f"{path}: two columns of its header have the same name, '{twice}'")
         return names
@@ -259,12 +259,11 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
         head = source.peek(64)
         check_text(head, path)
         told = _SEPARATOR.match(head)
-        # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the
-        # end of the file.
+        # Invalid UTF-8 becomes lone surrogates, so that one bad row does not end the reading.
         with io.TextIOWrapper(
             source, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as text:
-            # Strict, so that a quote without end is an error and no value.
+            # Strict, so that a quote without end is an error.
             lines = _BoundedLines(text)
             reader = csv.reader(lines, strict=True, delimiter=told[1].decode() if told else ",")
             while True:
@@ -279,7 +278,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                 except csv.Error:
                     fault = f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
                     if (last := reader.line_num) > begin:
-                        # Not read as rows: they may well be the lines of one text.
+                        # The rest is not read as rows: it may be the lines of one text.
                         fault += f"; lines {begin} to {last}, with all rows there, are lost to it"
                     yield begin, [], fault
                     continue
@@ -295,7 +294,9 @@ class _TooLongError(Exception):
 
 
 class _BoundedLines:
-    """Lines of text. One longer than `MAX_LINE` raises `_TooLongError`; the next one follows."""
+    """Lines of text. A line longer than `MAX_LINE` raises `_TooLongError`; the next line
+    follows.
+    """
 
     def __init__(self, text: TextIO) -> None:
         self._readline = text.readline
@@ -328,10 +329,10 @@ def lines_of(stream: BinaryIO, path: str) -> Iterator[list[bytes | None]]:
     """The lines without their ends, in lists as they come; None for a line that is longer than
     `MAX_LINE`.
 
-    They end with a line feed, before which there may be a carriage return, or all with carriage
-    returns alone. Raises `InputError` if this is no text in UTF-8.
+    Lines end with LF or CR LF; or all with CR alone. Raises `InputError` if the stream is not text
+    in UTF-8.
     """
-    # What has come already: the rest may be long in coming.
+    # Only the bytes that have come already: the rest may be long in coming.
     read = getattr(stream, "read1", stream.read)
     block: bytes = read(_BLOCK)
     check_text(block, path)
@@ -355,18 +356,20 @@ def lines_of(stream: BinaryIO, path: str) -> Iterator[list[bytes | None]]:
 
 
 def check_text(head: bytes, path: str) -> None:
-    """Raise `InputError` if a file that begins with `head` is no text in UTF-8."""
+    """Raise `InputError` if a file that begins with `head` is not text in UTF-8."""
     if (found := other_form(head)) is not None:
         form, cure = found
         raise InputError(f"{path}: is {form}; {cure}")
 
 
 def other_form(head: bytes) -> tuple[str, str] | None:
-    """What a file that begins with `head` is, if it is no text in UTF-8, and how a job reads it."""
+    """What a file that begins with `head` is, if it is not text in UTF-8, and how a job reads
+    it.
+    """
     if (encoding := other_encoding(head)) is not None:
         return f"{encoding}, not UTF-8", f"iconv -f {encoding} -t UTF-8 converts it"
     if head.startswith((b"BZh", b"PAR1")) and not _CONTROL.search(head):
-        return None  # the name of a column
+        return None  # text: a CSV's column may be called so
     for magic, extension in MAGIC.items():
         if head.startswith(magic):
             cure = "give the file a name that ends so, or decompress what goes to standard input"

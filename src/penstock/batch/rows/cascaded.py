@@ -1,5 +1,5 @@
-"""The form of jobs whose structured answers come from two models: a small one, and a large one for
-the rows that the small one is unsure of.
+"""The row form (see `batch/job/forms.py`) of jobs whose structured answers come from two models: a
+small one, and a large one for the rows that the small one is unsure of.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class CascadedAnswers(ColumnRequests):
     """Structured answers of one of two models, which the column `model` names. `options` are those
     of `ColumnRequests`.
 
-    The confidence of an answer is the probability of its least likely token, without the
-    constraint; 0 if the answer does not follow the schema. That is the lowest quantile of token
-    probabilities in "Language Model Cascades: Token-level uncertainty and beyond" (Gupta et al.,
-    ICLR 2024, https://arxiv.org/abs/2404.10136): unlike their product, it does not fall with the
-    length of the answer.
+    The confidence of an answer is the probability of its least likely token, as the model gives it
+    before the grammar masks tokens; 0 if the answer does not follow the schema. That is the lowest
+    quantile of token probabilities in "Language Model Cascades: Token-level uncertainty and beyond"
+    (Gupta et al., ICLR 2024, https://arxiv.org/abs/2404.10136): unlike their product, it does not
+    fall with the length of the answer.
     """
 
     def __init__(self, *, prefix: str = "", **options: Any) -> None:
@@ -51,15 +51,17 @@ class CascadedAnswers(ColumnRequests):
         self._name_columns(
             ("response", *self.fields, "model", *RESULT_COLUMNS), FLAT_OBJECTS, prefix
         )
+        # 0: the log probability of the sampled token alone, without alternatives.
         self._scored = msgspec.structs.replace(self.sampling, logprobs=0)
 
     def check_small(self, engine: LLMEngine) -> None:
-        """As `check_engine`, for the model whose confidence is asked for."""
+        """As `check_engine`, for the small model, whose confidence is measured."""
         check_sampling(self._scored, 1, engine.capabilities, engine.name)
+        self.check_sees(engine)
 
-    async def answered(self, engine: LLMEngine, row: Row, *, small: bool) -> tuple[Answered, Usage]:
-        """An engine's answer to a row. Raises what the engine raises."""
-        least = 0.0
+    async def ask_one(self, engine: LLMEngine, row: Row, *, small: bool) -> tuple[Answered, Usage]:
+        """One engine's answer to a row. Raises what the engine raises."""
+        least = 0.0  # of the last answer: a repaired one overwrites it
 
         def scored(deltas: list[Delta]) -> Outcome:
             nonlocal least
@@ -76,24 +78,24 @@ class CascadedAnswers(ColumnRequests):
         request = row.request
         if small:
             request = msgspec.structs.replace(request, sampling=self._scored)
-        ask = partial(collect, made=scored if small else one_text)
+        ask = partial(collect, convert=scored if small else one_text)
         outcome = await self.repair.answer(request, engine, ask, self._read)
         confidence = math.exp(least) if small and outcome.error is None else 0.0
         return Answered(outcome, confidence), outcome.usage or Usage()
 
-    def confidence(self, made: Answered) -> float:
+    def confidence(self, answered: Answered) -> float:
         """How sure the small model was of an answer."""
-        return made.confidence
+        return answered.confidence
 
-    def decides(self, made: Answered) -> Any:
-        """What of answers must be the same for two models to agree: their fields."""
-        return made.outcome.parsed
+    def compared(self, answered: Answered) -> Any:
+        """The part of an answer that is equal if two models agree: its fields."""
+        return answered.outcome.parsed
 
-    def outcome(self, made: Answered, usage: Usage, model: str) -> Outcome:
-        """The outcome of a row with this answer, which `model` made."""
-        fields = made.outcome.parsed
+    def outcome_of(self, answered: Answered, usage: Usage, model: str) -> Outcome:
+        """The outcome of a row with this answer, which `model` gave."""
+        fields = answered.outcome.parsed
         named = None if fields is None else {**fields, "model": model}
-        return msgspec.structs.replace(made.outcome, usage=usage, parsed=named)
+        return msgspec.structs.replace(answered.outcome, usage=usage, parsed=named)
 
     def results(self, outcome: Outcome) -> list[Any]:
         found = super().results(outcome)

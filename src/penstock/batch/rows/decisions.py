@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class ColumnDecisions(ColumnRequests):
     """Decisions about rows, which become columns.
 
-    `<name>` holds what was decided: an option's value, true or false, a list of values where a
-    question takes several, a number for a score; null where nothing is known.
+    `<name>` holds the decision: an option's value, true or false, a list of values if the question
+    takes several, a number for a score; null if there is none.
     `<name>_probabilities` holds the probability of each option, by its value. With a `cascade` the
     column `model` names the model that decided. `options` are those of `ColumnRequests`.
     """
@@ -80,15 +80,15 @@ class ColumnDecisions(ColumnRequests):
         self.check_sees(engine)
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        return self.outcome(*await self.answered(engine, row))
+        return self.outcome_of(*await self.ask_one(engine, row))
 
     def check_small(self, engine: LLMEngine) -> None:
         self.check_engine(engine)
 
-    async def answered(
+    async def ask_one(
         self, engine: LLMEngine, row: Row, *, small: bool = True
     ) -> tuple[list[Decision], Usage]:
-        """An engine's decisions about a row, those of a `small` (or single) model calibrated.
+        """One engine's decisions about a row; those of the `small` (or only) model are calibrated.
         Raises what the engine raises.
         """
         found = await engine.decide(row.request)
@@ -97,15 +97,17 @@ class ColumnDecisions(ColumnRequests):
         deciding = self._deciding
         return list(map(deciding.calibrated, found.items, deciding.questions)), found.usage
 
-    def outcome(self, made: list[Decision], usage: Usage, model: str | None = None) -> Outcome:
-        """The outcome of a row with these decisions; `model` made them, where there are two."""
+    def outcome_of(self, made: list[Decision], usage: Usage, model: str | None = None) -> Outcome:
+        """The outcome of a row with these decisions. `model` made them; None if there is only one
+        model.
+        """
         parsed: list[Any] = [(one.value, one.probabilities) for one in made]
         outcome = Outcome(usage=usage, parsed=parsed if model is None else [*parsed, model])
         outcome.skipped = not self._passes(made)
         return outcome
 
-    def decides(self, made: list[Decision]) -> list[Any]:
-        """What of decisions must be the same for two models to agree."""
+    def compared(self, made: list[Decision]) -> list[Any]:
+        """The part of decisions that is equal if two models agree."""
         return [
             self._passes(made)
             if one.name == FILTER and self._deciding.threshold is not None
@@ -116,7 +118,7 @@ class ColumnDecisions(ColumnRequests):
         ]
 
     def confidence(self, made: list[Decision]) -> float:
-        """The probability of the least sure of some decisions."""
+        """The confidence of the decision with the lowest one."""
         return min(
             min(max(p, 1 - p) for p in one.probabilities)
             if isinstance(one.value, list)
@@ -129,7 +131,7 @@ class ColumnDecisions(ColumnRequests):
         if self._deciding.threshold is None:
             return True
         found = next(one for one in made if one.name == FILTER)
-        if found.value is None:  # nothing is known
+        if found.value is None:  # there is no decision
             return False
         return found.probabilities[found.values.index(True)] >= self._deciding.threshold
 

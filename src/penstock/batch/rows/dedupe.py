@@ -1,10 +1,10 @@
 """Remembers answers by the digest of their request, for inputs of any size in bounded memory.
 
-The latest answers stay in memory, as bytes: their size is known, and whoever gets one gets it
-whole, whatever became of the one before. Older ones move to a file, to be found by an index in
-SQLite; a small filter in memory spares the look-up of digests that were never there. The file
-outlives a killed job: each record holds its own digest and a checksum, and the index is made anew
-from it. What is damaged is computed again.
+The latest answers stay in memory, as bytes: so their size is known, and each row gets an object of
+its own, which it may change. Older answers move to a file, where an index in SQLite finds them; a
+small filter in memory spares the look-up of digests that were never there. The file outlives a
+killed job: each record holds its own digest and a checksum, and the index is rebuilt from it. A
+damaged answer is computed again.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ _decode = msgspec.msgpack.Decoder(Outcome).decode
 
 
 class AnswerCache:
-    """Outcomes by request digest. `folder` is where answers spill to, made when first needed.
+    """Outcomes by request digest. Answers spill to `folder`, which is made when it is first needed.
 
-    `key` is that of the job: answers of other jobs are not taken. Raises `OutputError` where the
-    disk fails.
+    `key` is the job's: answers of other jobs are not taken. Raises `OutputError` if the disk fails.
     """
 
     def __init__(self, folder: Path, *, in_memory: int | None = None, key: int = 0) -> None:
@@ -63,7 +62,7 @@ class AnswerCache:
         return None if packed is None else _decode(packed)
 
     def put(self, digest: bytes, outcome: Outcome) -> None:
-        """Remember an answer, unless it holds values of types that only its maker knows."""
+        """Remember an answer, unless it holds values of a type that cannot be encoded."""
         try:
             packed = _encode(outcome)
         except (TypeError, ValueError, OverflowError):
@@ -104,7 +103,7 @@ class _Spill:
 
     def get(self, digest: bytes) -> bytes | None:
         if not all(self._filter[bit >> 3] >> (bit & 7) & 1 for bit in _bits(_key(digest))):
-            return None  # it was never there
+            return None  # the filter says that it was never there
         with self._failing():
             found = self._index.execute(
                 "SELECT place FROM answers WHERE key = ?", (_key(digest),)
@@ -114,7 +113,7 @@ class _Spill:
             stored, check, size = _HEADER.unpack(
                 os.pread(self._file.fileno(), _HEADER.size, found[0])
             )
-            if stored != digest:  # another digest with the same key: rare enough to compute again
+            if stored != digest:  # another digest with the same key, which is rare
                 return None
             body = os.pread(self._file.fileno(), size, found[0] + _HEADER.size)
         return body if self._checksum(digest, body) == check else None
@@ -150,7 +149,7 @@ class _Spill:
                 self._filter[bit >> 3] |= 1 << (bit & 7)
 
     def _recover(self) -> None:
-        """Index what an earlier run left, up to a record that is cut short or damaged."""
+        """Index the records of an earlier run, up to one that is cut short or damaged."""
         size = os.fstat(self._file.fileno()).st_size
         places: list[tuple[int, int]] = []
         with open(self._path, "rb", buffering=1 << 18) as file:
@@ -183,7 +182,7 @@ class _Spill:
 
 
 def new_index(path: Path, table: str) -> sqlite3.Connection:
-    """A new index, with this table. It can be made again at any time, so it needs no journal and no
+    """A new index, with this table. It can be rebuilt at any time, so it needs no journal and no
     lock.
     """
     import sqlite3

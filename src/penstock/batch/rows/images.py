@@ -1,5 +1,5 @@
-"""The images and videos of rows: a column's, and those in conversations. They are loaded off the
-event loop, and become data URIs in the row's request.
+"""The images and videos of rows, from a column or from conversations. They are loaded off the event
+loop, and become data URIs in the row's request.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class RowImages:
     """Loads the images and videos of rows from `column`, or from the parts of the conversations in
     the column `messages`.
 
-    A value is one of them or a list: bytes, a path, a data URI, a mapping with `bytes` or `path`
-    (as data sets of Hugging Face have it), or an image of Pillow's. Null is none. A PDF is an image
-    for each of its pages; a list in a video's part holds its frames. A URL goes to the engine,
-    which may load it.
+    A value is an image or video, or a list of them. Each is bytes, a path, a data URI, a mapping
+    with `bytes` or `path` (as in data sets of Hugging Face), or an image of Pillow's. Null stands
+    for no image. A PDF becomes an image for each of its pages; a list in a video's part holds its
+    frames. A URL goes to the engine, which may load it.
     """
 
     def __init__(self, column: str | None, messages: str | None) -> None:
@@ -87,7 +87,7 @@ class RowImages:
             try:
                 value = decode_json(value)
             except ValueError:
-                return  # the form says so
+                return  # the form reports it
         if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
             for part in media_in(value):
                 given, frames = given_in(part), part["type"] in VIDEO_PARTS

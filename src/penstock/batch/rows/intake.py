@@ -1,8 +1,8 @@
 """Rows on their way in: prepared, compared with those of an earlier run, and put in order.
 
-The order is that in which a window of rows enters the engine. Rows whose prompts begin alike go one
-after another: the engine's prefix cache then computes a shared beginning once, while it is still
-held. Rows with long answers go first, so that in the end none of them runs on alone.
+The order is that in which the rows of a window enter the engine. Rows whose prompts begin alike go
+one after another, so that the shared beginning is computed once and is still in the engine's prefix
+cache. Rows with long answers go first, so that none of them runs on alone at the end.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from penstock.errors import (
 
 FIRST_WINDOW = 64
 LARGEST_WINDOW = 4096
-_SHORTEST = 64  # characters; less is below a cache block, and no gain
+_SHORTEST = 64  # characters; a shorter beginning is less than a cache block
 _WORTHWHILE = 0.05  # of all prompt text
 _SAMPLES = 256
 
 
 def prepare(form: RowForm, row: Row) -> Outcome | None:
-    """Have the form make the row's request. Returns the outcome of a row that fails at it."""
+    """Let the form make the row's request. Returns the row's outcome if that fails."""
     if row.sound is None:
         return form.failure(row, InputError(row.fault or "the row cannot be read"), "read", 0)
-    if row.earlier is not None:
-        return Outcome(error=row.earlier)
+    if row.failed_before is not None:
+        return Outcome(error=row.failed_before)
     try:
         if row.failure is not None:
             raise row.failure
@@ -50,7 +50,7 @@ def prepare(form: RowForm, row: Row) -> Outcome | None:
 
 
 class Replay:
-    """Compares a stream without fingerprint with the one that the journal knows, row by row."""
+    """Compares a stream without fingerprint, row by row, with the stream that the journal knows."""
 
     def __init__(self, journal: Journal | None, source: Source) -> None:
         self._journal = journal
@@ -61,14 +61,14 @@ class Replay:
         self.wanted = source.fingerprint is None and self._expected is not None
 
     def compare(self, row: Row) -> None:
-        """Take a row that was done in an earlier run, prepared again."""
+        """Compare a row that was done in an earlier run, and is prepared again."""
         if self.wanted:
             self._sum += digest_key(row.digest)
             if row.index == self._last and self._sum % (1 << 64) != self._expected:
                 raise other_rows(row.index)
 
     def finish(self) -> None:
-        """The stream has ended: it must not have ended too soon."""
+        """The stream has ended. Raises if it has fewer rows than before."""
         if self.wanted and self._sum % (1 << 64) != self._expected:
             raise other_rows(self._last)
         if self._journal is not None and self._journal.pending:
@@ -76,7 +76,7 @@ class Replay:
 
 
 def add_row(total: StreamSum, row: Row) -> None:
-    """Add a row, as it would stand in the output, to the sum of its stream."""
+    """Add a row, as it would be in the output, to the sum of its stream."""
     try:
         data = b"" if (values := row.sound) is None else json_line(values)
     except Exception:  # values of the caller's own types can fail in any way
@@ -89,8 +89,8 @@ def add_row(total: StreamSum, row: Row) -> None:
 async def compare_stream(
     source: Source, limit: int | None, columns: Sequence[str] | None, expected: StreamSum | None
 ) -> None:
-    """Raise `JobMismatchError` unless the stream gives the rows that a complete job read. None: it
-    is not known.
+    """Raise `JobMismatchError` unless the stream has the rows that a complete job read. `expected`
+    None: they are unknown.
     """
     if expected is None:
         return
@@ -104,7 +104,7 @@ async def compare_stream(
 
 
 def other_rows(index: int) -> JobMismatchError:
-    """The error that says so; rows up to number `index` were compared."""
+    """The error for a stream with other rows; the rows before number `index` were compared."""
     return JobMismatchError(
         f"the input is not the one this job began with: up to row {index} its rows differ. "
         "Give another output, or --fresh to discard what was done",
@@ -112,11 +112,21 @@ def other_rows(index: int) -> JobMismatchError:
     )
 
 
-def by_prefix(rows: Sequence[Row]) -> list[Row]:
-    """The rows with equal beginnings together, or as they came where that would gain nothing.
+def other_requests(index: int) -> JobMismatchError:
+    """The error of a row that asks for something else now, though its files are the same."""
+    return JobMismatchError(
+        f"row {index} no longer asks for what it was answered. Files that rows name have changed,"
+        " or this version of Penstock makes other requests of the same rows: finish the job with"
+        " the one that began it, give another output, or --fresh to discard what was done",
+        {"requests": ("those of the answers", "others")},
+    )
 
-    What all prompts have in common (a template's opening, a system prompt) is cached in any order
-    and counts for nothing.
+
+def by_prefix(rows: Sequence[Row]) -> list[Row]:
+    """The rows with equal beginnings together; in their own order if that would gain nothing.
+
+    The beginning that all prompts share (of a template, a system prompt) does not count: it is
+    cached in any order.
     """
     arranged = sorted(rows, key=attrgetter("prefix"))  # stable: equal prompts keep their order
     if len(arranged) < 3:

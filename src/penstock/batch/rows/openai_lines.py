@@ -1,5 +1,5 @@
-"""Jobs whose input is OpenAI's batch form: a request a line in, a response a line out. `ENDPOINTS`
-has what a line may ask of a model, and the body that answers it.
+"""Jobs whose input is in OpenAI's batch form: each input line is a request, each output line a
+response. `ENDPOINTS` has the endpoints that a line may name.
 
 Lines are `{custom_id, method, url, body}`; answers `{id, custom_id, response{status_code,
 request_id, body}, error}` (https://platform.openai.com/docs/guides/batch). Ids are made from the
@@ -56,8 +56,8 @@ _STORED = ("previous_response_id", "conversation", "background")
 
 
 class Asked(NamedTuple):
-    """What a line asks: requests in the engine's neutral form. Beside these, `shape` decides what
-    the answer's body looks like. `body` is what they were made of.
+    """What a line asks: `requests` in the engine's neutral form. `shape` has the further fields
+    that decide the answer's body. `body` is the body that they were made of.
     """
 
     requests: Sequence[Any]
@@ -66,8 +66,8 @@ class Asked(NamedTuple):
 
 
 class Naming(NamedTuple):
-    """What answers are called. `name` follows a prefix such as "chatcmpl-"; `created` is in Unix
-    seconds.
+    """The id and time of an answer. `name` follows a prefix such as "chatcmpl-"; `created` is in
+    Unix seconds.
     """
 
     name: str
@@ -84,8 +84,8 @@ class Answered(NamedTuple):
 
 
 class LineEndpoint(NamedTuple):
-    """`read` makes requests of a body in this `form` and the name of an adapter; raises
-    `RequestError`. `answer` has a model answer them; raises what the model raises.
+    """An endpoint. `read` makes requests from a body in this `form` and the name of an adapter; it
+    raises `RequestError`. `answer` lets a model answer them; it raises what the model raises.
     """
 
     form: type[Struct]
@@ -241,7 +241,7 @@ ENDPOINTS: dict[str, LineEndpoint] = {
     ),
     "/v1/audio/translations": LineEndpoint(TranslationLine, _transcription, _answer_transcription),
 }
-"""By the URL of a line."""
+"""The endpoints by the URL of a line."""
 
 
 def read_line(url: str, body: Any, adapter: str | None) -> Asked:
@@ -275,13 +275,13 @@ class _Request(NamedTuple):
 
 
 class OpenAILines(EngineForm):
-    """The form of such a job.
+    """The row form of a job in OpenAI's batch form.
 
-    `model` names the job's model; `model:adapter` in a body asks for an adapter.
-    Any other `model` in a body is answered by the job's model, and named in the answer as it was
-    asked for. `created` is the time that answers carry, in Unix seconds. `limit` gives a request,
-    of so many in its line, within the limits of its place; it may raise `RequestError`. Holds about
-    70 bytes for each `custom_id` seen, unless they are known to be `unique`.
+    `model` names the job's model; `model:adapter` in a body asks for an adapter. A body with
+    another `model` is answered by the job's model too, and the answer has the name that the body
+    has. `created` is the time that answers carry, in Unix seconds. `limit(request, n)` returns a
+    request of a line with `n` requests, within the server's limits; it may raise `RequestError`.
+    Holds about 70 bytes for each `custom_id` seen, unless they are known to be `unique`.
     """
 
     flat_columns = ("id", "custom_id", "response", "error")
@@ -332,7 +332,7 @@ class OpenAILines(EngineForm):
 
     async def ask(self, engine: Tasks, row: Row) -> Outcome:
         url, model, asked, _ = row.request
-        # Equal requests that share one computation share its id; others must not.
+        # Equal requests that share one computation share its id; other requests must not.
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
         answer = ENDPOINTS[url].answer
         body, reason, usage = await answer(engine, asked, Naming(name, self.created, model))
@@ -389,7 +389,7 @@ class OpenAILines(EngineForm):
 
 
 def _beginning(request: Any) -> str:
-    """The text by which requests that begin alike find each other."""
+    """The text by which requests that begin alike are sorted together."""
     if isinstance(request, ChatRequest):
         return conversation_text(request.messages)
     if isinstance(request, CompletionRequest):
@@ -405,7 +405,7 @@ def are_lines(first: Mapping[str, Any] | None) -> bool:
 
 
 def hash_key(text: str) -> int:
-    """A number for an id. Two ids in ten million share one with a chance of one in 400,000."""
+    """A hash of an id. In ten million ids, two have the same hash with a chance of 1 in 400,000."""
     return int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
 
 

@@ -1,5 +1,5 @@
-"""Asks for one answer, and asks again otherwise where it was cut off, too long to be asked, or not
-in its form.
+"""Asks for one answer. Asks again, with a change, if the answer was cut off or does not follow its
+schema, or if the prompt was too long.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ Read = Callable[[Outcome], Awaitable[Outcome]]
 
 @dataclass(frozen=True)
 class Repair:
-    """What may be done. `raise_limit`: twice the tokens for an answer that was cut off; `truncate`:
-    a shorter prompt where it is too long for the model; `json_attempts`: answers until one is in
-    its form.
+    """What may be done. `raise_limit`: ask with twice the tokens if the answer was cut off.
+    `truncate`: shorten a prompt that is too long for the model. `json_attempts`: how many answers
+    may be asked for until one follows the schema.
     """
 
     raise_limit: bool = False
@@ -51,7 +51,7 @@ class Repair:
 
     @classmethod
     def of(cls, on_length: str, on_invalid_json: str, attempts: int) -> Repair:
-        """What the options of these names ask for. Raises `ConfigError`."""
+        """The repairs that the job options of these names ask for. Raises `ConfigError`."""
         wanted = [part.strip() for part in on_length.split(",")]
         for part in wanted:
             if part not in ("keep", "raise", "truncate"):
@@ -67,7 +67,7 @@ class Repair:
     def answer(
         self, request: Request, engine: LLMEngine, ask: Ask, read: Read | None = None
     ) -> Awaitable[Outcome]:
-        """The last answer, as `read` finds it, with the tokens of all of them.
+        """The last answer, parsed by `read`, with the token counts of all answers.
 
         Raises what `ask` raises.
         """
@@ -106,7 +106,7 @@ class Repair:
     ) -> tuple[Request, Outcome]:
         """An answer, with a shorter prompt or a higher limit if needed; and its request."""
         cuts = 0
-        if self.truncate:  # the prompt is cut, not the answer
+        if self.truncate:  # a prompt that leaves too few tokens for the answer is too long
             whole = msgspec.structs.replace(request.sampling, whole=True)
             request = msgspec.structs.replace(request, sampling=whole)
         while True:
@@ -205,8 +205,8 @@ def _schema(spec: str) -> Schema:
 
 
 def _follow_up(request: Request, outcome: Outcome) -> Request | None:
-    """The request that asks again, saying what was wrong; None where nothing was, or it would get
-    the same answer.
+    """The request that asks again and says what was wrong. None if nothing was wrong, or if the
+    answer would be the same.
     """
     if outcome.error is None:
         return None
@@ -225,9 +225,9 @@ def _follow_up(request: Request, outcome: Outcome) -> Request | None:
     )
 
 
-async def collect(model: Any, request: Request, made: Callable[[list[Delta]], T]) -> T:
-    """What `made` makes of the deltas of an engine or a handle for one request. Raises what these
-    raise, and `EngineError` where the request was ended early.
+async def collect(model: Any, request: Request, convert: Callable[[list[Delta]], T]) -> T:
+    """The deltas that an engine or a handle gives for one request, converted. Raises what the
+    engine raises, and `EngineError` if the request was ended early.
     """
     if getattr(model, "served", False):
         request = msgspec.structs.replace(request, batch=True)
@@ -240,7 +240,7 @@ async def collect(model: Any, request: Request, made: Callable[[list[Delta]], T]
         deltas += batch
     if finished < request.n:
         raise EngineError("the engine ended the request before its answer was complete")
-    return made(deltas)
+    return convert(deltas)
 
 
 def one_text(deltas: list[Delta]) -> Outcome:

@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 END_COLUMNS = ("status", "error", "usage", "attempts", "latency_ms")
-"""The last columns of forms whose answers are no generated text: how a row ended."""
+"""How a row ended: the last columns of forms whose answers are not generated text."""
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 FLAT_OBJECTS = {
     name: [f"{name}.{part}" for part in parts]
     for name, parts in (("error", ERROR_FIELDS), ("usage", USAGE_FIELDS))
 }
-"""The columns of result columns that hold objects, where an output takes those apart."""
-_ASK = partial(collect, made=one_text)
+"""By result column that holds an object, its columns in an output that flattens objects."""
+_ASK = partial(collect, convert=one_text)
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
-_JSON_MARKS = frozenset('":,\n')  # in braces, rather a JSON object than the name of a column
+_JSON_MARKS = frozenset('":,\n')  # braces with these hold a JSON object rather than a column's name
 _DOUBLE = "Write '{{' or '}}' for a brace in the text"
 
 
 class EngineForm(RowForm):
     """A form whose rows are one request each to one engine.
 
-    `repair` says when a row is asked again with other words.
+    `repair` says when a row is asked again with another request.
     """
 
     repair = Repair()
@@ -65,16 +65,17 @@ class EngineForm(RowForm):
         """The row's outcome. Raises what the engine raises."""
 
     def check_engine(self, engine: LLMEngine) -> None:
-        """Raise `PenstockError` for what a running engine could not do for any row."""
+        """Raise `PenstockError` if the running engine could answer no row of this form."""
 
 
 class ColumnRequests(EngineForm):
     """Chat requests from a prompt template or a column of messages; answers become columns.
 
-    `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for
-    all rows. `image` is a column of images or videos, which stand before the text. `prefix` goes
-    before the name of each result column. `values_for`: the output that rows go to, where their
-    values may be other ones than those of JSON; a row with one that it cannot hold fails.
+    `adapter_column` holds each row's adapter name (null or empty: none); without it `adapter` is
+    that of all rows. `image` is a column of images or videos, which are put before the text.
+    `prefix` goes before the name of each result column. `values_for` is the form of the output, if
+    rows may have values that JSON does not have; a row with a value that the output cannot hold
+    fails.
     """
 
     def __init__(
@@ -137,9 +138,9 @@ class ColumnRequests(EngineForm):
         """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's
         name.
 
-        `every` are all columns that rows may have, None if unknown: then a row that lacks one is an
-        error row. `flat` says that the output takes objects apart, and so has result columns such
-        as `error.type`.
+        `every` are all columns that rows may have; None if unknown: then a row that lacks a column
+        becomes an error row. `flat`: the output flattens objects, so it has result columns such as
+        `error.type`.
         """
         self._blank = dict.fromkeys(columns)
         if self._template is not None:
@@ -220,7 +221,7 @@ class ColumnRequests(EngineForm):
         self.check_sees(engine)
 
     def check_sees(self, engine: LLMEngine) -> None:
-        """Raise `UnsupportedError` if rows have images and the engine reads texts alone."""
+        """Raise `UnsupportedError` if rows have images and the engine reads text alone."""
         inputs = engine.capabilities.inputs
         if self._image is not None and inputs and "image" not in inputs:
             raise UnsupportedError(
@@ -298,7 +299,7 @@ class ColumnRequests(EngineForm):
                 raise RequestError(
                     f"column '{self._messages}' holds a message without a role", param="messages"
                 )
-            # Columnar data gives every message every key; the empty ones were never there.
+            # Columnar data gives every message every key; a null key was never there.
             messages.append({key: part for key, part in item.items() if part is not None})
         check_messages(messages)
         for message in messages:
@@ -315,7 +316,7 @@ class ColumnRequests(EngineForm):
 
 
 def check_task(engine: LLMEngine, task: str, lacks: str, needed: str) -> None:
-    """Raise `UnsupportedError` if the engine has no such task, which says what it `lacks`."""
+    """Raise `UnsupportedError` if the engine has no such task. `lacks` says so in words."""
     if task not in engine.capabilities.tasks:
         raise UnsupportedError(
             f"the {engine.name} engine {lacks} with '{engine.model_source}': give {needed}",
@@ -350,8 +351,8 @@ def end_types() -> list[pa.DataType]:
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """The contents of a conversation in order: those that begin alike sort together by it. The
-    name of an image or a video stands for it.
+    """The contents of a conversation in order, so that conversations which begin alike sort
+    together. An image or a video is represented by its name.
     """
     return "\n".join(
         [
@@ -373,8 +374,8 @@ def _parts_text(content: Any) -> str:
 
 
 class Template:
-    """A prompt's template: text with `{column}` in it, and nothing else that acts. `columns` are
-    those that it uses, in order of their first use.
+    """A prompt's template: text with `{column}` in it. `columns` are the columns that it uses, in
+    order of their first use.
 
     Unlike `str.format` there are no attributes, indexes, conversions or format codes, so that a
     template from anywhere can only place a row's values. `{{` and `}}` stand for single braces.
@@ -406,7 +407,8 @@ class Template:
     def check(self, columns: Iterable[str], *, complete: bool = True) -> None:
         """Raise `ConfigError` if the data lacks a column of the template.
 
-        Where `columns` are not `complete`, only what can be no name of a column is missed.
+        If `columns` are not `complete`, this is raised only for text that cannot be a column's
+        name.
         """
         known = list(columns)
         for column in self.columns:
@@ -429,8 +431,8 @@ class Template:
 
 
 def as_text(value: Any) -> str:
-    """A value as it stands in a prompt: text as it is, null as nothing, numbers and dates plainly,
-    the rest as JSON.
+    """A value as text in a prompt: text unchanged, null as no text, numbers and dates in plain
+    form, other values as JSON.
     """
     if isinstance(value, str):
         return value

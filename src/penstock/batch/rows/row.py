@@ -47,7 +47,7 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 
     `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON
     text. `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the
-    last token, retries included. Of a vector `response` holds the bytes, in base64.
+    last token, retries included. `packed` holds the numbers of a vector, as the form packs them.
     `skipped`: the row is to be left out of the output.
     """
 
@@ -59,27 +59,34 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
     latency_ms: float | None = None
     parsed: Any = None
     skipped: bool = False
+    packed: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes the answer takes."""
+        parsed = nbytes(self.parsed) if self.parsed is not None else 0
+        return len(self.response or "") + len(self.packed) + parsed
 
 
 class Row(Struct, eq=False):
     """One row of a data set.
 
-    `fault` says why the row could not be read; `values` is None then, or holds what could. `batch`
-    and `offset` point to the row's Arrow form where it has one, so that columns pass through
-    without a change of type. `request`, `digest` and `prefix` are set when the row's request has
-    been made: `digest` names the request (16 bytes), `prefix` sorts rows that share the start of a
-    prompt next to each other. `failure` is why it could not be made, where that was found out
-    ahead, `earlier` why the row failed in the processor that it comes from. `longest` is how many
-    tokens its answer may have, 0 where no limit is set. `images` are the URIs of what it shows,
-    where that was loaded: for each value, such as a PDF, those that it has. `key` stands for its
-    key column in an incremental job, 0 in others.
+    `fault` says why the row could not be read; `values` is None then, or holds what could be.
+    `record_batch` and `offset` point to the row's Arrow form if it has one, so that columns pass
+    through without a change of type. `request`, `digest` and `prefix` are set when the row's
+    request has been made: `digest` names the request (16 bytes), `prefix` sorts rows that share the
+    start of a prompt next to each other. `failure` is why the request could not be made, if that
+    was found out ahead. `failed_before` is why the row failed in the processor that it comes from.
+    `longest` is how many tokens its answer may have, 0 if there is no limit. `images` are the URIs
+    of the images that were loaded for it, a list for each value, such as a PDF with its pages.
+    `key` is a hash of its key in an incremental job, 0 in other jobs.
     """
 
     index: int
     values: dict[str, Any] | None
     fault: str | None = None
     nbytes: int = 0
-    batch: pa.RecordBatch | None = None
+    record_batch: pa.RecordBatch | None = None
     offset: int = 0
     request: Any = None
     digest: bytes = b""
@@ -88,7 +95,7 @@ class Row(Struct, eq=False):
     longest: int = 0
     failure: PenstockError | None = None
     images: list[list[str]] | None = None
-    earlier: RowError | None = None
+    failed_before: RowError | None = None
     key: int = 0
 
     @property

@@ -7,8 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from array import array
-from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -46,7 +44,8 @@ if TYPE_CHECKING:
 
 VECTOR_KINDS = ("dense", "multi", "sparse")
 VECTOR_TYPES = ("float32", "float16", "int8")
-_CODES = {"float32": "f", "float16": "e", "int8": "b"}
+FLOAT_BYTES = 4
+_TYPES = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}
 
 
 class ColumnVectors(ColumnRequests):
@@ -78,7 +77,12 @@ class ColumnVectors(ColumnRequests):
         self._type = vector_type
         self._kind = vectors
         self._asked = EmbeddingRequest(
-            [], dimensions, input_type=input_type, truncate=truncate, vectors=vectors
+            [],
+            dimensions,
+            input_type=input_type,
+            truncate=truncate,
+            vectors=vectors,
+            packed=vectors == "dense",
         )
         self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
@@ -104,28 +108,30 @@ class ColumnVectors(ColumnRequests):
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         found, _ = await embedded(engine, row.request)
-        (made,) = found.of(self._kind)
+        if found.packed:
+            vectors = [found.packed]
+        else:
+            (made,) = found.of(self._kind)
+            one = made.values if self._kind == "sparse" else made
+            vectors = [floats(vector) for vector in (made if self._kind == "multi" else [one])]
+        packed = b"".join(packed_as(self._type, vector) for vector in vectors)
         if self._kind == "sparse":
-            packed = pack(made.values, self._type)
-            return Outcome(
-                response=b64encode(packed).decode(), usage=found.usage, parsed=made.indices
-            )
-        vectors = made if self._kind == "multi" else [made]
+            return Outcome(packed=packed, usage=found.usage, parsed=made.indices)
         for vector in vectors:
-            self._width = self._width or len(vector)
-            if len(vector) != self._width:
+            width = len(vector) // FLOAT_BYTES
+            self._width = self._width or width
+            if width != self._width:
                 param = "dimensions" if self._asked.dimensions else None
                 wanted = f"{param} asks for" if param else "others have"
-                why = f"the vector has {len(vector)} numbers; {wanted} {self._width}"
+                why = f"the vector has {width} numbers; {wanted} {self._width}"
                 raise RequestError(why, param=param)
-        packed = b"".join(pack(vector, self._type) for vector in vectors)
         several = len(vectors) if self._kind == "multi" else None
-        return Outcome(response=b64encode(packed).decode(), usage=found.usage, parsed=several)
+        return Outcome(packed=packed, usage=found.usage, parsed=several)
 
     def results(self, outcome: Outcome) -> list[Any]:
         value: Any = None
-        if outcome.error is None and outcome.response is not None:
-            value = unpack(b64decode(outcome.response), self._type)
+        if outcome.error is None and (outcome.packed or self._kind == "sparse"):
+            value = unpack(outcome.packed, self._type)
             if self._kind == "sparse":
                 value = {"indices": outcome.parsed, "values": value.tolist()}
             else:
@@ -176,24 +182,42 @@ async def embedded(
         request = msgspec.structs.replace(request, inputs=[shorter])
 
 
-def pack(vector: list[float], vector_type: str) -> bytes:
-    """A vector's numbers in this type, little-endian. Raises `RequestError` if it holds no such
-    numbers.
+def floats(vector: Sequence[float]) -> bytes:
+    """A vector's numbers as `Embeddings.packed` has them. Raises `RequestError` for one that is
+    too large.
     """
     try:
+        return struct.pack(f"<{len(vector)}f", *vector)
+    except OverflowError:
+        raise RequestError("the vector has numbers that float32 does not hold") from None
+
+
+def packed_as(vector_type: str, packed: bytes) -> bytes:
+    """A vector's 32-bit floats in this type. Raises `RequestError` if it does not hold them."""
+    if vector_type == "float32":
+        return packed
+    import numpy as np
+
+    numbers = np.frombuffer(packed, "<f4")
+    with np.errstate(all="ignore"):
         if vector_type == "int8":
-            largest = max(map(abs, vector), default=0.0) or 1.0
-            return array("b", [round(127 * number / largest) for number in vector]).tobytes()
-        return struct.pack(f"<{len(vector)}{_CODES[vector_type]}", *vector)
-    except (OverflowError, ValueError):  # infinite, no number, or too large for the type
-        raise RequestError(f"the vector has numbers that {vector_type} does not hold") from None
+            largest = np.abs(numbers).max(initial=0) or 1.0
+            made = np.rint(127 * (numbers.astype(np.float64) / largest))
+            lost = ~np.isfinite(made)
+        else:
+            made = numbers.astype("<f2")
+            lost = np.isfinite(numbers) & ~np.isfinite(made)
+    if lost.any():
+        raise RequestError(f"the vector has numbers that {vector_type} does not hold")
+    typed: NDArray[Any] = made.astype(_TYPES[vector_type])
+    return typed.tobytes()
 
 
 def unpack(packed: bytes, vector_type: str) -> NDArray[Any]:
-    """The numbers that `pack` was given, as far as the type holds them."""
+    """The numbers that `packed_as` gave."""
     import numpy as np
 
-    return np.frombuffer(packed, np.dtype(vector_type).newbyteorder("<"))
+    return np.frombuffer(packed, _TYPES[vector_type])
 
 
 class ColumnTranscripts(ColumnRequests):

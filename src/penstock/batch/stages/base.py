@@ -1,14 +1,15 @@
-"""What a stage is: a class to run, and how many of it."""
+"""Stages: a class of workers, and how it is run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from penstock.errors import ConfigError, nearest
+from penstock.config import unknown_key
+from penstock.errors import ConfigError
 
 MAPPING = (dict, Mapping)
-"""What `isinstance` asks for: nearly all are dicts, and the abstract class takes long to ask."""
+"""The classes for `isinstance`: `dict` first, as the check of the abstract class is slow."""
 KNOWN = (
     *(
         "concurrency",
@@ -45,25 +46,25 @@ KNOWN = (
     *("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks"),
     *("enable_task_events", "allow_out_of_order_execution"),
 )
-"""What stages and functions may ask for. Most of it means something on Ray alone."""
+"""What stages and functions may ask for. Most of these have a meaning on Ray alone."""
 
 
 class StageWorker(Protocol):
     """What a stage's `fn` makes: one worker, which lives in one event loop.
 
-    `start` and `stop` may be left out. `process` may be a plain method: a thread of the worker's
-    own then makes it and calls its plain methods, one row at a time. A worker may set
+    `start` and `stop` may be left out. If `process` is a plain method, a thread of the worker's own
+    constructs the worker and calls its plain methods, one row at a time. A worker may have
     `most_in_flight`, the rows that it wants at a time (default: the stage's `batch_size`), and
-    `ending`, which is set when a job ends and nothing is to be tried again. Where each worker has a
-    process to itself (on Ray), a class with `shares_rates` true is made with `processes` too: how
-    many keep to a rate together.
+    `ending`, which is set to True when a job ends and nothing is to be tried again. If each worker
+    has a process to itself (on Ray), a class with `shares_rates` true also gets the argument
+    `processes`: how many of them share a rate.
     """
 
     async def start(self) -> None:
         """Load what is needed. Raises `PenstockError`."""
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The columns that this stage adds to a row, or puts in the place of its own.
+        """The columns that this stage adds to a row, or replaces in it.
 
         Raises `PenstockError` for a row that cannot be processed.
         """
@@ -72,11 +73,11 @@ class StageWorker(Protocol):
 
 
 class StatefulStage:
-    """One step of a processor. Nothing runs until the processor does, and all of it can be pickled.
+    """One step of a processor. Nothing runs until the processor does. A stage can be pickled.
 
-    `fn` is a class of workers (`StageWorker`), made with `fn_constructor_kwargs`; None where the
-    processor's engine does the step itself, in the pass that it makes anyway. `map_batches_kwargs`
-    say how it is run: `concurrency` (the number of workers, or a pair of least and most),
+    `fn` is a class of workers (`StageWorker`), called with `fn_constructor_kwargs`; None: the
+    processor's engine does the step itself, together with its own work. `map_batches_kwargs` say
+    how the stage is run: `concurrency` (the number of workers, or a pair of least and most),
     `batch_size` (the rows that a worker has at a time), and what Ray is to reserve for a worker
     (`num_cpus`, `memory`, `runtime_env` …). A subclass may set `fn` in its body.
     """
@@ -100,18 +101,18 @@ class StatefulStage:
         self.map_batches_kwargs = dict(map_batches_kwargs or {})
 
     def get_required_input_keys(self) -> dict[str, str]:
-        """The columns that every row must have, each with its meaning. One without becomes an error
-        row; for a worker of Penstock's own it is `process` that raises.
+        """The columns that every row must have, each with its meaning. A row without one becomes an
+        error row. Penstock's own workers check that in `process`.
         """
         return dict(self._required)
 
     def get_optional_input_keys(self) -> dict[str, str]:
-        """The columns that are read where a row has them, each with its meaning."""
+        """The columns that are read if a row has them, each with its meaning."""
         return dict(self._optional)
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
-        """Whether equal rows have equal results, as far as this stage reads them. Such rows are
-        asked once.
+        """Whether rows that are equal in the columns that this stage reads have equal results. Such
+        rows are asked once.
         """
         return self._shareable
 
@@ -123,7 +124,9 @@ class StatefulStage:
 
 
 def check_stage(stage: object) -> None:
-    """Raise `ConfigError` for what is no stage, and for one whose class makes no workers."""
+    """Raise `ConfigError` for an object that is not a stage, or whose `fn` is no class of
+    workers.
+    """
     kind = type(stage).__name__
     if not isinstance(stage, StatefulStage):
         raise ConfigError(
@@ -141,19 +144,19 @@ def check_stage(stage: object) -> None:
 
 
 def workers(kwargs: Mapping[str, Any], where: str) -> int:
-    """The most workers that they ask for, by Ray's `compute` or by `concurrency`; 1 where they say
-    nothing.
+    """The most workers that `map_batches_kwargs` ask for, by Ray's `compute` or by `concurrency`; 1
+    by default.
 
     Raises `ConfigError` for an unknown key, and for a number of workers or of rows that is not
     positive.
     """
     for name in kwargs:
         if name not in KNOWN:
-            raise ConfigError(f"unknown key '{name}'", field=where, hint=nearest(name, KNOWN))
+            raise unknown_key(name, KNOWN, field=where)
     _check_positive(kwargs, "batch_size", where)
     most = _check_positive(kwargs, "concurrency", where)
     pool = kwargs.get("compute")
-    # A pool without a limit has inf.
+    # A pool of Ray's without a limit has inf.
     sizes = [getattr(pool, name, None) for name in ("max_size", "min_size")]
     return next((size for size in sizes if isinstance(size, int)), most)
 

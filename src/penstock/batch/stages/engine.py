@@ -1,4 +1,4 @@
-"""The engine stage: each row becomes a request, and the answer columns."""
+"""The engine stage: each row becomes a request, and its answer becomes columns."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ from penstock.types import (
 
 
 class EngineRequests:
-    """Puts rows to the processor's engine, and asks again what may pass.
+    """Sends rows to the processor's engine, and retries failures that may pass.
 
     `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations,
-    filled by the engine into its chat template, or `template`; else the row has a `prompt` or a
-    `tokenized_prompt`, which a stage before has filled if `templated`. `text`: whether answers come
-    as texts too, None: unless the row's `detokenize` is false. `lora_path` is where adapters lie,
-    by name. `most` limits the rows in flight. `repair` says when a row is asked again with other
-    words. `ray_columns` adds Ray's columns. While `ending` is set, nothing is tried again.
+    which the engine fills into its chat template, or into `template`. Another row has a `prompt` or
+    a `tokenized_prompt`; `templated`: an earlier stage has made it with the template. `text`:
+    whether answers come as text too; None: unless the row's `detokenize` is false. `lora_path` is
+    the folder of adapters. `most` limits the rows in flight. `repair` says when a row is asked
+    again with another request. `ray_columns` adds Ray's columns. While `ending` is set, nothing is
+    tried again.
     """
 
     _supervisor: Supervisor
@@ -84,7 +85,7 @@ class EngineRequests:
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
-        supervisor = await self._stack.enter_async_context(self._source.running(apart=True))
+        supervisor = await self._stack.enter_async_context(self._source.running(per_worker=True))
         self._supervisor = supervisor
         capabilities = supervisor.engine.capabilities
         self._check_task(capabilities.tasks, supervisor.engine.name)
@@ -102,8 +103,7 @@ class EngineRequests:
         began = time.perf_counter()
         if self._task == "generate":
             request = self._request(row, adapter[0] if adapter else None)
-            # A row's own `prompt` stays: what the engine fills into its template only the engine
-            # knows.
+            # A row's own `prompt` stays as it is: only the engine knows the prompt that it makes.
             text = self._text
             if text is None:
                 text = (row.get("sampling_params") or {}).get("detokenize") is not False
@@ -128,7 +128,7 @@ class EngineRequests:
         return columns
 
     def asked(self, row: Mapping[str, Any]) -> Asked | None:
-        """What the engine would be asked for a row; None where no text is to be continued.
+        """What the engine would be asked for a row; None if its text is not to be continued.
 
         Raises `RequestError`.
         """
@@ -150,7 +150,7 @@ class EngineRequests:
         tools = row.get("tools")
         if tools is not None:
             tools = list(tools) or None
-        # Only a conversation can be shortened without harm to its template, or gone on with.
+        # Only a conversation can be shortened without harm to the template, or be continued.
         whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
             return self._conversation(
@@ -193,7 +193,7 @@ class EngineRequests:
         return chat if sees or media_in(chat.messages) else None
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """The LoRA adapter that the row's `model` names, and its place; None for the base model."""
+        """The LoRA adapter that the row's `model` names, and its path; None for the base model."""
         name = row.get("model")
         if name == "" or name == self._source.model_source:
             return None
@@ -248,7 +248,9 @@ def _outcome_of(found: Answers, deltas: list[Delta]) -> Outcome:
 
 
 def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitable[Outcome]]:
-    """What notes an answer that is not the JSON asked for. A tool call need not be JSON."""
+    """A function that notes in an outcome that the answer is not the JSON asked for. An answer with
+    a tool call need not be JSON.
+    """
 
     async def check(outcome: Outcome) -> Outcome:
         for output in outcome.parsed:
@@ -263,7 +265,7 @@ def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitab
 
 
 def _columns(outcome: Outcome, prompt: Any, *, text: bool) -> dict[str, Any]:
-    """The columns of a row's answers, and its prompt as it was; without `text` only their tokens.
+    """The columns of a row's answers, and its prompt unchanged; without `text` only token ids.
 
     Raises `AnswerFormError`.
     """
@@ -292,7 +294,7 @@ def _output(
     logprobs: Sequence[TokenLogprob] | None,
     calls: list[ToolCall] | None = None,
 ) -> dict[str, Any]:
-    if reasoning is None and "think>" in text:  # not every engine tells it from the answer
+    if reasoning is None and "think>" in text:  # some engines leave thoughts in the text
         reasoning, text = without_reasoning(text)
     return {
         "generated_text": text,
@@ -305,8 +307,8 @@ def _output(
 
 
 def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
-    """As `_outcome`, in Ray's form: texts have their thoughts, too, and log probabilities are by
-    token id, those of the prompt too.
+    """As `_outcome`, in Ray's form: texts include the thoughts, and log probabilities are by token
+    id, also for the prompt.
     """
     found = Answers(deltas)
     outcome = _outcome_of(found, deltas)
@@ -319,8 +321,8 @@ def _outcome_as_ray(deltas: list[Delta]) -> Outcome:
     return outcome
 
 
-_ASK = partial(collect, made=_outcome)
-_ASK_AS_RAY = partial(collect, made=_outcome_as_ray)
+_ASK = partial(collect, convert=_outcome)
+_ASK_AS_RAY = partial(collect, convert=_outcome_as_ray)
 
 
 class EngineStage(StatefulStage):

@@ -31,19 +31,19 @@ _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 class HttpRequestOptions(Options, kw_only=True):
-    """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
+    """The options of `HttpRequests`. The first six are those of `ray.data.llm`.
 
-    `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the
-    environment. `qps` is the most requests a second. `max_retries` counts tries after a failure
-    that may pass; refusals for load (429, 503) are waited out in any case. Pauses between tries
+    `headers` are sent to `url` beside the content type; `${NAME}` in a header is a variable of the
+    environment. `qps` is the most requests a second. `max_retries` counts the tries after a failure
+    that may pass; refusals for load (429, 503) are waited out in any case. The pauses between tries
     begin at `base_retry_wait_time_in_s` and double. `session_factory` makes the aiohttp session.
 
-    `method` is POST, PUT or PATCH. At most `concurrency` requests are under way, fewer while the
-    server refuses for load (`adaptive`); `requests_per_minute` and `tokens_per_minute` are limits
-    on top. All workers of a process that ask one server at the same rates share these, and the
-    concurrency of each is added; where so many `processes` do, each keeps to its share of the
-    rates. A try takes at most `timeout_s` seconds, a new connection `connect_timeout_s`, an answer
-    `max_response_bytes`.
+    `method` is POST, PUT or PATCH. At most `concurrency` requests are under way; with `adaptive`
+    fewer while the server refuses for load. `requests_per_minute` and `tokens_per_minute` are
+    further limits. All workers of one process that ask the same server at the same rates share the
+    rates, and their `concurrency` is added up; if they are in several `processes`, each process
+    keeps to its share of the rates. A try takes at most `timeout_s` seconds, a new connection
+    `connect_timeout_s`, an answer `max_response_bytes`.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -68,8 +68,8 @@ class HttpRequestOptions(Options, kw_only=True):
 class HttpRequests:
     """Sends the column `payload` of each row; the answer, decoded, is the column `http_response`.
 
-    A payload is sent as JSON, or where it is a mapping that holds bytes (or mappings with bytes as
-    `content`, and `filename` and `content_type`) as a multipart form with these as its files.
+    A payload is sent as JSON. A mapping that holds bytes (or mappings with bytes as `content`, and
+    `filename` and `content_type`) is sent as a multipart form with these bytes as files.
 
     `await start()`, then any number of `process` at once, then `await stop()`. Raises `ConfigError`
     for a wrong option, and `MissingExtraError`.
@@ -126,8 +126,8 @@ class HttpRequests:
     async def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one row: the decoded JSON; None for an empty body.
 
-        Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with
-        `http_status` and `body`) and `EngineTimeoutError` for what the server did.
+        Raises `RequestError` if the row has no payload that JSON can hold, and `UpstreamError`
+        (with `http_status` and `body`) or `EngineTimeoutError` if the server fails.
         """
         name = self.options.payload_column
         payload = row.get(name)
@@ -171,7 +171,7 @@ class HttpRequests:
         name = self.options.payload_column
         try:
             body = msgspec.json.encode(for_json(payload))
-            if b'"NaN"' in body or b'Infinity"' in body:  # a text, or what stands for a number
+            if b'"NaN"' in body or b'Infinity"' in body:  # a text, or a float that JSON lacks
                 json.dumps(plain(payload), allow_nan=False, default=str)
             return body
         except UnicodeEncodeError:
@@ -183,7 +183,7 @@ class HttpRequests:
         raise RequestError(f"'{name}' cannot be sent as JSON: {why}", param=name)
 
     def _form(self, payload: Mapping[str, Any]) -> Body:
-        """What makes the form, anew for each try."""
+        """A function that makes the form, which every try needs anew."""
         from penstock.http.client import multipart
 
         plain = {
@@ -206,8 +206,8 @@ class HttpRequests:
 
 
 def _error_in(body: bytes, where: str) -> UpstreamError | None:
-    """The error that an answer is: one in OpenAI's form, or a body with nothing but a text named
-    `error`. A good answer may have a field of that name too.
+    """The error in an answer: one in OpenAI's form, or a body that has only a text named `error`.
+    None if there is none: a good answer may have a field of that name too.
     """
     from penstock.http.complaints import as_error
 
@@ -230,7 +230,7 @@ def _stopped() -> EngineDeadError:
 def _has_files(payload: Any) -> bool:
     if not isinstance(payload, Mapping):
         return False
-    # A generator would cost each row more than the rest of this.
+    # No generator: it would cost each row more than the rest of this function.
     for value in payload.values():  # noqa: SIM110
         if value.__class__ not in _NO_FILES and _is_file(value):
             return True
@@ -246,7 +246,7 @@ def _is_file(value: Any) -> bool:
 
 
 def _estimated(payload: Any, body: Body) -> float:
-    """Tokens, before the answer tells them: of the text, and as many as the answer may have."""
+    """The estimated tokens of a request and its answer, before the answer tells the number."""
     most = 0.0
     if isinstance(payload, Mapping):
         given = [payload.get(name) for name in _MOST_TOKENS]
@@ -255,7 +255,7 @@ def _estimated(payload: Any, body: Body) -> float:
 
 
 def _charge(limiter: Limiter, body: bytes, estimate: float) -> None:
-    """Correct the estimate where the answer tells its tokens, as OpenAI's do."""
+    """Correct the estimate if the answer tells its tokens, as OpenAI's do."""
     with suppress(ValueError, RecursionError):
         if used := msgspec.json.decode(body, type=_Charged).usage.total_tokens:
             limiter.charge(used - estimate)

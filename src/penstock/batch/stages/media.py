@@ -1,4 +1,4 @@
-"""Loads what rows point to, images, videos and recordings, by path, URL, data URI or as bytes, off
+"""Loads the media of rows (images, videos and recordings, by path, URL, data URI or as bytes) off
 the event loop; and the stage that puts images and videos into the messages of a conversation.
 """
 
@@ -39,8 +39,8 @@ _AT_ONCE_BYTES = 16 << 20
 class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
 
-    `timeout_s` is for the whole of a source, from its turn on. `max_bytes` is the most that is
-    read. Files of this machine are those below `folder`, if it is given.
+    `timeout_s` bounds the load of one source, from its turn on, `max_bytes` its size. If `folder`
+    is given, files of this machine must be below it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Loader:
         max_bytes: int = 64 << 20,
         folder: str | None = None,
     ) -> None:
-        # The next disk or server may be slow, whatever these were.
+        # Never in place: the next disk or server may be slow, however fast the last ones were.
         self._offload = Offload(threads, in_place=False)
         self._turns = asyncio.Semaphore(threads)
         self._timeout = timeout_s
@@ -121,8 +121,8 @@ class Loader:
 async def loaded(
     rows: Sequence[Row], load: Callable[[Row], Awaitable[int]]
 ) -> AsyncIterator[list[Row]]:
-    """The rows, eight at a time, in lists that go on when they have 16 MiB of media. `load` gets
-    those of a row; it returns their bytes, which become the row's too.
+    """The rows, loaded eight at a time, in lists of up to 16 MiB of media. `load` loads the media
+    of a row and returns their size, which is added to the row's.
     """
     size, some = 0, list[Row]()
     for number in range(0, len(rows), _AT_ONCE):
@@ -139,9 +139,9 @@ async def loaded(
 
 
 class PrepareMultimodal:
-    """Puts images and videos into `messages`. For the row's user it also lists them in
-    `multimodal_data`, and what names their content in `multimodal_uuids`, as Ray's stage does: no
-    later stage reads these.
+    """Puts images and videos into `messages`. As Ray's stage does, it also lists them in
+    `multimodal_data`, and hashes of their content in `multimodal_uuids`, for the user: no later
+    stage reads these columns.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class PrepareMultimodal:
         return image
 
     async def _video(self, given: Any) -> tuple[Any, str, str]:
-        """A video is left to the engine to decode; frames are images."""
+        """A video goes to the engine undecoded; a list of frames is loaded as images."""
         assert self._loader is not None
         if isinstance(given, list | tuple):
             frames = [(await self._image(frame)).data for frame in given]

@@ -15,12 +15,12 @@ DOTS_PER_INCH = 144
 MOST_PAGES = 64
 _POINTS_PER_INCH = 72
 _one_at_a_time = threading.Lock()
-"""PDFium has no threads."""
+"""PDFium must not be used by two threads at once."""
 
 
 def pages_of(data: bytes) -> list[bytes]:
     """Each page of a PDF as a PNG file, at 144 dots an inch. Takes long. Raises `RequestError` for
-    a damaged or locked file, more than 64 pages, and more pixels than an engine takes by default.
+    a damaged or encrypted file, more than 64 pages, or more pixels than an engine takes by default.
     """
     with _one_at_a_time:
         try:

@@ -1,4 +1,4 @@
-"""The columns that `ray.data.llm` gives beside ours, made where `ray_columns` asks for them."""
+"""The columns that `ray.data.llm` has beside ours, made if `ray_columns` asks for them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from penstock.engines.base import LLMEngine
 from penstock.errors import UnsupportedError
 from penstock.types import ChatRequest, CompletionRequest, TokenizeRequest, TokenLogprob
 
+INFERENCE_ERROR = "__inference_error__"
+"""Why a row failed; empty in a good one."""
+
+
+def of_worker() -> dict[str, Any]:
+    """The columns that are the same for all rows of a worker: rows move on one by one, so these
+    are one batch.
+    """
+    return {"batch_uuid": uuid.uuid4().hex, INFERENCE_ERROR: ""}
+
 
 class RayColumns:
-    """Ray's columns for the rows of one worker.
-
-    `request_id` counts the worker's rows from 0. Rows move on one by one, so `batch_uuid` is the
-    same for all rows of a worker.
-    """
+    """Ray's columns for the rows of one worker. `request_id` counts them from 0."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._uuid = uuid.uuid4().hex
+        self._of_worker = of_worker()
 
     def about(self) -> dict[str, Any]:
         """The columns that every answered row has."""
-        return {
-            "request_id": next(self._numbers),
-            "batch_uuid": self._uuid,
-            "__inference_error__": "",
-        }
+        return {"request_id": next(self._numbers), **self._of_worker}
 
     async def of_answer(
         self,
@@ -104,7 +106,7 @@ def _with_array(columns: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def _ids(engine: LLMEngine, asked: TokenizeRequest | list[int]) -> list[int] | None:
-    """The token ids of a prompt; None where the engine has no tokenizer."""
+    """The token ids of a prompt; None if the engine has no tokenizer."""
     if not isinstance(asked, TokenizeRequest):
         return asked
     try:

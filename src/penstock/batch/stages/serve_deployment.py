@@ -1,5 +1,5 @@
-"""Sends rows to what is served under a name: to a model as requests of OpenAI's API, else to any
-method of a deployment.
+"""Sends rows to a served deployment, by its name: to a model as requests of OpenAI's API, or to any
+method of another deployment.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 from penstock.batch.pipeline.pipeline import Attempts, Tries
 from penstock.batch.rows.repair import collect
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.ray_columns import of_worker
 from penstock.engines.base import LLMEngine
 from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
@@ -33,18 +34,18 @@ from penstock.openai.requests import ChatBody, CompletionBody
 
 METHODS = ("chat", "completions", "embeddings")
 MOST_IN_FLIGHT = 256
-"""Whoever answers has an admission of its own; this only bounds what waits for it."""
+"""Bounds the rows that wait: the deployment itself decides how many it works on."""
 
 
 class DeploymentRequests:
-    """Asks the engine or handle called `deployment_name` in `app_name`. It is started, and kept, by
-    its owner. An engine that dies is started and asked again; a handle sees to that itself.
+    """Asks the engine or handle called `deployment_name` in `app_name`, which its owner starts and
+    stops. An engine that dies is restarted and asked again; a handle does that itself.
 
-    A row has a `method`, its `request_kwargs` (the body of such a request), and where
-    `dtype_mapping` is given a `dtype`: the name of the class that checks them. The answer's fields
-    become columns. A method other than `METHODS` is the deployment's own: it gets the request, an
-    object of that class or else a dict, and gives an answer or yields one. With `rows_per_call`
-    above 1 it gets a list of up to so many requests, and gives a list of answers.
+    A row has a `method`, its `request_kwargs` (the body of the request) and, if `dtype_mapping` is
+    given, a `dtype`: the name of the class that checks the request. The answer's fields become
+    columns. A method other than `METHODS` is the deployment's own: it gets the request, as an
+    object of that class or a dict, and returns or yields an answer. With `rows_per_call` above 1 it
+    gets a list of up to that many requests, and returns a list of answers.
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class DeploymentRequests:
         self.most_in_flight = most or MOST_IN_FLIGHT
         self._rows_per_call = rows_per_call
         self._groups: dict[str, Group] = {}
-        more = {"batch_uuid": uuid.uuid4().hex, "__inference_error__": ""}
-        self._more = more if ray_columns else {}
+        self._more = of_worker() if ray_columns else {}
         self._names = (deployment_name, app_name)
         self._types = dict(dtype_mapping or {})
         self._timeout = request_timeout_s
@@ -75,7 +75,7 @@ class DeploymentRequests:
     async def start(self) -> None:
         """Find the deployment. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
-        # A served model has methods of its deployment beside those that reach it directly.
+        # A served model has the methods of its deployment too.
         self._deployment = self._handle
         if isinstance(self._handle, Tasks):
             self._deployment = getattr(self._handle, "deployment", self._handle)
@@ -189,7 +189,7 @@ def _fields(made: Any) -> Mapping[str, Any]:
 
 
 class Group:
-    """Puts the requests that come in one turn of the event loop into calls of at most so many."""
+    """Groups the requests of one turn of the event loop into calls with at most `most` requests."""
 
     def __init__(self, call: Callable[[list[Any]], Awaitable[Any]], most: int) -> None:
         self._call = call
@@ -209,7 +209,7 @@ class Group:
         return await answer
 
     async def stop(self) -> None:
-        """End the calls that go on, for which nobody waits any more."""
+        """Cancel the calls under way, for which nobody waits any more."""
         await end_all(self._calls)
 
     def _send(self) -> None:
@@ -234,9 +234,7 @@ class Group:
 
 
 async def answer_of(method: Callable[[Any], Any], request: Any) -> Any:
-    """What a method gives for a request, whatever its kind: at once, later, or as the first that it
-    yields.
-    """
+    """The answer of a method, which may be plain, async, or a generator whose first item it is."""
     result = method(request)
     if inspect.isawaitable(result):
         result = await result

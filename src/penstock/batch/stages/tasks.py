@@ -51,7 +51,7 @@ NEEDED = {
     "transcribe": ("transcriptions",),
     "speak": ("speech",),
 }
-"""The engine's tasks that do a processor's task, any of them."""
+"""By a processor's task, the tasks of an engine of which any one can do it."""
 
 COLUMNS: dict[str, dict[str, str]] = {
     "embed": {
@@ -90,8 +90,8 @@ _NO_COLUMNS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
-    """Raise `UnsupportedError` for columns that would have a meaning elsewhere, and that nothing
-    here would follow.
+    """Raise `UnsupportedError` for columns that have a meaning in `ray.data.llm`, and that would
+    have no effect here.
     """
     for name in _NO_COLUMNS:
         if row.get(name):
@@ -105,8 +105,8 @@ def check_columns(row: Mapping[str, Any]) -> None:
 def request(
     task: str, row: Mapping[str, Any], *, truncate: bool = False, chat: ChatRequest | None = None
 ) -> Ask:
-    """What asks an engine; `truncate` may shorten a text to embed, and `chat` is a conversation to
-    embed in its place. Raises `RequestError`.
+    """A function that asks an engine for a row. With `truncate` it may shorten a text to embed;
+    `chat` is a conversation to embed instead. Raises `RequestError`.
     """
     if task == "embed":
         return _embed(row, truncate, chat)
@@ -245,7 +245,7 @@ def _classified(text: str) -> Ask:
             "prompt": text,
             "label": found.items[0].label,
             "probabilities": found.items[0].probabilities,
-            # Where users of `ray.data.llm` look for them.
+            # In the column where users of `ray.data.llm` look for the probabilities.
             "embeddings": found.items[0].probabilities,
             "num_input_tokens": found.usage.prompt_tokens,
         }
@@ -307,8 +307,8 @@ def _speak(row: Mapping[str, Any]) -> Ask:
 
 
 def _pooling(row: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
-    """The row's `pooling_params`. Raises for those that have a value and that the task does not
-    know.
+    """The row's `pooling_params`. Raises for a parameter that has a value and that the task does
+    not know.
     """
     params = row.get("pooling_params")
     if params is None:
@@ -327,7 +327,7 @@ def _pooling(row: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
 
 # sampling_params
 class _Params(SamplingParameters):
-    """`None` and the defaults of vLLM change nothing, whether we could honour others or not."""
+    """Takes `None` and vLLM's defaults for any parameter: these change nothing."""
 
     n: int | None = None
     max_tokens: int | None = None
@@ -354,13 +354,13 @@ def sampling_of(params: Any) -> tuple[Sampling, int]:
         )
     try:
         return _known(**params)
-    except TypeError:  # no cache holds lists
+    except TypeError:  # lists cannot be keys of the cache
         return _parsed(params)
 
 
 def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
     try:
-        # Columnar data gives every row every key; the empty ones were never there.
+        # Columnar data gives every row every key; a null key was never there.
         given = {name: value for name, value in plain(dict(params)).items() if value is not None}
         wanted = parse_options(_Params, given, "sampling_params")
     except ConfigError as error:
@@ -388,7 +388,7 @@ def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
 
 @lru_cache(maxsize=64, typed=True)
 def _known(**params: Any) -> tuple[Sampling, int]:
-    """Those of numbers and texts, which mostly are the same for all rows."""
+    """The sampling for numbers and texts, cached: they are mostly the same for all rows."""
     return _parsed(params)
 
 

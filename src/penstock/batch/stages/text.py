@@ -1,8 +1,7 @@
-"""Chat template, tokenizer and detokenizer as stages of their own, for those who ask for the
-columns they make.
+"""Chat template, tokenizer and detokenizer as separate stages, for users who want their columns.
 
-Without them the engine does the same in the pass that it makes anyway, and nothing crosses to it
-twice.
+Without these stages the engine does the same together with its own work, and a row's data goes to
+it only once.
 """
 
 from __future__ import annotations

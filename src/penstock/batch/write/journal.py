@@ -6,7 +6,7 @@ A state directory holds
     rows-g-n.jsonl   results of rows that are in no part yet, a record each, as they finished
     part-g-n.jsonl   output rows (.parquet where the output is Parquet)
     parts-g.jsonl    a record for each part: its rows in written order; its last byte commits a part
-    base-g           the output of a complete job whose failed rows are run again: a part, too
+    base-g           a part: the output of a complete job whose failed rows are run again
     kept-g-n.jsonl   of an incremental job: rows files whose rows stand in parts (`kept.py`)
     answers.bin      answers for equal requests (`dedupe.py`)
     batches/         batches of the job at a provider (`provider/ledger.py`)
@@ -18,11 +18,11 @@ process loses nothing that was finished before. Files are forced to disk only wh
 committed: first the part and the new rows file, then the record of the part. After a part, rows
 that it does not hold are copied to a new rows file before the old one is removed; whatever a crash
 leaves, reading all rows files and leaving out the rows of committed parts gives the state.
-`--retry-failed` starts the next generation: the same parts, failed rows struck out.
+`--retry-failed` starts the next generation: the same parts, with the failed rows struck out.
 
-Records and parts are checked when they are read (`state_files.py`). What is damaged counts as not
-done: its rows run again, and `damage` says so. Only where that would be the whole of a finished job
-it is refused.
+Records and parts are checked when they are read (`state_files.py`). The rows of a damaged record or
+part count as not done: they run again, and `damage` says so. A job is refused only if the whole
+output of a finished job is damaged.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ _OURS = re.compile(
     r"(part|parts|rows|base|kept)-.*"
     r"|(final|failed|download|answers|kept|mode|batches)(\..*)?|.*\.tmp"
 )
-"""Names of what a job leaves in its folder. Anything else there is not touched."""
+"""The names of the files that a job leaves in its folder. Other files there are not touched."""
 
 
 class Record(Struct, array_like=True):
-    """One finished row, as journaled. `key` is the start of its request's digest; 0 for a row
-    without a request. `row_key` is that of an incremental job, 0 in others.
+    """One finished row, as journaled. `key` is the start of its request's digest, 0 for a row
+    without a request. `row_key` is the row's key in an incremental job, 0 in other jobs.
     """
 
     index: int
@@ -81,12 +81,11 @@ def digest_key(digest: bytes) -> int:
 
 
 class Journal:
-    """The journal of generation `generation` in the state directory `folder`. `load` before
-    anything else.
+    """The journal of generation `generation` in the state directory `folder`. Call `load` first.
 
-    `write` is `os.write`, for tests to fail. `key` is the job's own, `check` raises if the job's
-    lock is lost. `keeps`: the records of rows stay when a part has them, and the parts when the job
-    is complete. Writing raises `OutputError`.
+    `write` is `os.write`, so that tests can let it fail. `key` is the job's own; `check` raises if
+    the job's lock is lost. `keeps`: the records of rows stay after a part has them, and the parts
+    after the job is complete. Writing raises `OutputError`.
     """
 
     def __init__(
@@ -150,11 +149,11 @@ class Journal:
                 )
 
     def mend(self) -> None:
-        """Compare the parts with their checksums, and give up those that are damaged or gone: their
+        """Compare the parts with their checksums, and drop those that are damaged or gone: their
         rows run again.
 
-        Removes what no part needs any more. Raises `JobError` if it is the output of a finished job
-        that is damaged.
+        Removes files that no part needs any more. Raises `JobError` if the damaged part is the
+        output of a finished job.
         """
         parts = self._list.read()
         bad = self._list.damaged_files(parts)
@@ -197,7 +196,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row was finished, none is in a provider's batch, and no sample was asked."""
+        """Whether no row was finished, no row is in a provider's batch, and no sample was asked."""
         asked = any((self.folder / name).exists() for name in (BATCHES, CASCADE))
         return not (self.done.runs or self.pending or asked)
 
@@ -208,7 +207,7 @@ class Journal:
 
     @property
     def parts_mark(self) -> int:
-        """The checksum of the list of parts: a complete job's does not change any more."""
+        """The checksum of the list of parts, which changes no more when the job is complete."""
         return self._list.mark
 
     def read_parts(self) -> list[Part]:
@@ -217,7 +216,7 @@ class Journal:
 
     # Rows
     def add(self, index: int, digest: bytes, outcome: Outcome, row_key: int = 0) -> bool:
-        """Note a finished row. Returns whether `flush` must be called to have it written."""
+        """Note a finished row. Returns whether the caller must call `flush` to write it."""
         first = not self._buffer
         self._buffer.append(_encode_record(Record(index, digest_key(digest), outcome, row_key)))
         return first
@@ -240,8 +239,9 @@ class Journal:
         if self._descriptor >= 0:
             guarded(os.fsync, self._descriptor)
 
-    def rotate(self, held: Iterable[tuple[int, bytes, Outcome, int]]) -> Callable[[Part], None]:
-        """Begin a new rows file, as all rows but `held` and `pending` now stand in a finished part.
+    def rotate(self, waiting: Iterable[tuple[int, bytes, Outcome, int]]) -> Callable[[Part], None]:
+        """Begin a new rows file: all rows except `waiting` and `pending` ones are in a finished
+        part.
 
         Returns the function that commits that part: it may run in another thread, and removes or
         shelves the old rows files.
@@ -252,7 +252,7 @@ class Journal:
         previous = self._descriptor
         kept = [
             _encode_record(Record(index, digest_key(digest), outcome, row_key))
-            for index, digest, outcome, row_key in held
+            for index, digest, outcome, row_key in waiting
         ]
         kept += [_encode_record(record) for record in self.pending.values()]
         descriptor = self._descriptor = self._open()
@@ -261,7 +261,7 @@ class Journal:
 
         def commit(part: Part) -> None:
             guarded(os.fsync, descriptor)
-            sync_folder(self.folder)  # the part has its name, before a record says so
+            sync_folder(self.folder)  # so that the part has its name before a record says so
             self._check_held()
             self._list.append(part)
             for path in old:
@@ -272,7 +272,7 @@ class Journal:
         return commit
 
     def close(self) -> None:
-        """Write what is noted and close."""
+        """Write the rows noted, and close."""
         try:
             self.flush()
         finally:
@@ -282,7 +282,7 @@ class Journal:
 
     # Generations
     def shelve(self) -> None:
-        """Keep the records of rows, as far as they are in no part yet, for another generation."""
+        """Keep the records of rows that are in no part yet, for another generation."""
         for path in self._rows_files():
             guarded(_shelve, path)
 
@@ -295,20 +295,20 @@ class Journal:
         return [(path, path.with_name(f"rows{path.name[4:]}")) for _, path in sorted(found)]
 
     def earlier_files(self) -> list[tuple[Path, Path]]:
-        """Of `kept_files` those that may have answers which are in no part: not this generation's
-        own, unless parts of it were damaged.
+        """The `kept_files` that may have answers which are in no part: those of other generations,
+        and this one's if parts of it were damaged.
         """
         own = f"kept-{self.generation}-"
         return [file for file in self.kept_files() if self.damage or own not in file[0].name]
 
     def answer_files(self) -> list[tuple[Path, Path]]:
-        """As `kept_files`, and then those that are not shelved yet."""
+        """The `kept_files`, and then the rows files that are not shelved yet."""
         return [*self.kept_files(), *((path, path) for path in self._rows_files())]
 
     def next_generation(self, parts: Iterable[Part]) -> Journal:
         """A journal in which `parts` are committed and pending rows without error are kept.
 
-        It counts once the manifest names its generation; until then this one stays whole.
+        It is in force once the manifest names its generation; until then this journal stays whole.
         """
         following = Journal(
             self.folder, self.generation + 1, self._write, key=self.key, check=self._check_held
@@ -323,14 +323,14 @@ class Journal:
         return following
 
     def sweep(self, parts: set[str] | None = None) -> None:
-        """Remove what earlier runs left and nobody needs: of a complete job all but the list of
-        parts and, of an incremental one, these and its own kept rows; else all but `parts` and what
-        is journaled or kept.
+        """Remove files of earlier runs that are needed no more. A complete job keeps the list of
+        parts; a complete incremental job also keeps the parts and its own kept rows. Another job
+        keeps `parts` and all that is journaled or kept.
         """
         needed = {self._list.path.name}
         kept = [path.name for path, _ in self.kept_files()]
         if parts is None:
-            # What is complete has copied what it needs of earlier ones.
+            # A complete job has copied the answers that it took from earlier generations.
             needed.update(name for name in kept if name.startswith(f"kept-{self.generation}-"))
             needed.update(part.file for part in self._list.read() if self._keeps)
         else:
@@ -355,7 +355,7 @@ class Journal:
             for kind, count in part.errors.items():
                 self.errors[kind] = self.errors.get(kind, 0) + count
             if part.dropped or part.check is None:
-                self.check = None  # the sum holds rows that are not done any more
+                self.check = None  # the sum has rows that are no longer done
             elif self.check is not None:
                 self.check = (self.check + part.check) % (1 << 64)
         own = re.compile(rf"part-{self.generation}-(\d+)\..*")
@@ -363,8 +363,8 @@ class Journal:
         self.parts = max(numbers, default=-1) + 1
 
     def _clean(self, *, own: bool = False) -> None:
-        """Remove the rows and parts files of other generations, or those of this one. Part files
-        stay.
+        """Remove the rows files and lists of parts of other generations; with `own` of this one.
+        Part files stay.
         """
         for path in [*self.folder.glob("rows-*.jsonl"), *self.folder.glob("parts-*.jsonl")]:
             if (path.stem.split("-")[1] == str(self.generation)) == own:

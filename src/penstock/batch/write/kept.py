@@ -1,8 +1,8 @@
-"""The outcomes that an earlier input of an incremental job has, found by a row's key and request.
+"""The outcomes of the earlier input of an incremental job, found by a row's key and request.
 
-They are the rows files of the journal (`journal.py`), kept under another name once their rows stand
-in a part. An index in SQLite, made anew at each start, finds a record; the record's own checksum
-says whether it is sound. One that is damaged is computed again.
+They are in rows files of the journal (`journal.py`), which were kept under another name when their
+rows were in a part. An index in SQLite, rebuilt at each start, finds a record; the record's own
+checksum says whether it is sound. A damaged outcome is computed again.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class Kept:
-    """What is in these files of a job with this key, each with the name that it had. `failed`: also
-    the rows that failed there. `index` is a path for the index, which goes with `close`.
+    """The outcomes in `files` of the job with this key; each file comes with the name that it had.
+    `failed`: rows that failed there count too. `index` is the path of the index, which `close`
+    deletes.
 
-    Raises `OutputError` where the disk fails.
+    Raises `OutputError` if the disk fails.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class Kept:
             self._insert(guarded(list[_Place], _places(path, number)))
 
     def get(self, row_key: int, key: int) -> Outcome | None:
-        """The outcome of the row with this key, if it asked for the same; `key` is the start of its
-        request's digest.
+        """The outcome of the row with the key `row_key`, if its request was the same: `key` is the
+        start of the request's digest.
         """
         found = self._index.execute(
             "SELECT file, place, size FROM answers WHERE key = ?", (_mixed(row_key, key),)
@@ -84,7 +85,7 @@ class Kept:
 
     def _insert(self, places: list[_Place]) -> None:
         self._index.execute("BEGIN")
-        places.sort()  # of two with one key, the later one stays
+        places.sort()  # of two places with the same key, the later one stays
         self._index.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", places)
         self._index.execute("COMMIT")
 

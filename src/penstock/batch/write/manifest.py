@@ -12,10 +12,17 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.batch.write.state_files import checksum, replace_file
-from penstock.errors import JobError, JobMismatchError, printable
+from penstock.errors import JobError, JobMismatchError, JobVersionError, printable
 
 FILE = "manifest.json"
 VERSION = 2
+
+
+LATER = {"conversion"}
+"""Parts of a job's identity that came later: nobody knows what they were in a job without them."""
+_INNER = {"what stages do", "stages", "conversion"}
+"""Parts of a job's identity that another version of Penstock may write otherwise."""
+_OTHER_VERSION = "If only Penstock has changed, finish the job with the version that began it."
 
 
 class StreamSum(Struct):
@@ -33,12 +40,12 @@ class Manifest(Struct):
     """`job` holds all that decides the output, `result` the counts of a complete job, `created`
     seconds since 1970.
 
-    `key` is a random number that tells this job's records from others'. `generation` is that of the
-    journal in force, `stream` tells which rows a source without fingerprint gave. The outputs are
-    "output" and "dead letter": `published` tells what stood in their places and may be replaced,
-    `placing` what is put there while the status is "placing". `output_checksum` and
-    `parts_checksum` are of the output and the list of parts of a complete job, `checksum` is of the
-    manifest without it.
+    `key` is a random number that tells this job's records from those of other jobs. `generation` is
+    the generation of the journal in force. `stream` tells which rows a source without fingerprint
+    had. The outputs are "output" and "dead letter": `published` is what was found at their paths
+    and may be replaced, `placing` is what is being put there while the status is "placing".
+    `output_checksum` and `parts_checksum` are those of the output and the list of parts of a
+    complete job; `checksum` is that of the manifest without this field.
     """
 
     job: dict[str, Any]
@@ -56,14 +63,14 @@ class Manifest(Struct):
     checksum: str = ""
 
     def save(self, folder: Path) -> None:
-        """Write it, at once and for good. Raises `OutputError`."""
+        """Write the manifest atomically, and force it to disk. Raises `OutputError`."""
         self.checksum = self._own_checksum()
         replace_file(
             folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
         )
 
     def known(self, which: str) -> Stamp | None:
-        """What is at an output's place and may be replaced; None: nothing may be there."""
+        """What is at an output's path and may be replaced; None: nothing there may be replaced."""
         found = [stamps[which] for stamps in (self.published, self.placing) if which in stamps]
         return [entry for stamp in found for entry in stamp] if found else None
 
@@ -72,11 +79,14 @@ class Manifest(Struct):
         return f"{checksum(msgspec.json.encode(bare)):016x}"
 
     def differences(self, job: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """What of `job`, as `normal` makes it, is otherwise here: the value here, and the other."""
+        """Where `job`, as `normal` makes it, differs: by name, the value here and the value
+        there.
+        """
+        unknown = LATER - self.job.keys()
         return {
             name: (self.job.get(name), job.get(name))
             for name in {**self.job, **job}
-            if self.job.get(name) != job.get(name)
+            if self.job.get(name) != job.get(name) and name not in unknown
         }
 
     def require(
@@ -92,6 +102,8 @@ class Manifest(Struct):
         """
         differences = self.differences(job)
         if differences:
+            if differences.keys() <= _INNER:
+                way_out = f"{_OTHER_VERSION} {way_out}"
             raise JobMismatchError(
                 f"{where} belongs to a different job:\n{_table(differences)}\n{way_out}",
                 differences,
@@ -99,14 +111,16 @@ class Manifest(Struct):
 
 
 def is_free(name: str) -> bool:
-    """Whether this part of a job's identity may change in an incremental job: it says which rows
+    """Whether this part of a job's identity may change in an incremental job: it decides which rows
     there are and how they are written, not what is asked.
     """
     return name.startswith("input") or name in ("limit", "order", "result prefix")
 
 
 def normal(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The job as a manifest gives it back: tuples are lists, what JSON has no kind for is text."""
+    """The job as it is read back from a manifest: tuples are lists, and values that JSON lacks are
+    text.
+    """
     data = msgspec.json.encode(_printable(job), enc_hook=str)
     return msgspec.json.decode(data, type=dict[str, Any])
 
@@ -124,7 +138,9 @@ def _printable(value: Any) -> Any:
 
 
 def load(folder: Path) -> Manifest | None:
-    """The manifest in `folder`, or None. Raises `JobError` for a damaged one or another version."""
+    """The manifest in `folder`, or None. Raises `JobVersionError` for one of another version,
+    `JobError` for a damaged one.
+    """
     path = folder / FILE
     try:
         data = path.read_bytes()
@@ -138,7 +154,7 @@ def load(folder: Path) -> Manifest | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise damaged(path) from None
     if manifest is None:
-        raise JobError(
+        raise JobVersionError(
             f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the"
             " job with the Penstock that began it, or discard it with --fresh"
         )

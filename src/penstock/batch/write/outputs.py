@@ -27,13 +27,12 @@ from penstock.batch.write.state_files import checksum_of, remove, sync_folder, w
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
 
 _PART = re.compile(r"part-\d{5,}\.parquet")
-"""The names of the files in a directory that a job writes."""
+"""The names of the files that a job writes into a directory."""
 
 
 class Output:
-    """A file, directory or URL that a job writes. `folder` holds the job's state until it is
-    complete, and after. Rows that failed go to `dead_letter`, a file of JSON lines, where one is
-    given.
+    """A file, directory or URL that a job writes. `folder` is the job's state directory. Rows that
+    failed go to `dead_letter`, a file of JSON lines, if it is given.
 
     Raises `ConfigError` for an unknown extension.
     """
@@ -89,7 +88,9 @@ class Output:
         return f"{stem}.{'parquet' if self.columnar else 'jsonl'}"
 
     def exists(self) -> bool:
-        """Whether there is something at the place of the output. An empty directory is nothing."""
+        """Whether there is a file or directory at the output's path. An empty directory is
+        nothing.
+        """
         with self._failing():
             if not self.remote:
                 return not is_own(self.path.rstrip("/"), None)
@@ -98,8 +99,8 @@ class Output:
             return bool(fs.find(path) if self.form == "dataset" else fs.exists(path))
 
     def stamp(self) -> Stamp:
-        """A mark of the output's files, which changes when somebody edits one. At a URL it covers
-        only their sizes.
+        """A stamp of the output's files, which changes when one is edited. At a URL it covers only
+        their sizes.
         """
         with self._failing():
             if not self.remote:
@@ -115,17 +116,17 @@ class Output:
             return [["", int(fs.size(path) or 0), 0]] if fs.exists(path) else []
 
     def is_own(self, known: Stamp | None, *, placing: bool = False) -> bool:
-        """Whether nothing is at the place of the output but what `known` lists.
+        """Whether the output's path has no file that `known` does not list.
 
-        What is at a URL is taken for the job's own once it is `placing` its output there.
+        Files at a URL are taken for the job's own once it is `placing` its output there.
         """
         if known is None:
             return not self.exists()
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
     def check_replaceable(self) -> None:
-        """Raise `ConfigError` for a directory with Parquet files that no job wrote: the new ones
-        beside them would be a mix, and to remove them is not for a job to do.
+        """Raise `ConfigError` for a directory with Parquet files that no job wrote: a job must not
+        remove them, and new files beside them would make a mix.
         """
         if self.form != "dataset":
             return
@@ -146,7 +147,7 @@ class Output:
     def prepare(self) -> None:
         """Make the state directory. Raises `ConfigError` or `OutputError`."""
         if self.remote:
-            filesystem(self.path)  # a missing package shows here
+            filesystem(self.path)  # raises if the package for this URL is missing
         else:
             check_place(self.path, "output", replaced=True, directory=True)
         if self.dead_letter is not None:
@@ -196,12 +197,14 @@ class Output:
         return target
 
     def stamp_of(self, made: Path) -> Stamp:
-        """What `stamp` will say when `made` is in its place."""
+        """The `stamp` of the output when `made` is at its path."""
         stamp = stamp_of(made)
         return [[name, size, 0] for name, size, _ in stamp] if self.remote else stamp
 
     def place(self, made: Path, known: Stamp | None) -> None:
-        """Put what was made in its place: at once, at a URL file by file. Raises `OutputError`."""
+        """Move `made` to the output's path: atomically, or at a URL file by file. Raises
+        `OutputError`.
+        """
         with self._failing():
             if self.remote:
                 self._upload(made)
@@ -209,10 +212,10 @@ class Output:
                 place(made, self.path, known)
 
     def take_back(self, name: str, checksum: int, rows: int) -> str:
-        """Make the final output, of so many rows, a part of its job again, called `name`. Returns
+        """Make the final output, with `rows` rows, a part of its job again, called `name`. Returns
         the part's file name.
 
-        Raises `OutputError` if it is not the one of this checksum.
+        Raises `OutputError` if the output has another checksum.
         """
         target = self.folder / (name if self.form == "dataset" else self.part_name(name))
         source = self.path
@@ -248,7 +251,7 @@ class Output:
             except Exception as error:
                 if not self.remote or isinstance(error, PenstockError | OSError):
                     raise
-                # Each file system has its own.
+                # Each file system raises its own errors.
                 raise OutputError(f"{self.path}: {error}") from error
 
     def _upload(self, made: Path) -> None:
@@ -270,15 +273,15 @@ class Output:
 def _link(source: str, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # not every file system has links
+    except OSError:  # some file systems have no links
         with open(source, "rb") as copied, open(target, "wb", opener=private_files.opener) as copy:
             shutil.copyfileobj(copied, copy, 1 << 20)
 
 
 def stamp_of(path: str | Path) -> Stamp:
-    """What a local file, or the Parquet files of a directory, are like.
+    """The stamp of a local file, or of the Parquet files of a directory.
 
-    Empty if there are none. Raises `OSError`.
+    Empty if there are no files. Raises `OSError`.
     """
     if os.path.isdir(path):
         files = sorted(glob.glob(os.path.join(glob.escape(os.fspath(path)), "*.parquet")))
@@ -287,9 +290,9 @@ def stamp_of(path: str | Path) -> Stamp:
 
 
 def is_own(path: str | Path, known: Stamp | None) -> bool:
-    """Whether nothing is at `path` but what `known` lists.
+    """Whether `path` has no file that `known` does not list.
 
-    An empty directory is nothing. Raises `OSError`.
+    An empty directory counts as no file. Raises `OSError`.
     """
     if known is not None:
         return all(entry in known for entry in stamp_of(path))
@@ -297,9 +300,9 @@ def is_own(path: str | Path, known: Stamp | None) -> bool:
 
 
 def place(made: Path, target: str, known: Stamp | None) -> None:
-    """Move what was made to its place.
+    """Move `made` to `target`.
 
-    Raises `OutputError` if there is something that `known` does not list, `OSError`.
+    Raises `OutputError` if `target` has a file that `known` does not list, and `OSError`.
     """
     target = target.rstrip("/")
     if not is_own(target, known):
@@ -312,7 +315,7 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
     if not os.path.lexists(target):
         sync_folder(made)
         try:
-            # It fails where a file or a directory with files has come meanwhile.
+            # This fails if a file, or a directory with files, has appeared meanwhile.
             os.rename(made, target)
         except (FileExistsError, NotADirectoryError):
             raise in_the_way(target) from None
@@ -321,7 +324,7 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
                 raise in_the_way(target) from None
             if error.errno != errno.EXDEV:
                 raise
-            os.mkdir(target)  # on another file system: file by file
+            os.mkdir(target)  # `made` is on another file system: file by file
         else:
             sync_folder(Path(target).absolute().parent)
             return
@@ -336,7 +339,7 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
 
 
 def in_the_way(path: str) -> OutputError:
-    """The error of an output that somebody else has written in the meantime."""
+    """The error for a file at the output's path that is not the job's."""
     return OutputError(
         f"{path} has appeared or was changed since the job began, and is not overwritten. "
         "Move it away, and start the job again: what was done is kept. "
@@ -346,8 +349,8 @@ def in_the_way(path: str) -> OutputError:
 
 def _place_file(made: Path, target: str, known: Stamp | None, name: str = "") -> None:
     try:
-        os.link(made, target)  # never over what is there
-    except OSError:  # there is something, or this file system has no links, or it is another one
+        os.link(made, target)  # which never replaces a file
+    except OSError:  # a file is there, or there are no links, or it is another file system
         if os.path.lexists(target) and (known is None or [name, *_stat(target)] not in known):
             raise in_the_way(target) from None
         _replace(made, target)

@@ -1,4 +1,4 @@
-"""Parquet: the parts of a job, and the output that they become, one file or a directory of them."""
+"""Parquet: the parts of a job, and the output made of them, one file or a directory of files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _READ_ROWS = 4096
 
 
 class ParquetWriter(PartWriter):
-    """A part of Parquet. Every 512 rows become Arrow data, which takes less memory than dicts."""
+    """A part in Parquet. Every 512 rows become Arrow data, which takes less memory than dicts."""
 
     def __init__(self, path: Path, tables: Tables) -> None:
         super().__init__(path)
@@ -39,7 +39,7 @@ class ParquetWriter(PartWriter):
     def add(self, row: Row, outcome: Outcome) -> None:
         self._rows.append(row)
         self._outcomes.append(outcome)
-        self.nbytes += row.nbytes + len(outcome.response or "")
+        self.nbytes += row.nbytes + len(outcome.response or "") + len(outcome.packed)
         if len(self._rows) >= _TABLE_ROWS:
             self._convert()
 
@@ -51,7 +51,7 @@ class ParquetWriter(PartWriter):
         try:
             _write(self._temporary, next(tables), tables)
         except pa.ArrowException:
-            # A value without a place in Parquet, such as a second of a very far year.
+            # A value that Parquet cannot hold, such as a second of a very far year.
             whole = pa.concat_tables([conform(table, schema) for table in self._done])
             _write(self._temporary, storable(whole), iter(()))
 
@@ -63,7 +63,9 @@ class ParquetWriter(PartWriter):
 def write_parquet(
     target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
 ) -> None:
-    """One file, in row groups of up to 65,536 rows. `empty` has the columns for no rows."""
+    """Write one file, in row groups of up to 65,536 rows. `empty` is written if there are no
+    rows.
+    """
     tables = _conformed(folder, rows, empty)
     _write(target, next(tables), tables)
 
@@ -71,7 +73,9 @@ def write_parquet(
 def write_dataset(
     target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
 ) -> None:
-    """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
+    """Write a directory of files `part-00000.parquet` and so on, each of about 256 MB before
+    compression.
+    """
     private_files.make_folder(target)
     tables = _conformed(folder, rows, empty)
     left: pa.Table | None = next(tables)
@@ -99,8 +103,8 @@ def _write(
 
 
 def _coded(field: pa.Field, path: str) -> Iterator[str]:
-    """The paths of the values that get a dictionary: all but numbers in lists of a fixed size,
-    which are vectors. No two of them are equal, and to look for such takes most of the time.
+    """The paths of the values that get a dictionary: all but the numbers of vectors (lists of a
+    fixed size). These hardly ever repeat, and a search for repeats would take most of the time.
     """
     kind = field.type
     if pa.types.is_fixed_size_list(kind) and pa.types.is_primitive(kind.value_type):
@@ -118,7 +122,7 @@ def _coded(field: pa.Field, path: str) -> Iterator[str]:
 
 
 def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
-    """JSON lines of these rows."""
+    """Write these rows as JSON lines."""
     with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as file:
         for table in _conformed(folder, lambda: rows, pa.table({})):
             for values in python_rows(table):
@@ -166,7 +170,7 @@ def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
 
 
 class _Reader:
-    """Reads a part from its first row to its last; the next row is number `place` of `rows`."""
+    """Reads a part from its first row to its last. The next row is number `place` of `rows`."""
 
     def __init__(self, path: Path) -> None:
         files = _files_of(path)
@@ -176,7 +180,7 @@ class _Reader:
         self._held = pa.table({})
 
     def read(self, at: int, count: int) -> Iterator[pa.Table]:
-        """`count` rows from row `at` on, which must not lie before what was read already."""
+        """`count` rows from row `at` on, which must not be a row that was read already."""
         while self.place < at + count:
             if not self._held.num_rows:
                 self._held = pa.Table.from_batches([next(self._batches)])

@@ -34,7 +34,7 @@ Run = tuple[int, int]
 
 
 def in_order(rows: Iterable[int]) -> list[Run]:
-    """The runs of row numbers as they come: consecutive ascending numbers join, the order stays."""
+    """The runs of row numbers, in their order. Consecutive ascending numbers form one run."""
     runs: list[Run] = []
     for row in rows:
         if runs and row == runs[-1][1]:
@@ -100,13 +100,13 @@ class RowSet:
 
 
 class Part(Struct, omit_defaults=True):
-    """One committed part: `runs` are its rows in written order, `at` the place of the first of them
-    in `file`.
+    """One committed part: `runs` are its rows in written order, `at` is the place of the first of
+    them in `file`.
 
-    `failed` are its error rows, `errors` their number by type, `skipped` rows that are left out
-    of the output, failed or not, `dropped` rows that are no longer done. `check` is the sum of its
-    rows' request digests, which tells whether a stream that is read again is the same; None if it
-    is not known. `checksum` is of the file.
+    `failed` are its error rows, `errors` their number by type. `skipped` rows are left out of the
+    output, failed or not; `dropped` rows are no longer done. `check` is the sum of the digests of
+    the rows' requests, which tells whether a stream that is read again is the same; None if it is
+    unknown. `checksum` is that of the file.
     """
 
     file: str
@@ -121,16 +121,18 @@ class Part(Struct, omit_defaults=True):
 
     @property
     def rows(self) -> int:
-        """Rows in the file, dropped ones included."""
+        """The number of rows in the file, dropped ones included."""
         return size(self.runs)
 
     def absent(self, *, without_failed: bool) -> list[Run]:
-        """The rows of the file that are not in the output. `without_failed`: no failed row is."""
+        """The rows of the file that are not in the output. `without_failed`: failed rows are
+        not.
+        """
         return union(self.dropped, self.skipped, self.failed if without_failed else [])
 
     @property
     def left_out(self) -> list[Run]:
-        """The rows that were answered and are not in the output: a filter's."""
+        """The rows that were answered and that a filter keeps from the output."""
         return list(without(self.skipped, union(self.failed, self.dropped)))
 
 
@@ -141,7 +143,7 @@ _decode = msgspec.json.Decoder(Part).decode
 class PartList:
     """The parts of generation `generation` in the state directory `folder`.
 
-    `write` is `os.write`, for tests to fail. All methods raise `OutputError`.
+    `write` is `os.write`, so that tests can let it fail. All methods raise `OutputError`.
     """
 
     def __init__(
@@ -155,12 +157,12 @@ class PartList:
 
     @property
     def lost(self) -> int:
-        """How many records were damaged or missing when it was read."""
+        """How many records were damaged or missing when the list was read."""
         return self._records.lost
 
     @property
     def mark(self) -> int:
-        """The checksum of the list itself: a complete job's does not change any more."""
+        """The checksum of the list, which changes no more when the job is complete."""
         return guarded(checksum_of, self.path) if self.path.exists() else 0
 
     def read(self) -> list[Part]:
@@ -187,13 +189,13 @@ class PartList:
             sync_folder(self._folder)
 
     def replace(self, parts: Iterable[Part]) -> None:
-        """Write the list anew, at once."""
+        """Write the whole list anew, atomically."""
         fresh = Records(self.path, self._key)
         replace_file(self.path, b"".join(fresh.seal(_encode(part)) for part in parts), self._write)
         self._records = fresh
 
     def damaged_files(self, parts: Iterable[Part]) -> dict[str, str]:
-        """The parts' files that are not as they were written, and what is wrong with each."""
+        """The files of parts that are damaged or gone, and what is wrong with each."""
         bad: dict[str, str] = {}
         for part in {part.file: part for part in parts}.values():
             path = self._folder / part.file
@@ -208,8 +210,8 @@ class PartList:
 
 
 class PartWriter(ABC):
-    """Writes one part: output rows in a job's own form, complete and on disk before the file gets
-    its name. `nbytes` is about what it holds so far. Raises `OutputError`.
+    """Writes one part: output rows in the job's form. The file is complete and on disk before it
+    gets its name. `nbytes` is about its size so far. Raises `OutputError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -222,7 +224,7 @@ class PartWriter(ABC):
 
     @abstractmethod
     def complete(self) -> None:
-        """Write what is left, to disk. May raise `OSError`."""
+        """Write the rest, and force the file to disk. May raise `OSError`."""
 
     def finish(self) -> None:
         """Put the part in place under its name. May run in another thread."""
@@ -257,7 +259,7 @@ def segments(
 ) -> Iterable[Segment]:
     """The rows of the output in their order: that of the input, or that of the parts.
 
-    `without_failed`: only those that did not fail.
+    `without_failed`: only the rows that did not fail.
     """
     absent = ((part, part.absent(without_failed=without_failed)) for part in parts)
     return _segments(absent, keep_order)

@@ -1,4 +1,4 @@
-"""Whether a place can be written, asked before the work whose result goes there."""
+"""Checks whether a path can be written, before the work whose result goes there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from penstock.errors import ConfigError
 
 
 def check_place(path: str, field: str, *, replaced: bool = False, directory: bool = False) -> None:
-    """Raise `ConfigError` for the option `field` if nothing could be written at the local `path`.
-    `replaced`: a new file takes the place of one that is there, else that is written over.
-    `directory`: that there is one is not looked at.
+    """Raise `ConfigError` for the option `field` if the local `path` cannot be written. `replaced`:
+    a new file will replace an old one at the path; else the old one is written over. `directory`:
+    the path may be a directory.
     """
     folder = os.path.dirname(path.rstrip("/")) or "."
     if not directory and os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Where finished rows go while a job runs: memory, standard output, or journal and parts."""
+"""Sinks: where finished rows go while a job runs (memory, standard output, journal and parts)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penstock.errors import OutputError, PenstockError
 PART_ROWS = 8192
 PART_BYTES = 16 << 20
 _MOST_PARTS = 4
-"""How many parts' worth of rows may gather while one part is being committed."""
+"""The rows of how many parts may gather while one part is being committed."""
 
 T = TypeVar("T")
 
@@ -26,8 +26,9 @@ T = TypeVar("T")
 class Sink(ABC):
     """Takes finished rows in any order. All its methods raise `OutputError`.
 
-    Two functions are set before the first row: `fail` takes an error that arises between calls,
-    `on_room` is called when `full` ends. While `full`, no further row may be asked for.
+    The flow sets two functions before the first row: `fail` takes an error that occurs between
+    calls, `on_room` is called when the sink is no longer `full`. While it is `full`, no further row
+    may start.
     """
 
     fail: Callable[[PenstockError], None]
@@ -36,13 +37,15 @@ class Sink(ABC):
 
     @abstractmethod
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
-        """Take a row; returns the rows that have left for good. `journaled`: it was before."""
+        """Take a row. Returns the rows that are no longer held in memory. `journaled`: the row is
+        in the journal already.
+        """
 
     async def finish(self) -> None:  # noqa: B027 (there may be nothing left)
-        """All rows have come: write what is left."""
+        """All rows have come: write the rest."""
 
     async def close(self) -> None:  # noqa: B027 (there may be nothing to keep)
-        """No more rows will come, though some may be missing: keep what is done."""
+        """No more rows will come, but rows may be missing: keep the rows that are done."""
 
     def _or_fail(self, flush: Callable[[], None]) -> None:
         try:
@@ -63,12 +66,12 @@ class Reorder(Generic[T]):
         self._next = done.first_missing()
         self._held: dict[int, T] = {}
 
-    def held(self) -> Iterator[T]:
+    def waiting(self) -> Iterator[T]:
         """Items that wait for an earlier row."""
         return iter(self._held.values())
 
     def put(self, index: int, item: T) -> list[T]:
-        """Take one item, give back those whose turn has come."""
+        """Take one item. Returns the items whose turn has come."""
         if not self._keep_order:
             return [item]
         if index != self._next:
@@ -83,7 +86,7 @@ class Reorder(Generic[T]):
 
 
 class MemorySink(Sink):
-    """Keeps everything, in order. `items` are the rows with their outcomes."""
+    """Keeps all rows in memory, in order. `items` are the rows with their outcomes."""
 
     def __init__(self, *, keep_order: bool) -> None:
         self.items: list[tuple[Row, Outcome]] = []
@@ -130,8 +133,8 @@ class DurableSink(Sink):
     """Journals each row, and writes rows whose turn has come into part files.
 
     `make_writer` opens a part; `part_name` makes a file name from a stem. A part is committed in
-    another thread while rows go on into the next. On a slow disk the sink is `full` when that one
-    has four times its usual size.
+    another thread while rows go into the next one. On a slow disk the sink is `full` when that next
+    part has four times its usual size.
     """
 
     def __init__(
@@ -174,7 +177,7 @@ class DurableSink(Sink):
         if self._part is not None and self._failure is None:
             self._commit(self._part)
             await self._wait()
-        if self._failure is not None:  # it came after the last row, when nobody listened any more
+        if self._failure is not None:  # it occurred after the last row, when nobody listened
             raise self._failure
 
     async def close(self) -> None:
@@ -186,7 +189,7 @@ class DurableSink(Sink):
         self._journal.close()
 
     async def _wait(self) -> None:
-        """Let a commit that is under way end, well or not."""
+        """Wait until a commit that is under way has ended, with or without an error."""
         if self._committing is not None:
             await asyncio.wait([self._committing])
 
@@ -196,8 +199,10 @@ class DurableSink(Sink):
         return _OpenPart(file, self._make_writer(self._journal.folder / file))
 
     def _commit(self, part: _OpenPart) -> None:
-        held = ((row.index, row.digest, outcome, row.key) for row, outcome in self._reorder.held())
-        commit = self._journal.rotate(held)
+        waiting = (
+            (row.index, row.digest, outcome, row.key) for row, outcome in self._reorder.waiting()
+        )
+        commit = self._journal.rotate(waiting)
         self._part = None
 
         def work() -> None:
@@ -222,7 +227,7 @@ class DurableSink(Sink):
 
 
 class _OpenPart:
-    """A part that still grows, and what its journal entry will say."""
+    """A part that still grows, with the facts for its record."""
 
     def __init__(self, file: str, writer: PartWriter) -> None:
         self.file = file
@@ -247,14 +252,14 @@ class _OpenPart:
 
     @property
     def is_large(self) -> bool:
-        """Whether it has many times the rows or bytes of a full one."""
+        """Whether it has many times the rows or bytes of a full part."""
         return (
             len(self._rows) >= _MOST_PARTS * PART_ROWS
             or self.writer.nbytes >= _MOST_PARTS * PART_BYTES
         )
 
     def record(self, folder: Path) -> Part:
-        """What its journal entry says. The file is read for it, so it must be finished."""
+        """The record of the part. The file is read for its checksum, so it must be finished."""
         path = folder / self.file
         return Part(
             file=self.file,

@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class State:
-    """A job's manifest and journal, held by this process until `close`.
+    """A job's manifest and journal. This process holds the job's lock from `open` to `close`.
 
-    Made by `open`. `complete` says that there is nothing to do. `taken_over` are the rows of an
-    earlier input that this run goes on after.
+    `complete` says that there is nothing to do. `taken_over` is how many rows an earlier input had
+    that this run goes on after.
     """
 
     def __init__(
@@ -59,14 +59,16 @@ class State:
         incremental: bool = False,
         earlier: Mapping[str, Any] | None = None,
     ) -> State:
-        """Take up the job in the output's state directory, or begin it.
+        """Resume the job in the output's state directory, or begin it.
 
-        `fresh` discards what is there; `retry_failed` strikes out the failed rows, which then run
-        again. `incremental` takes a changed input, and keeps what was answered of the earlier one;
-        `earlier` is the fingerprint of one with which the input begins.
-        The rows of damaged parts run again too, and the log says so. Raises `ConfigError`
-        for an output of other origin, `JobMismatchError` for another job's, `OutputError` for one
-        that was changed, `JobError` if another process holds it or if more is damaged.
+        `fresh` discards an earlier job. `retry_failed` strikes out the failed rows, which then run
+        again. `incremental` accepts a changed input, and keeps the answers of the earlier input;
+        `earlier` is the fingerprint of an earlier input with which this one begins. The rows of
+        damaged parts run again too, and the log says so.
+
+        Raises `ConfigError` for an output that no job wrote, `JobMismatchError` for another job's
+        output, `OutputError` for one that was changed since, and `JobError` if another process
+        holds the job's lock or more than parts is damaged.
         """
         folder = output.folder
         job = manifests.normal(job)
@@ -83,8 +85,8 @@ class State:
                 if not state.complete:
                     state._take_up()
                     if state.journal.is_empty and not state.journal.kept_files():
-                        # Nothing was done, perhaps because the engine did not start: nothing need
-                        # be the same.
+                        # No row was done, perhaps because the engine did not start: the job may
+                        # be another one.
                         begun = _begin(output, job, fresh=fresh, before=state.manifest)
                         state = cls(output, begun, lock, **order)
                 renewed = incremental and state._renew(job, earlier, failed_again=retry_failed)
@@ -105,17 +107,17 @@ class State:
 
     @property
     def dead_letter(self) -> bool:
-        """Whether failed rows stand in a file of their own."""
+        """Whether failed rows go to a file of their own."""
         return self.output.dead_letter is not None
 
     @property
     def complete(self) -> bool:
-        """Whether all rows are done and stand in the output."""
+        """Whether all rows are done, and the output has them."""
         return self.manifest.status == "complete"
 
     @property
-    def held(self) -> bool:
-        """Whether the state directory is still this run's."""
+    def owns_folder(self) -> bool:
+        """Whether this run still has the lock of the state directory."""
         try:
             self._lock.check()
         except OutputError:
@@ -125,10 +127,11 @@ class State:
     def publish(
         self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]
     ) -> None:
-        """Put the parts together and the output in place: then the job is complete.
+        """Assemble the output from the parts, and move it to its path: then the job is complete.
 
-        `stream` tells which rows a stream gave, `empty` and `columns` are as for `Output.assemble`.
-        Whatever moment a crash chooses, the manifest tells the next run which files are the job's.
+        `stream` is the checksum of a stream's rows; `empty` and `columns` are as for
+        `Output.assemble`. After a crash at any moment, the manifest tells the next run which files
+        are the job's.
         """
         with writing(self.output.folder):
             self._lock.check()
@@ -166,11 +169,13 @@ class State:
             self._complete()
 
     def close(self) -> None:
-        """Let go of the job."""
+        """Close the journal, and release the job's lock."""
         self._lock.release()
 
     def _take_up(self) -> None:
-        """Read the journal of an unfinished job, or complete the job if only that was missing."""
+        """Read the journal of an unfinished job. Complete the job if only its last step is
+        missing.
+        """
         if (
             self.manifest.status == "placing"
             and self.output.stamp() == self.manifest.placing["output"]
@@ -191,7 +196,7 @@ class State:
         manifest.placing = {}
         self._lock.check()
         if self.incremental:
-            self.journal.shelve()  # first: the rows files of a complete job are swept
+            self.journal.shelve()  # now, as the rows files of a complete job are swept
         manifest.save(self.output.folder)
         self.journal.sweep()
 
@@ -208,10 +213,10 @@ class State:
     def _renew(
         self, job: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, failed_again: bool
     ) -> bool:
-        """Go on after the rows of the earlier input, where this one's begin with these. Else begin
-        the next generation, with nothing done and all answers kept. Returns whether it was needed.
+        """Go on after the rows of the earlier input, if this input begins with them. Else begin the
+        next generation, with no row done and all answers kept. Returns whether that was needed.
 
-        Raises `JobMismatchError` where more than the input differs.
+        Raises `JobMismatchError` if more than the input differs.
         """
         manifest = self.manifest
         changed = manifest.differences(job)
@@ -241,8 +246,8 @@ class State:
         return True
 
     def _has_grown(self, job: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
-        """Whether the job is complete, nothing but more rows has come at the end of its input, and
-        the parts of its output are sound. `earlier`: what the input begins with.
+        """Whether the job is complete, the only change is that its input has more rows at the end,
+        and its parts are sound. `earlier`: the fingerprint of the input that this one begins with.
         """
         before = self.manifest.job
         free = {name for name in {**before, **job} if name.startswith("input") or name == "limit"}
@@ -264,7 +269,7 @@ class State:
         )
 
     def _check_place(self) -> None:
-        """Raises `OutputError` if anything in an output's place is not this job's."""
+        """Raises `OutputError` if a file at the path of an output is not this job's."""
         placing = self.manifest.status == "placing"
         for which, place in self.output.places.items():
             if not place.is_own(self.manifest.known(which), placing=placing):
@@ -284,7 +289,7 @@ class State:
             return
         manifest = self.manifest
         if self.complete:
-            # The parts are gone: the output itself takes their place.
+            # The parts are gone, so the output itself becomes a part.
             written = segments(parts, keep_order=self.keep_order, without_failed=self.dead_letter)
             base = self.output.take_back(
                 f"base-{manifest.generation + 1}",
@@ -296,7 +301,7 @@ class State:
                 parts, base, found, keep_order=self.keep_order, without_failed=self.dead_letter
             )
             if not parts:
-                remove(self.output.folder / base)  # all rows failed and stand elsewhere
+                remove(self.output.folder / base)  # all rows failed, so it has none
             manifest.published["output"] = self.output.stamp()
             self._check_place()
         self.journal = self.journal.next_generation(
@@ -318,9 +323,9 @@ class State:
 def earlier_answers(
     output: Output, job: Mapping[str, Any], index: Path, *, failed: bool
 ) -> Kept | None:
-    """What an incremental job would keep of what it did before, by a look at its state directory,
-    which stays as it is; None where nothing was done. `index` and `failed` are as for `Kept`.
-    Raises what `State.open` would.
+    """The answers that an incremental job would keep; None if no row was done. Reads the job's
+    state directory, and does not change it. `index` and `failed` are as for `Kept`. Raises what
+    `State.open` would raise.
     """
     with writing(output.folder):
         manifest = manifests.load(output.folder)
@@ -339,8 +344,8 @@ def earlier_answers(
 
 
 def _check_renewable(output: Output, manifest: Manifest, job: Mapping[str, Any], rows: int) -> None:
-    """Raise `JobMismatchError` where more than the input differs. So many `rows` were done, unless
-    the job is complete.
+    """Raise `JobMismatchError` if more than the input differs. `rows` is how many rows were done,
+    unless the job is complete.
     """
     changed = manifest.differences(job)
     if all(manifests.is_free(name) for name in changed):
@@ -381,10 +386,10 @@ def _check_new(output: Output) -> None:
 def _as_base(
     parts: list[Part], file: str, checksum: int, *, keep_order: bool, without_failed: bool
 ) -> list[Part]:
-    """The parts of a complete job, as they stand in its one output."""
+    """The parts of a complete job, with their places in its one output file."""
     absent = [part.absent(without_failed=without_failed) for part in parts]
     failed = [list(without(part.failed, gone)) for part, gone in zip(parts, absent, strict=True)]
-    left_out = union(*(part.left_out for part in parts))  # done, though the file has them not
+    left_out = union(*(part.left_out for part in parts))  # done, but not in the file
     others = [Part(file, left_out, check=None, skipped=left_out, checksum=checksum)]
     if keep_order:
         live = union(*(without(part.runs, gone) for part, gone in zip(parts, absent, strict=True)))
@@ -402,15 +407,15 @@ def _as_base(
 def _begin(
     output: Output, job: Mapping[str, Any], *, fresh: bool, before: Manifest | None = None
 ) -> Manifest:
-    """The manifest of a new job, in a state directory that holds nothing else.
+    """The manifest of a new job. Everything else in the state directory is removed.
 
-    What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
-    Raises `ConfigError` if it cannot be.
+    The files at the outputs' paths may be replaced if the manifest `before` says so, or with
+    `fresh`. Raises `ConfigError` if they cannot be.
     """
     if fresh:
         output.check_replaceable()
     for path in output.folder.iterdir():
-        if path.name not in (LOCK_FILE, manifests.FILE):  # the manifest is replaced at once
+        if path.name not in (LOCK_FILE, manifests.FILE):  # the manifest is replaced atomically
             remove(path)
     manifest = Manifest(dict(job))
     if before is not None:
@@ -424,5 +429,5 @@ def _begin(
 
 
 def _standing(output: Output) -> dict[str, Stamp]:
-    """What is in the places of the outputs now, where something is."""
+    """The stamps of the outputs that have files at their paths now."""
     return {which: place.stamp() for which, place in output.places.items() if place.exists()}

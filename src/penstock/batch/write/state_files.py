@@ -3,9 +3,9 @@ they are read, and locked while a job runs.
 
 A record is a line `["checksum",NUMBER,RECORD]`. Its checksum covers the record, its number, the
 file's name and the job's key. So each line shows by itself whether it was changed, and where it
-belongs: one that is repeated or moved does no harm, one that is missing leaves a gap, and one of
-another file or job counts for nothing. A last line without its end was cut short by a crash: that
-is no damage.
+belongs: a repeated or moved line does no harm, a missing line leaves a gap, and a line of another
+file or job is ignored. A last line without its line end was cut short by a crash, which is no
+damage.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _HEAD = len(b'["0123456789abcdef",')
 _BLOCK = 1 << 20
 
 checksum = xxhash.xxh3_64_intdigest
-"""Of bytes, with a seed."""
+"""The checksum of bytes, with a seed."""
 
 
 def replace_file(path: Path, data: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
-    """Write a whole file: at any moment the old or the new one is there. Raises `OutputError`."""
+    """Replace a file atomically: either the old or the new one is there. Raises `OutputError`."""
     temporary = path.with_name(path.name + ".tmp")
     descriptor = guarded(private_files.opener, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -46,7 +46,7 @@ def replace_file(path: Path, data: bytes, write: Callable[[int, bytes], int] = o
 
 
 def write_all(descriptor: int, data: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
-    """Write all of `data`, however often `write` must be called. Raises `OutputError`."""
+    """Write all of `data`, with as many calls of `write` as it takes. Raises `OutputError`."""
     view = memoryview(data)
     while view:
         view = view[guarded(write, descriptor, view) :]
@@ -100,7 +100,7 @@ def guarded(call: Callable[..., T], *arguments: Any) -> T:
 
 
 class Records:
-    """The records of one file, written from its beginning, or on from where `read` has come to."""
+    """The records of one file. `seal` continues after the last record that `read` found."""
 
     def __init__(self, path: Path, key: int) -> None:
         self.path = path
@@ -116,8 +116,8 @@ class Records:
         return self._line(number, record)
 
     def read(self) -> list[bytes]:
-        """The sound records in the order in which they were written. `lost` counts those that are
-        damaged or missing.
+        """The sound records in the order in which they were written. `lost` counts the records that
+        are damaged or missing.
 
         Raises `OutputError` if the file cannot be read.
         """
@@ -141,7 +141,7 @@ class Records:
 
     @staticmethod
     def body(line: bytes) -> bytes | None:
-        """The record of one line, not checked; None if there is none in it."""
+        """The record of one line, unchecked; None if the line has no record."""
         _, comma, rest = line[_HEAD:].partition(b",")
         return rest[:-2] if comma and rest.endswith(b"]\n") else None
 
@@ -154,7 +154,7 @@ class Records:
         return b'["%016x",%d,%b]\n' % (checksum(record, self._seed ^ number), number, record)
 
     def _parts(self, line: bytes) -> tuple[int, bytes | None]:
-        """The number of a line and its record; None if that is damaged or of another file."""
+        """The number of a line, and its record: None if it is damaged or of another file."""
         digits, _, rest = line[_HEAD:].partition(b",")
         number = int(digits) if digits.isdigit() and len(digits) < 19 else -1
         record = rest[:-2]
@@ -169,7 +169,9 @@ class Records:
 
 
 def checksum_of(path: Path) -> int:
-    """Of a file's content, or of a directory's Parquet files and their names. Raises `OSError`."""
+    """The checksum of a file's content, or of the names and content of a directory's Parquet files.
+    Raises `OSError`.
+    """
     if path.is_dir():
         total = 0
         for file in sorted(path.glob("*.parquet")):
@@ -184,11 +186,11 @@ def checksum_of(path: Path) -> int:
 
 
 class Lock:
-    """Held from when it is made until `release`. Raises `JobHeldError` if another process holds it,
-    `OSError`.
+    """The lock of a state directory, held from its construction until `release`. Raises
+    `JobHeldError` if another process holds it, and `OSError`.
 
-    The folder itself is locked too, where its file system can: then a removed lock file lets nobody
-    in.
+    The folder itself is locked too, if its file system can do that: then another process cannot
+    take the lock by removing the lock file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -198,7 +200,7 @@ class Lock:
             self._take(private_files.opener(self._path, os.O_RDWR | os.O_CREAT))
             found = os.fstat(self._held[0])
             self._identity = (found.st_dev, found.st_ino)
-            with contextlib.suppress(OSError):  # some network file systems lock no folders
+            with contextlib.suppress(OSError):  # some network file systems cannot lock folders
                 self._take(os.open(folder, os.O_RDONLY))
             self.check()
         except BaseException:
@@ -206,7 +208,9 @@ class Lock:
             raise
 
     def check(self) -> None:
-        """Raises `OutputError` if the lock file is not the one that this process holds any more."""
+        """Raises `OutputError` if the lock file is no longer the one that this process has
+        locked.
+        """
         try:
             found = os.stat(self._path)
             gone = (found.st_dev, found.st_ino) != self._identity
@@ -220,7 +224,7 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Let go. Harmless when repeated."""
+        """Release the lock. A second call does nothing."""
         for descriptor in self._held:
             os.close(descriptor)
         self._held.clear()

@@ -1,8 +1,8 @@
 """Output rows as Arrow tables.
 
-Input columns keep their Arrow types, parsed fields have those of the JSON Schema, the rest is
-fixed. A column whose values have no common type becomes text: strings as they are, anything else as
-`values.text` says.
+Input columns keep their Arrow types, parsed fields have the types of the JSON Schema, other columns
+have fixed types. A column whose values have no common type becomes text: strings unchanged, other
+values as `values.text` makes them.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ USAGE = pa.struct(
 _DEEPEST = 8
 _ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])
 _KEPT = {"status": pa.string(), "error": _ERROR}
-"""The columns that each row has where rows that failed are kept."""
+"""The further columns of each row, if failed rows are kept."""
 
 
 class ColumnTables:
-    """Those of a job whose answers become columns beside the input's.
+    """The output tables of a job whose answers become columns beside the input's.
 
-    `schema` and `columns` describe its input, as far as they are known.
+    `schema` and `columns` describe the input, as far as they are known.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ColumnTables:
         return pa.schema(list(zip(names, kinds, strict=True)))
 
     def check_storable(self) -> None:
-        """Raise `OutputError` if Parquet has no place for a type of the input."""
+        """Raise `OutputError` if Parquet cannot hold a type of the input."""
         refused = [field for field in self._input or () if not _has_place(field)]
         if refused:
             kinds = ", ".join(f"'{field.name}' ({field.type})" for field in refused)
@@ -93,14 +93,17 @@ class ColumnTables:
             )
 
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
-        batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
+        batches = {
+            id(row.record_batch): row.record_batch for row in rows if row.record_batch is not None
+        }
         if batches:
             sizes = [batch.num_rows for batch in batches.values()]
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
             whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
-            # A row that could not be read has no place there, and is null in each column.
+            # A row that could not be read is not there, and is null in each column.
             places = [
-                None if row.batch is None else starts[id(row.batch)] + row.offset for row in rows
+                None if row.record_batch is None else starts[id(row.record_batch)] + row.offset
+                for row in rows
             ]
             if places[0] is not None and places == list(range(places[0], places[0] + len(places))):
                 return whole.slice(places[0], len(places))
@@ -118,9 +121,9 @@ class ColumnTables:
 
 
 class RowTables:
-    """Those of a job whose columns are known only from its rows.
+    """The output tables of a job whose columns are known only from its rows.
 
-    A column of the input (its `schema`) keeps its type if its values fit.
+    A column of the input, whose schema is `schema`, keeps its type if its values fit.
     """
 
     def __init__(self, form: RowForm, schema: pa.Schema | None, *, keeps_errors: bool) -> None:
@@ -139,15 +142,15 @@ class RowTables:
         return _empty(pa.schema(list(self._kinds.items())))
 
     def check_storable(self) -> None:
-        """What cannot be stored shows in the rows, and becomes text."""
+        """Does nothing: values that cannot be stored are found in the rows, and become text."""
 
 
 Tables = ColumnTables | RowTables
-"""What makes the output tables of a job."""
+"""The makers of output tables."""
 
 
 def _field(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """A field of the answers. One whose type the schema leaves open is text."""
+    """A field of the answers. If the schema leaves its type open, it is text."""
     return texts(values) if kind == pa.string() else array(values, kind)
 
 
@@ -162,7 +165,7 @@ def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 def table_of(
     values: Mapping[str, Sequence[Any]], rows: int, kinds: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
-    """A table of columns, of these types where they hold the values.
+    """A table of columns. `kinds` are their types, as far as these hold the values.
 
     Raises `OutputError`, which names the column.
     """
@@ -186,7 +189,7 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
 
 
 def storable(table: pa.Table) -> pa.Table:
-    """The table, those of its columns that Parquet cannot hold as text."""
+    """The table, with columns that Parquet cannot hold turned into text."""
     for place, name in enumerate(table.column_names):
         if not _can_be_written(table.select([name])):
             table = table.set_column(place, name, as_text(table.column(name)))
@@ -207,7 +210,7 @@ def _can_be_written(table: pa.Table) -> bool:
     written = pa.BufferOutputStream()
     try:
         pq.write_table(table, written)
-        pq.read_schema(pa.BufferReader(written.getvalue()))  # which has a limit of its own
+        pq.read_schema(pa.BufferReader(written.getvalue()))  # reading has a limit of its own
     except (pa.ArrowException, OSError):
         return False
     return True
@@ -221,7 +224,7 @@ def field_types(schema: Schema) -> list[pa.DataType]:
 def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
     part = schema.resolve(part)
     if depth > _DEEPEST:
-        return pa.string()  # a schema that contains itself has no end
+        return pa.string()  # the schema contains itself
     choices = [schema.resolve(choice) for choice in part.get("anyOf") or part.get("oneOf") or ()]
     present = [choice for choice in choices if choice.get("type") != "null"]
     if len(present) == 1:
@@ -244,7 +247,7 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
         return pa.struct(
             [(key, _field_type(schema, inner, depth + 1)) for key, inner in properties.items()]
         )
-    # An enumeration, or anything whose type the schema leaves open: text, or JSON.
+    # An enumeration, or a value whose type the schema leaves open: text, or JSON.
     return pa.string()
 
 
@@ -261,9 +264,9 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Some output rows of a run, which others agree with: `error` has its type in all of them.
+    """A table of some output rows of a run. `error` has the same type in all such tables.
 
-    Raises pyarrow's errors for what Arrow cannot hold.
+    Raises pyarrow's errors for a value that Arrow cannot hold.
     """
     columns = _columns(rows)
     kinds = _KEPT if _KEPT.keys() <= columns.keys() else {}
@@ -275,6 +278,6 @@ def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def _block_column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     if kind is None and LEAVES.issuperset(map(type, values)):
         kind = kind_of(values)
-        if kind is None:  # Arrow would make some of them like the others
+        if kind is None:  # Arrow would convert some of the values to the type of others
             raise pa.ArrowInvalid("values of kinds that no column holds together")
     return pa.array(values, kind)

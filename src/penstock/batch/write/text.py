@@ -1,4 +1,4 @@
-"""JSON lines and CSV: the parts of a job, and the output that they become."""
+"""JSON lines and CSV: the parts of a job, and the output made of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from penstock.errors import OutputError
 
 _AT_ONCE = 256
 _MOST_COLUMNS = 1000
-"""Of one object. More keys are data: a table of rows × keys would be their product."""
+"""The most columns of one object. More keys are data: a table would have rows × keys cells."""
 
 
 class JsonlWriter(PartWriter):
@@ -53,14 +53,14 @@ class JsonlWriter(PartWriter):
         self._file.close()
 
     def abandon(self) -> None:
-        # It cannot take its last bytes, and nobody will read them.
+        # The last bytes may not fit on the disk, and nobody will read the file.
         with contextlib.suppress(OSError):
             self._file.close()
         super().abandon()
 
 
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
-    """JSON lines, copied as they are."""
+    """Write JSON lines, copied unchanged."""
     with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out:
         for lines in _lines(folder, rows):
             out.writelines(lines)
@@ -70,12 +70,12 @@ def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
 def write_csv(
     target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]
 ) -> None:
-    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are
-    no rows.
+    """Write CSV. Objects become columns with dotted names, lists become JSON. `columns` are there
+    even if there are no rows.
 
-    An object stays JSON where one of those names would be that of another column of its row, where
-    it has more than 1,000 of them in all rows, and where other rows hold something else, such as
-    JSON that an earlier run made of objects.
+    The objects of a column stay JSON in three cases: a dotted name would be that of another column
+    of the row; they have more than 1,000 keys in all rows; or other rows of the column hold another
+    value, such as JSON that an earlier run made of objects.
     """
     names, whole = _csv_columns(_objects(folder, rows()), columns, frozenset())
     if whole:
@@ -90,8 +90,9 @@ def write_csv(
 
 
 class _LineFeeds:
-    """Lines of a `csv.writer`, with a line feed at their end. Only what its own line end holds is
-    quoted for sure (before Python 3.13), and a bare carriage return would be the end of a row.
+    """Passes on the lines of a `csv.writer`, with a line feed at their end. The writer must use
+    CR LF itself: before Python 3.13 it quotes only the characters of its own line end, and an
+    unquoted carriage return would end a row.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -110,10 +111,10 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
 def _csv_columns(
     rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
 ) -> tuple[list[str], frozenset[str]]:
-    """The columns of the CSV, and those whose objects stay whole, for which see `write_csv`."""
+    """The columns of the CSV, and the columns whose objects stay JSON (see `write_csv`)."""
     filled = dict.fromkeys(columns, False)
-    owners: dict[str, str] = {}  # the columns whose objects have these names
-    others: set[str] = set()  # columns with values that are no objects
+    owners: dict[str, str] = {}  # by dotted name, the column whose objects have it
+    others: set[str] = set()  # columns with values that are not objects
     unfit: set[str] = set()
     for values in rows:
         flat: list[tuple[str, Any]] = []
@@ -132,8 +133,7 @@ def _csv_columns(
             unfit.update(_clashing(values))
     counts = Counter(owners.values())
     unfit.update(name for name in counts if counts[name] > _MOST_COLUMNS or name in others)
-    # A name that was only ever null is that of an object that other rows have: its fields are the
-    # columns.
+    # A column that is null in some rows and an object in others has the object's fields as columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
     places = {name: place for place, name in enumerate(filled)}
     names = [name for name, has_value in filled.items() if has_value or name not in objects]
@@ -142,7 +142,7 @@ def _csv_columns(
 
 
 def _clashing(values: dict[str, Any]) -> Iterator[str]:
-    """The columns with objects whose flat names are those of others in the row."""
+    """The columns whose objects have dotted names that other columns of the row have."""
     owners: dict[str, str] = {}
     for column, value in values.items():
         for name, _ in _flat({column: value}):
@@ -174,8 +174,8 @@ def _cell(value: Any) -> str:
 
 
 def _lines(folder: Path, rows: Iterable[Segment]) -> Iterator[list[bytes]]:
-    """The lines of these rows, some at a time. Each file is read from its first line to its last,
-    so its segments must come in ascending order.
+    """The lines of these rows, in lists. Each file is read from its first line to its last, so its
+    segments must be in ascending order.
     """
     opened: dict[str, tuple[io.BufferedReader, int]] = {}
     try:
@@ -204,9 +204,9 @@ def _lines(folder: Path, rows: Iterable[Segment]) -> Iterator[list[bytes]]:
 
 
 def csv_to_jsonl(source: Path, target: Path, rows: int) -> None:
-    """The rows of a CSV output, so many, as JSON lines of text, which make the same CSV again.
+    """Write the rows of a CSV output as JSON lines of text, which make the same CSV again.
 
-    Raises `OutputError` if they are not so many.
+    Raises `OutputError` if there are not `rows` rows.
     """
     encode = msgspec.json.Encoder().encode
     count = 0
@@ -234,7 +234,7 @@ def dicts_of(written: TextIO) -> Iterator[dict[str, str]]:
             try:
                 values = next(rows, None)
             finally:
-                csv.field_size_limit(limit)  # it bounds what is read elsewhere
+                csv.field_size_limit(limit)  # the limit applies to the whole process
         if values is None:
             return
         yield values

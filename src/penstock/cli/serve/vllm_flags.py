@@ -257,7 +257,7 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "enable_expert_parallel": (False,),
     "async_scheduling": (True, False),
 }
-"""Values that ask an engine without the option for what it does anyway."""
+"""Values that ask for what an engine without the option does in any case."""
 _HINTS = {
     "gpu_memory_utilization": "--kv-cache-memory-bytes bounds the cache.",
     "generation_config": (
@@ -323,7 +323,7 @@ def _known(engine: str) -> frozenset[str]:
     elif engine == "remote":
         from penstock.engines.remote.options import RemoteOptions as options
     else:
-        return frozenset(ENGINE_OPTIONS)  # of somebody else: it says itself what it lacks
+        return frozenset(ENGINE_OPTIONS)  # a user's engine: it says itself what it lacks
     return frozenset(options.__struct_fields__)
 
 

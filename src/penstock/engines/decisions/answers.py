@@ -69,7 +69,7 @@ def decided(question: Question, chances: list[float], mass: float = 1.0) -> Deci
 
 
 def values_of(question: Question) -> list[Value]:
-    """What a decision holds for each option of a question."""
+    """The value of each option of a question, in a decision."""
     numbered = isinstance(question, ScoreQuestion)
     return [
         option.value if option.value is not None else number if numbered else option.label

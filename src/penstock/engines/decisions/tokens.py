@@ -54,7 +54,7 @@ class TokenizedHead(Struct, frozen=True):
 
 
 class TextIds:
-    """The ids of texts, kept for those of questions, which come again with each input."""
+    """The token ids of texts. Those of questions are kept, as they come again with each input."""
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode

@@ -35,7 +35,7 @@ _AT_ONCE = 1 << 20
 
 
 class CachedModel(Struct, frozen=True):
-    """A model on disk. `nbytes` is what it takes there; `changed` is in Unix seconds."""
+    """A model on disk. `nbytes` is its size there; `changed` is in Unix seconds."""
 
     name: str
     kind: Literal["hub", "converted", "bucket"]
@@ -44,7 +44,7 @@ class CachedModel(Struct, frozen=True):
     changed: float
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Its files with their sizes in bytes; of several revisions from a hub, those of each."""
+        """Its files with their sizes in bytes; of a hub's model, the files of all its revisions."""
         root = self.path / "snapshots" if self.kind == "hub" else self.path
         for file in sorted(root.rglob("*")):
             if file.is_file():
@@ -92,13 +92,13 @@ def remove_model(model: CachedModel) -> None:
 
 
 def hub_cache() -> Path:
-    """Where Hugging Face's libraries keep what they fetch."""
+    """The folder in which Hugging Face's libraries keep what they fetch."""
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def hub_folder(name: str) -> Path:
-    """Where the files of a hub's model "org/name" are, if they were fetched."""
+    """The folder for the files of a hub's model "org/name", whether or not they were fetched."""
     return hub_cache() / f"{_HUB_FOLDER}{name.replace('/', '--')}"
 
 

@@ -123,10 +123,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def adapter_rank(name: str, path: str) -> int:
-    """The rank of the adapter in the PEFT directory `path`.
-
-    Raises `ModelNotFoundError` naming what is missing or wrong.
+def check_adapter(name: str, path: str, most: Any = None) -> None:
+    """Raise `ModelNotFoundError` naming what is missing or wrong in the PEFT directory `path`, also
+    for a rank above `most`, an engine's `max_lora_rank`.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -146,7 +145,11 @@ def adapter_rank(name: str, path: str) -> int:
         raise ModelNotFoundError(
             f"adapter '{name}': {CONFIG} does not describe a LoRA adapter", param="model"
         )
-    return rank
+    if isinstance(most, int) and rank > most:
+        raise ModelNotFoundError(
+            f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
+            param="model",
+        )
 
 
 def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:

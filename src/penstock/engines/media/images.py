@@ -20,7 +20,7 @@ from penstock.openai.media.images import of_8_bits
 FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 """What engines take. Pillow knows more, some of which run programs."""
 MAX_PIXELS = 1 << 26
-"""Pixels that are decoded at most, unless somebody says otherwise: 192 MiB of them."""
+"""The default of the most pixels that are decoded: 192 MiB of them."""
 
 
 class PreparedImage(NamedTuple):

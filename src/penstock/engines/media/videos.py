@@ -103,7 +103,7 @@ def clip_of(files: Sequence[bytes], frames: int, most: int) -> Clip:
 
 
 def _chosen(count: int, most: int) -> list[int]:
-    """Which of so many frames are shown: as transformers and OpenVINO GenAI choose them."""
+    """The indexes of the frames that the model sees, as transformers and OpenVINO GenAI choose."""
     many = min(count, most)
     return [at * count // many for at in range(many)]
 

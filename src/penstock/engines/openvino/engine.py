@@ -1,4 +1,4 @@
-"""The embedded engine, seen from the parent. Imports nothing of OpenVINO."""
+"""The parent's side of the embedded engine. Imports nothing of OpenVINO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from penstock.engines.base import Stated
 from penstock.engines.chat_template import check_variables, read_template, template_options
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
-from penstock.engines.disk.sources import adapter_rank, describe
+from penstock.engines.disk.sources import check_adapter, describe
 from penstock.engines.media.audio import joined, pieces_of, window_listener
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
@@ -29,7 +29,7 @@ from penstock.engines.openvino.model.files import (
     sees,
 )
 from penstock.engines.openvino.model.gguf import check_gguf_tokenizer
-from penstock.engines.openvino.model.source import check_tokenizer, find_model
+from penstock.engines.openvino.model.source import check_tokenizer, find_model, recipe_of
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -74,7 +74,7 @@ _OF_TASK = {
     "transcribe": ("word_timestamps",),
     "speak": ("voices",),
 }
-"""Options that change answers, by the one task whose models take them."""
+"""By option that changes answers, the one task whose models take it."""
 _DEFAULTS = OpenVINOOptions()
 _NOT_SEEING = ("tokenizer", "prompt_lookup", "draft_model", "cache_eviction", "sparse_attention")
 
@@ -91,6 +91,10 @@ class OpenVINOEngine(WorkerEngine):
         "is_sleeping",
     }
 
+    @classmethod
+    def conversion_of(cls, model_source: str) -> int | None:
+        return recipe_of(model_source)
+
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = _for_this_machine(
@@ -104,7 +108,7 @@ class OpenVINOEngine(WorkerEngine):
         check_variables(self.options.default_chat_template_kwargs)
         self.template_variables = self.options.default_chat_template_kwargs
         for name, path in self.adapters.items():
-            adapter_rank(name, path)
+            check_adapter(name, path)
         self.beside: SecondCopy = SecondCopy(self._release_logits)
         self._asleep = False
         self._constraints: Constraints | None = None
@@ -120,7 +124,7 @@ class OpenVINOEngine(WorkerEngine):
         }
         if properties:
             deciding["properties"] = properties
-        if deciding.get("chat_template") is not None:  # what is in the file decides
+        if deciding.get("chat_template") is not None:  # the file's content decides, not its path
             deciding["chat_template"] = read_template(deciding["chat_template"])
         return deciding
 
@@ -238,7 +242,7 @@ class OpenVINOEngine(WorkerEngine):
         return await super().answer(task, request)
 
     async def _transcribed(self, request: TranscriptionRequest) -> Transcription:
-        """The text of a recording, which the worker holds meanwhile, window by window."""
+        """The text of a recording, window by window. The worker keeps the recording meanwhile."""
         key, listener = next(self._ids), window_listener.get()
         try:
             windows = await self._call("open_recording", key, request.audio)
@@ -263,7 +267,7 @@ class OpenVINOEngine(WorkerEngine):
         return joined(parts)
 
     async def _spoken(self, request: SpeechRequest) -> Speech:
-        """A text, spoken piece by piece: models are at their best with a sentence or two."""
+        """A text as speech, piece by piece: models speak a sentence or two best."""
         parts: list[Speech] = []
         for piece in pieces_of(request.text, self.capabilities.context_length):
             answer = await self._call("speak", piece, request.voice, request.speed)
@@ -283,13 +287,13 @@ class OpenVINOEngine(WorkerEngine):
                 with naming_input(number, len(inputs)):
                     prompts.append(await self._prompt_of(one, instruction))
             inputs = prompts
-        cut = request.truncate
-        return inputs, request.dimensions, request.input_type, cut, request.vectors
+        about = request.dimensions, request.input_type, request.truncate, request.vectors
+        return inputs, *about, request.packed
 
     async def _prompt_of(
         self, given: str | list[int] | ChatRequest, instruction: str
     ) -> tuple[str, tuple[bytes, ...], str]:
-        """The prompt that a model which sees embeds, its images' files, and the mark of each."""
+        """The prompt that a vision model embeds, the files of its images, and the mark for each."""
         if isinstance(given, list):
             raise UnsupportedError(
                 "an embedding model that sees takes texts and images, no token ids", param="input"
@@ -336,7 +340,7 @@ class OpenVINOEngine(WorkerEngine):
             return await super().label_shares(texts, request)
 
     async def control(self, operation: str, **options: Any) -> Any:
-        """Sleep by ending the process, which gives all its memory back."""
+        """Do an operation. To sleep is to end the process, which gives all its memory back."""
         match operation:
             case "sleep":
                 self._asleep = True
@@ -352,8 +356,8 @@ class OpenVINOEngine(WorkerEngine):
 
 
 def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
-    """What `deterministic` needs. And bf16 on one thread ends in SIGFPE when the model is loaded on
-    a CPU with AMX, so f32 is taken there.
+    """The options with what `deterministic` needs added, and with f32 if there is one thread: bf16
+    would end in SIGFPE when the model is loaded on a CPU with AMX.
     """
     if options.deterministic:
         return msgspec.structs.replace(options, **DETERMINISTIC_OPTIONS)

@@ -7,7 +7,8 @@ together, a prompt with images alone: GenAI's pipeline would show its images to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200
 """The most that an image may be longer than it is wide, or wider than it is long."""
+_POOLING = {
+    "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
+    "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
+    "last_token": genai.TextEmbeddingPipeline.PoolingType.LAST_TOKEN,
+}
 _AROUND = 2
 """Tokens before and behind those of an image."""
 
@@ -53,7 +59,7 @@ class ImageEmbedding(Embedding):
     inputs = ("text", "image")
     pooling: Pooling = "last_token"
 
-    def _load(self, config: Any) -> None:
+    def _load(self, pooling: Pooling) -> None:
         self._images = image_reader("An embedding model that sees")
         path = Path(self._path)
         self.chat_template = own_template(self._tokenizer)
@@ -66,6 +72,10 @@ class ImageEmbedding(Embedding):
         self._patches = Patches.of(read_config(path, "preprocessor_config.json"))
         self._mark_ids = mark_ids(stated)
         self._end = _end_of(self._tokenizer)
+        config = genai.TextEmbeddingPipeline.Config()
+        config.pooling_type = _POOLING[pooling]
+        config.normalize = self._normalizes
+        config.max_length = self._context_length
         with linked(path, {TOKENIZER}) as plain:
             # To the tokens that a tokenizer adds, GenAI 2026.4.1 adds them once more.
             write_tokenizer_that_adds_none(path, plain)
@@ -116,7 +126,10 @@ class ImageEmbedding(Embedding):
         tokens = sum(map(len, encoded)) + seen
         return Prompt(text + self._end, files, tokens)
 
-    def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
+    def _begun(self, group: list[tuple[Embedded, int]]) -> Callable[[], list[Any]]:
+        return partial(self._made, group)  # GenAI's pipeline is waited for
+
+    def _made(self, group: list[tuple[Embedded, int]]) -> list[Any]:
         prompts: list[Prompt] = [call.inputs[at] for call, at in group]
         texts = [prompt.text for prompt in prompts if not prompt.files]
         found = iter(self._embedded(texts) if texts else ())
@@ -140,6 +153,10 @@ class ImageEmbedding(Embedding):
                 f"the images cannot be embedded: {reason_of(error)}", param="messages"
             ) from None
 
+    def _embedded(self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()) -> Any:
+        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
+        return self._finished(found)
+
     def _scaled(self, data: bytes) -> ov.Tensor:
         """An image in the size that the model sees, scaled as transformers does it: GenAI leaves
         pixels out where an image becomes smaller.
@@ -147,13 +164,6 @@ class ImageEmbedding(Embedding):
         image = self._images.decoded(data)
         bicubic = self._images.Image.Resampling.BICUBIC
         return ov.Tensor(np.array(image.resize(self._patches.scaled(image.size), bicubic)))
-
-    def _embedded(
-        self, texts: Sequence[str], images: Sequence[ov.Tensor] = ()
-    ) -> list[list[float]]:
-        found = self._pipeline.embed(list(texts), images=list(images)).embeddings.data
-        vectors: list[list[float]] = np.asarray(self._finished(found)).tolist()
-        return vectors
 
 
 def _end_of(tokenizer: Any) -> str:
@@ -180,7 +190,7 @@ class Patches(NamedTuple):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Patches:
-        """Those that a `preprocessor_config.json` states."""
+        """The patches that a `preprocessor_config.json` states."""
         size = settings.get("size") or {}
         least, most = settings.get("min_pixels"), settings.get("max_pixels")
         if least is None and most is None:
@@ -189,7 +199,9 @@ class Patches(NamedTuple):
         return cls(side, least or 56 * 56, most or 14 * 14 * 65536)
 
     def tokens(self, size: tuple[int, int]) -> int:
-        """Those of an image of this width and height. Raises `RequestError` for one too narrow."""
+        """The tokens of an image of this width and height. Raises `RequestError` if it is too
+        narrow.
+        """
         return math.prod(self.scaled(size)) // self.side**2
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -31,13 +31,13 @@ from penstock.types import Sampling, Tokens
 _MOST_COMPANIONS = 16
 _LOOKAHEAD, _NGRAM = 5, 3
 _COMPANION_TOKENS = 24
-"""A companion's prompt and answer stay within one block of the cache."""
+"""The tokens of a companion's answer. With its prompt it stays within one block of the cache."""
 RUNNING = genai.GenerationStatus.RUNNING
 _BATCHED_CHARS = 16384
-"""Texts of more characters are encoded one by one."""
+"""Texts with more characters than this are encoded one by one."""
 AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A chat template that changes nothing. With one, the pipeline adds no special tokens; without one
-it adds them to each text, also where the model's own template has written them.
+"""A chat template that changes nothing. Without a template, the pipeline adds special tokens to
+each text, even if the model's own template has written them already.
 """
 GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
@@ -47,7 +47,7 @@ _STOP_CRITERIA = {
     "never": genai.StopCriteria.NEVER,
 }
 _LARGEST_MIN_P = 1.0 - 2.0**-24
-"""GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
+"""The number below 1. GenAI refuses 1; both leave only the most likely token."""
 
 
 class Pipelines:
@@ -68,15 +68,15 @@ class Pipelines:
         self._whole_prompts = needs_whole_prompts(options)
         self.cache_blocks = 0
         self.sees = sees(Path(path))
-        """Whether the model is a vision-language model, whose pipeline takes texts alone."""
+        """Whether this is a vision-language model, whose pipeline takes text and no token ids."""
         self.chat_template: str | None = None
 
     def first(self) -> Any:
         """The model's first pipeline, which settles `cache_blocks`.
 
         GenAI takes whole GiB or a number of blocks, and does not say how large a block is. So for
-        another size it is loaded with whole GiB first (which are only reserved), measured, and
-        loaded again.
+        another size the pipeline is loaded with whole GiB first (which are only reserved), its
+        blocks are measured, and it is loaded again.
         """
         size = self._options.kv_cache_memory_bytes
         pipeline = self._load()
@@ -96,7 +96,7 @@ class Pipelines:
         return int(size.get_length()) if size.is_static else None
 
     def base(self) -> Any:
-        """One more pipeline of the bare model."""
+        """A further pipeline of the model without an adapter."""
         return self._load()
 
     def with_adapter(self, path: str) -> Any:
@@ -140,7 +140,7 @@ class Pipelines:
         }
         properties = {name: value for name, value in given.items() if value is not None}
         if options.draft_model:
-            # The pipeline takes the draft model over: nothing else may hold it.
+            # The pipeline owns the draft model: nothing else may hold a reference to it.
             properties["draft_model"] = genai.draft_model(
                 str(Path(options.draft_model).expanduser()), options.draft_device or options.device
             )
@@ -161,7 +161,7 @@ class Pipelines:
         return pipeline
 
     def _source(self) -> AbstractContextManager[tuple[str, dict[str, Any]]]:
-        """Where GenAI reads the model, and the properties for that."""
+        """The path from which GenAI reads the model, and the properties for that."""
         if self._keeps:
             return keeping(self._path)
         return as_trained(self._path) if self.sees else nullcontext((self._path, {}))
@@ -180,7 +180,7 @@ def generation_config(
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min(sampling.min_tokens, max_new_tokens),
-        # A constraint on the whole answer ends it: nothing that follows would be held to it.
+        # The answer ends where its constraint ends: further text would not be constrained.
         ignore_eos=sampling.ignore_eos
         and (sampling.structured is None or bool(sampling.structured.triggers)),
         repetition_penalty=sampling.repetition_penalty,
@@ -194,7 +194,7 @@ def generation_config(
     if not config.ignore_eos:
         ends |= stop_ids
     elif ends:
-        # With `ignore_eos` GenAI heeds no stop id at all; so one of them is the end of sequence.
+        # With `ignore_eos` GenAI ignores all stop ids, so one of them becomes the end of sequence.
         config.ignore_eos = False
         eos = min(ends)
     if eos >= 0:
@@ -222,7 +222,7 @@ def generation_config(
 
 
 def _leave_out(scheduler: Any, options: OpenVINOOptions) -> None:
-    """What attention leaves out, as GenAI's settings."""
+    """Set which tokens attention leaves out."""
     if options.cache_eviction is not None:
         given = asdict(options.cache_eviction)
         mode = getattr(genai.AggregationMode, given.pop("aggregation_mode").upper())
@@ -236,7 +236,7 @@ def _leave_out(scheduler: Any, options: OpenVINOOptions) -> None:
 
 
 def _speculate(config: Any, options: OpenVINOOptions) -> None:
-    """A pipeline that speculates wants every request to say how far."""
+    """Set how far a pipeline speculates, which every request must say."""
     if options.assistant_confidence_threshold:
         config.assistant_confidence_threshold = options.assistant_confidence_threshold
     elif options.prompt_lookup or options.draft_model:
@@ -246,7 +246,7 @@ def _speculate(config: Any, options: OpenVINOOptions) -> None:
 
 
 def shortest_prompt(sees: bool) -> Any:
-    """A prompt that a head of EAGLE-3 takes too. A pipeline with eyes takes a text."""
+    """A prompt that an EAGLE-3 head takes too: a text for a vision model, else token ids."""
     return "a" if sees else ov.Tensor(np.zeros((1, 2), dtype=np.int64))
 
 
@@ -261,7 +261,7 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions, sees: bool) -> tuple
     _speculate(config, options)
     handle = pipeline.add_request(0, shortest_prompt(sees), config)
     usage = 0.0
-    # A request whose handle nobody holds is dropped.
+    # The handle is kept: GenAI drops a request without one.
     while handle.get_status() == RUNNING:
         pipeline.step()
         usage = max(usage, pipeline.get_metrics().cache_usage)
@@ -269,7 +269,7 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions, sees: bool) -> tuple
 
 
 def sequences_wanted(deterministic: bool, num_threads: int) -> int:
-    """How many sequences a step should have at least; 0 where nothing is promised.
+    """How many sequences a step needs at least to be deterministic; 0 if it need not be.
 
     `num_threads` 0: all cores.
     """
@@ -279,22 +279,23 @@ def sequences_wanted(deterministic: bool, num_threads: int) -> int:
 
 
 class Companions:
-    """Sequences that run beside a deterministic pipeline's requests: `wanted` with these.
+    """Dummy sequences that run beside a deterministic pipeline's requests, so that there are
+    `wanted` sequences.
 
-    The CPU's kernels for a batch give each row what it would get in any other batch, bit for bit. A
-    row that is alone, or among fewer sequences than there are threads, goes through kernels with
-    another order of sums. So a few sequences without a meaning keep it company.
+    The CPU's kernels for a batch give each row the same result in any batch, bit for bit. But a row
+    that is alone, or among fewer sequences than there are threads, goes through kernels with
+    another order of sums.
     """
 
     def __init__(self, pipeline: Any, wanted: int, sees: bool = False) -> None:
         self._pipeline = pipeline
         self._sees = sees
         self._wanted = wanted
-        self._ids = count(1 << 40)  # requests count from 1
+        self._ids = count(1 << 40)  # far above the ids of requests
         self._handles: list[Any] = []
 
     def join(self, running: int) -> None:
-        """Start as many as `running` requests need. A companion too many ends by itself."""
+        """Start as many companions as `running` requests need. Surplus ones end by themselves."""
         if not self._wanted:
             return
         self._handles = [handle for handle in self._handles if handle.get_status() == RUNNING]
@@ -306,7 +307,9 @@ class Companions:
             self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
 
     def leave(self) -> bool:
-        """Cancel all; the pipeline forgets them in its next step. Returns whether any ran."""
+        """Cancel all companions, which leave in the pipeline's next step. Returns whether any
+        ran.
+        """
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.cancel()
@@ -328,11 +331,11 @@ class Tokenizer:
         self._cut_at = cut_at
         self._begin = [] if begins_with is None else [begins_with]
         self._special: dict[int, str] = {}
-        """The text of each token seen so far that is special, else nothing."""
+        """By token seen so far: its text if it is special, else empty."""
 
     @cached_property
     def raw(self) -> dict[int, bytes]:
-        """The bytes of each token, which need not be whole characters."""
+        """The bytes of each token, which may be parts of characters."""
         return {number: raw for raw, number in self._tokenizer.get_vocab().items()}
 
     @cached_property
@@ -341,7 +344,9 @@ class Tokenizer:
         return max(self.raw) + 1
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added. Raises `ContextLengthError` for a text that would be cut."""
+        """The token ids of a text, without added ones. Raises `ContextLengthError` if it would be
+        cut.
+        """
         return self.encoded(text, special_tokens=False, names=False).ids
 
     def encoded(self, text: str, special_tokens: bool, names: bool) -> Tokens:
@@ -355,8 +360,8 @@ class Tokenizer:
         return self.decode([token_ids])[0]
 
     def encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
-        """The ids of each text. Rows of one call are as long as its longest text, so a long one has
-        a call to itself; so has an empty one, since several give fewer rows than there are texts.
+        """The ids of each text. The rows of one call are as long as its longest text, so a long
+        text gets a call of its own. So does an empty one: several of them would share a row.
         """
         short = [text for text in texts if 0 < len(text) <= _BATCHED_CHARS]
         rows = iter(self._encode_batch(short, special_tokens) if short else [])
@@ -385,8 +390,8 @@ class Tokenizer:
             )
 
     def decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
-        """The text of each sequence. Shorter ones are padded, which shows where special tokens do:
-        then only those of one length go together.
+        """The text of each sequence. Shorter sequences are padded. If special tokens show, the
+        padding would show too: then only sequences of one length share a call.
         """
         sizes = {len(s) for s in sequences if s}
         if skip_special_tokens or len(sizes) < 2:
@@ -401,13 +406,13 @@ class Tokenizer:
     def token_texts(self, ids: Iterable[int]) -> list[str]:
         """The text of each token by itself."""
         ids = list(ids)
-        known = list(dict.fromkeys(ids))  # a long text says the same ones again and again
+        known = list(dict.fromkeys(ids))  # a long text repeats its tokens
         texts = self.decode([[one] for one in known], skip_special_tokens=False)
         named = dict(zip(known, texts, strict=True))
         return [named[one] for one in ids]
 
     def shown(self, ids: list[int], marks: tuple[str, ...]) -> list[int]:
-        """The tokens without the special ones that belong to none of `marks`, if there are any."""
+        """The tokens without special ones; special tokens that are part of one of `marks` stay."""
         if not marks:
             return ids
         new = [[i] for i in dict.fromkeys(ids) if i not in self._special]
@@ -416,7 +421,7 @@ class Tokenizer:
         return [i for i in ids if not (s := self._special[i]) or any(s.strip() in m for m in marks)]
 
     def decode_each(self, sequences: list[list[int]], special: list[bool]) -> list[str]:
-        """The texts of all sequences, `special` saying of each whether its special tokens show."""
+        """The texts of all sequences. `special` says for each whether its special tokens show."""
         if not any(special):
             return self.decode(sequences)
         pairs = list(zip(sequences, special, strict=True))
@@ -429,7 +434,7 @@ class Tokenizer:
         return own_template(self._tokenizer)
 
     def special_tokens(self) -> dict[str, str]:
-        """Names that chat templates use."""
+        """The special tokens, by the names that chat templates use."""
         tokens = {
             "bos_token": self._tokenizer.get_bos_token(),
             "eos_token": self._tokenizer.get_eos_token(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import openvino_genai as genai
 
 from penstock.engines.openvino.model.files import MODEL_KINDS, lacks_token_types
 from penstock.engines.openvino.options import failure_of
-from penstock.engines.openvino.tasks import NO_LIMIT, Task, groups, token_counts
+from penstock.engines.openvino.tasks import BATCH_CHARACTERS, NO_LIMIT, Task, groups
 from penstock.engines.process import Call, Failed, Reply
 from penstock.errors import EngineStartError, RequestError
 from penstock.types import Scores, Usage
@@ -66,7 +66,7 @@ class Rerank(Task):
         """Scores from 0 to 1, in the documents' order."""
         if not documents:
             raise RequestError("there are no documents to score", param="documents")
-        lengths = token_counts(self._pairs, documents, query)
+        lengths = _token_counts(self._pairs, query, documents)
         self._check_lengths(lengths, "documents")
         scores = [0.0] * len(documents)
         for number, group in enumerate(groups(lengths, self._batch_tokens)):
@@ -75,3 +75,14 @@ class Rerank(Task):
             for place, score in self._pipeline.rerank(query, [documents[i] for i in group]):
                 scores[group[place]] = score
         return Scores(scores, Usage(sum(lengths)))
+
+
+def _token_counts(tokenizer: Any, query: str, documents: Sequence[str]) -> list[int]:
+    """Tokens of each pair of the query and a document, special ones included."""
+    counts = [0] * len(documents)
+    for group in groups([len(query) + len(one) for one in documents], BATCH_CHARACTERS):
+        chosen = [documents[index] for index in group]
+        mask = tokenizer.encode([query], chosen, max_length=NO_LIMIT).attention_mask.data
+        for index, count in zip(group, mask.sum(axis=1).tolist(), strict=True):
+            counts[index] = count
+    return counts

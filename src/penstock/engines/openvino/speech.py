@@ -317,9 +317,10 @@ class Hearing(Task):
 
 def sounding(timed: Iterable[Any], seconds: float) -> list[Any]:
     """The chunks or words that begin in a window of so many seconds. Behind its end stands the
-    silence that fills it up to 30 s, of which models make words.
+    silence that fills it up to 30 s, of which models make words. The first is of the window,
+    whatever the model says of its time.
     """
-    return [one for one in timed if one.start_ts < seconds]
+    return [one for at, one in enumerate(timed) if not at or one.start_ts < seconds]
 
 
 def heard_once(words: Iterable[Any], chunks: Sequence[Any], seconds: float) -> list[Any]:

@@ -1,5 +1,6 @@
-"""An embedding model run on token ids, which gives something for each token. GenAI's pipeline gives
-one vector a text.
+"""An embedding model run on token ids: it gives something for each token, or one vector a text.
+
+GenAI's pipeline takes texts, and would tokenize each once more: their lengths are known before.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as ops
 
-from penstock.engines.openvino.model.files import modules_of, read_config
+from penstock.engines.openvino.model.files import Pooling, modules_of, read_config
 from penstock.errors import EngineStartError
 
 States = np.ndarray[Any, Any]
@@ -21,25 +23,27 @@ _NUMBERS_AT_ONCE = 1 << 25
 
 
 class TokenModel:
-    """The model in the directory `path`. It is loaded at the first `states`, beside the pipeline.
+    """The model in the directory `path`. `pool` loads it for one vector a text; for `states` it is
+    loaded at the first.
 
     `kinds` are the kinds of vectors that it makes: "sparse" where a masked-language-model head
     gives logits, else "dense", with "multi" where it gives hidden states. `width` is that of what
-    it gives for a token, 0 where the graph does not say. `reads_positions`: the positions of tokens
-    are an input, as in language models. GenAI's pipeline leaves it as it is in memory.
+    it gives for a token, 0 where the graph does not say.
     """
 
     def __init__(self, path: Path, device: str, properties: dict[str, Any]) -> None:
         self._file = path / "openvino_model.xml"
         self._device, self._properties = device, properties
-        self._compiled: Any = None
+        self._pooling: Any = None
+        self._feed: dict[str, States] = {}
+        self._stating: Any = None
         model = ov.Core().read_model(self._file)
         outputs = [
             (number, output)
             for number, output in enumerate(model.outputs)
             if output.partial_shape.rank.is_static and len(output.partial_shape) == 3
         ]
-        self.reads_positions = any("position_ids" in port.get_names() for port in model.inputs)
+        self._gives_states = bool(outputs)
         self._output, output = outputs[0] if outputs else (0, model.output(0))
         self.width = 0
         if outputs and output.partial_shape[2].is_static:
@@ -57,7 +61,7 @@ class TokenModel:
 
     @property
     def vector_width(self) -> int:
-        """That of the vectors of tokens; 0 where it is not known."""
+        """The width of the vectors of tokens; 0 if unknown."""
         return len(self._layers[-1].bias) if self._layers else self.width
 
     @property
@@ -65,31 +69,77 @@ class TokenModel:
         """The most tokens of a run: logits are as wide as the vocabulary."""
         return _NUMBERS_AT_ONCE // max(1, self.width)
 
+    def pool(self, pooling: Pooling, *, normalize: bool) -> None:
+        """Load the model with an end that makes one vector of each text."""
+        model = ov.Core().read_model(self._file)
+        if not self._gives_states:
+            raise EngineStartError(
+                f"'{self._file}' gives no states of tokens: no output has three dimensions"
+            )
+        pooled = _pooled(model, self._output, pooling)
+        if normalize:
+            pooled = ops.normalize_l2(pooled, ops.constant([1], np.int64), 1e-12, "max")
+        model = ov.Model([pooled], model.get_parameters())
+        compiled = ov.Core().compile_model(model, self._device, self._properties)
+        self._pooling = compiled.create_infer_request()
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Begin to make the vectors of texts, of their token ids. Until `pooled` has given them, no
+        others may begin.
+        """
+        self._feed = _feed(self._pooling.model_inputs, texts)  # it is read meanwhile
+        self._pooling.start_async(self._feed, share_inputs=True)
+
+    def pooled(self) -> States:
+        """The vectors that have begun, shape (texts, width)."""
+        self._pooling.wait()
+        vectors: States = self._pooling.get_output_tensor(0).data.copy()
+        return vectors
+
     def states(self, texts: Sequence[Sequence[int]]) -> list[States]:
         """What the model gives for the token ids of each text, shape (tokens, width)."""
         if not texts:
             return []
-        if self._compiled is None:
-            self._compiled = ov.Core().compile_model(self._file, self._device, self._properties)
-        sizes = [len(ids) for ids in texts]
-        longest = max(sizes)
-        ids, mask = np.zeros((2, len(texts), longest), np.int64)
-        for row, one in enumerate(texts):
-            ids[row, : sizes[row]] = one
-            mask[row, : sizes[row]] = 1
-        feed = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "token_type_ids": np.zeros_like(ids),
-            "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
-        }
-        names = {name for port in self._compiled.inputs for name in port.names}
-        found = self._compiled({name: feed[name] for name in feed if name in names})[self._output]
-        return [found[row, :size] for row, size in enumerate(sizes)]
+        if self._stating is None:
+            self._stating = ov.Core().compile_model(self._file, self._device, self._properties)
+        found = self._stating(_feed(self._stating.inputs, texts))[self._output]
+        return [found[row, : len(ids)] for row, ids in enumerate(texts)]
 
     def vectors(self, states: States, normalize: bool, dimensions: int | None) -> States:
         """A vector for each token, shape (tokens, dimensions)."""
         return shortened(put_through(self._layers, states), normalize, dimensions)
+
+
+def _feed(inputs: Sequence[Any], texts: Sequence[Sequence[int]]) -> dict[str, States]:
+    """What the inputs of a model get for the token ids of texts, padded at the end."""
+    sizes = [len(ids) for ids in texts]
+    longest = max(sizes)
+    ids, mask = np.zeros((2, len(texts), longest), np.int64)
+    for row, one in enumerate(texts):
+        ids[row, : sizes[row]] = one
+        mask[row, : sizes[row]] = 1
+    feed = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
+    }
+    names = {name for port in inputs for name in port.names}
+    return {name: feed[name] for name in feed if name in names}
+
+
+def _pooled(model: Any, output: int, pooling: Pooling) -> Any:
+    """The end of a graph that makes one vector of the states of a text, shape (texts, width)."""
+    states = model.output(output).get_node().input_value(0)
+    mask, first = model.input("attention_mask"), ops.constant(1, np.int64)
+    if pooling == "cls":
+        return ops.gather(states, ops.constant(0, np.int64), first)
+    if pooling == "last_token":
+        last = ops.subtract(ops.reduce_sum(mask, first), ops.constant(1, np.int64))
+        return ops.gather(states, last, first, 1)
+    weights = ops.unsqueeze(ops.convert(mask, np.float32), ops.constant(2, np.int64))
+    total = ops.reduce_sum(ops.multiply(states, weights), first)
+    return ops.divide(total, ops.reduce_sum(weights, first))
 
 
 def shortened(vectors: States, normalize: bool, dimensions: int | None) -> States:

@@ -1,15 +1,16 @@
-"""Models that do not generate text, inside the worker process: those that embed texts, and what is
-common to all.
+"""Models that do not generate text, inside the worker process: what they have in common, and the
+models that embed texts.
 
-They have the face of `Generation` towards the worker. `Embedding` and `Rerank` have something to
-step: calls of speech are answered at once.
+They have the methods of `Generation` that the worker calls. `Embedding` and `Rerank` work in steps;
+calls of speech are answered at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,16 @@ from penstock.errors import EngineError, RequestError, UnsupportedError, context
 from penstock.types import Embeddings, SparseVector, Tokens, Usage
 
 _CALLS_AT_ONCE = 8
-"""They are answered one after the other: enough of them that there is always a next one."""
+"""Calls in the worker at a time. They are answered one by one; there must always be a next one."""
 _BATCH_TOKENS = 1024
-"""Tokens of one pipeline call, padding included. MiniLM takes twice the processor time for a text
-in calls of 8,192 tokens, which leave the processor's caches.
+"""The tokens of one pipeline call, with padding. In calls of 8,192 tokens, which do not fit into
+the processor's caches, MiniLM takes twice the processor time for a text.
 """
-_BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 NO_LIMIT = 2**30
-"""Tokenizers cut long texts without a limit. A power of two survives their 32-bit float."""
-_POOLING = {
-    "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
-    "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
-    "last_token": genai.TextEmbeddingPipeline.PoolingType.LAST_TOKEN,
-}
+"""A limit for tokenizers, which cut long texts if they have none. A 32-bit float holds it
+exactly.
+"""
 
 
 def load_task(load: Load) -> tuple[Task, Ready]:
@@ -88,7 +86,7 @@ class Task:
         self._context_length = context_length
         self._properties = {**options.device_properties(), **options.properties}
         self._batch_tokens = 0 if options.deterministic else _BATCH_TOKENS
-        """Of one pipeline call. With 0, each text has a call of its own."""
+        """The tokens of one pipeline call. 0: each text has a call of its own."""
         self._tokenizer = genai.Tokenizer(path)
         plain = Tokenizer(self._tokenizer)
         self.detokenize, self.special_tokens = plain.detokenize, plain.special_tokens
@@ -104,17 +102,17 @@ class Task:
         return [Failed.of(submit.id, error) for submit in submits]
 
     def abort(self, request_id: int) -> None:
-        """Nothing to give up: the call is answered at once."""
+        """Does nothing: a call is answered at once."""
 
     def decided(self) -> list[Reply | Failed]:
-        """Nothing: no decision has begun."""
+        """Empty: these models make no decisions."""
         return []
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
 
     def metrics(self) -> dict[str, float]:
-        """Nothing: there are no steps and no cache."""
+        """Empty: there are no steps and no cache."""
         return {}
 
     def tokenize(self, text: str) -> list[int]:
@@ -141,7 +139,9 @@ class Task:
         return UnsupportedError(f"the openvino engine does not support {what} with {self.kind}")
 
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
-        """The pipelines cut long texts in silence, and die of empty ones."""
+        """Refuse long texts, which the pipelines cut in silence, and empty ones, which kill
+        them.
+        """
         for index, length in enumerate(lengths):
             if length > self._context_length:
                 raise context_overflow(
@@ -153,16 +153,17 @@ class Task:
 
 _MOST_A_ROUND = 256
 _MOST_NUMBERS = 1 << 22
-"""Of the vectors of tokens in one answer, but for that to a single text."""
+"""The most numbers in an answer with vectors of tokens; an answer for one text may have more."""
 
 
 class Embedded:
-    """A call of `embed`, with the vectors that are there. `vectors` is None once it has ended."""
+    """A call of `embed`, with its vectors so far. `vectors` is None when the call has ended."""
 
     def __init__(self, call: Call, inputs: list[Any], lengths: list[int]) -> None:
         self.id = call.id
         self.dimensions: int | None = call.args[1]
         self.kind: str = call.args[4]
+        self.packed: bool = call.args[5]
         self.inputs = inputs
         self.lengths = lengths
         self.vectors: list[Any] | None = [None] * len(inputs)
@@ -171,84 +172,80 @@ class Embedded:
 
     @property
     def more(self) -> bool:
-        """Whether texts are left that had no round."""
+        """Whether texts are left that no round has taken."""
         return self._begun < len(self.inputs)
 
     def next(self) -> range:
-        """The places of the texts that the next round takes."""
+        """The indexes of the texts that the next round takes."""
         begun = self._begun
         self._begun = min(begun + _MOST_A_ROUND, len(self.inputs))
         return range(begun, self._begun)
+
+
+_Group = list[tuple[Embedded, int]]
+"""The texts of a run of the model: for each, its call and its index there."""
 
 
 class Embedding(Task):
     """A model that embeds texts as vectors.
 
     Calls that wait together make a round: up to 256 texts of each, sorted by length, in runs of the
-    model of up to 1,024 tokens. A call is answered after the run that has its last text.
+    model of up to 1,024 tokens. A call is answered after the run that has its last text, while the
+    next run goes on: so calls are answered, read and tokenized beside the model.
     """
 
     kind = MODEL_KINDS["embed"]
 
     pooling: Pooling = "mean"
-    """Where the model's files state none."""
-    _pipeline: Any = None
-    """GenAI's, of texts; None where the model is run here."""
+    """The default, if the model's files state none."""
 
     def _start(self) -> None:
         self._waiting: list[Embedded] = []
-        self._round: deque[list[tuple[Embedded, int]]] = deque()
+        self._round: deque[_Group] = deque()
+        self._running: tuple[_Group, Callable[[], list[Any]]] | None = None
         path, options = Path(self._path), self._options
         pooling = options.embedding_pooling or pooling_of(path, self.pooling)
-        config = genai.TextEmbeddingPipeline.Config()
-        config.pooling_type = _POOLING[pooling]
         self._layers = text_layers(path)
-        config.normalize = self._options.embedding_normalize and not self._layers
-        config.max_length = self._context_length
-        self._pooling = config.pooling_type
+        self._normalizes = options.embedding_normalize and not self._layers
+        """Whether the pooled vectors are normalized at once: layers that follow would come
+        first.
+        """
         self._instructions = instructions_of(
             path, options.query_instruction, options.document_instruction, pooling
         )
         self._lowers = lowers_texts(path)
-        self._load(config)
+        self._load(pooling)
 
-    def _load(self, config: Any) -> None:
-        """Make the pipeline, and set `_width` and `vectors`."""
-        device = self._options.device
-        self._model = TokenModel(Path(self._path), device, self._properties)
+    def _load(self, pooling: Pooling) -> None:
+        """Load the model, and set `_width` and `vectors`."""
+        self._model = TokenModel(Path(self._path), self._options.device, self._properties)
         self.vectors = self._model.kinds
         with contextlib.suppress(Exception):  # not every detokenizer has a list of its tokens
             self.vocabulary = self._ids()
-        # Each also shows at the start whether the model works.
+        # Each of these also shows at the start whether the model works.
         if self.vectors == ("sparse",):
             self._batch_tokens = min(self._batch_tokens, self._model.tokens_at_once)
-            self._model.states(self._ids_of(["a"]))
+            self._model.states(self._read(["a"]))
             self._width = self._model.width
-        elif self._model.reads_positions or self._pads_at_the_left():
-            self._width = len(self._pooled(self._model.states(self._ids_of(["a"]))[0]))
         else:
-            self._pipeline = genai.TextEmbeddingPipeline(
-                self._path, device, config, **self._properties
-            )
-            self._width = len(self._finished([self._pipeline.embed_query("a")])[0])
-
-    def _pads_at_the_left(self) -> bool:
-        """The pipeline looks for first and last tokens as if texts were padded at the right."""
-        short, _ = self._tokenizer.encode(["a", "a a a a"]).attention_mask.data
-        return not short[0]
+            self._model.pool(pooling, normalize=self._normalizes)
+            self._model.begin(self._read(["a"]))
+            self._width = self._finished(self._model.pooled()).shape[1]
 
     @property
     def busy(self) -> bool:
-        return bool(self._round or self._waiting)
+        return bool(self._round or self._waiting or self._running)
 
     def abort(self, request_id: int) -> None:
-        for embedded in [*self._waiting, *(one for group in self._round for one, _ in group)]:
+        running = [self._running[0]] if self._running is not None else []
+        under_way = (one for group in (*running, *self._round) for one, _ in group)
+        for embedded in [*self._waiting, *under_way]:
             if embedded.id == request_id:
                 embedded.vectors = None
 
     def begin_embeddings(self, calls: Sequence[Call]) -> list[Failed]:
-        """Take calls of `embed(inputs, dimensions, input_type, truncate, vectors)`. Returns those
-        that fail.
+        """Take calls of `embed(inputs, dimensions, input_type, truncate, vectors, packed)`. Returns
+        those that fail.
 
         With `dimensions` below the model's width, vectors are cut and brought to length 1 again:
         what models trained for it (Matryoshka) expect. Without normalization
@@ -262,25 +259,41 @@ class Embedding(Task):
             except Exception as error:
                 failed.append(failure_of(call.id, error))
         try:
-            given = [one for _, inputs in sound for one in inputs if isinstance(one, str)]
-            counts = iter(token_counts(self._tokenizer, given))
+            read = iter(
+                self._read([one for _, inputs in sound for one in inputs if isinstance(one, str)])
+            )
         except Exception as error:
             return [Failed(call.id, EngineError.kind, reason_of(error)) for call in calls]
         for call, inputs in sound:
-            lengths = [next(counts) if isinstance(one, str) else len(one) for one in inputs]
-            if call.args[3]:  # texts are cut by the pipeline
-                longest = self._context_length
-                inputs = [one if isinstance(one, str) else one[:longest] for one in inputs]
-                lengths = [min(length, longest) for length in lengths]
+            ids = [next(read) if isinstance(one, str) else one for one in inputs]
             try:
+                if call.args[3]:
+                    ids = [self._cut(*both) for both in zip(inputs, ids, strict=True)]
+                lengths = list(map(len, ids))
                 self._check(inputs, call, lengths)
-                self._waiting.append(Embedded(call, inputs, lengths))
+                self._waiting.append(Embedded(call, ids, lengths))
             except Exception as error:
                 failed.append(failure_of(call.id, error))
         return failed
 
     def step(self) -> tuple[list[Any], list[Reply | Failed]]:
-        """Run the model once, and answer the calls that are complete."""
+        """Begin a run of the model, and answer the calls that the one before has completed."""
+        group, vectors = _Group(), list[Any]()
+        if self._running is not None:
+            (group, ended), self._running = self._running, None
+            try:
+                vectors = ended()
+            except Exception as error:
+                vectors = [error] * len(group)
+        if following := self._next_group():
+            try:
+                self._running = following, self._begun(following)
+            except Exception as error:
+                self._running = following, partial(list, [error] * len(following))
+        return [], self._answers(group, vectors)
+
+    def _next_group(self) -> _Group:
+        """The texts of the next run; none if there are none."""
         if not self._round:
             texts = [(call, place) for call in self._waiting for place in call.next()]
             self._waiting = [
@@ -289,12 +302,14 @@ class Embedding(Task):
             lengths = [call.lengths[place] for call, place in texts]
             for indexes in groups(lengths, self._batch_tokens):
                 self._round.append([texts[index] for index in indexes])
-        group = [(call, at) for call, at in self._round.popleft() if call.vectors is not None]
+        while self._round:
+            group = self._round.popleft()
+            if left := [(call, at) for call, at in group if call.vectors is not None]:
+                return left
+        return []
+
+    def _answers(self, group: _Group, vectors: list[Any]) -> list[Reply | Failed]:
         answers: list[Reply | Failed] = []
-        try:
-            vectors = self._vectors(group)
-        except Exception as error:
-            vectors = [error] * len(group)
         for (call, at), vector in zip(group, vectors, strict=True):
             if call.vectors is None:  # it failed a moment ago
                 continue
@@ -306,7 +321,7 @@ class Embedding(Task):
             elif not call.left:
                 answers.append(Reply(call.id, self._answer(call.vectors, call)))
                 call.vectors = None
-        return [], answers
+        return answers
 
     def _instructed(self, inputs: list[Any], input_type: str | None) -> list[Any]:
         """The inputs, each text behind the instruction of its type."""
@@ -349,21 +364,23 @@ class Embedding(Task):
         """How many token ids there are."""
         return int(1 + max(self._tokenizer.get_vocab().values()))
 
-    def _vectors(self, group: list[tuple[Embedded, int]]) -> list[Any]:
-        """What the model makes of each input: numbers, for a "multi" call a matrix; or an error."""
-        given = [(call.kind, call.inputs[at]) for call, at in group]
-        takes_texts = self._pipeline is not None
-        piped = [takes_texts and kind == "dense" and isinstance(one, str) for kind, one in given]
-        texts = [one for (_, one), is_piped in zip(given, piped, strict=True) if is_piped]
-        found = iter(self._finished(self._pipeline.embed_documents(texts)) if texts else [])
-        others = [one for (_, one), is_piped in zip(given, piped, strict=True) if not is_piped]
-        states = iter(self._model.states(self._ids_of(others)))
+    def _begun(self, group: _Group) -> Callable[[], list[Any]]:
+        """Begin a run. What this returns waits for its end, and gives what the model makes of each
+        input: numbers, for a "multi" call a matrix; or an error.
+        """
+        dense = [call.inputs[at] for call, at in group if call.kind == "dense"]
+        if dense:
+            self._model.begin(dense)
+        return partial(self._vectors, group, bool(dense))
+
+    def _vectors(self, group: _Group, dense: bool) -> list[Any]:
+        found = iter(self._finished(self._model.pooled()) if dense else [])
+        others = [call.inputs[at] for call, at in group if call.kind != "dense"]
+        states = iter(self._model.states(others))
         vectors: list[Any] = []
-        for (call, _), is_piped in zip(group, piped, strict=True):
-            if is_piped:
+        for call, _ in group:
+            if call.kind == "dense":
                 vectors.append(next(found))
-            elif call.kind == "dense":
-                vectors.append(self._pooled(next(states)))
             elif call.kind == "multi":
                 normalize = self._options.embedding_normalize
                 vectors.append(self._model.vectors(next(states), normalize, call.dimensions))
@@ -371,40 +388,37 @@ class Embedding(Task):
                 vectors.append(SparseVector(*sparse(next(states))))
         return vectors
 
-    def _ids_of(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
-        """The token ids of each input, cut at the model's limit, special ones included."""
-        texts = [one for one in inputs if isinstance(one, str)]
-        read: Iterator[list[int]] = iter(())
-        if texts:
-            longest = self._context_length
-            encoded = self._tokenizer.encode(texts, max_length=longest, truncation=True)
-            ids, mask = encoded.input_ids.data, encoded.attention_mask.data
-            read = (row[kept].tolist() for row, kept in zip(ids, mask.astype(bool), strict=True))
-        return [next(read) if isinstance(one, str) else one for one in inputs]
+    def _read(self, texts: Sequence[str]) -> list[Any]:
+        """The token ids of each text, special ones included."""
+        read: list[Any] = [None] * len(texts)
+        for group in groups(list(map(len, texts)), BATCH_CHARACTERS):
+            ids = self._encoded([texts[index] for index in group], NO_LIMIT)
+            for index, one in zip(group, ids, strict=True):
+                read[index] = one
+        return read
 
-    def _pooled(self, states: Any) -> list[float]:
-        """The vector of a text from those of its tokens, as the pipeline pools them."""
-        kinds = genai.TextEmbeddingPipeline.PoolingType
-        vector = (
-            states[0]
-            if self._pooling == kinds.CLS
-            else states[-1]
-            if self._pooling == kinds.LAST_TOKEN
-            else states.mean(axis=0)
-        )
-        return self._put_through(vector[None])[0]
+    def _cut(self, given: str | list[int], ids: Any) -> Any:
+        """The ids of what was given, as many as the model has positions for: of a text, the special
+        ones at its end are kept.
+        """
+        longest = self._context_length
+        if len(ids) > longest and isinstance(given, str):
+            return self._encoded([given], longest)[0]
+        return ids[:longest]
+
+    def _encoded(self, texts: list[str], most: int) -> list[Any]:
+        encoded = self._tokenizer.encode(texts, max_length=most, truncation=True)
+        ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
+        if len(ids) < len(texts):  # several empty ones have one row
+            return [one for text in texts for one in self._encoded([text], most)]
+        return [row[kept] for row, kept in zip(ids, mask, strict=True)]
 
     def _finished(self, pooled: Any) -> Any:
-        """The vectors of texts, of those that the pipeline gives."""
-        return self._put_through(np.asarray(pooled, np.float32)) if self._layers else pooled
-
-    def _put_through(self, pooled: Any) -> list[list[float]]:
-        """The vectors of texts, of pooled ones that nothing has normalized."""
+        """The vectors of texts, of pooled ones, which nothing has normalized if layers follow."""
+        if not self._layers:
+            return pooled
         made = put_through(self._layers, pooled)
-        vectors: list[list[float]] = shortened(
-            made, self._options.embedding_normalize, None
-        ).tolist()
-        return vectors
+        return shortened(made, self._options.embedding_normalize, None)
 
     def _answer(self, vectors: list[Any], call: Embedded) -> Embeddings:
         usage = Usage(sum(call.lengths))
@@ -412,10 +426,12 @@ class Embedding(Task):
             return Embeddings([], usage, sparse=vectors)
         if call.kind == "multi":
             return Embeddings([], usage, multi=[matrix.tolist() for matrix in vectors])
+        made = np.asarray(vectors, np.float32)
         if call.dimensions is not None and call.dimensions != self._width:
-            normalize = self._options.embedding_normalize
-            vectors = shortened(np.asarray(vectors), normalize, call.dimensions).tolist()
-        return Embeddings(vectors, usage)
+            made = shortened(made, self._options.embedding_normalize, call.dimensions)
+        if call.packed:
+            return Embeddings([], usage, packed=made.astype("<f4", copy=False).tobytes())
+        return Embeddings(made.tolist(), usage)
 
 
 def _kind_of(load: Load) -> type[Task]:
@@ -438,18 +454,6 @@ def _kind_of(load: Load) -> type[Task]:
 
         return Rerank
     return Embedding
-
-
-def token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None) -> list[int]:
-    """Tokens of each text, special ones included; of each pair if there is a query."""
-    counts = [0] * len(texts)
-    for group in groups([len(text) + len(query or "") for text in texts], _BATCH_CHARACTERS):
-        chosen = [texts[i] for i in group]
-        prompts = (chosen,) if query is None else ([query], chosen)
-        mask = tokenizer.encode(*prompts, max_length=NO_LIMIT).attention_mask.data
-        for index, count in zip(group, mask.sum(axis=1).tolist(), strict=True):
-            counts[index] = count
-    return counts
 
 
 def groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

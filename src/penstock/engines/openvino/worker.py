@@ -1,9 +1,9 @@
 """The engine's own process, `python -m penstock.engines.openvino.worker FD PARENT`. It reads
 messages, steps the model, answers.
 
-One thread does everything, because a step holds the interpreter lock: between two steps the pipe is
-read without waiting, and while there is nothing to step it is waited for. The process ends when the
-pipe closes.
+One thread does everything, because a step holds the interpreter lock. Between two steps it reads
+the pipe without waiting; while there is nothing to step, it waits for the pipe. The process ends
+when the pipe closes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(fd: int, parent: int) -> None:
             pipe.write([Failed(0, error.kind, reason_of(error))])
             return
         pipe.write([ready])
-        if early:  # it came with the first message
+        if early:  # messages that came with the first one
             _turn(pipe, model, early)
         while True:
             _turn(pipe, model, pipe.read(wait=not model.busy, at_most=model.pause))
@@ -80,7 +80,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
     if is_ir(path := Path(load.path)):
         check_whole(path, load.task, load.options.tokenizer)
     if load.task != "generate":
-        # Other pipelines: most workers never need them.
+        # Imported here: most workers never need these pipelines.
         from penstock.engines.openvino.tasks import load_task
 
         return load_task(load)
@@ -100,6 +100,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
         thoughts_first=True,
         triggers=True,
         extra=BEAM_PARAMETERS | {"return_token_ids"},
+        inputs=("text",),
         vocabulary=model.vocabulary,
     )
     if model.sees:
@@ -161,14 +162,14 @@ def _answer(model: Any, call: Call) -> ToParent:
 
 
 _CHOOSE = ("AUTO", "HETERO", "BATCH")
-"""Names in front of others: `AUTO:GPU,CPU`. MULTI keeps no cache that a pipeline could use."""
+"""Devices that choose among others, as in `AUTO:GPU,CPU`. A pipeline cannot use MULTI's cache."""
 _MUST_LIST = ("HETERO", "BATCH")
 _KV_OPTION = "kv_cache_precision"
 _KV_PROPERTIES = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION")
 
 
 def check_devices(options: OpenVINOOptions) -> None:
-    """Raise `EngineStartError` for a device that is not here, or a precision that it has not."""
+    """Raise `EngineStartError` for a device that is not here, or a precision that it lacks."""
     core = ov.Core()
     present = core.available_devices
     check_device("device", options.device, present)
@@ -180,7 +181,9 @@ def check_devices(options: OpenVINOOptions) -> None:
 
 
 def check_device(option: str, device: str, present: list[str]) -> None:
-    """`present`: OpenVINO's names of the devices found, such as `CPU` or `GPU.0`."""
+    """Check the device of one option. `present` are OpenVINO's names of the devices that are here,
+    such as `CPU` or `GPU.0`.
+    """
     first, listing, names = device.partition(":")
     here = f"this machine has {', '.join(present)}"
     if first in _CHOOSE:
@@ -198,10 +201,11 @@ def check_device(option: str, device: str, present: list[str]) -> None:
 
 
 def check_precision(options: OpenVINOOptions, capabilities: list[str], default: str) -> None:
-    """The CPU keeps its cache in 8 or 4 bits, in 16 bits, or in the precision it computes in.
+    """Check the precision of the KV cache: the CPU keeps it in 8, 4 or 16 bits, or in the precision
+    that it computes in.
 
-    `capabilities`: what the CPU has kernels for, as OpenVINO names it (`FP32`, `BF16`, `FP16`).
-    `default`: the precision that it computes in where none is asked for.
+    `capabilities` are the precisions that the CPU has kernels for, by OpenVINO's names (`FP32`,
+    `BF16`, `FP16`). `default` is the precision that it computes in by default.
     """
     given = {name.upper(): str(value) for name, value in options.properties.items()}
     asked = given.get("INFERENCE_PRECISION_HINT", options.inference_precision)

@@ -201,5 +201,4 @@ def _capabilities(
         prefix_caching=bool(theirs)
         and all(abilities.get("prefix_caching") is True for abilities in theirs),
         token_ids=False,
-        inputs=(),
     )

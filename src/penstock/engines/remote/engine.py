@@ -1,4 +1,4 @@
-"""`RemoteEngine`: an engine whose model runs behind somebody's HTTP API."""
+"""`RemoteEngine`: an engine whose model runs behind another server's HTTP API."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ PATHS = {
     "tokens": "//tokenize",
     "tokenizer_info": "//tokenizer_info",
 }
-"""The paths of tasks. Two slashes lead beside "/v1"."""
+"""The paths of tasks, below "/v1". Two slashes: not below it."""
 OTHER_PATHS: Mapping[Dialect, Mapping[str, str]] = {
     # SGLang's `/score` weighs tokens, and its `/classify` outside of "/v1" is its native API.
     "sglang": {"/score": "/rerank", "//classify": "/classify"}

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from penstock.engines.base import Stated
 from penstock.engines.disk import sources
-from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.disk.sources import check_adapter
 from penstock.engines.sglang import options
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
+from penstock.errors import EngineStartError, UnsupportedError
 
 _LORA_RANK = 64
 """The largest rank of adapters if a `lora_config` asks for adapters and states no rank."""
@@ -35,7 +35,7 @@ class SGLangEngine(WorkerEngine):
         self.reasoning_parser = self.options.get("reasoning_parser")
         self.deterministic = bool(self.options.get("enable_deterministic_inference"))
         for name, path in self.adapters.items():
-            self._check_rank(name, path)
+            check_adapter(name, path, self.options.get("max_lora_rank"))
         self._asleep = False
         self._paused = False
 
@@ -81,7 +81,7 @@ class SGLangEngine(WorkerEngine):
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
-        self._check_rank(name, path)
+        check_adapter(name, path, self.options.get("max_lora_rank"))
         if self._process is not None and not self.capabilities.adapters:
             raise self._unsupported(
                 "LoRA adapters unless it is started with engine_kwargs.enable_lora"
@@ -130,11 +130,3 @@ class SGLangEngine(WorkerEngine):
         copied = bool(self.options.get("enable_weights_cpu_backup"))
         await self._call("sleep", ["kv_cache", "weights"] if copied else ["kv_cache"])
         self._asleep = True
-
-    def _check_rank(self, name: str, path: str) -> None:
-        rank, most = adapter_rank(name, path), self.options.get("max_lora_rank")
-        if isinstance(most, int) and rank > most:
-            raise ModelNotFoundError(
-                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
-                param="model",
-            )

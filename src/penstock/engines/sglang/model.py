@@ -50,7 +50,7 @@ except ImportError as error:
 
 _TOP_LOGPROBS = 20  # SGLang has no limit; this is that of OpenAI's API
 _RESERVED_TOKENS = 4
-"""By SGLang's own arithmetic a prompt with its answer may exceed its longest prompt by this."""
+"""By how many tokens a prompt with its answer may exceed the longest prompt, as SGLang counts."""
 
 
 class Model:
@@ -102,6 +102,7 @@ class Model:
             adapters=bool(info.get("enable_lora")),
             prefix_caching=generates and not info.get("disable_radix_cache"),
             extra=frozenset({"return_token_ids"} if generates else ()),
+            inputs=("text",),
             vocabulary=self._vocabulary,
         )
         template = self._tokenizer.chat_template

@@ -17,8 +17,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.config import unknown_key
 from penstock.engines.base import Versions
-from penstock.errors import ConfigError, MissingExtraError, nearest
+from penstock.errors import ConfigError, MissingExtraError
 from penstock.openai.parsers.table import check_names
 
 VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))
@@ -144,8 +145,8 @@ def check_options(given: Mapping[str, Any], model: str) -> dict[str, Any]:
         if name in _NOT_HERE:
             raise ConfigError(_NOT_HERE[name], field=where, value=value)
         if known and name not in known and name not in PARSERS:
-            hint = nearest(name, known - _NOT_HERE.keys() - {"model_path"})
-            raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=hint)
+            own = known - _NOT_HERE.keys() - {"model_path"}
+            raise unknown_key(name, own, field=where, value=value)
     compact = {_COMPACT_JSON: True} if _COMPACT_JSON in known else {}
     return {**_QUIET, **compact, **given}
 

@@ -83,14 +83,14 @@ def text_of_each(answer: bytes) -> Sequence[str]:
 
 
 def logprob(token: int, top: int) -> TokenLogprob:
-    """The log probability of a token, with those of the `top` most likely ones."""
+    """The log probability of a token, and those of the `top` most likely tokens."""
     text = bytes([token]).decode(errors="replace")
     others = tuple((chr(97 + k), -2.0 - k) for k in range(max(top - 1, 0)))
     return TokenLogprob(text, -0.1, ((text, -0.1), *others) if top else ())
 
 
 def prompt_logprobs(prompt: list[int], sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
-    """The log probabilities of a prompt's tokens; None where nobody asked."""
+    """The log probabilities of a prompt's tokens; None if the request does not ask for them."""
     top = sampling.prompt_logprobs
     if top is None:
         return None
@@ -165,7 +165,7 @@ def instance(schema: dict[str, Any], draw: random.Random) -> Any:
 
 
 def _resolve(ref: str, root: dict[str, Any]) -> dict[str, Any]:
-    """What a reference within the schema, such as "#/$defs/item", points to."""
+    """The part of the schema that a reference, such as "#/$defs/item", points to."""
     found: Any = root
     for part in ref.removeprefix("#").strip("/").split("/"):
         found = found.get(part, {}) if isinstance(found, dict) else {}

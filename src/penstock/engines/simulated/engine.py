@@ -45,7 +45,6 @@ from penstock.errors import (
 )
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
-from penstock.kv.connectors import HELD
 from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex
 from penstock.types import (
     ChatRequest,
@@ -57,6 +56,8 @@ from penstock.types import (
     Usage,
 )
 
+_HELD: dict[str, set[str]] = {}
+"""Engine → its requests whose caches wait for a decode engine."""
 _VOCABULARY = 256
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
 
@@ -89,6 +90,7 @@ class SimulatedEngine(TokenEngine):
             adapters=True,
             prefix_caching=True,
             thoughts_first=True,
+            inputs=("text",),
             vocabulary=_VOCABULARY,
             prompt_logprobs=True,
             extra=frozenset({"return_token_ids"}),
@@ -119,7 +121,7 @@ class SimulatedEngine(TokenEngine):
         await asyncio.sleep(self.options.start_ms / 1000)
         if self.connector is not None:
             self.identity = self.connector.setup(self.site, "simulated").identity
-            HELD[self.identity.engine_id] = set()
+            _HELD[self.identity.engine_id] = set()
         self._alive = True
         self.loop = asyncio.get_running_loop()
         self._served_since_start = 0
@@ -289,7 +291,7 @@ class SimulatedEngine(TokenEngine):
         """
         item.kv = {**item.kv, "do_remote_prefill": False}
         if item.kv.get("remote_process") == os.getpid():
-            held = HELD.get(item.kv.get("remote_engine_id", ""), set())
+            held = _HELD.get(item.kv.get("remote_engine_id", ""), set())
             if item.kv.get("remote_request_id") not in held:
                 self.kv_transfer_failures += 1
                 return False
@@ -302,7 +304,7 @@ class SimulatedEngine(TokenEngine):
         if self.identity is None or not item.kv.get("do_remote_decode"):
             return None
         request_id = uuid.uuid4().hex
-        HELD[self.identity.engine_id].add(request_id)
+        _HELD[self.identity.engine_id].add(request_id)
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
@@ -412,7 +414,7 @@ class SimulatedEngine(TokenEngine):
         elif item in (waiting := self._shared.queue_of(item, self._waiting)):
             waiting.remove(item)
             if item.kv.get("do_remote_prefill"):
-                self._fetched(item)  # nobody else will, and it takes room there
+                self._fetched(item)  # else it would stay there for ever
 
     def _forget_prefixes(self) -> None:
         self._prefixes.clear()
@@ -423,7 +425,7 @@ class SimulatedEngine(TokenEngine):
         self._alive = False
         self.loop = None
         if self.identity is not None:
-            HELD.pop(self.identity.engine_id, None)
+            _HELD.pop(self.identity.engine_id, None)
             self.identity = None
         for item in [*self._running, *self._waiting, *self._shared.waiting]:
             item.mailbox.fail(EngineDeadError(why, suspects=suspects))

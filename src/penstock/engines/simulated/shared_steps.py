@@ -90,7 +90,7 @@ class SharedSteps(Shared):
         return new
 
     def stepped(self, began: float, ended: float, ready: Sequence[Running]) -> None:
-        """These have got a token."""
+        """These requests got a token."""
         if not self._on:
             return
         classes = [item.request.batch for item in ready]

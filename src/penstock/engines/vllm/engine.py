@@ -16,7 +16,7 @@ from penstock.engines.base import Stated
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk import sources
-from penstock.engines.disk.sources import adapter_rank
+from penstock.engines.disk.sources import check_adapter
 from penstock.engines.sampling import check_sampling, prompt_sampling, with_seed
 from penstock.engines.tasks import Batches, task_of
 from penstock.engines.token_engine import (
@@ -70,7 +70,7 @@ class VLLMEngine(TokenEngine):
         self.options = options.check_options(self.engine_kwargs, model_source)
         self.deterministic = self.options.deterministic
         for name, path in self.adapters.items():
-            self._check_adapter_files(name, path)
+            check_adapter(name, path, self.options.engine.get("max_lora_rank", 16))
         self.connector = kv_cache.checked_connector(self.options)
         self._setup: Setup | None = None
         self._counts: kv_cache.Counts | None = None
@@ -275,7 +275,7 @@ class VLLMEngine(TokenEngine):
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
-        self._check_adapter_files(name, path)
+        check_adapter(name, path, self.options.engine.get("max_lora_rank", 16))
         self._alive()
         if not self.capabilities.adapters:
             raise self._unsupported(
@@ -370,10 +370,7 @@ class VLLMEngine(TokenEngine):
             return _with_echo(request, await running.parsed.prepare(request))
         tools = None if request.tool_choice == "none" else request.tools
         shown = request.tools if self._shows_unused_tools else tools
-        sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
-        forced = sampling.structured is not request.sampling.structured
-        if tools and sampling.structured is None:
-            sampling = self._with_strict_calls(sampling, tools, request.tool_choice, HERMES)
+        sampling, forced = self._with_tools(request.sampling, tools, request.tool_choice, HERMES)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prompts.prepare_chat(request, sampling, shown)
         if tools:
@@ -430,15 +427,6 @@ class VLLMEngine(TokenEngine):
         if self._running is not running:
             return EngineDeadError(self._why_dead, suspects=self._has_suspects)
         return EngineDeadError(running.front.why_dead())
-
-    def _check_adapter_files(self, name: str, path: str) -> None:
-        rank = adapter_rank(name, path)
-        most = self.options.engine.get("max_lora_rank", 16)
-        if rank > most:
-            raise ModelNotFoundError(
-                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
-                param="model",
-            )
 
 
 def _with_echo(request: ChatRequest, prepared: Prepared) -> Prepared:

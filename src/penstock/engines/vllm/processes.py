@@ -34,10 +34,12 @@ def processes_start(
     mark: str, folder: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
     """Processes started inside carry `mark`, keep their sockets in `folder`, have the variables of
-    `environment`, ignore Ctrl-C and SIGHUP, and do not import the user's script, which needs no main guard.
+    `environment`, ignore Ctrl-C and SIGHUP, and do not import the user's script, which needs no
+    main guard.
 
     Both go to the whole process group: vLLM would abort requests that this process still wants to
-    finish. SIGTERM stays: vLLM ends its processes by it. The context changes the state of this process, so one engine starts at a time.
+    finish. SIGTERM stays, by which vLLM ends its processes. The context changes the state of this
+    process, so one engine starts at a time.
     """
     with _starting:
         # The tracker outlives the engine, so it must not carry the mark.

@@ -23,6 +23,7 @@ from penstock.engines.vllm.library import (
     FlexibleArgumentParser,
     LoRARequest,
     PoolingParams,
+    VLLMClientError,
     as_penstock_error,
     build_app,
     httpx,
@@ -181,7 +182,13 @@ class Running:
         self, texts: Sequence[str], name: str, **params: Any
     ) -> tuple[list[Any], Usage]:
         pooling = PoolingParams(**params)
-        pooling.verify(self.front.config.model_config)
+        try:
+            pooling.verify(self.front.config.model_config)
+        except (VLLMClientError, ValueError) as error:
+            if pooling.dimensions is None:
+                raise
+            why = f"vLLM refuses the request: {one_line(error)}"
+            raise RequestError(why, param="dimensions") from error
 
         async def one(number: int, text: str) -> Any:
             prompt = await self.prompts.completion(text)
@@ -265,11 +272,17 @@ class NativeApp:
             "prompt": request.prompt or None,
             "response_format": "verbose_json" if request.timestamps else "json",
         }
-        answer = await self._post(
-            "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions",
-            data={name: str(value) for name, value in fields.items() if value is not None},
-            files={"file": ("audio", request.audio)},
-        )
+        task = "translations" if request.task == "translate" else "transcriptions"
+        data = {name: str(value) for name, value in fields.items() if value is not None}
+        try:
+            answer = await self._post(
+                f"/v1/audio/{task}", data=data, files={"file": ("audio", request.audio)}
+            )
+        except RequestError as error:
+            # vLLM names no parameter there.
+            if error.param is None and request.language and repr(request.language) in str(error):
+                error.param = "language"
+            raise
         segments, duration = answer.get("segments"), answer.get("duration")
         return Transcription(
             answer["text"],

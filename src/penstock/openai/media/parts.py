@@ -111,8 +111,10 @@ def seen(
     messages: list[Message], inputs: Sequence[str], engine: str
 ) -> tuple[list[Message], Images, Images]:
     """Messages as templates take them, and their images and videos in order. Raises
-    `UnsupportedError` for what the engine does not read, of which a template would make words.
+    `UnsupportedError` for what the engine does not read, of which a template would make words;
+    without any `inputs` it reads texts.
     """
+    inputs = inputs or ("text",)
     found: dict[str, list[str | bytes]] = {"image": [], "video": []}
     shown: list[Message] = []
     for number, message in enumerate(messages):

@@ -1,9 +1,10 @@
 """Checks which routes a caller may use: by API keys, and without keys by where it comes from.
 
 A browser lets any web page send some requests anywhere, and names the page in `Origin`. After DNS
-rebinding a page's own name points to this machine: its requests have the same origin, but a foreign
-name in `Host`, never an address: those are not looked up. Programs send no `Origin`, and put the
-server's real name into `Host`, maybe the machine's, which Debian maps to 127.0.1.1.
+rebinding the page's own host name points to this machine: its requests have the same origin, but
+`Host` has that foreign name. It never has an address, as addresses are not looked up. Programs send
+no `Origin`, and put the server's real name into `Host`, which may be the machine's name (Debian
+maps it to 127.0.1.1).
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from starlette.types import Scope
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.parsing import decode_text, read_file
-from penstock.serve.config.settings import HttpSettings
+from penstock.serve.config.settings import HttpSettings, check_keys
 
 Rank = Literal["admin", "user", "stranger"]
 KEY_HEADERS = ("authorization", "x-api-key")
-"""The headers in which a caller's key may stand."""
+"""The headers that may hold a caller's key."""
 _HOSTNAME = socket.gethostname().lower()
 _OWN_NAMES = frozenset({"localhost", _HOSTNAME, _HOSTNAME.partition(".")[0]})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> frozenset[str]:
-    """The keys in `file`, one a line (# starts a comment), those in `listed`, separated by commas,
-    and those `typed`. Raises `ConfigError` for a key that is empty or cannot be sent, and for a
-    file or list without keys: an open server is not meant.
+    """The keys in `file`, one a line (a line that begins with # is a comment), those in `listed`,
+    separated by commas, and those `typed`. Raises `ConfigError` for a key that is empty or cannot
+    be sent, and for a file or list without keys: whoever gives one does not mean an open server.
     """
     keys = [key for part in listed.split(",") if (key := part.strip())]
     if (listed and not keys) or not all(map(str.strip, typed)):
@@ -51,14 +52,12 @@ def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> froze
         if not given:
             raise ConfigError("the file holds no keys", field="api_key_file", value=file)
         keys += given
-    for key in keys:
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError("keys must be printable ASCII", field="api keys")
+    check_keys(keys, "api keys")
     return frozenset(keys)
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
-    """The caller's rank. Each known key is compared in constant time: the time reveals nothing."""
+    """The caller's rank. Keys are compared in constant time, so the time reveals nothing."""
     if not settings.api_keys and not settings.admin_keys:
         return "admin"  # without keys, every caller is the operator
     given = _key_of(headers).encode()
@@ -70,12 +69,19 @@ def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
 
 
 def owner_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str:
-    """Whose stored responses a caller sees: the hash of a known key. Callers without a key share
-    theirs, and so do all of a server without keys.
+    """The owner of the stored responses that a caller sees: the hash of a known key. All callers
+    without a key are one owner, and so are all callers of a server without keys.
     """
     if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
         return ""
     return hashlib.sha256(b"penstock stored responses\0" + _key_of(headers).encode()).hexdigest()
+
+
+def mark_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str | None:
+    """What the log calls the caller: the first 8 digits of the SHA-256 of a known key."""
+    if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
+        return None
+    return hashlib.sha256(_key_of(headers).encode()).hexdigest()[:8]
 
 
 def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:
@@ -93,8 +99,8 @@ def check_admin(rank: Rank, headers: Headers) -> None:
 
 
 def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
-    """Raise `ForbiddenError` for a request that a foreign web page may send: with side effects, or,
-    under a foreign name, whose answer it could read.
+    """Raise `ForbiddenError` for a request that a foreign web page may have sent: if the request
+    has side effects, or if it names a foreign host, so that the page could read the answer.
     """
     if settings.api_keys:
         return

@@ -32,13 +32,13 @@ from penstock.serve.store.responses import (
 
 _log = logging.getLogger("penstock.serve")
 POLL_S = 1.0
-"""How often a server looks whether another one has cancelled what it runs."""
+"""How often a server checks whether another one has cancelled a response that it runs."""
 _END = re.compile(rb"^event: response\.(?:completed|incomplete|failed)\ndata: (.*)$", re.MULTILINE)
 _NUMBER = re.compile(rb'"sequence_number":(\d+)')
 
 
 def final_response(events: bytes) -> dict[str, Any] | None:
-    """The response with which a stream of events ends, if these events have its end."""
+    """The response in the last of these events; None if they do not end the stream."""
     found = _END.search(events)
     if found is None:
         return None
@@ -47,8 +47,8 @@ def final_response(events: bytes) -> dict[str, Any] | None:
 
 
 class Run:
-    """A response under way. `events` are those so far, each as it is sent; `changed` is set, and
-    replaced, when there are more, and at the end.
+    """A response under way. `events` has the events so far, each as it is sent. `changed` is set
+    and replaced when there are more events, and at the end.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -65,7 +65,7 @@ class Run:
         changed.set()
 
     def receive(self, message: Message) -> None:
-        """Take in what a response sends."""
+        """Take in a message that the response sends."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
         elif self._status == 200:
@@ -76,13 +76,13 @@ class Run:
             self._refusal += message.get("body", b"")
 
     async def parts(self, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """The events behind the number `after` as they come, until the response has ended."""
+        """The events after the number `after`, as they come, until the response has ended."""
         sent = 0
         while True:
             changed, ended, fresh = self.changed, self.ended, self.events[sent:]
             sent += len(fresh)
             if part := _behind(fresh, after):
-                yield part  # more may come meanwhile: the client may read slowly
+                yield part  # events may come meanwhile: the client may read slowly
             if ended:
                 return
             await changed.wait()
@@ -113,7 +113,7 @@ class BackgroundRuns:
         self._watch: asyncio.Task[None] | None = None
 
     def check_room(self) -> None:
-        """Raise `TooManyRequestsError` if no more may run."""
+        """Raise `TooManyRequestsError` if no further response may run."""
         most = self._store.settings.max_background
         if len(self._runs) >= most:
             raise TooManyRequestsError(f"{most} background responses run, as many as may")
@@ -122,7 +122,7 @@ class BackgroundRuns:
         """Store a queued response, and begin to run it. `answer` streams it, for `work`, which the
         run finishes. Raises `TooManyRequestsError` as `check_room`.
         """
-        self.check_room()  # others may have come since the caller looked
+        self.check_room()  # other responses may have started since the caller checked
         run = self._runs[turn.id] = Run(turn)
         try:
             await self._store.add_running(turn)
@@ -173,7 +173,7 @@ class BackgroundRuns:
             self._watch = None
 
     async def _watch_others(self) -> None:
-        """End what other servers of the same store have cancelled or deleted."""
+        """End responses that other servers of the same store have cancelled or deleted."""
         while True:
             await asyncio.sleep(POLL_S)
             with suppress(PenstockError):
@@ -183,7 +183,7 @@ class BackgroundRuns:
     async def events(
         self, owner: str, stored: StoredResponse, after: int
     ) -> AsyncGenerator[bytes, None]:
-        """The events of a background response behind the number `after`, until it has ended."""
+        """The events of a background response after the number `after`, until it has ended."""
         id = stored.body["id"]
         if (run := self._runs.get(id)) is not None:
             async for part in run.parts(after):
@@ -196,7 +196,9 @@ class BackgroundRuns:
 
 
 def _behind(events: list[bytes], after: int) -> bytes:
-    """Those behind the number `after`. An error that breaks a stream off has none, and is last."""
+    """The events after the number `after`. An error that breaks a stream off has no number, and is
+    the last event.
+    """
     if after < 0:
         return b"".join(events)
     return b"".join(
@@ -231,8 +233,8 @@ class EventsOf(Response):
 
 
 class Kept(Response):
-    """Sends another response on, and stores its end before the client sees it. If its body says
-    `store` false, only its conversation gets the end.
+    """Passes another response on, and stores the final response before the client sees it. If the
+    request says `store` false, only its conversation gets the output.
     """
 
     def __init__(self, answer: Response, turn: Turn, store: ResponseStore, *, whole: bool) -> None:

@@ -27,7 +27,7 @@ from penstock.serve.models.handle import ModelHandle
 _log = logging.getLogger("penstock.serve")
 _ANTHROPIC_PATH = "/v1/messages"
 RETRY_AFTER_S = 1.0
-"""`Retry-After` of a 503 without a known duration."""
+"""`Retry-After` of a 503 whose duration is unknown."""
 LONGEST_RETRY_AFTER_S = 86400.0
 _QUOTED = re.compile(
     r"""(?P<quote>["'`])(?P<path>(?:file:/{1,2})?(?:/|~[\w.-]*/|\.\.?/)[^"'`\n]*)(?P=quote)"""
@@ -38,7 +38,9 @@ _BARE = re.compile(
 
 
 def as_penstock_error(caught: BaseException, request_id: str) -> PenstockError:
-    """Any error as a `PenstockError`. An unforeseen one is logged; the client sees no internals."""
+    """Any error as a `PenstockError`. An unforeseen error is logged; the client sees no
+    internals.
+    """
     if isinstance(caught, PenstockError):
         return caught
     if isinstance(caught, RecursionError):
@@ -50,7 +52,9 @@ def as_penstock_error(caught: BaseException, request_id: str) -> PenstockError:
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Whether a request is for Anthropic's API, by its path or as that API's clients mark it."""
+    """Whether a request is for Anthropic's API, by its path or by a header of that API's
+    clients.
+    """
     path: str = scope["path"]
     return (
         path == _ANTHROPIC_PATH

@@ -1,4 +1,4 @@
-"""What an ingress knows while it runs: of all its requests, and of one."""
+"""The state of an ingress, and that of one request."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from penstock.serve.api.limits import (
     check_inflight,
     check_json,
     decode_body,
+    is_long,
     read_body,
 )
 from penstock.serve.api.metrics import Metrics
@@ -59,11 +60,11 @@ T = TypeVar("T")
 UNTRUSTED = "x-penstock-untrusted"
 """Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
 RESPONSE_ID = "x-penstock-response-id"
-"""Header from an ingress with a store to a replica: the response's id. Its input has all of the
-conversation.
+"""Header from an ingress with a store to a replica: the response's id. The request's input then has
+the whole conversation.
 """
 _LOGGED_PATH = 1000
-"""Characters of a path that are logged: its sender chooses its length."""
+"""The most characters of a path that are logged: the client chooses its length."""
 LAST_WORDS_S = 1.0
 """How long aborted requests may take to send their errors."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -79,7 +80,7 @@ class IngressState:
         self.sources = model_sources(models.handles.values())
         """Paths of models, which only operators may see."""
         self.openapi: Callable[[], dict[str, Any]] = dict
-        """Gives the OpenAPI document of the ingress's endpoints, made when it is asked for."""
+        """Returns the OpenAPI document of the ingress's endpoints, made on demand."""
         self.store: ResponseStore | None = None
         self.background: BackgroundRuns | None = None
         self.on_drain: list[Callable[[float, asyncio.Event | None], Awaitable[None]]] = []
@@ -89,20 +90,20 @@ class IngressState:
         self.traffic: Traffic | None = None
         """The requests as they pass, if there is a console that shows them."""
         self.is_replica = False
-        """Whether ingresses or servers of ours are in front, which store for it, and which pass on
-        the headers of clients.
+        """Whether another ingress or server of ours is in front. That one has the store, and passes
+        on the headers of clients.
         """
         self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
-        """Gives headers for every reply."""
+        """Returns headers for every reply."""
         self.draining = False
         self.inflight = 0
         """Requests whose head has arrived."""
         self.answering = 0
         """Requests that use an engine, and whose body has arrived."""
         self.live: set[Interrupt] = set()
-        """Waits for an engine, which a shutdown ends early."""
+        """Waits for an engine. A shutdown ends them early."""
         self.watchers: set[Interrupt] = set()
-        """Requests without an end of their own."""
+        """Requests that do not end by themselves."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -116,7 +117,7 @@ class IngressState:
             self._idle.set()
 
     def note_batch_line(self, model: str, usage: Usage) -> None:
-        """Count the tokens of a batch's line, which is no request of its own."""
+        """Count the tokens of a batch's line, which is not a request to the ingress."""
         self.metrics.count_tokens(model, usage)
         if self.traffic is not None:
             self.traffic.batch_tokens[model] += usage.completion_tokens
@@ -141,7 +142,7 @@ class IngressState:
         if await self._wait_idle(timeout_s, hurry):
             return True
         _fire(self.live)
-        # They send their errors. The wait does not include clients that stop reading.
+        # The aborted requests send their errors. A client that does not read is not waited for.
         await self._wait_idle(LAST_WORDS_S, None)
         return False
 
@@ -173,8 +174,8 @@ class Exchange:
         self.ingress = ingress
         self.limits = ingress.settings.limits
         self.id = self.answer_id = uuid4().hex
-        """`id` is the caller's, where one is given. Callers repeat theirs, so the answer's id,
-        which follows a prefix such as "resp_", has an end of its own.
+        """`id` is the caller's, if it sent one. Callers repeat ids, so `answer_id`, which follows a
+        prefix such as "resp_", has an end of its own.
         """
         if given_id and _REQUEST_ID.fullmatch(given_id):
             self.id, self.answer_id = given_id, f"{given_id}-{self.answer_id[:12]}"
@@ -183,8 +184,12 @@ class Exchange:
         self.model = ""
         self.runs = False
         self.rank: Rank = "stranger"
+        self.caller: str | None = None
+        """What the log calls the holder of a known key."""
         self.trusted = False
-        """Whether the caller may see the server's set-up: an operator, or anybody without keys."""
+        """Whether the caller may see the server's set-up: it is an operator, or the server has no
+        keys.
+        """
         self.status = 0
         self.error: str | None = None
         self.usage = Usage()
@@ -199,17 +204,25 @@ class Exchange:
         self.request: Request
         self._form: msgspec.Struct | None = None
         self._counted = False
+        self.long = False
+        """Whether a thread must read the body: its many parts would hold up other requests."""
 
     async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
-        self._form = parse_body(form, decode_body(await self.read_json(), Any))
+        body = await self.read_json()
+        self._form = await self.aside(lambda: parse_body(form, decode_body(body, Any)))
         return self._form
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """The result of `work` on the body; by a thread if the body is `long`."""
+        return await asyncio.to_thread(work) if self.long else work()
 
     async def read_json(self) -> bytes:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
         check_extent(body, self.limits)
+        self.long = is_long(body)
         return body
 
     async def read(self) -> bytes:
@@ -227,28 +240,28 @@ class Exchange:
 
     @property
     def owner(self) -> str:
-        """Whose stored responses the caller sees."""
+        """The owner of the stored responses that the caller sees."""
         return owner_of(self.request.headers, self.rank, self.ingress.settings)
 
     def detached(self) -> Exchange:
-        """An exchange for work that goes on when this one has ended, in whose place it counts."""
+        """An exchange for work that goes on after this one. It counts instead of this one."""
         work = Exchange(self.ingress, self.id)
         work.answer_id, work.created = self.answer_id, self.created
         work.rank, work.trusted = self.rank, self.trusted
         work.endpoint, work.runs = f"{self.endpoint} (background)", True
         work.model = self.model
         work.request = Request(self.request.scope, _never_leaves)
-        work._form = self._form
+        work._form, work.long = self._form, self.long
         work._counted, self._counted = self._counted, False
         self.runs = False
         return work
 
     async def target(self, model: str) -> Target:
-        """The model and adapter that a request names, in the class and the session of the request.
+        """The model and adapter that a request names, for the class and session of the request.
         Raises `ModelNotFoundError`, and `RequestError` for an unknown class.
         """
         found = await self.find(model)
-        this = ref(self)  # an engine that is loaded now has this task's context for all its life
+        this = ref(self)  # a weak one: an engine that is loaded now keeps this task's context
         CLIENT_HEADERS.set(lambda: {} if (one := this()) is None else one.client_headers())
         if session := self.request.headers.get(SESSION_HEADER):
             found = found._replace(handle=found.handle.for_session(session))
@@ -263,7 +276,7 @@ class Exchange:
         return found._replace(handle=found.handle.for_batch())
 
     def client_headers(self) -> dict[str, str]:
-        """The client's headers, without a key that was meant for the ingress."""
+        """The client's headers, without the key for the ingress."""
         given, settings = self.request.headers.items(), self.ingress.settings
         if self.ingress.is_replica:
             cut = len(CLIENT_HEADER)
@@ -272,7 +285,7 @@ class Exchange:
         return {name: one for name, one in given if name not in checked}
 
     async def find(self, model: str) -> Target:
-        """As `target`, whatever the request's class."""
+        """As `target`, without regard to class and session."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found
@@ -291,7 +304,7 @@ class Exchange:
                 self.engine_seconds += time.perf_counter() - start
 
     def about(self, prefix: str, target: Target) -> dict[str, Any]:
-        """The fields that most answers begin with. The id is `prefix` and the answer's id."""
+        """The fields that most answers begin with. The id is `prefix` plus `answer_id`."""
         return {"id": prefix + self.answer_id, "created": self.created, "model": target.name}
 
     def json(self, body: Any) -> Response:
@@ -299,8 +312,7 @@ class Exchange:
 
     def failed(self, caught: Exception, override: PenstockError | None = None) -> PenstockError:
         """Record the failure; log it if the client does not see its cause. Returns the error for
-        the client: `override`, or `caught` as a `PenstockError`. Callers without the right to read
-        them get no file paths.
+        the client: `override`, or `caught` as a `PenstockError`. Only operators get file paths.
         """
         error = override if override is not None else as_penstock_error(caught, self.id)
         self.error = error.kind
@@ -325,7 +337,7 @@ class Exchange:
             return
         usage = self.usage
         metrics = self.ingress.metrics.count_tokens(self.model, usage)
-        if self.status != 200:  # a refusal's latency is not the model's
+        if self.status != 200:  # the latency of a refusal says nothing of the model
             return
         total = self.ended - self.started
         metrics.request_prompt_tokens.observe(usage.prompt_tokens)
@@ -346,7 +358,7 @@ async def _never_leaves() -> Message:
 
 
 def note_on_span(current: Span, exchange: Exchange, scope: Scope) -> None:
-    """Note on a span what the exchange was. Of `scope` it reads `method` and `path`."""
+    """Set a span's attributes from the exchange. Reads only `method` and `path` of `scope`."""
     usage = exchange.usage
     route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
     current.note(
@@ -367,7 +379,7 @@ def note_on_span(current: Span, exchange: Exchange, scope: Scope) -> None:
 
 
 def log_access(exchange: Exchange, scope: Scope) -> None:
-    """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
+    """Log the exchange when it has ended. Reads only `method` and `path` of `scope`."""
     if not _access.isEnabledFor(logging.INFO):
         return
     path = scope["path"][:_LOGGED_PATH]
@@ -382,6 +394,7 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         "method": scope["method"],
         "path": path,
         "status": exchange.status,
+        "key": exchange.caller,
         "seconds": round(exchange.ended - exchange.started, 6),
         "answer_id": None if exchange.answer_id == exchange.id else exchange.answer_id,
         **(of_model if exchange.model else {}),

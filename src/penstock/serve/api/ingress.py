@@ -28,7 +28,13 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.observability import escaped, request_id, span
-from penstock.serve.api.auth import check_admin, check_not_cross_site, check_user, rank_of
+from penstock.serve.api.auth import (
+    check_admin,
+    check_not_cross_site,
+    check_user,
+    mark_of,
+    rank_of,
+)
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
 from penstock.serve.api.errors import error_response, is_anthropic
@@ -58,12 +64,11 @@ _PREFLIGHT_S = 86400
 
 
 class IngressApp:
-    """An ASGI application. Its requests share `ingress`; whoever runs the application drains
-    it through `ingress`.
+    """An ASGI application. Its requests share `ingress`, through which the server drains it.
 
     The application neither starts nor stops models. If the models run elsewhere, it forwards
-    requests unchanged. `more` are further endpoints. `inside` gives what answers requests in place
-    of the router, whose own endpoints it may call.
+    requests unchanged. `more` are further endpoints. `inside` wraps the router: the application
+    that it returns answers the requests, and may call the router.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class IngressApp:
         self._app = self._built()
 
     def add(self, more: Iterable[Endpoint]) -> None:
-        """Take in further endpoints, before the first request."""
+        """Add further endpoints, before the first request."""
         self._more = (*self._more, *more)
         self._app = self._built()
 
@@ -113,7 +118,7 @@ class IngressApp:
             routes,
             frozenset(one.path for one in endpoints if one.public),
         )
-        # A page needs a key, where there are keys, so any page may try one.
+        # If the server has keys, a page needs one, so pages of any origin may call.
         if origins := settings.cors_origins or (("*",) if settings.api_keys else ()):
             app = CORSMiddleware(
                 app,
@@ -127,7 +132,8 @@ class IngressApp:
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette's router then raises for an unknown path instead of answering itself.
+        # With "app" in the scope, Starlette's router raises for an unknown path, and does not
+        # answer it itself.
         scope["app"] = self
         root = self.ingress.settings.root_path
         if root and scope["type"] == "http" and scope["path"].startswith(root + "/"):
@@ -153,7 +159,7 @@ def _no_route(routes: Iterable[BaseRoute], scope: Scope) -> NoRouteError:
 
 
 def _no_method(routes: Iterable[BaseRoute], scope: Scope) -> MethodError:
-    """The error for a path that has other methods, with those of all its endpoints."""
+    """The error for a path that has other methods. It lists the methods of all its endpoints."""
     matching = (one for one in routes if one.matches(scope)[0] is not Match.NONE)
     methods = {m for one in matching if isinstance(one, Route) for m in one.methods or ()}
     allow, shown = ", ".join(sorted(methods)), escaped(scope["path"][:200])
@@ -196,8 +202,9 @@ _RAYS_FORM = "Derive it from penstock.serve.ingress.OpenAiIngress, which has Ray
 
 
 def ingress_class(given: Any) -> Any:
-    """The class of an ingress: derived from `OpenAiIngress`, or in Ray's form. `given` is it or its
-    import path. Raises `ConfigError` for any other, and for one whose methods would be ignored.
+    """The class of an ingress: derived from `OpenAiIngress`, or in Ray's form. `given` is the class
+    or its import path. Raises `ConfigError` for another class, and for one whose methods would be
+    ignored.
     """
     where = "ingress_cls_config.ingress_cls"
     cls = import_object(given, where)
@@ -225,14 +232,14 @@ def ingress_class(given: Any) -> Any:
 
 
 _OWN = frozenset({"self", "llm_deployments", "model_cards", "lora_paths", "settings"})
-"""The arguments that ingresses are called with anyway."""
+"""The arguments that every ingress is called with."""
 
 
 def check_extra(cls: type, extra: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for `ingress_extra_kwargs` that the class does not take, or lacks."""
     where = "ingress_cls_config.ingress_extra_kwargs"
     known: set[str] = set()
-    for one in cls.__mro__:  # each passes on what it does not take
+    for one in cls.__mro__:  # each class passes on what it does not take
         if "__init__" not in vars(one):
             continue
         taken = inspect.signature(vars(one)["__init__"]).parameters.values()
@@ -346,6 +353,8 @@ class ExchangeMiddleware:
     ) -> None:
         settings = self._ingress.settings
         exchange.rank = rank_of(headers, settings)
+        if not self._ingress.is_replica:  # a replica sees the key of its ingress
+            exchange.caller = mark_of(headers, exchange.rank, settings)
         exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
         try:
             if "transfer-encoding" in headers and "content-length" in headers:
@@ -371,8 +380,8 @@ class ExchangeMiddleware:
 
 
 class EngineApp:
-    """The application of the only model's engine. It knows nothing of queues, limits and adapters
-    here, so only admins may use it. Raises `ConfigError` where there is none.
+    """The HTTP application of the only model's engine. It bypasses the queue, limits and adapters
+    of this server, so only admins may use it. Raises `ConfigError` if there is no such application.
     """
 
     def __init__(self, models: ModelNames, path: str) -> None:

@@ -16,8 +16,8 @@ class Interrupt:
     """A context whose body `fire(error)` ends: what the body awaits is cancelled, and the context
     raises `error`.
 
-    It watches `receive`, if given, for the client's leaving; then the request's body must have been
-    read before. `live` is the set that the server fires all of when it stops waiting for its
+    It also ends when the client leaves, if `receive` is given; the request's body must have been
+    read before. `live` is the set of interrupts that the server fires when it stops waiting for its
     requests.
     """
 
@@ -51,16 +51,14 @@ class Interrupt:
             raise self._reason from None
 
     def fire(self, error: PenstockError) -> None:
-        """End the body with `error`. Without effect once it has finished, or was ended for another
-        reason.
-        """
+        """End the body with `error`. Has no effect if the body has finished or was ended before."""
         if not self._finished and self._reason is None:
             self._reason = error
             self._task.cancel()
 
     def finished(self) -> None:
-        """The answer is complete: what comes now, be it the client's leaving, is no
-        interruption.
+        """The answer is complete: from now on nothing interrupts, not even that the client
+        leaves.
         """
         self._finished = True
         self._live.discard(self)

@@ -28,9 +28,11 @@ from penstock.types import ChatRequest, CompletionRequest, DecideRequest
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
-"""A body at this pace never times out."""
+"""A body that comes at least this fast never times out."""
 MOST_PARTS, MOST_VALUES = 50_000, 1_000_000
-"""Objects and lists of a JSON body, and its values, which are counted by their commas."""
+"""The most objects and lists of a JSON body, and the most values (counted by commas)."""
+MANY_PARTS = 2000
+"""A body with more objects and lists goes to a thread: each takes some microseconds to check."""
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
@@ -53,8 +55,8 @@ def check_coding(request: Request) -> None:
 
 
 def check_extent(body: bytes, limits: Limits) -> None:
-    """Refuse a JSON body with so many objects and lists (messages, parts, tools, prompts), or so
-    many values, that to look at each would hold up other requests. Those in texts do not count.
+    """Refuse a JSON body with too many objects and lists (messages, parts, tools, prompts), or too
+    many values, to check each of them in time. Brackets and commas inside texts do not count.
     """
     for marks, most, what in (
         (b"{[", MOST_PARTS, "objects and lists"),
@@ -65,6 +67,13 @@ def check_extent(body: bytes, limits: Limits) -> None:
             raw > most and sum(map(_TEXT.sub(b"", body).count, marks)) > most
         ):
             raise RequestError(f"the request body has more than {most:,} {what}")
+
+
+def is_long(body: bytes) -> bool:
+    """Whether a thread should check a JSON body: on the event loop its many parts would hold up
+    other requests.
+    """
+    return body.count(b"{") + body.count(b"[") > MANY_PARTS
 
 
 def decode_body(body: bytes, form: Any) -> Any:
@@ -90,7 +99,7 @@ def _body_fault(body: bytes, form: Any) -> str:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body's bytes. Raises what `take_body` raises."""
+    """The body's bytes. Raises as `take_body`."""
     parts: list[bytes] = []
     await take_body(request, limits, parts.append)
     return b"".join(parts)
@@ -99,8 +108,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 async def take_body(
     request: Request, limits: Limits, take: Callable[[bytes], None], beside: int = 0
 ) -> None:
-    """Give the body's parts to `take` as they come. Raises as soon as they exceed the size limit by
-    more than `beside` bytes, or arrive too slowly.
+    """Pass the pieces of the body to `take` as they come. Raises as soon as they exceed the size
+    limit by more than `beside` bytes, or arrive too slowly.
     """
     most = limits.max_body_bytes
     declared = request.headers.get("content-length", "")
@@ -150,7 +159,7 @@ def check_texts(texts: Iterable[Sized], limits: Limits, param: str) -> None:
 
 
 def check_metadata(given: dict[str, str] | None) -> None:
-    """Raise `RequestError` for more, or longer ones, than OpenAI takes."""
+    """Raise `RequestError` for more entries, or longer ones, than OpenAI takes."""
     if given is None:
         return
     if len(given) > _MOST_METADATA:
@@ -165,7 +174,7 @@ def check_metadata(given: dict[str, str] | None) -> None:
 
 
 def check_template(template: str | None, settings: HttpSettings) -> None:
-    """Raise `RequestError` for a chat template from a client that may send none."""
+    """Raise `RequestError` for a chat template in a request, if the settings forbid that."""
     if template is not None and not settings.trust_request_chat_template:
         raise RequestError(
             "this server takes no chat templates from requests", param="chat_template"
@@ -179,7 +188,7 @@ def check_embedded(inputs: Iterable[Any], limits: Limits) -> None:
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
-    """The request with a bounded answer. `prompts` is the number of its like in the same call."""
+    """The request with a bounded answer. `prompts` is the number of prompts in the same call."""
     if isinstance(request, ChatRequest):
         check_texts(texts_of(request), limits, "messages")
         if request.tools:

@@ -29,7 +29,7 @@ _STATES = (
     (CounterMetricFamily, "adapter_loads", "Adapters given to the engine.", "adapter_loads"),
     (GaugeMetricFamily, "adapters_loaded", "Adapters that the engine holds.", "adapters"),
 )
-"""Kind, name and text of a metric, and the field of `ModelState` with its value."""
+"""Each metric's kind, name and text, and the field of `ModelState` that is its value."""
 _ENGINE_COUNTERS = frozenset(
     {
         *("steps", "prefix_cache_queries", "prefix_cache_hits", "kv_transfers"),
@@ -60,12 +60,12 @@ _VLLM_NAMES: dict[str, tuple[str, ...]] = {
     "penstock_engine_prefix_cache_queries": ("vllm:prefix_cache_queries",),
     "penstock_engine_prefix_cache_hits": ("vllm:prefix_cache_hits",),
 }
-"""Metrics of vLLM's server that say the same, by our names without a counter's ending."""
+"""By the name of our metric, without a counter's ending, the same metrics of vLLM's server."""
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, *(1000 * n for n in (1, 2, 5, 10, 20, 50, 100)))
 
 
 class ModelMetrics(NamedTuple):
-    """What a request reports at its end, for all models or with the label of one."""
+    """The metrics that a request reports to at its end, for all models or labelled with one."""
 
     prompt_tokens: Counter
     cached_tokens: Counter
@@ -81,8 +81,8 @@ class ModelMetrics(NamedTuple):
 
 
 class Metrics:
-    """The metrics of one ingress, in a registry of its own. Names match vLLM's after its prefix;
-    with `vllm` what vLLM has too is there under its names as well.
+    """The metrics of one ingress, in a registry of its own. Their names match vLLM's but for the
+    prefix. With `vllm`, the metrics that vLLM has too are also given under its names.
     """
 
     def __init__(self, handles: Mapping[str, ModelHandle], *, vllm: bool = False) -> None:
@@ -221,8 +221,8 @@ class _States(Collector):
         yield from self._of_engines()
 
     def adapters(self) -> Metric:
-        """vLLM's `lora_requests_info`: which adapters are loaded. The value is the time, as
-        there.
+        """vLLM's `lora_requests_info`: which adapters are loaded. The value is the time, as in
+        vLLM.
         """
         labels = ["model_name", "max_lora", "waiting_lora_adapters", "running_lora_adapters"]
         family = GaugeMetricFamily(
@@ -254,7 +254,7 @@ class _States(Collector):
 def _families(
     states: Mapping[tuple[str, ...], ModelState], of: Literal["model", "replica"] = "model"
 ) -> Iterable[Metric]:
-    """What models are doing, by their names; or what each replica is, where a model has several
+    """The metrics of model states, labelled by model; or by replica, for models that have several
     here.
     """
     labels, prefix, note = ["model_name"], "penstock_", ""
@@ -275,7 +275,7 @@ def _families(
 
 
 async def engine_counters(handle: ModelHandle) -> dict[str, float]:
-    """What a model's engine counts; nothing of one that does not answer at once."""
+    """The metrics of a model's engine; empty if the engine does not answer at once."""
     try:
         async with asyncio.timeout(ENGINE_TIMEOUT_S):
             return await handle.engine_metrics()

@@ -1,5 +1,5 @@
-"""What becomes of the parameters of a URL. A route honours those that the table of routes names;
-any other is refused, but for the harmless. Probes, metrics and pages ignore the others.
+"""What becomes of the parameters of a URL. A route honours the parameters that the table of routes
+names. It refuses others, except harmless ones; probes, metrics and pages ignore them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "/v1/conversations/{conversation_id}/items/{item_id}": {"include": _STORED},
     "/server_info": {"config_format": "vLLM's parameter; the answer has one form, JSON"},
 }
-"""Route, or all of them → parameter → why it changes nothing. Any value is taken."""
+"""By route, or for all routes: the harmless parameters, and why each changes nothing. They may have
+any value.
+"""
 _WHOLE = re.compile("-?[0-9]+")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -36,8 +38,8 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 def check_query(
     given: QueryParams, path: str, known: Collection[str] | None, *, lenient: bool = False
 ) -> None:
-    """Raise `RequestError` for a parameter that the route `path` does not know (None for one that
-    knows any), and for one that stands twice. A `lenient` route ignores what it does not know,
+    """Raise `RequestError` for a parameter that the route `path` does not know, and for one that is
+    given twice. `known` None: the route takes any. A `lenient` route ignores unknown parameters,
     and takes lists (`name[]`).
     """
     seen: set[str] = set()

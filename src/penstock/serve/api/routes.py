@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -58,8 +59,8 @@ _SHAPES: tuple[tuple[str, type[Struct], Callable[..., Awaitable[Response]]], ...
     ("text_1", ScoreBody, texts.score),
     ("query", RerankBody, texts.rerank),
 )
-"""What `POST /invocations` takes, the one path that Amazon SageMaker asks for everything, as in
-vLLM: the parameter by which a body's form is known, the form, and the endpoint that answers it.
+"""The bodies that `POST /invocations` takes, as in vLLM; Amazon SageMaker sends everything there.
+For each: the parameter by which its form is known, the form, and the endpoint that answers it.
 """
 _CLASSIFY_NAMES = frozenset(ClassifyBody.__struct_fields__)
 FORMS: tuple[type[Struct], ...] = tuple(form for _, form, _ in _SHAPES)
@@ -69,11 +70,12 @@ async def invocations(exchange: Exchange) -> Response:
     """Answer a body of any form in `_SHAPES`. An `input` is classified where the model makes no
     embeddings.
     """
-    body: Any = decode_body(await exchange.read_json(), Any)
+    given = await exchange.read_json()
+    body: Any = await exchange.aside(lambda: decode_body(given, Any))
     for name, form, answer in _SHAPES:
         if isinstance(body, dict) and body.get(name) is not None:
             try:
-                return await answer(exchange, parse_body(form, body))
+                return await answer(exchange, await exchange.aside(partial(parse_body, form, body)))
             except UnsupportedError:
                 if form is not EmbeddingBody or not body.keys() <= _CLASSIFY_NAMES:
                     raise
@@ -85,13 +87,13 @@ async def invocations(exchange: Exchange) -> Response:
 class Endpoint(Struct, frozen=True):
     """One method of one path, as an ASGI application.
 
-    `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are those
-    of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a form of that
-    kind; `query` names the parameters of the URL, None leaves their names to `answer`. `lenient`:
-    others are ignored, as monitors and links add some. `runs`: it uses an engine, and the console
-    shows it while it runs; `admin`: for operators only; `public`: for everybody, without a key.
-    Raises `ValueError` for an endpoint that controls a model without `admin`, or is `admin` and
-    `public`.
+    `answer` gets the exchange, and its JSON body if `body` is that body's form. `forms` are the
+    forms of a JSON body that `answer` reads itself, `multipart` is the JSON Schema of a multipart
+    form. `query` names the parameters of the URL; None leaves their check to `answer`. `lenient`:
+    other parameters are ignored, as monitors and links add some. `runs`: the endpoint uses an
+    engine, and the console shows its requests while they run. `admin`: for operators only.
+    `public`: for everybody, without a key. Raises `ValueError` for an endpoint that controls a
+    model without `admin`, or that is `admin` and `public`.
     """
 
     method: str
@@ -265,7 +267,7 @@ CONSOLE_ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/console/live", console.live, console.LiveBody),
 )
-"""The console's own. The OpenAPI document leaves them out, as only the console asks them."""
+"""The console's own endpoints. Only the console calls them, so the OpenAPI document omits them."""
 
 _ERROR = {
     "description": "The request failed.",

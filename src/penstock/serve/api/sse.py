@@ -1,4 +1,4 @@
-"""Sends an engine's deltas to the client: as events while they arrive, or in one answer."""
+"""Sends an engine's deltas to the client: as events while they come, or as one answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EventStream(Response):
 
     The response starts with the first delta. An earlier failure has an HTTP status of its own; a
     later one ends the stream with an error event. Deltas that the engine has ready go out in one
-    write. `n` is the number of answers a prompt, `prompts` the number of prompts.
+    write. `n` is the number of answers for each prompt, `prompts` the number of prompts.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EventStream(Response):
                     if delta.finish_reason is not None:
                         self._open -= 1
                         total.add(delta)
-                # A framer numbers its events: the first ones are made first.
+                # A framer numbers its events, so the first events must be made first.
                 chunk = b"" if self._begun else framer.open()
                 chunk += b"".join([framer.frame(delta) for delta in batch])
                 more = bool(batch) and self._open > 0

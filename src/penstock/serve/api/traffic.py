@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from penstock.serve.api.exchange import Exchange
 
 KEPT = 200
-"""So many ended requests are remembered."""
+"""How many ended requests are remembered."""
 BODY_BYTES = 16384
-"""So much of a request's body is kept, if somebody asks for bodies."""
+"""How many bytes of a request's body are kept, if a console asks for bodies."""
 UNKNOWN_ENDPOINT = "other"
-"""The endpoint of a request that found none."""
+"""The endpoint of a request for an unknown path."""
 BODIES_S = 15.0
-"""Bodies are kept for so long after somebody asked for them."""
+"""Seconds for which bodies are kept after a console asked for them."""
 
 
 class PassedRequest(Struct, frozen=True):
-    """A request that has ended, and whose it was."""
+    """A request that has ended, and its owner."""
 
     number: int
     owner: str
@@ -30,7 +30,7 @@ class PassedRequest(Struct, frozen=True):
 
 
 class Traffic:
-    """Remembers what requests were, and not what they said, unless somebody asks for that."""
+    """Remembers the facts of requests. It keeps their bodies only while a console asks for that."""
 
     def __init__(self) -> None:
         self.under_way: set[Exchange] = set()
@@ -41,8 +41,8 @@ class Traffic:
         self._asked: dict[str | None, float] = {}
 
     def note(self, exchange: Exchange) -> None:
-        """Remember a request at its end, if it found its endpoint. Reading what the server says of
-        itself is none.
+        """Remember a request at its end. Left out are unknown paths, the console's own requests,
+        and `GET` requests that use no engine.
         """
         self.under_way.discard(exchange)
         if exchange.endpoint == UNKNOWN_ENDPOINT or exchange.endpoint.startswith("/console"):
@@ -55,11 +55,11 @@ class Traffic:
         self._ended.append(PassedRequest(self._count, exchange.owner, facts))
 
     def ask_for_bodies(self, owner: str | None) -> None:
-        """Keep the bodies of an owner's requests for a while; None is everybody's."""
+        """Keep the bodies of an owner's requests for a while; None: of all requests."""
         self._asked[owner] = time.monotonic() + BODIES_S
 
     def body(self, exchange: Exchange, body: bytes) -> None:
-        """The body of a request has arrived: keep its beginning if somebody asked for it."""
+        """The body of a request has arrived: keep its beginning if a console asked for bodies."""
         now = time.monotonic()
         self._asked = {owner: until for owner, until in self._asked.items() if until > now}
         if None in self._asked or exchange.owner in self._asked:
@@ -67,12 +67,12 @@ class Traffic:
 
     @property
     def keeps_bodies(self) -> bool:
-        """Whether somebody asked for bodies; it may be too long ago."""
+        """Whether a console has asked for bodies, perhaps long ago."""
         return bool(self._asked)
 
     def seen_by(self, owner: str | None, after: int) -> dict[str, Any]:
-        """What an owner sees: requests that ended since number `after`, and those under way. None
-        sees all.
+        """The requests that an owner sees: those that ended since number `after`, and those under
+        way. Owner None sees all.
         """
         now = time.perf_counter()
         return {

@@ -72,7 +72,6 @@ class FormEngine(LLMEngine):
             max_top_logprobs=20,
             adapters=hasattr(inner, "resolve_lora"),
             token_ids=False,
-            inputs=(),
         )
 
     async def stop(self) -> None:

@@ -44,7 +44,7 @@ class Here:
 
 
 class Given:
-    """A model that somebody else starts and stops."""
+    """A model that its owner starts and stops."""
 
     def __init__(self, model: LocalModel) -> None:
         self.model = model

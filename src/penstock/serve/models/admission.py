@@ -1,12 +1,12 @@
-"""The queue in front of an engine: so many requests run, so many wait, the rest is turned away.
+"""The queue in front of an engine: a number of requests run, a number wait, the rest is refused.
 
-There are two classes. A request of the batch class never keeps one of the online class waiting: it
-has a queue of its own behind theirs. An engine that shares its steps between the classes (`apart`)
-gets as many requests of either that it generates text for. All other batch requests get slots that
-are idle.
+There are two classes. A batch request never keeps an online request waiting: batch requests have a
+queue of their own, behind the online one. An engine that shares its steps between the classes
+(`engine_shares_steps`) gets the same number of text generations of either class. All other batch
+requests get slots that are idle.
 
-Whatever keeps requests from the engine (it is busy, loading, starting again, paused) closes the
-same gate, so that waiting is bounded and in order in every case.
+While the engine cannot take requests (it is busy, loading, restarting or paused), the same gate is
+closed, so that waiting is bounded and in order in every case.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from penstock.errors import OverloadedError
 
 RETRY_AFTER_S = 1.0
 Kind = Literal["online", "batch", "idle", "slotless"]
-"""What a request is let into: a slot, a batch row's slot, only a slot that is idle, or none."""
+"""The kind of slot that a request needs: any, one for batch rows, one that is idle, or none."""
 QUEUES: tuple[Kind, ...] = ("online", "batch", "idle")
 Entry = tuple[int, int, asyncio.Future[None]]
 
 
 class Admission:
-    """Lets requests in by priority (lower first), then by arrival. `max_waiting` None is no limit.
+    """Lets requests in by priority (lower first), then by arrival. `max_waiting` None: no limit.
 
     `on_idle` is called whenever the last request has left and none waits.
     """
@@ -35,13 +35,13 @@ class Admission:
     def __init__(self, max_waiting: int | None, on_idle: Callable[[], None] = lambda: None) -> None:
         self.max_running = 1
         self.max_waiting = max_waiting
-        self.apart = False
+        self.engine_shares_steps = False
         self.running = 0
         """Requests inside, of both classes."""
         self.batch_running = 0
-        """Those of the kind "batch"."""
+        """Requests inside of the kind "batch"."""
         self.slotless = 0
-        """Those that are inside without a slot."""
+        """Requests inside without a slot."""
         self._on_idle = on_idle
         self._open = False
         self._queues: dict[Kind, list[Entry]] = {kind: [] for kind in QUEUES}
@@ -55,7 +55,7 @@ class Admission:
 
     @property
     def load(self) -> int:
-        """Requests that it has: those being answered, and those that wait."""
+        """The number of requests that are being answered or wait."""
         return self.running + self.waiting
 
     @property
@@ -88,7 +88,7 @@ class Admission:
                 heapify(queue)
                 self._waiting -= 1
             elif not admitted.cancelled() and admitted.exception() is None:
-                self.running -= 1  # the caller went away in the moment when it was let in
+                self.running -= 1  # the caller was cancelled just when it was let in
                 self.batch_running -= kind == "batch"
                 self._admit()
             self._notify_if_idle()
@@ -102,7 +102,7 @@ class Admission:
         self._notify_if_idle()
 
     def enter_at_once(self) -> None:
-        """Take part without a slot, for what is cheap; `leave("slotless")` ends it."""
+        """Enter without a slot, for a cheap request; `leave("slotless")` ends it."""
         self.running += 1
         self.slotless += 1
 
@@ -112,11 +112,11 @@ class Admission:
         self._wake_drains()
 
     def close(self) -> None:
-        """Close the gate: those inside go on, the others wait."""
+        """Close the gate: requests inside go on, others wait."""
         self._open = False
 
     def refuse_waiting(self, reason: Callable[[], Exception]) -> None:
-        """Turn away everyone in the queue; `reason` makes the error of each."""
+        """Refuse every request in the queue; `reason` makes the error for each."""
         waiting = [entry for queue in self._queues.values() for entry in queue]
         for queue in self._queues.values():
             queue.clear()
@@ -127,12 +127,12 @@ class Admission:
         self._notify_if_idle()
 
     async def drained(self) -> None:
-        """Return when nobody is inside, or the gate was opened again."""
+        """Return when no request is inside, or when the gate was opened again."""
         while self.running and not self._open:
             await self._change()
 
     async def emptied(self) -> None:
-        """Return when nobody is inside and nobody waits."""
+        """Return when no request is inside and none waits."""
         while not self.idle:
             await self._change()
 
@@ -142,12 +142,12 @@ class Admission:
         await drained
 
     def _has_room(self, kind: Kind) -> bool:
-        if kind == "batch" and self.apart:
+        if kind == "batch" and self.engine_shares_steps:
             return self.batch_running < self.max_running
         if kind != "online" and self._queues["online"]:
             return False
-        # A batch request in a slot of its own kind is not in the way; the engine makes it wait.
-        in_slots = self.running - self.slotless - self.batch_running * self.apart
+        # A batch row in a slot for batch rows takes no online slot: the engine makes it wait.
+        in_slots = self.running - self.slotless - self.batch_running * self.engine_shares_steps
         return in_slots < self.max_running
 
     def _admit(self) -> None:
@@ -155,7 +155,7 @@ class Admission:
             ready = [kind for kind in QUEUES if self._queues[kind] and self._has_room(kind)]
             if not ready:
                 return
-            # Online first; those who take what is idle in the order in which they came.
+            # Online requests first; those that need an idle slot in the order of their arrival.
             kind = min(ready, key=lambda kind: (kind != "online", self._queues[kind][0][:2]))
             _, _, admitted = heappop(self._queues[kind])
             self._waiting -= 1

@@ -1,4 +1,4 @@
-"""How many replicas a model should have: by its requests, as Ray Serve decides it."""
+"""How many replicas a model should have, by the number of its requests, as in Ray Serve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AGGREGATED: dict[str, Callable[[list[int]], float]] = {
 
 
 class Autoscaler:
-    """Decides between `fewest` and `most` replicas, of which each is to have `target` requests.
+    """Decides the number of replicas, from `fewest` to `most`. Each is to have `target` requests.
 
     The formula, the factors and the delays are those of Ray Serve: a decision must hold for
     `upscale_delay_s` or `downscale_delay_s` without a break. The last replica goes only when there
@@ -40,8 +40,9 @@ class Autoscaler:
         self._since = 0.0
 
     def decide(self, now: float, requests: int, replicas: int, *, asked: bool = False) -> int:
-        """How many replicas there should be at the time `now`, in seconds, with so many `requests`
-        (running and waiting) and `replicas`. `asked`: a request has come since the last decision.
+        """The number of replicas that there should be. `now` is in seconds, `requests` are running
+        and waiting ones, `replicas` the present number. `asked`: a request has come since the last
+        decision.
         """
         look_back = self._scaling.look_back_period_s
         first = now - (LOOK_BACK_S if look_back is None else look_back)
@@ -69,7 +70,7 @@ class Autoscaler:
             factor = self._up if ratio > 1 else self._down
             wanted = _ceil(replicas * (1 + (ratio - 1) * factor))
             if _ceil(replicas * ratio) < replicas == wanted:
-                wanted -= 1  # else a small factor would keep it where it is
+                wanted -= 1  # else a small factor would keep the number as it is
             wanted = max(wanted, 1)
         return min(max(wanted, self._fewest), self._most)
 

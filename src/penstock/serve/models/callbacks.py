@@ -1,4 +1,4 @@
-"""The user's hooks around each start of an engine, by the names that Ray Serve LLM has."""
+"""The user's hooks around each start of an engine, with the names of Ray Serve LLM."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Callbacks:
 
     `on_before_node_init` runs first, `on_before_download_model_files_distributed` before the
     model's files are read, unless `ctx.run_init_node` is false by then, and `on_after_node_init`
-    last, before the engine starts. The class has those it needs, plain or async; one derived from
-    `penstock.serve.callbacks.CallbackBase` has all, and a `ctx` to share. It is made with
-    `llm_config`, `raise_error_on_callback`, the configured `callback_kwargs` and, where it takes
-    them, `ctx_kwargs`. Raises `ConfigError` where that cannot be.
+    last, before the engine starts. The user's class has the hooks that it needs, plain or async; a
+    class derived from `penstock.serve.callbacks.CallbackBase` has all, and a `ctx` that they share.
+    The class is called with `llm_config`, `raise_error_on_callback`, the configured
+    `callback_kwargs` and, if it takes them, `ctx_kwargs`. Raises `ConfigError` if that fails.
     """
 
     def __init__(self, config: LLMConfig) -> None:
@@ -52,18 +52,20 @@ class Callbacks:
 
     @property
     def given(self) -> bool:
-        """Whether there are any."""
+        """Whether hooks are configured."""
         return self._object is not None
 
     @property
     def run_init_node(self) -> bool:
-        """Whether the node is to be prepared, which a hook may switch off."""
+        """Whether the node is to be prepared; a hook may switch this off."""
         return bool(getattr(getattr(self._object, "ctx", None), "run_init_node", True))
 
     async def run(self, hook: str) -> None:
-        """Call a hook, if there is one; a plain one in a thread, for it may block.
+        """Call a hook, if the class has it. A hook that is not async runs in a thread, as it may
+        block.
 
-        Raises `EngineStartError` if it fails and its errors count; else that is logged.
+        Raises `EngineStartError` if the hook fails and `raise_error_on_callback` is on; else the
+        failure is logged.
         """
         method = getattr(self._object, hook, None)
         if method is None:

@@ -1,7 +1,7 @@
 """The control plane of one server: sleep, pauses, caches, profiles, calls of the engine's workers.
 
-What an operator asked for (`asleep`, `paused`) is kept here, apart from the engine, and holds for
-every engine that starts later. An engine that cannot pause is paused by the server.
+The state that an operator asked for (`asleep`, `paused`) is kept here, apart from the engine, and
+applies to every engine that starts later. If an engine cannot pause, the server holds its requests.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class ControlPlane(Operations):
     async def load_lora_adapter(
         self, lora_name: str, lora_path: str, load_inplace: bool = False
     ) -> None:
-        """Make an adapter known, and load it if the engine runs. Raises `RequestError` for a name
-        that is taken, `ModelNotFoundError` where the adapter is not there.
+        """Register an adapter, and load it if the engine runs. Raises `RequestError` for a name
+        that is taken, `ModelNotFoundError` if the path has no adapter.
         """
         raise NotImplementedError
 
@@ -131,14 +131,14 @@ class ControlPlane(Operations):
         raise NotImplementedError
 
     async def set_adapters(self, wanted: Mapping[str, str | None]) -> None:
-        """Know these adapters by their paths, and those without one no more."""
+        """Register the adapters that have a path here, and forget those whose path is None."""
         raise NotImplementedError
 
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
-        """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not
-        load for a request. Raises `RequestError` while a job in this process uses the engine; one
-        that comes later delays it. A sleep that fails or is cancelled leaves the model awake,
-        unless another one holds.
+        """Give the memory back until `wakeup`. A model that is not loaded stays unloaded, even if a
+        request comes. Raises `RequestError` while a job in this process uses the engine; a job that
+        comes later delays the sleep. If the sleep fails or is cancelled, the model stays awake,
+        unless another call has put it to sleep.
         """
         if self.supervisor.in_use:
             raise RequestError(
@@ -150,8 +150,8 @@ class ControlPlane(Operations):
         self.admission.refuse_waiting(self.asleep_error)
         try:
             if self.paused == "keep":
-                # They are held, so they will not leave. An engine that does not hold them itself
-                # must be done with them.
+                # The pause holds the requests, so they will not leave. If the engine does not hold
+                # them itself, it must have finished them.
                 if not self.has("pause"):
                     await asyncio.gather(*(stream.read_out() for stream in self.streams))
             else:
@@ -165,14 +165,16 @@ class ControlPlane(Operations):
             raise
 
     async def wakeup(self) -> None:
-        """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""
+        """Undo `sleep`, and return when the engine is ready. Raises the error that prevents
+        that.
+        """
         if not self.asleep:
             return
         self._sleeps.clear()
         if self.supervisor.phase == "asleep":
             self.supervisor.load()
             await self.supervisor.ready()
-        else:  # perhaps it was still waiting for requests to finish
+        else:  # the sleep may still be waiting for requests to finish
             self.reopen()
 
     async def is_sleeping(self) -> bool:
@@ -180,8 +182,8 @@ class ControlPlane(Operations):
         return self.asleep
 
     async def pause(self, mode: PauseMode = "wait", clear_cache: bool = False) -> None:
-        """Let new requests wait. Returns when none is under way any more, with "keep" at once. With
-        another mode, those that an earlier pause holds go on.
+        """Let new requests wait. Returns when no request is under way any more; with "keep", at
+        once. With another mode, requests that an earlier pause holds go on.
         """
         self.paused = mode
         self.admission.close()
@@ -228,8 +230,8 @@ class ControlPlane(Operations):
         raise NotImplementedError
 
     async def load_model(self) -> None:
-        """Load the model unless it is loaded, and return when it is ready. Raises what keeps it
-        from that.
+        """Load the model unless it is loaded, and return when it is ready. Raises the error that
+        prevents that.
         """
         if self.asleep:
             raise self.asleep_error()
@@ -237,9 +239,9 @@ class ControlPlane(Operations):
         await self.supervisor.ready()
 
     async def unload_model(self) -> None:
-        """Free everything that the model holds, once the requests under way have ended. The next
-        request loads it again, and so do those that came meanwhile. Raises `RequestError` while
-        requests are held by a pause.
+        """Free everything that the model holds, when the requests under way have ended. The next
+        request loads it again, as does one that came meanwhile. Raises `RequestError` while a pause
+        holds requests.
         """
         if self.paused == "keep":
             raise RequestError(f"'{self.llm_config.model_id}' holds requests: resume it first")
@@ -250,7 +252,7 @@ class ControlPlane(Operations):
             self.reopen()
             raise
         if self.admission.running:
-            return  # what opened the gate meanwhile was asked for later
+            return  # the gate was opened meanwhile, by a later call
         await self.unload()
         if self.admission.waiting and not self.asleep:
             self.supervisor.load()
@@ -272,7 +274,7 @@ class ControlPlane(Operations):
             raise EngineTimeoutError(f"{method} took longer than {timeout:g} s") from None
 
     async def control(self, operation: str, **options: Any) -> Any:
-        """Let the engine do an operation in which the server has no part."""
+        """Let the engine do an operation that the server has no part in."""
         if not self.has(operation):
             raise UnsupportedError(f"the {self.engine.name} engine does not support {operation}")
         ready = self.supervisor.phase == "ready"
@@ -286,12 +288,12 @@ class ControlPlane(Operations):
         return await getattr(self.engine, operation)(**options)
 
     async def reapply(self) -> None:
-        """Bring a fresh engine into the state that was asked for."""
+        """Pause a newly started engine if the model is paused."""
         if self.paused is not None and self.has("pause"):
             await self.engine.pause("keep")
 
     def reopen(self) -> None:
-        """Let requests in, unless something that was asked for forbids it."""
+        """Let requests in if the engine is ready, and the model neither asleep nor paused."""
         if self.paused is None and not self.asleep and self.supervisor.phase == "ready":
             self.admission.open()
 
@@ -344,8 +346,8 @@ async def control_result(
 
 
 def undo_of_load(name: str, before: str | None) -> tuple[str, dict[str, Any]]:
-    """The control method, with its options, that undoes a `load_lora_adapter`, for replicas of
-    which another one failed. `before` is where the adapter of the name was, if there was one.
+    """The control method, with its options, that undoes a `load_lora_adapter` if another replica
+    failed to do it. `before` is the path of the earlier adapter of that name, if there was one.
     """
     if before is None:
         return "unload_lora_adapter", {"lora_name": name}
@@ -355,7 +357,7 @@ def undo_of_load(name: str, before: str | None) -> tuple[str, dict[str, Any]]:
 def control_failure(
     replica: str, kind: str, message: str, param: str | None = None
 ) -> dict[str, Any]:
-    """The result of a replica that did not do it. `param` is the option that is to blame."""
+    """The result of a replica that failed. `param` is the option that is to blame."""
     error = {"type": kind, "message": message}
     if param is not None:
         error["param"] = param

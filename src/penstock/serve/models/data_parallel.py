@@ -1,8 +1,8 @@
 """Data parallel: a group of ranks, each with a copy of the model, behind one server.
 
-A group is placed, started, started again and drained as a whole. An engine that makes data-parallel
-ranks of its own (vLLM, SGLang) is left to do so, since its ranks may have to compute in step; of
-any other, a group of engines is made.
+A group is placed, started, restarted and drained as a whole. An engine that makes data-parallel
+ranks itself (vLLM, SGLang) does so, as its ranks may have to compute in step. For another engine, a
+group of engines is made.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ONE_MACHINE = "STRICT_PACK"
 
 
 class DPServer(LLMServer):
-    """One group. `engine_kwargs.data_parallel_size` (SGLang: `dp_size`) is how many ranks it has,
-    at least 2.
+    """Serves one group. `engine_kwargs.data_parallel_size` (SGLang: `dp_size`) is its number of
+    ranks, at least 2.
 
     A replica of this server is a group, so replica counts are counts of groups. Its ranks have
     their bundles on one machine; `placement_group_config.strategy` says otherwise, for engines that
@@ -64,7 +64,7 @@ class DPServer(LLMServer):
 
 
 def group_size(config: LLMConfig) -> int:
-    """Ranks of a group. Raises `ConfigError` where there would be none to choose from."""
+    """The number of ranks of a group. Raises `ConfigError` if it is less than 2."""
     size = parallelism(config.engine_kwargs).data
     if size < 2:
         raise ConfigError(
@@ -107,13 +107,12 @@ class _Rank(Member):
 
 
 class EngineGroup(LLMEngine):
-    """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the
-    model.
+    """A group of `ranks`: data-parallel engines, each with a copy of the model. Any of them can
+    answer a request.
 
-    The ranks part the group's cores among them. A request goes to the rank that `policy` chooses,
-    the least loaded if it is not given. All start or none does; when one of them has died, the
-    group has died, and whoever starts it again starts all of it. What is asked of the engine itself
-    is asked of every rank.
+    The ranks divide the group's cores among them. A request goes to the rank that `policy` chooses;
+    by default the least loaded. Either all ranks start or none. When one rank has died, the group
+    has died, and a restart starts all ranks. An operation on the engine is done by every rank.
     """
 
     def __init__(self, ranks: Sequence[LLMEngine], policy: RoutingPolicy | None = None) -> None:
@@ -180,7 +179,9 @@ class EngineGroup(LLMEngine):
             return await getattr(rank, task)(request)
 
     async def control(self, operation: str, **options: Any) -> Any:
-        """Ask every rank. The answer is a list of theirs; of a question, whether one says yes."""
+        """Ask every rank. Returns the list of their answers; for a yes-or-no question, whether one
+        rank says yes.
+        """
         answers = await self._all(lambda rank: getattr(rank, operation)(**options))
         return any(answers) if operation in ("is_sleeping", "is_paused") else answers
 
@@ -215,7 +216,9 @@ class EngineGroup(LLMEngine):
             rank.running -= 1
 
     async def _all(self, ask: Callable[[LLMEngine], Awaitable[T]]) -> list[T]:
-        """Every rank is asked, also where one fails; then the first failure is raised."""
+        """The answers of all ranks. If one fails, the others are still asked; then the first
+        failure is raised.
+        """
         answers = await asyncio.gather(*(ask(rank) for rank in self.ranks), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):

@@ -1,9 +1,9 @@
 """How a caller reaches a model without knowing where it runs: in this process or in replicas
 elsewhere.
 
-The ingress sees models through `ModelHandle` alone. What it asks often (`card`, `state`) is
-answered from what is known here, at once, and never loads anything. `ModelNames` finds the handle
-and the adapter that a request's `model` means.
+The ingress sees models through `ModelHandle` alone. `card` and `state`, which it asks often, answer
+at once from what is known here, and never load anything. `ModelNames` finds the handle and the
+adapter that a request's `model` means.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from penstock.types import ChatRequest, CompletionRequest
 SESSION_HEADER = "x-session-id"
 """The header of a request with the name of its session, for policies that read it."""
 CLIENT_HEADER = "x-penstock-client-"
-"""How headers begin that pass on a client's, for users' own servers and engines."""
+"""The prefix of headers that pass a client's headers on to users' own servers and engines."""
 CLIENT_HEADERS: ContextVar[Callable[[], dict[str, str]]] = ContextVar(
     "client_headers", default=dict
 )
-"""Gives the headers of the HTTP request under way, if it is one."""
+"""Returns the headers of the HTTP request under way, if there is one."""
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
 
@@ -38,8 +38,9 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     """What `/v1/models` says of a model or adapter.
 
     `base_model` is the base's id for an adapter, None for a model. `created` is in Unix seconds.
-    `context_length` is in tokens; None until the model was loaded once, unless the configuration or
-    the model's files state it. So is `inputs`, what messages may hold ("text", "image"), empty.
+    `context_length` is in tokens. `inputs` is what messages may hold ("text", "image"). Until the
+    model was loaded once they are None and empty, unless the configuration or the model's files
+    state them.
     """
 
     id: str
@@ -55,16 +56,18 @@ class ModelState(Struct, frozen=True):
     """What a model is doing now.
 
     `cold`: nothing is in memory, the first request loads it. `loading`: requests wait. `asleep`:
-    requests are refused with a 503 until it is woken. `paused`: requests wait. `draining`: it
-    finishes what it has and takes no more. `failed`: it could not be loaded, for the `reason`; a
-    later request tries again. `running` counts requests under way, `waiting` queued ones. `loads`
-    counts the engine's starts since the process began, `restarts` those after a death,
-    `adapter_loads` the adapters that it was given, `adapters` those that it holds. `handoffs`
-    counts the outcomes of `serve.prefill_decode`, where a prefill side computes prompts.
-    `on_demand`: the first request loads the model, so a `cold` one answers too. `adapter_names` are
-    those that the engine holds, of `max_adapters` at most (0: it is not known here). `replicas` are
-    the states of each one by its name, where a model has several in this process; counts are then
-    sums over them. `is_paused`: requests wait until it is resumed, whatever its `state` is.
+    requests are refused with a 503 until it is woken. `paused`: requests wait. `draining`: the
+    model finishes its requests and takes no more. `failed`: it could not be loaded, for the
+    `reason`; a later request tries again.
+
+    `running` counts requests under way, `waiting` queued ones. `loads` counts the engine's starts
+    since the process began, `restarts` those after a death, `adapter_loads` the loads of adapters,
+    `adapters` the adapters that the engine holds now. `adapter_names` are their names, at most
+    `max_adapters` (0: unknown here). `handoffs` counts the outcomes of `serve.prefill_decode` if a
+    prefill side computes prompts. `on_demand`: the first request loads the model, so a `cold` model
+    answers too. `replicas` are the states of a model's replicas by name, if it has several in this
+    process; the counts are then sums over them. `is_paused`: requests wait until the model is
+    resumed, whatever its `state` is.
     """
 
     state: StateName
@@ -84,7 +87,7 @@ class ModelState(Struct, frozen=True):
 
     @property
     def can_answer(self) -> bool:
-        """Whether a request would be answered, if need be after a load."""
+        """Whether a request would be answered, perhaps after a load."""
         loads = self.on_demand and self.state in ("cold", "loading")
         return not self.is_paused and (loads or self.state == "ready")
 
@@ -121,17 +124,17 @@ class ModelHandle(Tasks, ABC):
 
     @property
     def most_replicas(self) -> int:
-        """How many replicas it has at most."""
+        """The largest number of replicas that it may have."""
         return 1
 
     async def capabilities(self) -> Capabilities | None:
-        """What the engine of one replica can do; None while nobody knows. Loads nothing."""
+        """What the engine of one replica can do; None while that is unknown. Loads nothing."""
         given = self.card().metadata.get("capabilities")
         return None if given is None else msgspec.convert(given, Capabilities)
 
     async def check_before_load(self, task: str, *requests: Any) -> None:
-        """Raise what the engine is known to answer to one of the requests, unless it runs. Loads
-        none.
+        """Raise the error that the engine is known to answer one of the requests with. Does nothing
+        if the engine runs. Loads nothing.
         """
 
     def engine_app(self) -> Any:
@@ -139,7 +142,7 @@ class ModelHandle(Tasks, ABC):
         raise UnsupportedError(f"the {self.engine_name} engine is not in this process")
 
     async def engine_metrics(self) -> dict[str, float]:
-        """`LLMEngine.metrics`; empty where no engine runs, or `log_engine_metrics` is off."""
+        """`LLMEngine.metrics`; empty if no engine runs, or `log_engine_metrics` is off."""
         return {}
 
     @abstractmethod
@@ -162,13 +165,13 @@ class ModelHandle(Tasks, ABC):
         """
 
     def for_batch(self) -> ModelHandle:
-        """The same model for work that can wait: its requests are of the batch class. They take
-        what requests of the online class leave, and yield to them.
+        """A view of the model for work that can wait: its requests are of the batch class. They use
+        what online requests leave free, and yield to them.
         """
         return BatchHandle(self)
 
     def for_session(self, session: str) -> ModelHandle:
-        """The same model for requests of one session, which a policy may keep on one replica."""
+        """A view of the model for one session, whose requests a policy may keep on one replica."""
         return self
 
     @abstractmethod
@@ -176,14 +179,14 @@ class ModelHandle(Tasks, ABC):
         """Call a control method on every replica; `penstock.serve.models.control` lists the methods
         and their options.
 
-        Gives one result a replica: `{"replica": id, "ok": True, "result": …}` or `{"replica": id,
-        "ok": False, "error": {"type": …, "message": …}}`. Raises `RequestError` for a wrong method
-        or option, `UnsupportedError` where the engine lacks the ability.
+        Returns one result for each replica: `{"replica": id, "ok": True, "result": …}` or
+        `{"replica": id, "ok": False, "error": {"type": …, "message": …}}`. Raises `RequestError`
+        for a wrong method or option, `UnsupportedError` if the engine lacks the ability.
         """
 
 
 class ModelView(ModelHandle):
-    """`handle` as it is; whoever derives from this changes a part of it."""
+    """Passes everything on to `handle`. Subclasses change a part of it."""
 
     def __init__(self, handle: ModelHandle) -> None:
         self.model_id = handle.model_id
@@ -251,12 +254,12 @@ class BatchHandle(ModelView):
 
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
-"""Names of adapters become names of folders, so no name may lead elsewhere."""
+"""Names of adapters become names of folders, so a name must not lead to another folder."""
 _GENERATING = frozenset({"chat", "completions"})
 
 
 class Target(NamedTuple):
-    """What answers a request. `name` is how responses call it."""
+    """The model, and perhaps adapter, that answers a request. `name` is its name in responses."""
 
     handle: ModelHandle
     adapter: str | None
@@ -264,7 +267,7 @@ class Target(NamedTuple):
 
 
 class ModelNames:
-    """The models of one ingress, by id. `lora_paths` names those that find adapters on demand."""
+    """The models of one ingress, by id. Models in `lora_paths` find adapters on demand."""
 
     def __init__(
         self,
@@ -336,8 +339,8 @@ class ModelNames:
     ) -> Target:
         if not _ADAPTER.fullmatch(adapter):
             raise ModelNotFoundError(f"'{adapter[:130]}' is no name of an adapter", param="model")
-        # Where adapters are found on demand, the list may be older than the adapter: its server has
-        # the last word.
+        # If adapters are found on demand, the list may be older than the adapter: its server
+        # decides.
         if base not in self._lora_paths and adapter not in (known := await handle.adapters()):
             raise _unknown_adapter(base, adapter, known)
         return Target(handle, adapter, name)
@@ -363,7 +366,7 @@ class ModelNames:
     def _card(
         self, model_id: str, handle: ModelHandle, adapter: str | None = None
     ) -> dict[str, Any]:
-        now = handle.card()  # it may have learned since the other card was given
+        now = handle.card()  # it may know more than when the other card was given
         card = self._cards.get(model_id) or now
         known, inputs = now.context_length, now.inputs or card.inputs
         state = handle.state()
@@ -383,7 +386,7 @@ class ModelNames:
 
 
 def _generates(handle: ModelHandle) -> bool:
-    """Whether a model generates text. One that was never loaded may."""
+    """Whether a model generates text, or may do so because it was never loaded."""
     capabilities = handle.card().metadata.get("capabilities")
     return capabilities is None or not _GENERATING.isdisjoint(capabilities["tasks"])
 

@@ -29,7 +29,7 @@ from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, CompletionRequest
 
 REPLICA = "local-0"
-"""The only replica of a model here, or the first."""
+"""The name of a model's first or only replica here."""
 _SET_BY_CLUSTERS = (
     "accelerator_type",
     "accelerator_config",
@@ -43,7 +43,7 @@ _READ = frozenset(
         "request_router_config",  # with one replica there is nothing to choose
     }
 )
-"""What of `deployment_config` has a meaning on one machine."""
+"""The fields of `deployment_config` that have a meaning on one machine."""
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +70,7 @@ class LocalModel(ModelHandle):
         self._starts = self._stays or bool(scaling.initial_replicas)
         delay = scaling.downscale_to_zero_delay_s
         self._idle_delay_s: float | None = scaling.downscale_delay_s if delay is None else delay
-        """None: its owner unloads it."""
+        """None: only the owner unloads the model."""
         self._budget = budget or MemoryBudget()
         self._created = int(time.time())
         self._idle_since = 0.0
@@ -124,7 +124,7 @@ class LocalModel(ModelHandle):
         return tuple(self.config.model_loading_config.aliases)
 
     async def check_before_load(self, task: str, *requests: Any) -> None:
-        if type(self.server).__module__.startswith("penstock."):  # a user's own may answer more
+        if type(self.server).__module__.startswith("penstock."):  # a user's server may answer more
             self.server.check_before_load(task, *requests)
 
     def engine_app(self) -> Any:
@@ -173,7 +173,7 @@ class LocalModel(ModelHandle):
 
     # Idleness
     async def _make_room_beside(self) -> None:
-        """Make room for what the engine loads beside the model: copies of it."""
+        """Make room for what the engine loads beside the model: further copies of it."""
         beside = self.server.engine.beside
         assert beside is not None
         size = await asyncio.to_thread(copy_estimate, self.config)
@@ -195,11 +195,11 @@ class LocalModel(ModelHandle):
         self._idle_since = loop.time()
         self._budget.notify()
         if self._idle_delay_s is not None and self._timer is None:
-            # One that runs will see how long it has been.
+            # A timer that is set already will see how long the model has been idle.
             self._timer = loop.call_later(self._idle_delay_s, self._look)
 
     def _look(self) -> None:
-        """The timer went off: unload, or look again when it would be time."""
+        """The timer went off: unload the model, or set the timer for when that is due."""
         self._timer = None
         since = self.idle_since
         if since is None or self._idle_delay_s is None:
@@ -212,7 +212,7 @@ class LocalModel(ModelHandle):
             self._unloading = asyncio.create_task(self._unload_idle())
 
     async def _unload_idle(self) -> None:
-        if self.idle_since is not None:  # still: a request may have come in the same turn
+        if self.idle_since is not None:  # still idle: a request may have come in the same turn
             await self.unload()
 
 
@@ -237,13 +237,13 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
 
 
 def has_own_server(config: LLMConfig) -> bool:
-    """Whether a class of a user's serves the model, which may answer what its engine does not."""
+    """Whether a user's class serves the model. It may answer what the engine cannot."""
     cls = import_object(config.server_cls, "server_cls")
     return cls is not None and not cls.__module__.startswith("penstock.")
 
 
 def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:
-    """A replica, behind its users' own server in Ray's form if it has one."""
+    """A replica, behind the user's server in Ray's form if there is one."""
     around = getattr(import_object(config.server_cls, "server_cls"), "around", None)
     return model if around is None else around(model)
 
@@ -257,10 +257,10 @@ def _handle(config: LLMConfig, budget: MemoryBudget) -> ModelHandle:
 
 
 def local_counts(config: LLMConfig) -> tuple[int, int]:
-    """The fewest and the most replicas of a model here. "auto" is up to one a core.
+    """The fewest and the most replicas of a model here. "auto" is up to one for each core.
 
-    A model that takes accelerators, runs elsewhere, or is a side of a prefill/decode pair has one:
-    nothing parts these here.
+    A model that takes accelerators, runs elsewhere, or is a side of a prefill/decode pair has one
+    replica: this runtime can divide only cores among replicas.
     """
     fewest, most = config.deployment_config.replica_counts
     if config.deployment_config.is_unbounded:
@@ -275,7 +275,7 @@ def local_counts(config: LLMConfig) -> tuple[int, int]:
 
 
 def passed_over(config: LLMConfig) -> list[str]:
-    """The fields that are set and that this runtime cannot honour."""
+    """The names of fields that are set, and that this runtime cannot honour."""
     found = [name for name in _SET_BY_CLUSTERS if getattr(config, name) is not None]
     deployment, unset = config.deployment_config, DeploymentConfig()
     for part in fields(deployment):

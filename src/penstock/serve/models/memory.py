@@ -43,7 +43,7 @@ _BYTES = {
     },
 }
 _NO_MODEL = frozenset({"simulated", "remote"})
-"""Engines that hold none."""
+"""Engines that hold no model in memory."""
 
 
 class Resident(Protocol):
@@ -64,7 +64,7 @@ class MemoryBudget:
         self._held: dict[Resident, int] = {}
         self._acquiring = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._unloads = 0  # under way
+        self._unloads = 0  # how many are under way
 
     @property
     def used(self) -> int:
@@ -72,7 +72,9 @@ class MemoryBudget:
         return sum(self._held.values())
 
     def take(self, resident: Resident, size: int) -> bool:
-        """Give the resident `size` bytes if so many are free, without unloading anybody."""
+        """Give the resident `size` bytes if they are free. Unloads nothing; returns whether it
+        did.
+        """
         if resident in self._held:
             return True
         if self.total is not None and self.used + size > self.total:
@@ -81,12 +83,12 @@ class MemoryBudget:
         return True
 
     async def acquire(self, resident: Resident, size: int) -> None:
-        """Make room for `size` bytes: unload the least recently used idle residents, or wait until
-        there is one.
+        """Make room for `size` bytes: unload the residents that have been idle longest, or wait
+        until one is idle.
 
-        Raises `EngineStartError` if it does not fit even alone.
+        Raises `EngineStartError` for more than the whole budget.
         """
-        # Not behind the lock, whose holder may be waiting for just this one to become idle.
+        # Before the lock: its holder may be waiting for this very resident to become idle.
         if resident in self._held:
             return
         self.check(size)
@@ -96,9 +98,9 @@ class MemoryBudget:
                 await self._changed.wait()
 
     async def make_room(self, resident: Resident, size: int) -> bool:
-        """As `acquire`, but False where it would have to wait until somebody is idle. What a
-        running request needs must not wait for that: the others may wait for its own end. It
-        waits for unloads under way.
+        """As `acquire`, but returns False if it would have to wait until a resident is idle. The
+        needs of a running request must not wait for that: others may wait for the request's end. It
+        does wait for unloads under way.
         """
         while not self.take(resident, size):
             idle = [
@@ -106,7 +108,7 @@ class MemoryBudget:
             ]
             if idle:
                 longest = min(idle, key=lambda pair: pair[0])[1]
-                # Who wants the room may be cancelled; an unload ends whole.
+                # This call may be cancelled; the unload must still finish.
                 await asyncio.shield(longest.unload())
             elif self._unloads:
                 self._changed.clear()
@@ -143,8 +145,8 @@ class MemoryBudget:
 
 
 class ModelSize(Struct, frozen=True):
-    """What the files of a model say: `weights` in bytes, `token` in bytes of KV cache, `heads` of
-    its attention. None where they do not tell.
+    """What the files of a model say: the bytes of its `weights`, the bytes that a `token` takes in
+    the KV cache, the number of attention `heads`. None: unknown.
     """
 
     weights: int | None = None
@@ -154,7 +156,7 @@ class ModelSize(Struct, frozen=True):
 
 
 def model_size(config: LLMConfig) -> ModelSize:
-    """What is known of the model without loading it."""
+    """The size of the model, as far as it is known without loading it."""
     if config.engine_name in _NO_MODEL:
         return ModelSize(0, 0)
     folder = local_files(config)
@@ -204,8 +206,8 @@ def local_files(config: LLMConfig) -> Path | None:
 
 
 def kv_cache_bytes(config: LLMConfig) -> int | None:
-    """What a replica's KV caches take where the options say it: each worker has one of its own.
-    None where the engine takes what is left of its device.
+    """The bytes of a replica's KV caches, one for each worker, if the options state their size.
+    None if the engine takes what is left of its device.
     """
     if config.engine_name in _NO_MODEL:
         return 0
@@ -233,8 +235,9 @@ def memory_estimate(config: LLMConfig) -> int:
 
 
 def copy_estimate(config: LLMConfig) -> int:
-    """About how many bytes the copies take that an engine reads log probabilities from: one in 32
-    bits, and for decisions one in 16, or in 32 if it is deterministic. The files have 16 or fewer.
+    """About how many bytes the further copies of the model take. Log probabilities are read from a
+    copy with 32 bits a weight; decisions from one with 16, or 32 if the engine is deterministic.
+    The files have 16 bits or fewer.
     """
     exact = config.deterministic or config.engine_kwargs.get("deterministic")
     copies = 4 if exact else 3

@@ -1,9 +1,9 @@
 """Between an engine that produces tokens and a caller who takes them at a pace of its own.
 
-`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a
-later one an interval after the last that left; what has come by the time it may leave is joined
-into one delta. `DeltaStream` is one request's stream, which can be held and aborted. Only with an
-interval does it read ahead of the caller; without one a batch passes in the caller's own task.
+`Coalescer` applies an interval: the first delta of an answer leaves at once, a later one an
+interval after the last that left. The deltas that have come by then leave as one. `DeltaStream` is
+one request's stream, which can be held and aborted. With an interval it reads ahead of the caller;
+without one, each batch passes in the caller's own task.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from penstock.types import Delta, TokenLogprob, Usage
 
 
 class Coalescer:
-    """Deltas that nobody has taken yet, by answer. The unit of time is the second."""
+    """Deltas that the caller has not taken yet, by answer. Times are in seconds."""
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
@@ -35,19 +35,21 @@ class Coalescer:
             held.append(delta)
 
     def wait_s(self, now: float) -> float | None:
-        """Seconds until something may leave; 0 for now, None if nothing is held."""
+        """Seconds until a delta may leave; 0: now; None: there is no delta."""
         if not self._held:
             return None
         return max(0.0, min(self._due(index) for index in self._held) - now)
 
     def take(self, now: float, *, everything: bool = False) -> list[Delta]:
-        """What may leave, one delta an answer. `everything` also gives what was still to wait."""
+        """The deltas that may leave, one per answer; with `everything` all, whatever the
+        interval.
+        """
         leaving = [index for index in self._held if everything or self._due(index) <= now]
         self._last_left.update(dict.fromkeys(leaving, now))
         return [joined(self._held.pop(index)) for index in leaving]
 
     def _due(self, index: int) -> float:
-        if self._held[index][-1].finish_reason is not None:  # nothing can join it any more
+        if self._held[index][-1].finish_reason is not None:  # no further delta can join it
             return float("-inf")
         return self._last_left.get(index, float("-inf")) + self.interval_s
 
@@ -79,7 +81,7 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. The request has so many `answers`."""
+    """One request's deltas on their way to its caller. `answers` is how many it asks for."""
 
     def __init__(
         self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None
@@ -87,14 +89,14 @@ class DeltaStream:
         self._interval_s = interval_s
         self._clock = clock
         self._tokens = dict.fromkeys(range(answers), 0)
-        """How many have come, of each answer that has not finished."""
+        """The tokens that have come, for each answer that has not finished."""
         self._ended = asyncio.Event()
         self._aborted = False
         self._error: Exception | None = None
         self._held = False
         self._news = asyncio.Event()
         self._reader: asyncio.Task[Any] | None = None
-        """The task that waits for the source, while it does."""
+        """The task that waits for the source now, if one does."""
         self._interrupted: asyncio.Task[Any] | None = None
 
     def abort(self) -> None:
@@ -109,7 +111,7 @@ class DeltaStream:
         self._news.set()
 
     def hold(self) -> None:
-        """Deliver nothing until `release`. What comes meanwhile is kept."""
+        """Deliver nothing until `release`. Deltas that come meanwhile are kept."""
         self._held = True
 
     def release(self) -> None:
@@ -127,8 +129,8 @@ class DeltaStream:
         return self._joined(opening) if self._interval_s else self._handed_on(opening)
 
     async def _handed_on(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost
-        every step a switch.
+        """Each batch as it comes, in the caller's own task. A task that reads ahead would cost a
+        task switch at every step.
         """
         loop = asyncio.get_running_loop()
         kept: list[Delta] = []
@@ -192,7 +194,7 @@ class DeltaStream:
             pass
         except asyncio.CancelledError:
             if self._interrupted is None or self._interrupted.uncancel():
-                raise  # not by `abort`, or not by it alone
+                raise  # the task was cancelled, and not only by `abort`
         except Exception as error:
             self._error = error
         finally:
@@ -208,7 +210,7 @@ class DeltaStream:
                 tokens[delta.index] += len(delta.token_ids)
 
     def _rest(self) -> list[Delta]:
-        """What is left to tell when the source has ended."""
+        """The deltas that are still due when the source has ended."""
         if self._error is not None:
             raise self._error
         if not self._aborted:
@@ -219,7 +221,7 @@ class DeltaStream:
         ]
 
     async def _wait(self, seconds: float | None) -> None:
-        """Until something happens, or so many seconds."""
+        """Wait until something happens, for at most this many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._news.wait()

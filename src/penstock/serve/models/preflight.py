@@ -1,4 +1,4 @@
-"""Refuses what no engine would answer before the model is loaded: such a request wakes none."""
+"""Refuses a request that no engine would answer before the model is loaded for it."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _ABLE = Capabilities(
     logit_bias=True,
 )
 _NEEDS = {"tokens": "tokenize", "tokenizer_info": "tokenize"}
-"""Tasks that an engine does that has another one."""
+"""By task, another one: an engine that does the other does both."""
 _DAMAGE = (
     *("unterminated character set", "missing ), unterminated subpattern"),
     *("unbalanced parenthesis", "nothing to repeat", "min repeat greater than max repeat"),
 )
 """What is wrong with a regular expression, in Python's words, that is wrong in every dialect."""
 _UNTRIED = re.compile(r"\[\^?\]|\[[^\]]*\[|\(\?[a-zA-Z]*i")
-"""Classes of characters that end here or there, depending on the dialect; and letters of either
-case, for whose classes Python may take seconds.
+"""Patterns that Python does not check: classes of characters whose end depends on the dialect, and
+patterns that ignore case, whose classes may take Python seconds.
 """
 _LONGEST_TRIED = 4096
-"""Characters; the engine reads longer ones."""
+"""In characters. Longer patterns are checked by the engine alone."""
 
 
 def check_before_load(
@@ -52,9 +52,9 @@ def check_before_load(
     known: Capabilities | None = None,
     engine: str = "",
 ) -> None:
-    """Raise what an engine's checks raise whatever it can do, so before there is one. `stated` is
-    what the model's files and options say, `known` what the engine could do when it ran, which
-    goes before; the tasks of either are tried only with a `task`.
+    """Raise the errors that any engine would raise, before one is loaded. `stated` is what the
+    model's files and options say, `known` what the engine could do when it last ran; `known` goes
+    first. Whether the engine does a task is checked only if `task` is given.
     """
     stated = stated or Stated()
     tasks = known.tasks if known is not None else stated.tasks
@@ -107,8 +107,8 @@ def _check_generated(
 
 
 def _check_readable(structured: StructuredOutput) -> None:
-    """Raise `RequestError` for a regular expression or a grammar that no engine can read, whatever
-    its dialect. What one engine cannot hold an answer to, it says itself.
+    """Raise `RequestError` for a regular expression or a grammar that is wrong in every dialect. An
+    engine itself refuses one that it cannot constrain an answer by.
     """
     spec = structured.spec
     if structured.kind == "grammar" and ":" not in spec:
@@ -117,7 +117,7 @@ def _check_readable(structured: StructuredOutput) -> None:
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what later versions of Python may read otherwise
+            warnings.simplefilter("ignore")  # on patterns that later Pythons read otherwise
             re.compile(spec)
     except re.error as error:
         if error.msg in _DAMAGE and not _is_rusts(spec):
@@ -129,7 +129,7 @@ def _check_readable(structured: StructuredOutput) -> None:
 
 
 def _is_rusts(pattern: str) -> bool:
-    import jsonschema_rs  # only for one that Python cannot read
+    import jsonschema_rs  # only for a pattern that Python cannot read
 
     try:
         jsonschema_rs.validator_for({"pattern": pattern})

@@ -36,23 +36,23 @@ from penstock.serve.models.memory import MemoryBudget, memory_estimate
 from penstock.types import ChatRequest, CompletionRequest
 
 HANDED_ON_S = 60.0
-"""Seconds after a replica's death in which another one that dies keeps its requests: one of them
-may be what kills, and the quarantine of one replica finds it.
+"""Seconds after a replica's death in which the requests of a second replica that dies stay with it:
+one of them may be a killer, and the quarantine of that replica finds it.
 """
 _SHOWN: tuple[StateName, ...] = (
     *("ready", "paused", "loading", "draining", "asleep", "failed", "cold"),
 )
-"""A model is shown in the first of these states that one of its replicas is in."""
+"""The state of a model is the first of these that one of its replicas is in."""
 _NEAREST = ("ready", "loading", "cold", "asleep", "failed")
-"""Phases of an engine, by how soon it may answer."""
+"""The phases of an engine; one that may answer sooner comes first."""
 _STATEFUL = frozenset(
     {
         *("sleep", "wakeup", "pause", "resume", "load_lora_adapter", "unload_lora_adapter"),
     }
 )
-"""Operations that hold for replicas which load later, too."""
+"""Operations that also apply to replicas which load later."""
 _ELSEWHERE = (EngineStartError, EngineTimeoutError, OverloadedError)
-"""What another replica that is ready may spare a request."""
+"""Errors after which a request is tried on another replica that is ready."""
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +70,7 @@ class _ReplicaModel(LocalModel):
 
 
 class _Replica(Member):
-    """A replica. `handle` answers its requests: the `model`, behind its users' server if any."""
+    """A replica. `handle` answers its requests: the `model`, or the user's server before it."""
 
     def __init__(self, model: _ReplicaModel) -> None:
         super().__init__(model.replica_id)
@@ -87,10 +87,12 @@ class _Replica(Member):
 
 
 class Crew(Pool[_Replica]):
-    """The replicas of one model: made at once, which is cheap, and loaded as they are wanted.
+    """The replicas of one model. All are constructed at once, which is cheap; they are loaded as
+    the model needs them.
 
-    `members` are the first `wanted` of `replicas`, at least one. The others get no requests, finish
-    those that they have, and unload. A request that finds no replica ready loads one.
+    `members` are the first `wanted` of `replicas`, at least one. The other replicas get no new
+    requests, finish those that they have, and unload. A request that finds no replica ready loads
+    one. `unloaded`: an operator has unloaded the model, and no request has come since.
     """
 
     def __init__(self, config: LLMConfig, budget: MemoryBudget) -> None:
@@ -114,16 +116,16 @@ class Crew(Pool[_Replica]):
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._asked = False  # since the last look
-        self.unloaded = False  # by an operator, and nobody has needed it since
-        self._short = False  # of memory, as the log has said
+        self._asked_since_look = False
+        self.unloaded = False
+        self._said_no_memory = False
 
     # Requests
     @contextmanager
     def busy(self, replica: _Replica) -> Iterator[None]:
         """The replica has one more request while this lasts."""
         replica.running += 1
-        self._asked, self.unloaded = True, False
+        self._asked_since_look, self.unloaded = True, False
         if not self.wanted:
             self._scale(1)
         self.watch()
@@ -148,7 +150,7 @@ class Crew(Pool[_Replica]):
         return min(self.members, key=lambda one: (_NEAREST.index(one.phase), one.load))
 
     def _hands_on(self, dead: _Replica) -> bool:
-        """Whether other replicas take the requests of one whose engine has died."""
+        """Whether other replicas take over the requests of one whose engine has died."""
         now = dead.died_at = asyncio.get_running_loop().time()
         last = max(one.died_at for one in self.replicas if one is not dead)
         return now - last > HANDED_ON_S and bool(self.ready((dead.id,)))
@@ -175,12 +177,12 @@ class Crew(Pool[_Replica]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def keep_unloaded(self, keep: bool) -> None:
-        """Load nothing before the next request; or load now what is wanted."""
+        """With `keep`, load nothing before the next request; else load the wanted replicas now."""
         self.unloaded = keep
         self.watch()
 
     def watch(self) -> None:
-        """Look from now on whether the replicas are too few or too many, until all is quiet."""
+        """Compare the replicas with the requests at intervals, until there is nothing to change."""
         if self._timer is None and not self._stopping:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._interval_s, self._look)
@@ -189,8 +191,8 @@ class Crew(Pool[_Replica]):
         self._timer = None
         requests = sum(one.running for one in self.replicas)
         now = asyncio.get_running_loop().time()
-        wanted = self._autoscaler.decide(now, requests, self.wanted, asked=self._asked)
-        self._asked = False
+        wanted = self._autoscaler.decide(now, requests, self.wanted, asked=self._asked_since_look)
+        self._asked_since_look = False
         if wanted != self.wanted:
             _log.info(
                 "model '%s': %d replicas in place of %d, for %d requests",
@@ -203,7 +205,7 @@ class Crew(Pool[_Replica]):
             self.watch()
 
     def _scale(self, wanted: int) -> None:
-        self.wanted, self._short = wanted, False
+        self.wanted, self._said_no_memory = wanted, False
         self.replace(self.replicas[: max(wanted, 1)])
         for replica in self.replicas:
             self._release(replica)
@@ -220,7 +222,7 @@ class Crew(Pool[_Replica]):
                 self._spawn(self._load(replica))
 
     async def _load(self, replica: _Replica) -> None:
-        """Load a replica; one beyond the fewest only into memory that is free."""
+        """Load a replica. One beyond the fewest is only loaded into free memory."""
         size = await asyncio.to_thread(memory_estimate, self._config)
         server, stays = replica.model.server, replica in self.replicas[: self.fewest]
         unwanted = replica not in self.replicas[: self.wanted] or self._stopping
@@ -228,20 +230,20 @@ class Crew(Pool[_Replica]):
             return
         if stays or self._budget.take(replica.model, size):
             await server.start()
-        elif not self._short:
-            self._short = True
+        elif not self._said_no_memory:
+            self._said_no_memory = True
             _log.warning(
                 "model '%s': there is no memory for the replica %s",
                 *(self._config.model_id, replica.id),
             )
 
     def _release(self, replica: _Replica) -> None:
-        """Unload a replica that nobody wants and nobody uses."""
+        """Unload a replica that is neither wanted nor in use."""
         if self._is_left(replica):
             self._spawn(self._unload(replica))
 
     async def _unload(self, replica: _Replica) -> None:
-        if self._is_left(replica):  # still
+        if self._is_left(replica):  # still neither wanted nor in use
             await replica.model.unload()
 
     def _is_left(self, replica: _Replica) -> bool:
@@ -260,13 +262,13 @@ class Crew(Pool[_Replica]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, PenstockError):  # its server has said those
+        if error is not None and not isinstance(error, PenstockError):  # the rest is logged
             _log.error("model '%s'", self._config.model_id, exc_info=error)
 
 
 class _Attempts(Failover[_Replica]):
-    """One request's way from replica to replica, until one has `answered`, or `begun` to answer. Of
-    those that die with it the second is the last: it may be what kills.
+    """One request's tries on replica after replica, until one has `answered` or `begun` to answer.
+    The second replica that dies with the request is the last: the request may be the killer.
     """
 
     def __init__(self, crew: Crew, route: RouteRequest) -> None:
@@ -282,7 +284,7 @@ class _Attempts(Failover[_Replica]):
 
     @contextmanager
     def asking(self, replica: _Replica) -> Iterator[None]:
-        """Asks a replica; ends without `answered` where another one is to take over."""
+        """Ask a replica inside. If it ends without `answered`, another replica is to take over."""
         try:
             with self._crew.busy(replica):
                 yield
@@ -297,13 +299,13 @@ class _Attempts(Failover[_Replica]):
 
 
 class ReplicatedModel(ModelHandle):
-    """One model, of which as many replicas run as its configuration says and its requests need.
+    """One model with replicas: as many as its requests need, within its configuration's bounds.
 
-    The cores of this machine are parted among the most replicas that there may be. A further
-    replica than the fewest is loaded only into memory that is free. Belongs to one event loop.
+    The cores of this machine are divided by the largest number of replicas. A replica beyond the
+    fewest is only loaded into free memory. The model belongs to one event loop.
 
-    A request goes where the policy says. Another replica takes it over from one that is full, that
-    cannot be loaded, or that died before a part of the answer was there. Raises `ConfigError`.
+    A request goes to the replica that the policy chooses. Another replica takes it over if that one
+    is full, cannot be loaded, or died before a part of the answer was there. Raises `ConfigError`.
     """
 
     def __init__(self, config: LLMConfig, budget: MemoryBudget | None = None) -> None:
@@ -315,7 +317,7 @@ class ReplicatedModel(ModelHandle):
     # What it is
     @property
     def _first(self) -> LocalModel:
-        """The first replica that was loaded once, else the first."""
+        """The first replica that has been loaded, else the first of all."""
         models = [replica.model for replica in self.crew.replicas]
         return next(
             (one for one in models if hasattr(one.server.engine, "capabilities")), models[0]
@@ -365,7 +367,7 @@ class ReplicatedModel(ModelHandle):
         )
 
     async def engine_metrics(self) -> dict[str, float]:
-        """As of one engine, over the replicas that run."""
+        """The metrics of the replicas that run, added up as those of one engine."""
         counts = await asyncio.gather(
             *(one.handle.engine_metrics() for one in self.crew.replicas if one.phase == "ready")
         )
@@ -375,7 +377,7 @@ class ReplicatedModel(ModelHandle):
         return await self.crew.replicas[0].handle.adapters()
 
     def for_session(self, session: str) -> ModelHandle:
-        view = copy.copy(self)  # which shares all else
+        view = copy.copy(self)  # which shares everything else
         view._session = session
         return view
 
@@ -407,8 +409,8 @@ class ReplicatedModel(ModelHandle):
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """As `ModelHandle.control`, on every replica that runs, or on the first one if none does.
-        What replicas that load later are to know is told to all of them. An adapter that one of
-        them cannot load, none has.
+        An operation that applies to replicas which load later is done on all of them. If one
+        replica cannot load an adapter, no replica keeps it.
         """
         parsed = parse_control(method, options)
         replicas = self.crew.replicas
@@ -418,7 +420,7 @@ class ReplicatedModel(ModelHandle):
         before = self.crew.unloaded
         adapter = parsed.get("lora_name", "")
         path_before = replicas[0].model.server.store.given.get(adapter)
-        if unloads:  # first: nothing loads again what is unloaded already
+        if unloads:  # before the unload: nothing may load a replica again
             self.crew.keep_unloaded(True)
         results = await asyncio.gather(
             *(one.handle.control(method, options) for one in asked), return_exceptions=True

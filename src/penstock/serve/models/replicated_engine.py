@@ -19,10 +19,10 @@ M = TypeVar("M", bound=ModelHandle)
 
 
 class JobReplicas(LLMEngine, Generic[M]):
-    """Stands for `replicas` of `engine`, which itself is not started, in a batch job.
+    """Stands in a batch job for `replicas` copies of `engine`, which itself is not started.
 
-    Whoever runs the replicas starts one that has died again. Its requests raise `EngineDeadError`,
-    unless another one could take them: retry them at once.
+    A replica that has died is restarted by the model that runs the replicas. Its requests raise
+    `EngineDeadError`, unless another replica could take them. They can be retried at once.
     """
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
@@ -49,7 +49,7 @@ class JobReplicas(LLMEngine, Generic[M]):
 
     # Life
     async def restart(self) -> None:
-        """Nothing: each replica starts again by itself, and the next request waits for one."""
+        """Does nothing: each replica restarts by itself, and the next request waits for one."""
 
     async def check_health(self) -> None:
         self._started()
@@ -68,7 +68,7 @@ class JobReplicas(LLMEngine, Generic[M]):
 
 
 class ReplicatedEngine(JobReplicas[ReplicatedModel]):
-    """The replicas are on this machine, and part its cores among them. Raises `ConfigError`."""
+    """The replicas are on this machine, and divide its cores. Raises `ConfigError`."""
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
         super().__init__(engine, replicas)

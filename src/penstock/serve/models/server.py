@@ -46,7 +46,7 @@ from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 SLOTLESS = frozenset({"tokenize", "detokenize", "tokens", "tokenizer_info"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
-"""Requests given to an engine, relative to its concurrency: when one ends the next is at hand."""
+"""Requests in an engine, relative to its concurrency: when one ends, the next one is there."""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Waits before the successive restarts of an engine that dies without finishing a request in
 between; when they are used up it has failed.
@@ -63,9 +63,9 @@ class LLMServer(Tasks, ControlPlane):
     `await stop()`.
 
     `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server
-    that is not loaded loads it, and waits. `make_room` is awaited before the engine takes memory
-    and `free_room` is called after it gave it back; `on_idle` is called when the last request has
-    left. Raises `ConfigError` or `MissingExtraError`.
+    that is not loaded loads it, and waits. `make_room` is awaited before the engine takes memory,
+    `free_room` is called after the engine has given it back. `on_idle` is called when the last
+    request has left. Raises `ConfigError` or `MissingExtraError`.
     """
 
     role: ClassVar[Role] = "both"
@@ -109,10 +109,10 @@ class LLMServer(Tasks, ControlPlane):
         self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
-        self._stated: Stated | None = None  # read once a phase
+        self._stated: Stated | None = None  # read once in each phase
         self._stopping = False
         self.hands_on: Callable[[], bool] = lambda: False
-        """Whether another replica takes the requests without a token from an engine that died."""
+        """Whether another replica takes over requests without a token after the engine has died."""
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
@@ -136,28 +136,28 @@ class LLMServer(Tasks, ControlPlane):
         await self.supervisor.ready()
 
     async def stop(self, drain_timeout_s: float = 0.0) -> None:
-        """Take no more requests, wait so many seconds at most for those that are here, and free
-        everything.
+        """Take no more requests, wait for those that are here, for at most `drain_timeout_s`, and
+        free everything.
 
         Requests under way after that end with `EngineDeadError`.
         """
         self._stopping = True
         if self.paused is not None or self.asleep or self.supervisor.phase != "ready":
-            self.admission.refuse_waiting(self._stopping_error)  # nothing would let them in
+            self.admission.refuse_waiting(self._stopping_error)  # else they would wait for ever
         try:
             async with asyncio.timeout(drain_timeout_s):
                 await self.admission.emptied()
         except TimeoutError:
             self.admission.refuse_waiting(self._stopping_error)
         await self.unload()
-        for stream in self.streams:  # those that a pause holds: nobody will resume it
+        for stream in self.streams:  # a pause may hold them, and nobody will resume it
             stream.release()
 
     async def unload(self) -> None:
         """Free everything that the model holds; a request or `start` loads it again."""
         self.admission.close()
         await self.supervisor.unload()
-        if self.supervisor.phase == "cold":  # nobody else uses or loads it
+        if self.supervisor.phase == "cold":  # no job or other owner has the engine
             self._adapters.forget()
 
     def state(self) -> ModelState:
@@ -187,13 +187,13 @@ class LLMServer(Tasks, ControlPlane):
         )
 
     async def engine_metrics(self) -> dict[str, float]:
-        """What the engine counts, if it runs and `log_engine_metrics` is on."""
+        """The engine's metrics; empty unless it runs and `log_engine_metrics` is on."""
         if not self.llm_config.log_engine_metrics or self.supervisor.phase != "ready":
             return {}
         return await self.engine.metrics()
 
     async def check_health(self) -> None:
-        """Raise unless the server answers, or will once it is woken or loaded on demand."""
+        """Raise unless the server answers, or would answer after a wake-up or a load on demand."""
         if self.asleep or (self.supervisor.phase == "cold" and self._load_on_demand):
             return
         await self.supervisor.ready()
@@ -206,10 +206,11 @@ class LLMServer(Tasks, ControlPlane):
 
     @asynccontextmanager
     async def _let_in(self, request: Request, stream: DeltaStream) -> AsyncIterator[Batches]:
-        """Admit the request with its adapter; what the engine answers is for the stream."""
+        """Admit the request, with its adapter ready. Yields the engine's batches for the stream."""
         request_id = request.request_id or uuid.uuid4().hex
         try:
-            # Before the queue: a slow download takes no slot, an unknown name loads no model.
+            # Before the queue, so that a slow download takes no slot, and an unknown name loads no
+            # model.
             version = await self.store.fetch(request.adapter) if request.adapter else None
             task = task_of(request)
             self._check_open(task, request)
@@ -243,11 +244,13 @@ class LLMServer(Tasks, ControlPlane):
                         yield batch
 
     def _asks_again(self) -> bool:
-        """Whether a request without a token yet is put to a new engine after a death."""
+        """Whether a request without a token goes to the restarted engine after a death."""
         return not self.hands_on()
 
     async def _adapted(self, version: AdapterVersion, request: Request) -> Batches:
-        """Inside the visit: an engine that is dead when the adapter is loaded is revived too."""
+        """The batches with the adapter loaded. Inside the visit, so that an engine which dies over
+        the adapter is revived too.
+        """
         async with self._adapters.use(version), aclosing(self._batches(request)) as batches:
             async for batch in batches:
                 yield batch
@@ -262,7 +265,7 @@ class LLMServer(Tasks, ControlPlane):
 
     async def answer(self, task: str, request: Any) -> Any:
         self._check_open(task, request)
-        # No engine shares its steps with what generates no text.
+        # Engines share their steps only between requests that generate text.
         kind: Kind = "idle" if getattr(request, "batch", False) else "online"
         if task not in SLOTLESS or self.supervisor.phase != "ready":
             await self._enter(kind=kind)
@@ -328,8 +331,8 @@ class LLMServer(Tasks, ControlPlane):
 
     # What requests meet
     def _check_open(self, task: str, request: Any) -> None:
-        """Turn away what cannot be answered; load what can be loaded, but for no request that no
-        engine would answer.
+        """Refuse a request that cannot be answered. Load the model if that is needed, unless no
+        engine would answer the request.
         """
         if self._stopping:
             raise self._stopping_error()
@@ -344,7 +347,7 @@ class LLMServer(Tasks, ControlPlane):
         supervisor.load()
 
     def check_before_load(self, task: str, *requests: Any) -> None:
-        """Raise what the engine is known to answer, unless it runs."""
+        """Raise the error that the engine is known to answer with, unless it runs."""
         engine = self.engine
         if self.supervisor.phase != "ready":
             known = None if engine.learns else getattr(engine, "capabilities", None)
@@ -378,7 +381,9 @@ class LLMServer(Tasks, ControlPlane):
             self._take_changes()
 
     def _take_changes(self) -> None:
-        """What callbacks have changed. Raises `ConfigError` for what comes too late."""
+        """Take over what callbacks have changed. Raises `ConfigError` for a change that is too
+        late.
+        """
         source, options = self._made_of
         if self.llm_config.model_source != source:
             self.engine.model_source = self.llm_config.model_source
@@ -394,14 +399,14 @@ class LLMServer(Tasks, ControlPlane):
         self.admission.max_running = limit or math.ceil(
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
-        self.admission.apart = self.engine.shares_steps
+        self.admission.engine_shares_steps = self.engine.shares_steps
         await self._adapters.reapply()
 
     def _on_change(self) -> None:
-        supervisor, self._stated = self.supervisor, None  # the files may be others by now
+        supervisor, self._stated = self.supervisor, None  # as the files may have changed
         if supervisor.phase == "ready":
             self.reopen()
-            if self.admission.idle:  # whoever asked for it has left, or nobody did
+            if self.admission.idle:  # no request waits for it
                 self._on_idle()
             return
         self.admission.close()
@@ -412,7 +417,7 @@ class LLMServer(Tasks, ControlPlane):
 
 
 def engine_site(config: LLMConfig, role: Role) -> Site:
-    """The configured site of an engine. Names of ports end as those of Ray Serve LLM do."""
+    """The configured site of an engine. Names of ports end as in Ray Serve LLM."""
     bases = {
         name: port
         for name, port in config.experimental_configs.items()
@@ -432,7 +437,7 @@ def engine_type(config: LLMConfig) -> type[LLMEngine]:
 
 
 def make_engine(config: LLMConfig, cls: Any = None) -> LLMEngine:
-    """The engine of a configuration, not started; of the class `cls`, if given, which may have the
+    """The engine of a configuration, not started. `cls` is its class, if given, and may be in the
     form of Ray's engines. Raises `ConfigError`, `MissingExtraError`.
     """
     cls = cls or engine_type(config)

@@ -93,7 +93,7 @@ class ChangeReader:
         self._rest = b""
 
     def changes_of(self, data: bytes) -> list[Change]:
-        """Those that are complete now."""
+        """The messages that are complete now."""
         data = self._rest + data
         at = 0
         found: list[Change] = []

@@ -18,7 +18,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.models.control import ControlPlane
 
 
-class ReplicaInfo(Struct, frozen=True):
+class ReplicaInfo(Struct, frozen=True, omit_defaults=True):
     """A running replica and where its server listens. `context_length` is in tokens.
     `reads_headers`: a user's own server or engine gets the headers of clients.
     """
@@ -34,7 +34,7 @@ class Replicas(Protocol):
     """A runtime's view of one model's replicas."""
 
     def current(self) -> tuple[ReplicaInfo, ...]:
-        """Those that run now; the same tuple until that changes. Starts none."""
+        """The replicas that run now; the same tuple until that changes. Starts no replica."""
 
     async def obtain(self) -> ReplicaInfo:
         """A running replica, which the runtime starts if there is none.

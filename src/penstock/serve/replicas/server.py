@@ -266,12 +266,12 @@ class _Asked:
         self._news.set()
 
     def taken(self, size: int) -> None:
-        """The ingress has passed so much on."""
+        """The ingress has passed this many bytes on."""
         self._credit += size
         self._room.set()
 
     def leave(self) -> None:
-        """Nobody waits for the answer any more."""
+        """The ingress waits for the answer no more."""
         if not self.over:
             self._end()
             self.on_leave()

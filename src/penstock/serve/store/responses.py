@@ -73,7 +73,7 @@ class ResponseStore:
 
         path = Path(settings.path).expanduser().absolute()
         self._lives = Lives(path)
-        self._database = Database(path, SCHEMA, VERSION)
+        self._database = Database(path, SCHEMA, VERSION, "store")
         self.running: set[str] = set()
         """Responses that run in the background of this server."""
         self._database.run_now(self._make_room)
@@ -154,7 +154,7 @@ class ResponseStore:
         await self._database.run(work)
 
     async def stopped(self, ids: Iterable[str]) -> list[str]:
-        """Those of the running responses that somebody has cancelled or deleted."""
+        """The running responses that were cancelled or deleted."""
 
         def work(db: sqlite3.Connection) -> list[str]:
             return [

@@ -1,4 +1,4 @@
-"""What the routes have in common: whose a request is, pages, times."""
+"""What the routes have in common: the owner of a request, pages, times."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class ServiceRoutes:
 
 
 def sees(exchange: Exchange) -> str | None:
-    """Whose files and batches the caller sees; None for all."""
+    """The owner whose files and batches the caller sees; None: all."""
     return None if exchange.rank == "admin" else exchange.owner
 
 
 async def first_known(exchange: Exchange, models: Iterable[str]) -> str:
-    """The first of these models that the server has. Empty where it has none of them: the batch
-    then needs no model, and any server may end it.
+    """The first of these models that the server has; empty if it has none of them. The batch then
+    needs no model, and any server may end it.
     """
     for name in models:
         try:

@@ -6,7 +6,10 @@ import asyncio
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import wait
 from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -19,6 +22,9 @@ import pytest_asyncio
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.lanes.vision import Picture, Vision, _Shown
+from penstock.engines.openvino.model.files import read_config
+from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import EngineStartError, RequestError, UnsupportedError
 from penstock.testing import GREEDY, answer
 from penstock.testing.abilities import Images, Videos
@@ -225,3 +231,21 @@ async def test_models_that_see_no_videos_say_so(tmp_path, model):
     for source in ("demo", still.model_source):
         with pytest.raises(EngineStartError, match="takes no video_frames"):
             await OpenVINOEngine(source, engine_kwargs={"video_frames": 4}).start()
+
+
+def test_images_do_not_wait_for_a_long_video(model, monkeypatch):
+    decoded = threading.Event()
+    monkeypatch.setattr(
+        Vision, "_decode", lambda self, picture: picture.videos and decoded.wait(10)
+    )
+    vision: Any = Vision(read_config(model), OpenVINOOptions())
+    shown = _Shown([b""], (1, 1))
+    long, image = (SimpleNamespace(picture=Picture([shown], videos)) for videos in ([shown], []))
+    for request in (long, image):
+        vision.begin(None, request)
+    wait(vision._decoding, 10, "FIRST_COMPLETED")
+    assert [request for _, request, _ in vision.turn(serving=True)] == [image]
+    decoded.set()
+    wait(vision._decoding)
+    assert [request for _, request, _ in vision.turn(serving=True)] == [long]
+    assert not vision.busy

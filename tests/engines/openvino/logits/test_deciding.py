@@ -8,9 +8,10 @@ from penstock.demo import model_path
 from penstock.engines.decisions.prompts import asked
 from penstock.engines.decisions.tokens import tokenized
 from penstock.engines.decisions.trie import Shares, shares
-from penstock.engines.openvino.logits.deciding import Deciding, groups, whole
+from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.model import LogitModel
 from penstock.engines.openvino.logits.scoring import Logits
+from penstock.engines.openvino.logits.trees import groups, whole
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply

@@ -116,7 +116,7 @@ class TestHearing:
     async def test_words_and_segments_of_a_long_recording_have_times(self, tmp_path):
         model = hearing_model(tmp_path, letters=True)
         engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "word_timestamps": True})
-        told = []
+        told = list[Any]()
         token = window_listener.set(lambda _, part: told.append(part))
         await engine.start()
         try:
@@ -153,6 +153,7 @@ class Timed(NamedTuple):
 def test_what_a_model_makes_of_the_silence_behind_a_window_is_left_out():
     said, made_up = Timed("Good night.", 0.0, 11.8), Timed("Thank you.", 12.0, 14.0)
     assert sounding([said, made_up], 12.0) == [said]
+    assert sounding([said, made_up], 0.0) == [said]
 
 
 def test_words_that_are_heard_again_come_once():

@@ -24,7 +24,7 @@ from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS, Allo
 KEPT = 256
 """Capacity of the cache in grammars; each takes 30 to 300 kB."""
 _SMALL = 2_000
-"""Grammars of at most so many characters are compiled at once: they take some milliseconds."""
+"""Grammars of at most this many characters do not wait: they compile in a few milliseconds."""
 
 
 class CompiledGrammars:
@@ -52,15 +52,15 @@ class CompiledGrammars:
         self._ready.add(grammar)
 
     @property
-    def many(self) -> bool:
+    def full(self) -> bool:
         """Whether the cache is full."""
         return len(self._ready) >= KEPT
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Empty the cache while nothing compiles. Running requests keep their grammars."""
         if self._pipeline is not None:
             self._ready.clear()
-            self._pipeline.forget()
+            self._pipeline.empty_cache()
 
 
 @dataclass(eq=False)
@@ -75,9 +75,9 @@ class _Task:
 class Compiling:
     """Compiles queued grammars in one thread.
 
-    It works little while the pipelines serve requests, which need the same processors and locks.
-    With `background` False it compiles at once, in the caller's thread: for two models that share
-    one cache.
+    The thread works little while the pipelines serve requests, which need the same processors and
+    locks. If not `background`, `start` compiles at once, in the caller's thread: for two models
+    that share one cache.
     """
 
     def __init__(self, background: bool) -> None:
@@ -108,12 +108,13 @@ class Compiling:
             self._served_at = time.monotonic()
         if not self._waiting or not self.idle:
             return
-        held = (
+        only_small = (
             time.monotonic() - self._served_at < SERVING_SECONDS
             and self._allowance.left(time.monotonic()) < 0
         )
         task = next(
-            (task for task in self._waiting if not held or len(task.grammar) <= _SMALL), None
+            (task for task in self._waiting if not only_small or len(task.grammar) <= _SMALL),
+            None,
         )
         if task is None:
             return
@@ -164,7 +165,7 @@ class BarePipeline:
         """Compile a grammar, and generate up to `tokens` random tokens with it."""
         return self._write(self._pipeline, grammar, tokens, seed)
 
-    def forget(self) -> None:
+    def empty_cache(self) -> None:
         """Empty the cache while nothing else uses the tokenizer. Requests keep their grammars."""
         if self._other is None:
             self._other = _pipeline(self._tokenizer, self._vocabulary + 1)

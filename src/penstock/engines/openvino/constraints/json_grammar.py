@@ -63,7 +63,7 @@ def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> st
     """The grammar of a schema's values. Raises `RequestError` for a schema that no grammar can
     enforce.
 
-    With `checked`, somebody validates the answers later, so the grammar may ignore keywords that it
+    `checked`: the answers are validated later, so the grammar may ignore keywords that it
     cannot enforce. `tables` is passed to `Grammar`.
     """
     grammar = Grammar(tables)
@@ -140,7 +140,7 @@ class _Values:
 
     # Several schemas
     def _referred(self, schema: Mapping[str, Any], depth: int) -> str:
-        """A `$ref` with what is said beside it."""
+        """A `$ref` with the keywords beside it."""
         place = text(schema)
         known = self._references.get(place)
         if known is not None:
@@ -156,7 +156,7 @@ class _Values:
         try:
             self._grammar.rule(self.body(target, depth + 1), name)
         except Impossible:
-            if len(schema) > 1 and place not in self._recurring:  # nobody has its name
+            if len(schema) > 1 and place not in self._recurring:  # no other schema refers to it
                 self._grammar.rule(NOTHING, name)
                 del self._references[place]
                 raise

@@ -44,7 +44,7 @@ _QUOTE, _BACKSLASH, _NOTHING = literal('"'), literal("\\"), literal("")
 _ESCAPE = r'["\\bfnrt] | "u000" [0-7be] | "u001" [0-9a-f]'
 """What follows a backslash: the shortest escapes of the characters that JSON must escape."""
 _NAME_PART = 200
-"""Names are compared by at most so many of their first characters."""
+"""How many first characters of names are compared."""
 WHOLE_DIGITS = 19
 """Digits of an unbounded integer: as many as 64 bits hold."""
 FRACTION_DIGITS = 9
@@ -269,7 +269,7 @@ def _same_size(low: str, high: str) -> list[str]:
 
 
 class Strings:
-    """Writes JSON strings into a grammar. With `checked`, somebody validates the answers later."""
+    """Writes JSON strings into a grammar. `checked`: the answers are validated later."""
 
     def __init__(self, grammar: Grammar, checked: bool) -> None:
         self._grammar = grammar
@@ -302,7 +302,7 @@ class Strings:
         return self._grammar.rule(f"{_QUOTE} {self._rest}")
 
     def any_but(self, names: list[str]) -> str:
-        """Any string that is none of `names`."""
+        """Any string except `names`."""
         ends = [json_text(name)[1:][:_NAME_PART] for name in names]
         return f"{_QUOTE} {self._tails(ends, self._rest) if ends else self._rest}"
 
@@ -350,7 +350,9 @@ class Strings:
         )
 
     def _tails(self, texts: list[str], rest: str) -> str:
-        """A text that equals none of `texts`, each with its end quote; it goes on as `rest`."""
+        """A text that differs from all `texts` (which have their end quotes), and goes on as
+        `rest`.
+        """
         heads = sorted({text[0] for text in texts})
         taken = [(ord(head), ord(head)) for head in heads]
         options = [] if '"' in heads else [_QUOTE]
@@ -403,7 +405,7 @@ def _largest_count(node: Node) -> int:
 
 
 def _recounted(node: Node, count: int | None, other: int) -> Node:
-    """The repetitions that count to `count` count to `other`, or to what they need."""
+    """Repetitions that count to `count` count to `other` instead, or to what they need."""
     match node:
         case Sequence(parts):
             return Sequence(tuple(_recounted(part, count, other) for part in parts))

@@ -43,7 +43,7 @@ SECONDS = 2
 PATIENCE_SECONDS = 30.0
 """Wall-clock time that one constraint may take, most of it waiting for a processor."""
 STARVED_SECONDS = 2.0
-"""A process starves if it had less than `_FAIR_SHARE` of a processor for so many seconds."""
+"""A process starves if it had less than `_FAIR_SHARE` of a processor for this many seconds."""
 _FAIR_SHARE = 0.1
 _NICE, _NICE_IF_STARVED = 19, 5
 _HURRY_SECONDS = 60.0
@@ -128,7 +128,7 @@ class _Process:
         self._watch()
 
     def abandon(self) -> None:
-        """Give the trial up soon: nobody waits for it any more."""
+        """Give the trial up soon: no request waits for it any more."""
         self._after_running(self._throttle.ran + ABANDONED_SECONDS, "nobody waited for it")
 
     async def stop(self) -> None:

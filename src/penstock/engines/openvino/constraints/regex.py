@@ -29,7 +29,7 @@ MAX_DEPTH = 50
 MAX_REPEATS = 20_000
 """Limit on the product of the counts of nested repetitions."""
 _FEW = 16
-"""A class of at most so many characters needs no table: few tokens begin with them."""
+"""A class of at most this many characters needs no table: few tokens begin with them."""
 _UNABLE = {
     **dict.fromkeys("bB", "a word boundary"),
     **dict.fromkeys("pP", "a Unicode property"),
@@ -137,7 +137,7 @@ class RegexWriter:
                 yield from map(self.body, group)
 
     def _text(self, node: Node) -> str | None:
-        """The one text that a node matches, as it is written; None if it matches several."""
+        """The only text that a node matches, in its source form; None if it matches several."""
         match node:
             case Chars(((low, high),)) if low == high:
                 char = chr(low)

@@ -48,7 +48,7 @@ _OUT_OF_MEMORY = ("bad_alloc", os.strerror(errno.EAGAIN))
 """Texts in the engine's errors when an allocation or a new thread is refused."""
 _OBJECT = {"type": "object"}
 _KEPT = 100
-"""The cache is emptied after so many grammars."""
+"""The cache is emptied after this many grammars."""
 
 
 def main(fd: int, parent: int) -> None:
@@ -67,7 +67,7 @@ def main(fd: int, parent: int) -> None:
         _limit_memory(load.memory_bytes)
         while True:
             for call in pipe.read(wait=True):
-                # A signal ends the process once its threads have used so much processor time.
+                # A signal ends the process when its threads have used this processor time.
                 signal.setitimer(signal.ITIMER_PROF, load.seconds)
                 pipe.write([_answer(prover, call)])
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed the pipe
@@ -110,7 +110,7 @@ class Prover:
         self._try(grammar)
         self._tried += 1
         if self._tried % _KEPT == 0:
-            self._pipeline.forget()
+            self._pipeline.empty_cache()
         return grammar
 
     def _try(self, grammar: str) -> None:
@@ -147,7 +147,7 @@ def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str
 
 
 def _number(text: str) -> float:
-    """To JSON Schema, 2.0 is the integer 2. One of more than 53 bits stays as it is written."""
+    """Floats as integers: to JSON Schema 2.0 is 2. Numbers of more than 53 bits stay as written."""
     number = float(text)
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
@@ -195,7 +195,7 @@ def _answer(prover: Prover, call: Call) -> ToParent:
     except MemoryError:
         os.abort()  # the state of the process cannot be trusted
     except Exception as error:
-        _log.exception("a constraint cannot be translated")  # so that somebody sees our fault
+        _log.exception("a constraint cannot be translated")  # our fault: log it
         message = f"the constraint cannot be translated: {class_and_text(error)}"
         return Failed(call.id, RequestError.kind, message, "response_format")
 

@@ -1,9 +1,9 @@
 """Generation inside the worker process: continuous batching over OpenVINO GenAI's pipeline.
 
-The life of a request: `submit` tokenizes it (all that arrived together in one call) → it waits in
-its lane → admitted when a slot is free and no request is just computing the prefix it could reuse →
-one token a step → its new text is detokenized together with everybody else's → its last delta
-carries reason and usage.
+The life of a request: `submit` tokenizes it (requests that arrive together share a call) → it waits
+in its lane → it is admitted when a slot is free and no other request is computing the prefix that
+it could reuse → it gets one token a step → its new text is detokenized together with that of others
+→ its last delta has the finish reason and the usage.
 
 A lane is one pipeline: the base model, or the base with one adapter merged in. The pipeline ignores
 adapters given per request and its prefix cache does not tell them apart, so each adapter has a
@@ -51,7 +51,7 @@ from penstock.llm_config.batch import BatchConfig
 from penstock.types import Delta
 
 _BIASED = "\0biased"
-"""The lane of requests that are sampled here; no adapter can have this name."""
+"""The name of the lane whose requests we sample ourselves; no adapter can have this name."""
 
 
 class Generation:
@@ -111,7 +111,7 @@ class Generation:
 
     @property
     def _busy_beside(self) -> bool:
-        """Whether there is anything to do but the steps of lanes."""
+        """Whether there is anything to do beside the steps of lanes."""
         return (
             self._grammars.busy
             or (self._vision is not None and self._vision.busy)
@@ -125,7 +125,7 @@ class Generation:
         arrived = list(submits)
         try:
             tokenized = self._tokenized(arrived)
-        except Exception as error:  # because of one of them
+        except Exception as error:  # one of the requests is to blame
             if len(arrived) == 1:
                 return [_not_taken(arrived[0].id, error)]
             return [failed for submit in arrived for failed in self.submit([submit])]
@@ -151,7 +151,7 @@ class Generation:
         return refused
 
     def abort(self, request_id: int) -> None:
-        """Forget a request and free its slot. Unknown ids are ignored: it may just have ended."""
+        """Drop a request and free its slot. An unknown id is ignored: it may just have ended."""
         request = self._requests.pop(request_id, None)
         if request is None:
             self._deciding.abort(request_id)
@@ -184,12 +184,12 @@ class Generation:
             for request in lane.admit(self._shared.decision_for(lane)):
                 try:
                     self._add(lane, request)
-                except Exception as error:  # what GenAI has against it is this request's affair
+                except Exception as error:  # GenAI refuses this request alone
                     lane.remove(request)
                     self._forget(request)
                     failures.append(_not_taken(request.id, error))
             if not lane.running:
-                continue  # batch requests wait
+                continue  # only batch requests are there, and they wait
             self._shared.steps(lane)
             try:
                 lane.step()
@@ -218,24 +218,24 @@ class Generation:
 
     @property
     def pause(self) -> float:
-        """Seconds for which nothing is to be done, unless a message comes."""
+        """Seconds until there is something to do, unless a message comes."""
         return 0.0 if self._busy_beside else self._shared.pause
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
 
     def release_logits(self) -> None:
-        """Give the copies of the model back, unless one is read just now."""
+        """Free the copies of the model, unless one is being read."""
         if not (self._scoring.busy or self._deciding.busy):
             self._logits.release()
             self._deciding_logits.release()
 
     def begin_decision(self, call: Call) -> None:
-        """Take a request for decisions in; `decided` has its answer."""
+        """Take in a request for decisions; `decided` returns its answer later."""
         self._deciding.begin(call)
 
     def decided(self) -> list[Reply | Failed]:
-        """What a turn of reading has answered."""
+        """The answers of one turn of reading."""
         return self._deciding.turn() if self._deciding.busy else []
 
     def metrics(self) -> dict[str, float]:
@@ -258,7 +258,7 @@ class Generation:
         self._adapter_paths[name] = path
 
     def remove_adapter(self, name: str) -> None:
-        """Drop an adapter. Raises `EngineError` while somebody waits for its answer."""
+        """Drop an adapter. Raises `EngineError` while a request uses it."""
         if self._asked(name):
             raise EngineError(
                 f"the adapter '{name}' is in use: remove or replace it when its requests have ended"
@@ -280,7 +280,7 @@ class Generation:
 
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
-        """Each request with its prompt's ids. One call encodes all texts, as calls are dear."""
+        """Each request with its prompt's ids. One call encodes all texts, as calls cost much."""
         if self._vision is not None:
             return [(submit, []) for submit in submits]  # see _request
         ready: list[tuple[Submit, list[int]]] = []
@@ -303,7 +303,7 @@ class Generation:
         return request
 
     def _check(self, request: Request) -> None:
-        """Refuse what the pipeline would accept in silence, or die of."""
+        """Refuse a request that the pipeline would wrongly accept, or die of."""
         size, wanted = len(request.prompt), request.sampling.max_tokens
         request.max_new_tokens = most_new_tokens(
             size, wanted, self.context_length, request.sampling.whole
@@ -331,7 +331,7 @@ class Generation:
             lane = Lane(pipeline, 0, self.options.max_num_seqs, prefix_caching=False)
         elif lane is None:
             lane = self._adapter_lane(self._adapter_paths[str(adapter)])
-        self._lanes[adapter] = lane  # kept in order of use
+        self._lanes[adapter] = lane  # the dict is in the order of use
         return lane
 
     def _adapter_lane(self, path: str) -> Lane:
@@ -359,7 +359,7 @@ class Generation:
         return CompiledGrammars(tokenizer, lambda: self._pipelines.logits() or vocabulary)
 
     def _renew(self, lane: Lane) -> None:
-        """Load a lane's pipeline anew. If that fails, the process ends, and is started again."""
+        """Load a lane's pipeline anew. If that fails, the process ends; the parent restarts it."""
         (name,) = (name for name, one in self._lanes.items() if one is lane)
 
         def load() -> tuple[Any, CompiledGrammars]:
@@ -371,7 +371,7 @@ class Generation:
 
     # Images
     def _take_decoded(self, vision: Vision) -> list[Failed]:
-        """Let requests go on whose images are decoded."""
+        """Queue the requests whose images are decoded."""
         failures: list[Failed] = []
         serving = any(lane.busy for lane in self._lanes.values())
         for lane, request, error in vision.turn(serving):
@@ -384,7 +384,7 @@ class Generation:
 
     # Log probabilities
     def _take_scored(self, failures: list[Failed]) -> list[tuple[int, Delta]]:
-        """Let the requests go on whose tokens were read: into their lanes, or to their askers."""
+        """Queue requests whose log probabilities were read, or return their deltas."""
 
         def fail(request: Request, error: Exception) -> None:
             self.abort(request.id)
@@ -409,7 +409,7 @@ class Generation:
             self._vision.forget(request)
 
     def _take_compiled(self) -> list[Failed]:
-        """Let requests go on whose grammars are ready."""
+        """Queue the requests whose grammars are compiled. Returns the failures of others."""
         failures = self._grammars.turn(self._lanes.values())
         for request, _ in failures:
             self._forget(request)
@@ -443,7 +443,7 @@ class Generation:
             self._vision.shown(request)
 
     def _collect(self, lane: Lane, request: Request) -> bool:
-        """Read what the step made for a request. Returns whether there is anything to report."""
+        """Read the tokens that the step made for a request. Returns whether there is news of it."""
         handle = request.handle
         if request.beams is not None:
             return collect(lane, request, self._add)
@@ -464,7 +464,7 @@ class Generation:
         return request.finish is not None or request.failed or len(request.ids) > request.reported
 
     def _read(self, request: Request) -> None:
-        """Take what the pipeline has made for a request so far."""
+        """Take the tokens that the pipeline has made for a request so far."""
         while request.handle.can_read():
             for output in request.handle.read().values():
                 self._append(request, output)
@@ -495,7 +495,7 @@ def _lane_of(request: Request) -> str | None:
 
 
 def _not_taken(request_id: int, error: Exception) -> Failed:
-    """A request that GenAI refuses."""
+    """The failure of a request that GenAI refuses."""
     return Failed(
         request_id, RequestError.kind, f"the engine does not take this request: {reason_of(error)}"
     )

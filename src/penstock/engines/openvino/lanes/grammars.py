@@ -1,4 +1,7 @@
-"""Requests that wait for their grammars to be compiled, before they wait in their lanes."""
+"""Requests that wait for their grammars to be compiled, before they wait in their lanes. A lane is
+the queue and the running requests of one pipeline, such as the base model or the base with an
+adapter.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from penstock.engines.process import Failed
 from penstock.errors import RequestError
 
 _COMPILING_WAIT_SECONDS = 0.002
-"""How long a turn waits for a grammar where there is nothing else to do."""
+"""How long a turn waits for a grammar if nothing else is to be done."""
 
 
 class GrammarQueue:
-    """The requests of all lanes that wait for a grammar. With `background` a thread compiles."""
+    """The requests of all lanes that wait for a grammar. With `background` a thread compiles; else
+    `queue` does so at once.
+    """
 
     def __init__(self, *, background: bool) -> None:
         self._compiling = Compiling(background)
@@ -28,7 +33,7 @@ class GrammarQueue:
         return bool(self._waiting)
 
     def queue(self, lane: Lane, request: Request) -> None:
-        """Let a request wait for a slot; one with a new grammar waits for that first."""
+        """Queue a request in its lane; one with a new grammar waits here until that is compiled."""
         structured = request.sampling.structured
         if structured is None:
             lane.queue_of(request).append(request)
@@ -36,16 +41,17 @@ class GrammarQueue:
         assert lane.grammars is not None
         if lane.grammars.ready(structured.spec):
             lane.queue_of(request).append(request)
-        else:  # many are forgotten first, for which nothing may be under way
+        else:
+            # A full cache is emptied first, once nothing compiles; until then the future is None.
             start = self._compiling.start
             self._waiting[request] = (
                 lane,
-                None if lane.grammars.many else start(lane.grammars, structured.spec),
+                None if lane.grammars.full else start(lane.grammars, structured.spec),
             )
 
     def turn(self, lanes: Collection[Lane]) -> list[tuple[Request, Failed]]:
-        """Let requests go on whose grammars are ready. Waits a moment if nothing else runs. Gives
-        those whose grammars cannot be compiled.
+        """Queue the requests whose grammars are compiled in their lanes. Waits a moment if no lane
+        runs. Returns the requests whose grammars cannot be compiled, each with its failure.
         """
         futures = [future for _, future in self._waiting.values() if future is not None]
         serving = any(lane.busy for lane in lanes)
@@ -63,22 +69,22 @@ class GrammarQueue:
                 why = f"the constraint cannot be compiled: {reason_of(error)}"
                 failures.append((request, Failed(request.id, RequestError.kind, why)))
         if self._compiling.idle:
-            self._forget_many(lanes)
+            self._empty_full_caches(lanes)
         return failures
 
     def forget(self, request: Request) -> bool:
-        """Give a request up. Returns whether it waited here."""
+        """Drop a request that nobody waits for any more. Returns whether it was here."""
         waited = self._waiting.pop(request, None)
         if waited is not None and waited[1] is not None:
             waited[1].cancel()
         return waited is not None
 
-    def _forget_many(self, lanes: Collection[Lane]) -> None:
-        """Forget the grammars of lanes that have many, and begin with those that waited."""
+    def _empty_full_caches(self, lanes: Collection[Lane]) -> None:
+        """Empty the caches that are full, and compile what waited for that."""
         for lane in lanes:
-            if lane.grammars is not None and lane.grammars.many:
-                lane.grammars.forget()
-                waiting = [*lane.waiting, *lane.batch_waiting]
+            if lane.grammars is not None and lane.grammars.full:
+                lane.grammars.clear()
+                waiting = [*lane.waiting, *lane.batch_waiting]  # their grammars were just dropped
                 for request in [r for r in waiting if r.sampling.structured is not None]:
                     lane.queue_of(request).remove(request)
                     self.queue(lane, request)

@@ -1,11 +1,11 @@
 """A lane: one pipeline's queue, its running requests, and what its prefix cache holds.
 
-GenAI files a block of its cache under all tokens that it is to hold, as soon as the first of them
-is scheduled. Where a step has no room for the others, they are computed in the next one, unless the
-request is dropped before: then the block stays in the cache, and whoever has the same prefix reads
-what was never computed. So no request is dropped while its prompt is computed: one that is given up
-leaves after its first token. Where a fault leaves no choice, the lane is `tainted`, and gets a new
-pipeline before it admits anything.
+GenAI puts a block into its cache under all tokens that the block will hold, as soon as the first of
+them is scheduled. If a step has no room for the other tokens, they are computed in the next one. If
+the request is dropped before that, the block stays in the cache, and a request with the same prefix
+reads what was never computed. So no request is dropped while its prompt is computed: a request that
+is given up leaves after its first token. If a fault leaves no choice, the lane is `tainted`, and
+gets a new pipeline before it admits a request.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from penstock.kv.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.types import StructuredOutput
 
 _ADMISSION_SCAN = 256
-"""How far the queue is searched for a request that need not wait, or had better not."""
+"""How many requests of the queue are searched for one that can go first."""
 _PROVEN = 256
-"""Constraints that are known to work."""
+"""How many constraints that work are remembered."""
 _PATIENCE = 64
-"""Turns in which a request may be passed by others."""
+"""How often other requests may pass a request in the queue."""
 _MOST_ANEW = 2
-"""How often a request that must begin anew leaves its slot to others."""
+"""How often a request leaves its slot to others if it must begin anew after that."""
 _HARMLESS = 8
-"""Steps that clear a suspect: a fault shows in one of the next."""
+"""Steps without a fault that clear a suspect."""
 
 
 class Lane:
@@ -61,22 +61,24 @@ class Lane:
         self.active: dict[int, Request] = {}
         self.batch_active = 0
         self.leaving: list[Request] = []
-        """Given up while their prompts are computed."""
+        """Requests that were given up while their prompts are computed."""
         self._further_slots = 0
-        """Those that beam searches take beside their first ones."""
+        """The slots that beam searches take, without the first slot of each."""
         self.all_blocks = cache_blocks - company
         self._cache_blocks = cache_blocks if prefix_caching else 0
         self.index = PrefixIndex(self._cache_blocks)
         self.tainted = False
         """The cache may hold blocks that were not computed."""
         self.cancelled = False
-        """Handles were dropped; the pipeline forgets them in its next step."""
+        """Handles were cancelled; the pipeline drops them in its next step."""
         self._max_num_seqs = max_num_seqs
         self.prefix_caching = prefix_caching
         self._prefilling: dict[int, int] = {}
         self._proven: set[StructuredOutput] = set()
         self.on_trial: Request | None = None
-        """The request with a new constraint, or after a step that failed."""
+        """The one request in the pipeline that may fail a step: it has a new constraint, or is a
+        suspect.
+        """
 
     @property
     def busy(self) -> bool:
@@ -84,12 +86,12 @@ class Lane:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody waits for an answer."""
+        """Whether a request waits for its answer."""
         return bool(self.active or self.waiting or self.batch_waiting)
 
     @property
     def taken(self) -> int:
-        """The slots that are taken."""
+        """How many slots are taken."""
         return len(self.active) + len(self.leaving) + self._further_slots
 
     @property
@@ -122,17 +124,17 @@ class Lane:
     def _admit_from(
         self, waiting: deque[Request], slots: int, prompt_tokens: float = inf
     ) -> list[Request]:
-        """Take requests from a queue while fewer than `slots` are taken, in order but for those
-        that had better wait a step or two, or had better not. The first has a prompt of any length,
-        all have `prompt_tokens` together. A search that has no room yet may be passed for a while;
-        then all wait until it has.
+        """Take requests from a queue while fewer than `slots` are taken. They go in order, except
+        for those that should wait a step or two, or should go first. The prompts have at most
+        `prompt_tokens` together; the first may be longer. A beam search that has no room yet may be
+        passed for a while; then all others wait until it has room.
 
         The pipeline looks into its prefix cache when a request is added, not when it is scheduled.
-        A request whose next uncached block is being computed by another one therefore waits for
-        that. And a constraint that was never used is tried by one request at a time, so that a
-        broken one is known by the step that fails; so are the requests of a step that failed for an
-        unknown reason. A request whose prompt is cached goes first: while it waits, what others
-        compute drives that out of the cache.
+        So a request waits while another one computes its next uncached block. A constraint that was
+        never used is tried by one request at a time, so that a broken constraint is known by the
+        step that fails. The requests of a step that failed for an unknown reason are tried one at a
+        time too. A request whose prompt is cached goes first: while it waits, other prompts drive
+        its own out of the cache.
         """
         if len(waiting) > 1 and self.taken < slots:
             self._cached_first(waiting)
@@ -165,7 +167,7 @@ class Lane:
             if on_trial:
                 self.on_trial = request
             if self.prefix_caching:
-                if not request.admitted:  # later it finds what it computed itself
+                if not request.admitted:  # else the hit is its own earlier work
                     request.cached = cached
                 if fresh_block is not None:
                     self._prefilling[fresh_block] = request.id
@@ -182,8 +184,8 @@ class Lane:
         return admitted
 
     def _has_room(self, request: Request) -> bool:
-        """Whether a beam search has its slots, and it and all beside it their blocks, however long
-        they become: a search that runs out of blocks can crash GenAI or hang it.
+        """Whether a beam search has its slots, and there are blocks for it and for all other
+        requests, however long they become: a search without blocks can crash GenAI, or hang it.
         """
         if request.beams is None and not self._further_slots:
             return True
@@ -192,7 +194,7 @@ class Lane:
         return self.taken + request.slots <= self._max_num_seqs and blocks <= self.all_blocks
 
     def _cached_first(self, waiting: deque[Request]) -> None:
-        """Move requests with mostly cached prompts before those that have not waited long."""
+        """Move requests with mostly cached prompts before others that have not waited long."""
         ahead = [waiting.popleft() for _ in range(min(len(waiting), _ADMISSION_SCAN))]
         goes = [
             request.passed >= _PATIENCE or self.index.holds_half(request.blocks)
@@ -211,13 +213,13 @@ class Lane:
         self.pipeline.step()
 
     def rest(self) -> None:
-        """Nothing runs for now: no companion is left in the pipeline."""
+        """No request runs for now: take the companions out of the pipeline."""
         if self.companions.leave():
             self.pipeline.step()
 
     def close(self) -> None:
-        """Let what was given up leave the pipeline, which is used no more: GenAI prints an error
-        about blocks that are still taken.
+        """Take the requests that were given up out of the pipeline, before it is deleted: GenAI
+        would print an error about blocks that are still taken.
         """
         for request in self.leaving:
             request.handle.cancel()
@@ -238,7 +240,7 @@ class Lane:
             self._proven.add(request.sampling.structured)
 
     def remove(self, request: Request) -> None:
-        """The request ended, one way or the other."""
+        """Take a request out that has ended, whatever the reason."""
         if request.id not in self.active:
             if request in (waiting := self.queue_of(request)):
                 waiting.remove(request)
@@ -249,13 +251,13 @@ class Lane:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
     def _free(self, request: Request) -> None:
-        """Give its slots to others."""
+        """Free the slots of a request."""
         del self.active[request.id]
         self.batch_active -= request.batch
         self._further_slots -= request.slots - 1
 
     def give_up(self, request: Request) -> None:
-        """Take a request out whose answer nobody waits for."""
+        """Take a request out that was aborted."""
         if request.handle is not None and self._in_prefill(request):
             self._free(request)
             self.leaving.append(request)
@@ -266,7 +268,7 @@ class Lane:
         self.remove(request)
 
     def _in_prefill(self, request: Request) -> bool:
-        """Whether its blocks in the cache may be unfinished."""
+        """Whether the request's blocks in the cache may be unfinished."""
         return self.prefix_caching and not request.prefilled
 
     def note_out_of_cache(self, request: Request) -> None:
@@ -277,14 +279,14 @@ class Lane:
     def renew(self, load: Callable[[], tuple[Any, CompiledGrammars]]) -> None:
         """Go on with a new pipeline, whose caches are empty."""
         self.pipeline, self.grammars, self.companions = None, None, Companions(None, 0)
-        self.pipeline, self.grammars = load()  # now that the memory of the old ones is free
+        self.pipeline, self.grammars = load()  # after the memory of the old ones was freed
         self.companions = Companions(self.pipeline, *self._company)
         self.index = PrefixIndex(self._cache_blocks)
         self.tainted = self.cancelled = False
 
     def note_step(self) -> None:
-        """Count a step without a fault: enough of them clear the request on trial. Requests that
-        were given up leave with their first token.
+        """Count a step without a fault: enough of them clear the request on trial. Take out
+        requests that were given up and have their first token.
         """
         for request in [one for one in self.leaving if not _has_no_token(one.handle)]:
             self.leaving.remove(request)
@@ -302,8 +304,8 @@ class Lane:
     def surplus(self, most: int) -> list[Request]:
         """The batch requests that leave the pipeline so that `most` are left, the last ones first.
 
-        Some stay: who has a grant, is on trial, has images or no token yet; and who would have to
-        begin anew, if its tokens were seen or that has happened too often.
+        A request stays if it has a grant, is on trial, has images or has no token yet. It also
+        stays if it would have to begin anew, and its tokens were sent or that happened too often.
         """
         found: list[Request] = []
         for request in reversed(self.active.values()):
@@ -311,7 +313,7 @@ class Lane:
                 break
             if not request.batch or request.granted or request is self.on_trial:
                 continue
-            if request.picture is not None:  # its pixels are gone
+            if request.picture is not None:  # its pixels were dropped
                 continue
             if self._in_prefill(request):
                 continue
@@ -322,7 +324,7 @@ class Lane:
         return found
 
     def evict(self, request: Request) -> None:
-        """Take a request, whose tokens were read, out of the pipeline, and queue it again."""
+        """Take a request out of the pipeline, after its tokens were read, and queue it again."""
         request.evicted += 1
         request.handle.cancel()
         self.cancelled = True
@@ -332,8 +334,8 @@ class Lane:
         self.restart(request, anew=not request.resumes_exactly)
 
     def restart(self, request: Request, *, anew: bool = False) -> None:
-        """Queue a request again: what it made so far becomes prompt, or, where it is not
-        resumable or begins `anew`, goes.
+        """Queue a request again. Its tokens so far become part of its prompt; they are dropped if
+        it is not resumable or begins `anew`.
         """
         request.handle = None
         request.prefilled = False
@@ -354,17 +356,18 @@ class Lane:
         self.queue_of(request).appendleft(request)
 
     def recover(self, error: Exception) -> list[tuple[Request, Failed | None]]:
-        """Get the pipeline to work again after an exception in a step. Gives its requests, each
-        with its failure, None where it goes on.
+        """Get the pipeline to work again after an exception in a step. Returns its requests, each
+        with its failure; None: the request goes on.
 
-        The pipeline works again once all its requests are dropped and it was stepped. The request
-        that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at
-        a time. The others go on from where they are: their tokens so far become part of the
-        prompt. A request that is not resumable starts again if nobody saw its tokens; otherwise it
-        fails. So does a request with images, whose pixels are gone.
+        The pipeline works again when all its requests were dropped and it was stepped. A request
+        that was on trial, or alone, is to blame and fails. If it is unknown which request is to
+        blame, all are tried one at a time. The other requests go on from where they are: their
+        tokens so far become part of the prompt. A request that is not resumable starts again if its
+        tokens were not sent; else it fails. A request with images fails too, as its pixels were
+        dropped.
 
-        A constraint fails at the first token, with the prompt computed. Otherwise the cache may
-        hold unfinished blocks of those without a token.
+        A constraint fails at the first token, when the prompt is computed. After another fault, the
+        cache may hold unfinished blocks of requests without a token.
         """
         self.companions.leave()
         requests, leaving = list(self.active.values()), self.leaving
@@ -381,7 +384,7 @@ class Lane:
             self._release(request)
         try:
             self.pipeline.step()
-        except Exception:  # it reports the same fault once more while it drops the requests
+        except Exception:  # the pipeline reports the fault once more as it drops the requests
             self.cancelled = True
         after: list[tuple[Request, Failed | None]] = []
         reason = reason_of(error)

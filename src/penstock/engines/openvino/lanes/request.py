@@ -1,5 +1,5 @@
-"""A request in a lane, the text that grows out of its tokens, and the deltas made of both: with
-stop strings, log probabilities, usage.
+"""A request in a lane, the text of its tokens so far, and the deltas made of them: with stop
+strings, log probabilities and usage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Request:
         self.special_tokens = submit.special_tokens
         self.prompt = prompt
         self.text: str | None = None
-        """The prompt of a pipeline that takes texts alone."""
+        """The prompt, if the pipeline takes text and no token ids."""
         self.picture: Picture | None = None
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
@@ -42,7 +42,9 @@ class Request:
         self.handle: Any = None
         self.ids: list[int] = []
         self.logprobs: list[Any] = []
-        """One a token, where asked for: GenAI's numbers, or the `TokenScore`s of a biased lane."""
+        """One for each token, if asked for: GenAI's numbers, or the `TokenScore`s of a biased
+        lane.
+        """
         self.reported = 0
         self.finish: FinishReason | None = None
         self.failed = False
@@ -50,52 +52,53 @@ class Request:
         self.shown = TextStream()
         self.stop = StopStrings(submit.sampling.stop)
         self.held_text = ""
-        """Text not yet sent because nobody streams."""
+        """Text that is not sent yet, as the request does not stream."""
         self.passed = 0
-        """Turns in which others were taken first: their prompts were cached, or it is a search and
-        had no room.
+        """How often other requests were taken first: their prompts were cached, or this request is
+        a beam search and had no room.
         """
         self.resumed = 0
-        """How many of `ids` were made before a fault; they are part of `prompt` now."""
+        """How many of `ids` are part of `prompt` since it was queued again."""
         self.suspect = False
-        """Whether a step failed that it had a part in, and nobody knows whose fault that was."""
+        """Whether a step with this request failed, and it is unknown which request was to blame."""
         self.harmless_steps = 0
         self.admitted = False
         self.new_tokens = 0
-        """Tokens of the prompt that were not cached when it was admitted last."""
+        """Tokens of the prompt that were not cached when the request was last admitted."""
         self.evicted = 0
-        """How often it has left its slot for requests of the online class."""
+        """How often the request has left its slot to online requests."""
         self.granted = False
-        """Whether it keeps its slot until its next token, whoever comes."""
+        """Whether the request keeps its slot until its next token, whatever others need."""
         self.beams = submit.beams
         self.answers: list[Request] = []
-        """The beams of a search that has ended, the best first."""
+        """The beams of a beam search that has ended, the best first."""
         self.index = 0
 
     @property
     def slots(self) -> int:
-        """How many sequences it decodes."""
+        """How many sequences the request decodes."""
         return 1 if self.beams is None else self.beams.width
 
     @property
     def most_blocks(self) -> int:
-        """Blocks of the KV cache that it takes at most. Beams share the prompt but for its last
-        block, and one that forks needs a block more for the copy.
+        """The most blocks of the KV cache that the request takes. Beams share the prompt except its
+        last block, and a beam that forks needs one more block for the copy.
         """
         prompt, new = -(-len(self.prompt) // BLOCK_SIZE), -(-self.max_new_tokens // BLOCK_SIZE)
         return prompt + self.slots * (new + 2)
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on from its tokens: no state of a grammar is lost with the pipeline's,
-        and the pipeline takes token ids. The beams of a search are not known before its end.
+        """Whether the request can go on from its tokens: it has no grammar, whose state would be
+        lost, and the pipeline takes token ids. The beams of a beam search are not known before its
+        end.
         """
         return self.sampling.structured is None and self.text is None and self.beams is None
 
     @property
     def resumes_exactly(self) -> bool:
-        """Whether it would go on from its tokens so far as if nothing had been: no state of a
-        generator or of penalties is lost either.
+        """Whether the request would go on from its tokens exactly as without the interruption: no
+        state of a random generator or of penalties is lost either.
         """
         sampling = self.sampling
         return self.resumable and not (
@@ -107,12 +110,12 @@ class Request:
 
     @property
     def watched(self) -> bool:
-        """Whether its tokens are looked at as they come, rather than once at the end."""
+        """Whether its tokens are read as they come, and not only at the end."""
         return self.stream or bool(self.sampling.stop)
 
 
 class TextStream:
-    """The growing text of one growing token sequence. One call of the detokenizer serves many.
+    """The text of a growing token sequence. One call of the detokenizer serves many of these.
 
     A token's text can depend on its neighbours (multi-byte characters, leading spaces). So each
     piece is the difference between the text of a short window with and without the new tokens, as
@@ -144,7 +147,7 @@ class TextStream:
 
 
 class Deltas:
-    """Makes the deltas of requests. `stop_ids` end any answer: the model's own."""
+    """Makes the deltas of requests. `stop_ids` are the model's own, which end any answer."""
 
     def __init__(self, tokenizer: Tokenizer, scoring: Scoring, stop_ids: set[int]) -> None:
         self._tokenizer = tokenizer
@@ -152,8 +155,8 @@ class Deltas:
         self._stop_ids = stop_ids
 
     def of(self, lane: Lane, requests: list[Request]) -> list[tuple[int, Delta]]:
-        """The new text of all requests, from one call of the detokenizer. A search that has ended
-        gives one delta a beam.
+        """The deltas with the new text of all requests, from one call of the detokenizer. A beam
+        search that has ended has one delta for each beam.
         """
         if any(request.answers for request in requests):
             requests = [one for request in requests for one in request.answers or (request,)]

@@ -1,12 +1,13 @@
 """What is special about a vision-language model in the worker process: its images and videos are
 decoded, and its prompts are texts.
 
-The pipeline of such a model takes no token ids. A prompt is kept as text for it, and as the token
-ids that are counted; in these the places of an image or a video hold numbers that name its content,
-so that the prefix index tells them apart as the pipeline's cache does.
+The pipeline of such a model takes no token ids. A prompt is kept as text for the pipeline, and as
+token ids for counting. Among these ids, the places of an image or a video hold numbers that
+identify its content, so that the prefix index tells images apart as the pipeline's cache does.
 
-Files are decoded in a thread beside the steps, a few at a time: their pixels are large, and are
-dropped as soon as the pipeline has made embeddings of them.
+Files are decoded in threads beside the steps, a few at a time: their pixels are large, and are
+dropped as soon as the pipeline has made embeddings of them. Requests with videos have a thread of
+their own: all frames of a video are decoded up to the last one shown, and images would wait for it.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from penstock.engines.openvino.pipeline import Tokenizer
 
 _AHEAD_PIXELS = 1 << 26
-"""Pixels that wait decoded, unless one request has more by itself."""
+"""The most decoded pixels that wait in a queue; a single request may have more."""
 _WAIT_SECONDS = 0.002
 _MERGED_PATCH = 28
-"""Pixels a side that become a token where images keep their size, as in Qwen2-VL."""
+"""The side, in pixels, of the square that becomes one token, if images keep their size, as in
+Qwen2-VL.
+"""
 
 _END_LINES = frozenset({"llava", "llava_next", "llava_next_video"})
 """Types of models for which GenAI writes a line end behind each image, as their templates do."""
@@ -80,16 +83,25 @@ class Picture:
         self.ahead = False
 
 
+class _Line:
+    """Requests that are decoded one after another, in a thread. `ahead` are the pixels that wait
+    decoded.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.thread = ThreadPoolExecutor(1, f"penstock-{name}")
+        self.waiting: deque[tuple[Lane, Request]] = deque()
+        self.ahead = 0
+
+
 class Vision:
     """The images and videos of all requests of one model. `config` is its `config.json`."""
 
     def __init__(self, config: Mapping[str, Any], options: OpenVINOOptions) -> None:
         self._images = image_reader("A vision-language model")
         self._options = options
-        self._thread = ThreadPoolExecutor(1, "penstock-images")
-        self._waiting: deque[tuple[Lane, Request]] = deque()
+        self._lines = (_Line("images"), _Line("videos"))
         self._decoding: dict[Future[None], tuple[Lane, Request]] = {}
-        self._ahead = 0
         self._tokens_by_size: dict[Size, int] = {}
         self._usual_tokens = _usual_tokens(config)
         self._type = str(config.get("model_type"))
@@ -199,16 +211,18 @@ class Vision:
     # Pixels
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._decoding)
+        return bool(self._decoding or any(line.waiting for line in self._lines))
 
     def begin(self, lane: Lane, request: Request) -> None:
         """Decode the images of a request, when there is room for their pixels."""
-        self._waiting.append((lane, request))
-        self._go_on()
+        line = self._line_of(request)
+        line.waiting.append((lane, request))
+        self._go_on(line)
 
     def forget(self, request: Request) -> None:
         """Give a request up, wherever it is."""
-        self._waiting = deque(entry for entry in self._waiting if entry[1] is not request)
+        for line in self._lines:
+            line.waiting = deque(entry for entry in line.waiting if entry[1] is not request)
         for future in [f for f, (_, its) in self._decoding.items() if its is request]:
             future.cancel()
             del self._decoding[future]
@@ -241,20 +255,26 @@ class Vision:
         picture = request.picture
         if picture is not None and picture.ahead:
             picture.ahead, picture.tensors, picture.options = False, [], {}
-            self._ahead -= picture.pixels
-            self._go_on()
+            line = self._line_of(request)
+            line.ahead -= picture.pixels
+            self._go_on(line)
 
-    def _go_on(self) -> None:
-        while self._waiting:
-            lane, request = self._waiting[0]
+    def _line_of(self, request: Request) -> _Line:
+        assert request.picture is not None
+        images, videos = self._lines
+        return videos if request.picture.videos else images
+
+    def _go_on(self, line: _Line) -> None:
+        while line.waiting:
+            lane, request = line.waiting[0]
             picture = request.picture
             assert picture is not None
-            if self._ahead and self._ahead + picture.pixels > _AHEAD_PIXELS:
+            if line.ahead and line.ahead + picture.pixels > _AHEAD_PIXELS:
                 return
-            self._waiting.popleft()
+            line.waiting.popleft()
             picture.ahead = True
-            self._ahead += picture.pixels
-            self._decoding[self._thread.submit(self._decode, picture)] = (lane, request)
+            line.ahead += picture.pixels
+            self._decoding[line.thread.submit(self._decode, picture)] = (lane, request)
 
     def _decode(self, picture: Picture) -> None:
         images = [file for one in picture.images for file in one.files]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +26,16 @@ from penstock.engines.decisions.tokens import TextIds, TokenizedHead, tokenizing
 from penstock.engines.decisions.trie import Path, shares
 from penstock.engines.openvino.logits.model import LogitModel, Reading, Tree, log_softmax
 from penstock.engines.openvino.logits.scoring import Logits
-from penstock.engines.openvino.logits.together import beginning, begins, side_by_side
+from penstock.engines.openvino.logits.trees import (
+    TokenTree,
+    Want,
+    beginning,
+    begins,
+    grouped,
+    groups,
+    side_by_side,
+    whole,
+)
 from penstock.engines.openvino.options import failure_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply
@@ -36,93 +45,6 @@ from penstock.types import Question, Usage
 if TYPE_CHECKING:
     from penstock.engines.openvino.lanes.vision import Vision
     from penstock.engines.openvino.logits.merging import Merged
-
-Want = tuple[int, Path]
-"""A branch, and a place in its trie whose log probabilities are wanted."""
-
-
-class TokenTree:
-    """Tokens, each with the place of the one before it; -1: what is read before the tree.
-
-    `wants` has what is asked after each place. After `lead`, which is read as a sequence first, a
-    tree may have no tokens: its wants are of the place -1.
-    """
-
-    def __init__(self, lead: Sequence[int] = ()) -> None:
-        self.lead = list(lead)
-        self.ids: list[int] = []
-        self.parents: list[int] = []
-        self.wants: dict[int, list[Want]] = {}
-        self._places: dict[tuple[int, int], int] = {}
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def new_tokens(self, path: Sequence[int], after: int = -1) -> int:
-        """How many tokens `grow` would add."""
-        for size, token in enumerate(path):
-            if (known := self._places.get((after, token))) is None:
-                return len(path) - size
-            after = known
-        return 0
-
-    def grow(self, path: Sequence[int], after: int = -1) -> int:
-        """Add the tokens of a path that are not there yet. Returns the place of its last one."""
-        for token in path:
-            place = self._places.get((after, token))
-            if place is None:
-                place = self._places[after, token] = len(self.ids)
-                self.ids.append(token)
-                self.parents.append(after)
-            after = place
-        return after
-
-    def want(self, number: int, place: Path, path: Sequence[int], after: int = -1) -> None:
-        """Ask for a place in the trie of branch `number`, to which `path` leads from `after`."""
-        self.wants.setdefault(self.grow(path, after), []).append((number, place))
-
-
-def whole(read: TokenizedHead, begun: int = 0) -> TokenTree:
-    """A request as one tree, its head included but for the first `begun` tokens."""
-    tree = TokenTree()
-    tree.ids += read.ids[begun:]  # branches begin behind them, so nobody looks for their places
-    head = len(tree.ids) - 1
-    tree.parents += range(-1, head)
-    for number, branch in enumerate(read.branches):
-        for place in branch.trie.parting:
-            tree.want(number, place, [*branch.stem, *place], head)
-    return tree
-
-
-def groups(read: TokenizedHead, most: int, asked: int) -> Iterator[TokenTree]:
-    """The branches of a request as trees of at most `most` tokens, and `asked` places that are
-    wanted. A stem that is longer leads a tree of its labels, so it is read once; of a longer label
-    all is the lead.
-    """
-    tree = TokenTree()
-    for number, branch in enumerate(read.branches):
-        labels = TokenTree(branch.stem)
-        for place in branch.trie.parting:
-            path = [*branch.stem, *place]
-            if len(path) <= most:
-                if len(tree) + tree.new_tokens(path) > most or len(tree.wants) == asked:
-                    yield tree
-                    tree = TokenTree()
-                tree.want(number, place, path)
-            elif len(place) <= most:
-                if len(labels) + labels.new_tokens(place) > most or len(labels.wants) == asked:
-                    yield labels
-                    labels = TokenTree(branch.stem)
-                labels.want(number, place, place)
-            else:
-                alone = TokenTree(path)
-                alone.want(number, place, ())
-                yield alone
-        if labels.wants:
-            yield labels
-    if tree.wants:
-        yield tree
-
 
 _DONE = object()
 _WAIT_SECONDS = 0.002
@@ -221,7 +143,7 @@ class Deciding:
             raise context_overflow(self._context_length, read.longest, what=what)
 
     def abort(self, number: int) -> None:
-        """Drop a request that nobody waits for any more."""
+        """Drop a request that was aborted."""
         self._arrived = [call for call in self._arrived if call.id != number]
         self._tokenizing = deque(one for one in self._tokenizing if one.number != number)
         self._waiting = deque(one for one in self._waiting if one.number != number)
@@ -276,7 +198,7 @@ class Deciding:
                 wait((looking,), _WAIT_SECONDS)
                 yield
             one.head = looking.result()
-            # Nobody reads the ids: they are as many as the tokens.
+            # Only the number of ids matters here, and there is one for each token.
             one.read = msgspec.structs.replace(one.read, ids=[0] * len(one.head))
             self._check(one.read)
         yield from one.in_chunks(model)
@@ -312,7 +234,7 @@ class Deciding:
         return group, large, self._shared[:begun]
 
     def _note_idle(self) -> None:
-        """Let the second copy of the model be given back in a while, if nobody waits."""
+        """Free the second copy of the model after a while, if no request waits."""
         if not self._waiting:
             self._logits.rest()
 
@@ -358,7 +280,7 @@ class _Pending:
         head = reading.mark()
         size = model.chunk if model.takes_trees else 0
         rows = min(model.batch // max(size, 1), model.rows(reading.length + model.chunk))
-        for together in _side_by_side(groups(self.read, size, model.asked), rows, model.asked):
+        for together in grouped(groups(self.read, size, model.asked), rows, model.asked):
             lead = together[0].lead
             yield from _in_chunks(reading, lead, model.chunk)
             trees = [self.tree(tree) for tree in together]
@@ -404,31 +326,12 @@ class _Pending:
 
 
 def _read_together(model: LogitModel, requests: list[_Pending], begun: int) -> None:
-    """Read small requests whole, side by side, but for the first `begun` tokens of each."""
+    """Read small requests whole, side by side, without the first `begun` tokens of each."""
     trees = [whole(one.read, begun) for one in requests]
     asked = [one.tree(tree) for one, tree in zip(requests, trees, strict=True)]
     found = model.trees(asked, behind=begun > 0)
     for one, tree, values in zip(requests, trees, found, strict=True):
         one.take(tree, values)
-
-
-def _side_by_side(trees: Iterator[TokenTree], most: int, asked: int) -> Iterator[list[TokenTree]]:
-    """At most `most` trees at once, with `asked` places that are wanted. One that has something of
-    its own before it is read alone, and so is one without tokens.
-    """
-    found: list[TokenTree] = []
-    for tree in trees:
-        alone = bool(tree.lead) or not tree.ids
-        places = sum(len(one.wants) for one in (*found, tree))
-        if found and (alone or len(found) == most or places > asked):
-            yield found
-            found = []
-        found.append(tree)
-        if alone:
-            yield found
-            found = []
-    if found:
-        yield found
 
 
 def _in_chunks(reading: Reading, ids: list[int], size: int) -> Iterator[None]:

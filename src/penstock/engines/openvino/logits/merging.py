@@ -66,7 +66,7 @@ class Merging:
             )
 
     def _echo(self) -> Any:
-        """A graph that gives what it is given, as one row: embeddings, then positions."""
+        """A graph that returns its inputs as one row: embeddings, then positions."""
         embeddings = _input("inputs_embeds", [-1, -1, self._width], np.float32)
         inputs = [embeddings, _input("attention_mask", [-1, -1], np.int64)]
         rows = [ops.reshape(embeddings, ops.constant([1, 1, -1], np.int64), False)]

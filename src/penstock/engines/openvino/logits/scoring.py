@@ -80,7 +80,7 @@ class Logits:
         return LogitModel(str(directory / name), self._options, self._exact, self._grows)
 
     def rest(self) -> None:
-        """Nobody reads for now: release the model after `IDLE_SECONDS` without a reader."""
+        """No request is read now: release the model after `IDLE_SECONDS` without one."""
         with self._lock:
             if self._timer is None and self._loading is not None:
                 self._timer = threading.Timer(IDLE_SECONDS, self.release)
@@ -173,7 +173,7 @@ class Scoring:
         self._unread.append(scored)
 
     def of(self, request: Request) -> Scored | None:
-        """What is known of a request; None if it needs nothing from here."""
+        """The scores of a request; None if it needs none."""
         return self._scored.get(request)
 
     def note(self, request: Request) -> bool:
@@ -206,8 +206,8 @@ class Scoring:
             self._logits.rest()
 
     def turn(self, failed: Callable[[Request, Exception], None]) -> list[Scored]:
-        """Read a bounded number of tokens. Returns those of whom all is read; calls `failed` for
-        those that cannot be. Those for whose KV caches there is no room yet wait.
+        """Read a bounded number of tokens. Returns the requests that are read whole; calls `failed`
+        for those that cannot be read. Requests without room for their KV caches wait.
         """
         done: list[Scored] = []
         budget: int | None = None
@@ -240,7 +240,7 @@ class Scoring:
         return done
 
     def _read(self, scored: Scored, reading: Reading, model: LogitModel, most: int) -> int:
-        """Read at most so many tokens. Returns their cost, in tokens without a score."""
+        """Read at most this many tokens. Returns their cost, in tokens without a score."""
         sampling, start = scored.request.sampling, scored.read
         in_prompt = start < scored.prompt_size
         top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
@@ -291,7 +291,7 @@ def _asked(sampling: Sampling) -> str:
 def answer_logprobs(
     request: Request, start: int, scored: Scored | None, tokenizer: Tokenizer
 ) -> tuple[TokenLogprob, ...] | None:
-    """The log probabilities of the answer's tokens from `start` on; None where nobody asked."""
+    """The log probabilities of the answer's tokens from `start` on; None if they are not wanted."""
     top = request.sampling.logprobs
     if top is None:
         return None
@@ -316,7 +316,7 @@ def answer_logprobs(
 
 
 def prompt_logprobs(scored: Scored | None, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...] | None:
-    """The log probabilities of the prompt's tokens; None where nobody asked."""
+    """The log probabilities of the prompt's tokens; None if they are not wanted."""
     if scored is None or scored.request.sampling.prompt_logprobs is None:
         return None
     first = scored.ids[0]

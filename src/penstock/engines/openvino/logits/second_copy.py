@@ -73,7 +73,7 @@ class SecondCopy:
                 self._timer = loop.call_later(IDLE_SECONDS, self._begin_giving)
 
     async def unload(self) -> None:
-        """Give it back now, unless somebody uses it."""
+        """Free the copy now, unless it is in use."""
         if self._users or self._held is None:
             return
         async with self._taking:

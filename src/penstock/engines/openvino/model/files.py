@@ -29,7 +29,7 @@ TASKS_OF = {
     "transcribe": frozenset({"transcriptions", "tokenize", "detokenize"}),
     "speak": frozenset({"speech", "tokenize", "detokenize"}),
 }
-"""What a model of each task is asked: the methods of the engine protocol that it serves."""
+"""By task of a model, the methods of the engine protocol that it serves."""
 
 
 def is_ir(path: Path) -> bool:
@@ -411,7 +411,7 @@ def is_splade(path: Path) -> bool:
 
 
 def _read_json(file: Path) -> Any:
-    """What a file holds; None without the file."""
+    """The content of a JSON file; None without the file."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:

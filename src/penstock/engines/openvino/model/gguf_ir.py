@@ -52,7 +52,7 @@ def saved_ir(path: Path) -> Path:
     try:
         private_files.make_folder(target.parent)
         with locked(target, lambda _: None):
-            if not _is_whole(target):  # nobody else was faster
+            if not _is_whole(target):  # no other process has made it meanwhile
                 _write(path, target)
     except OSError as error:
         raise EngineStartError(f"the graph of '{path}' could not be written: {error}") from None

@@ -82,7 +82,7 @@ _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
 _RECIPE = 5
-"""Counts the changes to what a conversion makes."""
+"""Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 _NEWEST = re.compile(r"version of Transformers .*Maximum required is ([\d.]*\d)")
 _NOT_LOADED = re.compile(r"(\S.*?)\s*\|\s*(?:MISSING|MISMATCH)\b")
@@ -125,6 +125,13 @@ def check_tokenizer(source: str, task: str) -> None:
 def path_of(source: str) -> Path:
     """Where a model is, if it is on this machine."""
     return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+
+
+def recipe_of(source: str) -> int | None:
+    """The recipe by which a model is converted; None for one that is not, or that a bucket has."""
+    path = path_of(source)
+    as_it_is = "://" in source or path.suffix == ".gguf" or is_ir(path)
+    return None if as_it_is else _RECIPE
 
 
 def find_model(
@@ -410,14 +417,22 @@ def keep_image_settings(directory: Path, target: Path) -> None:
 
 
 _TIED = """\
-import os, sys
-sys.path.insert(0, sys.argv[1])
+import runpy, sys
+packages, parent, kind, program, *arguments = sys.argv[1:]
+sys.path.insert(0, packages)
+import penstock.engines.openvino
 from penstock.engines.process import die_with_parent
-die_with_parent(int(sys.argv[2]))
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+die_with_parent(int(parent))
+del sys.path[0]
+sys.argv[1:] = arguments
+if kind == "-m":
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+else:
+    exec(program)
 """
-"""Becomes Python with the arguments behind the first two: where this package is, and the parent's
-id.
+"""Runs a module or a text as Python's -m and -c do. Before: the folder of this package, and the
+parent's id. The exporter and its libraries report nothing to anybody: they find no
+`openvino_telemetry` once our package is imported.
 """
 _PACKAGES = Path(__file__).parents[4]
 

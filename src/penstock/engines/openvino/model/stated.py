@@ -1,4 +1,4 @@
-"""What a model's files state of it before it is loaded."""
+"""What is known of a model from its files, before it is loaded."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     backup_precision: Literal["none", "int8_sym", "int8_asym"] | None = None
 
     def arguments(self) -> list[str]:
-        """Those of the exporter's command line."""
+        """The arguments for the exporter's command line."""
         given: list[str] = []
         for name, value in structs.asdict(self).items():
             flag = f"--{name.replace('_', '-')}"

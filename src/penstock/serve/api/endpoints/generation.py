@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec.structs import replace
 from starlette.responses import Response
 
@@ -15,13 +17,15 @@ from penstock.openai.responses_api import ResponseBody, response_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import check_template, within_limits
 from penstock.serve.api.sse import EventStream, collect
+from penstock.serve.models.handle import Target
+from penstock.types import ChatRequest
 
 
 async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
     """Continue a conversation, in OpenAI's chat form."""
     target = await exchange.target(body.model)
     check_template(body.chat_template, exchange.ingress.settings)
-    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
+    request = await _request(exchange, body, target)
     request = within_limits(request, exchange.limits)
     about = exchange.about("chatcmpl-", target)
     if body.stream:
@@ -67,7 +71,7 @@ async def completions(exchange: Exchange, body: CompletionBody) -> Response:
 async def responses(exchange: Exchange, body: ResponseBody) -> Response:
     """Continue a conversation, in OpenAI's Responses form."""
     target = await exchange.target(body.model)
-    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
+    request = await _request(exchange, body, target)
     batches = generated(target.handle, within_limits(request, exchange.limits))
     about = exchange.about("", target)
     if body.stream:
@@ -79,7 +83,7 @@ async def responses(exchange: Exchange, body: ResponseBody) -> Response:
 async def messages(exchange: Exchange, body: MessageBody) -> Response:
     """Continue a conversation, in Anthropic's form."""
     target = await exchange.target(body.model)
-    request = body.request(adapter=target.adapter, request_id=exchange.answer_id)
+    request = await _request(exchange, body, target)
     batches = generated(target.handle, within_limits(request, exchange.limits))
     if body.stream:
         return EventStream(
@@ -87,3 +91,11 @@ async def messages(exchange: Exchange, body: MessageBody) -> Response:
         )
     (answers,) = await collect(exchange, [batches])
     return exchange.json(message_body(answers, id=exchange.answer_id, model=target.name))
+
+
+async def _request(
+    exchange: Exchange, body: ChatBody | ResponseBody | MessageBody, target: Target
+) -> ChatRequest:
+    return await exchange.aside(
+        partial(body.request, adapter=target.adapter, request_id=exchange.answer_id)
+    )

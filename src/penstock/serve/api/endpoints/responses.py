@@ -27,7 +27,7 @@ from penstock.openai.responses_api import (
 from penstock.serve.api.background import BackgroundRuns, EventsOf, Kept
 from penstock.serve.api.endpoints import generation
 from penstock.serve.api.exchange import RESPONSE_ID, Exchange
-from penstock.serve.api.limits import check_metadata, within_limits
+from penstock.serve.api.limits import MANY_PARTS, check_metadata, within_limits
 from penstock.serve.api.query import is_ascending, truth, whole_number
 from penstock.serve.models.preflight import check_before_load
 from penstock.serve.replicas.forward import forward
@@ -56,10 +56,12 @@ async def create(exchange: Exchange, body: ResponseBody) -> Response:
     given = items_of(body.input)
     if earlier:
         if given:
-            body.request()  # an error names an item by its place in the client's own list
+            # An error names an item by its place in the client's own list.
+            await exchange.aside(body.request)
         body = replace(body, input=[*earlier, *given])
+        exchange.long = exchange.long or len(earlier) > MANY_PARTS
     if remote or body.background:  # a foreground answer of this process checks it itself
-        request = within_limits(body.request(), exchange.limits)
+        request = within_limits(await exchange.aside(body.request), exchange.limits)
         check_before_load(request)
     exchange.answer_id = uuid4().hex
     about = exchange.about("", target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -210,7 +211,7 @@ async def tokenize(exchange: Exchange, body: TokenizeBody) -> Response:
     """The token ids of a text, or those that the model is fed for a conversation."""
     target = await exchange.target(body.model)
     check_template(body.chat_template, exchange.ingress.settings)
-    request = body.request()
+    request = await exchange.aside(body.request)
     tokens = await exchange.wait(_tokens(exchange, target, request))
     answer = {
         "tokens": tokens.ids,
@@ -224,7 +225,7 @@ async def tokenize(exchange: Exchange, body: TokenizeBody) -> Response:
 async def count_tokens(exchange: Exchange, body: CountBody) -> Response:
     """The number of tokens of a conversation in Anthropic's form."""
     target = await exchange.target(body.model)
-    chat = body.request(request_id=exchange.answer_id)
+    chat = await exchange.aside(partial(body.request, request_id=exchange.answer_id))
     tokens = await exchange.wait(_tokens(exchange, target, TokenizeRequest(chat=chat)))
     return exchange.json({"input_tokens": len(tokens.ids)})
 

@@ -11,7 +11,8 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import RequestError
 from penstock.openai.extensions import RerankBody, TokenizeBody
 from penstock.openai.messages_api import CountBody, MessageBody
-from penstock.openai.parameters.body import INSIDE, Shape, parse_body, places
+from penstock.openai.parameters.body import parse_body
+from penstock.openai.parameters.inside import INSIDE, Shape, places
 from penstock.openai.requests import ChatBody, CompletionBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.endpoints.responses import ConversationBody, ConversationItems

@@ -4,7 +4,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from penstock.engines.openvino.logits.together import beginning, begins, side_by_side
+from penstock.engines.openvino.logits.trees import beginning, begins, side_by_side
 
 MODEL: Any = SimpleNamespace(batch=100, asked=8, rows=lambda length: 1000 // length)
 LONG = list(range(100, 120))
