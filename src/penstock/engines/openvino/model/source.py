@@ -36,6 +36,7 @@ from penstock.engines.openvino.model.files import (
     SENTENCE_TRANSFORMERS,
     check_kind,
     check_labels,
+    check_positions,
     context_length_of,
     embeds_images,
     is_ir,
@@ -80,9 +81,10 @@ _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
-_RECIPE = 4
+_RECIPE = 5
 """Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+_NEWEST = re.compile(r"version of Transformers .*Maximum required is ([\d.]*\d)")
 _NOT_LOADED = re.compile(r"(\S.*?)\s*\|\s*(?:MISSING|MISMATCH)\b")
 """A line of transformers' report: the name of a weight that the files lack, or have in another
 shape.
@@ -172,6 +174,8 @@ def find_model(
             f"max_model_len {max_model_len} is more than the {positions} positions of '{source}';"
             f" give at most {positions}"
         )
+    if task == "generate":
+        check_positions(source, config, max_model_len)
     if task == "embed":
         longest = min(longest, longest_text(path) or longest)
     return ModelFiles(path, task, max_model_len or longest)
@@ -346,9 +350,16 @@ def _convert(
             if task == "embed":
                 module = "penstock.engines.openvino.model.vision_ir"
                 _run(source, ["-m", module, str(partial)], log, stage)
+        elif task == "generate":
+            stage("trying it out")
+            _try_out(source, partial, log, stage)
         _keep_beside(directory, partial)
     before, after = weight_bytes(directory), weight_bytes(target)
     say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")
+
+
+def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
+    _run(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
 def _read_onnx(
@@ -476,6 +487,8 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
         if not_loaded:
             reason = f"it {_unfit(not_loaded)}"
+        if newest := _NEWEST.search(reason):
+            reason += f"; for the conversion, pip install 'transformers<={newest[1]}'"
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
     return not_loaded
 
