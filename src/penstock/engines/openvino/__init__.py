@@ -6,7 +6,13 @@ tries and compiles them; `logits` reads log probabilities. Only files that run i
 processes import openvino_genai.
 """
 
+import sys
+
 from penstock import lazy
+
+# OpenVINO reports each import and conversion to Google Analytics, unless this package of its is
+# missing. Nothing is reported to anybody from here.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 TYPE_CHECKING = False  # known to type checkers
 if TYPE_CHECKING:
