@@ -56,6 +56,31 @@ async def test_messages_arrive_whole_and_in_order(module):
     assert not ends.death.done()  # it did not die of itself, and nobody waits for a cause
 
 
+async def test_no_module_comes_from_the_folder_in_which_it_runs(module, tmp_path, monkeypatch):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "random.py").write_text("raise SystemExit('taken for that of Python')")
+    monkeypatch.chdir(rows)
+    ends = Ends()
+    process = ends.process(module("import random\n" + ECHO))
+    await process.start()
+    process.send(b"a")
+    assert await ends.messages.get() == b"a"
+    await process.stop()
+
+
+async def test_a_child_finds_what_an_interactive_parent_finds(module, tmp_path, monkeypatch):
+    name = module(ECHO)
+    monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    ends = Ends()
+    process = ends.process(name)
+    await process.start()
+    process.send(b"a")
+    assert await ends.messages.get() == b"a"
+    await process.stop()
+
+
 async def test_a_killed_child_is_noticed_with_its_signal(module):
     ends = Ends()
     process = ends.process(module(ECHO))
@@ -199,17 +224,17 @@ def test_the_exporter_ends_with_who_started_it(tmp_path):
         """
     )
     with subprocess.Popen([sys.executable, "-c", parent]) as running:
-        child = _child_of(running, [sys.executable, "-c", sleeper])
+        child = _child_of(running, ["-c", sleeper])
         running.kill()
     _wait_until_gone(child)
 
 
 def _child_of(parent, command):
-    """The id of the child that runs `command`, once there is one."""
+    """The id of the child whose command line ends with `command`, once there is one."""
     while parent.poll() is None:
         for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] == command:
+                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-3:-1] == command:
                     return int(pid)
         time.sleep(0.02)
     raise AssertionError(parent.returncode)

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -61,6 +60,7 @@ from penstock.engines.openvino.model.weights import (
     weight_bytes,
     what_is_missing,
 )
+from penstock.engines.process import python
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
@@ -396,14 +396,21 @@ def keep_image_settings(directory: Path, target: Path) -> None:
 
 
 _TIED = """\
-import os, sys
-sys.path.insert(0, sys.argv[1])
+import runpy, sys
+packages, parent, kind, what = sys.argv[1:5]
+sys.path.insert(0, packages)
+import penstock.engines.openvino
 from penstock.engines.process import die_with_parent
-die_with_parent(int(sys.argv[2]))
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+sys.path.remove(packages)
+die_with_parent(int(parent))
+sys.argv[:5] = [kind]
+if kind == "-m":
+    runpy.run_module(what, run_name="__main__", alter_sys=True)
+else:
+    exec(what)
 """
-"""Becomes Python with the arguments behind the first two: where this package is, and the parent's
-id.
+"""Does what Python does with the arguments behind the first two: where this package is, and the
+parent's id. It imports the package of the engine first, so that OpenVINO and NNCF report nothing.
 """
 _PACKAGES = Path(__file__).parents[4]
 
@@ -417,7 +424,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         # All files are local by now. In offline mode the exporter does not ask the hub for optional
         # files.
         exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
+            python("-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
