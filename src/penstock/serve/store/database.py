@@ -46,7 +46,7 @@ class Database:
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"{path} cannot be used: {error}", field="store") from None
+            raise ConfigError(f"{path} cannot be used: {error}", field="store") from error
         try:
             self._prepare(schema, version)
         except BaseException:
@@ -89,7 +89,7 @@ class Database:
                 self._connection.execute(f"PRAGMA {pragma}")
             self.run_now(lambda db: _make_tables(db, schema, version))
         except sqlite3.Error as error:
-            raise ConfigError(f"{self.path} cannot be used: {error}", field="store") from None
+            raise ConfigError(f"{self.path} cannot be used: {error}", field="store") from error
 
 
 def _check_ours(path: Path, version: int) -> None:
