@@ -42,6 +42,13 @@ class Ends:
     def process(self, module):
         return EngineProcess(module, self.messages.put_nowait, self.death.set_result)
 
+    async def echo(self, process):
+        """What comes back for "a", or why nothing does."""
+        process.send(b"a")
+        answer = asyncio.ensure_future(self.messages.get())
+        await asyncio.wait([answer, self.death], return_when=asyncio.FIRST_COMPLETED)
+        return self.death.result() if self.death.done() else await answer
+
 
 async def test_messages_arrive_whole_and_in_order(module):
     ends = Ends()
@@ -64,8 +71,7 @@ async def test_no_module_comes_from_the_folder_in_which_it_runs(module, tmp_path
     ends = Ends()
     process = ends.process(module("import random\n" + ECHO))
     await process.start()
-    process.send(b"a")
-    assert await ends.messages.get() == b"a"
+    assert await ends.echo(process) == b"a"
     await process.stop()
 
 
@@ -76,8 +82,16 @@ async def test_a_child_finds_what_an_interactive_parent_finds(module, tmp_path, 
     ends = Ends()
     process = ends.process(name)
     await process.start()
-    process.send(b"a")
-    assert await ends.messages.get() == b"a"
+    assert await ends.echo(process) == b"a"
+    await process.stop()
+
+
+async def test_a_child_keeps_its_docstrings(module, monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    ends = Ends()
+    process = ends.process(module("'kept'; __doc__.upper()\n" + ECHO))
+    await process.start()
+    assert await ends.echo(process) == b"a"
     await process.stop()
 
 

@@ -141,7 +141,10 @@ def python(*arguments: str) -> list[str]:
 
 def modules_of_this() -> dict[str, str]:
     """The environment of a child that finds the modules that this process finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    if found.get("PYTHONOPTIMIZE"):
+        found["PYTHONOPTIMIZE"] = "1"  # 2 takes the docstrings away, which OpenVINO reads
+    return found
 
 
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]
