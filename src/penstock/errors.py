@@ -8,6 +8,7 @@ PenstockError
 ├── OutputError              a result cannot be written
 ├── JobError                 a batch job cannot go on
 │   ├── JobHeldError         another process runs it
+│   ├── JobVersionError      another version of Penstock began it, and must end it
 │   ├── JobMismatchError     a journal belongs to a different job; shows what differs
 │   └── JobLimitError        it reached its limit of tokens, errors or time
 ├── UserCodeError            a function of the user's has failed
@@ -129,6 +130,12 @@ class JobHeldError(JobError):
     """Another process runs the job."""
 
     kind = "job_held"
+
+
+class JobVersionError(JobError):
+    """The job's state has the form of another version of Penstock, which can go on with it."""
+
+    kind = "job_version"
 
 
 class JobMismatchError(JobError):

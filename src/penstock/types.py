@@ -39,7 +39,13 @@ class StructuredOutput(Struct, frozen=True):
     triggers: tuple[str, ...] = ()
 
 
-class Sampling(Struct, frozen=True, omit_defaults=True):
+class Asked(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A part of what is asked. A replica of an older version refuses a field that it does not know;
+    one that is at its default is not sent.
+    """
+
+
+class Sampling(Asked, frozen=True):
     """How to choose tokens and when to end. Defaults are those of OpenAI's API.
 
     `max_tokens` None means as many as the context leaves. `temperature` 0 is greedy. `top_k` 0 and
@@ -90,7 +96,7 @@ bodies and at most engines.
 """
 
 
-class ChatRequest(Struct, frozen=True, omit_defaults=True):
+class ChatRequest(Asked, frozen=True):
     """One conversation to continue.
 
     The engine makes `n` answers and streams each under its `Delta.index`. With `stream` False the
@@ -127,7 +133,7 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class CompletionRequest(Struct, frozen=True, omit_defaults=True):
+class CompletionRequest(Asked, frozen=True):
     """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
 
     `special_tokens`: whether the tokenizer adds its own (such as BOS) to a text; false for the
@@ -149,7 +155,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
+class EmbeddingRequest(Asked, frozen=True):
     """Texts to embed, token ids as the model reads them (none are added), or conversations, which
     may have images. `dimensions` None gives the model's own width. `input_type` puts the model's
     instruction for queries or for documents before each. `truncate` allows to embed only the
@@ -169,7 +175,7 @@ class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
     packed: bool = False
 
 
-class RerankRequest(Struct, frozen=True, omit_defaults=True):
+class RerankRequest(Asked, frozen=True):
     """Documents to score against a query. Scores come back in the documents' order, unsorted."""
 
     query: str
@@ -178,7 +184,7 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
+class ClassifyRequest(Asked, frozen=True):
     """Texts to sort into the model's classes."""
 
     inputs: list[str]
@@ -186,7 +192,7 @@ class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
+class TranscriptionRequest(Asked, frozen=True):
     """Speech to transcribe. `audio` is the bytes of a file.
 
     With `timestamps` the answer has segments, each with its place in the recording, and with
@@ -207,8 +213,10 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
     hotwords: str = ""
 
 
-class SpeechRequest(Struct, frozen=True, omit_defaults=True):
-    """A text to speak, in a `voice` that the engine knows, at a `speed` relative to the voice's."""
+class SpeechRequest(Asked, frozen=True):
+    """A text to speak. `voice` is a name that the engine knows; None: the model's own. `speed` is
+    relative to the voice's.
+    """
 
     text: str
     voice: str | None = None
@@ -217,7 +225,7 @@ class SpeechRequest(Struct, frozen=True, omit_defaults=True):
     batch: bool = False
 
 
-class TokenizeRequest(Struct, frozen=True, omit_defaults=True):
+class TokenizeRequest(Asked, frozen=True):
     """A text, or the conversation of `chat`, to turn into the token ids that the model is fed for
     it.
 
@@ -248,7 +256,7 @@ class TokenizerInfo(Struct, frozen=True):
     special_tokens: dict[str, str] = field(default_factory=dict)
 
 
-class Option(Struct, frozen=True, omit_defaults=True):
+class Option(Asked, frozen=True):
     """One possible answer to a question. The model is asked to say `label`; `description` tells it
     more. `value` is what the decision holds for it; None: the label.
     """
@@ -258,7 +266,7 @@ class Option(Struct, frozen=True, omit_defaults=True):
     value: str | bool | int | float | None = None
 
 
-class PredicateQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="predicate"):
+class PredicateQuestion(Asked, frozen=True, tag_field="type", tag="predicate"):
     """Whether a statement about the input is true. Without `instructions` nothing is added to the
     input, which then asks itself. `name` may be empty.
     """
@@ -267,7 +275,7 @@ class PredicateQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type
     name: str = ""
 
 
-class ChoiceQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="choice"):
+class ChoiceQuestion(Asked, frozen=True, tag_field="type", tag="choice"):
     """Which of the options fits, exactly one; with `several` any number of them, each judged for
     itself. `instructions` and `name` are as in `PredicateQuestion`.
     """
@@ -278,7 +286,7 @@ class ChoiceQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", 
     several: bool = False
 
 
-class ScoreQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="score"):
+class ScoreQuestion(Asked, frozen=True, tag_field="type", tag="score"):
     """How much, on a scale of `levels`, lowest first; the `value` of each is a number, and where it
     is None the level's place, from 0. `instructions` and `name` are as in `PredicateQuestion`.
     """
@@ -291,7 +299,7 @@ class ScoreQuestion(Struct, frozen=True, omit_defaults=True, tag_field="type", t
 Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
 
 
-class DecideRequest(Struct, frozen=True, omit_defaults=True):
+class DecideRequest(Asked, frozen=True):
     """1 to 400 questions about one input: a text, or a conversation. The rest is as in
     `ChatRequest`.
     """

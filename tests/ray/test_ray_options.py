@@ -24,8 +24,11 @@ from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.ray.application import build_application, serve_options
 from penstock.ray.data import process_dataset, stage_options
+from penstock.ray.deployments import RayReplica
+from penstock.ray.replicas import METADATA, RayReplicas, publish
 from penstock.serve import LLMServingArgs, build_llm_deployment
 from penstock.serve.deployment import SGLangServer
+from penstock.serve.replicas.runtime import ReplicaInfo
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -94,6 +97,18 @@ def test_a_server_of_sglang_is_shown_the_gpus_of_all_its_workers(how: str) -> No
     assert bound.init_kwargs["llm_config"].engine_name == "sglang"
 
 
+@pytest.mark.parametrize(("version", "said"), [("2.59.0", "0"), ("2.60.0", None)])
+def test_an_older_ray_is_told_to_count_what_replicas_report(
+    monkeypatch: pytest.MonkeyPatch, version: str, said: str | None
+) -> None:
+    monkeypatch.setattr(ray, "__version__", version)
+    for scaling in ({"autoscaling_config": {"max_replicas": 2}}, {"num_replicas": "auto"}, {}):
+        options = serve_options(config(deployment_config=scaling))
+        variables = options.get("ray_actor_options", {}).get("runtime_env", {}).get("env_vars", {})
+        found = variables.get("RAY_SERVE_COLLECT_AUTOSCALING_METRICS_ON_HANDLE")
+        assert found == (said if scaling else None)
+
+
 def reserved(config: Any) -> dict[str, dict[str, Any]]:
     """What each stage of the processor asks Ray for, by the stage's name."""
     return {
@@ -147,3 +162,30 @@ def test_what_no_engine_would_reserve_is_refused(fields: dict[str, Any]) -> None
     made = build_processor(HttpRequestProcessorConfig(url="http://127.0.0.1:9", **fields))
     with pytest.raises(ConfigError, match="no stage runs an engine"):
         process_dataset(made, None)
+
+
+class Named(RayReplica):
+    def __init__(self, info: ReplicaInfo) -> None:
+        self._info = info
+
+    @property
+    def info(self) -> ReplicaInfo:
+        return self._info
+
+
+async def test_versions_that_follow_each_other_know_each_others_replicas() -> None:
+    plain, own = ReplicaInfo("r0", "h", 1), ReplicaInfo("r1", "h", 2, 64, reads_headers=True)
+    told = [await Named(info).record_replica_metadata() for info in (plain, own)]
+    assert told[0] == {METADATA: {"host": "h", "port": 1}}  # nothing that an older one lacks
+    told[1][METADATA]["of_a_later_version"] = True
+    publish(
+        "app",
+        "m",
+        [
+            SimpleNamespace(replica_id=SimpleNamespace(unique_id=id), replica_metadata=one)
+            for id, one in zip(("r0", "r1"), told, strict=True)
+        ],
+    )
+    replicas = RayReplicas.__new__(RayReplicas)
+    replicas._key = ("app", "m")
+    assert replicas.current() == (plain, own)

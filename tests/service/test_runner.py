@@ -11,8 +11,15 @@ from msgspec.structs import replace
 
 from batch_service import batch_service, line
 from penstock.batch.job import execution
+from penstock.batch.write import manifest as manifests
 from penstock.batch.write.state_files import to_disk
-from penstock.errors import EngineStartError, JobHeldError, OutputError, UnavailableError
+from penstock.errors import (
+    EngineStartError,
+    JobHeldError,
+    JobVersionError,
+    OutputError,
+    UnavailableError,
+)
 from penstock.serve.store.database import PRAGMAS
 from penstock.service import runner
 from penstock.service.batches import BatchStore
@@ -138,6 +145,7 @@ def caused(error, cause):
         ),
         full(),
         JobHeldError("another process is running this job"),
+        JobVersionError("manifest.json has version 3"),
     ],
 )
 async def test_a_batch_waits_for_a_full_disk_or_another_server(tmp_path, monkeypatch, why):
@@ -186,6 +194,45 @@ async def test_a_batch_that_waits_for_a_full_disk_can_be_cancelled(tmp_path, mon
     async def execute(*_):
         tried.set()
         raise OutputError("the results cannot be written") from full()
+
+    monkeypatch.setattr(runner, "execute", execute)
+    async with batch_service(tmp_path) as service:
+        batch = await service.submit(given(3))
+        await tried.wait()
+        await service.openai().batches.cancel(batch.id)
+        assert (await service.ended(batch.id)).status == "cancelled"
+        assert not (tmp_path / "running" / batch.id).exists()
+
+
+async def test_a_batch_of_another_version_keeps_its_answers_until_it_is_over(tmp_path, monkeypatch):
+    tried, whole = asyncio.Semaphore(0), manifests.load
+
+    def load(folder):
+        tried.release()
+        raise JobVersionError(f"{folder}/manifest.json has version 3")
+
+    async with batch_service(tmp_path, engine=SLOW, max_in_flight=2) as service:
+        batch = await service.submit(given(12))
+        await service.under_way(batch.id)
+    folder = tmp_path / "running" / batch.id
+    monkeypatch.setattr(manifests, "load", load)
+    async with batch_service(tmp_path, engine=SLOW) as service:
+        for _ in range(3):  # a batch that failed would try it twice
+            await tried.acquire()
+        now = await service.openai().batches.retrieve(batch.id)
+        assert (now.status, folder.exists()) == ("in_progress", True)
+        assert now.request_counts.completed > 0
+    monkeypatch.setattr(manifests, "load", whole)
+    async with batch_service(tmp_path) as service:
+        assert (await service.ended(batch.id)).request_counts.completed == 12
+
+
+async def test_a_batch_of_another_version_can_be_cancelled(tmp_path, monkeypatch):
+    tried = asyncio.Event()
+
+    async def execute(*_):
+        tried.set()
+        raise JobVersionError("manifest.json has version 3")
 
     monkeypatch.setattr(runner, "execute", execute)
     async with batch_service(tmp_path) as service:

@@ -35,6 +35,7 @@ from penstock.batch.rows.intake import (
     add_row,
     by_length,
     in_order,
+    other_requests,
     other_rows,
     prepare,
 )
@@ -255,7 +256,8 @@ class Flow:
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
         if record is not None:
             if failure is None and record.key != digest_key(row.digest):
-                raise other_rows(row.index)
+                streams = self._plan.source.fingerprint is None
+                raise (other_rows if streams else other_requests)(row.index)
             self._counts.resumed += 1
             if row.shareable and record.outcome.error is None and not self._form.concludes:
                 self._answers.put(row.digest, record.outcome)

@@ -145,7 +145,7 @@ async def _job(path: str, prompts: Sequence[Prompt]) -> tuple[int, float]:
 def _side(kind: str, path: str, prompts: Sequence[Prompt]) -> Any:
     if kind == "job":
         return asyncio.run(_job(path, prompts))
-    import penstock.engines.openvino  # noqa: F401, it keeps OpenVINO from reporting to anybody
+    import penstock.engines.openvino  # noqa: F401 - first: it keeps OpenVINO from reporting
     from penstock.loadtest import bare_loop
 
     if kind == "lengths":

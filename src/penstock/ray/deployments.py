@@ -175,13 +175,11 @@ class RayReplica(ReplicaServer):
     mark: str
 
     async def record_replica_metadata(self) -> dict[str, Any]:
-        """The replica's `ReplicaInfo`, for every handle's router. An older version of ours does not
-        know `reads_headers`.
+        """The replica's `ReplicaInfo`, for every handle's router, without fields at their defaults:
+        an older version of ours may not know them.
         """
-        fields = msgspec.structs.asdict(self.info)
+        fields = msgspec.to_builtins(self.info)
         del fields["id"]
-        if not fields["reads_headers"]:
-            del fields["reads_headers"]
         return {METADATA: fields}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -95,7 +95,8 @@ def remote_model(
 
 
 def _info(replica_id: str, metadata: dict[str, Any]) -> ReplicaInfo:
-    return ReplicaInfo(id=replica_id, **metadata[METADATA])
+    # A replica of a later version may publish more.
+    return msgspec.convert({**metadata[METADATA], "id": replica_id}, ReplicaInfo)
 
 
 async def cluster_secret() -> str:

@@ -215,7 +215,8 @@ class HttpServer:
         if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
             self._leave()
         _log.info("draining: %d requests are under way", ingress.inflight)
-        whole = await ingress.drain(ingress.settings.drain_timeout_s, self._hurry)
+        timeout_s = ingress.settings.drain_timeout_s
+        whole = await ingress.drain(30.0 if timeout_s is None else timeout_s, self._hurry)
         self._cut_off()
         _log.info("drained" if whole else "drained; some requests were aborted")
 

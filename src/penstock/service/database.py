@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from penstock import lazy
 from penstock.config import masked
 from penstock.errors import ConfigError, RequestError, UnavailableError
-from penstock.serve.store.database import Database, Lives
+from penstock.serve.store.database import Database, Lives, other_version
 
 T = TypeVar("T")
 VERSION = 1
@@ -142,7 +142,7 @@ class SqliteState:
 
     def __init__(self, path: Path) -> None:
         schema = _SCHEMA.format(serial=_SERIAL["sqlite"])
-        self._database = Database(path, schema, VERSION)
+        self._database = Database(path, schema, VERSION, "path")
         self._lives = Lives(path)
         self.server = self._lives.hold()
 
@@ -233,11 +233,7 @@ class PostgresState:
                 db.execute(statement)
             db.execute("INSERT INTO penstock_version VALUES (?)", (VERSION,))
         elif found["version"] != VERSION:
-            raise ConfigError(
-                f"has version {found['version']} of the tables; this Penstock reads version"
-                f" {VERSION}",
-                field="database",
-            )
+            raise ConfigError(other_version(found["version"], VERSION), field="database")
 
 
 class _Marked:

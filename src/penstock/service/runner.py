@@ -28,6 +28,7 @@ from penstock.errors import (
     BatchCancelledError,
     BatchExpiredError,
     JobHeldError,
+    JobVersionError,
     NotStoredError,
     PenstockError,
     UnavailableError,
@@ -59,9 +60,9 @@ MOST_ROWS = 2048
 """The most rows of a batch in memory: the event loop sorts them while online requests wait."""
 AGAIN_S = 5.0
 """The pause before a batch is tried again, after its database or storage did not answer."""
-_WAITS = (UnavailableError, JobHeldError)
-"""Errors that pass: the database or storage does not answer, or a server that lost the batch still
-locks its folder. A full disk passes too.
+_WAITS = (UnavailableError, JobHeldError, JobVersionError)
+"""Errors that pass: the database or storage does not answer, a server that lost the batch still
+locks its folder, or one of another version must go on with it. A full disk passes too.
 """
 _log = logging.getLogger("penstock.service")
 
@@ -196,7 +197,8 @@ class Runner:
             raise
         except Exception as error:
             full = is_full(error)
-            if full and run.over.is_set() and run.ends_as == "cancelled":
+            unreadable = isinstance(error, JobVersionError)
+            if run.over.is_set() and (unreadable or (full and run.ends_as == "cancelled")):
                 await self._end_unread(run)  # so that a batch can be cancelled on a full disk
                 return
             if isinstance(error, _WAITS):

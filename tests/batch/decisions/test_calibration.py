@@ -102,7 +102,9 @@ def test_a_score_is_the_mean_of_calibrated_probabilities():
         ({"questions": {"team": Scaling(OPTIONS, 0, [0, 0, 0])}}, "out of range"),
         ({"questions": {"team": Scaling(OPTIONS, 1e-320, [0, 0, 0])}}, "out of range"),
         ({"questions": {"team": Scaling(OPTIONS, 1, [1e308, 0, 0])}}, "out of range"),
-        ({"questions": 3}, "no calibration"),
+        ({"questions": 3}, "no calibration that this Penstock reads: questions must be an object"),
+        ({"method": "isotonic"}, "reads: method is unknown.* Calibrate again"),
+        ({"questions": {"team": {**msgspec.to_builtins(TRUE), "floor": 1}}}, "floor is unknown"),
     ],
 )
 def test_a_calibration_of_something_else_is_refused(tmp_path, change, why):

@@ -14,6 +14,7 @@ from penstock.errors import (
     NoKeyError,
     PenstockError,
     RequestError,
+    UnavailableError,
 )
 from penstock.serve.config.settings import Limits
 from penstock.serve.replicas import client
@@ -139,9 +140,19 @@ async def test_what_is_no_call_is_refused(cluster: Make) -> None:
     assert "no task 'dance'" in str(await refusal(one, "dance", pack("x")))
     for wrong in (pack("x"), b"\xc1", b""):
         assert "not of its task's form" in str(await refusal(one, "chat", wrong))
+    wrong = pack({"messages": [], "n": "many"})
+    assert "form: n must be an integer, not " in str(await refusal(one, "chat", wrong))
     assert isinstance(await refusal(one, "tokenize", b"x" * 1001), BodyTooLargeError)
     one.model.pool._key = "another"
     assert isinstance(await refusal(one, "tokenize", pack("x")), NoKeyError)
+
+
+async def test_what_only_a_later_version_asks_is_not_dropped(cluster: Make) -> None:
+    one = await cluster()
+    for task, body in (("completions", {"prompt": "x", "depth": 3}), ("dance", {})):
+        error = await refusal(one, task, pack(body))
+        assert isinstance(error, UnavailableError)  # another replica may be of that version
+        assert "this replica's version of Penstock" in str(error)
 
 
 async def test_long_requests_come_in_pieces(cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +239,7 @@ class Stranger(asyncio.Protocol):
     [(asyncio.Protocol, "cannot be reached"), (Stranger, "as a replica of this version")],
 )
 async def test_what_does_not_answer_the_preface_is_a_lost_replica(
-    monkeypatch: pytest.MonkeyPatch, peer: Any, why: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, peer: Any, why: str
 ) -> None:
     if peer is asyncio.Protocol:
         monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.01)
@@ -237,4 +248,5 @@ async def test_what_does_not_answer_the_preface_is_a_lost_replica(
     address = Address("127.0.0.1", other.sockets[0].getsockname()[1])
     with pytest.raises(EngineDeadError, match=why):
         await address.connected().ask("GET", "/", [("authorization", f"Bearer {KEY}")], b"")
+    assert ("same version of Penstock on both sides" in caplog.text) == (peer is Stranger)
     other.close()

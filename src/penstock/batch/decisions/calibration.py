@@ -35,7 +35,7 @@ _LEAST_TEMPERATURE, _MOST_NUMBER = 1e-9, 1e9  # beyond them probabilities overfl
 _STEPS = 100
 
 
-class Scaling(Struct, frozen=True):
+class Scaling(Struct, frozen=True, forbid_unknown_fields=True):
     """The calibration of one question: its `options` by value, their `bias`, the `temperature`."""
 
     options: list[str | bool | int | float]
@@ -54,7 +54,7 @@ class Scaling(Struct, frozen=True):
         return [share / total for share in shares]
 
 
-class Calibration(Struct, frozen=True):
+class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     """A calibration file: for the decisions of `model`, a scaling for each question by name, and
     the labelled rows that it was fitted to.
     """
@@ -98,8 +98,14 @@ def read_calibration(
     if not isinstance(given, Calibration):
         try:
             given = msgspec.convert(given, Calibration)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"no calibration: {error}", field="calibration") from None
+        except msgspec.ValidationError:
+            from penstock.validation import mismatch  # imported only for an error
+
+            why = mismatch(Calibration, given)
+            raise ConfigError(
+                f"no calibration that this Penstock reads: {why}. Calibrate again",
+                field="calibration",
+            ) from None
     calibration: Calibration = given
     if calibration.model != model:
         raise ConfigError(

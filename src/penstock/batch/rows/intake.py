@@ -112,6 +112,16 @@ def other_rows(index: int) -> JobMismatchError:
     )
 
 
+def other_requests(index: int) -> JobMismatchError:
+    """The error of a row that asks for something else now, though its files are the same."""
+    return JobMismatchError(
+        f"row {index} no longer asks for what it was answered. Files that rows name have changed,"
+        " or this version of Penstock makes other requests of the same rows: finish the job with"
+        " the one that began it, give another output, or --fresh to discard what was done",
+        {"requests": ("those of the answers", "others")},
+    )
+
+
 def by_prefix(rows: Sequence[Row]) -> list[Row]:
     """The rows with equal beginnings together; in their own order if that would gain nothing.
 

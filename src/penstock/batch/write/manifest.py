@@ -12,10 +12,17 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.batch.write.state_files import checksum, replace_file
-from penstock.errors import JobError, JobMismatchError, printable
+from penstock.errors import JobError, JobMismatchError, JobVersionError, printable
 
 FILE = "manifest.json"
 VERSION = 2
+
+
+LATER = {"conversion"}
+"""Parts of a job's identity that came later: nobody knows what they were in a job without them."""
+_INNER = {"what stages do", "stages", "conversion"}
+"""Parts of a job's identity that another version of Penstock may write otherwise."""
+_OTHER_VERSION = "If only Penstock has changed, finish the job with the version that began it."
 
 
 class StreamSum(Struct):
@@ -75,10 +82,11 @@ class Manifest(Struct):
         """Where `job`, as `normal` makes it, differs: by name, the value here and the value
         there.
         """
+        unknown = LATER - self.job.keys()
         return {
             name: (self.job.get(name), job.get(name))
             for name in {**self.job, **job}
-            if self.job.get(name) != job.get(name)
+            if self.job.get(name) != job.get(name) and name not in unknown
         }
 
     def require(
@@ -94,6 +102,8 @@ class Manifest(Struct):
         """
         differences = self.differences(job)
         if differences:
+            if differences.keys() <= _INNER:
+                way_out = f"{_OTHER_VERSION} {way_out}"
             raise JobMismatchError(
                 f"{where} belongs to a different job:\n{_table(differences)}\n{way_out}",
                 differences,
@@ -128,8 +138,8 @@ def _printable(value: Any) -> Any:
 
 
 def load(folder: Path) -> Manifest | None:
-    """The manifest in `folder`, or None. Raises `JobError` if it is damaged or of another
-    version.
+    """The manifest in `folder`, or None. Raises `JobVersionError` for one of another version,
+    `JobError` for a damaged one.
     """
     path = folder / FILE
     try:
@@ -144,7 +154,7 @@ def load(folder: Path) -> Manifest | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise damaged(path) from None
     if manifest is None:
-        raise JobError(
+        raise JobVersionError(
             f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the"
             " job with the Penstock that began it, or discard it with --fresh"
         )

@@ -10,8 +10,8 @@ import sys
 
 from penstock import lazy
 
-# OpenVINO reports each import and conversion to Google Analytics, unless this package of its is
-# missing. Nothing is reported to anybody from here.
+# `import openvino` reports itself to Google Analytics where it finds this package, which comes with
+# it. It does without a package that cannot be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 TYPE_CHECKING = False  # known to type checkers

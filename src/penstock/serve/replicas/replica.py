@@ -30,6 +30,7 @@ from penstock.errors import (
     PenstockError,
     RequestError,
     ShuttingDownError,
+    UnavailableError,
     UnsupportedError,
 )
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, Change
@@ -61,6 +62,7 @@ from penstock.serve.replicas.pool import LOAD_HEADER
 from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo, engine_digest
 from penstock.serve.replicas.server import WireOrHttp
 from penstock.types import Delta, Usage
+from penstock.validation import mismatch
 
 CALL_PATH = "/penstock/call/"
 ENDPOINT = CALL_PATH + "{task}"
@@ -174,14 +176,25 @@ class CallAnswer:
 
 
 def decoded(name: str, body: bytes) -> tuple[Task, Any]:
-    """A task and its request. Raises `RequestError`."""
+    """A task and its request. Raises `RequestError`, and `UnavailableError` for what only a later
+    version of Penstock knows: another replica may have that.
+    """
     task = TASKS.get(name)
     if task is None:
-        raise RequestError(f"there is no task '{name[:50]}'", param="task")
+        raise UnavailableError(f"this replica's version of Penstock knows no task '{name[:50]}'")
     try:
         return task, msgspec.msgpack.decode(body, type=task.request)
     except msgspec.DecodeError:
+        pass
+    try:
+        fault = mismatch(task.request, msgspec.msgpack.decode(body))
+    except msgspec.DecodeError:
         raise RequestError("the request is not of its task's form") from None
+    if fault.why.startswith("is unknown"):
+        raise UnavailableError(
+            f"this replica's version of Penstock does not know '{fault.place}' of the request"
+        )
+    raise RequestError(f"the request is not of its task's form: {fault}", param=fault.place or None)
 
 
 async def whole(batches: Batches) -> Batches:

@@ -18,7 +18,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.models.control import ControlPlane
 
 
-class ReplicaInfo(Struct, frozen=True):
+class ReplicaInfo(Struct, frozen=True, omit_defaults=True):
     """A running replica and where its server listens. `context_length` is in tokens.
     `reads_headers`: a user's own server or engine gets the headers of clients.
     """

@@ -31,22 +31,24 @@ class Database:
     has written survives the death of the process. Deleted content is overwritten with zeros.
 
     `schema` makes the tables of a new file, and `version` is its number, at least 1. The file gets
-    mode 0600, a new folder 0700. Raises `ConfigError` for a file that cannot be used.
+    mode 0600, a new folder 0700. Raises `ConfigError` for a file that cannot be used; `field` is
+    the setting that says where it is.
     """
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
+    def __init__(self, path: Path, schema: str, version: int, field: str) -> None:
         self.path = path
+        self._field = field
         self._thread = ThreadPoolExecutor(1, "penstock-store")
         try:
             private_files.make_folder(path.parent)
             if path.exists():
-                _check_ours(path, version)
+                self._check_ours(version)
             os.close(private_files.opener(path, os.O_RDWR | os.O_CREAT))
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"{path} cannot be used: {error}", field="store") from error
+            raise ConfigError(f"{path} cannot be used: {error}", field=field) from error
         try:
             self._prepare(schema, version)
         except BaseException:
@@ -89,20 +91,26 @@ class Database:
                 self._connection.execute(f"PRAGMA {pragma}")
             self.run_now(lambda db: _make_tables(db, schema, version))
         except sqlite3.Error as error:
-            raise ConfigError(f"{self.path} cannot be used: {error}", field="store") from error
+            why = f"{self.path} cannot be used: {error}"
+            raise ConfigError(why, field=self._field) from error
+
+    def _check_ours(self, version: int) -> None:
+        """Raise `ConfigError` for another program's or version's file, which stays as it is."""
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, BUSY_S, uri=True)) as db:
+            found, tables = db.execute(
+                "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+            ).fetchone()
+        if found != version and (found or tables):
+            raise ConfigError(f"{self.path} {other_version(found, version)}", field=self._field)
 
 
-def _check_ours(path: Path, version: int) -> None:
-    """Raise `ConfigError` for another program's file, which then stays as it is."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", BUSY_S, uri=True)) as db:
-        found, tables = db.execute(
-            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
-        ).fetchone()
-    if found != version and (found or tables):
-        raise ConfigError(
-            f"{path} has version {found} of the tables; this Penstock reads version {version}",
-            field="store",
-        )
+def other_version(found: int, version: int) -> str:
+    """Why tables of the version `found` are not used, and what to do."""
+    return (
+        f"has version {found} of the tables, and this Penstock reads version {version}: start the"
+        " Penstock that made them, or name another place"
+    )
 
 
 def _make_tables(db: sqlite3.Connection, schema: str, version: int) -> None:

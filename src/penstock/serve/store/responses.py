@@ -73,7 +73,7 @@ class ResponseStore:
 
         path = Path(settings.path).expanduser().absolute()
         self._lives = Lives(path)
-        self._database = Database(path, SCHEMA, VERSION)
+        self._database = Database(path, SCHEMA, VERSION, "store")
         self.running: set[str] = set()
         """Responses that run in the background of this server."""
         self._database.run_now(self._make_room)
