@@ -22,7 +22,12 @@ async def test_it_says_so_in_one_line_and_tries_again_later(monkeypatch, caplog)
     faults: list[dict[str, Any]] = []
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: (faults.append(context), told.set()))
+
+    def on_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        faults.append(context)
+        told.set()
+
+    loop.set_exception_handler(on_fault)
     monkeypatch.setattr(socket.socket, "accept", used_up)
     listening = listen("127.0.0.1", 0)
     server = await loop.create_server(asyncio.Protocol, sock=listening)
@@ -41,7 +46,7 @@ async def test_other_faults_go_to_who_was_asked_before(error):
     passed: list[dict[str, Any]] = []
     context = {"message": "a task failed", "exception": error}
     loop = asyncio.get_running_loop()
-    say_or_pass_on(lambda _, context: passed.append(context), loop, context)
+    say_or_pass_on(lambda _, one: passed.append(one), loop, context)
     assert passed == [context]
 
 
