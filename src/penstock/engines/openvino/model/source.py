@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -61,6 +60,7 @@ from penstock.engines.openvino.model.weights import (
     weight_bytes,
     what_is_missing,
 )
+from penstock.engines.process import python
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
@@ -462,7 +462,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
         # All files are local by now. In offline mode the exporter does not ask the hub for optional
         # files.
         exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
+            python("-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
