@@ -28,7 +28,7 @@ from penstock.engines.openvino.model.files import (
     instructions_of,
     sees,
 )
-from penstock.engines.openvino.model.source import check_tokenizer, find_model
+from penstock.engines.openvino.model.source import check_tokenizer, find_model, lack_of
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -142,6 +142,11 @@ class OpenVINOEngine(WorkerEngine):
 
     def stated_inputs(self) -> tuple[str, ...]:
         return stated_inputs(self.model_source, self.options.task)
+
+    def lacks(self) -> str:
+        options = self.options
+        lack = lack_of(self.model_source, options.task, options.weight_format, options.conversion)
+        return "" if lack is None else str(lack)
 
     # Life
     async def _load_message(self) -> Load:

@@ -184,6 +184,51 @@ def convert(
     Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
     failure.
     """
+    directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    if is_ir(target):
+        return target
+    if (lack := _lack(source, directory, by_onnx)) is not None:
+        raise lack
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def lack_of(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> MissingExtraError | None:
+    """What `find_model` would raise for a missing extra, if the model is on this machine."""
+    path = path_of(source)
+    if not path.is_dir() or is_ir(path):
+        return None
+    try:
+        directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    except (EngineStartError, OSError):  # the start says it
+        return None
+    return None if is_ir(target) else _lack(source, directory, by_onnx)
+
+
+def _conversion(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> tuple[Path, Path, bool]:
+    """The directory to convert, the folder of the result, and whether the ONNX form is taken."""
     directory = Path(source).expanduser()
     if directory.exists():
         _check_directory(directory)
@@ -205,29 +250,18 @@ def convert(
     text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
-    if is_ir(target):
-        return target
-    if find_spec("optimum") is None and not by_onnx:
-        what = (
-            f"'{source}'"
-            if directory.exists()
-            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
-        )
-        raise MissingExtraError("optimum", "convert", f"Converting {what}")
-    try:
-        private_files.make_folder(target.parent)
-        with _progress(source) as stage, locked(target, stage):
-            if not is_ir(target):
-                if not directory.exists():
-                    stage("downloading")
-                    directory = _download(source)
-                if by_onnx:
-                    _read_onnx(source, directory, target, task, stage)
-                else:
-                    _convert(source, directory, target, task, weight_format, quantization, stage)
-    except OSError as error:
-        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
-    return target
+    return directory, target, by_onnx
+
+
+def _lack(source: str, directory: Path, by_onnx: bool) -> MissingExtraError | None:
+    if find_spec("optimum") is not None or by_onnx:
+        return None
+    what = (
+        f"'{source}'"
+        if directory.exists()
+        else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+    )
+    return MissingExtraError("optimum", "convert", f"Converting {what}")
 
 
 def _check_directory(path: Path) -> None:
