@@ -1,4 +1,4 @@
-"""The programs and commands of docs/ray.md, and the import lines of docs/from-ray-*.md."""
+"""The programs and commands of docs/ray.md, and the programs of docs/from-ray-*.md."""
 
 from __future__ import annotations
 
@@ -86,6 +86,9 @@ def test_the_commands(environment: dict[str, str], folder: Path) -> None:
     assert len((folder / "answers.jsonl").read_text().splitlines()) == ROWS
 
 
-def test_the_import_lines(environment: dict[str, str], folder: Path) -> None:
-    for code in [code for page in book.FROM_RAY for code in book.blocks(page, "python")]:
-        run([sys.executable, "-W", "ignore", "-c", code], folder, environment)
+@pytest.mark.parametrize("page", book.FROM_RAY)
+def test_a_program_that_comes_from_ray(
+    page: str, environment: dict[str, str], folder: Path
+) -> None:
+    for code in book.blocks(page, "python"):
+        run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, code)

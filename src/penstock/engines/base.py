@@ -225,6 +225,13 @@ class LLMEngine(Tasks, Operations):
         return self.deciding_options(self.engine_kwargs)
 
     @classmethod
+    def conversion_of(cls, model_source: str) -> int | None:
+        """How a model's files are converted before they run: a number that grows when that changes
+        answers. None where they run as they are.
+        """
+        return None
+
+    @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
         """`engine_kwargs` with which an answer depends on its request alone: not on what else runs,
         on the cache, or on a restart. Raises `ConfigError` where the engine has no such mode.
@@ -350,6 +357,11 @@ def engine_class(name: str) -> type[LLMEngine]:
         raise unknown_engine(name, job=name not in PROVIDERS) from None
     cls: type[LLMEngine] = getattr(lazy.require(module, needed_by=f"The {name} engine"), attribute)
     return cls
+
+
+def conversion_of(engine: str, model_source: str) -> int | None:
+    """As the method of the engine with this name. Engines of users convert nothing."""
+    return engine_class(engine).conversion_of(model_source) if engine in ENGINES else None
 
 
 class Versions(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import pytest
 
+import penstock
 from penstock.batch import (
     ChatTemplateStageConfig,
     HttpRequestProcessorConfig,
@@ -10,7 +11,14 @@ from penstock.batch import (
     build_processor,
     vLLMEngineProcessorConfig,
 )
+from penstock.batch.cache.shared import model_identity
 from penstock.batch.job.identity import processor_identity
+from penstock.batch.job.plan import plan_of
+from penstock.batch.write.manifest import Manifest, normal
+from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.openvino.model import source as openvino
+from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.errors import JobMismatchError
 
 
 def same(kind, ours, theirs):
@@ -89,3 +97,48 @@ def test_how_an_endpoint_is_reached_makes_no_other_job():
     assert same(
         HttpRequestProcessorConfig, url, {**url, "qps": 3, "timeout_s": 9, "headers": {"a": "b"}}
     )
+
+
+@pytest.fixture
+def raised(tmp_path, monkeypatch):
+    """A model in Hugging Face's form, and what makes a later version convert it otherwise."""
+    (tmp_path / "config.json").write_text("{}")
+    return str(tmp_path), lambda: monkeypatch.setattr(openvino, "_RECIPE", openvino._RECIPE + 1)
+
+
+def test_another_conversion_of_a_model_is_another_job_and_has_no_cached_answers(raised):
+    source, raise_recipe = raised
+    engine = OpenVINOEngine(source)
+
+    def identities():
+        configs = [{"model_source": source}, {"engine": engine}]
+        jobs = [
+            processor_identity(build_processor(OpenVINOEngineProcessorConfig(**config)))
+            for config in configs
+        ]
+        return [*jobs, model_identity(engine)]
+
+    before = identities()
+    raise_recipe()
+    for was, now in zip(before, identities(), strict=True):
+        assert {name for name in was if was[name] != now[name]} == {"conversion"}
+    as_it_is = [model_identity(SimulatedEngine()), model_identity(OpenVINOEngine("demo"))]
+    assert all("conversion" not in one for one in as_it_is)
+
+
+async def test_a_job_goes_on_with_the_conversion_that_began_it(raised, tmp_path):
+    source, raise_recipe = raised
+    job = penstock.Job([{"text": "a"}], str(tmp_path / "o.jsonl"), prompt="{text}", model=source)
+
+    async def identity():
+        plan = await plan_of(job)
+        await plan.source.close()
+        return normal(plan.identity)
+
+    begun = Manifest(await identity())
+    assert not begun.differences(await identity())
+    raise_recipe()
+    with pytest.raises(JobMismatchError, match=r"conversion(.|\n)*If only Penstock has changed"):
+        begun.require(await identity(), "o.jsonl")
+    del begun.job["conversion"]  # before jobs knew of it
+    assert not begun.differences(await identity())

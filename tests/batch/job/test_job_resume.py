@@ -82,14 +82,12 @@ async def test_streams_are_compared_as_they_come_again(tmp_path, make_engine):
     assert result.counts.resumed >= 120
 
 
-async def test_other_requests_of_the_same_rows_are_told(
-    source, tmp_path, make_engine, monkeypatch
-):
+async def test_other_requests_of_the_same_rows_are_told(source, tmp_path, make_engine, monkeypatch):
     """Another version may make them, or images may have changed: the input has not."""
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 5)
     monkeypatch.setattr("penstock.batch.flow.digest_key", lambda digest: 1)
-    with pytest.raises(JobMismatchError, match="no longer asks for .* that began it.*--fresh"):
+    with pytest.raises(JobMismatchError, match=r"no longer asks for .* that began it.*--fresh"):
         await ask(source, output, make_engine())
 
 

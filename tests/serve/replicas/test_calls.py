@@ -239,7 +239,7 @@ class Stranger(asyncio.Protocol):
     [(asyncio.Protocol, "cannot be reached"), (Stranger, "as a replica of this version")],
 )
 async def test_what_does_not_answer_the_preface_is_a_lost_replica(
-    monkeypatch: pytest.MonkeyPatch, peer: Any, why: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, peer: Any, why: str
 ) -> None:
     if peer is asyncio.Protocol:
         monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.01)
@@ -248,4 +248,5 @@ async def test_what_does_not_answer_the_preface_is_a_lost_replica(
     address = Address("127.0.0.1", other.sockets[0].getsockname()[1])
     with pytest.raises(EngineDeadError, match=why):
         await address.connected().ask("GET", "/", [("authorization", f"Bearer {KEY}")], b"")
+    assert ("same version of Penstock on both sides" in caplog.text) == (peer is Stranger)
     other.close()

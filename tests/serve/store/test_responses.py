@@ -240,7 +240,7 @@ def test_a_file_that_cannot_be_used_is_refused(opened: Open, tmp_path: Path) -> 
     db = sqlite3.connect(file)
     db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(ConfigError, match="store.* has version 9 .*reads version 1: start"):
+    with pytest.raises(ConfigError, match=r"store.* has version 9 .*reads version 1: start"):
         opened()
     file.write_bytes(b"no database" * 100)
     with pytest.raises(ConfigError, match="cannot be used"):

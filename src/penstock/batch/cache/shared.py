@@ -17,7 +17,7 @@ import xxhash
 from penstock import demo
 from penstock.batch.read.files import is_url
 from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, conversion_of
 from penstock.engines.disk.sources import local_source
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def _has_adapter(row: Row) -> bool:
 
 
 def model_identity(engine: LLMEngine) -> dict[str, Any]:
-    """What decides an engine's answers: its kind, its options, and the content of its model's
-    files. A model whose files are not here (a hub's id, another server's) is known by its name.
+    """What decides an engine's answers: its kind, its options, the content of its model's files,
+    and how these are converted. A model whose files are not here (a hub's id, another server's) is
+    known by its name.
     """
     source = local_source(engine.model_source) if engine.name != "remote" else engine.model_source
     if source == demo.MODEL_NAME:
@@ -109,8 +110,10 @@ def model_identity(engine: LLMEngine) -> dict[str, Any]:
         for name in ("base_url", "upstreams")
         if name in engine.engine_kwargs
     }
+    conversion = conversion_of(engine.name, engine.model_source)
     return {
         "engine": engine.name,
+        **({} if conversion is None else {"conversion": conversion}),
         "model": _content(path) if path.exists() else source,
         "options": engine.deciding_kwargs | where,
         "deterministic": engine.deterministic,

@@ -24,7 +24,7 @@ from penstock.batch.stages.base import StatefulStage
 from penstock.batch.structured import Schema
 from penstock.batch.write.outputs import Output
 from penstock.config import Options, masked
-from penstock.engines.base import LLMEngine, engine_class
+from penstock.engines.base import LLMEngine, conversion_of, engine_class
 from penstock.types import Sampling
 
 if TYPE_CHECKING:
@@ -64,10 +64,12 @@ def job_identity(
         {"model": each.model_source, "engine": each.name, **each.deciding_kwargs}
         for each in engines[1:]
     ]
+    conversions = [conversion_of(each.name, each.model_source) for each in engines]
     return {
         **data,
         "model": engine.model_source,
         "engine": engine.name,
+        "conversion": conversions if any(conversions) else None,
         "engine options": engine.deciding_kwargs or None,
         "deterministic": engine.deterministic or None,
         "requests": form.kind,
@@ -107,12 +109,16 @@ def processor_identity(processor: Processor) -> dict[str, Any]:
     config = processor.config
     fields = _deciding_fields(config)
     engine = getattr(config, "engine", None)
+    conversion = None
     if isinstance(engine, LLMEngine):
         fields["engine"] = {
             "engine": engine.name,
             "model": engine.model_source,
             **engine.deciding_kwargs,
         }
+        conversion = conversion_of(engine.name, engine.model_source)
+    elif isinstance(config, EngineProcessorConfig) and config.model_source is not None:
+        conversion = conversion_of(config.engine_name, config.model_source)
     if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in fields:
         deciding = engine_class(config.engine_name).deciding_options(fields.pop("engine_kwargs"))
         fields |= {"engine_kwargs": deciding} if deciding else {}
@@ -127,6 +133,7 @@ def processor_identity(processor: Processor) -> dict[str, Any]:
     return {
         "processor": type(config).__name__,
         "processor config": masked(fields),
+        "conversion": conversion,
         "stages": processor.list_stage_names(),
         "what stages do": masked(does),
         "preprocess": function_identity(processor.preprocess),

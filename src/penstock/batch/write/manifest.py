@@ -18,6 +18,13 @@ FILE = "manifest.json"
 VERSION = 2
 
 
+LATER = {"conversion"}
+"""Parts of a job's identity that came later: nobody knows what they were in a job without them."""
+_INNER = {"what stages do", "stages", "conversion"}
+"""Parts of a job's identity that another version of Penstock may write otherwise."""
+_OTHER_VERSION = "If only Penstock has changed, finish the job with the version that began it."
+
+
 class StreamSum(Struct):
     """The rows of a stream: how many, and the sum of their digests."""
 
@@ -75,10 +82,11 @@ class Manifest(Struct):
         """Where `job`, as `normal` makes it, differs: by name, the value here and the value
         there.
         """
+        unknown = LATER - self.job.keys()
         return {
             name: (self.job.get(name), job.get(name))
             for name in {**self.job, **job}
-            if self.job.get(name) != job.get(name)
+            if self.job.get(name) != job.get(name) and name not in unknown
         }
 
     def require(
@@ -94,6 +102,8 @@ class Manifest(Struct):
         """
         differences = self.differences(job)
         if differences:
+            if differences.keys() <= _INNER:
+                way_out = f"{_OTHER_VERSION} {way_out}"
             raise JobMismatchError(
                 f"{where} belongs to a different job:\n{_table(differences)}\n{way_out}",
                 differences,

@@ -28,7 +28,13 @@ from penstock.engines.openvino.model.files import (
     instructions_of,
     sees,
 )
-from penstock.engines.openvino.model.source import check_tokenizer, find_model, lack_of
+from penstock.engines.openvino.model.gguf import check_gguf_tokenizer
+from penstock.engines.openvino.model.source import (
+    check_tokenizer,
+    find_model,
+    lack_of,
+    recipe_of,
+)
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -89,6 +95,10 @@ class OpenVINOEngine(WorkerEngine):
         "wakeup",
         "is_sleeping",
     }
+
+    @classmethod
+    def conversion_of(cls, model_source: str) -> int | None:
+        return recipe_of(model_source)
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -161,6 +171,8 @@ class OpenVINOEngine(WorkerEngine):
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
+        elif files.path.suffix == ".gguf":
+            check_gguf_tokenizer(files.path)
         self.model_kind = MODEL_KINDS[files.task]
         refused = [name for task, names in _OF_TASK.items() if task != files.task for name in names]
         if sees(files.path) and files.task == "embed":

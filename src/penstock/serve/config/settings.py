@@ -62,8 +62,8 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
 
 
 class WebhookSettings(Struct, frozen=True, kw_only=True):
-    """Where to tell that a batch has ended. `secret` signs it, as Standard Webhooks has it:
-    "whsec_" and 24 to 64 bytes in base64.
+    """An address to tell that a batch has ended. `secret` signs the message, as Standard Webhooks
+    has it: "whsec_" and 24 to 64 bytes in base64.
     """
 
     url: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ wait forever for a machine that vanished.
 """
 
 Headers = Iterable[tuple[str, str]]
+_log = logging.getLogger(__name__)
 _unpack_head = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str]]]).decode
 
 
@@ -128,7 +130,7 @@ class Reply:
 
 
 class Address:
-    """Where a replica listens, and the connection to it. Bound to the event loop that uses it."""
+    """The address of a replica, and the connection to it. Bound to the event loop that uses it."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
@@ -243,7 +245,9 @@ class Connection(FramedConnection):
             return
         if not understood:
             transport.abort()
-            self._lose(None, f"{self._name} does not answer as a replica of this version")
+            why = f"{self._name} does not answer as a replica of this version"
+            _log.warning("%s: run the same version of Penstock on both sides", why)
+            self._lose(None, why)
             return
         transport.set_protocol(self)
         self.connection_made(transport)

@@ -22,6 +22,7 @@ arguments = sys.argv[1:]
 with open(os.environ["EXPORTS"], "a") as file:
     file.write(json.dumps(arguments) + "\\n")
 print("Loading weights:   0%|          | 0/9\\rLoading weights: 100%|####| 9/9")
+print(os.environ.get("REPORT", ""))
 if failure := os.environ.get("FAILURE"):
     sys.exit(failure)
 out = Path(arguments[-1])
@@ -29,6 +30,16 @@ for name in os.environ.get("WRITES", "openvino_model.xml openvino_tokenizer.xml"
     (out / name).write_text("<net/>")
 model = Path(arguments[arguments.index("--model") + 1])
 (out / "config.json").write_bytes((model / "config.json").read_bytes())
+"""
+
+REPORT = """LlamaForCausalLM LOAD REPORT from: /models/llama
+Key                        | Status     |  |
+---------------------------+------------+--+-
+lm_head.bias               | UNEXPECTED |  |
+model.layers.{0, 1}.mlp.weight | MISSING |
+model.norm.weight          | MISMATCH   | Reinit due to size mismatch
+a.weight                   | MISSING    |
+b.weight                   | MISSING    |
 """
 
 
@@ -221,6 +232,24 @@ class TestExporter:
         monkeypatch.setenv("FAILURE", "invalid choice: 'openvino'\n")
         with pytest.raises(EngineStartError, match="converted: invalid choice: 'openvino' "):
             convert(hf_model(tmp_path / "llama"))
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_weights_that_are_not_there_are_refused(self, exports, tmp_path, monkeypatch, fails):
+        """The exporter goes on with random numbers, and reports them."""
+        monkeypatch.setenv("REPORT", REPORT)
+        if fails:
+            monkeypatch.setenv("FAILURE", "RuntimeError: For details look at the above report!")
+        names = r"model.layers.\{0, 1\}.mlp.weight, model.norm.weight, a.weight, …"
+        with pytest.raises(EngineStartError, match=f"for {names}.*log: ") as caught:
+            convert(hf_model(tmp_path / "llama"))
+        assert "RuntimeError" not in str(caught.value)
+        assert not list((tmp_path / "cache").glob("converted/llama-*/*.xml"))
+
+    def test_vectors_of_tokens_need_no_pooler(self, exports, tmp_path, monkeypatch):
+        monkeypatch.setenv("REPORT", "pooler.dense.weight | MISSING | \n")
+        convert(hf_model(tmp_path / "bert", "BertModel"))
+        with pytest.raises(EngineStartError, match=r"for pooler\.dense\.weight: fetch"):
+            convert(hf_model(tmp_path / "cross", "BertForSequenceClassification"))
 
     def test_a_model_without_a_tokenizer(self, exports, tmp_path, monkeypatch):
         monkeypatch.setenv("WRITES", "openvino_model.xml")

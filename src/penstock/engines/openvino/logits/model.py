@@ -43,7 +43,7 @@ _GROWTH = 256
 _SEEING_INPUTS = {"inputs_embeds", "attention_mask", "position_ids", "beam_idx"}
 """What the language model of a vision-language model may read."""
 _HIDDEN = -1e9
-"""In a mask, added to the score of a token that another one must not see."""
+"""What a mask adds to the score of a token that another token must not see."""
 EXACT: dict[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
@@ -331,7 +331,7 @@ class Reading:
         self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
 
     def mark(self) -> Mark:
-        """Where the reading is, to go `back` there."""
+        """The place of the reading now, for `back`."""
         states = [state.state.data.copy() for state in self._request.query_state()]
         return Mark(self.length, self.after, states)
 

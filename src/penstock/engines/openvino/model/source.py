@@ -34,12 +34,10 @@ from penstock.engines.openvino.model.files import (
     POOLING_CONFIG,
     PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
-    check_gguf,
     check_kind,
     check_labels,
     context_length_of,
     embeds_images,
-    gguf_context_length,
     is_ir,
     is_splade,
     is_vision_config,
@@ -53,6 +51,7 @@ from penstock.engines.openvino.model.files import (
     sees,
     task_of,
 )
+from penstock.engines.openvino.model.gguf import check_gguf, gguf_context_length
 from penstock.engines.openvino.model.weights import (
     Quantization,
     WeightFormat,
@@ -82,8 +81,12 @@ _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
 _RECIPE = 4
-"""Counts the changes to what a conversion makes."""
+"""Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+_NOT_LOADED = re.compile(r"(\S.*?)\s*\|\s*(?:MISSING|MISMATCH)\b")
+"""A line of transformers' report: the name of a weight that the files lack, or have in another
+shape.
+"""
 
 # The tokenizer's settings may omit token types although the model needs them.
 _ADD_TOKEN_TYPES = """
@@ -120,6 +123,13 @@ def check_tokenizer(source: str, task: str) -> None:
 def path_of(source: str) -> Path:
     """Where a model is, if it is on this machine."""
     return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+
+
+def recipe_of(source: str) -> int | None:
+    """The recipe by which a model is converted; None for one that is not, or that a bucket has."""
+    path = path_of(source)
+    as_it_is = "://" in source or path.suffix == ".gguf" or is_ir(path)
+    return None if as_it_is else _RECIPE
 
 
 def find_model(
@@ -356,7 +366,7 @@ def _convert(
             *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
-        _run(source, command, log, stage)
+        _check_loaded(source, task, _run(source, command, log, stage), log)
         if lacks_token_types(partial):
             stage("converting the tokenizer")
             _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
@@ -450,11 +460,27 @@ parent's id. The exporter and its libraries report nothing to anybody: they find
 _PACKAGES = Path(__file__).parents[4]
 
 
-def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
-    """Run Python with `arguments` and append its output to `log`. Raises `EngineStartError` with
-    its last error line.
+def _check_loaded(source: str, task: str, not_loaded: list[str], log: Path) -> None:
+    """Refuse a model of which weights are missing: transformers takes random numbers for them."""
+    if task == "embed":  # of hidden states: what makes one vector of them has no part in that
+        not_loaded = [name for name in not_loaded if "pooler" not in name.split(".")]
+    if not_loaded:
+        raise EngineStartError(
+            f"'{source}' {_unfit(not_loaded)}: fetch the whole model, or leave out a task that it"
+            f" was not made for (the log: {log})"
+        )
+
+
+def _unfit(names: list[str]) -> str:
+    shown = ", ".join(names[:3] + ["…"] * (len(names) > 3))
+    return f"has no weights, or none of the shape in its config.json, for {shown}"
+
+
+def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> list[str]:
+    """Run Python with `arguments` and append its output to `log`. Returns the names of weights that
+    were reported as not loaded. Raises `EngineStartError` with its last error line.
     """
-    last_line = ""
+    last_line, not_loaded = "", list[str]()
     with open(log, "a", opener=private_files.opener) as file:
         # All files are local by now. In offline mode the exporter does not ask the hub for optional
         # files.
@@ -476,11 +502,16 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
                     stage(f"compressing the weights, {done[1]} %")
                 if line.startswith("Loading weights"):
                     stage("exporting" if "100%" in line else "loading weights")
+                if (found := _NOT_LOADED.match(line)) is not None:
+                    not_loaded.append(found[1])
                 if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
                     last_line = line.strip()
     if exporter.returncode:
         reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
+        if not_loaded:
+            reason = f"it {_unfit(not_loaded)}"
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
+    return not_loaded
 
 
 @contextmanager
