@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engines.openvino.model import source
+from penstock.engines.openvino.model.exporter import run_python
 
 _IMPORT = "import openvino_telemetry"
 
@@ -29,5 +29,5 @@ def test_neither_does_the_exporter(
     (tmp_path / "an_exporter.py").write_text(program)
     monkeypatch.chdir(tmp_path)
     arguments = [kind, program if kind == "-c" else "an_exporter", "one", "two"]
-    source._run("a model", arguments, tmp_path / "log", lambda stage: None)
+    run_python("a model", arguments, tmp_path / "log", lambda stage: None)
     assert (tmp_path / "log").read_text() == "['one', 'two'] __main__\nnone\n"
