@@ -1,12 +1,16 @@
-"""The forms of jobs that speak or hear."""
+"""The forms of jobs that embed, speak or hear."""
 
+from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import pytest
+
 from penstock.batch.rows.requests import Template
 from penstock.batch.rows.row import Row
-from penstock.batch.rows.task_forms import ColumnSpeech, ColumnTranscripts
-from penstock.types import Sampling, Speech, TranscriptionRequest
+from penstock.batch.rows.task_forms import ColumnSpeech, ColumnTranscripts, ColumnVectors
+from penstock.types import EmbeddingRequest, Sampling, Speech, TranscriptionRequest
 
 
 def speaking(model: str, volume: int) -> Any:
@@ -43,3 +47,17 @@ async def test_a_row_that_cannot_be_read_loads_no_recording(tmp_path):
         pass
     form.close()
     assert [row.request for row in rows] == [None, b"RIFF"]
+
+
+@pytest.mark.parametrize("kind", ["dense", "multi", "sparse"])
+def test_vectors_that_an_earlier_version_stored_are_not_taken(kind):
+    encode = msgspec.msgpack.Encoder(order="deterministic").encode
+    asked = EmbeddingRequest([], vectors=kind, packed=kind == "dense")
+    earlier = blake2b(encode(("embeddings", asked)), digest_size=16)
+    earlier.update(encode(("a fox", None)))
+    form = ColumnVectors(
+        vectors=kind, template=Template("{line}", "embed"), sampling=Sampling(temperature=0)
+    )
+    row = Row(0, {"line": "a fox"})
+    form.prepare(row)
+    assert row.digest != earlier.digest()

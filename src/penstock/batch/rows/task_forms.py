@@ -84,7 +84,9 @@ class ColumnVectors(ColumnRequests):
             vectors=vectors,
             packed=vectors == "dense",
         )
-        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
+        # Earlier versions stored vectors as base64 in `response`: such answers are not taken.
+        named = (self.kind, self._asked, "Outcome.packed")
+        self._digest = blake2b(self._encode(named), digest_size=16)
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
