@@ -63,6 +63,7 @@ def test_texts_are_split_by_another_expression():
     pipeline = steps.TokenizerPipeline(vocab=words)
     pipeline.add_steps(
         [
+            steps.SpecialTokensSplit([steps.SpecialToken("[UNK]")]),
             *(steps.RegexSplitStep(split, behaviour="isolate") for split in ("a", r"\p{N}")),
             steps.WordPieceTokenizationStep(words),
             steps.PaddingStep(token="[UNK]"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from penstock import private_files
+from penstock.engines.process import python
 from penstock.errors import EngineStartError
 
 _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+_NEWEST = re.compile(r"version of Transformers .*Maximum required is ([\d.]*\d)")
 _NOT_LOADED = re.compile(r"(\S.*?)\s*\|\s*(?:MISSING|MISMATCH)\b")
 """A line of transformers' report: the name of a weight that the files lack, or have in another
 shape.
@@ -66,7 +67,7 @@ def run_python(
         # All files are local by now. In offline mode the exporter does not ask the hub for optional
         # files.
         exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
+            python("-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -91,5 +92,7 @@ def run_python(
         reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
         if not_loaded:
             reason = f"it {_unfit(not_loaded)}"
+        if newest := _NEWEST.search(reason):
+            reason += f"; for the conversion, pip install 'transformers<={newest[1]}'"
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
     return not_loaded

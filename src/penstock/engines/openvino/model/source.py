@@ -33,6 +33,7 @@ from penstock.engines.openvino.model.files import (
     SENTENCE_TRANSFORMERS,
     check_kind,
     check_labels,
+    check_positions,
     context_length_of,
     embeds_images,
     is_ir,
@@ -76,7 +77,7 @@ _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
-_RECIPE = 4
+_RECIPE = 5
 """Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
 
 # The tokenizer's settings may omit token types although the model needs them.
@@ -163,6 +164,8 @@ def find_model(
             f"max_model_len {max_model_len} is more than the {positions} positions of '{source}';"
             f" give at most {positions}"
         )
+    if task == "generate":
+        check_positions(source, config, max_model_len)
     if task == "embed":
         longest = min(longest, longest_text(path) or longest)
     return ModelFiles(path, task, max_model_len or longest)
@@ -371,9 +374,16 @@ def _convert(
             if task == "embed":
                 module = "penstock.engines.openvino.model.vision_ir"
                 run_python(source, ["-m", module, str(partial)], log, stage)
+        elif task == "generate":
+            stage("trying it out")
+            _try_out(source, partial, log, stage)
         _keep_beside(directory, partial)
     before, after = weight_bytes(directory), weight_bytes(target)
     say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")
+
+
+def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
+    run_python(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
 def _read_onnx(
