@@ -233,8 +233,8 @@ def test_the_exporter_ends_with_who_started_it(tmp_path):
     parent = textwrap.dedent(
         f"""
         from pathlib import Path
-        from penstock.engines.openvino.model.source import _run
-        _run("m", ["-c", {sleeper!r}], Path({str(tmp_path)!r}) / "log", print)
+        from penstock.engines.openvino.model.exporter import run_python
+        run_python("m", ["-c", {sleeper!r}], Path({str(tmp_path)!r}) / "log", print)
         """
     )
     with subprocess.Popen([sys.executable, "-c", parent]) as running:
