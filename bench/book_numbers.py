@@ -365,8 +365,8 @@ def main() -> int:
             continue
         try:
             line = measured(number)
-        except subprocess.CalledProcessError as error:
-            print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+        except (subprocess.CalledProcessError, KeyError) as error:  # KeyError: another title
+            print(f"{name} failed: {error!r}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
         page = written(PAGE.read_text(encoding="utf-8"), {number.what: line})

@@ -31,9 +31,9 @@ Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 """The type of a limit, or of an interval that cannot be 0."""
 Pause = Annotated[float, Meta(ge=0)]
-"""In seconds; 0 is none."""
+"""The type of a time in seconds that may be 0: none."""
 Rate = Annotated[float, Meta(gt=0)]
-"""Of requests or tokens, in a second or a minute."""
+"""The type of a rate: requests or tokens in a second or a minute."""
 
 MASK = "***"
 _SECRET_WORDS = frozenset(

@@ -22,6 +22,8 @@ from penstock.cli import serve as commands
 from penstock.cli.serve import serve
 from penstock.cli.serve.vllm_flags import as_options
 from penstock.errors import ConfigError
+from penstock.serve.config.serving_args import load_serving_args
+from penstock.serve.config.settings import HttpSettings
 from serve_process import simulated
 
 
@@ -195,12 +197,44 @@ def test_settings_of_a_file_that_do_not_count_are_named(
     file.write_text(json.dumps({"applications": [asks]}))
     assert told(str(file))[1].dev
     assert warned == []
-    limited = {**stored, "http": {"limits": {"max_tokens": 5}}, "listen": "127.0.0.1:8000"}
-    file.write_text(json.dumps(limited))
+    file.write_text(json.dumps({**stored, "listen": "127.0.0.1:8000"}))
     told(str(file))
-    first, second = warned
-    assert "own options stand for http" in first
-    assert "passes over listen" in second
+    (only,) = warned
+    assert "passes over listen" in only
+
+
+def test_the_http_of_a_file_counts_below_the_command(
+    told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with keys has never made a server that is open to all."""
+    model = {"model_loading_config": {"model_id": "m", "model_source": "demo"}}
+    http = {
+        "api_keys": ["one"],
+        "admin_keys": ["boss"],
+        "dev": True,
+        "cors_origins": ["https://a.example"],
+        "allowed_hosts": ["a.example"],
+        "limits": {"max_tokens": 5, "max_inflight": 3},
+        "trust_request_chat_template": True,
+        "vllm_metrics": True,
+        "root_path": "/llm",
+        "engine_app": "/engine",
+        "drain_timeout_s": 30,
+        "store": {"path": "a.db"},
+        "batches": {"path": "b"},
+        "console": False,
+    }
+    assert http.keys() == {*HttpSettings.__struct_fields__}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"llm_configs": [model], "http": http}))
+    assert told(str(file))[1] == load_serving_args(str(file)).http
+    monkeypatch.setenv("PENSTOCK_API_KEYS", "two")
+    typed = ("--max-tokens", "7", "--drain-timeout", "0", "--root-path", "/b")
+    given = told(str(file), *typed, "--allowed-host", "b.example")[1]
+    assert given.api_keys == {"one", "two"}
+    assert (given.limits.max_tokens, given.limits.max_inflight) == (7, 3)
+    assert (given.drain_timeout_s, given.root_path) == (0, "/b")
+    assert given.allowed_hosts == ("a.example", "b.example")
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:

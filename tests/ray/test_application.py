@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import signal
@@ -115,6 +116,17 @@ def deployed(
         serve.delete("app")
 
 
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def tokens_of(stream: str) -> int:
+    """How many tokens a whole stream had, however they were joined."""
+    *_, last, done, _ = stream.split("\n\n")
+    assert done == "data: [DONE]"
+    count: int = json.loads(last.removeprefix("data: "))["usage"]["completion_tokens"]
+    return count
+
+
 def running(model_id: str) -> int:
     """How many replicas of a model Ray has."""
     deployments = serve.status().applications["app"].deployments
@@ -200,28 +212,36 @@ def test_scaling_sees_the_requests_that_ray_does_not_carry() -> None:
             body = {
                 "model": "m",
                 "messages": MESSAGES,
-                "stream": True,
                 "max_tokens": 250,
                 "ignore_eos": True,
+                **STREAM,
             }
             answer = await asking.post("/v1/chat/completions", json=body)
-            assert answer.text.endswith("data: [DONE]\n\n")
-            return answer.text.count('"content":') - 1  # without the role's
+            return tokens_of(answer.text)
 
-        async def load() -> tuple[list[int], int]:
-            most = 0
+        async def load() -> list[int]:
+            counts, grown = [], asyncio.Event()
+
+            async def keep(asking: httpx.AsyncClient) -> None:
+                while True:
+                    counts.append(await stream(asking))
+                    if grown.is_set():
+                        return
+
             async with httpx.AsyncClient(base_url=client.base_url, timeout=PATIENCE_S) as asking:
-                streams = [asyncio.create_task(stream(asking)) for _ in range(8)]
-                while not all(one.done() for one in streams):
-                    await asyncio.sleep(0.2)
-                    most = max(most, await asyncio.to_thread(running, "m"))
-                return [await one for one in streams], most
+                streams = [asyncio.create_task(keep(asking)) for _ in range(8)]
+                try:
+                    await asyncio.to_thread(until, lambda: running("m") == 2)
+                finally:
+                    grown.set()
+                await asyncio.gather(*streams)
+            return counts
 
-        # Ten seconds of streams on a model that goes after one idle second: none is cut, and a
-        # second replica comes.
-        counts, most = asyncio.run(load())
-        assert counts == [250] * 8
-        assert most == 2
+        # Streams of ten seconds on a model that goes after one idle second: none is cut. They go
+        # on until a second replica is there, which a busy machine may take a while to start.
+        counts = asyncio.run(load())
+        assert len(counts) >= 8
+        assert set(counts) == {250}
         until(lambda: running("m") == 0)
 
 
@@ -403,6 +423,10 @@ def test_the_only_replica_as_the_front() -> None:
         serve.delete("app")
 
 
+@pytest.mark.skipif(
+    "max_surge_percent" not in inspect.signature(serve.deployment).parameters,
+    reason="this Ray stops an ingress before it starts the next one",
+)
 def test_a_new_version_replaces_the_old_one_and_no_client_notices() -> None:
     port = free_port()
     slow = {"time_per_token_ms": 20, "output_tokens": 100}
@@ -416,7 +440,7 @@ def test_a_new_version_replaces_the_old_one_and_no_client_notices() -> None:
         kept, streams = [], []
         async with httpx.AsyncClient(timeout=PATIENCE_S) as one:  # its connections are kept
             while not done.done():
-                streams.append(asyncio.create_task(one.post(url, json={**body, "stream": True})))
+                streams.append(asyncio.create_task(one.post(url, json={**body, **STREAM})))
                 kept.append(await one.post(url, json={**body, "max_tokens": 5}))
             return kept, [(await stream).text for stream in streams]
 
@@ -431,7 +455,7 @@ def test_a_new_version_replaces_the_old_one_and_no_client_notices() -> None:
         answers, streams = asyncio.run(update())
         until(lambda: len(set(replicas("m")) - before) == 2)
         assert {answer.status_code for answer in answers} == {200}
-        assert [text.count('"content":') for text in streams] == [101] * len(streams)
+        assert [tokens_of(text) for text in streams] == [100] * len(streams)
     finally:
         serve.delete("app")
 
@@ -554,9 +578,10 @@ def test_options_of_a_deployment() -> None:
     assert isinstance(policy, AdapterPreference)
     assert isinstance(policy.policy, RoundRobin)
     with pytest.raises(
-        ConfigError, match=r"override_serve_options: unknown key 'max_surge'.*'max_surge_percent'"
+        ConfigError,
+        match=r"override_serve_options: unknown key .*'max_replicas_per_node'",
     ):
-        build_llm_deployment(model("m"), override_serve_options={"max_surge": 1})
+        build_llm_deployment(model("m"), override_serve_options={"max_replicas_per_nod": 1})
     with pytest.raises(ConfigError, match="ingress_deployment_config"):
         build_openai_app(
             {"llm_configs": [model("m")], "ingress_deployment_config": {"num_replica": 2}}

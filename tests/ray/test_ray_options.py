@@ -97,6 +97,18 @@ def test_a_server_of_sglang_is_shown_the_gpus_of_all_its_workers(how: str) -> No
     assert bound.init_kwargs["llm_config"].engine_name == "sglang"
 
 
+@pytest.mark.parametrize(("version", "said"), [("2.59.0", "0"), ("2.60.0", None)])
+def test_an_older_ray_is_told_to_count_what_replicas_report(
+    monkeypatch: pytest.MonkeyPatch, version: str, said: str | None
+) -> None:
+    monkeypatch.setattr(ray, "__version__", version)
+    for scaling in ({"autoscaling_config": {"max_replicas": 2}}, {"num_replicas": "auto"}, {}):
+        options = serve_options(config(deployment_config=scaling))
+        variables = options.get("ray_actor_options", {}).get("runtime_env", {}).get("env_vars", {})
+        found = variables.get("RAY_SERVE_COLLECT_AUTOSCALING_METRICS_ON_HANDLE")
+        assert found == (said if scaling else None)
+
+
 def reserved(config: Any) -> dict[str, dict[str, Any]]:
     """What each stage of the processor asks Ray for, by the stage's name."""
     return {

@@ -1,4 +1,4 @@
-"""The programs and commands of docs/ray.md, and the import lines of docs/from-ray-*.md."""
+"""The programs and commands of docs/ray.md, and the programs of docs/from-ray-*.md."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def run(argv: list[str], folder: Path, environment: dict[str, str], said: str = 
 
 def test_the_programs(environment: dict[str, str], folder: Path) -> None:
     parts = "\0".join(book.blocks("docs/ray.md", "python"))
-    parts = parts.replace("127.0.0.1:8000", f"127.0.0.1:{free_port()}")
+    parts = parts.replace("127.0.0.1:8000", f"127.0.0.1:{free_port()}").replace(
+        "/data/", f"{folder}/"
+    )
     run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, parts)
     assert pq.read_table(folder / "answers")["label"].null_count == 0
 
@@ -86,6 +88,9 @@ def test_the_commands(environment: dict[str, str], folder: Path) -> None:
     assert len((folder / "answers.jsonl").read_text().splitlines()) == ROWS
 
 
-def test_the_import_lines(environment: dict[str, str], folder: Path) -> None:
-    for code in [code for page in book.FROM_RAY for code in book.blocks(page, "python")]:
-        run([sys.executable, "-W", "ignore", "-c", code], folder, environment)
+@pytest.mark.parametrize("page", book.FROM_RAY)
+def test_a_program_that_comes_from_ray(
+    page: str, environment: dict[str, str], folder: Path
+) -> None:
+    for code in book.blocks(page, "python"):
+        run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, code)

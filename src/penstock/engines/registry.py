@@ -173,12 +173,12 @@ class EngineSource:
             )
 
     @contextlib.asynccontextmanager
-    async def running(self, *, apart: bool = False) -> AsyncGenerator[Supervisor, None]:
-        """The supervisor of the started engine. With `apart`, each worker gets an engine of its
-        own, unless the engine is shared by name or object.
+    async def running(self, *, per_worker: bool = False) -> AsyncGenerator[Supervisor, None]:
+        """The supervisor of the started engine. With `per_worker`, each worker gets an engine of
+        its own, unless the engine is shared by name or object.
         """
         names, shared, made = engines(), self.shared, False
-        with names.replica(self.name) if apart else contextlib.nullcontext(0) as replica:
+        with names.replica(self.name) if per_worker else contextlib.nullcontext(0) as replica:
             name = f"{self.name}/{replica}"
             if isinstance(shared, LLMEngine):
                 engine = shared

@@ -34,7 +34,7 @@ class Run:
 
 
 async def closed_loop(server: Server, requests: Sequence[bytes], clients: int) -> Run:
-    """So many clients, each of which asks again as soon as it has its answer."""
+    """A number of clients, each of which asks again as soon as it has its answer."""
     left = iter(requests)
     samples: list[Sample] = []
 
@@ -75,7 +75,7 @@ def _run(samples: list[Sample], start: float, cpu: float) -> Run:
 
 # When requests of an open loop arrive, in seconds from the start of a run
 def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """So many arrivals of a Poisson process of `rate` requests a second."""
+    """The times of arrivals of a Poisson process of `rate` requests a second."""
     chance = random.Random(f"{seed} arrivals")
     now = 0.0
     times = []

@@ -37,6 +37,8 @@ from penstock.serve.models.local import server_class
 from penstock.serve.models.server import LLMServer as OwnServer
 
 NAME_PREFIX, GROUP_PREFIX, PREFILL_PREFIX = "LLMServer:", "DPServer:", "PrefillServer:"
+_ON_REPLICAS = {"RAY_SERVE_COLLECT_AUTOSCALING_METRICS_ON_HANDLE": "0"}
+"""Before 2.60, Ray counts what replicas report only if these say so in their environment."""
 _log = logging.getLogger(__name__)
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
     *("name", "placement_group_bundles", "placement_group_strategy")
@@ -208,6 +210,8 @@ def serve_options(config: LLMConfig, cls: Any = None) -> dict[str, Any]:
     elif options.get("num_replicas") == "auto":
         options["autoscaling_config"] = {"target_ongoing_requests": target_requests(config)}
     options["max_ongoing_requests"] = UNLIMITED
+    if options.get("autoscaling_config") is not None and _ray_version() < (2, 60):
+        _add_environment(options, {"env_vars": _ON_REPLICAS})
     _add_job_environment(options)
     configured_policy(config)  # refuses an unknown policy here rather than in the ingress
     router = dict(options.get("request_router_config") or {})
@@ -221,11 +225,19 @@ def _add_job_environment(options: dict[str, Any]) -> None:
     replicas, and they would not inherit it.
     """
     job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    if not job:
-        return
+    if job:
+        _add_environment(options, job)
+
+
+def _add_environment(options: dict[str, Any], lower: Mapping[str, Any]) -> None:
+    """A runtime environment below that of the replica."""
     actor = dict(options.get("ray_actor_options") or {})
-    actor["runtime_env"] = joined_environments(job, actor.get("runtime_env") or {})
+    actor["runtime_env"] = joined_environments(lower, actor.get("runtime_env") or {})
     options["ray_actor_options"] = actor
+
+
+def _ray_version() -> tuple[int, ...]:
+    return tuple(map(int, ray.__version__.split(".")[:2]))
 
 
 def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+from openvino import opset13 as ops
 
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.options import OpenVINOOptions
@@ -33,9 +34,10 @@ from word_models import (
     CONTEXT,
     VOCABULARY,
     WORDS,
+    causal_model,
     embedding_model,
-    ops,
     parameter,
+    positional_model,
     rerank_model,
     word_vectors,
     write_model,
@@ -247,6 +249,48 @@ class TestEmbedding:
         finally:
             await engine.stop()
 
+    async def test_a_model_that_reads_positions_gets_them(self, tmp_path):
+        """GenAI's own pipeline would leave them as they are in memory."""
+        options = {**OPTIONS, "embedding_normalize": False}
+        engine = OpenVINOEngine(positional_model(tmp_path), engine_kwargs=options)
+        await engine.start()
+        texts = ["sea", "red sea", "red green blue fox sea"]
+        found = np.array((await engine.embeddings(EmbeddingRequest(texts))).vectors)
+        short = (await engine.embeddings(EmbeddingRequest(texts, dimensions=2))).vectors
+        await engine.stop()
+        for vector, text in zip(found, texts, strict=True):
+            words = text.split()
+            wanted = [words.index(w) + 1 if w in words else 0 for w in WORDS]
+            assert vector * (len(words) + 2) == pytest.approx(wanted, abs=1e-5)
+        assert np.allclose(short, found[:, :2])
+
+    async def test_the_last_token_where_the_tokenizer_pads_at_the_left(self, tmp_path):
+        options = {**OPTIONS, "embedding_normalize": False}
+        engine = OpenVINOEngine(causal_model(tmp_path), engine_kwargs=options)
+        await engine.start()
+        texts = ["sea", "red green blue fox sea"]
+        found = (await engine.embeddings(EmbeddingRequest(texts))).vectors
+        await engine.stop()
+        for vector, text in zip(found, texts, strict=True):
+            assert vector == pytest.approx([float(word in text.split()) for word in WORDS])
+
+    async def test_texts_are_brought_to_lower_case_where_the_model_was_made_so(self, tmp_path):
+        model = embedding_model(tmp_path)
+        (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+        prompts = {"prompts": {"query": "DOG "}}
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        engine = OpenVINOEngine(model, engine_kwargs=OPTIONS)
+        await engine.start()
+        plain = await engine.embeddings(EmbeddingRequest(["Red FOX", "red fox"]))
+        asked = await engine.embeddings(EmbeddingRequest(["RED", "dog red"], input_type="query"))
+        await engine.stop()
+        assert plain.vectors[0] == plain.vectors[1]
+        assert plain.vectors[0][WORDS.index("fox")] > 0.5
+        assert [round(asked.vectors[0][WORDS.index(word)], 3) for word in ("dog", "red")] == [
+            0.707,
+            0.707,
+        ]
+
     async def test_capabilities(self, embedder):
         assert embedder.capabilities.tasks == {"embeddings", "tokenize", "detokenize"}
         assert embedder.capabilities.context_length == CONTEXT
@@ -300,10 +344,15 @@ def test_a_large_call_does_not_hold_up_a_small_one(tmp_path):
     assert large == list(range(len(WORDS))) * 250
 
 
-def test_a_call_is_answered_while_the_next_run_goes_on(tmp_path):
+def test_a_call_is_answered_while_the_next_run_goes_on(tmp_path, monkeypatch):
     task = Embedding(embedding_model(tmp_path), OpenVINOOptions(deterministic=True), CONTEXT)
-    begun = []
-    begin, task._model.begin = task._model.begin, lambda texts: begun.append(texts) or begin(texts)
+    begun, begin = list[Any](), task._model.begin
+
+    def noted(texts):
+        begun.append(texts)
+        begin(texts)
+
+    monkeypatch.setattr(task._model, "begin", noted)
     calls = [Call(n, "embed", [["dog"], None, None, False, "dense", False]) for n in (1, 2)]
     assert not task.begin_embeddings(calls)
     assert (task.step()[1], len(begun)) == ([], 1)
@@ -312,20 +361,22 @@ def test_a_call_is_answered_while_the_next_run_goes_on(tmp_path):
     assert not task.busy
 
 
-def test_a_run_that_fails_fails_its_calls_alone(tmp_path):
+def test_a_run_that_fails_fails_its_calls_alone(tmp_path, monkeypatch):
     task = Embedding(embedding_model(tmp_path), OpenVINOOptions(deterministic=True), CONTEXT)
-    begin, faults = task._model.begin, [MemoryError("no memory"), None]
-    task._model.begin = lambda texts: begin(texts) if (why := faults.pop(0)) is None else fail(why)
+    begin, left = task._model.begin, [False, True]
+
+    def begun(texts):
+        if not left.pop(0):
+            raise MemoryError("no memory")
+        begin(texts)
+
+    monkeypatch.setattr(task._model, "begin", begun)
     calls = [Call(n, "embed", [["dog"], None, None, False, "dense", False]) for n in (1, 2)]
     assert not task.begin_embeddings(calls)
     answers: list[Any] = []
     while task.busy:
         answers += task.step()[1]
     assert [(type(answer), answer.id) for answer in answers] == [(Failed, 1), (Reply, 2)]
-
-
-def fail(why):
-    raise why
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -33,7 +33,7 @@ def answers(*given):
 
 
 def test_a_request_is_what_the_server_reads():
-    body = decision_body(REQUEST, own=False)
+    body = decision_body(REQUEST, to_penstock=False)
     read = parse_body(DecisionBody, {"model": "m", **body}).request()
     assert read.questions[0] == REQUEST.questions[0]
     choice = read.questions[1]
@@ -83,14 +83,14 @@ def test_an_answer_to_something_else_is_the_servers_fault(given):
 
 def test_what_the_api_lacks_is_refused_by_name():
     several = DecideRequest("x", (ChoiceQuestion("Which?", OPTIONS, several=True),))
-    assert decision_body(several, own=True)["questions"][0]["several"]
+    assert decision_body(several, to_penstock=True)["questions"][0]["several"]
     with pytest.raises(UnsupportedError, match="several"):
-        decision_body(several, own=False)
+        decision_body(several, to_penstock=False)
     tool = DecideRequest([{"role": "tool", "content": "x"}], REQUEST.questions)
     with pytest.raises(UnsupportedError, match="tool calls"):
-        decision_body(tool, own=False)
+        decision_body(tool, to_penstock=False)
     with pytest.raises(RequestError, match="1 to 400"):
-        decision_body(DecideRequest("x", ()), own=False)
+        decision_body(DecideRequest("x", ()), to_penstock=False)
 
 
 async def test_a_server_is_asked_and_one_without_the_path_is_named(script):

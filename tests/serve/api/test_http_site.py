@@ -5,7 +5,9 @@ other tasks.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import logging
 import struct
 from typing import Any
 
@@ -279,6 +281,33 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Any) -> None:
 def test_a_key_that_is_empty_opens_no_server(listed: str, typed: list[str]) -> None:
     with pytest.raises(ConfigError, match="empty"):
         load_keys(None, listed, typed)
+
+
+@pytest.mark.parametrize("key", ["", "one # of Ada", "ü", "a\tb"])
+def test_a_key_that_no_client_can_send_is_refused(key: str, tmp_path: Any) -> None:
+    from penstock.serve.config.settings import HttpSettings
+
+    for field in ("api_keys", "admin_keys"):
+        with pytest.raises(ConfigError) as caught:
+            HttpSettings(**{field: frozenset({"good", key})})  # type: ignore[arg-type]
+        assert caught.value.field == field
+        assert not key or key not in str(caught.value)
+    (tmp_path / "keys").write_text(f"good\n{key or ','}\n", encoding="utf-8")
+    if key:
+        with pytest.raises(ConfigError):
+            load_keys(str(tmp_path / "keys"), "")
+
+
+async def test_the_log_says_which_known_key_a_request_has(
+    keyed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.access")
+    async with keyed.client() as client:
+        for headers in (bearer("k2"), {"x-api-key": "boss"}, bearer("k3"), {}):
+            await client.get("/v1/models", headers=headers)
+    marks = [record.fields.get("key") for record in caplog.records]  # type: ignore[attr-defined]
+    known = [hashlib.sha256(key).hexdigest()[:8] for key in (b"k2", b"boss")]
+    assert marks == [*known, None, None]
 
 
 def test_settings_do_not_show_their_keys() -> None:

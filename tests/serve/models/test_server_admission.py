@@ -167,7 +167,7 @@ async def test_batch_requests_wait_behind_all_others_and_take_only_idle_slots():
 
 async def test_an_engine_that_shares_itself_gets_as_many_of_either_class():
     admission = opened(1, max_waiting=1)
-    admission.apart = True
+    admission.engine_shares_steps = True
     await admission.enter(kind="batch")
     await admission.enter()
     assert (admission.running, admission.batch_running) == (2, 1)
@@ -190,7 +190,7 @@ async def test_an_engine_that_shares_itself_gets_as_many_of_either_class():
 
 async def test_what_the_engine_cannot_share_waits_for_an_idle_slot():
     admission = opened(1)
-    admission.apart = True
+    admission.engine_shares_steps = True
     await admission.enter(kind="batch")
     await admission.enter(kind="idle")  # a batch row's slot is not in its way
     online = asyncio.create_task(admission.enter())

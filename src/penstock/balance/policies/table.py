@@ -105,14 +105,14 @@ def _chosen(config: LLMConfig, default: str) -> tuple[str, Any, Mapping[str, Any
 
 
 SLACK = 8
-"""By how many requests the load of a replica that holds the adapter may exceed twice the load of
-another one: loading an adapter costs as much.
+"""By how many requests the load of a replica with the adapter may exceed twice the load of the
+chosen one: that is what loading the adapter costs.
 """
 
 
 class AdapterPreference(RoutingPolicy):
-    """Takes the choice of `policy`, unless that replica lacks the request's adapter and one that is
-    not much busier holds it.
+    """Takes the choice of `policy`, unless the chosen replica lacks the request's adapter and one
+    that is not much busier has it.
     """
 
     def __init__(self, policy: RoutingPolicy, seed: int | None = None) -> None:

@@ -72,7 +72,7 @@ def _keys(
         raise ConfigError(
             "has no meaning for two models, whose sample is of one input", field="incremental"
         )
-    return RowKeys(job.key, whole=form.concludes, on_error=job.on_error)
+    return RowKeys(job.key, whole_rows=form.concludes, on_error=job.on_error)
 
 
 def _cache(

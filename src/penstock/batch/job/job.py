@@ -448,8 +448,8 @@ def run(*args: Any, **kwargs: Any) -> RunResult:
     """Run a language model over a data set, and return when all rows are done.
 
     Works inside a running event loop too (as in a notebook), except with an
-    engine object: use `arun` there. Ctrl-C, SIGTERM and SIGHUP finish the rows in
-    flight, keep what is done and raise `KeyboardInterrupt`; the same call
+    engine object: use `arun` there. Ctrl-C, SIGTERM and SIGHUP finish the rows
+    in flight, keep what is done and raise `KeyboardInterrupt`; the same call
     resumes. A wrong option raises `ConfigError` before anything is loaded.
     """
     return Job(*args, **kwargs).run()

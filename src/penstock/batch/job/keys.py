@@ -51,17 +51,17 @@ class RowKeys:
     """The keys of rows: the values of `column`. Call `check` first. Eight bytes are held for each
     row.
 
-    `whole`: a row counts as changed if any of its values changed; otherwise only if its request
-    changed. `earlier_input` is the fingerprint of an earlier run's input, if this input begins with
-    all rows of that one and `on_error` is the same; else None.
+    `whole_rows`: a row counts as changed if any of its values changed; otherwise only if its
+    request changed. `earlier_input` is the fingerprint of an earlier run's input, if this input
+    begins with all rows of that one and `on_error` is the same; else None.
     """
 
     def __init__(
-        self, column: str, *, whole: bool, on_error: str | Mapping[str, str] | None = None
+        self, column: str, *, whole_rows: bool, on_error: str | Mapping[str, str] | None = None
     ) -> None:
         self.column = column
         self.earlier_input: Mapping[str, Any] | None = None
-        self._whole = whole
+        self._whole_rows = whole_rows
         self._on_error = dict(on_error) if isinstance(on_error, Mapping) else on_error
         self._numbers = array("Q")
         self._head: _Head | None = None
@@ -119,7 +119,7 @@ class RowKeys:
         """
         if (values := row.sound) is None:
             return
-        if self._whole:
+        if self._whole_rows:
             row.key = _number((values.get(self.column), json_line(values)))
         elif row.index < len(self._numbers):
             row.key = self._numbers[row.index]

@@ -240,11 +240,11 @@ def _engine_stages(
     if chat is not None and (generates or templated):
         own = {"source": source, "template": template, "variables": variables}
         stages.append(
-            _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated)
+            _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, separate=templated)
         )
     if tokens is not None and generates:
         own = {"source": source, "templated": templated}
-        stages.append(_text_stage(TokenizeStage, Tokens, own, config, tokens, real=tokenizes))
+        stages.append(_text_stage(TokenizeStage, Tokens, own, config, tokens, separate=tokenizes))
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
         _STAGES.get(config.engine_name, EngineStage)(
@@ -268,7 +268,7 @@ def _engine_stages(
     )
     if texts is not None and generates:
         own = {"source": source, "whole": config.ray_columns}
-        stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, real=detokenizes))
+        stages.append(_text_stage(DetokenizeStage, Texts, own, config, texts, separate=detokenizes))
     return stages
 
 
@@ -363,9 +363,9 @@ def _text_stage(
     config: ProcessorConfig,
     stage: StageConfig,
     *,
-    real: bool,
+    separate: bool,
 ) -> StatefulStage:
-    return kind(worker, arguments, _placing(config, stage)) if real else kind()
+    return kind(worker, arguments, _placing(config, stage)) if separate else kind()
 
 
 def _placing(config: ProcessorConfig, stage: StageConfig) -> dict[str, Any]:

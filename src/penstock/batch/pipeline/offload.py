@@ -19,7 +19,9 @@ QUICK_SECONDS = 0.0002
 """A call this quick may run on the event loop: changing threads would cost as much."""
 _TRIAL = 32
 _QUICK_OF_TRIAL = 24
-"""Not all: on a busy machine a call also waits for the interpreter's lock."""
+"""How many calls of a trial must be quick. Not all: on a busy machine a call also waits for the
+interpreter's lock.
+"""
 _MEAN_SECONDS = 0.001
 _STALL_SECONDS = 0.05
 

@@ -125,9 +125,7 @@ def _reason(error: Exception, path: str) -> str:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file, local or at a URL. `state` is the size and mtime of a local file when it was
-    found.
-    """
+    """A file, local or at a URL. `state`: the size and mtime of a local file when it was found."""
 
     path: str
     state: tuple[int, int] | None = None
@@ -185,9 +183,7 @@ class DataFile:
             return os.path.getsize(self.path)
 
     def changed(self) -> str:
-        """A text that changes with each write: the mtime, or its counterpart in a URL's file
-        system.
-        """
+        """A text that changes with each write: the mtime, or what a URL's server has for it."""
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
@@ -211,9 +207,7 @@ class DataFile:
 
 @contextlib.contextmanager
 def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
-    """What Arrow can open a local file by: its name, or the open file if the name is not
-    Unicode.
-    """
+    """A local file as Arrow can open it: its name, or the open file if that is not Unicode."""
     name = os.fspath(path)
     if printable(name) == name:
         yield name
@@ -461,8 +455,7 @@ def _find_remote(url: str) -> list[str]:
                 path, infos, lambda found: infos[found]["type"] == "directory", fs.find
             )
             return [fs.unstrip_protocol(name) for name in found]
-        # On HTTP a page with links counts as a directory, so each file would be read to look for
-        # links.
+        # Pages with links count as directories, so each file would be read to look for links.
         if not (form_of(url) and url.startswith(("http://", "https://"))) and fs.isdir(path):
             names = sorted(fs.find(path))
             return [fs.unstrip_protocol(name) for name in _data_files(url, path, names)]
@@ -478,9 +471,7 @@ def _is_data(path: str, folder: str) -> bool:
 
 
 def _data_in(folder: str, paths: Iterable[str]) -> list[str]:
-    """The data files among `paths`, which are in `folder` and below. Raises `InputError` for a
-    table.
-    """
+    """The data files of `paths`, all in or below `folder`. Raises `InputError` for a table."""
     paths = list(paths)
     _refuse_table(folder, paths)
     return [path for path in paths if _is_data(path, folder)]

@@ -85,7 +85,7 @@ class EngineRequests:
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
-        supervisor = await self._stack.enter_async_context(self._source.running(apart=True))
+        supervisor = await self._stack.enter_async_context(self._source.running(per_worker=True))
         self._supervisor = supervisor
         capabilities = supervisor.engine.capabilities
         self._check_task(capabilities.tasks, supervisor.engine.name)

@@ -1,7 +1,7 @@
-"""Arrow data of Python values and back: each value as it is, none of them cut or rounded.
+"""Arrow data from Python values, and back. No value is cut or rounded.
 
-A column that no type of Arrow's holds is text. Times finer than a microsecond are of the classes in
-`nanoseconds`; times that Python's calendar has no place for are text.
+A column that no Arrow type can hold becomes text. Times finer than a microsecond are of the classes
+in `nanoseconds`; times outside of Python's calendar become text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from penstock.batch.values.plain import LEAVES, NANOSECONDS, encodable, plain, t
 
 _NONE = type(None)
 _EXACT = 1 << 53
-"""Integers up to this size are numbers of a float column too."""
+"""Integers up to this size can be in a float column."""
 _TIMES = {
     _NONE,
     datetime.datetime,
@@ -40,7 +40,7 @@ _TIMES = {
     NanoTimedelta,
 }
 MOST_FIELDS = 1000
-"""Of an object that is no text: keys that are other ones in each row are data."""
+"""The most fields of an object that does not become text: keys that differ in each row are data."""
 _DEEPEST = 30
 """Arrow reads Parquet only up to 100 levels, of which a list takes three."""
 _TEXT, _WHOLE, _FLOAT = {str}, {int}, {float}
@@ -57,12 +57,12 @@ _DAY = 86_400_000
 
 
 def array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
-    """An array of type `kind` (None: that of the values), or of text where that does not hold each
-    value as it is.
+    """An array of type `kind` (None: that of the values), or of text if that type does not hold
+    each value unchanged.
 
     Raises `UnstorableError` for a value that no output can hold.
     """
-    try:  # most values are plain already, and long lists are not walked through twice
+    try:  # without a walk: most values are plain already
         found = kind_of(values)
     except RecursionError:
         found = None
@@ -83,7 +83,7 @@ def texts(values: Sequence[Any]) -> pa.Array:
 
 
 def kind_of(values: Sequence[Any]) -> pa.DataType | None:
-    """The Arrow type that holds all of some plain values as they are; None if only text does."""
+    """The Arrow type that holds all of some plain values unchanged; None if only text does."""
     kinds = frozenset(map(type, values)) - {_NONE}
     if not kinds:
         return pa.null()
@@ -109,7 +109,7 @@ def kind_of(values: Sequence[Any]) -> pa.DataType | None:
     if kinds <= {datetime.datetime, NanoDatetime}:
         zones = {None if value.utcoffset() is None else str(value.tzinfo) for value in present}
         if None in zones and (len(zones) > 1 or any(value.tzinfo is not None for value in present)):
-            return None  # some are instants, and some are not
+            return None  # some have a zone, and some do not
         zone = None if None in zones else _zone_of(present) if len(zones) == 1 else "UTC"
         return pa.timestamp("ns" if NanoDatetime in kinds else "us", zone)
     if kinds <= {datetime.timedelta, NanoTimedelta}:
@@ -120,7 +120,7 @@ def kind_of(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def holds(values: Sequence[Any], column: pa.Array) -> bool:
-    """Whether the column has these plain values: an absent key is like one that is null."""
+    """Whether the column has these plain values. A missing key counts as null."""
     return all(map(same, python_values(column), values))
 
 
@@ -193,7 +193,7 @@ def _finer(kind: pa.DataType) -> bool:
 
 
 def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
-    """Whether it can be seen without a comparison that the type holds the values."""
+    """Whether the type holds the values, if that is clear without a comparison."""
     kinds = frozenset(map(type, values)) - {_NONE}
     if kinds <= _TEXT:
         return kind in (pa.string(), pa.large_string())
@@ -202,7 +202,7 @@ def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
 
 def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
-    # No fields at all have no place in Parquet; very many are data.
+    # Parquet cannot hold an object without fields; very many fields are data.
     if not 0 < len(names) <= MOST_FIELDS or not _TEXT.issuperset(map(type, names)):
         return None
     fields = []
@@ -227,7 +227,7 @@ def _zone_of(values: list[Any]) -> str:
 
 
 def _storable(kind: pa.DataType, depth: int = 0) -> bool:
-    """Whether Parquet can hold the type: no objects without fields, nothing very deep."""
+    """Whether Parquet can hold the type: no objects without fields, and not too deep."""
     if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
     return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))
@@ -307,7 +307,7 @@ def _unless_null(array: pa.Array, values: Any) -> list[Any]:
 
 
 def _holds_times(kind: pa.DataType) -> bool:
-    """Whether there are times in it that Arrow might not turn into a Python value as they are."""
+    """Whether the type has times that Arrow might change when it makes Python values."""
     if pa.types.is_temporal(kind):
         return not pa.types.is_interval(kind)
     if isinstance(kind, pa.BaseExtensionType):
@@ -341,7 +341,7 @@ def _one_by_one(array: pa.Array) -> list[Any]:
 
 
 def _maker(kind: pa.DataType) -> Callable[[int], Any]:
-    """What makes a Python value of the number that is a time: text where Python has none."""
+    """A function that makes a Python value of a time's number; text if Python has no such time."""
     if pa.types.is_date(kind):
         return _date if pa.types.is_date32(kind) else lambda ticks: _date(ticks // _DAY)
     scale = NANOSECONDS[kind.unit]
@@ -365,5 +365,5 @@ def _zone(name: str | None) -> datetime.tzinfo | None:
     try:
         zone: datetime.tzinfo = pa.lib.string_to_tzinfo(name)
     except Exception:
-        return datetime.UTC  # the instant is known, if not what clocks there show
+        return datetime.UTC  # an unknown zone: the instant is right, but not the local time
     return zone

@@ -1,6 +1,6 @@
-"""One Arrow type for a column that has several, and one schema for tables that have several.
+"""One Arrow type for a column that has several types, and one schema for tables that have several.
 
-None of the values may change. A column for which there is no such type is text.
+No value may change. A column for which there is no such type becomes text.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from penstock.batch.values.plain import text
 _UNITS = ("s", "ms", "us", "ns")
 _width = attrgetter("bit_width")
 _DIGITS = 20
-"""Of a 64-bit integer."""
+"""The most digits of a 64-bit integer."""
 
 
 class _Choice(NamedTuple):
-    """What only values decide: do 64-bit integers have a sign, are times finer than they need."""
+    """What only the values decide: whether 64-bit integers need a sign, and how fine times are."""
 
     whole: pa.DataType
     finer: bool
@@ -41,8 +41,8 @@ def unify(
 ) -> pa.Schema:
     """One schema that tables of all these schemas can take, columns in order of first appearance.
 
-    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds
-    that as it is.
+    `values` returns the values of the column of a name, in all tables: a type is taken only if it
+    holds them unchanged.
     """
     kinds: dict[str, list[pa.DataType]] = {}
     for schema in schemas:
@@ -75,17 +75,17 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Its columns by name: `column_names` makes a list of them each time."""
+    """A table's columns by name: `column_names` would make a list each time."""
     return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
-    """The first type that takes all these types and holds all of `values` as they are; text if none
-    does. A type of which there are nulls alone does not count. A column that is null everywhere is
-    text.
+    """The first type that takes all of `kinds` and holds all of `values` unchanged; text if there
+    is none. A type of which there are only nulls does not count. A column that is null everywhere
+    is text.
     """
     kinds = list(dict.fromkeys(kinds))
-    # Nulls fit any type, so that there may be no need to look at the values.
+    # Nulls fit any type, so the values may not be needed.
     kinds = [kind for kind in kinds if kind != pa.null()] or kinds
     for tried in _candidates(kinds):
         if len(kinds) == 1 or all(converted(batch, tried) is not None for batch in values()):
@@ -105,7 +105,7 @@ def convert(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array |
 def converted(
     column: pa.Array | pa.ChunkedArray, kind: pa.DataType
 ) -> pa.Array | pa.ChunkedArray | None:
-    """The column as `kind`, None if that is not the same values."""
+    """The column as `kind`; None if a value would change."""
     if column.type == kind:
         return column
     if column.type == pa.null():
@@ -113,7 +113,7 @@ def converted(
     if _is_text(kind) and not _is_text(_meant(column.type)):
         return None
     try:
-        return column.cast(kind)  # which fails where a value would change
+        return column.cast(kind)  # which fails if a value would change
     except FAILURES:
         pass
     try:
@@ -211,7 +211,7 @@ def _shape(kind: pa.DataType) -> tuple[int, int]:
 
 def _timestamp(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
     if (one.tz is None) != (other.tz is None):
-        return None  # an instant is no time of a calendar
+        return None  # a time with a zone and one without have no common type
     return pa.timestamp(_unit(one, other, choice), one.tz if one.tz == other.tz else "UTC")
 
 

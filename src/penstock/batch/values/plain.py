@@ -45,7 +45,7 @@ _TIMES = frozenset({*_NANO, datetime.datetime, datetime.time})
 _ONLY_TEXT = frozenset({str})
 _ONLY_FLOAT = frozenset({float})
 _LONG = 14_000
-"""Bits of the longest integer in decimal: the time to write one grows with the square."""
+"""Bits of the longest integer that is written in decimal: the time grows with their square."""
 _UNLIMITED = {math.inf: "Infinity", -math.inf: "-Infinity"}
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 
@@ -105,8 +105,8 @@ def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
 def plain_row(
     values: Mapping[Any, Any], *, json: bool = False
 ) -> tuple[dict[str, Plain], str | None]:
-    """A row's plain values, and what is wrong with those that no output can hold: in their place
-    stands None.
+    """A row's plain values, and what is wrong with values that no output can hold: None stands in
+    their place.
 
     `json`: as `for_json` makes them.
     """
@@ -221,7 +221,9 @@ def _known(value: Any) -> Any:
 
 
 def _time_text(value: Any) -> Any:
-    """The ISO text of a time where the JSON encoder's would lose something of it."""
+    """The ISO text of a time that the JSON encoder would not write in full; else the time
+    itself.
+    """
     if isinstance(value, NanoTimedelta):
         return duration_text(total_nanoseconds(value))
     if value.tzinfo is not None:
@@ -348,7 +350,7 @@ NANOSECONDS = {
     **{"W": 604800 * 10**9, "D": 86400 * 10**9, "h": 3600 * 10**9, "m": 60 * 10**9},
     **{"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1},
 }
-"""Of each unit of time that NumPy or Arrow has."""
+"""The nanoseconds of each unit of time that NumPy or Arrow has."""
 _FINER = {"ps": 1000, "fs": 10**6, "as": 10**9}
 
 

@@ -379,10 +379,7 @@ def _args(
     lora_modules: tuple[str, ...],
     runtime: str,
 ) -> LLMServingArgs:
-    from msgspec import structs
-
     from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
-    from penstock.serve.config.settings import HttpSettings
 
     if Path(model).suffix in (".yaml", ".yml"):
         typed = [name for name in ENGINE_OPTIONS if flags.get(name) is not None]
@@ -392,12 +389,6 @@ def _args(
                 " of a model are for a MODEL; a file says them itself"
             )
         args = load_serving_args(model)
-        if structs.replace(args.http, store=None, batches=None, dev=False) != HttpSettings():
-            _log.warning(
-                "%s: the command's own options stand for http; of the file's only store, batches"
-                " and dev count",
-                model,
-            )
         if runtime == "local":
             for name in ("ingress_deployment_config", "listen"):
                 if getattr(args, name):

@@ -16,33 +16,42 @@ from penstock.serve.config.settings import BatchSettings, HttpSettings, Limits, 
 
 
 def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> HttpSettings:
-    """The server's settings. Raises `ConfigError` for options that do not go together."""
+    """The server's settings: those of the file, under what the command line and the environment
+    say. Keys, origins and hosts of both count. Raises `ConfigError` for options that do not go
+    together.
+    """
+    file = args.http
     names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
     limits = {name: options[name] for name in names}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
     drain = options["drain_timeout_s"]
     if drain is None:
+        drain = file.drain_timeout_s
+    if drain is None:
         drain = max(
             config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
         )
+    keys = load_keys(options["api_key_file"], env.api_keys(), options["keys"])
+    origins_typed = (*options["cors_origins"], *origins(options["allowed_origins"]))
     return HttpSettings(
-        api_keys=load_keys(options["api_key_file"], env.api_keys(), options["keys"]),
-        admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
-        dev=options["dev"] or args.http.dev,
-        cors_origins=(*options["cors_origins"], *origins(options["allowed_origins"])),
-        allowed_hosts=options["allowed_hosts"],
-        limits=Limits(**limits),
-        trust_request_chat_template=options["trust_request_chat_template"],
-        vllm_metrics=options["vllm_metrics"],
-        root_path=options["root_path"].rstrip("/"),
-        engine_app=options["engine_app"],
+        api_keys=file.api_keys | keys,
+        admin_keys=file.admin_keys | load_keys(options["admin_key_file"], env.admin_keys()),
+        dev=options["dev"] or file.dev,
+        cors_origins=(*file.cors_origins, *origins_typed),
+        allowed_hosts=(*file.allowed_hosts, *options["allowed_hosts"]),
+        limits=replace(file.limits, **limits),
+        trust_request_chat_template=options["trust_request_chat_template"]
+        or file.trust_request_chat_template,
+        vllm_metrics=options["vllm_metrics"] or file.vllm_metrics,
+        root_path=options["root_path"].rstrip("/") or file.root_path,
+        engine_app=options["engine_app"] or file.engine_app,
         drain_timeout_s=drain,
-        store=store_of(options, args.http.store),
+        store=store_of(options, file.store),
         batches=_batches(
-            options, args.http.batches, has_ingress=runtime == "local" or args.front == "ingress"
+            options, file.batches, has_ingress=runtime == "local" or args.front == "ingress"
         ),
-        console=not options["no_console"],
+        console=file.console and not options["no_console"],
     )
 
 

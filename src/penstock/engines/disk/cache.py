@@ -92,13 +92,13 @@ def remove_model(model: CachedModel) -> None:
 
 
 def hub_cache() -> Path:
-    """Where Hugging Face's libraries keep what they fetch."""
+    """The folder in which Hugging Face's libraries keep what they fetch."""
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def hub_folder(name: str) -> Path:
-    """Where the files of a hub's model "org/name" are, if they were fetched."""
+    """The folder for the files of a hub's model "org/name", whether or not they were fetched."""
     return hub_cache() / f"{_HUB_FOLDER}{name.replace('/', '--')}"
 
 

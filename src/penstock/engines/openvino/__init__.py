@@ -6,7 +6,13 @@ tries and compiles them; `logits` reads log probabilities. Only files that run i
 processes import openvino_genai.
 """
 
+import sys
+
 from penstock import lazy
+
+# `import openvino` reports itself to Google Analytics where it finds this package, which comes with
+# it. It does without a package that cannot be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 TYPE_CHECKING = False  # known to type checkers
 if TYPE_CHECKING:

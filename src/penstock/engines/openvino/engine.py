@@ -28,7 +28,13 @@ from penstock.engines.openvino.model.files import (
     instructions_of,
     sees,
 )
-from penstock.engines.openvino.model.source import check_tokenizer, find_model, recipe_of
+from penstock.engines.openvino.model.gguf import check_gguf_tokenizer
+from penstock.engines.openvino.model.source import (
+    check_tokenizer,
+    find_model,
+    lack_of,
+    recipe_of,
+)
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -147,6 +153,11 @@ class OpenVINOEngine(WorkerEngine):
     def stated_inputs(self) -> tuple[str, ...]:
         return stated_inputs(self.model_source, self.options.task)
 
+    def lacks(self) -> str:
+        options = self.options
+        lack = lack_of(self.model_source, options.task, options.weight_format, options.conversion)
+        return "" if lack is None else str(lack)
+
     # Life
     async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
@@ -160,6 +171,8 @@ class OpenVINOEngine(WorkerEngine):
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
+        elif files.path.suffix == ".gguf":
+            check_gguf_tokenizer(files.path)
         self.model_kind = MODEL_KINDS[files.task]
         refused = [name for task, names in _OF_TASK.items() if task != files.task for name in names]
         if sees(files.path) and files.task == "embed":

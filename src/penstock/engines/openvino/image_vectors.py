@@ -190,7 +190,7 @@ class Patches(NamedTuple):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Patches:
-        """Those that a `preprocessor_config.json` states."""
+        """The patches that a `preprocessor_config.json` states."""
         size = settings.get("size") or {}
         least, most = settings.get("min_pixels"), settings.get("max_pixels")
         if least is None and most is None:
@@ -199,7 +199,9 @@ class Patches(NamedTuple):
         return cls(side, least or 56 * 56, most or 14 * 14 * 65536)
 
     def tokens(self, size: tuple[int, int]) -> int:
-        """Those of an image of this width and height. Raises `RequestError` for one too narrow."""
+        """The tokens of an image of this width and height. Raises `RequestError` if it is too
+        narrow.
+        """
         return math.prod(self.scaled(size)) // self.side**2
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:

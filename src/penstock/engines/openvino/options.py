@@ -263,7 +263,7 @@ DETERMINISTIC_OPTIONS: Mapping[str, Any] = {
     "inference_precision": "f32",
     "kv_cache_precision": "f32",
 }
-"""In f32, what the order of sums changes is far below what separates two tokens."""
+"""With f32, another order of sums changes far less than what separates two tokens."""
 _WITHOUT: Mapping[str, Any] = {
     "device": "CPU",
     "prompt_lookup": False,

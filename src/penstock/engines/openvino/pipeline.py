@@ -20,11 +20,12 @@ from penstock.cores import usable_cores
 from penstock.engines.beams import Beams
 from penstock.engines.openvino.model.draft import needs_whole_prompts
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
+from penstock.engines.openvino.model.gguf import read_header
 from penstock.engines.openvino.model.gguf_ir import keeping
 from penstock.engines.openvino.model.vision_files import as_trained
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.engines.sampling import check_id_range
-from penstock.errors import ContextLengthError, UnsupportedError
+from penstock.errors import ContextLengthError, EngineStartError, UnsupportedError
 from penstock.types import Sampling, Tokens
 
 _MOST_COMPANIONS = 16
@@ -58,6 +59,11 @@ class Pipelines:
         self._exact_blocks = 0
         properties = {name.lower(): value for name, value in options.properties.items()}
         self._keeps = path.endswith(".gguf") and properties.get("enable_save_ov_model") is not False
+        if path.endswith(".gguf") and not self._keeps and read_header(Path(path)).needs_mending:
+            raise EngineStartError(
+                f"'{path}' is read rightly from its graph on disk alone: leave"
+                " properties.enable_save_ov_model out"
+            )
         self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self._whole_prompts = needs_whole_prompts(options)
         self.cache_blocks = 0
@@ -313,13 +319,17 @@ class Companions:
 class Tokenizer:
     """GenAI's tokenizer of a model: ids of texts and texts of ids, many in one call.
 
-    A text with `cut_at` tokens or more counts as cut.
+    A text with `cut_at` tokens or more counts as cut. `begins_with` is the special token before a
+    text, where GenAI adds none.
     """
 
-    def __init__(self, tokenizer: Any, cut_at: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, cut_at: int | None = None, begins_with: int | None = None
+    ) -> None:
         self.end: int = tokenizer.get_eos_token_id()
         self._tokenizer = tokenizer
         self._cut_at = cut_at
+        self._begin = [] if begins_with is None else [begins_with]
         self._special: dict[int, str] = {}
         """By token seen so far: its text if it is special, else empty."""
 
@@ -355,8 +365,10 @@ class Tokenizer:
         """
         short = [text for text in texts if 0 < len(text) <= _BATCHED_CHARS]
         rows = iter(self._encode_batch(short, special_tokens) if short else [])
+        begin = self._begin if special_tokens else []
         return [
-            (
+            begin
+            + (
                 next(rows)
                 if 0 < len(text) <= _BATCHED_CHARS
                 else self._encode_batch([text], special_tokens)[0]

@@ -61,7 +61,7 @@ class TokenModel:
 
     @property
     def vector_width(self) -> int:
-        """That of the vectors of tokens; 0 where it is not known."""
+        """The width of the vectors of tokens; 0 if unknown."""
         return len(self._layers[-1].bias) if self._layers else self.width
 
     @property

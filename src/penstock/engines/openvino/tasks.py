@@ -24,6 +24,7 @@ from penstock.engines.openvino.model.files import (
     Pooling,
     instruction_for,
     instructions_of,
+    lowers_texts,
     pooling_of,
     sees,
 )
@@ -212,6 +213,7 @@ class Embedding(Task):
         self._instructions = instructions_of(
             path, options.query_instruction, options.document_instruction, pooling
         )
+        self._lowers = lowers_texts(path)
         self._load(pooling)
 
     def _load(self, pooling: Pooling) -> None:
@@ -324,13 +326,17 @@ class Embedding(Task):
     def _instructed(self, inputs: list[Any], input_type: str | None) -> list[Any]:
         """The inputs, each text behind the instruction of its type."""
         instruction = instruction_for(self._instructions, input_type)
-        if not instruction:
+        if not instruction and not self._lowers:
             return inputs
-        if input_type is not None and not all(isinstance(one, str) for one in inputs):
+        if instruction and input_type is not None and any(isinstance(one, list) for one in inputs):
             raise RequestError(
                 "an instruction goes before texts, not before token ids", param="input_type"
             )
-        return [instruction + one if isinstance(one, str) and one else one for one in inputs]
+
+        def read(text: str) -> str:
+            return (instruction + text).lower() if self._lowers else instruction + text
+
+        return [read(one) if isinstance(one, str) and one else one for one in inputs]
 
     def _check(self, inputs: list[Any], call: Call, lengths: list[int]) -> None:
         dimensions, kind = call.args[1], call.args[4]

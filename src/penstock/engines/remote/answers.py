@@ -42,7 +42,9 @@ _REASONS: dict[str, FinishReason] = {
     **dict.fromkeys(("spii", "sensitive", "content_filtered"), "content_filter"),
     "refusal": "stop",
 }
-"""In lower case, without what follows a colon. An unknown reason counts as "stop"."""
+"""By a server's finish reason, in lower case and without what follows a colon, ours. An unknown
+reason counts as "stop".
+"""
 _FAILED = frozenset(("error", "insufficient_system_resource", "network_error"))
 """Reasons of an answer that is not whole, as its server failed midway."""
 

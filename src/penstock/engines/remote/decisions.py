@@ -45,15 +45,15 @@ class DecisionAnswer(Struct):
     usage: _Usage = _Usage()
 
 
-def decision_body(request: DecideRequest, own: bool) -> dict[str, Any]:
-    """The body of a request, without the model. `own`: the server is Penstock's, and takes what
-    OpenAI's API lacks. Raises `RequestError`; `UnsupportedError` for what such a server lacks.
+def decision_body(request: DecideRequest, to_penstock: bool) -> dict[str, Any]:
+    """The body of a request, without the model. `to_penstock`: the server is Penstock's, and takes
+    what OpenAI's API lacks. Raises `RequestError`; `UnsupportedError` for what such a server lacks.
     """
     check_questions(request.questions)
     given = request.input
     body: dict[str, Any] = {
         "input": given if isinstance(given, str) else list(map(_item, given)),
-        "questions": [_question(one, own) for one in request.questions],
+        "questions": [_question(one, to_penstock) for one in request.questions],
     }
     optional = ("chat_template", "chat_template_kwargs")
     return body | {name: value for name in optional if (value := getattr(request, name))}
@@ -90,14 +90,14 @@ def _decision(question: Question, answer: _Answer, where: str) -> Decision:
     return decided(question, chances, answer.mass)
 
 
-def _question(question: Question, own: bool) -> dict[str, Any]:
+def _question(question: Question, to_penstock: bool) -> dict[str, Any]:
     body: dict[str, Any] = {"type": "predicate", "instructions": question.instructions}
     if question.name:
         body["name"] = question.name
     if isinstance(question, PredicateQuestion):
         return body
     if isinstance(question, ChoiceQuestion):
-        if question.several and not own:
+        if question.several and not to_penstock:
             raise UnsupportedError("the server's API has no choice of several", param="questions")
         choices = [
             {"value": one.value if isinstance(one.value, bool) else one.label, **_description(one)}

@@ -50,7 +50,7 @@ except ImportError as error:
 
 _TOP_LOGPROBS = 20  # SGLang has no limit; this is that of OpenAI's API
 _RESERVED_TOKENS = 4
-"""By SGLang's own arithmetic a prompt with its answer may exceed its longest prompt by this."""
+"""By how many tokens a prompt with its answer may exceed the longest prompt, as SGLang counts."""
 
 
 class Model:

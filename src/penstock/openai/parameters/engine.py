@@ -77,12 +77,12 @@ def stated(body: object) -> dict[str, Any]:
 
 
 def unset(given: object) -> tuple[str, ...]:
-    """Those of `MODEL_DEFAULTS` that a body leaves open, for `Sampling.unset`."""
+    """The names in `MODEL_DEFAULTS` that a body leaves open, for `Sampling.unset`."""
     values = zip(MODEL_DEFAULTS, _defaulted(given), strict=True)
     return tuple([name for name, value in values if value is None])
 
 
 def with_model_defaults(sampling: Sampling, defaults: dict[str, Any]) -> Sampling:
-    """The sampling where what the request leaves open has the model's own defaults, by name."""
+    """The sampling, with the model's `defaults` for what the request leaves open."""
     taken = {name: defaults[name] for name in sampling.unset if name in defaults}
     return msgspec.structs.replace(sampling, **taken, unset=()) if taken else sampling

@@ -21,7 +21,7 @@ from starlette.types import Scope
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.parsing import decode_text, read_file
-from penstock.serve.config.settings import HttpSettings
+from penstock.serve.config.settings import HttpSettings, check_keys
 
 Rank = Literal["admin", "user", "stranger"]
 KEY_HEADERS = ("authorization", "x-api-key")
@@ -32,9 +32,9 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> frozenset[str]:
-    """The keys in `file`, one a line (# starts a comment), those in `listed`, separated by commas,
-    and those `typed`. Raises `ConfigError` for a key that is empty or cannot be sent, and for a
-    file or list without keys: whoever gives one does not mean an open server.
+    """The keys in `file`, one a line (a line that begins with # is a comment), those in `listed`,
+    separated by commas, and those `typed`. Raises `ConfigError` for a key that is empty or cannot
+    be sent, and for a file or list without keys: whoever gives one does not mean an open server.
     """
     keys = [key for part in listed.split(",") if (key := part.strip())]
     if (listed and not keys) or not all(map(str.strip, typed)):
@@ -52,9 +52,7 @@ def load_keys(file: str | None, listed: str, typed: Sequence[str] = ()) -> froze
         if not given:
             raise ConfigError("the file holds no keys", field="api_key_file", value=file)
         keys += given
-    for key in keys:
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError("keys must be printable ASCII", field="api keys")
+    check_keys(keys, "api keys")
     return frozenset(keys)
 
 
@@ -77,6 +75,13 @@ def owner_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str:
     if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
         return ""
     return hashlib.sha256(b"penstock stored responses\0" + _key_of(headers).encode()).hexdigest()
+
+
+def mark_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str | None:
+    """What the log calls the caller: the first 8 digits of the SHA-256 of a known key."""
+    if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
+        return None
+    return hashlib.sha256(_key_of(headers).encode()).hexdigest()[:8]
 
 
 def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:

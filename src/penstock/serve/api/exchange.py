@@ -184,6 +184,8 @@ class Exchange:
         self.model = ""
         self.runs = False
         self.rank: Rank = "stranger"
+        self.caller: str | None = None
+        """What the log calls the holder of a known key."""
         self.trusted = False
         """Whether the caller may see the server's set-up: it is an operator, or the server has no
         keys.
@@ -392,6 +394,7 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
         "method": scope["method"],
         "path": path,
         "status": exchange.status,
+        "key": exchange.caller,
         "seconds": round(exchange.ended - exchange.started, 6),
         "answer_id": None if exchange.answer_id == exchange.id else exchange.answer_id,
         **(of_model if exchange.model else {}),

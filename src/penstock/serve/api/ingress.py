@@ -28,7 +28,13 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.observability import escaped, request_id, span
-from penstock.serve.api.auth import check_admin, check_not_cross_site, check_user, rank_of
+from penstock.serve.api.auth import (
+    check_admin,
+    check_not_cross_site,
+    check_user,
+    mark_of,
+    rank_of,
+)
 from penstock.serve.api.background import BackgroundRuns
 from penstock.serve.api.endpoints import responses
 from penstock.serve.api.errors import error_response, is_anthropic
@@ -347,6 +353,8 @@ class ExchangeMiddleware:
     ) -> None:
         settings = self._ingress.settings
         exchange.rank = rank_of(headers, settings)
+        if not self._ingress.is_replica:  # a replica sees the key of its ingress
+            exchange.caller = mark_of(headers, exchange.rank, settings)
         exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
         try:
             if "transfer-encoding" in headers and "content-length" in headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -10,6 +11,19 @@ from penstock.config import Pause, Positive, Seconds
 from penstock.errors import ConfigError
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^*/\sA-Z]+")
+
+
+def check_keys(keys: Iterable[str], field: str) -> None:
+    """Raise `ConfigError`, which does not say the key, unless clients can send each of `keys`."""
+    for key in keys:
+        if not key:
+            raise ConfigError("a key is given, and is empty", field=field)
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                "keys must be printable ASCII without spaces (a comment in a file of keys has a"
+                " line of its own)",
+                field=field,
+            )
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -48,8 +62,8 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
 
 
 class WebhookSettings(Struct, frozen=True, kw_only=True):
-    """Where to tell that a batch has ended. `secret` signs it, as Standard Webhooks has it:
-    "whsec_" and 24 to 64 bytes in base64.
+    """An address to tell that a batch has ended. `secret` signs the message, as Standard Webhooks
+    has it: "whsec_" and 24 to 64 bytes in base64.
     """
 
     url: str
@@ -101,7 +115,10 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     Clients may send chat templates, which are programs, only with `trust_request_chat_template`.
     With `vllm_metrics` /metrics has vLLM's names as well. Responses are stored only with a `store`;
     there are batches and files only with `batches`. With `console` there is a page for operators
-    and users at /console.
+    and users at /console. A `drain_timeout_s` of None is 30.
+
+    Raises `ConfigError` for a key that cannot be sent, among others for an empty one: it would let
+    in everybody who sends none.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -114,12 +131,14 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     vllm_metrics: bool = False
     root_path: str = ""
     engine_app: str | None = None
-    drain_timeout_s: Pause = 30.0
+    drain_timeout_s: Pause | None = None
     store: StoreSettings | None = None
     batches: BatchSettings | None = None
     console: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("api_keys", "admin_keys"):
+            check_keys(getattr(self, name), name)
         for name in ("root_path", "engine_app"):
             path = getattr(self, name)
             if path and (not path.startswith("/") or path.endswith("/")):

@@ -2,8 +2,8 @@
 
 There are two classes. A batch request never keeps an online request waiting: batch requests have a
 queue of their own, behind the online one. An engine that shares its steps between the classes
-(`apart`) gets the same number of text generations of either class. All other batch requests get
-slots that are idle.
+(`engine_shares_steps`) gets the same number of text generations of either class. All other batch
+requests get slots that are idle.
 
 While the engine cannot take requests (it is busy, loading, restarting or paused), the same gate is
 closed, so that waiting is bounded and in order in every case.
@@ -35,7 +35,7 @@ class Admission:
     def __init__(self, max_waiting: int | None, on_idle: Callable[[], None] = lambda: None) -> None:
         self.max_running = 1
         self.max_waiting = max_waiting
-        self.apart = False
+        self.engine_shares_steps = False
         self.running = 0
         """Requests inside, of both classes."""
         self.batch_running = 0
@@ -142,12 +142,12 @@ class Admission:
         await drained
 
     def _has_room(self, kind: Kind) -> bool:
-        if kind == "batch" and self.apart:
+        if kind == "batch" and self.engine_shares_steps:
             return self.batch_running < self.max_running
         if kind != "online" and self._queues["online"]:
             return False
         # A batch row in a slot for batch rows takes no online slot: the engine makes it wait.
-        in_slots = self.running - self.slotless - self.batch_running * self.apart
+        in_slots = self.running - self.slotless - self.batch_running * self.engine_shares_steps
         return in_slots < self.max_running
 
     def _admit(self) -> None:

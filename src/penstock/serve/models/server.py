@@ -399,7 +399,7 @@ class LLMServer(Tasks, ControlPlane):
         self.admission.max_running = limit or math.ceil(
             self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
         )
-        self.admission.apart = self.engine.shares_steps
+        self.admission.engine_shares_steps = self.engine.shares_steps
         await self._adapters.reapply()
 
     def _on_change(self) -> None:

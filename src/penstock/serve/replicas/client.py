@@ -130,7 +130,7 @@ class Reply:
 
 
 class Address:
-    """Where a replica listens, and the connection to it. Bound to the event loop that uses it."""
+    """The address of a replica, and the connection to it. Bound to the event loop that uses it."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host

@@ -238,7 +238,7 @@ def test_images_do_not_wait_for_a_long_video(model, monkeypatch):
     monkeypatch.setattr(
         Vision, "_decode", lambda self, picture: picture.videos and decoded.wait(10)
     )
-    vision = Vision(read_config(model), OpenVINOOptions())
+    vision: Any = Vision(read_config(model), OpenVINOOptions())
     shown = _Shown([b""], (1, 1))
     long, image = (SimpleNamespace(picture=Picture([shown], videos)) for videos in ([shown], []))
     for request in (long, image):

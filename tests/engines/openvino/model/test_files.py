@@ -1,5 +1,4 @@
 import json
-import struct
 
 import pytest
 
@@ -7,16 +6,13 @@ from penstock.engines.disk.sources import stated_vocabulary
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
-    check_gguf,
-    gguf_context_length,
+    has_window,
     instructions_of,
     lacks_token_types,
     pooling_of,
 )
 from penstock.engines.openvino.model.source import find_model
 from penstock.errors import EngineStartError
-
-STRING, ARRAY, UINT32 = 8, 9, 4
 
 
 def ir(path, config=None):
@@ -25,20 +21,6 @@ def ir(path, config=None):
     if config is not None:
         (path / "config.json").write_text(json.dumps(config))
     return str(path)
-
-
-def text(value):
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def gguf(path, *fields):
-    """A GGUF file of nothing but its header. A field is a name, a kind, and the value's bytes."""
-    header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields))
-    path.write_bytes(
-        header
-        + b"".join(text(name) + struct.pack("<I", kind) + data for name, kind, data in fields)
-    )
-    return path
 
 
 class TestTask:
@@ -89,6 +71,18 @@ class TestContextLength:
             ({"text_config": {"max_position_embeddings": 512}}, 512),
             ({"max_target_positions": 448}, 448),
             ({"model_type": "xlm-roberta", "pad_token_id": 1, "max_position_embeddings": 514}, 512),
+            (
+                {
+                    "max_position_embeddings": 131072,
+                    "original_max_position_embeddings": 4096,
+                    "rope_scaling": {"type": "su"},
+                },
+                4096,
+            ),
+            ({"max_position_embeddings": 8192, "rope_scaling": {"type": "longrope"}}, 8192),
+            ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
+            ({"model_type": "esm", "pad_token_id": 3, "max_position_embeddings": 514}, 510),
+            ({"model_type": "bert", "pad_token_id": 3, "max_position_embeddings": 512}, 512),
             ({"max_position_embeddings": None}, FALLBACK_CONTEXT),
             ({}, FALLBACK_CONTEXT),
         ],
@@ -101,67 +95,6 @@ class TestContextLength:
             find_model(ir(tmp_path, {"max_position_embeddings": 2048}), None, 100).context_length
             == 100
         )
-
-
-class TestGguf:
-    def test_the_context_length_is_found_among_the_fields(self, tmp_path):
-        path = gguf(
-            tmp_path / "m.gguf",
-            ("general.architecture", STRING, text("llama")),
-            ("tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", STRING, 2) + text("a") + text("b")),
-            ("general.flag", 7, b"\x01"),
-            ("llama.context_length", UINT32, struct.pack("<I", 777)),
-        )
-        found = find_model(str(path), None, None)
-        assert (found.path, found.task, found.context_length) == (path, "generate", 777)
-
-    def test_without_that_field(self, tmp_path):
-        assert gguf_context_length(gguf(tmp_path / "m.gguf")) == FALLBACK_CONTEXT
-
-    def test_not_gguf(self, tmp_path):
-        path = tmp_path / "m.gguf"
-        path.write_bytes(b"something else")
-        with pytest.raises(EngineStartError, match="is not a GGUF file"):
-            find_model(str(path), None, None)
-
-    def test_cut_off(self, tmp_path):
-        path = gguf(tmp_path / "m.gguf", ("llama.context_length", UINT32, struct.pack("<I", 777)))
-        path.write_bytes(path.read_bytes()[:-2])
-        with pytest.raises(EngineStartError, match="cut off or damaged"):
-            find_model(str(path), None, None)
-
-    @pytest.mark.parametrize(
-        ("kind", "shape", "nbytes"),
-        [(1, [32, 3], 192), (8, [64, 2], 136), (14, [256, 2], 420), (99, [7], 0)],
-    )
-    def test_a_file_that_ends_before_its_weights(self, tmp_path, kind, shape, nbytes):
-        """Of F16, Q8_0 and Q6_K; of other types only where they begin is known."""
-        path = gguf(tmp_path / "m.gguf", ("general.alignment", UINT32, struct.pack("<I", 64)))
-        header = bytearray(path.read_bytes())
-        header[8:16] = struct.pack("<Q", 1)
-        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        header += text("blk.0.attn_q.weight") + sizes + struct.pack("<IQ", kind, 64)
-        begin = -(-len(header) // 64) * 64
-        whole = bytes(header).ljust(begin + 64 + nbytes, b"\1")
-        path.write_bytes(whole)
-        check_gguf(path)
-        path.write_bytes(whole[:-1])
-        with pytest.raises(EngineStartError, match=f"promises {len(whole):,}; fetch it again"):
-            find_model(str(path), None, None)
-
-    def test_a_value_of_unknown_kind(self, tmp_path):
-        path = gguf(tmp_path / "m.gguf", ("general.strange", 99, b""))
-        with pytest.raises(EngineStartError, match="cut off or damaged"):
-            find_model(str(path), None, None)
-
-    def test_a_length_beyond_any_file(self, tmp_path):
-        path = gguf(tmp_path / "m.gguf", ("general.name", STRING, struct.pack("<Q", 2**62)))
-        with pytest.raises(EngineStartError, match="cut off or damaged"):
-            find_model(str(path), None, None)
-
-    def test_no_such_file(self, tmp_path):
-        with pytest.raises(EngineStartError, match="there is no GGUF file"):
-            find_model(str(tmp_path / "m.gguf"), None, None)
 
 
 def test_a_config_that_is_not_json(tmp_path):
@@ -183,6 +116,21 @@ def test_token_types(tmp_path, model, tokenizer, lacks):
     (tmp_path / "openvino_model.xml").write_text(model)
     (tmp_path / "openvino_tokenizer.xml").write_text(tokenizer)
     assert lacks_token_types(tmp_path) is lacks
+
+
+@pytest.mark.parametrize(
+    ("config", "windowed"),
+    [
+        ({}, False),
+        ({"sliding_window": None}, False),
+        ({"sliding_window": 64}, True),
+        ({"sliding_window": 64, "use_sliding_window": False}, False),
+        ({"sliding_window": 512}, False),  # all of the context
+        ({"text_config": {"sliding_window": 64}}, True),
+    ],
+)
+def test_windows(config, windowed):
+    assert has_window({"max_position_embeddings": 512, **config}) is windowed
 
 
 class TestPooling:

@@ -22,6 +22,7 @@ arguments = sys.argv[1:]
 with open(os.environ["EXPORTS"], "a") as file:
     file.write(json.dumps(arguments) + "\\n")
 print("Loading weights:   0%|          | 0/9\\rLoading weights: 100%|####| 9/9")
+print(os.environ.get("REPORT", ""))
 if failure := os.environ.get("FAILURE"):
     sys.exit(failure)
 out = Path(arguments[-1])
@@ -29,6 +30,16 @@ for name in os.environ.get("WRITES", "openvino_model.xml openvino_tokenizer.xml"
     (out / name).write_text("<net/>")
 model = Path(arguments[arguments.index("--model") + 1])
 (out / "config.json").write_bytes((model / "config.json").read_bytes())
+"""
+
+REPORT = """LlamaForCausalLM LOAD REPORT from: /models/llama
+Key                        | Status     |  |
+---------------------------+------------+--+-
+lm_head.bias               | UNEXPECTED |  |
+model.layers.{0, 1}.mlp.weight | MISSING |
+model.norm.weight          | MISMATCH   | Reinit due to size mismatch
+a.weight                   | MISSING    |
+b.weight                   | MISSING    |
 """
 
 
@@ -43,6 +54,17 @@ def test_more_tokens_than_the_positions_that_a_model_states_are_refused(tmp_path
     assert find_model(str(tmp_path), "embed", None).context_length == 4096
     most = 4096 if stated else 5000
     assert find_model(str(tmp_path), "embed", most).context_length == most
+
+
+def test_more_tokens_than_the_short_factors_are_for_are_refused(tmp_path):
+    for name in ("openvino_model.xml", "openvino_tokenizer.xml"):
+        (tmp_path / name).write_text("<net/>")
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    config = {"max_position_embeddings": 131072, "rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineStartError, match=r"max_model_len 8192: .*; give at most 4096"):
+        find_model(str(tmp_path), None, 8192)
+    assert find_model(str(tmp_path), None, None).context_length == 4096
 
 
 @pytest.fixture
@@ -61,6 +83,7 @@ def exports(tmp_path, monkeypatch):
     monkeypatch.setenv("EXPORTS", str(log))
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "find_spec", lambda name: name)
+    monkeypatch.setattr(module, "_try_out", lambda *_: None)
     return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -217,10 +240,48 @@ class TestExporter:
         convert(source)
         assert not logs[0].exists()
 
+    def test_a_transformers_that_is_too_new(self, exports, tmp_path, monkeypatch):
+        why = "ValueError: The current version of Transformers does not allow for the export of"
+        monkeypatch.setenv("FAILURE", f"{why} the model. Maximum required is 5.0, got: 5.5.4")
+        with pytest.raises(EngineStartError, match=r"got: 5.5.4; .* pip install 'transf.*<=5.0'"):
+            convert(hf_model(tmp_path / "gemma"))
+
     def test_a_failure_without_an_error_gives_the_last_line(self, exports, tmp_path, monkeypatch):
         monkeypatch.setenv("FAILURE", "invalid choice: 'openvino'\n")
         with pytest.raises(EngineStartError, match="converted: invalid choice: 'openvino' "):
             convert(hf_model(tmp_path / "llama"))
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_weights_that_are_not_there_are_refused(self, exports, tmp_path, monkeypatch, fails):
+        """The exporter goes on with random numbers, and reports them."""
+        monkeypatch.setenv("REPORT", REPORT)
+        if fails:
+            monkeypatch.setenv("FAILURE", "RuntimeError: For details look at the above report!")
+        names = r"model.layers.\{0, 1\}.mlp.weight, model.norm.weight, a.weight, …"
+        with pytest.raises(EngineStartError, match=f"for {names}.*log: ") as caught:
+            convert(hf_model(tmp_path / "llama"))
+        assert "RuntimeError" not in str(caught.value)
+        assert not list((tmp_path / "cache").glob("converted/llama-*/*.xml"))
+
+    def test_vectors_of_tokens_need_no_pooler(self, exports, tmp_path, monkeypatch):
+        monkeypatch.setenv("REPORT", "pooler.dense.weight | MISSING | \n")
+        convert(hf_model(tmp_path / "bert", "BertModel"))
+        with pytest.raises(EngineStartError, match=r"for pooler\.dense\.weight: fetch"):
+            convert(hf_model(tmp_path / "cross", "BertForSequenceClassification"))
+
+    @pytest.mark.parametrize(
+        ("architecture", "config", "kind"),
+        [
+            ("T5EncoderModel", {"model_type": "t5"}, "encoder-decoder"),
+            ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2}}, "dynamic"),
+        ],
+    )
+    def test_what_the_exporter_makes_another_model_of(
+        self, exports, tmp_path, architecture, config, kind
+    ):
+        with pytest.raises(EngineStartError, match=f"no support for {kind}"):
+            convert(hf_model(tmp_path / "model", architecture, **config))
+        assert exports() == []
 
     def test_a_model_without_a_tokenizer(self, exports, tmp_path, monkeypatch):
         monkeypatch.setenv("WRITES", "openvino_model.xml")

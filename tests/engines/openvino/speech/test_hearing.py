@@ -116,7 +116,7 @@ class TestHearing:
     async def test_words_and_segments_of_a_long_recording_have_times(self, tmp_path):
         model = hearing_model(tmp_path, letters=True)
         engine = OpenVINOEngine(model, engine_kwargs={**OPTIONS, "word_timestamps": True})
-        told = []
+        told = list[Any]()
         token = window_listener.set(lambda _, part: told.append(part))
         await engine.start()
         try:

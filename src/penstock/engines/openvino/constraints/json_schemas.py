@@ -49,7 +49,7 @@ _LARGER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minPropertie
 _SMALLER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _HEX = "[0-9a-fA-F]"
 _YEAR = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
-"""Not 0000: Python's dates begin at 1."""
+"""A year, but not 0000: Python's dates begin with the year 1."""
 _DAYS = (
     "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
     "|02-(0[1-9]|1[0-9]|2[0-8]))",

@@ -147,7 +147,7 @@ def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str
 
 
 def _number(text: str) -> float:
-    """To JSON Schema, 2.0 is the integer 2. One of more than 53 bits stays as it is written."""
+    """Floats as integers: to JSON Schema 2.0 is 2. Numbers of more than 53 bits stay as written."""
     number = float(text)
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
 

@@ -33,6 +33,7 @@ from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.scoring import Logits, Scoring, check_together
 from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
 from penstock.engines.openvino.model.files import read_config
+from penstock.engines.openvino.model.gguf import read_header
 from penstock.engines.openvino.options import OpenVINOOptions, failure_of, reason_of
 from penstock.engines.openvino.pipeline import (
     GGUF_TOKENIZER_LIMIT,
@@ -79,8 +80,10 @@ class Generation:
         self._scoring = Scoring(self._logits)
         pipeline = self._pipelines.first()
         self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
-        cut_at = GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else None
-        self._tokenizer = Tokenizer(pipeline.get_tokenizer(), cut_at)
+        limits: tuple[int | None, ...] = ()
+        if path.endswith(".gguf") and options.tokenizer is None:
+            limits = GGUF_TOKENIZER_LIMIT, read_header(Path(path)).begins_with
+        self._tokenizer = Tokenizer(pipeline.get_tokenizer(), *limits)
         self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
         self.encoded = self._tokenizer.encoded
         self.vocabulary = self._tokenizer.vocabulary
@@ -148,9 +151,7 @@ class Generation:
         return refused
 
     def abort(self, request_id: int) -> None:
-        """Drop a request and free its slot. Unknown ids are ignored: the request may just have
-        ended.
-        """
+        """Drop a request and free its slot. An unknown id is ignored: it may just have ended."""
         request = self._requests.pop(request_id, None)
         if request is None:
             self._deciding.abort(request_id)
@@ -279,9 +280,7 @@ class Generation:
 
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
-        """Each request with its prompt's ids. One call encodes all texts, as calls are
-        expensive.
-        """
+        """Each request with its prompt's ids. One call encodes all texts, as calls cost much."""
         if self._vision is not None:
             return [(submit, []) for submit in submits]  # see _request
         ready: list[tuple[Submit, list[int]]] = []
@@ -360,9 +359,7 @@ class Generation:
         return CompiledGrammars(tokenizer, lambda: self._pipelines.logits() or vocabulary)
 
     def _renew(self, lane: Lane) -> None:
-        """Load a lane's pipeline anew. If that fails, the process ends, and the parent restarts
-        it.
-        """
+        """Load a lane's pipeline anew. If that fails, the process ends; the parent restarts it."""
         (name,) = (name for name, one in self._lanes.items() if one is lane)
 
         def load() -> tuple[Any, CompiledGrammars]:
@@ -387,9 +384,7 @@ class Generation:
 
     # Log probabilities
     def _take_scored(self, failures: list[Failed]) -> list[tuple[int, Delta]]:
-        """Let requests go on whose log probabilities were read: queue them, or return their
-        deltas.
-        """
+        """Queue requests whose log probabilities were read, or return their deltas."""
 
         def fail(request: Request, error: Exception) -> None:
             self.abort(request.id)

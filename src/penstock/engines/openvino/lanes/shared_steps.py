@@ -27,10 +27,10 @@ class SharedSteps(Shared):
         self._rows = [0, 0]
         """Rows of this step, of the online class and of the batch class."""
         self._prompts: list[Request] = []
-        """Those whose prompts are computed in this step."""
+        """The requests whose prompts are computed in this step."""
 
     def begin(self, lanes: Sequence[Lane]) -> Iterator[tuple[Lane, Request]]:
-        """Decide on the next step. Gives the requests that must leave their lanes first."""
+        """Decide on the next step. Yields the requests that must leave their lanes first."""
         if not self._on:
             return
         batch = sum(lane.batch_active for lane in lanes)

@@ -25,7 +25,7 @@ from penstock.engines.openvino.logits.graph import (
     keep_attention_apart,
     take_mask,
 )
-from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, read_config
+from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, has_window, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import UnsupportedError
 
@@ -43,7 +43,7 @@ _GROWTH = 256
 _SEEING_INPUTS = {"inputs_embeds", "attention_mask", "position_ids", "beam_idx"}
 """What the language model of a vision-language model may read."""
 _HIDDEN = -1e9
-"""In a mask, added to the score of a token that another one must not see."""
+"""What a mask adds to the score of a token that another token must not see."""
 EXACT: dict[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
@@ -90,12 +90,13 @@ class LogitModel:
         core = ov.Core()
         model = core.read_model(path)
         self.planes = 0
-        self.takes_trees = take_mask(model)
+        self._folder = Path(path).parent
+        # A window is in the mask that would be replaced.
+        self.takes_trees = not has_window(read_config(self._folder)) and take_mask(model)
         if self.takes_trees and not grows:
             keep_attention_apart(model)
         self.vocabulary = extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
-        self._folder = Path(path).parent
         # As many tokens as the pipeline's own KV cache may take the memory for.
         self._room = options.kv_cache_memory_bytes // max(bytes_a_token(model), 1)
         self._begun: WeakSet[Reading] = WeakSet()
@@ -331,7 +332,7 @@ class Reading:
         self._request.infer({name: v for name, v in feed.items() if name in self._model.inputs})
 
     def mark(self) -> Mark:
-        """Where the reading is, to go `back` there."""
+        """The place of the reading now, for `back`."""
         states = [state.state.data.copy() for state in self._request.query_state()]
         return Mark(self.length, self.after, states)
 

@@ -11,7 +11,7 @@ from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import EngineStartError
 
 _DEFAULT_LAYERS_NEED = 10
-"""Of fewer layers GenAI does not choose three by itself."""
+"""Of a model with fewer layers, GenAI does not choose three by itself."""
 _LAYERS = b"<hidden_layers_list "
 
 

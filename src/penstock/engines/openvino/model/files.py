@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from penstock.errors import EngineStartError, RequestError
 from penstock.parsing import json_fault
 
 FALLBACK_CONTEXT = 4096
+_LONG_ROPE = ("longrope", "su")
 SENTENCE_TRANSFORMERS = "modules.json"
 MODEL_KINDS = {
     "generate": "a language model",
@@ -154,12 +151,46 @@ def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
         kind = "generative rerank"
     elif task == "embed" and is_vision_config(config) and not embeds_images(config):
         kind = "image embedding"
+    elif task == "embed" and config.get("model_type") in _ENCODERS_OF_TWO:
+        kind = "encoder-decoder"  # the exporter adds a decoder, of random numbers
+    elif _rope(config)[0] == "dynamic":
+        kind = "dynamically scaled (rope)"  # the exporter makes one fixed factor of it
     if kind:
         raise EngineStartError(
             f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
         )
     if task == "score":
         check_labels(source, config)
+
+
+_ENCODERS_OF_TWO = frozenset({"t5", "mt5", "umt5"})
+
+
+def _rope(config: dict[str, Any]) -> tuple[str, int]:
+    """How a model scales its rotary positions, and the positions that it was made for before; ""
+    and 0 if it does not say.
+    """
+    part = config.get("text_config") or config
+    stated = part.get("rope_parameters") or part.get("rope_scaling")
+    if not isinstance(stated, dict):
+        return "", 0
+    name = "original_max_position_embeddings"
+    original = stated.get(name) or part.get(name)
+    kind = str(stated.get("rope_type") or stated.get("type") or "")
+    return kind, original if isinstance(original, int) else 0
+
+
+def check_positions(source: str, config: dict[str, Any], max_model_len: int | None) -> None:
+    """Refuse a context in which texts would change each other's answers: a model with LongRoPE has
+    other factors for a long text, and its graph takes those for all texts of a step.
+    """
+    kind, original = _rope(config)
+    if kind in _LONG_ROPE and 0 < original < (max_model_len or 0):
+        raise EngineStartError(
+            f"max_model_len {max_model_len}: '{source}' has other factors of positions beyond"
+            f" {original} tokens ({kind}), which would change the answers to texts beside a longer"
+            f" one; give at most {original}"
+        )
 
 
 def check_labels(source: str, config: dict[str, Any]) -> None:
@@ -188,8 +219,9 @@ def _text(path: Path) -> str:
 
 def context_length_of(config: dict[str, Any]) -> int:
     """The model's context length in tokens, by its `config.json`, or the usual one."""
-    stated = positions_of(config)
-    return FALLBACK_CONTEXT if stated is None else stated
+    stated = positions_of(config) or FALLBACK_CONTEXT
+    kind, original = _rope(config)
+    return min(stated, original) if kind in _LONG_ROPE and original else stated
 
 
 def positions_of(config: dict[str, Any]) -> int | None:
@@ -207,125 +239,36 @@ def positions_of(config: dict[str, Any]) -> int | None:
     return None
 
 
+def has_window(config: dict[str, Any]) -> bool:
+    """Whether a token sees just the last ones before it, and the context is longer than these."""
+    part = config.get("text_config") or config
+    window = part.get("sliding_window")
+    return (
+        isinstance(window, int)
+        and 0 < window < context_length_of(config)
+        and part.get("use_sliding_window") is not False
+    )
+
+
+_COUNT_FROM_PADDING = frozenset(
+    {
+        *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"),
+        *("data2vec-text", "esm", "ibert", "longformer", "luke", "xmod"),
+    }
+)
+"""Types of models that count positions from the padding token's id on, in transformers."""
+_PADDING = 1
+"""The id of their padding token, where none is stated."""
+
+
 def _unused_positions(config: dict[str, Any]) -> int:
-    """The number of positions that no token uses: the RoBERTa family counts positions from the
-    padding token's id on.
+    """The number of positions that no token uses. A text that is longer by as many would read
+    behind the end of the table.
     """
-    if "roberta" in str(config.get("model_type")) or config.get("model_type") == "camembert":
-        return int(config.get("pad_token_id") or 0) + 1
-    return 0
-
-
-def gguf_context_length(path: Path) -> int:
-    """The context in tokens, from `*.context_length` in the file's header."""
-    found = _gguf_field(path, ".context_length")
-    return FALLBACK_CONTEXT if found is None else found
-
-
-def gguf_vocabulary(path: Path) -> int | None:
-    """The number of tokens that the file's header lists; None if it has no list."""
-    return _gguf_field(path, "tokenizer.ggml.tokens")
-
-
-def _gguf_field(path: Path, end: str) -> int | None:
-    """A number in the file's header, or the length of a list there, by the end of its name."""
-    with _gguf_header(path) as (file, _, fields):
-        for name, value in _gguf_fields(file, fields):
-            if name.endswith(end):
-                return int(value)
-    return None
-
-
-@contextmanager
-def _gguf_header(path: Path) -> Iterator[tuple[BinaryIO, int, int]]:
-    """The file behind the beginning of its header, with the numbers of tensors and of fields that
-    it states. Raises `EngineStartError`, also for what its reader cannot read.
-
-    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise EngineStartError(f"'{path}' is not a GGUF file")
-            _number(file, "I")  # the version
-            yield file, _number(file, "Q"), _number(file, "Q")
-    except (struct.error, KeyError, OverflowError, MemoryError, ValueError):
-        raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
-
-
-def _gguf_fields(file: BinaryIO, fields: int) -> Iterator[tuple[str, Any]]:
-    """The names and values of the header's fields; the reader then stands behind them."""
-    for _ in range(fields):
-        name = file.read(_number(file, "Q")).decode(errors="replace")
-        yield name, _gguf_value(file, _number(file, "I"))
-
-
-_GGUF_WEIGHTS = {
-    **{0: (1, 4), 1: (1, 2), 30: (1, 2), 8: (32, 34)},  # F32, F16, BF16, Q8_0
-    **{2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24)},  # Q4_0, Q4_1, Q5_0, Q5_1
-    **{10: (256, 84), 11: (256, 110), 12: (256, 144)},  # Q2_K, Q3_K, Q4_K
-    **{13: (256, 176), 14: (256, 210)},  # Q5_K, Q6_K
-}
-"""Types of weights by their number: the numbers in a block, and its bytes."""
-
-
-def check_gguf(path: Path) -> None:
-    """Raise `EngineStartError` for a file shorter than its header says. GenAI would load it,
-    with whatever is in memory behind its end.
-    """
-    with _gguf_header(path) as (file, tensors, fields):
-        alignment, end = 32, 0
-        for name, value in _gguf_fields(file, fields):
-            if name == "general.alignment":
-                alignment = max(1, int(value))
-        for _ in range(tensors):
-            file.seek(_number(file, "Q"), os.SEEK_CUR)
-            size = math.prod(_number(file, "Q") for _ in range(_number(file, "I")))
-            block, nbytes = _GGUF_WEIGHTS.get(_number(file, "I"), (1, 0))
-            end = max(end, _number(file, "Q") + -(-size // block) * nbytes)
-        needed = -(-file.tell() // alignment) * alignment + end if tensors else 0
-    found = path.stat().st_size
-    if found < needed:
-        raise EngineStartError(
-            f"'{path}' is cut off: it has {found:,} bytes, and its header promises {needed:,};"
-            " fetch it again"
-        )
-
-
-_GGUF_FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-_LENGTH = struct.Struct("<Q")
-
-
-def _gguf_value(file: BinaryIO, kind: int) -> Any:
-    if kind == _GGUF_STRING:
-        return file.read(_number(file, "Q"))
-    if kind == _GGUF_ARRAY:
-        item, size = _number(file, "I"), _number(file, "Q")
-        for _ in range(size):
-            if item == _GGUF_STRING:  # there are many
-                (length,) = _LENGTH.unpack(file.read(8))
-                file.seek(length, os.SEEK_CUR)
-            else:
-                _gguf_value(file, item)
-        return size
-    return _number(file, _GGUF_FORMATS[kind])
-
-
-def _number(file: BinaryIO, form: str) -> Any:
-    return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]
+    if config.get("model_type") not in _COUNT_FROM_PADDING:
+        return 0
+    padding = config.get("pad_token_id")
+    return (padding if isinstance(padding, int) else _PADDING) + 1
 
 
 PROMPTS_CONFIG = "config_sentence_transformers.json"
@@ -386,6 +329,13 @@ def longest_text(path: Path) -> int | None:
     """
     length = read_config(path, LENGTH_CONFIG).get("max_seq_length")
     return length if isinstance(length, int) and length > 0 else None
+
+
+def lowers_texts(path: Path) -> bool:
+    """Whether an embedding model was made for lower-case texts, whatever its tokenizer does, by the
+    file of sentence-transformers.
+    """
+    return read_config(path, LENGTH_CONFIG).get("do_lower_case") is True
 
 
 POOLING_CONFIG = "1_Pooling/config.json"

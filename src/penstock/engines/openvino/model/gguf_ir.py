@@ -3,6 +3,9 @@ first start of an engine keeps them for the next one.
 
 Run as a program it writes them beside the file that is named, where nothing has kept them: GenAI
 holds the interpreter lock meanwhile, which would stop an engine that answers others.
+
+GenAI 2026.4.1 leaves out what scales a model's rotary frequencies, and splits texts for most
+tokenizers in the default way. Both are mended in the files, so such a model is loaded from them.
 """
 
 from __future__ import annotations
@@ -12,21 +15,28 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino as ov
 import openvino_genai as genai
+from openvino import opset13 as ops
 
 from penstock import private_files
 from penstock.engines.disk.sources import atomic_folder, locked, partial_of
-from penstock.engines.process import end_with_parent
+from penstock.engines.openvino.model.gguf import Header, read_header
+from penstock.engines.process import end_with_parent, modules_of_this, python
 from penstock.env import cache_dir
-from penstock.errors import EngineError
+from penstock.errors import EngineError, EngineStartError
 
 _SAVING = {"enable_save_ov_model": True}
 _MADE = ("openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_ROPE_BASE = 10000.0
+"""Of a model that states none."""
 _SPACE = 3
 """Free space that is needed, in sizes of the file."""
 
@@ -39,10 +49,13 @@ def saved_ir(path: Path) -> Path:
     target = _place(path)
     if _is_whole(target):
         return target
-    private_files.make_folder(target.parent)
-    with locked(target, lambda _: None):
-        if not _is_whole(target):  # no other process has made it meanwhile
-            _write(path, target)
+    try:
+        private_files.make_folder(target.parent)
+        with locked(target, lambda _: None):
+            if not _is_whole(target):  # no other process has made it meanwhile
+                _write(path, target)
+    except OSError as error:
+        raise EngineStartError(f"the graph of '{path}' could not be written: {error}") from None
     return target
 
 
@@ -52,6 +65,9 @@ def keeping(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     first time GenAI writes the graph while it loads the file; it is kept if the context ends well.
     From then on the path is that of the graph, which loads faster.
     """
+    if read_header(Path(path)).needs_mending:
+        yield str(saved_ir(Path(path))), {}
+        return
     target = _place(Path(path))
     with ExitStack() as held:
         partial = None if _is_whole(target) else _begin(Path(path), target, held)
@@ -86,7 +102,8 @@ def _begin(path: Path, target: Path, held: ExitStack) -> Path | None:
 
 def _place(path: Path) -> Path:
     stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {genai.get_version()}"
+    mended = " mended" if read_header(path).needs_mending else ""
+    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {genai.get_version()}{mended}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return Path(cache_dir()) / "converted" / f"{path.stem}-{digest}"
 
@@ -100,10 +117,14 @@ def _write(path: Path, target: Path) -> None:
         link = partial / path.name
         link.symlink_to(path.resolve())
         module = "penstock.engines.openvino.model.gguf_ir"
-        command = [sys.executable, "-m", module, str(link), str(os.getpid())]
+        command = python("-m", module, str(link), str(os.getpid()))
         # The child ends when the pipe to it closes, so it does not outlive this process.
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=modules_of_this(),
         ) as child:
             if child.wait():
                 raise EngineError("the graph of the GGUF model could not be written")
@@ -117,6 +138,54 @@ def main(path: str, parent: int) -> None:
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 1
     genai.ContinuousBatchingPipeline(path, scheduler, "CPU", _SAVING, _SAVING)
+    header, folder = read_header(Path(path)), Path(path).parent
+    if header.scales_rope:
+        _mend(folder / _MADE[0], lambda model: scale_rope(model, header))
+    if (split := header.split) is not None:
+        _mend(folder / _MADE[1], lambda model: split_texts(model, split))
+
+
+def _mend(file: Path, change: Callable[[Any], None]) -> None:
+    """Change a graph. What holds its weights is read from the old file, so a new one is written."""
+    import_module("openvino_tokenizers")  # its operations are known from then on
+    model = ov.Core().read_model(file)
+    change(model)
+    new = file.with_name(f"mended_{file.name}")
+    ov.save_model(model, new, compress_to_fp16=False)
+    del model
+    for end in (".bin", ".xml"):
+        new.with_suffix(end).replace(file.with_suffix(end))
+
+
+def scale_rope(model: Any, header: Header) -> None:
+    """Put the model's own rotary frequencies into a graph, where GenAI has those of an unscaled
+    model.
+    """
+    divisor = np.array(header.rope_factors or [1.0], np.float64) * header.rope_divisor
+    base = float(header.of_architecture("rope.freq_base") or _ROPE_BASE)
+    for node in model.get_ops():
+        shape = list(node.get_output_shape(0)) if node.get_type_name() == "Constant" else []
+        if len(shape) != 3 or shape[1] == 1 or shape[0] * shape[2] != 1:
+            continue
+        unscaled = base ** (-np.arange(shape[1]) / shape[1])
+        if np.allclose(np.asarray(node.get_data(), np.float64).ravel(), unscaled, rtol=2e-3):
+            scaled = (unscaled / divisor).astype(np.float32).reshape(shape)
+            (user,) = node.output(0).get_target_inputs()
+            old = user.get_node() if user.get_node().get_type_name() == "Convert" else node
+            old.output(0).replace(ops.constant(scaled).output(0))
+            return
+    raise EngineStartError("the rotary frequencies were not found in the graph of the GGUF file")
+
+
+def split_texts(model: Any, pattern: str) -> None:
+    """Let a tokenizer split texts by one regular expression."""
+    first, *others = (op for op in model.get_ordered_ops() if op.get_type_name() == "RegexSplit")
+    for one in others:
+        for place, output in enumerate(one.outputs()):
+            output.replace(one.input_value(place))
+    written = np.frombuffer(pattern.encode(), np.uint8)
+    place = first.get_input_size() - 1
+    first.input(place).replace_source_output(ops.constant(written).output(0))
 
 
 if __name__ == "__main__":

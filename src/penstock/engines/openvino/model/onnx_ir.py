@@ -117,7 +117,7 @@ def _write_word_piece(
 
 
 def _normalizers(stated: dict[str, Any] | None) -> list[Any]:
-    """Those of a BertNormalizer.
+    """The operations of a BertNormalizer.
 
     https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/normalizers/bert.rs
     """
@@ -137,7 +137,7 @@ def _normalizers(stated: dict[str, Any] | None) -> list[Any]:
 
 
 def _templates(processor: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
-    """Where a text, and two of them, stand among special tokens: what GenAI reads for pairs."""
+    """The places of one text, and of two, among special tokens: GenAI reads this for pairs."""
     if processor["type"] != "TemplateProcessing":
         end, start = processor["sep"][1], processor["cls"][1]
         between = [end, end] if processor["type"] == "RobertaProcessing" else [end]

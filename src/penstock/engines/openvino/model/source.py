@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,17 +25,17 @@ from penstock.engines.disk.sources import (
     local_source,
     locked,
 )
+from penstock.engines.openvino.model.exporter import check_loaded, run_python
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
     PROMPTS_CONFIG,
     SENTENCE_TRANSFORMERS,
-    check_gguf,
     check_kind,
     check_labels,
+    check_positions,
     context_length_of,
     embeds_images,
-    gguf_context_length,
     is_ir,
     is_splade,
     is_vision_config,
@@ -53,6 +49,7 @@ from penstock.engines.openvino.model.files import (
     sees,
     task_of,
 )
+from penstock.engines.openvino.model.gguf import check_gguf, gguf_context_length
 from penstock.engines.openvino.model.weights import (
     Quantization,
     WeightFormat,
@@ -75,15 +72,13 @@ EXPORT_TASKS = {
 }
 
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-_COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
-_RECIPE = 4
+_RECIPE = 5
 """Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
-_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
 # The tokenizer's settings may omit token types although the model needs them.
 _ADD_TOKEN_TYPES = """
@@ -169,6 +164,8 @@ def find_model(
             f"max_model_len {max_model_len} is more than the {positions} positions of '{source}';"
             f" give at most {positions}"
         )
+    if task == "generate":
+        check_positions(source, config, max_model_len)
     if task == "embed":
         longest = min(longest, longest_text(path) or longest)
     return ModelFiles(path, task, max_model_len or longest)
@@ -191,6 +188,51 @@ def convert(
     Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
     failure.
     """
+    directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    if is_ir(target):
+        return target
+    if (lack := _lack(source, directory, by_onnx)) is not None:
+        raise lack
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def lack_of(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> MissingExtraError | None:
+    """What `find_model` would raise for a missing extra, if the model is on this machine."""
+    path = path_of(source)
+    if not path.is_dir() or is_ir(path):
+        return None
+    try:
+        directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    except (EngineStartError, OSError):  # the start says it
+        return None
+    return None if is_ir(target) else _lack(source, directory, by_onnx)
+
+
+def _conversion(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> tuple[Path, Path, bool]:
+    """The directory to convert, the folder of the result, and whether the ONNX form is taken."""
     directory = Path(source).expanduser()
     if directory.exists():
         _check_directory(directory)
@@ -212,29 +254,18 @@ def convert(
     text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
-    if is_ir(target):
-        return target
-    if find_spec("optimum") is None and not by_onnx:
-        what = (
-            f"'{source}'"
-            if directory.exists()
-            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
-        )
-        raise MissingExtraError("optimum", "convert", f"Converting {what}")
-    try:
-        private_files.make_folder(target.parent)
-        with _progress(source) as stage, locked(target, stage):
-            if not is_ir(target):
-                if not directory.exists():
-                    stage("downloading")
-                    directory = _download(source)
-                if by_onnx:
-                    _read_onnx(source, directory, target, task, stage)
-                else:
-                    _convert(source, directory, target, task, weight_format, quantization, stage)
-    except OSError as error:
-        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
-    return target
+    return directory, target, by_onnx
+
+
+def _lack(source: str, directory: Path, by_onnx: bool) -> MissingExtraError | None:
+    if find_spec("optimum") is not None or by_onnx:
+        return None
+    what = (
+        f"'{source}'"
+        if directory.exists()
+        else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+    )
+    return MissingExtraError("optimum", "convert", f"Converting {what}")
 
 
 def _check_directory(path: Path) -> None:
@@ -329,10 +360,10 @@ def _convert(
             *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
-        _run(source, command, log, stage)
+        check_loaded(source, task, run_python(source, command, log, stage), log)
         if lacks_token_types(partial):
             stage("converting the tokenizer")
-            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+            run_python(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
         if not (partial / "openvino_tokenizer.xml").is_file():
             raise EngineStartError(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
@@ -342,10 +373,17 @@ def _convert(
             keep_image_settings(directory, partial)
             if task == "embed":
                 module = "penstock.engines.openvino.model.vision_ir"
-                _run(source, ["-m", module, str(partial)], log, stage)
+                run_python(source, ["-m", module, str(partial)], log, stage)
+        elif task == "generate":
+            stage("trying it out")
+            _try_out(source, partial, log, stage)
         _keep_beside(directory, partial)
     before, after = weight_bytes(directory), weight_bytes(target)
     say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")
+
+
+def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
+    run_python(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
 def _read_onnx(
@@ -364,7 +402,7 @@ def _read_onnx(
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
-        _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        run_python(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
 
@@ -400,52 +438,6 @@ def keep_image_settings(directory: Path, target: Path) -> None:
             settings = json.loads(found.read_bytes()).get(f"{medium}_processor")
             if settings:
                 wanted.write_text(json.dumps(settings))
-
-
-_TIED = """\
-import os, sys
-sys.path.insert(0, sys.argv[1])
-from penstock.engines.process import die_with_parent
-die_with_parent(int(sys.argv[2]))
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
-"""
-"""Becomes Python with the arguments behind the first two: where this package is, and the parent's
-id.
-"""
-_PACKAGES = Path(__file__).parents[4]
-
-
-def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
-    """Run Python with `arguments` and append its output to `log`. Raises `EngineStartError` with
-    its last error line.
-    """
-    last_line = ""
-    with open(log, "a", opener=private_files.opener) as file:
-        # All files are local by now. In offline mode the exporter does not ask the hub for optional
-        # files.
-        exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            umask=0o077,
-        )
-        assert exporter.stdout is not None
-        with exporter:
-            for line in exporter.stdout:
-                file.write(line)
-                if (done := _COMPRESSING.search(line)) is not None:
-                    stage(f"compressing the weights, {done[1]} %")
-                if line.startswith("Loading weights"):
-                    stage("exporting" if "100%" in line else "loading weights")
-                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
-                    last_line = line.strip()
-    if exporter.returncode:
-        reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
-        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
 
 
 @contextmanager

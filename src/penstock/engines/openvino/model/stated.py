@@ -9,13 +9,12 @@ from penstock.engines.openvino.model.files import (
     MAX_TOP_LOGPROBS,
     TASKS_OF,
     context_length_of,
-    gguf_context_length,
-    gguf_vocabulary,
     inputs_of,
     longest_text,
     read_config,
     task_of,
 )
+from penstock.engines.openvino.model.gguf import gguf_context_length, gguf_vocabulary
 from penstock.engines.openvino.model.source import path_of
 from penstock.errors import EngineStartError
 
