@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort", "error"]
 Message = dict[str, Any]
-"""A chat message in OpenAI's form: `role`, `content`, and perhaps `tool_calls` and others."""
+"""One chat message in OpenAI's form: `role`, `content`, perhaps `tool_calls` and others."""
 
 
 class StructuredOutput(Struct, frozen=True):
@@ -87,9 +87,7 @@ class Sampling(Asked, frozen=True):
 FRACTIONS = tuple([name for name, kind in Sampling.__annotations__.items() if kind == "float"])
 """The fields of `Sampling` that are numbers with a fraction."""
 SAME_NAME = (*FRACTIONS, "min_tokens", "top_k", "seed", "ignore_eos")
-"""The fields of `Sampling` that are one value each, and have the same name and meaning in requests'
-bodies and at most engines.
-"""
+"""The fields of `Sampling` that bodies of requests and most engines have under the same name."""
 
 
 class ChatRequest(Asked, frozen=True):
@@ -220,8 +218,7 @@ class SpeechRequest(Asked, frozen=True):
 
 
 class TokenizeRequest(Asked, frozen=True):
-    """A text, or the conversation of `chat`, to turn into the token ids that the model is fed for
-    it.
+    """A text, or the conversation of `chat`, to turn into the token ids that the model gets.
 
     `special_tokens`: whether the tokenizer adds its own (such as BOS). `names`: the text of each
     token is wanted as well.
@@ -294,9 +291,7 @@ Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
 
 
 class DecideRequest(Asked, frozen=True):
-    """1 to 400 questions about one input: a text, or a conversation. The rest is as in
-    `ChatRequest`.
-    """
+    """1 to 400 questions about a text or a conversation. The rest is as in `ChatRequest`."""
 
     input: str | list[Message]
     questions: tuple[Question, ...]
@@ -357,13 +352,13 @@ class Delta(Struct, frozen=True, array_like=True):
     """One step's addition to one answer of a request.
 
     The last delta of an answer has a `finish_reason` and that answer's `usage`; `stop` is the stop
-    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that
-    did. The first of several deltas may have a `usage` of the prompt
-    alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
-    of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
-    answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
-    connector to another engine's. `prompt_logprobs` come with an answer's first delta,
-    and `prompt_token_ids` where the request asked for token ids.
+    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that did.
+    The first of several deltas may have a `usage` of the prompt alone. `chunks` are events of a
+    chat's stream as another server wrote them, each from the first of its `choices` to its end;
+    they precede `text`. `reasoning` is the model's thinking before its answer, if the engine
+    separates the two. `kv_transfer_params` is the message of the engine's KV connector to another
+    engine's. `prompt_logprobs` come with an answer's first delta, and `prompt_token_ids` if the
+    request asked for token ids.
     """
 
     index: int = 0

@@ -40,7 +40,7 @@ AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that changes nothing. Without a template, the pipeline adds special tokens to
 each text, even if the model's own template has written them already.
 """
-GGUF_TOKENIZER_LIMIT = 8192
+_GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 _STOP_CRITERIA = {
     False: genai.StopCriteria.HEURISTIC,
@@ -95,6 +95,13 @@ class Pipelines:
             return None
         size = shared_core().read_model(file).output("logits").get_partial_shape()[-1]
         return int(size.get_length()) if size.is_static else None
+
+    def tokenizer(self, pipeline: Any) -> Tokenizer:
+        """The tokenizer of a pipeline of the model."""
+        found = pipeline.get_tokenizer()
+        if not self._path.endswith(".gguf") or self._options.tokenizer is not None:
+            return Tokenizer(found)
+        return Tokenizer(found, _GGUF_TOKENIZER_LIMIT, read_header(Path(self._path)).begins_with)
 
     def base(self) -> Any:
         """A further pipeline of the model without an adapter."""
