@@ -22,10 +22,10 @@ class StructuredOutput(Struct, frozen=True):
     `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", EBNF in GBNF's form
     (as XGrammar reads it) for "grammar", and is empty for "json_object". `checked`: the caller
     validates the answer too, so an engine may leave parts that it cannot enforce to the caller.
-    `param`: the parameter of the request that holds the constraint, for errors. `after`: thoughts
-    may come first, which end with one of these texts; they begin with one of `openers`, or, if
-    there are none, at once. `triggers`: the text is free, and what follows each of these texts is
-    one value of `spec`, or a JSON list of them.
+    `param`: the request's parameter with the constraint, for errors. `after`: thoughts may come
+    first, which end with one of these texts; they begin with one of `openers`, or, if there are
+    none, at once. `triggers`: the text is free, and what follows each of these is one value of
+    `spec`, or a JSON list of them.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
@@ -38,9 +38,7 @@ class StructuredOutput(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A part of what is asked. A replica of an older version refuses a field that it does not know;
-    one that is at its default is not sent.
-    """
+    """A part of a request. A replica of an older version refuses a field that it does not know."""
 
 
 class Sampling(Asked, frozen=True):
@@ -210,9 +208,7 @@ class TranscriptionRequest(Asked, frozen=True):
 
 
 class SpeechRequest(Asked, frozen=True):
-    """A text to speak. `voice` is a name that the engine knows; None: the model's own. `speed` is
-    relative to the voice's.
-    """
+    """A text to speak. `voice` None is the model's own; `speed` is relative to the voice's."""
 
     text: str
     voice: str | None = None
@@ -444,10 +440,8 @@ class Classifications(Struct, frozen=True):
 
 
 class Transcription(Struct, frozen=True):
-    """The text of a recording.
-
-    `segments` and `words` are set if asked for; `language`, a code, and `duration`, in seconds, if
-    the engine reports them.
+    """The text of a recording. `segments` and `words` are set if asked for; `language`, a code, and
+    `duration`, in seconds, if the engine reports them.
     """
 
     text: str

@@ -217,8 +217,9 @@ async def test_a_batch_of_another_version_keeps_its_answers_until_it_is_over(tmp
     folder = tmp_path / "running" / batch.id
     monkeypatch.setattr(manifests, "load", load)
     async with batch_service(tmp_path, engine=SLOW) as service:
-        for _ in range(3):  # a batch that failed would try it twice
-            await tried.acquire()
+        async with asyncio.timeout(30):
+            for _ in range(3):  # a batch that failed would try it twice
+                await tried.acquire()
         now = await service.openai().batches.retrieve(batch.id)
         assert (now.status, folder.exists()) == ("in_progress", True)
         assert now.request_counts.completed > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,8 +114,8 @@ def check_tokenizer(source: str, task: str) -> None:
 
 
 def path_of(source: str) -> Path:
-    """Where a model is, if it is on this machine."""
-    return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    """Where a model is, if it is on this machine. Raises nothing, as some methods of paths do."""
+    return model_path("openvino") if source == MODEL_NAME else Path(os.path.expanduser(source))
 
 
 def recipe_of(source: str) -> int | None:
@@ -145,7 +146,7 @@ def find_model(
             " it: leave it out, or give the model in Hugging Face's form"
         )
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise EngineStartError(f"there is no GGUF file '{path}'")
         check_gguf(path)
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
@@ -233,8 +234,8 @@ def _conversion(
     quantization: Quantization,
 ) -> tuple[Path, Path, bool]:
     """The directory to convert, the folder of the result, and whether the ONNX form is taken."""
-    directory = Path(source).expanduser()
-    if directory.exists():
+    directory = path_of(source)
+    if os.path.exists(directory):
         _check_directory(directory)
         directory = directory.resolve()
         name, identity = directory.name, _fingerprint(directory)
