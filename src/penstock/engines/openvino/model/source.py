@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,6 +25,7 @@ from penstock.engines.disk.sources import (
     local_source,
     locked,
 )
+from penstock.engines.openvino.model.exporter import run, unfit
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -75,7 +72,7 @@ EXPORT_TASKS = {
 }
 
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-_COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
+
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
@@ -84,12 +81,6 @@ _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 _RECIPE = 5
 """Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
 _FEWEST_WORDS = 2
-_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
-_NEWEST = re.compile(r"version of Transformers .*Maximum required is ([\d.]*\d)")
-_NOT_LOADED = re.compile(r"(\S.*?)\s*\|\s*(?:MISSING|MISMATCH)\b")
-"""A line of transformers' report: the name of a weight that the files lack, or have in another
-shape.
-"""
 
 # The tokenizer's settings may omit token types although the model needs them.
 _ADD_TOKEN_TYPES = """
@@ -337,10 +328,10 @@ def _convert(
             *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
-        _check_loaded(source, task, _run(source, command, log, stage), log)
+        _check_loaded(source, task, run(source, command, log, stage), log)
         if lacks_token_types(partial):
             stage("converting the tokenizer")
-            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+            run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
         if not (partial / "openvino_tokenizer.xml").is_file() or _knows_no_words(partial):
             raise EngineStartError(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
@@ -350,7 +341,7 @@ def _convert(
             keep_image_settings(directory, partial)
             if task == "embed":
                 module = "penstock.engines.openvino.model.vision_ir"
-                _run(source, ["-m", module, str(partial)], log, stage)
+                run(source, ["-m", module, str(partial)], log, stage)
         elif task == "generate":
             stage("trying it out")
             _try_out(source, partial, log, stage)
@@ -360,13 +351,13 @@ def _convert(
 
 
 def _knows_no_words(partial: Path) -> bool:
-    """Whether the tokenizer is the one that transformers makes up where there are no files of it."""
+    """Whether the tokenizer is the one that transformers makes up where no files hold one."""
     model = read_config(partial, "tokenizer.json").get("model")
     return isinstance(model, dict) and len(model.get("vocab") or ()) < _FEWEST_WORDS
 
 
 def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
-    _run(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
+    run(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
 def _read_onnx(
@@ -385,7 +376,7 @@ def _read_onnx(
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
-        _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        run(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
 
@@ -423,81 +414,15 @@ def keep_image_settings(directory: Path, target: Path) -> None:
                 wanted.write_text(json.dumps(settings))
 
 
-_TIED = """\
-import runpy, sys
-packages, parent, kind, program, *arguments = sys.argv[1:]
-sys.path.insert(0, packages)
-import penstock.engines.openvino
-from penstock.engines.process import die_with_parent
-die_with_parent(int(parent))
-del sys.path[0]
-sys.argv[1:] = arguments
-if kind == "-m":
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-else:
-    exec(program)
-"""
-"""Runs a module or a text as Python's -m and -c do. Before: the folder of this package, and the
-parent's id. The exporter and its libraries report nothing to anybody: they find no
-`openvino_telemetry` once our package is imported.
-"""
-_PACKAGES = Path(__file__).parents[4]
-
-
 def _check_loaded(source: str, task: str, not_loaded: list[str], log: Path) -> None:
     """Refuse a model of which weights are missing: transformers takes random numbers for them."""
     if task == "embed":  # of hidden states: what makes one vector of them has no part in that
         not_loaded = [name for name in not_loaded if "pooler" not in name.split(".")]
     if not_loaded:
         raise EngineStartError(
-            f"'{source}' {_unfit(not_loaded)}: fetch the whole model, or leave out a task that it"
+            f"'{source}' {unfit(not_loaded)}: fetch the whole model, or leave out a task that it"
             f" was not made for (the log: {log})"
         )
-
-
-def _unfit(names: list[str]) -> str:
-    shown = ", ".join(names[:3] + ["…"] * (len(names) > 3))
-    return f"has no weights, or none of the shape in its config.json, for {shown}"
-
-
-def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> list[str]:
-    """Run Python with `arguments` and append its output to `log`. Returns the names of weights that
-    were reported as not loaded. Raises `EngineStartError` with its last error line.
-    """
-    last_line, not_loaded = "", list[str]()
-    with open(log, "a", opener=private_files.opener) as file:
-        # All files are local by now. In offline mode the exporter does not ask the hub for optional
-        # files.
-        exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            umask=0o077,
-        )
-        assert exporter.stdout is not None
-        with exporter:
-            for line in exporter.stdout:
-                file.write(line)
-                if (done := _COMPRESSING.search(line)) is not None:
-                    stage(f"compressing the weights, {done[1]} %")
-                if line.startswith("Loading weights"):
-                    stage("exporting" if "100%" in line else "loading weights")
-                if (found := _NOT_LOADED.match(line)) is not None:
-                    not_loaded.append(found[1])
-                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
-                    last_line = line.strip()
-    if exporter.returncode:
-        reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
-        if not_loaded:
-            reason = f"it {_unfit(not_loaded)}"
-        if newest := _NEWEST.search(reason):
-            reason += f"; for the conversion, pip install 'transformers<={newest[1]}'"
-        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
-    return not_loaded
 
 
 @contextmanager
