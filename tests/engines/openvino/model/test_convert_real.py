@@ -306,6 +306,42 @@ async def test_speech_model(engine, tmp_path, cache):
     assert all(0 <= segment.start <= segment.end for segment in timed.segments)
 
 
+def neo(path):
+    """A small GPT-Neo, of whose attention GenAI knows no form."""
+    import transformers
+
+    tokenizer = byte_tokenizer(path, {"eos_token": "</s>"})
+    config = transformers.GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        initializer_range=0.3,
+    )
+    return save(transformers.GPTNeoForCausalLM(config), path)
+
+
+async def test_a_model_that_the_pipeline_computes_otherwise(tmp_path):
+    neo(tmp_path / "neo")
+    with pytest.raises(EngineStartError, match=r"answers otherwise than the model does"):
+        await OpenVINOEngine(str(tmp_path / "neo")).start()
+
+
+async def test_a_model_without_some_of_its_weights(tmp_path):
+    path = tmp_path / "neo"
+    weights = neo(path).state_dict()
+    kept = {name: one for name, one in weights.items() if ".h.1.mlp" not in name}
+    kept.pop("lm_head.weight")  # tied, and so no loss
+    import_module("safetensors.torch").save_file(
+        kept, path / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(EngineStartError, match=r"has no weights, .*transformer\.h\.1\.mlp.*fetch"):
+        await OpenVINOEngine(str(path)).start()
+
+
 async def test_what_the_exporter_cannot_read(tmp_path, cache):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text(

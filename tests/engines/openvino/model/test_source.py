@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,8 @@ if failure := os.environ.get("FAILURE"):
 out = Path(arguments[-1])
 for name in os.environ.get("WRITES", "openvino_model.xml openvino_tokenizer.xml").split():
     (out / name).write_text("<net/>")
+if tokenizer := os.environ.get("TOKENIZER"):
+    (out / "tokenizer.json").write_text(tokenizer)
 model = Path(arguments[arguments.index("--model") + 1])
 (out / "config.json").write_bytes((model / "config.json").read_bytes())
 """
@@ -287,6 +290,15 @@ class TestExporter:
         monkeypatch.setenv("WRITES", "openvino_model.xml")
         with pytest.raises(EngineStartError, match="has no tokenizer"):
             convert(hf_model(tmp_path / "llama"))
+
+    def test_a_tokenizer_that_was_made_up(self, exports, tmp_path, monkeypatch):
+        """transformers makes one of no words where there are no files of a tokenizer."""
+        names = "openvino_model.xml openvino_tokenizer.xml tokenizer.json"
+        monkeypatch.setenv("WRITES", names)
+        for words, refused in (({"": 0}, True), ({"a": 0, "b": 1}, False)):
+            monkeypatch.setenv("TOKENIZER", json.dumps({"model": {"vocab": words}}))
+            with pytest.raises(EngineStartError) if refused else nullcontext():
+                convert(hf_model(tmp_path / "llama"))
 
     def test_image_settings_stand_where_the_engine_looks_for_them(self, tmp_path):
         (source := tmp_path / "source").mkdir()

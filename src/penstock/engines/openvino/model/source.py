@@ -80,6 +80,7 @@ _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
 _RECIPE = 5
 """Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
+_FEWEST_WORDS = 2
 
 # The tokenizer's settings may omit token types although the model needs them.
 _ADD_TOKEN_TYPES = """
@@ -365,7 +366,7 @@ def _convert(
         if lacks_token_types(partial):
             stage("converting the tokenizer")
             run_python(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
-        if not (partial / "openvino_tokenizer.xml").is_file():
+        if not (partial / "openvino_tokenizer.xml").is_file() or _knows_no_words(partial):
             raise EngineStartError(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
@@ -381,6 +382,12 @@ def _convert(
         _keep_beside(directory, partial)
     before, after = weight_bytes(directory), weight_bytes(target)
     say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")
+
+
+def _knows_no_words(partial: Path) -> bool:
+    """Whether the tokenizer is the one that transformers makes up where no files hold one."""
+    model = read_config(partial, "tokenizer.json").get("model")
+    return isinstance(model, dict) and len(model.get("vocab") or ()) < _FEWEST_WORDS
 
 
 def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
