@@ -24,7 +24,7 @@ VOCABULARY = SPECIAL + WORDS
 CONTEXT = 16
 
 
-def write_tokenizer(path: Path, token_types: bool) -> None:
+def write_tokenizer(path: Path, token_types: bool, pads_right: bool = True) -> None:
     pipeline = steps.TokenizerPipeline(vocab=VOCABULARY, skip_tokens=list(range(len(SPECIAL))))
     cls, sep = (steps.AddToken(token=name, token_type_id=0) for name in ("[CLS]", "[SEP]"))
     pipeline.add_steps(
@@ -34,7 +34,7 @@ def write_tokenizer(path: Path, token_types: bool) -> None:
             steps.WordPieceTokenizationStep(VOCABULARY),
             steps.TruncationStep(max_length=CONTEXT),
             steps.CombineSegmentsStep([cls, steps.Sequence(token_type_id=0), sep]),
-            steps.PaddingStep(token="[PAD]"),
+            steps.PaddingStep(token="[PAD]", pad_right=pads_right),
             steps.VocabDecoderStep(vocab=VOCABULARY),
             steps.FuseStep(),
         ]
@@ -84,6 +84,28 @@ def embedding_model(path: Path) -> str:
     write_tokenizer(path, token_types=False)
     inputs = [parameter("input_ids"), parameter("attention_mask")]
     write_model(path, "BertModel", inputs, word_vectors(inputs[0]), "last_hidden_state")
+    return str(path)
+
+
+def positional_model(path: Path) -> str:
+    """An embedding model whose vector of a token is that of its word, times its position."""
+    write_tokenizer(path, token_types=False)
+    inputs = [parameter(name) for name in ("input_ids", "attention_mask", "position_ids")]
+    states = ops.multiply(word_vectors(inputs[0]), column(inputs[2]))
+    write_model(path, "Qwen2Model", inputs, states, "last_hidden_state")
+    return str(path)
+
+
+def causal_model(path: Path) -> str:
+    """An embedding model whose last token has the sum of all words. Shorter texts are padded at the
+    left.
+    """
+    write_tokenizer(path, token_types=False, pads_right=False)
+    ids, mask = inputs = [parameter("input_ids"), parameter("attention_mask")]
+    states = ops.cum_sum(ops.multiply(word_vectors(ids), column(mask)), ops.constant(1))
+    write_model(path, "Qwen3Model", inputs, states, "last_hidden_state")
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling/config.json").write_text('{"pooling_mode": "lasttoken"}')
     return str(path)
 
 

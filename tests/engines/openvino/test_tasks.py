@@ -34,8 +34,10 @@ from word_models import (
     CONTEXT,
     VOCABULARY,
     WORDS,
+    causal_model,
     embedding_model,
     parameter,
+    positional_model,
     rerank_model,
     word_vectors,
     write_model,
@@ -246,6 +248,31 @@ class TestEmbedding:
             assert engine.capabilities.context_length == 8
         finally:
             await engine.stop()
+
+    async def test_a_model_that_reads_positions_gets_them(self, tmp_path):
+        """GenAI's own pipeline would leave them as they are in memory."""
+        options = {**OPTIONS, "embedding_normalize": False}
+        engine = OpenVINOEngine(positional_model(tmp_path), engine_kwargs=options)
+        await engine.start()
+        texts = ["sea", "red sea", "red green blue fox sea"]
+        found = np.array((await engine.embeddings(EmbeddingRequest(texts))).vectors)
+        short = (await engine.embeddings(EmbeddingRequest(texts, dimensions=2))).vectors
+        await engine.stop()
+        for vector, text in zip(found, texts, strict=True):
+            words = text.split()
+            wanted = [words.index(w) + 1 if w in words else 0 for w in WORDS]
+            assert vector * (len(words) + 2) == pytest.approx(wanted, abs=1e-5)
+        assert np.allclose(short, found[:, :2])
+
+    async def test_the_last_token_where_the_tokenizer_pads_at_the_left(self, tmp_path):
+        options = {**OPTIONS, "embedding_normalize": False}
+        engine = OpenVINOEngine(causal_model(tmp_path), engine_kwargs=options)
+        await engine.start()
+        texts = ["sea", "red green blue fox sea"]
+        found = (await engine.embeddings(EmbeddingRequest(texts))).vectors
+        await engine.stop()
+        for vector, text in zip(found, texts, strict=True):
+            assert vector == pytest.approx([float(word in text.split()) for word in WORDS])
 
     async def test_texts_are_brought_to_lower_case_where_the_model_was_made_so(self, tmp_path):
         model = embedding_model(tmp_path)

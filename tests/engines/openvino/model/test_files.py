@@ -6,6 +6,7 @@ from penstock.engines.disk.sources import stated_vocabulary
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.model.files import (
     FALLBACK_CONTEXT,
+    has_window,
     instructions_of,
     lacks_token_types,
     pooling_of,
@@ -70,6 +71,15 @@ class TestContextLength:
             ({"text_config": {"max_position_embeddings": 512}}, 512),
             ({"max_target_positions": 448}, 448),
             ({"model_type": "xlm-roberta", "pad_token_id": 1, "max_position_embeddings": 514}, 512),
+            (
+                {
+                    "max_position_embeddings": 131072,
+                    "original_max_position_embeddings": 4096,
+                    "rope_scaling": {"type": "su"},
+                },
+                4096,
+            ),
+            ({"max_position_embeddings": 8192, "rope_scaling": {"type": "longrope"}}, 8192),
             ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
             ({"model_type": "esm", "pad_token_id": 3, "max_position_embeddings": 514}, 510),
             ({"model_type": "bert", "pad_token_id": 3, "max_position_embeddings": 512}, 512),
@@ -106,6 +116,21 @@ def test_token_types(tmp_path, model, tokenizer, lacks):
     (tmp_path / "openvino_model.xml").write_text(model)
     (tmp_path / "openvino_tokenizer.xml").write_text(tokenizer)
     assert lacks_token_types(tmp_path) is lacks
+
+
+@pytest.mark.parametrize(
+    ("config", "windowed"),
+    [
+        ({}, False),
+        ({"sliding_window": None}, False),
+        ({"sliding_window": 64}, True),
+        ({"sliding_window": 64, "use_sliding_window": False}, False),
+        ({"sliding_window": 512}, False),  # all of the context
+        ({"text_config": {"sliding_window": 64}}, True),
+    ],
+)
+def test_windows(config, windowed):
+    assert has_window({"max_position_embeddings": 512, **config}) is windowed
 
 
 class TestPooling:

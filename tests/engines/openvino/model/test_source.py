@@ -56,6 +56,17 @@ def test_more_tokens_than_the_positions_that_a_model_states_are_refused(tmp_path
     assert find_model(str(tmp_path), "embed", most).context_length == most
 
 
+def test_more_tokens_than_the_short_factors_are_for_are_refused(tmp_path):
+    for name in ("openvino_model.xml", "openvino_tokenizer.xml"):
+        (tmp_path / name).write_text("<net/>")
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    config = {"max_position_embeddings": 131072, "rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineStartError, match=r"max_model_len 8192: .*; give at most 4096"):
+        find_model(str(tmp_path), None, 8192)
+    assert find_model(str(tmp_path), None, None).context_length == 4096
+
+
 @pytest.fixture
 def exports(tmp_path, monkeypatch):
     """A function that lists the exporter's command lines so far; the exporter is a pretended one,
@@ -72,6 +83,7 @@ def exports(tmp_path, monkeypatch):
     monkeypatch.setenv("EXPORTS", str(log))
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "find_spec", lambda name: name)
+    monkeypatch.setattr(module, "_try_out", lambda *_: None)
     return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -228,6 +240,12 @@ class TestExporter:
         convert(source)
         assert not logs[0].exists()
 
+    def test_a_transformers_that_is_too_new(self, exports, tmp_path, monkeypatch):
+        why = "ValueError: The current version of Transformers does not allow for the export of"
+        monkeypatch.setenv("FAILURE", f"{why} the model. Maximum required is 5.0, got: 5.5.4")
+        with pytest.raises(EngineStartError, match=r"got: 5.5.4; .* pip install 'transf.*<=5.0'"):
+            convert(hf_model(tmp_path / "gemma"))
+
     def test_a_failure_without_an_error_gives_the_last_line(self, exports, tmp_path, monkeypatch):
         monkeypatch.setenv("FAILURE", "invalid choice: 'openvino'\n")
         with pytest.raises(EngineStartError, match="converted: invalid choice: 'openvino' "):
@@ -250,6 +268,20 @@ class TestExporter:
         convert(hf_model(tmp_path / "bert", "BertModel"))
         with pytest.raises(EngineStartError, match=r"for pooler\.dense\.weight: fetch"):
             convert(hf_model(tmp_path / "cross", "BertForSequenceClassification"))
+
+    @pytest.mark.parametrize(
+        ("architecture", "config", "kind"),
+        [
+            ("T5EncoderModel", {"model_type": "t5"}, "encoder-decoder"),
+            ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2}}, "dynamic"),
+        ],
+    )
+    def test_what_the_exporter_makes_another_model_of(
+        self, exports, tmp_path, architecture, config, kind
+    ):
+        with pytest.raises(EngineStartError, match=f"no support for {kind}"):
+            convert(hf_model(tmp_path / "model", architecture, **config))
+        assert exports() == []
 
     def test_a_model_without_a_tokenizer(self, exports, tmp_path, monkeypatch):
         monkeypatch.setenv("WRITES", "openvino_model.xml")
@@ -305,7 +337,17 @@ class TestSources:
             convert("org/name")
 
     @pytest.mark.parametrize(
-        "source", ["nothing", "./no/where", "/no/where", "a/b/c", "org/name@", ""]
+        "source",
+        [
+            "nothing",
+            "./no/where",
+            "/no/where",
+            "a/b/c",
+            "org/name@",
+            "",
+            "~no-such-user/here",
+            "x" * 300,
+        ],
     )
     def test_neither_a_path_nor_a_hub_id(self, source):
         with pytest.raises(

@@ -18,7 +18,8 @@ _ATTENTION, _KEYS_AND_VALUES, _MASK = "ScaledDotProductAttention", (1, 2), 3
 def take_mask(model: Any) -> bool:
     """Let the attention mask be an input, which may hold a tree.
 
-    Returns False, and changes nothing, for a graph whose layers do not share one mask.
+    Returns False, and changes nothing, for a graph whose layers do not share one mask, or whose
+    heads have masks of their own: those hold the distances between tokens (ALiBi).
     """
     layers = [one for one in model.get_ops() if one.get_type_name() == _ATTENTION]
     if not layers or any(
@@ -26,6 +27,8 @@ def take_mask(model: Any) -> bool:
     ):
         return False
     if len({one.input_value(_MASK).get_node().get_friendly_name() for one in layers}) > 1:
+        return False
+    if str(layers[0].input_value(_MASK).get_partial_shape()[1]) != "1":
         return False
     mask = ops.parameter([-1, 1, -1, -1], np.float32, name="penstock_mask")
     mask.output(0).set_names({"penstock_mask"})

@@ -19,13 +19,14 @@ from weakref import WeakSet, proxy
 import numpy as np
 import openvino as ov
 
+from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.logits.graph import (
     bytes_a_token,
     extend,
     keep_attention_apart,
     take_mask,
 )
-from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, read_config
+from penstock.engines.openvino.model.files import TEXT_EMBEDDINGS, has_window, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import UnsupportedError
 
@@ -87,15 +88,16 @@ class LogitModel:
     def __init__(
         self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
     ) -> None:
-        core = ov.Core()
+        core = shared_core()
         model = core.read_model(path)
         self.planes = 0
-        self.takes_trees = take_mask(model)
+        self._folder = Path(path).parent
+        # A window is in the mask that would be replaced.
+        self.takes_trees = not has_window(read_config(self._folder)) and take_mask(model)
         if self.takes_trees and not grows:
             keep_attention_apart(model)
         self.vocabulary = extend(model)
         self.inputs = {name for port in model.inputs for name in port.names}
-        self._folder = Path(path).parent
         # As many tokens as the pipeline's own KV cache may take the memory for.
         self._room = options.kv_cache_memory_bytes // max(bytes_a_token(model), 1)
         self._begun: WeakSet[Reading] = WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from penstock.errors import EngineStartError, RequestError
 from penstock.parsing import json_fault
 
 FALLBACK_CONTEXT = 4096
+_LONG_ROPE = ("longrope", "su")
 SENTENCE_TRANSFORMERS = "modules.json"
 MODEL_KINDS = {
     "generate": "a language model",
@@ -33,7 +35,8 @@ TASKS_OF = {
 
 def is_ir(path: Path) -> bool:
     """Whether `path` is a directory with a converted model."""
-    return path.is_dir() and any(path.glob("openvino_*model*.xml"))
+    # Not path.is_dir(), which raises OSError for a name that is too long.
+    return os.path.isdir(path) and any(path.glob("openvino_*model*.xml"))
 
 
 def onnx_file(path: Path) -> Path | None:
@@ -150,12 +153,46 @@ def check_kind(source: str, task: str, config: dict[str, Any]) -> None:
         kind = "generative rerank"
     elif task == "embed" and is_vision_config(config) and not embeds_images(config):
         kind = "image embedding"
+    elif task == "embed" and config.get("model_type") in _ENCODERS_OF_TWO:
+        kind = "encoder-decoder"  # the exporter adds a decoder, of random numbers
+    elif _rope(config)[0] == "dynamic":
+        kind = "dynamically scaled (rope)"  # the exporter makes one fixed factor of it
     if kind:
         raise EngineStartError(
             f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
         )
     if task == "score":
         check_labels(source, config)
+
+
+_ENCODERS_OF_TWO = frozenset({"t5", "mt5", "umt5"})
+
+
+def _rope(config: dict[str, Any]) -> tuple[str, int]:
+    """How a model scales its rotary positions, and the positions that it was made for before; ""
+    and 0 if it does not say.
+    """
+    part = config.get("text_config") or config
+    stated = part.get("rope_parameters") or part.get("rope_scaling")
+    if not isinstance(stated, dict):
+        return "", 0
+    name = "original_max_position_embeddings"
+    original = stated.get(name) or part.get(name)
+    kind = str(stated.get("rope_type") or stated.get("type") or "")
+    return kind, original if isinstance(original, int) else 0
+
+
+def check_positions(source: str, config: dict[str, Any], max_model_len: int | None) -> None:
+    """Refuse a context in which texts would change each other's answers: a model with LongRoPE has
+    other factors for a long text, and its graph takes those for all texts of a step.
+    """
+    kind, original = _rope(config)
+    if kind in _LONG_ROPE and 0 < original < (max_model_len or 0):
+        raise EngineStartError(
+            f"max_model_len {max_model_len}: '{source}' has other factors of positions beyond"
+            f" {original} tokens ({kind}), which would change the answers to texts beside a longer"
+            f" one; give at most {original}"
+        )
 
 
 def check_labels(source: str, config: dict[str, Any]) -> None:
@@ -184,8 +221,9 @@ def _text(path: Path) -> str:
 
 def context_length_of(config: dict[str, Any]) -> int:
     """The model's context length in tokens, by its `config.json`, or the usual one."""
-    stated = positions_of(config)
-    return FALLBACK_CONTEXT if stated is None else stated
+    stated = positions_of(config) or FALLBACK_CONTEXT
+    kind, original = _rope(config)
+    return min(stated, original) if kind in _LONG_ROPE and original else stated
 
 
 def positions_of(config: dict[str, Any]) -> int | None:
@@ -201,6 +239,17 @@ def positions_of(config: dict[str, Any]) -> int | None:
             if isinstance(found := part.get(name), int) and found > 0:
                 return found - _unused_positions(part)
     return None
+
+
+def has_window(config: dict[str, Any]) -> bool:
+    """Whether a token sees just the last ones before it, and the context is longer than these."""
+    part = config.get("text_config") or config
+    window = part.get("sliding_window")
+    return (
+        isinstance(window, int)
+        and 0 < window < context_length_of(config)
+        and part.get("use_sliding_window") is not False
+    )
 
 
 _COUNT_FROM_PADDING = frozenset(

@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,6 +26,7 @@ from penstock.engines.disk.sources import (
     local_source,
     locked,
 )
+from penstock.engines.openvino.model.exporter import check_loaded, run_python
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -36,6 +34,7 @@ from penstock.engines.openvino.model.files import (
     SENTENCE_TRANSFORMERS,
     check_kind,
     check_labels,
+    check_positions,
     context_length_of,
     embeds_images,
     is_ir,
@@ -74,19 +73,13 @@ EXPORT_TASKS = {
 }
 
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-_COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
 _BESIDE = (SENTENCE_TRANSFORMERS, POOLING_CONFIG, PROMPTS_CONFIG, LENGTH_CONFIG)
 """Files of sentence-transformers that a conversion keeps, as it does those of the parts listed."""
-_RECIPE = 4
+_RECIPE = 5
 """Counts the changes to what a conversion makes. Jobs and caches of answers heed it too."""
-_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
-_NOT_LOADED = re.compile(r"(\S.*?)\s*\|\s*(?:MISSING|MISMATCH)\b")
-"""A line of transformers' report: the name of a weight that the files lack, or have in another
-shape.
-"""
 
 # The tokenizer's settings may omit token types although the model needs them.
 _ADD_TOKEN_TYPES = """
@@ -121,8 +114,8 @@ def check_tokenizer(source: str, task: str) -> None:
 
 
 def path_of(source: str) -> Path:
-    """Where a model is, if it is on this machine."""
-    return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    """Where a model is, if it is on this machine. Raises nothing, as some methods of paths do."""
+    return model_path("openvino") if source == MODEL_NAME else Path(os.path.expanduser(source))
 
 
 def recipe_of(source: str) -> int | None:
@@ -153,7 +146,7 @@ def find_model(
             " it: leave it out, or give the model in Hugging Face's form"
         )
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise EngineStartError(f"there is no GGUF file '{path}'")
         check_gguf(path)
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
@@ -172,6 +165,8 @@ def find_model(
             f"max_model_len {max_model_len} is more than the {positions} positions of '{source}';"
             f" give at most {positions}"
         )
+    if task == "generate":
+        check_positions(source, config, max_model_len)
     if task == "embed":
         longest = min(longest, longest_text(path) or longest)
     return ModelFiles(path, task, max_model_len or longest)
@@ -194,8 +189,53 @@ def convert(
     Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
     failure.
     """
-    directory = Path(source).expanduser()
-    if directory.exists():
+    directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    if is_ir(target):
+        return target
+    if (lack := _lack(source, directory, by_onnx)) is not None:
+        raise lack
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def lack_of(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> MissingExtraError | None:
+    """What `find_model` would raise for a missing extra, if the model is on this machine."""
+    path = path_of(source)
+    if not path.is_dir() or is_ir(path):
+        return None
+    try:
+        directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    except (EngineStartError, OSError):  # the start says it
+        return None
+    return None if is_ir(target) else _lack(source, directory, by_onnx)
+
+
+def _conversion(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> tuple[Path, Path, bool]:
+    """The directory to convert, the folder of the result, and whether the ONNX form is taken."""
+    directory = path_of(source)
+    if os.path.exists(directory):
         _check_directory(directory)
         directory = directory.resolve()
         name, identity = directory.name, _fingerprint(directory)
@@ -215,29 +255,18 @@ def convert(
     text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
-    if is_ir(target):
-        return target
-    if find_spec("optimum") is None and not by_onnx:
-        what = (
-            f"'{source}'"
-            if directory.exists()
-            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
-        )
-        raise MissingExtraError("optimum", "convert", f"Converting {what}")
-    try:
-        private_files.make_folder(target.parent)
-        with _progress(source) as stage, locked(target, stage):
-            if not is_ir(target):
-                if not directory.exists():
-                    stage("downloading")
-                    directory = _download(source)
-                if by_onnx:
-                    _read_onnx(source, directory, target, task, stage)
-                else:
-                    _convert(source, directory, target, task, weight_format, quantization, stage)
-    except OSError as error:
-        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
-    return target
+    return directory, target, by_onnx
+
+
+def _lack(source: str, directory: Path, by_onnx: bool) -> MissingExtraError | None:
+    if find_spec("optimum") is not None or by_onnx:
+        return None
+    what = (
+        f"'{source}'"
+        if directory.exists()
+        else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+    )
+    return MissingExtraError("optimum", "convert", f"Converting {what}")
 
 
 def _check_directory(path: Path) -> None:
@@ -332,10 +361,10 @@ def _convert(
             *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
-        _check_loaded(source, task, _run(source, command, log, stage), log)
+        check_loaded(source, task, run_python(source, command, log, stage), log)
         if lacks_token_types(partial):
             stage("converting the tokenizer")
-            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+            run_python(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
         if not (partial / "openvino_tokenizer.xml").is_file():
             raise EngineStartError(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
@@ -345,10 +374,17 @@ def _convert(
             keep_image_settings(directory, partial)
             if task == "embed":
                 module = "penstock.engines.openvino.model.vision_ir"
-                _run(source, ["-m", module, str(partial)], log, stage)
+                run_python(source, ["-m", module, str(partial)], log, stage)
+        elif task == "generate":
+            stage("trying it out")
+            _try_out(source, partial, log, stage)
         _keep_beside(directory, partial)
     before, after = weight_bytes(directory), weight_bytes(target)
     say(f"converted {source}: {megabytes(before)} -> {megabytes(after)}, weights in {precision}")
+
+
+def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
+    run_python(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
 def _read_onnx(
@@ -367,7 +403,7 @@ def _read_onnx(
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
-        _run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        run_python(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
 
@@ -403,81 +439,6 @@ def keep_image_settings(directory: Path, target: Path) -> None:
             settings = json.loads(found.read_bytes()).get(f"{medium}_processor")
             if settings:
                 wanted.write_text(json.dumps(settings))
-
-
-_TIED = """\
-import runpy, sys
-packages, parent, kind, program, *arguments = sys.argv[1:]
-sys.path.insert(0, packages)
-import penstock.engines.openvino
-from penstock.engines.process import die_with_parent
-die_with_parent(int(parent))
-del sys.path[0]
-sys.argv[1:] = arguments
-if kind == "-m":
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-else:
-    exec(program)
-"""
-"""Runs a module or a text as Python's -m and -c do. Before: the folder of this package, and the
-parent's id. The exporter and its libraries report nothing to anybody: they find no
-`openvino_telemetry` once our package is imported.
-"""
-_PACKAGES = Path(__file__).parents[4]
-
-
-def _check_loaded(source: str, task: str, not_loaded: list[str], log: Path) -> None:
-    """Refuse a model of which weights are missing: transformers takes random numbers for them."""
-    if task == "embed":  # of hidden states: what makes one vector of them has no part in that
-        not_loaded = [name for name in not_loaded if "pooler" not in name.split(".")]
-    if not_loaded:
-        raise EngineStartError(
-            f"'{source}' {_unfit(not_loaded)}: fetch the whole model, or leave out a task that it"
-            f" was not made for (the log: {log})"
-        )
-
-
-def _unfit(names: list[str]) -> str:
-    shown = ", ".join(names[:3] + ["…"] * (len(names) > 3))
-    return f"has no weights, or none of the shape in its config.json, for {shown}"
-
-
-def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> list[str]:
-    """Run Python with `arguments` and append its output to `log`. Returns the names of weights that
-    were reported as not loaded. Raises `EngineStartError` with its last error line.
-    """
-    last_line, not_loaded = "", list[str]()
-    with open(log, "a", opener=private_files.opener) as file:
-        # All files are local by now. In offline mode the exporter does not ask the hub for optional
-        # files.
-        exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            umask=0o077,
-        )
-        assert exporter.stdout is not None
-        with exporter:
-            for line in exporter.stdout:
-                file.write(line)
-                if (done := _COMPRESSING.search(line)) is not None:
-                    stage(f"compressing the weights, {done[1]} %")
-                if line.startswith("Loading weights"):
-                    stage("exporting" if "100%" in line else "loading weights")
-                if (found := _NOT_LOADED.match(line)) is not None:
-                    not_loaded.append(found[1])
-                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
-                    last_line = line.strip()
-    if exporter.returncode:
-        reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
-        if not_loaded:
-            reason = f"it {_unfit(not_loaded)}"
-        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
-    return not_loaded
 
 
 @contextmanager
