@@ -103,7 +103,7 @@ def test_how_an_endpoint_is_reached_makes_no_other_job():
 def raised(tmp_path, monkeypatch):
     """A model in Hugging Face's form, and what makes a later version convert it otherwise."""
     (tmp_path / "config.json").write_text("{}")
-    yield str(tmp_path), lambda: monkeypatch.setattr(openvino, "_RECIPE", openvino._RECIPE + 1)
+    return str(tmp_path), lambda: monkeypatch.setattr(openvino, "_RECIPE", openvino._RECIPE + 1)
 
 
 def test_another_conversion_of_a_model_is_another_job_and_has_no_cached_answers(raised):
@@ -138,7 +138,7 @@ async def test_a_job_goes_on_with_the_conversion_that_began_it(raised, tmp_path)
     begun = Manifest(await identity())
     assert not begun.differences(await identity())
     raise_recipe()
-    with pytest.raises(JobMismatchError, match="conversion(.|\n)*If only Penstock has changed"):
+    with pytest.raises(JobMismatchError, match=r"conversion(.|\n)*If only Penstock has changed"):
         begun.require(await identity(), "o.jsonl")
     del begun.job["conversion"]  # before jobs knew of it
     assert not begun.differences(await identity())

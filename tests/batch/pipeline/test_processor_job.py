@@ -329,7 +329,8 @@ async def test_so_is_one_whose_template_says_otherwise(tmp_path):
 
     await run(numbered(10), tmp_path / "out.jsonl", made(mark="!"))
     assert (await run(numbered(10), tmp_path / "out.jsonl", made(mark="!"))).already_complete
-    with pytest.raises(JobMismatchError, match=r"what stages do(.|\n)*If only Penstock has changed"):
+    told = r"what stages do(.|\n)*If only Penstock has changed"
+    with pytest.raises(JobMismatchError, match=told):
         await run(numbered(10), tmp_path / "out.jsonl", made(mark="?"))
 
 
