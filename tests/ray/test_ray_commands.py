@@ -93,10 +93,12 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
         try:
             for name in ("llm", "dev"):
                 until(lambda name=name: answered(lambda: client.get(f"/{name}/v1/models")))  # type: ignore[misc]
-            listed = {
-                card["id"]: card["state"] for card in client.get("/llm/v1/models").json()["data"]
-            }
-            assert listed == {"a": "cold", "b": "ready"}
+
+            def states() -> dict[str, str]:
+                cards = client.get("/llm/v1/models").json()["data"]
+                return {card["id"]: card["state"] for card in cards}
+
+            until(lambda: states() == {"a": "cold", "b": "ready"})
             for model in ("a", "b"):
                 stream = client.post(
                     "/llm/v1/chat/completions", json={**BODY, "model": model, "stream": True}
